@@ -1,0 +1,30 @@
+"""StrLoRA for PEFT: a mixture of LoRA experts routed by the instruction and by each token.
+
+Importing this package registers the method, so that `PeftModel.from_pretrained` loads our adapters.
+The names below are resolved on first use: `import strlora_tuner.schema` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from strlora_tuner.registration import register_with_peft
+
+_PUBLIC = {
+    "StrLoraConfig": "strlora_tuner.config",
+    "StrLoraModel": "strlora_tuner.model",
+    "after_optimizer_step": "strlora_tuner.api",
+    "instruction_ids": "strlora_tuner.api",
+    "stability_loss": "strlora_tuner.api",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+register_with_peft()

@@ -1,0 +1,268 @@
+"""The instruction vector: found in the prompt, averaged, centred, and shared by all routed layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from strlora_tuner.buffers import Float32Buffers
+from strlora_tuner.config import StrLoraConfig
+
+
+def starts_of(ids: Tensor, pattern: list[int]) -> Tensor:
+    """Returns (B, L) bool: True where `pattern` begins in a row of ids (B, L)."""
+    found = torch.ones_like(ids, dtype=torch.bool)
+    length = ids.shape[1]
+    for offset, token in enumerate(pattern):
+        here = torch.zeros_like(found)
+        here[:, : length - offset] = ids[:, offset:] == token
+        found = found & here
+    return found
+
+
+def instruction_mask(ids: Tensor, config: StrLoraConfig) -> Tensor:
+    """Marks the tokens of the user's turns, without placeholders and special tokens.
+
+    Args:
+        ids: (B, L) prompt or training ids, padded on either side.
+        config: gives the turn markers and the ids to ignore.
+
+    Returns:
+        (B, L) bool. Without turn markers every token that is not ignored counts. No host
+        synchronisation: a position is inside a turn when the last opening marker that ended before
+        it comes after the last closing marker that began before it.
+    """
+    inside = torch.ones_like(ids, dtype=torch.bool)
+    if config.turn_start:
+        position = torch.arange(1, ids.shape[1] + 1, device=ids.device).expand_as(ids)
+        opened = starts_of(ids, config.turn_start) * (position + len(config.turn_start) - 1)
+        closed = starts_of(ids, config.turn_end) * position
+        opened, closed = opened.cummax(1).values, closed.cummax(1).values
+        # `opened` holds, once a marker has begun, the (1-based) position of its last token.
+        inside = (opened > 0) & (position > opened) & (closed <= opened)
+    if config.ignored_ids:
+        inside &= ~torch.isin(ids, torch.tensor(config.ignored_ids, device=ids.device))
+    return inside
+
+
+def mean_embedding(embeddings: Tensor, mask: Tensor) -> Tensor:
+    """Returns the mean over marked positions, (B, H) float32; zero for a row without any.
+
+    Args:
+        embeddings: (B, L, H).
+        mask: (B, L) bool.
+    """
+    weights = mask.to(torch.float32)
+    total = torch.einsum("blh,bl->bh", embeddings.float(), weights)
+    return total / weights.sum(1, keepdim=True).clamp_min(1)
+
+
+class InstructionStatistics(Float32Buffers):
+    """Running mean m and scale sigma of the instruction vectors seen in training.
+
+    One state for all layers, carried with the adapter, frozen in evaluation. `count` is the number
+    of instructions, `mean` is (H), `spread` the summed squared distance from the mean. Sums of one
+    optimizer step wait in `pending` and are merged by :meth:`commit`, so that every micro-batch of
+    the step sees the same statistics, on any number of processes.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(hidden))
+        self.register_buffer("spread", torch.zeros(()))
+        # Optimizer steps that the teacher has seen; 0 means that it has not been started.
+        self.register_buffer("teacher_steps", torch.zeros((), dtype=torch.int64))
+        self._pending: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def observe(self, vectors: Tensor, valid: Tensor) -> None:
+        """Counts instruction vectors (B, H) where valid (B) is True, summed over all processes."""
+        weights = valid.to(torch.float64)
+        wide = vectors.double()
+        sums = torch.cat(
+            [weights.sum()[None], (wide.square().sum(1) * weights).sum()[None], weights @ wide]
+        )
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(sums)
+        count, square, total = sums[0], sums[1], sums[2:]
+        if self._pending is not None:
+            count, square, total = (
+                a + b for a, b in zip((count, square, total), self._pending, strict=True)
+            )
+        self._pending = (count, square, total)
+
+    @torch.no_grad()
+    def _merged(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns count, mean and spread with the pending sums merged in (Chan et al., 1979)."""
+        if self._pending is None:
+            return self.count, self.mean, self.spread
+        count, square, total = self._pending
+        new_mean = total / count.clamp_min(1)
+        new_spread = (square - count * new_mean.square().sum()).clamp_min(0)
+        old = self.count.double()
+        both = (old + count).clamp_min(1)
+        shift = new_mean - self.mean.double()
+        mean = self.mean.double() + shift * count / both
+        spread = self.spread.double() + new_spread + shift.square().sum() * old * count / both
+        return self.count + count.to(self.count.dtype), mean.float(), spread.float()
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Merges the pending sums; call once after an optimizer step."""
+        count, mean, spread = self._merged()
+        self.count.copy_(count)
+        self.mean.copy_(mean)
+        self.spread.copy_(spread)
+        self._pending = None
+
+    @torch.no_grad()
+    def normalise(self, vectors: Tensor) -> Tensor:
+        """Returns (t - m) / sigma for t of (B, H) float32; sigma is one number for all dimensions.
+
+        Before the first commit the statistics of the current step stand in.
+        """
+        first_count, first_mean, first_spread = self._merged()
+        seen = self.count > 0
+        count = torch.where(seen, self.count, first_count)
+        mean = torch.where(seen, self.mean, first_mean)
+        spread = torch.where(seen, self.spread, first_spread)
+        variance = spread / (count.clamp_min(1) * vectors.shape[-1])
+        sigma = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+        return (vectors - mean) / sigma
+
+
+class RoutingContext:
+    """What one forward pass of the model shares with its routed layers.
+
+    A plain object, outside every state dict. The embedding hook stores ids and embeddings; the
+    instruction vector is computed from them on first use.
+    """
+
+    def __init__(self) -> None:
+        self.configs: dict[str, StrLoraConfig] = {}
+        self.statistics: dict[str, InstructionStatistics] | nn.ModuleDict = {}
+        self.num_layers = 0
+        self.version = 0
+        self.recording = False
+        self.training = False
+        self.embed: Callable[[Tensor], Tensor] | None = None
+        self.backward_scale: float | Tensor = 1.0
+        self.attention_mask: Tensor | None = None
+        self.given: tuple[Tensor, Tensor] | None = None
+        self.empty_rows: Tensor | None = None
+        self._in_forward = False
+        self._fresh = False
+        self._ids: Tensor | None = None
+        self._embeddings: Tensor | None = None
+        self._vectors: dict[str, Tensor] = {}
+        self._weights: Tensor | None = None
+
+    def see_prompt(self, ids: Tensor, embeddings: Tensor) -> None:
+        """Takes ids (B, L) and embeddings (B, L, H) of a new prompt."""
+        self._ids, self._embeddings, self._fresh = ids, embeddings.detach(), True
+        self._forget()
+
+    def _forget(self) -> None:
+        self._vectors, self._weights = {}, None
+        self.version += 1
+
+    def begin_forward(self, attention_mask: Tensor | None, training: bool) -> None:
+        """Called before the base model runs; a 2-d attention mask (B, L) tells real tokens."""
+        self._in_forward, self._weights, self.training = True, None, training
+        is_mask = attention_mask is not None and attention_mask.dim() == 2
+        self.attention_mask = attention_mask if is_mask else None
+
+    def end_forward(self) -> None:
+        """Called after the base model ran: a later forward pass needs a prompt of its own."""
+        self._in_forward = self._fresh = False
+
+    def give(self, embeddings: Tensor | None, mask: Tensor | None = None) -> None:
+        """Fixes the instruction to these embeddings (B, L, H) and mask; None ends it."""
+        self.given = None if embeddings is None or mask is None else (embeddings.detach(), mask)
+        self._forget()
+
+    def instruction(self, adapter: str, x: Tensor) -> Tensor:
+        """Returns the instruction vectors for the rows of x (B, L, d), (B, H) float32.
+
+        Raises:
+            RuntimeError: no prompt was seen, or x belongs to another prompt: routing would be
+                silently wrong.
+        """
+        if x.dim() != 3:
+            raise RuntimeError(
+                f"a routed layer got an input of shape {tuple(x.shape)}, expected (batch, tokens, "
+                "features): target only linear layers of the language model"
+            )
+        if adapter not in self._vectors:
+            self._vectors[adapter] = self._compute(adapter)
+        stale = self._in_forward and not self._fresh and self.given is None and x.shape[1] > 1
+        vectors = self._vectors[adapter]
+        if stale or x.shape[0] % vectors.shape[0]:
+            raise RuntimeError(
+                f"the adapter saw a prompt of {vectors.shape[0]} rows but routes an input of shape "
+                f"{tuple(x.shape)}: inputs_embeds were passed without their token ids; pass "
+                "input_ids, or wrap the call in strlora_tuner.instruction_ids(model, ids)"
+            )
+        if x.shape[0] != vectors.shape[0]:  # beams and num_return_sequences repeat rows
+            expanded = vectors.repeat_interleave(x.shape[0] // vectors.shape[0], 0)
+            self._vectors[adapter] = expanded
+            return expanded
+        return vectors
+
+    @torch.no_grad()
+    def _compute(self, adapter: str) -> Tensor:
+        config = self.configs[adapter]
+        if self.given is not None:
+            embeddings, mask = self.given
+            vectors = mean_embedding(embeddings, mask)
+        elif self._ids is None or self._embeddings is None:
+            raise RuntimeError(
+                "no instruction vector: the embedding layer saw no prompt before a routed layer "
+                "ran; pass input_ids, or wrap the call in strlora_tuner.instruction_ids(model, ids)"
+            )
+        else:
+            vectors, mask = self._from_prompt(config)
+        valid = mask.any(1)
+        self.empty_rows = (~valid).sum()
+        return self._normalise(adapter, vectors, valid)
+
+    def _from_prompt(self, config: StrLoraConfig) -> tuple[Tensor, Tensor]:
+        assert self._ids is not None and self._embeddings is not None
+        mask = instruction_mask(self._ids, config)
+        if self.attention_mask is not None and self.attention_mask.shape == mask.shape:
+            mask = mask & self.attention_mask.bool()
+        vectors = mean_embedding(self._embeddings, mask)
+        if config.padding == "include" and config.pad_id is not None and self.embed is not None:
+            # As released: the texts of a batch are padded to the longest and padding counts.
+            lengths = mask.sum(1, keepdim=True)
+            longest = lengths.max()
+            pad = self.embed(torch.full((1, 1), config.pad_id, device=mask.device))[0].float()
+            vectors = (vectors * lengths + pad * (longest - lengths)) / longest.clamp_min(1)
+        return vectors, mask
+
+    def _normalise(self, adapter: str, vectors: Tensor, valid: Tensor) -> Tensor:
+        norm = self.configs[adapter].instruction_norm
+        if norm == "layernorm":
+            vectors = F.layer_norm(vectors, vectors.shape[-1:])
+        elif norm == "running":
+            statistics = self.statistics[adapter]
+            if self.training:
+                statistics.observe(vectors, valid)
+            vectors = statistics.normalise(vectors)
+        # An empty instruction is the zero vector: uniform stage 1, ties broken by index.
+        return vectors * valid[:, None]
+
+    def token_weights(self, x: Tensor, padding: str) -> Tensor:
+        """Returns (B, L) float32 that sum to 1: each token's share in the stability mean."""
+        if self._weights is None or self._weights.shape != x.shape[:2]:
+            mask = self.attention_mask
+            real = torch.ones(x.shape[:2], device=x.device)
+            if padding == "mask" and mask is not None and mask.shape == x.shape[:2]:
+                real = mask.to(torch.float32)
+            self._weights = real / real.sum().clamp_min(1)
+        return self._weights

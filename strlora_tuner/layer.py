@@ -1,0 +1,73 @@
+"""A linear layer of the language model with its routed mixtures, one an adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from strlora_tuner.config import StrLoraConfig
+from strlora_tuner.instruction import RoutingContext
+from strlora_tuner.mixture import MixtureOfExperts
+
+CANNOT_MERGE = (
+    "a StrLoRA adapter cannot be merged into the base weights: its experts are chosen anew for every "
+    "instruction and token; run inference with the adapter loaded"
+)
+
+
+class StrLoraLinear(nn.Module, BaseTunerLayer):
+    """y = W x + the routed update of the active adapter."""
+
+    adapter_layer_names = ("strlora_mixture",)
+    other_param_names = ("r", "scaling")
+
+    def __init__(
+        self,
+        base_layer: nn.Linear,
+        adapter_name: str,
+        config: StrLoraConfig,
+        context: RoutingContext,
+        hidden_size: int,
+    ) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.context = context
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self.r: dict[str, int] = {}
+        self.scaling: dict[str, float] = {}
+        self.strlora_mixture = nn.ModuleDict()
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config, hidden_size)
+
+    def update_layer(self, adapter_name: str, config: StrLoraConfig, hidden_size: int) -> None:
+        """Adds a fresh mixture named `adapter_name`; hidden_size is the instruction vector's H."""
+        mixture = MixtureOfExperts(self.in_features, self.out_features, hidden_size, config)
+        self.strlora_mixture[adapter_name] = mixture
+        self.r[adapter_name], self.scaling[adapter_name] = config.r, mixture.scaling
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Raises ValueError: a routed mixture has no single weight to merge."""
+        raise ValueError(CANNOT_MERGE)
+
+    def unmerge(self) -> None:
+        """Raises ValueError: nothing was ever merged."""
+        raise ValueError(CANNOT_MERGE)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns (batch, tokens, d_out) in the base layer's dtype for x (batch, tokens, d_in)."""
+        result = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return result
+        for name in self.active_adapters:
+            if name not in self.strlora_mixture:
+                continue
+            mixture = self.strlora_mixture[name]
+            update = mixture(self._cast_input_dtype(x, mixture.A.dtype), self.context, name)
+            result = result + update.to(result.dtype)
+        return result

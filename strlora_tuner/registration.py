@@ -1,0 +1,56 @@
+"""Makes PEFT know the method, now or as soon as PEFT is imported.
+
+Importing PEFT takes seconds and needs torch. Checking a recipe needs neither, so `import
+strlora_tuner` must not import PEFT by itself; but `PeftModel.from_pretrained` must work after it.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+
+def register() -> None:
+    """Registers StrLoRA with PEFT; a second call does nothing."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.utils import register_peft_method
+
+    from strlora_tuner.config import StrLoraConfig
+    from strlora_tuner.model import StrLoraModel
+
+    if StrLoraModel not in PEFT_TYPE_TO_TUNER_MAPPING.values():
+        register_peft_method(name="strlora", config_cls=StrLoraConfig, model_cls=StrLoraModel)
+
+
+class _AfterPeft(importlib.abc.MetaPathFinder):
+    """Finds PEFT the ordinary way, once, and registers the method when it has been executed."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "peft":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_then_register(module: ModuleType) -> None:
+                execute(module)
+                register()
+
+            spec.loader.exec_module = execute_then_register  # type: ignore[method-assign]
+        return spec
+
+
+def register_with_peft() -> None:
+    """Registers at once when PEFT is loaded, else right after its import."""
+    peft = sys.modules.get("peft")
+    if peft is None:
+        sys.meta_path.insert(0, _AfterPeft())
+    elif hasattr(peft, "PeftModel"):
+        register()

@@ -1,0 +1,122 @@
+"""The routing formulas as pure functions of tensors (StrLoRA, sections on the two stages).
+
+Shapes: B samples, L tokens, E experts, D router width, H hidden size of the instruction vector.
+All arithmetic on scores is float32, whatever the model's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Outside the kept set scores sink to this value and not to -inf: softmax still gives exactly 0 there
+# and logarithms stay finite, so that no NaN appears in the stability term or its gradient.
+OUTSIDE = -1e30
+
+
+def select_experts(task_weight: Tensor, instruction: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Stage 1: the experts that an instruction keeps.
+
+    Args:
+        task_weight: R, (E, H).
+        instruction: t, (B, H) float32.
+        top_k: experts kept.
+
+    Returns:
+        p = softmax(R t), (B, E) with its gradient, and the kept set, (B, E) bool.
+    """
+    probabilities = F.linear(instruction, task_weight.float()).softmax(-1)
+    indices = probabilities.detach().topk(top_k, dim=-1).indices
+    kept = torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, indices, True)
+    return probabilities, kept
+
+
+def expert_keys(key_weight: Tensor, prototypes: Tensor, instruction: Tensor) -> Tensor:
+    """What a token's query is compared with: c * P_e / sqrt(D), with c = Wk LayerNorm(t).
+
+    Args:
+        key_weight: Wk, (D, H).
+        prototypes: P, (E, D); rows are L2-normalised here.
+        instruction: t, (B, H) float32.
+
+    Returns:
+        (B, E, D) float32.
+    """
+    normed = F.layer_norm(instruction, instruction.shape[-1:])
+    condition = F.linear(normed, key_weight.float())
+    unit = F.normalize(prototypes.float(), dim=-1)
+    return condition[:, None, :] * unit[None] / math.sqrt(unit.shape[-1])
+
+
+def token_scores(query: Tensor, keys: Tensor) -> Tensor:
+    """Returns z, (B, L, E) float32, from queries (B, L, D) and keys (B, E, D)."""
+    return torch.matmul(query.float(), keys.transpose(1, 2))
+
+
+def outside_bias(kept: Tensor) -> Tensor:
+    """Returns (B, 1, E) float32: 0 for kept experts, :data:`OUTSIDE` for the others."""
+    return torch.zeros_like(kept, dtype=torch.float32).masked_fill(~kept, OUTSIDE)[:, None, :]
+
+
+def token_gates(
+    scores: Tensor, token_top_k: int, top_k: int, unused_gradient: bool = True
+) -> Tensor:
+    """Stage 2: weights of the experts for every token, from biased scores (B, L, E).
+
+    With token_top_k < top_k the largest token_top_k weights are kept and renormalised in the
+    forward pass, while the gradient is that of the dense softmax (straight-through). Without
+    `unused_gradient` an expert that no token of the batch uses gets no gradient, as in the
+    published loop over experts, which skips it.
+    """
+    soft = scores.softmax(-1)
+    if token_top_k >= top_k:
+        return soft
+    with torch.no_grad():
+        indices = soft.topk(token_top_k, dim=-1).indices
+        hard = torch.zeros_like(soft).scatter(-1, indices, soft.gather(-1, indices))
+        hard = hard / hard.sum(-1, keepdim=True)
+        used = (hard > 0).any(0).any(0) if not unused_gradient else None
+    dense = soft - soft.detach()
+    return hard + (dense if used is None else dense * used)
+
+
+def stability_divergence(
+    teacher: Tensor, student: Tensor, bias: Tensor, token_weights: Tensor, temperature: float
+) -> Tensor:
+    """KL(teacher || student) of the stage-2 distributions, averaged over tokens.
+
+    Args:
+        teacher, student: raw scores z, (B, L, E) float32.
+        bias: (B, 1, E), keeps both inside the student's set.
+        token_weights: (B, L) float32 that sum to 1.
+        temperature: tau.
+
+    Returns:
+        A scalar with gradient to `student` only.
+    """
+    target = ((teacher.detach() / temperature) + bias).log_softmax(-1)
+    learned = ((student / temperature) + bias).log_softmax(-1)
+    divergence = (target.exp() * (target - learned)).sum(-1)
+    return (divergence * token_weights).sum()
+
+
+class InjectGradient(torch.autograd.Function):
+    """Passes `output` through and gives `loss` the gradient 1 in backward.
+
+    A side loss that a module merely stores loses its gradient under reentrant checkpointing; one
+    that hangs on the module's own output is recomputed and differentiated with it.
+    """
+
+    @staticmethod
+    def forward(ctx, output: Tensor, loss: Tensor) -> Tensor:  # type: ignore[override]
+        """Returns `output` unchanged; `loss` is a scalar."""
+        ctx.loss_dtype, ctx.loss_device = loss.dtype, loss.device
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Returns the gradient of `output` as it came, and 1 for the loss."""
+        return grad, torch.ones((), dtype=ctx.loss_dtype, device=ctx.loss_device)

@@ -1,0 +1,162 @@
+"""The one schema of the tuner's options: every field, its default, its bounds and where its value comes from.
+
+Recipes check their ``tuner:`` block with it, the plug-in checks ``--model_kwargs`` with it, and
+:class:`strlora_tuner.config.StrLoraConfig` takes its defaults from it. It imports no torch, so that a
+laptop can validate a recipe.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PREFIX = "strlora_"
+
+
+class TunerOptions(BaseModel):
+    """Options of one StrLoRA adapter. The defaults are the `paper` preset."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    rank: int = Field(
+        64,
+        ge=1,
+        description="Total rank r; each expert gets r / num_experts (published: 64).",
+    )
+    alpha: float = Field(
+        128.0,
+        gt=0,
+        description="LoRA alpha; the update is scaled by alpha / rank (published: 128).",
+    )
+    dropout: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="Dropout on the experts' input, never on the routers' (published: 0.05).",
+    )
+    num_experts: int = Field(4, ge=1, description="Experts E a layer (published: 4).")
+    top_k: int = Field(
+        2, ge=1, description="Experts that stage 1 keeps for an instruction, k <= E (published: 2)."
+    )
+    token_top_k: int = Field(
+        2,
+        ge=1,
+        description="Experts that stage 2 keeps for a token, <= top_k; top_k keeps the weights "
+        "soft (released: 1, hard weights with a straight-through gradient).",
+    )
+    unused_expert_gradient: bool = Field(
+        True,
+        description="With token_top_k < top_k: whether the gates of an expert that no token of the "
+        "micro-batch uses get a gradient (the released code skips such an expert: false).",
+    )
+    router_dim: int = Field(
+        64, ge=1, description="Width D of stage 2's query and key (published: 64)."
+    )
+    task_router: Literal["frozen", "straight_through", "prior"] = Field(
+        "prior",
+        description="How stage 1 learns. frozen: a random projection, as released. "
+        "straight_through: gates times one, with the gradient of p. prior: log p_e is added to "
+        "stage 2's scores inside the kept set.",
+    )
+    instruction_norm: Literal["none", "layernorm", "running"] = Field(
+        "running",
+        description="What stage 1 and 2 see of the instruction vector t. none: t (released). "
+        "layernorm: LayerNorm(t). running: (t - m) / sigma with running statistics of the "
+        "instructions seen so far, carried with the adapter; it is what lets stage 1 separate "
+        "tasks.",
+    )
+    gate_scale: Literal["one", "num_experts"] = Field(
+        "one",
+        description="What the gates of a token sum to. one: as published. num_experts: E, so that "
+        "uniform gates over all experts equal a plain LoRA of the same rank.",
+    )
+    ema_decay: float = Field(
+        0.999,
+        gt=0,
+        lt=1,
+        description="Decay b of the teacher routers, an exponential moving average taken after "
+        "every optimizer step (published: 0.999).",
+    )
+    stability_weight: float = Field(
+        0.1,
+        ge=0,
+        description="Weight lambda of KL(teacher || student) over stage 2; 0 switches the term and "
+        "the moving average off (published: 0 in the first chunk, then 0.1).",
+    )
+    stability_temperature: float = Field(
+        1.0, gt=0, description="Temperature tau of both distributions in the term (published: 1)."
+    )
+    stability_reduction: Literal["mean", "sum"] = Field(
+        "mean",
+        description="mean: the term is the mean over the tokens of the global batch, so that "
+        "lambda means the same on 1 and on 64 processes. sum: the means of all micro-batches and "
+        "processes are added up, as the released code does (effective weight 1.6 there).",
+    )
+    padding: Literal["mask", "include"] = Field(
+        "mask",
+        description="mask: only real tokens count. include: the instruction vector and the "
+        "stability term also average over padding, as the released code does.",
+    )
+    freeze_routers: bool = Field(
+        False,
+        description="Freeze both stages' routers (released: from chunk 5, Gemma 4). The stability "
+        "term then has no effect and is switched off.",
+    )
+    require_teacher: bool = Field(
+        False,
+        description="Refuse to train from an adapter that carries no moving average.",
+    )
+
+    @model_validator(mode="after")
+    def _check_together(self) -> TunerOptions:
+        problems = cross_field_problems(self)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def cross_field_problems(options: Any) -> list[str]:
+    """Names every rule over several fields that `options` (any object with the fields) breaks."""
+    problems = []
+    if options.rank % options.num_experts:
+        below = max(options.rank // options.num_experts, 1) * options.num_experts
+        problems.append(
+            f"rank = {options.rank} cannot be divided among num_experts = {options.num_experts}: "
+            f"every expert gets rank / num_experts rows; use rank {below} or "
+            f"{below + options.num_experts}"
+        )
+    if options.top_k > options.num_experts:
+        problems.append(
+            f"top_k = {options.top_k} exceeds num_experts = {options.num_experts}: "
+            f"use top_k <= {options.num_experts}"
+        )
+    if options.token_top_k > options.top_k:
+        problems.append(
+            f"token_top_k = {options.token_top_k} exceeds top_k = {options.top_k}: "
+            f"use token_top_k <= {options.top_k}"
+        )
+    return problems
+
+
+def options_from_host(model_kwargs: dict[str, Any] | None, **lora: Any) -> TunerOptions:
+    """Builds the options from ms-swift's arguments.
+
+    Args:
+        model_kwargs: the host's `--model_kwargs`; keys that start with ``strlora_`` are ours, the
+            rest belongs to the model and is left alone. ``strlora_preset`` gives the defaults.
+        **lora: rank, alpha and dropout as the host parsed them.
+
+    Raises:
+        ValueError: an unknown key or preset, or a value out of bounds (pydantic's error, a
+            ValueError, lists all of them).
+    """
+    from strlora_tuner.presets import preset_options
+
+    given = {
+        key[len(PREFIX) :]: value
+        for key, value in (model_kwargs or {}).items()
+        if key.startswith(PREFIX)
+    }
+    preset = preset_options(given.pop("preset", "paper"))
+    return TunerOptions(**{**preset, **lora, **given})
