@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from strlora_tuner.buffers import Float32Buffers
 from strlora_tuner.config import StrLoraConfig
 
+PRIOR_COUNT = 8
+
 
 def starts_of(ids: Tensor, pattern: list[int]) -> Tensor:
     """Returns (B, L) bool: True where `pattern` begins in a row of ids (B, L)."""
@@ -97,43 +99,35 @@ class InstructionStatistics(Float32Buffers):
         self._pending = (count, square, total)
 
     @torch.no_grad()
-    def _merged(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns count, mean and spread with the pending sums merged in (Chan et al., 1979)."""
+    def commit(self) -> None:
+        """Merges the pending sums (Chan et al., 1979); call once after an optimizer step."""
         if self._pending is None:
-            return self.count, self.mean, self.spread
+            return
         count, square, total = self._pending
         new_mean = total / count.clamp_min(1)
         new_spread = (square - count * new_mean.square().sum()).clamp_min(0)
         old = self.count.double()
         both = (old + count).clamp_min(1)
         shift = new_mean - self.mean.double()
-        mean = self.mean.double() + shift * count / both
         spread = self.spread.double() + new_spread + shift.square().sum() * old * count / both
-        return self.count + count.to(self.count.dtype), mean.float(), spread.float()
-
-    @torch.no_grad()
-    def commit(self) -> None:
-        """Merges the pending sums; call once after an optimizer step."""
-        count, mean, spread = self._merged()
-        self.count.copy_(count)
-        self.mean.copy_(mean)
+        self.mean.copy_(self.mean.double() + shift * count / both)
         self.spread.copy_(spread)
+        self.count += count.to(self.count.dtype)
         self._pending = None
 
     @torch.no_grad()
     def normalise(self, vectors: Tensor) -> Tensor:
         """Returns (t - m) / sigma for t of (B, H) float32; sigma is one number for all dimensions.
 
-        Before the first commit the statistics of the current step stand in.
+        :data:`PRIOR_COUNT` zero vectors count as seen before the stream: the map starts as the
+        identity, and a stream that opens with one single instruction still routes.
         """
-        first_count, first_mean, first_spread = self._merged()
-        seen = self.count > 0
-        count = torch.where(seen, self.count, first_count)
-        mean = torch.where(seen, self.mean, first_mean)
-        spread = torch.where(seen, self.spread, first_spread)
-        variance = spread / (count.clamp_min(1) * vectors.shape[-1])
+        count = self.count.float()
+        weight = count / (count + PRIOR_COUNT)
+        spread = self.spread + self.mean.square().sum() * weight * PRIOR_COUNT
+        variance = spread / ((count + PRIOR_COUNT) * vectors.shape[-1])
         sigma = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
-        return (vectors - mean) / sigma
+        return (vectors - weight * self.mean) / sigma
 
 
 class RoutingContext:
@@ -151,29 +145,35 @@ class RoutingContext:
         self.recording = False
         self.training = False
         self.embed: Callable[[Tensor], Tensor] | None = None
-        self.backward_scale: float | Tensor = 1.0
+        # Set by a host before each optimizer step. step_tokens: the tokens of the global batch,
+        # divided by the number of processes; None: the micro-batch's own mean is used.
+        self.step_tokens: Tensor | None = None
+        self.loss_scale = 1.0
         self.attention_mask: Tensor | None = None
         self.given: tuple[Tensor, Tensor] | None = None
         self.empty_rows: Tensor | None = None
         self._in_forward = False
         self._fresh = False
+        self._untaken = False
         self._ids: Tensor | None = None
         self._embeddings: Tensor | None = None
         self._vectors: dict[str, Tensor] = {}
-        self._weights: Tensor | None = None
+        self._weights: dict[str, Tensor] = {}
+        self._tokens: dict[str, Tensor] = {}
 
     def see_prompt(self, ids: Tensor, embeddings: Tensor) -> None:
         """Takes ids (B, L) and embeddings (B, L, H) of a new prompt."""
-        self._ids, self._embeddings, self._fresh = ids, embeddings.detach(), True
+        self._ids, self._embeddings = ids, embeddings.detach()
+        self._fresh = self._untaken = True
         self._forget()
 
     def _forget(self) -> None:
-        self._vectors, self._weights = {}, None
+        self._vectors, self._weights = {}, {}
         self.version += 1
 
     def begin_forward(self, attention_mask: Tensor | None, training: bool) -> None:
         """Called before the base model runs; a 2-d attention mask (B, L) tells real tokens."""
-        self._in_forward, self._weights, self.training = True, None, training
+        self._in_forward, self._weights, self.training = True, {}, training
         is_mask = attention_mask is not None and attention_mask.dim() == 2
         self.attention_mask = attention_mask if is_mask else None
 
@@ -258,11 +258,37 @@ class RoutingContext:
         return vectors * valid[:, None]
 
     def token_weights(self, x: Tensor, padding: str) -> Tensor:
-        """Returns (B, L) float32 that sum to 1: each token's share in the stability mean."""
-        if self._weights is None or self._weights.shape != x.shape[:2]:
+        """Returns (B, L) float32 that sum to 1: each token's share in a mean over tokens."""
+        weights = self._weights.get(padding)
+        if weights is None or weights.shape != x.shape[:2]:
             mask = self.attention_mask
             real = torch.ones(x.shape[:2], device=x.device)
             if padding == "mask" and mask is not None and mask.shape == x.shape[:2]:
                 real = mask.to(torch.float32)
-            self._weights = real / real.sum().clamp_min(1)
-        return self._weights
+            tokens = real.sum().clamp_min(1)
+            weights = self._weights[padding] = real / tokens
+            self._tokens[padding] = tokens
+        return weights
+
+    def backward_scale(self, padding: str) -> Tensor | float:
+        """Factor that makes a micro-batch's mean its part of the step's mean, as for the main loss.
+
+        Call it after :meth:`token_weights`.
+        """
+        if self.step_tokens is None:
+            return self.loss_scale
+        tokens = self._tokens[padding]
+        return self.loss_scale * tokens / self.step_tokens.to(tokens.device)
+
+    def has_routed(self, adapter: str) -> bool:
+        """Whether a routed layer has asked for the current prompt's instruction vector."""
+        return adapter in self._vectors
+
+    def rows(self, adapter: str) -> int:
+        """Returns how many rows the current prompt has."""
+        return int(self._vectors[adapter].shape[0])
+
+    def take_prompt(self) -> Tensor | None:
+        """Returns the ids (B, L) of a prompt once; None while its decoding steps run."""
+        ids, self._untaken = (self._ids if self._untaken else None), False
+        return ids

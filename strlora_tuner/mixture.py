@@ -49,7 +49,7 @@ class MixtureOfExperts(Float32Buffers):
             self.register_buffer(f"ema_{name}", copy)
         self._fixed: tuple[tuple[int, int], PromptPart] | None = None
         self.divergence: Tensor | None = None
-        self.record: tuple[Tensor, Tensor, Tensor] | None = None
+        self.record: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def reset_parameters(self) -> None:
         """Initialises as published: A normal with deviation 0.01, B zero, routers Xavier."""
@@ -107,7 +107,8 @@ class MixtureOfExperts(Float32Buffers):
             config.unused_expert_gradient,
         )
         if context.recording:
-            self.record = (gates.detach(), kept.detach(), probabilities.detach())
+            weights = context.token_weights(x, "mask")
+            self.record = (gates.detach(), kept.detach(), probabilities.detach(), weights)
         if config.task_router == "straight_through":
             gates = gates * (1 + probabilities - probabilities.detach())[:, None, :]
         scale = self.scaling * (config.num_experts if config.gate_scale == "num_experts" else 1)
@@ -168,4 +169,4 @@ class MixtureOfExperts(Float32Buffers):
         self.divergence = value.detach()
         if not update.requires_grad:
             return update
-        return InjectGradient.apply(update, value * context.backward_scale)
+        return InjectGradient.apply(update, value * context.backward_scale(self.config.padding))

@@ -1,0 +1,88 @@
+"""What an adapter carries from chunk to chunk, and what a new chunk may change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from strlora_tuner.config import StrLoraConfig, options_as_config
+from strlora_tuner.model import StrLoraModel
+from strlora_tuner.schema import PREFIX, TunerOptions, options_from_host
+
+# Options that shape the adapter's tensors or their meaning: fixed for the whole stream.
+STRUCTURE = ("num_experts", "router_dim", "instruction_norm")
+# Options that a chunk's schedule may set; the others follow the adapter.
+SCHEDULED = (
+    "ema_decay",
+    "stability_weight",
+    "stability_temperature",
+    "stability_reduction",
+    "freeze_routers",
+    "task_router",
+    "top_k",
+    "token_top_k",
+    "unused_expert_gradient",
+    "gate_scale",
+    "padding",
+)
+
+
+def options_from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the ``strlora_*`` options of this run, checked, as the host exported them.
+
+    ms-swift gives a tuner's `from_pretrained` no arguments, but exports `--model_kwargs` in upper
+    case. Only options that were given are returned.
+    """
+    known = {*TunerOptions.model_fields, "preset"} - {"rank", "alpha", "dropout"}
+    given = {
+        PREFIX + name: environment[(PREFIX + name).upper()]
+        for name in known
+        if (PREFIX + name).upper() in environment
+    }
+    if not given:
+        return {}
+    checked = options_from_host(given, rank=1 << 20)  # the rank follows the adapter
+    names = {key.removeprefix(PREFIX) for key in given} - {"preset"}
+    if PREFIX + "preset" in given:
+        names |= set(SCHEDULED) | set(STRUCTURE)
+    return {name: getattr(checked, name) for name in names}
+
+
+def carried_config(
+    saved: StrLoraConfig, given: dict[str, Any], source: str
+) -> tuple[StrLoraConfig, bool]:
+    """Applies a chunk's options to the configuration of the adapter it goes on from.
+
+    Returns:
+        The configuration to train with, and whether a carried teacher is required.
+
+    Raises:
+        ValueError: an option that shapes the adapter differs from the saved one.
+    """
+    current = saved.options()
+    problems = [
+        f"{name} is {getattr(current, name)!r} in the adapter and {given[name]!r} in this run"
+        for name in STRUCTURE
+        if name in given and given[name] != getattr(current, name)
+    ]
+    if problems:
+        raise ValueError(
+            f"{source} cannot be trained on: {'; '.join(problems)}; keep the adapter's values for the "
+            "whole stream, or start a new one"
+        )
+    changes = {name: value for name, value in given.items() if name in SCHEDULED}
+    options = TunerOptions(**{**current.model_dump(), **changes})
+    for name, value in options_as_config(options).items():
+        setattr(saved, name, value)
+    return saved, bool(given.get("require_teacher", False))
+
+
+def check_teacher(tuner: StrLoraModel, source: str) -> None:
+    """Raises ValueError when the loaded adapter carries no moving average."""
+    adapter = tuner.active_adapters[0]
+    if int(tuner.strlora_statistics[adapter].teacher_steps) == 0:  # type: ignore[arg-type]
+        raise ValueError(
+            f"{source} carries no moving average of its routers (teacher_steps is 0), but this chunk "
+            "needs the teacher of the chunk before: restore that chunk's adapter, or train it again "
+            "with stability_weight > 0"
+        )

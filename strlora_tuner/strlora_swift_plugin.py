@@ -1,0 +1,284 @@
+"""The ms-swift side of StrLoRA: `--external_plugins <this file> --tuner_type strlora`.
+
+The only module here that imports swift. It registers a tuner (prepare, save, load) and a callback
+(`--callbacks strlora`: moving averages, statistics, loss scale, metrics, and the checks that refuse a
+run in which the adapter would do nothing).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+# ms-swift imports this file by its stem, with only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.distributed as dist
+from peft import PeftModel, get_peft_model
+from swift.callbacks import callbacks_map
+from swift.callbacks.base import TrainerCallback
+from swift.template import TEMPLATE_MAPPING
+from swift.tuner_plugin import PeftTuner, tuners_map
+from swift.utils import get_logger, get_multimodal_target_regex
+from torch import Tensor, nn
+
+from strlora_tuner.api import after_optimizer_step, stability_loss, tuner_of
+from strlora_tuner.carry import carried_config, check_teacher, options_from_environment
+from strlora_tuner.config import StrLoraConfig
+from strlora_tuner.metrics import routing_metrics
+from strlora_tuner.recorder import ROUTING_FILE, record_routing
+from strlora_tuner.schema import options_from_host
+
+logger = get_logger()
+
+
+def _refuse_packing(args: Any) -> None:
+    for name in ("packing", "padding_free"):
+        if getattr(args, name, False):
+            raise ValueError(
+                f"--{name} true: several samples share a row, so their instructions would be mixed; "
+                f"StrLoRA needs --{name} false"
+            )
+    if (getattr(args, "sequence_parallel_size", 1) or 1) > 1:
+        raise ValueError(
+            f"--sequence_parallel_size {args.sequence_parallel_size}: a rank would see only part of "
+            "the instruction; StrLoRA needs 1"
+        )
+
+
+def _turn_markers(args: Any, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Returns the token ids that open and close a user's turn in the host's chat template."""
+    meta = TEMPLATE_MAPPING[args.template]
+    text = "".join(piece for piece in meta.prompt if isinstance(piece, str))
+    if "{{QUERY}}" not in text:
+        raise ValueError(
+            f"--template {args.template}: its prompt {meta.prompt} marks no place for the user's "
+            "text, so the instruction cannot be found; use a chat template"
+        )
+    before, after = text.split("{{QUERY}}", 1)
+    marker = after.split("\n", 1)[0] or after
+    encode = lambda piece: tokenizer.encode(piece, add_special_tokens=False)  # noqa: E731
+    start, end = encode(before), encode(marker)
+    if not start or not end:
+        raise ValueError(
+            f"--template {args.template}: nothing stands before or after the user's text "
+            f"({before!r}, {marker!r}), so the instruction cannot be told from the answer; use a "
+            "chat template"
+        )
+    return start, end
+
+
+def _ignored_ids(tokenizer: Any, model: nn.Module) -> list[int]:
+    """Returns ids that are never instruction text: special tokens and image placeholders."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    ids = set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+    for name in ("image_token_id", "video_token_id", "image_token_index"):
+        value = getattr(model.config, name, None)
+        if isinstance(value, int):
+            ids.add(value)
+    return sorted(ids)
+
+
+def _aligner_modules(args: Any, model: nn.Module) -> list[str]:
+    """Returns the modules to train in full beside the adapter (--freeze_aligner false)."""
+    if getattr(args, "freeze_aligner", True) or not model.model_meta.is_multimodal:
+        return []
+    names = set(model.model_meta.model_arch.aligner)
+    modules = dict(model.named_modules())
+    missing = sorted(names - modules.keys())
+    if missing:
+        raise ValueError(f"--freeze_aligner false: the model has no modules {missing}")
+    return sorted(names)
+
+
+def _report(model: PeftModel, what: str) -> None:
+    tuner = tuner_of(model)
+    layers = sum(1 for _ in tuner.routed_layers())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info(f"StrLoRA: {what}, {layers} layers routed, {trainable:,} parameters train")
+
+
+class StrLoraTuner(PeftTuner):
+    """Creates, saves and loads StrLoRA adapters for the host."""
+
+    @staticmethod
+    def prepare_model(args: Any, model: nn.Module) -> nn.Module:
+        """Returns `model` with a fresh adapter on the linear layers of its language model."""
+        _refuse_packing(args)
+        options = options_from_host(
+            args.model_kwargs,
+            rank=args.lora_rank,
+            alpha=args.lora_alpha,
+            dropout=args.lora_dropout,
+        )
+        processor = args.get_model_processor(load_model=False)[1]
+        tokenizer = getattr(processor, "tokenizer", processor)
+        start, end = _turn_markers(args, tokenizer)
+        targets = args.target_modules
+        if isinstance(targets, list) and "all-linear" in targets:
+            targets = get_multimodal_target_regex(model) if model.model_meta.is_multimodal else None
+        if targets is None:
+            targets = r".*\.(?:[qkvo]_proj|gate_proj|up_proj|down_proj)"
+        config = StrLoraConfig.from_options(
+            options,
+            task_type=args.task_type.upper(),
+            target_modules=targets,
+            modules_to_save=_aligner_modules(args, model) or None,
+            turn_start=start,
+            turn_end=end,
+            ignored_ids=_ignored_ids(tokenizer, model),
+            pad_id=tokenizer.pad_token_id,
+        )
+        wrapped = get_peft_model(model, config)
+        _report(wrapped, "new adapter")
+        return wrapped
+
+    @staticmethod
+    def save_pretrained(
+        model: nn.Module,
+        save_directory: str,
+        state_dict: dict[str, Tensor] | None = None,
+        safe_serialization: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Saves the adapter; `state_dict` holds gathered tensors under ZeRO-3 and must be used."""
+        kwargs.setdefault("selected_adapters", ["default"])
+        model.save_pretrained(
+            save_directory, state_dict=state_dict, safe_serialization=safe_serialization, **kwargs
+        )
+
+    @staticmethod
+    def from_pretrained(model: nn.Module, model_id: str, **kwargs: Any) -> nn.Module:
+        """Returns `model` with the saved adapter; in training with this run's schedule applied."""
+        config = StrLoraConfig.from_pretrained(model_id)
+        trainable = bool(kwargs.get("is_trainable", False))
+        require_teacher = False
+        if trainable:
+            options = options_from_environment(os.environ)
+            config, require_teacher = carried_config(config, options, model_id)
+        wrapped = PeftModel.from_pretrained(model, model_id, config=config, **kwargs)
+        if require_teacher:
+            check_teacher(tuner_of(wrapped), model_id)
+        if not trainable and os.environ.get(ROUTING_FILE):
+            record_routing(wrapped, Path(os.environ[ROUTING_FILE]))
+        _report(wrapped, f"adapter loaded from {model_id}")
+        return wrapped
+
+
+class StrLoraCallback(TrainerCallback):
+    """Keeps the carried state, scales the stability term like the main loss, logs, and refuses."""
+
+    def __init__(self, args: Any, trainer: Any) -> None:
+        super().__init__(args, trainer)
+        self._collect = trainer.get_batch_samples
+        trainer.get_batch_samples = self._get_batch_samples
+        self._checked = False
+
+    def _tuner(self) -> Any:
+        return tuner_of(self.trainer.model)
+
+    def _get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's own, plus a count of the tokens that one optimizer step will average over."""
+        samples, items = self._collect(*args, **kwargs)
+        tuner = self._tuner()
+        config = tuner.peft_config[tuner.active_adapters[0]]
+        world = self.args.world_size
+        total = None
+        if config.stability_reduction == "mean" and samples:
+            masks = [_counted(sample, config.padding) for sample in samples]
+            count = torch.stack([mask.sum() for mask in masks]).sum().to(self.args.device).float()
+            if dist.is_initialized() and world > 1:
+                dist.all_reduce(count)
+            total = count / world
+        tuner.routing.step_tokens = total
+        tuner.routing.loss_scale = self._loss_scale() * (world if total is None else 1)
+        return samples, items
+
+    def _loss_scale(self) -> float:
+        accelerator = self.trainer.accelerator
+        if getattr(self.args, "fp16", False) and self.trainer.is_deepspeed_enabled:
+            raise ValueError(
+                "--fp16 true with DeepSpeed: its dynamic loss scale cannot be applied to the stability "
+                "term; use --bf16 true or --torch_dtype float32"
+            )
+        scaler = getattr(accelerator, "scaler", None)
+        return float(scaler.get_scale()) if scaler is not None else 1.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Makes the carried buffers equal on all ranks: DeepSpeed broadcasts parameters only."""
+        tuner = self._tuner()
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            for name, buffer in tuner.named_buffers():
+                if ".strlora_" in f".{name}":
+                    dist.broadcast(buffer, 0)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Records the gates in the steps that will be logged."""
+        self._tuner().routing.recording = self._logs(state.global_step + 1)
+
+    def _logs(self, step: int) -> bool:
+        every = self.args.logging_steps
+        return step == 1 or (every >= 1 and step % int(every) == 0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the optimizer step: moves the teacher, merges statistics, logs, checks once."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if not self._checked:
+            self._check_alive()
+            self._checked = True
+        with _gathered(self._tuner()):
+            after_optimizer_step(model)
+        if self._logs(state.global_step):
+            metrics = self.trainer.custom_metrics["train"]
+            values = {"stability_loss": stability_loss(model), **routing_metrics(self._tuner())}
+            for name, value in values.items():
+                metrics[name].update(value)
+
+    def _check_alive(self) -> None:
+        tuner = self._tuner()
+        adapter = tuner.active_adapters[0]
+        if not tuner.routing.has_routed(adapter):
+            raise RuntimeError(
+                "the first training step ran without the adapter: no routed layer was called; check "
+                "that target_modules names layers of this model's language model"
+            )
+        empty, rows = tuner.routing.empty_rows, tuner.routing.rows(adapter)
+        if empty is not None and int(empty) == rows:
+            raise RuntimeError(
+                "no row of the first batch holds an instruction: the user turn's markers "
+                f"{tuner.peft_config[adapter].turn_start} were not found in the input ids; check the "
+                "template, or max_length if prompts are cut"
+            )
+        for name, mixture in tuner.mixtures(adapter):
+            if mixture.stability_on and mixture.divergence is None:
+                raise RuntimeError(f"the stability loss is on but layer {name} computed none")
+
+
+def _counted(sample: dict[str, Any], padding: str) -> Tensor:
+    mask = sample.get("attention_mask")
+    if padding == "mask" and isinstance(mask, Tensor) and mask.dim() == 2:
+        return mask
+    return torch.ones_like(sample["input_ids"])
+
+
+def _gathered(tuner: Any) -> Any:
+    """Under ZeRO-3, the context in which the routers' weights are whole; else nothing."""
+    partitioned = [
+        parameter
+        for _, mixture in tuner.mixtures()
+        for name, parameter in mixture.named_parameters(recurse=False)
+        if name not in ("A", "B") and hasattr(parameter, "ds_id")
+    ]
+    if not partitioned:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(partitioned)
+
+
+tuners_map["strlora"] = StrLoraTuner
+callbacks_map["strlora"] = StrLoraCallback
