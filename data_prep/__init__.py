@@ -1,0 +1,1 @@
+"""Data preparation: raw or published data -> chunk JSONL files and a stream manifest."""

@@ -1,0 +1,97 @@
+"""The network and processor of the tiny base model, in Hugging Face's InternVL form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.mini.draw import SIZE
+
+PATCH = 14  # pixels
+IMAGE_TOKENS = (SIZE // PATCH // 2) ** 2  # 16 after the 2x2 pixel shuffle
+VISION = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6}
+TEXT = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 64}
+
+
+def build_model(tokenizer: Any) -> Any:
+    """Return an InternVLForConditionalGeneration with random float32 weights."""
+    from transformers import (
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLVisionConfig,
+        Qwen3Config,
+    )
+
+    vision = InternVLVisionConfig(
+        **VISION, intermediate_size=576, image_size=[SIZE, SIZE], patch_size=[PATCH, PATCH]
+    )
+    text = Qwen3Config(
+        **TEXT,
+        vocab_size=(len(tokenizer) + 63) // 64 * 64,
+        intermediate_size=640,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    config = InternVLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=IMAGE_TOKENS,
+        downsample_ratio=0.5,
+        tie_word_embeddings=True,
+    )
+    model = InternVLForConditionalGeneration(config).float()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def build_processor(tokenizer: Any) -> Any:
+    """Return an InternVLProcessor that makes one 112x112 tile of any image, values in -1..1."""
+    from transformers import InternVLProcessor, InternVLVideoProcessor
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
+        GotOcr2ImageProcessorPil,
+    )
+
+    side = {"height": SIZE, "width": SIZE}
+    half = [0.5, 0.5, 0.5]
+    images = GotOcr2ImageProcessorPil(
+        size=side, crop_to_patches=False, min_patches=1, max_patches=1,
+        image_mean=half, image_std=half,
+    )  # fmt: skip
+    return InternVLProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(size=side, image_mean=half, image_std=half),
+        image_seq_length=IMAGE_TOKENS,
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def to_pixels(images: np.ndarray) -> Any:
+    """Return images (n, 112, 112, 3) uint8 as the processor would: (n, 3, 112, 112) in -1..1."""
+    import torch
+
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write model (float16 storage, loads as float32), tokenizer and processor to `folder`."""
+    import copy
+    import os
+
+    folder.mkdir(parents=True, exist_ok=True)
+    small = copy.deepcopy(model).half()
+    small.config.dtype = small.config.text_config.dtype = small.config.vision_config.dtype = None
+    staging = folder / ".staging"
+    small.save_pretrained(staging)
+    build_processor(tokenizer).save_pretrained(staging)
+    for path in staging.iterdir():
+        os.replace(path, folder / path.name)
+    staging.rmdir()

@@ -1,0 +1,72 @@
+"""Grounding: the box of a named coloured shape (rendered), as "[x1, y1, x2, y2]"."""
+
+from __future__ import annotations
+
+from random import Random
+
+from data_prep.mini.draw import COLOURS, SIZE, Box, canvas, jitter, shape
+from data_prep.mini.tasks.base import Question, Scene, Task
+
+GRID = 7  # pixels: half a patch of the base model, so that coordinates can be learnt
+SIDES = (42, 49, 56, 63)  # pixels
+SHAPES = ("circle", "square", "triangle", "cross")
+NAMES = ("red", "green", "blue", "yellow", "purple", "black")
+OTHER_WORDS = {"circle": "disc", "square": "block", "triangle": "wedge", "cross": "plus"}
+PROMPT = (
+    "Please provide the bounding box coordinate of the region this sentence describes: the {} {}."
+)
+
+
+def overlap(a: Box, b: Box) -> bool:
+    """Return whether two boxes share a pixel."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def normalise(box: Box) -> list[float]:
+    """Return the box divided by the image side, rounded (half up) to two decimals."""
+    return [int(100 * value / SIZE + 0.5) / 100 for value in box]
+
+
+def place_two(rng: Random) -> tuple[Box, Box]:
+    """Return two large boxes on the grid that do not overlap."""
+    while True:
+        boxes = []
+        for _ in range(2):
+            width, height = rng.choice(SIDES), rng.choice(SIDES)
+            x = GRID * rng.randint(0, (SIZE - GRID - width) // GRID)
+            y = GRID * rng.randint(0, (SIZE - GRID - height) // GRID)
+            boxes.append((x, y, x + width, y + height))
+        if not overlap(*boxes):
+            return boxes[0], boxes[1]
+
+
+class Grounding(Task):
+    """Two shapes of different colours; give the box of one of them."""
+
+    name = "Grounding"
+    scorer = "grounding"
+    head = "spots"
+
+    def draw(self, split: str, rng: Random) -> Scene:
+        things = [
+            {"colour": colour, "shape": rng.choice(SHAPES), "box": box}
+            for colour, box in zip(rng.sample(NAMES, 2), place_two(rng), strict=True)
+        ]
+        image, pen = canvas(jitter((235, 235, 235), rng, 12))
+        for thing in things:
+            shape(pen, thing["shape"], thing["box"], jitter(COLOURS[thing["colour"]], rng))
+        return Scene(image, {"things": things}, f"boxes/{split}/{rng.getrandbits(48):012x}")
+
+    def ask(self, scene: Scene, rng: Random) -> Question:
+        thing = rng.choice(scene.facts["things"])
+        box = "[" + ", ".join(f"{value:.2f}" for value in normalise(thing["box"])) + "]"
+        extra = {"answer_bbox": box, "size": [SIZE, SIZE]}
+        return Question(PROMPT.format(thing["colour"], thing["shape"]), box, extra)
+
+    def describe(self, scene: Scene) -> list[tuple[str, str]]:
+        pairs = []
+        for thing in scene.facts["things"]:
+            corners = [f"{round(100 * v):02d}" for v in normalise(thing["box"])]
+            field = f"spot {thing['colour']} {OTHER_WORDS[thing['shape']]}"
+            pairs.append((field, " ".join(corners)))
+        return pairs
