@@ -1,0 +1,255 @@
+"""A recipe and a chunk -> the exact arguments and environment of `swift sft` and `swift infer`.
+
+Pure functions: nothing is read, written or started, so every command can be printed
+before anything runs.
+Arguments are lists, never shell strings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.host_arguments import host_fields
+from recipes.layout import RunLayout
+from recipes.schema import LaterPhase, Model, Recipe
+
+REPO = Path(__file__).resolve().parent.parent
+PLUGIN = REPO / "strlora_tuner" / "strlora_swift_plugin.py"
+# LoRA options that the host has arguments of its own for.
+_HOST_LORA = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One host process: `kind` (sft | infer), its arguments, and what its environment adds."""
+
+    kind: str
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+    processes: int = 1
+
+    def argv(self) -> list[str]:
+        """What is executed.
+
+        One process runs the module behind `swift KIND` itself: the launcher in between would cost
+        two seconds a start and stand between our signals and the trainer. Several processes go
+        through ms-swift's own launcher, which calls torchrun.
+        """
+        if self.processes == 1:
+            return [sys.executable, "-m", f"swift.cli.{self.kind}", *self.arguments]
+        return [sys.executable, "-m", "swift.cli.main", self.kind, *self.arguments]
+
+    def as_shell(self, indent: str = "    ") -> str:
+        """The same as one shell command, for people to read and copy."""
+        names = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        lines = [" ".join([*names, "swift", self.kind])]
+        pair: list[str] = []
+        for argument in self.arguments:
+            if argument.startswith("--") and pair:
+                lines.append(" ".join(pair))
+                pair = []
+            pair.append(shlex.quote(argument))
+        lines.append(" ".join(pair))
+        return f" \\\n{indent}".join(lines)
+
+
+def train_command(
+    recipe: Recipe,
+    layout: RunLayout,
+    chunk_file: Path,
+    chunk: int,
+    resume_from: Path | None = None,
+) -> Command:
+    """The command that trains chunk `chunk` (from 1) on `chunk_file`.
+
+    Args:
+        resume_from: a complete host checkpoint of this very chunk to go on from.
+    """
+    arguments = {
+        **_model_arguments(recipe),
+        **_adapter_arguments(recipe, chunk),
+        **_data_arguments(recipe, chunk_file, chunk),
+        **_optimizer_arguments(recipe, chunk),
+        "output_dir": str(layout.host(chunk)),
+        "add_version": False,
+        "save_strategy": "steps",
+        "save_steps": recipe.schedule.save_steps,
+        "save_total_limit": recipe.schedule.keep_checkpoints,
+        "save_only_model": False,
+        "eval_strategy": "no",
+        "seed": recipe.seed,
+    }
+    if chunk > 1:
+        arguments["adapters"] = str(layout.adapter(chunk - 1))
+    if resume_from is not None:
+        arguments["resume_from_checkpoint"] = str(resume_from)
+    if recipe.launcher.cpu:
+        arguments["use_cpu"] = True
+    if recipe.launcher.deepspeed:
+        arguments["deepspeed"] = recipe.launcher.deepspeed
+    arguments |= recipe.swift
+    return Command("sft", _flags(arguments), _environment(recipe), recipe.launcher.nproc)
+
+
+def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) -> Command:
+    """The command that answers all `prompts` with the adapter of `chunk` (0: the base model)."""
+    arguments: dict[str, Any] = {
+        "model": recipe.model.path,
+        "torch_dtype": recipe.model.dtype,
+        "max_length": recipe.model.max_length,
+        "val_dataset": str(prompts),
+        "dataset_num_proc": 1,
+        "strict": True,
+        "infer_backend": "transformers",
+        "max_batch_size": recipe.eval.batch_size,
+        "max_new_tokens": recipe.eval.max_new_tokens,
+        "temperature": 0,
+        "result_path": str(layout.answers(chunk)),
+    }
+    environment = _environment(recipe)
+    if chunk > 0:
+        arguments["adapters"] = str(layout.adapter(chunk))
+        if recipe.method == "strlora":
+            arguments["external_plugins"] = str(PLUGIN)
+            environment["STRLORA_ROUTING_FILE"] = str(layout.routing(chunk))
+    fields = host_fields()
+    arguments |= {key: v for key, v in recipe.swift.items() if fields[key]["model_side"]}
+    return Command("infer", _flags(arguments), environment, recipe.launcher.nproc)
+
+
+def tuner_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
+    """What `--model_kwargs` carries for `method: strlora` in chunk `chunk`, without the prefix."""
+    options = {k: v for k, v in recipe.tuner.items() if k not in _HOST_LORA and v is not None}
+    options.setdefault("preset", "paper")
+    phase = recipe.phase(chunk)
+    if phase.stability_weight is not None:
+        options["stability_weight"] = phase.stability_weight
+    if _routers_frozen(recipe, chunk):
+        options["freeze_routers"] = True
+    if chunk > 2 and _teacher_acts(recipe, chunk) and _teacher_acts(recipe, chunk - 1):
+        options["require_teacher"] = True
+    return options
+
+
+def _routers_frozen(recipe: Recipe, chunk: int) -> bool:
+    phase = recipe.phase(chunk)
+    start = phase.freeze_routers_from_chunk if isinstance(phase, LaterPhase) else None
+    return start is not None and chunk >= start
+
+
+def _teacher_acts(recipe: Recipe, chunk: int) -> bool:
+    return recipe.phase(chunk).stability_weight != 0 and not _routers_frozen(recipe, chunk)
+
+
+def _model_arguments(recipe: Recipe) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "model": recipe.model.path,
+        "torch_dtype": recipe.model.dtype,
+        "bf16": recipe.model.dtype == "bfloat16",
+        "fp16": recipe.model.dtype == "float16",  # left alone, the host turns fp16 on for float32
+        "check_model": False,
+        "max_length": recipe.model.max_length,
+        "freeze_vit": True,
+        "freeze_aligner": True,  # no adapter on it; modules_to_save trains it in full
+    }
+    if recipe.model.aligner is not None:
+        arguments["modules_to_save"] = recipe.model.aligner
+    return arguments
+
+
+def _adapter_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"tuner_type": recipe.method}
+    if recipe.method == "strlora":
+        keywords = {f"strlora_{k}": v for k, v in tuner_arguments(recipe, chunk).items()}
+        arguments |= {
+            "external_plugins": str(PLUGIN),
+            "callbacks": "strlora",
+            "model_kwargs": keywords,
+        }
+    for ours, hosts in _HOST_LORA.items():
+        arguments[hosts] = getattr(recipe.tuner_options, ours)
+    return arguments
+
+
+def _data_arguments(recipe: Recipe, chunk_file: Path, chunk: int) -> dict[str, Any]:
+    return {
+        "dataset": str(chunk_file),
+        "split_dataset_ratio": 0,
+        "strict": True,
+        "dataset_num_proc": 1,
+        "dataset_shuffle": False,  # the trainer shuffles; a second shuffle would only cost time
+        "data_seed": recipe.seed * 1000 + chunk,
+    }
+
+
+def _optimizer_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
+    schedule, phase = recipe.schedule, recipe.phase(chunk)
+    arguments: dict[str, Any] = {
+        "num_train_epochs": schedule.epochs,
+        "per_device_train_batch_size": schedule.per_device_batch,
+        "gradient_accumulation_steps": recipe.accumulation,
+        "learning_rate": phase.learning_rate,
+        "lr_scheduler_type": phase.lr_scheduler_type,
+        "warmup_ratio": phase.warmup_ratio,
+        "weight_decay": schedule.weight_decay,
+    }
+    if phase.aligner_lr is not None:
+        arguments["aligner_lr"] = phase.aligner_lr
+    return arguments
+
+
+def _environment(recipe: Recipe) -> dict[str, str]:
+    """What the host's process needs beside its arguments; all of it is printed by --dry-run."""
+    launcher = recipe.launcher
+    environment = {
+        "ROOT_IMAGE_DIR": recipe.data.stream,
+        "PYTHONPATH": str(REPO),
+        "OMP_NUM_THREADS": str(launcher.omp_threads or default_threads(recipe)),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    if is_local(recipe.model):
+        environment["HF_HUB_OFFLINE"] = "1"
+    if launcher.cpu:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    if launcher.nproc > 1:
+        environment["NPROC_PER_NODE"] = str(launcher.nproc)
+    if launcher.cpu and launcher.deepspeed:
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment
+
+
+def default_threads(recipe: Recipe) -> int:
+    """The cores of this machine shared among the processes; a GPU process needs 8 at most."""
+    share = max(1, (os.cpu_count() or 1) // recipe.launcher.nproc)
+    return share if recipe.launcher.cpu else min(8, share)
+
+
+def is_local(model: Model) -> bool:
+    """Whether the model is a folder: it exists, is written as a path, or is downloaded to one."""
+    return Path(model.path).exists() or model.path[0] in "./~" or model.download is not None
+
+
+def _flags(arguments: dict[str, Any]) -> tuple[str, ...]:
+    flags: list[str] = []
+    for key, value in arguments.items():
+        if value is None:
+            continue
+        flags.append(f"--{key}")
+        values = value if isinstance(value, (list, tuple)) else [value]
+        flags += [_text(item) for item in values]
+    return tuple(flags)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return str(value)

@@ -1,0 +1,74 @@
+"""Where everything of a run lies. One place, so that no other file builds a path of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """The run folder; chunk 0 is the base model before the stream."""
+
+    root: Path
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.yaml"
+
+    @property
+    def matrix(self) -> Path:
+        return self.root / "matrix.csv"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "run.lock"
+
+    @property
+    def prompts(self) -> Path:
+        """All test questions of all tasks, for one `swift infer` process."""
+        return self.root / "test_prompts.jsonl"
+
+    def chunk(self, index: int) -> Path:
+        return self.root / "chunks" / f"{index:03d}"
+
+    def host(self, index: int) -> Path:
+        """The host's own output folder while a chunk is trained; pruned when the chunk is done."""
+        return self.chunk(index) / "host"
+
+    def adapter(self, index: int) -> Path:
+        return self.chunk(index) / "adapter"
+
+    def train_log(self, index: int) -> Path:
+        return self.chunk(index) / "train.log"
+
+    def eval_log(self, index: int) -> Path:
+        return self.chunk(index) / "eval.log"
+
+    def train_metrics(self, index: int) -> Path:
+        return self.chunk(index) / "train_metrics.jsonl"
+
+    def answers(self, index: int) -> Path:
+        """The raw result file of `swift infer`, removed once it is split by task."""
+        return self.chunk(index) / "answers.jsonl"
+
+    def predictions(self, index: int) -> Path:
+        return self.chunk(index) / "predictions"
+
+    def scores(self, index: int) -> Path:
+        return self.chunk(index) / "scores.json"
+
+    def routing(self, index: int) -> Path:
+        return self.chunk(index) / "routing.json"

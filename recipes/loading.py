@@ -1,0 +1,196 @@
+"""From a recipe's name and overrides to a checked recipe, or to all its problems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from recipes.host_arguments import check_swift_block
+from recipes.problems import (
+    COMMAND_LINE,
+    Place,
+    Places,
+    Problem,
+    RecipeError,
+    did_you_mean,
+    from_pydantic,
+    leaf_names,
+    shown,
+)
+from recipes.schema import SCHEDULED_TUNER_KEYS, Recipe
+from strlora_tuner.presets import PRESETS, preset_options
+from strlora_tuner.schema import TunerOptions
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def find_recipe(name: str) -> Path:
+    """Returns the YAML of a recipe given by name (`tiny`) or path; RecipeError without one."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if path.is_file():
+            return path
+        raise RecipeError([Problem(Place(COMMAND_LINE), "RECIPE", f"no such file: {name}")])
+    shipped = FOLDER / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = shipped_recipes()
+    message = f"no recipe is called {name!r}; there are: {', '.join(names)} (or give a YAML file)"
+    raise RecipeError([Problem(Place(COMMAND_LINE), "RECIPE", message, did_you_mean(name, names))])
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes in this folder, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Loads, merges and checks a recipe.
+
+    Args:
+        name: a shipped recipe's name or a YAML file.
+        overrides: `dotted.key=value`, the value in YAML.
+
+    Raises:
+        RecipeError: with every problem found, not only the first.
+    """
+    path = find_recipe(name)
+    places = Places(_short(path))
+    config = _read_with_parents(path, places, seen=())
+    problems = _apply_overrides(config, overrides, places)
+    values = _resolve(config, places, problems)
+    recipe = _check(values, places, problems)
+    if problems or recipe is None:
+        raise RecipeError(problems)
+    return recipe
+
+
+def _read_with_parents(path: Path, places: Places, seen: tuple[Path, ...]) -> DictConfig:
+    """Reads a YAML file under the one it `extends`; fills `places`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = _line_numbers(text, _short(path))
+        config = OmegaConf.load(path)  # refuses a key that is written twice
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise RecipeError(
+            [Problem(Place(_short(path)), "YAML", f"cannot be read: {error}")]
+        ) from error
+    if not OmegaConf.is_dict(config):
+        message = "must hold blocks such as `model:` at its top level"
+        raise RecipeError([Problem(Place(_short(path)), "YAML", message)])
+    parent = config.pop("extends", None)
+    if parent is not None:
+        base = _parent_path(str(parent), path, lines)
+        if base.resolve() in (*seen, path.resolve()):
+            raise RecipeError([Problem(lines["extends"], "extends", "goes round in a circle")])
+        merged = _read_with_parents(base, places, (*seen, path.resolve()))
+        config = OmegaConf.merge(merged, config)
+    places.update(lines)
+    return config
+
+
+def _parent_path(parent: str, path: Path, places: dict[str, Place]) -> Path:
+    beside = path.parent / (parent if parent.endswith((".yaml", ".yml")) else f"{parent}.yaml")
+    if beside.is_file():
+        return beside
+    try:
+        return find_recipe(parent)
+    except RecipeError as error:
+        message = error.problems[0].message
+        raise RecipeError([Problem(places["extends"], "extends", message)]) from error
+
+
+def _line_numbers(text: str, source: str) -> dict[str, Place]:
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    return {key: Place(source, line) for key, line in _walk(node, "")}
+
+
+def _walk(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            dotted = f"{prefix}.{key.value}" if prefix else str(key.value)
+            yield dotted, key.start_mark.line + 1
+            yield from _walk(value, dotted)
+
+
+def _apply_overrides(config: DictConfig, overrides: Sequence[str], places: Places) -> list[Problem]:
+    problems = []
+    place = Place(COMMAND_LINE)
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key or key.startswith("-"):
+            hint = "write it as block.key=value, for example seed=1"
+            problems.append(Problem(place, override, "is no override", hint))
+            continue
+        try:
+            merged = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            problems.append(Problem(place, key, f"cannot be set: {str(error).splitlines()[0]}"))
+            continue
+        config.clear()
+        config.merge_with(merged)
+        places.update({key: place})
+    return problems
+
+
+def _resolve(config: DictConfig, places: Places, problems: list[Problem]) -> dict[str, Any]:
+    """Resolves `${...}`; every reference that leads nowhere is a problem."""
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        key = error.full_key or "recipe"
+        problems.append(Problem(places[key], key, str(error).splitlines()[0]))
+        return OmegaConf.to_container(config, resolve=False)
+
+
+def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> Recipe | None:
+    """Checks all blocks and appends what is wrong; a Recipe only when the schema itself accepts."""
+    elsewhere = {**leaf_names(Recipe)}
+    for name in TunerOptions.model_fields:
+        elsewhere.setdefault(name, f"tuner.{name}")
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems += from_pydantic(error, Recipe, places, elsewhere)
+    if isinstance(values.get("tuner"), dict):
+        problems += _check_tuner(values["tuner"], places, elsewhere)
+    if isinstance(values.get("swift"), dict):
+        problems += check_swift_block(values["swift"], places, "swift")
+    return recipe
+
+
+def _check_tuner(tuner: dict[str, Any], places: Places, elsewhere: dict[str, str]) -> list[Problem]:
+    problems = []
+    options = dict(tuner)
+    preset = options.pop("preset", "paper")
+    if preset not in PRESETS:
+        message = f"found {shown(preset)}, allowed: {', '.join(PRESETS)}"
+        hint = did_you_mean(str(preset), PRESETS)
+        problems.append(Problem(places["tuner.preset"], "tuner.preset", message, hint))
+        preset = "paper"
+    for key, advice in SCHEDULED_TUNER_KEYS.items():
+        if options.pop(key, None) is not None:
+            dotted = f"tuner.{key}"
+            problems.append(Problem(places[dotted], dotted, f"changes with the chunks: {advice}"))
+    try:
+        TunerOptions(**{**preset_options(preset), **options})
+    except ValidationError as error:
+        problems += from_pydantic(
+            error, TunerOptions, places, elsewhere, prefix="tuner", also_known=("preset",)
+        )
+    return problems
+
+
+def _short(path: Path) -> str:
+    """The path as the user may type it: relative to the working directory where possible."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,125 @@
+"""manifest.json: what a second laboratory needs to know, and the check that it is the same run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from recipes.commands import REPO, default_threads
+from recipes.layout import RunLayout
+from recipes.machine import git, hardware, versions
+from recipes.problems import shown
+from recipes.schema import Recipe
+from recipes.state import write_json, write_text
+from recipes.stream import Stream, file_sha256
+
+# Keys that may change while a run goes on: none of them changes a number in its matrix.
+FREE_KEYS = ("run_dir", "model.download", "data.prepare", "launcher.omp_threads", "eval.batch_size")
+FREE_KEYS += ("schedule.save_steps", "schedule.keep_checkpoints")
+FREE_KEYS += ("swift.logging_steps", "swift.report_to", "swift.dataloader_num_workers")
+
+
+class RunChanged(Exception):
+    """The recipe or the data differ from those that the run was started with."""
+
+
+def write_manifest(layout: RunLayout, recipe: Recipe, stream: Stream) -> None:
+    """Writes manifest.json and recipe.yaml at the first start; later starts are only added."""
+    session = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git(REPO),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    if layout.manifest.is_file():
+        manifest = read_manifest(layout)
+    else:
+        manifest = _new_manifest(recipe, stream, session)
+        write_text(layout.recipe, OmegaConf.to_yaml(OmegaConf.create(resolved(recipe))))
+    manifest["sessions"].append(session)
+    write_json(layout.manifest, manifest)
+
+
+def _new_manifest(recipe: Recipe, stream: Stream, session: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "name": recipe.name,
+        **session,
+        "recipe": resolved(recipe),
+        "tuner": recipe.tuner_options.model_dump() if recipe.method == "strlora" else None,
+        "data": {
+            "stream": recipe.data.stream,
+            "name": stream.manifest.get("name"),
+            "sha256": stream.sha256,
+            "chunks": [stream.chunk(i + 1)["sha256"] for i in range(recipe.data.chunks)],
+        },
+        "model": model_identity(Path(recipe.model.path)),
+        "seed": recipe.seed,
+        "processes": recipe.launcher.nproc,
+        "threads": recipe.launcher.omp_threads or default_threads(recipe),
+        "global_batch": recipe.schedule.global_batch,
+        "sessions": [],
+    }
+
+
+def model_identity(path: Path) -> dict[str, Any]:
+    """sha256 of every weight and configuration file of a local model; a hub id is only named."""
+    if not path.is_dir():
+        return {"hub_id": str(path), "sha256": None}
+    files = [p for p in sorted(path.iterdir()) if p.suffix in (".safetensors", ".json", ".jinja")]
+    return {"path": str(path), "sha256": {file.name: file_sha256(file) for file in files}}
+
+
+def read_manifest(layout: RunLayout) -> dict[str, Any]:
+    """Reads manifest.json; ValueError when it is damaged."""
+    return json.loads(layout.manifest.read_text(encoding="utf-8"))
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, defaults filled in."""
+    return recipe.model_dump(mode="json")
+
+
+def check_same_run(layout: RunLayout, recipe: Recipe) -> None:
+    """Raises RunChanged when `recipe` is not the one that the run folder was started with."""
+    if not layout.manifest.is_file():
+        return
+    old = dict(_flat(read_manifest(layout)["recipe"]))
+    new = dict(_flat(resolved(recipe)))
+    changed = [
+        f"  {key}: {shown(old.get(key))} in the run, {shown(new.get(key))} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in FREE_KEYS
+    ]
+    if changed:
+        raise RunChanged(
+            f"{layout.root} was started with another recipe:\n" + "\n".join(changed) + "\n"
+            "Its numbers would no longer mean one thing. Go on with the old values, or give this "
+            f"recipe its own folder: run_dir={layout.root}-2"
+        )
+
+
+def check_same_data(layout: RunLayout, stream: Stream) -> None:
+    """Raises RunChanged when the stream is not the one that the run folder was started with."""
+    if not layout.manifest.is_file():
+        return
+    known = read_manifest(layout)["data"]["sha256"]
+    if known != stream.sha256:
+        raise RunChanged(
+            f"the stream {stream.root} changed since {layout.root} was started: "
+            f"{stream.root / 'stream.json'} has sha256 {stream.sha256[:12]}..., the run recorded "
+            f"{known[:12]}.... Bring the old stream back, or start again with another run_dir"
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

@@ -1,0 +1,68 @@
+"""`--dry-run`: every command of a run, printed, and what this machine lacks to run them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from recipes.commands import PLUGIN, infer_command, is_local, train_command
+from recipes.layout import RunLayout
+from recipes.machine import gpu_count
+from recipes.schema import Recipe
+from recipes.stream import Stream, StreamError, missing_text, open_stream, planned_chunk_file
+
+
+def preview(recipe: Recipe) -> Iterator[str]:
+    """Yields the text of a dry run, piece by piece. Nothing is run, fetched or written."""
+    layout = RunLayout(Path(recipe.folder))
+    stream: Stream | None = None
+    with suppress(StreamError):  # named at the end
+        stream = open_stream(recipe)
+    count = recipe.data.chunks
+    yield f"# {recipe.name}: {recipe.method}, {count} chunks, into {layout.root}/"
+    yield f"# chunk 0 of {count}: evaluate the base model"
+    yield infer_command(recipe, layout, layout.prompts, 0).as_shell()
+    for chunk in range(1, count + 1):
+        file = stream.chunk_file(chunk) if stream else planned_chunk_file(recipe.data, chunk)
+        yield f"\n# chunk {chunk} of {count}: train, then evaluate"
+        yield train_command(recipe, layout, file, chunk).as_shell()
+        if evaluated_after(recipe, chunk):
+            yield infer_command(recipe, layout, layout.prompts, chunk).as_shell()
+    yield f"\n# {count} chunk commands above; nothing was run."
+    missing = what_is_missing(recipe)
+    for text in missing:
+        yield f"# MISSING  {text}"
+    if not missing:
+        yield "# Nothing is missing: leave --dry-run out to run them."
+
+
+def evaluated_after(recipe: Recipe, chunk: int) -> bool:
+    """Whether the recipe evaluates after `chunk`; always so after the last."""
+    return chunk % recipe.eval.every == 0 or chunk == recipe.data.chunks
+
+
+def what_is_missing(recipe: Recipe) -> list[str]:
+    """Names everything that this machine lacks for the run, each with the way to get it."""
+    missing = []
+    model = recipe.model
+    if is_local(model) and not (Path(model.path) / "config.json").is_file():
+        how = model.download or "set model.path to a folder with config.json"
+        missing.append(f"model: {model.path} is not there. Get it: {how}")
+    try:
+        stream = open_stream(recipe)
+        stream.verify_tests([])
+    except StreamError as error:
+        absent = not (Path(recipe.data.stream) / "stream.json").is_file()
+        made = recipe.data.source == "mini" and absent
+        text = missing_text(recipe.data) if absent else str(error)
+        missing.append(f"data: {text}{' (the run does so by itself)' if made else ''}")
+    if not recipe.launcher.cpu and gpu_count() < recipe.launcher.nproc:
+        missing.append(
+            f"GPUs: launcher.nproc asks for {recipe.launcher.nproc}, here are {gpu_count()}. "
+            "Run it on a machine with enough, or set launcher.nproc to a divisor that keeps "
+            "schedule.global_batch (the accumulation is derived)"
+        )
+    if recipe.method == "strlora" and not PLUGIN.is_file():
+        missing.append(f"tuner: {PLUGIN} is not there; the checkout is incomplete")
+    return missing

@@ -1,0 +1,135 @@
+"""Host processes: started so that they die with us, watched, stopped as a whole group."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from recipes.commands import Command
+
+POLL_SECONDS = 0.2
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+
+
+class HostProcess:
+    """A running `swift sft` or `swift infer` with all its children, in a session of its own."""
+
+    def __init__(self, command: Command, log: Path) -> None:
+        """Starts `command`; stdout and stderr are appended to `log`."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            file.write(f"\n$ {' '.join(command.argv())}\n".encode())
+            file.flush()
+            self._process = subprocess.Popen(
+                command.argv(),
+                env=child_environment(command),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent(os.getpid()),
+            )
+        self.pid = self._process.pid
+
+    def wait(self, tick: Callable[[], None]) -> int:
+        """Calls `tick` five times a second until the process ends; returns its exit code.
+
+        Whatever `tick` raises (a signal's exception above all) stops the whole group first.
+        """
+        try:
+            while self._process.poll() is None:
+                tick()
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            self.stop()
+            raise
+        return self._process.returncode
+
+    def stop(self, patience: float = 10.0) -> None:
+        """Asks the group to end, and kills what is left after `patience` seconds."""
+        kill_group(self.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=patience)
+        kill_group(self.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def child_environment(command: Command) -> dict[str, str]:
+    """The inherited environment plus the command's; PYTHONPATH is extended, not replaced."""
+    environment = {**os.environ, **command.environment}
+    inherited = os.environ.get("PYTHONPATH")
+    if inherited and "PYTHONPATH" in command.environment:
+        ours = command.environment["PYTHONPATH"]
+        environment["PYTHONPATH"] = os.pathsep.join([ours, inherited])
+    if command.processes > 1:
+        environment.setdefault("MASTER_PORT", str(free_port()))
+    return environment
+
+
+def free_port() -> int:
+    """A port that is free now: two runs on a machine must not meet at torchrun's default."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _die_with_parent(parent: int) -> Callable[[], None]:
+    def prepare() -> None:
+        if _LIBC is not None and hasattr(_LIBC, "prctl"):
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # we died in between: the signal would never come
+            os._exit(1)
+
+    return prepare
+
+
+def kill_group(leader: int, number: int) -> None:
+    """Sends a signal to every process of a group; a group that is gone already is fine."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, number)
+
+
+def start_time(pid: int) -> int | None:
+    """The kernel's start time of a process in ticks, which tells a reused pid; None: dead."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+_ERROR = re.compile(r"^(\[rank\d+\]:\s*)?[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Killed)\b")
+
+
+def last_error(log: Path, limit: int = 12) -> list[str]:
+    """The lines of a log that say why a process failed: the last exception, else its end."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 200_000))
+            text = file.read().decode(errors="replace")
+    except OSError as error:
+        return [f"(the log cannot be read: {error})"]
+    lines = [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    for index in range(len(lines) - 1, -1, -1):
+        if _ERROR.match(lines[index]) and "ChildFailedError" not in lines[index]:
+            return lines[index : index + limit]
+    return lines[-limit:]
+
+
+def exit_text(code: int) -> str:
+    """An exit code in words; a kill without our doing is most often the kernel's out-of-memory."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory? see dmesg)" if name == "SIGKILL" else ""
+        return f"was ended by {name}{hint}"
+    return f"ended with exit code {code}"

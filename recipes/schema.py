@@ -1,0 +1,188 @@
+"""The one schema of a recipe: every key, its default, its bounds, what it means.
+
+Unknown keys are refused everywhere. The `tuner` block is checked by
+:class:`strlora_tuner.schema.TunerOptions`, the `swift` block by :mod:`recipes.host_arguments`, both
+from :mod:`recipes.loading`, which names file and line of every problem.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from strlora_tuner.presets import preset_options
+from strlora_tuner.schema import TunerOptions
+
+# Keys of TunerOptions that the schedule decides chunk by chunk.
+SCHEDULED_TUNER_KEYS = {
+    "stability_weight": "set schedule.first.stability_weight and schedule.later.stability_weight",
+    "freeze_routers": "set schedule.later.freeze_routers_from_chunk",
+    "require_teacher": "set by itself: every chunk after the first must find its teacher",
+}
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Block(BaseModel):
+    """A block of a recipe: immutable, no unknown keys, floats must be finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Model(Block):
+    path: str = Field(min_length=1, description="local folder or hub id of the base model")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="bfloat16 and float16 train in mixed precision"
+    )
+    max_length: Positive = Field(
+        4096, description="longest sample in tokens, image tokens included"
+    )
+    aligner: str | None = Field(
+        None,
+        description="name of the projector that is trained in full (multi_modal_projector for "
+        "InternVL-HF and Gemma 3); null keeps it frozen",
+    )
+    download: str | None = Field(None, description="how to get it: shown when the model is missing")
+
+
+class Data(Block):
+    stream: str = Field(min_length=1, description="the stream's folder, with stream.json in it")
+    source: Literal["mini", "folder"] = Field(
+        "folder", description="mini: made by data_prep.mini when absent; folder: must exist"
+    )
+    size: str = Field("tiny", description="source mini: its size")
+    seed: int = Field(0, ge=0, description="source mini: the seed that it is rendered from")
+    chunks: Positive = Field(description="chunks to train, counted from the first")
+    prepare: str | None = Field(None, description="how to get it: shown when the stream is missing")
+
+
+class Phase(Block):
+    """What the host is told in one phase of the stream."""
+
+    learning_rate: Rate = Field(description="peak learning rate of the adapter")
+    aligner_lr: Rate | None = Field(
+        None, description="learning rate of the aligner, if it is trained"
+    )
+    lr_scheduler_type: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "polynomial", "inverse_sqrt"
+    ] = Field("constant", description="restarts with every chunk")
+    warmup_ratio: float = Field(
+        0.0, ge=0, lt=1, description="share of a chunk's steps that warm up"
+    )
+    stability_weight: float | None = Field(
+        None, ge=0, description="the tuner's stability_weight here; null: the preset's value"
+    )
+
+
+class LaterPhase(Phase):
+    freeze_routers_from_chunk: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="from this chunk on the routers are frozen; null: never"
+    )
+
+
+class Schedule(Block):
+    global_batch: Positive = Field(description="samples an optimizer step, over all processes")
+    per_device_batch: Positive = Field(description="samples a forward pass on one process")
+    epochs: Positive = Field(1, description="passes over a chunk")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW's weight decay")
+    save_steps: Positive = Field(50, description="steps between checkpoints inside a chunk")
+    keep_checkpoints: Positive = Field(2, description="checkpoints kept while a chunk is trained")
+    first: Phase = Field(description="the first chunk")
+    later: LaterPhase = Field(description="every chunk after the first")
+
+
+class Evaluation(Block):
+    tasks: list[str] | None = Field(None, min_length=1, description="null: all tasks of the stream")
+    limit: Positive | None = Field(None, description="test samples a task; null: all of them")
+    batch_size: Positive = Field(8, description="prompts generated together, on one process")
+    max_new_tokens: Positive = Field(100, description="longest answer (published: 100)")
+    every: Positive = Field(1, description="evaluate after every n-th chunk, and after the last")
+
+
+class Launcher(Block):
+    nproc: Positive = Field(1, description="processes on this machine, one a GPU")
+    cpu: bool = Field(False, description="train and evaluate without a GPU")
+    deepspeed: str | None = Field(None, description="zero2, zero3, ... or a DeepSpeed JSON file")
+    omp_threads: Positive | None = Field(None, description="null: the cores shared out, 8 at most")
+
+
+class Recipe(Block):
+    """One run: a method on a stream."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
+    seed: int = Field(0, ge=0, description="seed of initialisation, dropout and sample order")
+    run_dir: str | None = Field(
+        None, description="null: runs/<name>, with -<method> behind it when method is not strlora"
+    )
+    method: Literal["strlora", "lora"] = "strlora"
+    model: Model
+    data: Data
+    tuner: dict[str, Any] = Field(
+        default_factory=dict, description="preset (released | paper) and keys of TunerOptions"
+    )
+    schedule: Schedule
+    swift: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of `swift sft`, by their own names"
+    )
+    eval: Evaluation = Evaluation()
+    launcher: Launcher = Launcher()
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Recipe:
+        problems = cross_field_problems(self)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def folder(self) -> str:
+        """The run folder, as given or by default."""
+        if self.run_dir is not None:
+            return self.run_dir
+        return (
+            f"runs/{self.name}" if self.method == "strlora" else f"runs/{self.name}-{self.method}"
+        )
+
+    @property
+    def accumulation(self) -> int:
+        """Gradient accumulation steps that make the global batch."""
+        return self.schedule.global_batch // (self.schedule.per_device_batch * self.launcher.nproc)
+
+    @property
+    def tuner_options(self) -> TunerOptions:
+        """The tuner block over its preset, checked; the schedule's keys are not in it."""
+        options = dict(self.tuner)
+        preset = preset_options(options.pop("preset", "paper"))
+        return TunerOptions(**{**preset, **options})
+
+    def phase(self, chunk: int) -> Phase:
+        """The settings of chunk `chunk`, counted from 1."""
+        return self.schedule.first if chunk == 1 else self.schedule.later
+
+
+def cross_field_problems(recipe: Recipe) -> list[str]:
+    """Names every rule over several keys that `recipe` breaks."""
+    schedule, launcher = recipe.schedule, recipe.launcher
+    problems = []
+    step = schedule.per_device_batch * launcher.nproc
+    if schedule.global_batch % step:
+        below = max(schedule.global_batch // step, 1) * step
+        problems.append(
+            f"schedule.global_batch = {schedule.global_batch} cannot be made of per_device_batch "
+            f"{schedule.per_device_batch} x {launcher.nproc} processes (launcher.nproc) x a whole "
+            f"accumulation: use a global batch of {below} or {below + step}, or change the others"
+        )
+    for phase, name in ((schedule.first, "first"), (schedule.later, "later")):
+        if phase.aligner_lr is not None and recipe.model.aligner is None:
+            problems.append(
+                f"schedule.{name}.aligner_lr = {phase.aligner_lr} has nothing to act on: set "
+                "model.aligner (multi_modal_projector) or remove the rate"
+            )
+    if launcher.cpu and recipe.model.dtype == "float16":
+        problems.append("model.dtype = float16 needs a GPU: with launcher.cpu use float32")
+    if recipe.data.source == "mini" and not re.fullmatch(r"[a-z0-9_-]+", recipe.data.size):
+        problems.append(f"data.size = {recipe.data.size!r} is no size of the mini stream")
+    return problems

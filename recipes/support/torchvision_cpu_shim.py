@@ -1,0 +1,31 @@
+"""Lets a CUDA build of torchvision import beside a CPU-only torch.
+
+Installed by recipes/setup.sh, and only when a plain import fails. The wheel's compiled operators
+cannot load on a machine without CUDA libraries, and importing it then fails for one reason: it
+registers fake kernels for two operators whose schemas were never defined. They are defined here
+right before torchvision is imported; its pure-Python parts (transforms) then work, and the compiled
+operators stay unavailable and raise when called. With a CUDA build of torch this does nothing.
+"""
+
+import importlib.abc
+import sys
+
+SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+
+
+class _BeforeTorchvision(importlib.abc.MetaPathFinder):
+    library = None  # the registration lives as long as this object
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname == "torchvision":
+            sys.meta_path.remove(self)
+            import torch
+
+            if torch.version.cuda is None:
+                _BeforeTorchvision.library = torch.library.Library("torchvision", "FRAGMENT")
+                for operator in ("nms", "qnms"):
+                    _BeforeTorchvision.library.define(operator + SCHEMA)
+        return None
+
+
+sys.meta_path.insert(0, _BeforeTorchvision())
