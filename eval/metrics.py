@@ -1,0 +1,158 @@
+"""Stream scores: pure functions of a[chunk, task].
+
+`a` is (..., chunks + 1, tasks): row 0 the base model before the stream, row c the model after chunk
+c, NaN = not evaluated and never 0; leading axes (bootstrap replicates, seeds) are carried through.
+C is the last row in which anything was evaluated. Definitions: Lopez-Paz and Ranzato 2017, Chaudhry
+et al. 2018, with the first chunk that held a task as its first exposure. A task's value is NaN
+where a number that it needs is missing; means run over the tasks that have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Statistic = Callable[[Array], Array]
+
+
+def mean_over(values: Array, axis: int = -1) -> Array:
+    """Return the mean over `axis` of the numbers that exist; NaN where there is none."""
+    known = np.isfinite(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0.0).sum(axis=axis)
+    result = np.full(np.shape(total), np.nan)
+    return np.asarray(np.divide(total, count, out=result, where=count > 0))
+
+
+def max_over(values: Array, axis: int) -> Array:
+    """Return the largest number over `axis`; NaN where there is none."""
+    filled = np.where(np.isfinite(values), values, -np.inf)
+    best = filled.max(axis=axis, initial=-np.inf)
+    return np.where(np.isfinite(best), best, np.nan)
+
+
+def last_row(a: Array) -> int:
+    """Return C, the last chunk with an evaluation (0: only the base model, or nothing)."""
+    chunks = a.shape[-2]
+    evaluated = np.isfinite(a).reshape(-1, chunks, a.shape[-1]).any(axis=(0, 2))
+    return int(np.flatnonzero(evaluated)[-1]) if evaluated.any() else 0
+
+
+def _row(a: Array, chunk: int) -> Array:
+    if 0 <= chunk < a.shape[-2]:
+        return np.asarray(a[..., chunk, :])
+    return np.full((*a.shape[:-2], a.shape[-1]), np.nan)
+
+
+def last_by_task(a: Array) -> Array:
+    """Return a[C, i]: (..., tasks). NaN before the first chunk was evaluated."""
+    chunk = last_row(a)
+    return _row(a, chunk if chunk > 0 else -1)
+
+
+def last(a: Array) -> Array:
+    """Return Last = mean_i a[C, i]: (...)."""
+    return mean_over(last_by_task(a))
+
+
+def average(a: Array) -> Array:
+    """Return Avg = mean_c mean_i a[c, i] over the evaluated chunks c >= 1: (...)."""
+    return mean_over(mean_over(a[..., 1:, :]))
+
+
+def forgetting_by_task(a: Array) -> Array:
+    """Return max_{1 <= c < C} a[c, i] - a[C, i]: (..., tasks); negative where the task still grew.
+
+    The base model (row 0) is no chunk: what the stream never taught cannot be forgotten.
+    """
+    return max_over(a[..., 1 : max(last_row(a), 1), :], axis=-2) - last_by_task(a)
+
+
+def forgetting(a: Array) -> Array:
+    """Return the mean forgetting over tasks: (...)."""
+    return mean_over(forgetting_by_task(a))
+
+
+def _at_first(a: Array, first: Sequence[int | None], shift: int) -> Array:
+    """Return a[first_i + shift, i] for every task: (..., tasks); NaN for a task never seen."""
+    columns = [
+        np.full(a.shape[:-2], np.nan) if chunk is None else _row(a, chunk + shift)[..., task]
+        for task, chunk in enumerate(first)
+    ]
+    return np.stack(columns, axis=-1) if columns else np.full((*a.shape[:-2], 0), np.nan)
+
+
+def backward_transfer_by_task(a: Array, first: Sequence[int | None]) -> Array:
+    """Return a[C, i] - a[c_i, i], c_i the first chunk that held task i: (..., tasks).
+
+    Args:
+        a: the matrix.
+        first: for each task the first chunk (from 1) that held it, None: never.
+    """
+    return last_by_task(a) - _at_first(a, first, 0)
+
+
+def backward_transfer(a: Array, first: Sequence[int | None]) -> Array:
+    """Return the mean backward transfer after first exposure: (...)."""
+    return mean_over(backward_transfer_by_task(a, first))
+
+
+def forward_transfer_by_task(a: Array, first: Sequence[int | None]) -> Array:
+    """Return a[c_i - 1, i] - a[0, i]: (..., tasks); 0 for a task of chunk 1 by definition."""
+    return _at_first(a, first, -1) - _row(a, 0)
+
+
+def forward_transfer(a: Array, first: Sequence[int | None]) -> Array:
+    """Return the mean forward transfer: (...)."""
+    return mean_over(forward_transfer_by_task(a, first))
+
+
+def plasticity_by_task(a: Array) -> Array:
+    """Return max_{c >= 1} a[c, i] - a[0, i]: (..., tasks)."""
+    return max_over(a[..., 1:, :], axis=-2) - _row(a, 0)
+
+
+def plasticity(a: Array) -> Array:
+    """Return the mean plasticity over tasks: (...)."""
+    return mean_over(plasticity_by_task(a))
+
+
+def bootstrap_matrices(
+    samples: Sequence[Array],
+    aggregates: Sequence[Callable[[Array], Array]],
+    replicates: int = 1000,
+    seed: int = 0,
+) -> Array:
+    """Return matrices drawn again from the test samples: (replicates, chunks + 1, tasks).
+
+    The same drawn samples are used in every chunk, so differences between chunks stay paired.
+
+    Args:
+        samples: for each task the sample scores (chunks + 1, n), a row of NaN = not evaluated.
+        aggregates: for each task what turns mean sample scores into the task's score.
+        replicates: how many matrices.
+        seed: of the random generator.
+    """
+    generator = np.random.default_rng(seed)
+    chunks = samples[0].shape[0] if samples else 0
+    drawn = np.full((replicates, chunks, len(samples)), np.nan)
+    for task, scores in enumerate(samples):
+        n = scores.shape[1]
+        if n == 0:
+            continue
+        weights = generator.multinomial(n, np.full(n, 1.0 / n), size=replicates) / n
+        rows = np.isfinite(scores).all(axis=1)
+        drawn[:, rows, task] = aggregates[task](weights @ scores[rows].T)
+    return drawn
+
+
+def standard_error(statistic: Statistic, drawn: Array) -> Array:
+    """Return the standard deviation of `statistic` over the drawn matrices (the first axis)."""
+    values = statistic(drawn)
+    count = np.isfinite(values).sum(axis=0)
+    spread = np.sqrt(mean_over((values - mean_over(values, axis=0)) ** 2, axis=0))
+    # One replicate less in the divisor, as for any sample.
+    return np.where(count > 1, spread * np.sqrt(count / np.maximum(count - 1, 1)), np.nan)

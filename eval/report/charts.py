@@ -1,0 +1,288 @@
+"""The plots of the report. Every function takes numbers and a width and returns one SVG.
+
+The page shows the wide form on a screen and the narrow form on a phone, so text keeps its size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from eval.report.svg import Scale, colour, label, picture, polyline, spread, tag, ticks
+
+Array = NDArray[np.float64]
+WIDE, NARROW = 880.0, 380.0
+Formatter = Callable[[float], str]
+
+
+def percent(value: float) -> str:
+    """Return a score in 0..1 as percent with one decimal; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{100 * value:.1f}".replace("-", "−")  # noqa: RUF001
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a line chart: a name, values by x (NaN = gap) and a CSS class."""
+
+    name: str
+    values: Sequence[float]
+    class_: str
+
+
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    x: Sequence[float],
+    width: float,
+    x_label: str,
+    y_label: str,
+    show: Formatter = percent,
+    y_max: float | None = None,
+    height: float = 300.0,
+    name_lines: bool = True,
+    marks: Sequence[float] = (),
+) -> Markup:
+    """Return a line chart; lines are named at their right ends where there is room.
+
+    Args:
+        title: what a screen reader says.
+        series: the lines, drawn in order.
+        x: the abscissae, one for each value.
+        width: of the picture in units of CSS pixels.
+        x_label, y_label: what the axes show, with units.
+        show: turns a value into the text of a tick.
+        y_max: top of the axis; None takes the largest value.
+        height: of the picture.
+        name_lines: write names beside the lines (wide form only).
+        marks: abscissae of thin vertical lines (chunk borders).
+    """
+    named = name_lines and width >= WIDE and len(series) <= 16
+    left, right, top, bottom = 44.0, 128.0 if named else 14.0, 24.0, height - 40.0
+    values = [v for s in series for v in s.values if not math.isnan(v)]
+    y_ticks = ticks(min(0.0, *values, 0.0), y_max or max(values, default=1.0) or 1.0)
+    across = Scale(x[0] if x else 0.0, x[-1] if x else 1.0, left, width - right)
+    up = Scale(y_ticks[0], y_ticks[-1], bottom, top)
+    body = [label(left - 36, 12, y_label, "start", "axis")]
+    body += _grid(y_ticks, up, left, width - right, show)
+    body += [tag("path", d=f"M{across(m):.1f} {top}V{bottom}", class_="mark") for m in marks]
+    body += _x_axis(x, across, bottom, x_label, (left + width - right) / 2)
+    body += [_line(s, x, across, up, show) for s in series]
+    if named:
+        body += _line_names(series, up, width - right, top, bottom)
+    return picture(width, height, title, body)
+
+
+def _grid(
+    y_ticks: Sequence[float], up: Scale, left: float, right: float, show: Formatter
+) -> list[str]:
+    parts = []
+    for value in y_ticks:
+        y = up(value)
+        parts.append(
+            tag("path", d=f"M{left} {y:.1f}H{right}", class_="zero" if value == 0 else "grid")
+        )
+        text = show(value)
+        parts.append(label(left - 8, y + 4, text[:-2] if text.endswith(".0") else text, "end"))
+    return parts
+
+
+def _x_axis(
+    x: Sequence[float], across: Scale, bottom: float, name: str, middle: float
+) -> list[str]:
+    room = max(1, int((across.end - across.start) // 34))
+    step = max(1, math.ceil(len(x) / room))
+    parts = [label(across(v), bottom + 18, f"{v:g}") for v in x[::step]]
+    return [*parts, label(middle, bottom + 36, name, class_="axis")]
+
+
+def _line(s: Series, x: Sequence[float], across: Scale, up: Scale, show: Formatter) -> str:
+    points = [(across(a), up(v)) for a, v in zip(x, s.values, strict=True)]
+    parts = [tag("title", f"{s.name}"), tag("path", d=polyline(points), class_="line")]
+    if len(points) <= 40:
+        for (px, py), a, v in zip(points, x, s.values, strict=True):
+            if not math.isnan(v):
+                tip = tag("title", f"{s.name}, {a:g}: {show(v)}")
+                parts.append(tag("circle", tip, cx=px, cy=py, r=2.5, class_="dot"))
+    return tag("g", *parts, class_=f"series {s.class_}")
+
+
+def _line_names(
+    series: Sequence[Series], up: Scale, x: float, top: float, bottom: float
+) -> list[str]:
+    ends = []
+    for s in series:
+        known = [v for v in s.values if not math.isnan(v)]
+        ends.append(up(known[-1]) if known else bottom)
+    placed = spread(ends, 15.0, top, bottom)
+    return [
+        label(x + 8, y + 4, s.name, "start", f"name {s.class_}")
+        for s, y in zip(series, placed, strict=True)
+    ]
+
+
+def composition(title: str, chunks: Sequence[dict[str, int]], tasks: Sequence[str], width: float,
+                last_done: int) -> Markup:  # fmt: skip
+    """Return stacked bars: which share of each chunk's samples belongs to which task.
+
+    Bars share the abscissa of the accuracy chart above; chunks not yet trained are pale.
+    """
+    height, top, bottom = 104.0, 22.0, 82.0
+    right = 128.0 if width >= WIDE and len(tasks) + 1 <= 16 else 14.0
+    across = Scale(0.0, float(max(len(chunks), 1)), 44.0, width - right)
+    half = min(22.0, 0.36 * (across(1.0) - across(0.0)))
+    body = [label(8, 12, "Share of the chunk's samples", "start", "axis")]
+    for number, chunk in enumerate(chunks, start=1):
+        total, y = sum(chunk.values()) or 1, bottom
+        parts = []
+        for i, task in enumerate(tasks):
+            share = chunk.get(task, 0) / total
+            if share:
+                tip = tag("title", f"chunk {number}: {chunk[task]} of {task}")
+                y -= share * (bottom - top)
+                parts.append(
+                    tag("rect", tip, x=across(number) - half, y=y, width=2 * half,
+                        height=max(share * (bottom - top) - 1, 0.5), class_=f"bar {colour(i)}")
+                )  # fmt: skip
+        body.append(tag("g", *parts, class_="waiting" if number > last_done else None))
+    step = max(1, math.ceil(len(chunks) / max(1, int((across.end - across.start) // 34))))
+    body += [label(across(n), bottom + 16, str(n)) for n in range(1, len(chunks) + 1, step)]
+    return picture(width, height, title, body)
+
+
+def heat_map(
+    title: str,
+    values: Array,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    width: float,
+    column_label: str,
+    low: float = 0.0,
+    high: float = 1.0,
+    outlined: Callable[[int, int], bool] = lambda row, column: False,
+) -> Markup:
+    """Return a heat map with the number in each cell where there is room.
+
+    Args:
+        title: what a screen reader says.
+        values: (rows, columns), NaN is drawn as a hatched gap.
+        rows, columns: names.
+        width: of the picture.
+        column_label: what the columns are.
+        low, high: values of the palest and the darkest cell.
+        outlined: cells that get a frame.
+    """
+    longest = max((len(name) for name in rows), default=0)
+    left = min(16.0 + 7.0 * longest, 0.42 * width)
+    cell = min((width - left - 4) / max(len(columns), 1), 64.0)
+    tall = 26.0 if len(rows) <= 30 else 12.0
+    top = 40.0
+    body = [label(left, 12, column_label, "start", "axis")]
+    step = max(1, math.ceil(24.0 / cell))
+    body += [
+        label(left + (j + 0.5) * cell, 32, name) for j, name in enumerate(columns) if j % step == 0
+    ]
+    for i, row in enumerate(rows):
+        y = top + i * tall
+        if tall >= 12 and (len(rows) <= 60 or i % 2 == 0):
+            body.append(label(left - 8, y + tall / 2 + 4, _fit(row, left - 12), "end", "row"))
+        for j, column in enumerate(columns):
+            share = (float(values[i, j]) - low) / (high - low) if high > low else math.nan
+            text = percent(float(values[i, j]))
+            tip = tag("title", f"{row}, {column}: {text}")
+            box = (left + j * cell, y, cell, tall)
+            body.append(_cell(tip, box, share, text, outlined(i, j)))
+    return picture(width, top + len(rows) * tall + 4, title, body)
+
+
+def _fit(text: str, room: float) -> str:
+    most = max(int(room // 6.6), 3)
+    return text if len(text) <= most else "…" + text[1 - most :]
+
+
+def _cell(
+    tip: str, box: tuple[float, float, float, float], share: float, text: str, outlined: bool
+) -> str:
+    x, y, width, height = box
+    place = {"x": x + 1, "y": y + 1, "width": width - 2, "height": height - 2, "rx": 3}
+    if math.isnan(share):
+        return tag("rect", tip, **place, class_="cell none")
+    share = min(max(share, 0.0), 1.0)
+    # The palest cell must still be seen as a cell.
+    frame = " framed" if outlined else ""
+    parts = [tip, tag("rect", **place, class_=f"cell{frame}", fill_opacity=0.06 + 0.94 * share)]
+    if width >= 30 and height >= 18:
+        shade = "on-dark" if share > 0.5 else "on-pale"
+        shown = text if width >= 40 else text.split(".")[0]
+        parts.append(label(x + width / 2, y + height / 2 + 4, shown, class_=f"value {shade}"))
+    return tag("g", *parts)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: a name, a value (NaN: none) and its standard error."""
+
+    name: str
+    value: float
+    stderr: float
+
+
+def bars(title: str, items: Sequence[Bar], width: float) -> Markup:
+    """Return horizontal bars that may go below zero, with whiskers of one standard error."""
+    longest = max((len(item.name) for item in items), default=0)
+    left = min(16.0 + 7.0 * longest, 0.42 * width)
+    tall, top = 26.0, 8.0
+    ends = [end for item in items for end in _reach(item)]
+    marks = ticks(min([0.0, *ends]), max([0.02, *ends]))
+    across = Scale(marks[0], marks[-1], left, width - 52)
+    bottom = top + tall * len(items)
+    body = [
+        tag("path", d=f"M{across(m):.1f} {top}V{bottom}", class_="zero" if m == 0 else "grid")
+        for m in marks
+    ]
+    step = max(1, math.ceil(len(marks) * 44 / (across.end - across.start)))
+    body += [label(across(m), bottom + 16, _short(m)) for m in marks[::step]]
+    for i, item in enumerate(items):
+        body += _bar(item, across, top + i * tall, tall, left)
+    unit = "points lost since the best chunk"
+    body.append(label((left + width - 52) / 2, bottom + 34, unit, class_="axis"))
+    return picture(width, bottom + 42, title, body)
+
+
+def _reach(item: Bar) -> list[float]:
+    """Return the ends of a bar's whisker; nothing where there is no bar."""
+    if math.isnan(item.value):
+        return []
+    error = 0.0 if math.isnan(item.stderr) else item.stderr
+    return [item.value - error, item.value + error]
+
+
+def _short(value: float) -> str:
+    text = percent(value)
+    return text[:-2] if text.endswith(".0") else text
+
+
+def _bar(item: Bar, across: Scale, y: float, tall: float, left: float) -> list[str]:
+    parts = [label(left - 8, y + tall / 2 + 4, item.name, "end", "row")]
+    if math.isnan(item.value):
+        return [*parts, label(across(0) + 8, y + tall / 2 + 4, "not known yet", "start")]
+    zero, end = across(0.0), across(item.value)
+    kind = "loss" if item.value > 0 else "gain"
+    tip = tag("title", f"{item.name}: {percent(item.value)}")
+    parts.append(
+        tag("rect", tip, x=min(zero, end), y=y + 6, width=max(abs(end - zero), 1.0),
+            height=tall - 12, rx=2, class_=kind)
+    )  # fmt: skip
+    reach = end
+    if item.stderr > 0:
+        a, b = across(item.value - item.stderr), across(item.value + item.stderr)
+        parts.append(tag("path", d=f"M{a:.1f} {y + tall / 2}H{b:.1f}", class_="whisker"))
+        reach = max(b, end)
+    parts.append(
+        label(max(reach, zero) + 6, y + tall / 2 + 4, percent(item.value), "start", "value")
+    )
+    return parts

@@ -1,0 +1,245 @@
+"""All that a report shows, read from the files of a run.
+
+A run may still be going on, and files may be missing or damaged: whatever cannot be read becomes a
+`Gap`, a sentence that the report shows in its place. Nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.files import Record, read_json, read_jsonl
+from eval.matrix import Matrix, load_matrix
+from eval.routing import Routing, load_routing, task_shares
+from eval.scores import TaskScores, score_task
+from eval.stream import Stream, load_stream
+
+Array = NDArray[np.float64]
+T = TypeVar("T")
+UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Something that the report cannot show, and why."""
+
+    what: str
+    why: str
+
+
+@dataclass
+class RunData:
+    """The files of one run.
+
+    Attributes:
+        root: the run folder.
+        matrix: a[chunk, task]; empty before the first evaluation.
+        stream: the stream folder, None where it cannot be read.
+        manifest, state: the JSON files, empty where missing.
+        recipe: the text of recipe.yaml.
+        scored: sample scores by (chunk, task).
+        training: the host's log lines by chunk.
+        routing: expert use by chunk.
+        gaps: what is missing.
+    """
+
+    root: Path
+    matrix: Matrix
+    stream: Stream | None = None
+    manifest: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    recipe: str = ""
+    scored: dict[tuple[int, str], TaskScores] = field(default_factory=dict)
+    training: dict[int, list[Record]] = field(default_factory=dict)
+    routing: dict[int, Routing] = field(default_factory=dict)
+    gaps: list[Gap] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Return the run's name."""
+        return str(self.manifest.get("name") or self.root.resolve().name)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Return the evaluated tasks, in the stream's order."""
+        return self.matrix.tasks
+
+    @property
+    def evaluated(self) -> int:
+        """Return the last chunk that has an evaluation."""
+        return max(len(self.matrix.values) - 1, 0)
+
+    @property
+    def planned(self) -> int:
+        """Return how many chunks the run will have; 0 where no file says so."""
+        chunks = (self.manifest.get("data") or {}).get("chunks")
+        if isinstance(chunks, list):
+            return len(chunks)
+        return len(self.stream.chunks) if self.stream else 0
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether all planned chunks are done."""
+        if "finished" in self.state:
+            return bool(self.state["finished"])
+        return bool(self.planned) and int(self.state.get("done", 0)) >= self.planned
+
+    def first_seen(self) -> list[int | None]:
+        """Return for each task the first chunk that held it, None: never or not known."""
+        seen = self.stream.first_seen() if self.stream else {}
+        return [seen.get(task) for task in self.tasks]
+
+    def composition(self) -> list[dict[str, int]]:
+        """Return for every planned chunk the samples of each task."""
+        if self.stream is None:
+            return []
+        return [dict(chunk["tasks"]) for chunk in self.stream.chunks[: self.planned]]
+
+    def sample_scores(self, task: str) -> Array:
+        """Return the task's sample scores (chunks + 1, n), a row of NaN = not evaluated.
+
+        Columns are the samples of the first evaluation; a chunk with other samples is left out.
+        """
+        rows = [self.scored.get((chunk, task)) for chunk in range(len(self.matrix.values))]
+        known = next((row for row in rows if row is not None), None)
+        ids = [] if known is None else known.ids
+        table = np.full((len(rows), len(ids)), np.nan)
+        for chunk, row in enumerate(rows):
+            if row is not None and row.ids == ids and row.failed < len(ids):
+                table[chunk] = row.scores
+        return table
+
+
+def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
+    """Read a run folder.
+
+    Args:
+        run_dir: the run folder.
+        stream_dir: the stream folder; None takes the one that manifest.json names.
+
+    Raises:
+        FileNotFoundError: there is no such folder; everything else becomes a gap.
+    """
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"{run_dir}: no such run; the folder should hold matrix.csv")
+    gaps: list[Gap] = []
+    manifest = _try(gaps, "Configuration", partial(_object, run_dir / "manifest.json"), _NOTHING)
+    state = _try(gaps, "State of the run", partial(_object, run_dir / "state.json"), _NOTHING)
+    stream = _try(gaps, "Stream", lambda: find_stream(run_dir, manifest, stream_dir), None)
+    matrix = _try(gaps, "Scores", lambda: _load_matrix(run_dir, stream), _NO_MATRIX)
+    recipe = _try(gaps, "Recipe", lambda: (run_dir / "recipe.yaml").read_text("utf-8"), "")
+    run = RunData(run_dir, matrix, stream, manifest, state, recipe, gaps=gaps)
+    _read_predictions(run)
+    _read_training(run)
+    _read_routing(run)
+    return run
+
+
+_NOTHING: dict[str, Any] = {}
+_NO_MATRIX = Matrix(np.zeros((0, 0)), [], np.zeros((0, 0), dtype=np.int64))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _try(gaps: list[Gap], what: str, read: Callable[[], T], otherwise: T) -> T:
+    try:
+        return read()
+    except UNREADABLE as error:
+        why = f"no key {error}" if isinstance(error, KeyError) else str(error)
+        gaps.append(Gap(what, why))
+        return otherwise
+
+
+def find_stream(run_dir: Path, manifest: dict[str, Any], stream_dir: Path | None) -> Stream:
+    """Return the stream of a run: `stream_dir`, or the folder that the manifest names.
+
+    A relative folder is looked for from the working folder, then from the folders above the run.
+
+    Raises:
+        FileNotFoundError: it is nowhere.
+    """
+    if stream_dir is not None:
+        return load_stream(stream_dir)
+    named = (manifest.get("data") or {}).get("stream")
+    if not named:
+        raise FileNotFoundError("manifest.json names no stream (data.stream); give --stream FOLDER")
+    above = [parent / named for parent in run_dir.resolve().parents]
+    found = [f for f in (Path(named), *above) if (f / "stream.json").is_file()]
+    return load_stream(found[0] if found else Path(named))
+
+
+def _load_matrix(run_dir: Path, stream: Stream | None) -> Matrix:
+    path = run_dir / "matrix.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there yet: nothing was evaluated")
+    matrix = load_matrix(path)
+    if stream is None:
+        return matrix
+    return load_matrix(path, [task for task in stream.tasks if task in matrix.tasks])
+
+
+def _chunk_dirs(run: RunData) -> list[tuple[int, Path]]:
+    folders = sorted((run.root / "chunks").glob("*"))
+    return [(int(f.name), f) for f in folders if f.name.isdigit() and f.is_dir()]
+
+
+def _read_predictions(run: RunData) -> None:
+    stream = run.stream
+    if stream is None:
+        return
+    for chunk in range(len(run.matrix.values)):
+        folder = run.root / "chunks" / f"{chunk:03d}" / "predictions"
+        for column, task in enumerate(run.tasks):
+            if run.matrix.samples[chunk, column] == 0:
+                continue
+            what = f"Predictions of {task} after chunk {chunk}"
+            scored = _try(run.gaps, what, partial(score_task, folder, stream, task), None)
+            if scored is not None:
+                run.scored[chunk, task] = scored
+                _compare(run, chunk, column, scored)
+
+
+def _compare(run: RunData, chunk: int, column: int, scored: TaskScores) -> None:
+    """Add a gap if matrix.csv and the prediction files tell different stories."""
+    written = float(run.matrix.values[chunk, column])
+    if np.isclose(written, scored.score, atol=2e-6, equal_nan=True):
+        return
+    what = f"{run.tasks[column]} after chunk {chunk}"
+    why = f"matrix.csv says {written:.6f}, its prediction file gives {scored.score:.6f}"
+    run.gaps.append(Gap(what, why))
+
+
+def _read_training(run: RunData) -> None:
+    for chunk, folder in _chunk_dirs(run):
+        path = folder / "train_metrics.jsonl"
+        if chunk > 0 and path.is_file():
+            what = f"Training log of chunk {chunk}"
+            none: list[Record] = []
+            run.training[chunk] = _try(run.gaps, what, partial(read_jsonl, path, True), none)
+
+
+def _read_routing(run: RunData) -> None:
+    stream = run.stream
+    found = [(c, f / "routing.json") for c, f in _chunk_dirs(run) if (f / "routing.json").is_file()]
+    if stream is None or not found:
+        return
+    shares = _try(run.gaps, "Routing", lambda: task_shares(stream), None)
+    for chunk, path in found if shares is not None else []:
+        what = f"Routing after chunk {chunk}"
+        routing = _try(
+            run.gaps, what, partial(load_routing, path, shares or {}, stream.tasks), None
+        )
+        if routing is not None:
+            run.routing[chunk] = routing

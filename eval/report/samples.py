@@ -1,0 +1,127 @@
+"""The qualitative panel: the same question's answers over the stream, with its picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from eval.files import Record
+from eval.predictions import read_predictions
+from eval.report.data import RunData
+
+THUMBNAIL = 168
+MOST_TASKS = 12
+RIGHT = 0.5
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The same answer in chunks `start` to `end`: its text (None: no answer) and score in 0..1."""
+
+    start: int
+    end: int
+    text: str | None
+    score: float
+
+    @property
+    def chunks(self) -> str:
+        """Return the chunks as text, "base" for the model before the stream."""
+        first = "base" if self.start == 0 else str(self.start)
+        return first if self.start == self.end else f"{first}–{self.end}"  # noqa: RUF001
+
+    @property
+    def right(self) -> bool:
+        """Tell whether the answer earned at least half the score."""
+        return self.text is not None and self.score >= RIGHT
+
+
+@dataclass(frozen=True)
+class Story:
+    """One test question and what the model answered over the stream."""
+
+    task: str
+    prompt: str
+    gold: str
+    picture: str | None
+    answers: list[Answer]
+
+
+def stories(run: RunData) -> list[Story]:
+    """Return one story a task, at most `MOST_TASKS`, the most telling question of each.
+
+    Most telling: right answers that were lost again, else learned ones, else the first question.
+    """
+    told = [_story(run, task) for task in run.tasks[:MOST_TASKS]]
+    return [story for story in told if story is not None]
+
+
+def _story(run: RunData, task: str) -> Story | None:
+    if run.stream is None:
+        return None
+    table = run.sample_scores(task)
+    chunks = [c for c in range(len(table)) if np.isfinite(table[c]).all() and table.shape[1]]
+    if not chunks:
+        return None
+    chosen = _most_telling(table[chunks])
+    lines = {c: _lines(run, c, task)[chosen] for c in chunks}
+    first = lines[chunks[0]]
+    return Story(
+        task=task,
+        prompt=str(first.get("prompt", "")),
+        gold=_gold(first),
+        picture=_thumbnail(run.stream.folder, first.get("images") or []),
+        answers=_merge([(c, lines[c], float(table[c, chosen])) for c in chunks]),
+    )
+
+
+def _lines(run: RunData, chunk: int, task: str) -> Sequence[Record]:
+    folder = run.root / "chunks" / f"{chunk:03d}" / "predictions"
+    assert run.stream is not None
+    return read_predictions(folder, run.stream, task)
+
+
+def _most_telling(table: np.ndarray) -> int:
+    """Return the sample (column) with the most telling course of scores over chunks (rows)."""
+    steps = np.diff(table, axis=0)
+    lost = np.clip(-steps, 0, None).sum(axis=0)
+    learned = np.clip(steps, 0, None).sum(axis=0)
+    # One loss after learning tells more than a flicker: losses count up to one.
+    return int(np.argmax(2 * np.minimum(lost, 1) * (learned > 0) + np.minimum(learned, 1)))
+
+
+def _gold(line: Record) -> str:
+    references = line.get("references")
+    return str(references[0] if isinstance(references, list) and references else line.get("gold"))
+
+
+def _merge(course: Sequence[tuple[int, Record, float]]) -> list[Answer]:
+    merged: list[Answer] = []
+    for chunk, line, score in course:
+        text = line.get("prediction")
+        if merged and merged[-1].text == text:
+            merged[-1] = Answer(merged[-1].start, chunk, text, score)
+        else:
+            merged.append(Answer(chunk, chunk, text, score))
+    return merged
+
+
+def _thumbnail(folder: Path, images: Sequence[str]) -> str | None:
+    """Return the first image as a small data URI, None where it cannot be read."""
+    if not images:
+        return None
+    from PIL import Image
+
+    try:
+        with Image.open(folder / images[0]) as image:
+            small = image.convert("RGB")
+            small.thumbnail((THUMBNAIL, THUMBNAIL))
+            buffer = io.BytesIO()
+            small.save(buffer, "JPEG", quality=80, optimize=True)
+    except OSError:
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -1,0 +1,173 @@
+"""The tables behind the plots, as text ready for print."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from eval import metrics
+from eval.report.charts import percent
+from eval.report.data import RunData
+from eval.report.numbers import Number, Summary
+from eval.report.training import Curve
+
+MOST_ROWS = 60
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, a head and rows of text; the first cell of a row names it."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def with_error(number: Number) -> str:
+    """Return "61.3 ± 1.6", or the value alone, or a dash."""
+    if math.isnan(number.value) or math.isnan(number.stderr):
+        return percent(number.value)
+    return f"{percent(number.value)} ± {percent(number.stderr)}"
+
+
+def matrix_table(run: RunData) -> Table:
+    """Return a[chunk, task] in percent, one row a chunk, the mean behind."""
+    rows = []
+    for chunk, values in enumerate(run.matrix.values):
+        name = "base model" if chunk == 0 else f"chunk {chunk}"
+        mean = float(metrics.mean_over(values))
+        rows.append([name, *(percent(float(v)) for v in values), percent(mean)])
+    return Table("Score after each chunk, in percent", ["after", *run.tasks, "mean"], rows)
+
+
+def composition_table(run: RunData) -> Table | None:
+    """Return the samples by task, one row a chunk; None without a stream."""
+    chunks = run.composition()
+    if not chunks:
+        return None
+    tasks = list(dict.fromkeys([*run.tasks, *(t for c in chunks for t in c)]))
+    rows = [
+        [f"chunk {n}", *(str(chunk.get(task, 0)) for task in tasks)]
+        for n, chunk in enumerate(chunks, start=1)
+    ]
+    return Table("Training samples by task", ["chunk", *tasks], rows)
+
+
+def task_table(summary: Summary) -> Table:
+    """Return every task's numbers with standard errors."""
+    head = [
+        "task",
+        "scorer",
+        "samples",
+        "failed",
+        "first chunk",
+        "majority",
+        "base",
+        "best",
+        "last",
+    ]
+    head += ["forgetting", "backward transfer", "forward transfer"]
+    rows = [
+        [
+            row.task,
+            row.scorer,
+            str(row.samples),
+            str(row.failed),
+            "never" if row.first is None else str(row.first),
+            percent(row.majority.value),
+            *map(with_error, (row.base, row.best, row.last)),
+            *map(with_error, (row.forgetting, row.backward, row.forward)),
+        ]
+        for row in summary.tasks
+    ]
+    return Table("All tasks, scores in percent; failed: over all chunks", head, rows)
+
+
+def expert_tables(run: RunData) -> dict[str, Table | None]:
+    """Return expert shares by task and by layer, after the last routed chunk."""
+    if not run.routing:
+        return {"experts": None, "layers": None}
+    chunk = max(run.routing)
+    routing = run.routing[chunk]
+    names = [f"E{e + 1}" for e in range(routing.use.shape[2])]
+    by_task, kept = routing.use.mean(axis=1), routing.selected.mean(axis=1)
+    task_rows = [
+        [task, *(percent(float(v)) for v in by_task[i]), *(percent(float(v)) for v in kept[i])]
+        for i, task in enumerate(routing.tasks)
+    ]
+    by_layer = routing.use.mean(axis=0) if routing.tasks else []
+    layer_rows = [
+        [name, *(percent(float(v)) for v in values), _ratio(float(nmi))]
+        for name, values, nmi in zip(routing.layers, by_layer, routing.nmi, strict=True)
+    ] if routing.tasks else []  # fmt: skip
+    head = ["task", *(f"{n} weight" for n in names), *(f"{n} kept" for n in names)]
+    return {
+        "experts": Table(f"Expert use by task after chunk {chunk}, in percent", head, task_rows),
+        "layers": Table(
+            f"Expert weight by layer after chunk {chunk}, in percent, and NMI(task, expert set)",
+            ["layer", *names, "NMI"],
+            layer_rows,
+        ),
+    }
+
+
+def _ratio(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"  # noqa: RUF001
+
+
+def curve_table(name: str, curve: Curve) -> Table:
+    """Return a thinned curve, at most `MOST_ROWS` rows."""
+    step = max(1, math.ceil(len(curve.steps) / MOST_ROWS))
+    pairs = list(zip(curve.steps, curve.values, strict=True))[::step]
+    rows = [[f"{s:g}", f"{v:.4g}"] for s, v in pairs]
+    return Table(f"{name} by optimizer step", ["step", name.lower()], rows)
+
+
+def timing_table(run: RunData) -> Table | None:
+    """Return steps and seconds by chunk with their sum; None without state.json."""
+    records = [r for r in run.state.get("chunks") or [] if isinstance(r, dict)]
+    if not records:
+        return None
+    keys = ("steps", "train_seconds", "eval_seconds")
+    rows = [[_chunk_name(r), *(_amount(r.get(key)) for key in keys)] for r in records]
+    totals = [sum(float(r.get(key) or 0) for r in records) for key in keys]
+    rows.append(["total", *map(_amount, totals)])
+    head = ["chunk", "optimizer steps", "training, seconds", "evaluation, seconds"]
+    return Table("Steps and wall time", head, rows)
+
+
+def _chunk_name(record: dict[str, Any]) -> str:
+    return "base model" if record.get("index") == 0 else str(record.get("index"))
+
+
+def _amount(value: Any) -> str:
+    return "–" if value is None else f"{float(value):.0f}"  # noqa: RUF001
+
+
+def facts(run: RunData) -> list[tuple[str, str]]:
+    """Return what made the run, as (name, value): recipe, seed, versions, code, data, machine."""
+    m = run.manifest
+    if not m:
+        return []
+    recipe, git, data = m.get("recipe") or {}, m.get("git") or {}, m.get("data") or {}
+    listed: list[tuple[str, Any]] = [
+        ("Method", recipe.get("method")),
+        ("Tuner", _inline(m.get("tuner") or recipe.get("tuner"))),
+        ("Model", (recipe.get("model") or {}).get("path")),
+        ("Stream", f"{data.get('name', '')} {str(data.get('sha256', ''))[:12]}".strip()),
+        ("Seed", m.get("seed")),
+        ("Processes", m.get("processes")),
+        ("Global batch", m.get("global_batch")),
+        ("Code", _inline(git)),
+        ("Versions", _inline(m.get("versions"))),
+        ("Machine", _inline(m.get("hardware"))),
+        ("Started", m.get("started")),
+    ]
+    return [(name, str(value)) for name, value in listed if value not in (None, "")]
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items() if inner is not None)
+    return "" if value is None else str(value)

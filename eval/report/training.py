@@ -1,0 +1,73 @@
+"""Loss curves from the host's log lines (logging.jsonl, copied as train_metrics.jsonl)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eval.files import Record
+from eval.report.data import RunData
+
+MOST_POINTS = 400
+STABILITY_KEYS = ("stability_loss", "strlora_stability_loss", "stability")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A value over the optimizer steps of the whole stream.
+
+    Attributes:
+        steps: step numbers, counted through from chunk 1.
+        values: one value a step, in the log's unit.
+        borders: the step at which each chunk after the first begins.
+    """
+
+    steps: list[float]
+    values: list[float]
+    borders: list[float]
+
+
+def curve(run: RunData, keys: Sequence[str]) -> Curve | None:
+    """Return the curve of the first of `keys` that the logs hold, None where none does."""
+    steps: list[float] = []
+    values: list[float] = []
+    borders: list[float] = []
+    done = 0
+    for chunk in sorted(run.training):
+        points = _points(run.training[chunk], keys)
+        if done and points:
+            borders.append(float(done))
+        steps += [float(done + step) for step, _ in points]
+        values += [value for _, value in points]
+        done += max(_last_step(run.training[chunk]), len(points))
+    if not values:
+        return None
+    return Curve(*_thin(steps, values), borders)
+
+
+def _points(lines: Sequence[Record], keys: Sequence[str]) -> list[tuple[int, float]]:
+    points = []
+    for number, line in enumerate(lines, start=1):
+        key = next((k for k in keys if isinstance(line.get(k), int | float)), None)
+        if key is not None and math.isfinite(line[key]):
+            points.append((_step(line) or number, float(line[key])))
+    return points
+
+
+def _step(line: Record) -> int | None:
+    """Return a log line's step: ms-swift writes "global_step/max_steps": "5/38"."""
+    written = str(line.get("global_step/max_steps", line.get("step", ""))).split("/")[0]
+    return int(written) if written.isdigit() else None
+
+
+def _last_step(lines: Sequence[Record]) -> int:
+    return max((_step(line) or 0 for line in lines), default=0)
+
+
+def _thin(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+    """Average neighbours until at most `MOST_POINTS` points are left."""
+    size = math.ceil(len(steps) / MOST_POINTS)
+    groups = range(0, len(steps), size)
+    means = [sum(values[g : g + size]) / len(values[g : g + size]) for g in groups]
+    return [steps[g] for g in groups], means

@@ -1,0 +1,108 @@
+"""The `released` scorers: what the published StrCVIT scripts decide, their defects included.
+
+Written from their observed behaviour (../tests/fixtures/released_scores.json holds real verdicts),
+for comparison with published numbers only. The default is `fixed`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eval.scorers import boxes
+from eval.scorers.text import RELEASED_FULL_STOPS, evalai
+
+Record = dict[str, Any]
+REFUSED = "Unanswerable"
+
+
+class ReleasedCrash(ValueError):
+    """The published script ends with an exception on this input; the message says which."""
+
+
+def _text_gold(record: Record) -> str:
+    gold = record.get("gold", record.get("answer"))
+    if not isinstance(gold, str):
+        raise ReleasedCrash(f"the published script crashes on a gold of type {type(gold).__name__}")
+    return gold
+
+
+def contained(prediction: str, record: Record) -> float:
+    """AD, RS: the gold stands somewhere in the answer, with a weak look at word boundaries.
+
+    Defects: "Unanswerable" is refused even as gold; only a one-word gold loses its full stops;
+    " red" opens " reduced"; an answer without blanks is searched as a plain substring.
+    """
+    if REFUSED in prediction:
+        return 0.0
+    answer, gold = prediction.lower(), _text_gold(record).lower()
+    if " " in gold:
+        return float(gold in answer)
+    gold = gold.replace(".", "")
+    if " " not in answer:
+        return float(gold in answer)
+    return float(any(form in answer for form in (f" {gold}", f"{gold} ", f"{gold}.", f"{gold},")))
+
+
+def equal_compacted(prediction: str, record: Record) -> float:
+    """Fin: equality after blanks and full stops were removed from the PREDICTION only."""
+    if REFUSED in prediction:
+        return 0.0
+    answer = prediction.replace(" ", "").replace(".", "")
+    return float(answer.lower() == _text_gold(record).lower())
+
+
+def two_way_substring(prediction: str, record: Record) -> float:
+    """ImageNet, Places365: either stands in the other, so an empty answer counts as right."""
+    gold = _text_gold(record).replace(".", "").upper()
+    answer = prediction.upper()
+    return float(gold in answer or answer in gold)
+
+
+def substring(prediction: str, record: Record) -> float:
+    """ChartQA: the gold without its full stops stands in the prediction ("3.5" accepts "35")."""
+    return float(_text_gold(record).replace(".", "").upper() in prediction.upper())
+
+
+def vqa(prediction: str, record: Record) -> float:
+    """VQAv2: equality after EvalAI with its quirks; one gold; two articles are equal."""
+    gold = evalai(_text_gold(record), RELEASED_FULL_STOPS)
+    return float(evalai(prediction, RELEASED_FULL_STOPS) == gold)
+
+
+def equal_lower(prediction: str, record: Record) -> float:
+    """OCRVQA: equality of lower-cased strings; a title with "Unanswerable" is refused."""
+    return float(REFUSED not in prediction and prediction.lower() == _text_gold(record).lower())
+
+
+def equal_lower_prediction(prediction: str, record: Record) -> float:
+    """GQA: the prediction is lower-cased and loses its final full stops; the gold is untouched."""
+    return float(prediction.rstrip(".").lower() == _text_gold(record))
+
+
+def grounding(prediction: str, record: Record) -> float:
+    """Grounding: IoU > 0.5 after a parser that eats digits.
+
+    All square brackets go, then the first and last character of what is left: y2 loses its last
+    digit and x1 its first digit or sign, unless another mark stands there.
+    """
+    fields = record["gold"] if isinstance(record.get("gold"), dict) else record
+    box = _damaged_box(prediction)
+    if "size" not in fields or "answer_bbox" not in fields:
+        raise ReleasedCrash("the published script crashes without 'size' and 'answer_bbox'")
+    if box is None:
+        return 0.0
+    gold = boxes.parse_numbers(str(fields["answer_bbox"]))
+    if len(gold) != 4:
+        raise ReleasedCrash(f"the published script crashes on a gold box of {len(gold)} numbers")
+    scale = float(max(fields["size"]))
+    found = [number * scale for number in box]
+    return float(boxes.iou(found, [number * scale for number in gold]) > 0.5)
+
+
+def _damaged_box(prediction: str) -> list[float] | None:
+    inner = prediction.replace("[", "").replace("]", "")[1:-1]
+    try:
+        numbers = [float(part) for part in inner.split(",")]
+    except ValueError:
+        return None
+    return numbers if len(numbers) == 4 else None

@@ -1,0 +1,233 @@
+"""Builds a stream and a run folder for tests: invented answers, nothing that was ever measured."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from eval.matrix import append_scores
+from eval.scores import score_chunk
+
+COLOURS = ["red", "green", "blue", "orange"]
+TITLES = ["The Quiet Harbour", "Nine Letters", "A Winter Road", "Salt and Stone"]
+SCORERS = {
+    "VQAv2": "vqa",
+    "OCRVQA": "exact",
+    "Fin": "choice",
+    "Grounding": "grounding",
+    "TextCaps": "caption",
+}
+PROMPTS = {
+    "VQAv2": "What colour is shape {n}? Answer with one word.",
+    "OCRVQA": "What is written on cover {n}?",
+    "Fin": "Does chart {n} rise? A. yes B. no",
+    "Grounding": "Where is shape {n}? Give [x1, y1, x2, y2].",
+    "TextCaps": "Describe picture {n} in one sentence.",
+}
+
+
+def _gold(task: str, draw: random.Random) -> dict[str, Any]:
+    if task == "VQAv2":
+        return {"answer": draw.choice(COLOURS)}
+    if task == "OCRVQA":
+        return {"answer": draw.choice(TITLES)}
+    if task == "Fin":
+        return {"answer": draw.choice("AB")}
+    if task == "Grounding":
+        x, y = draw.randint(5, 40) / 100, draw.randint(5, 40) / 100
+        box = f"[{x:.2f}, {y:.2f}, {x + 0.4:.2f}, {y + 0.4:.2f}]"
+        return {"answer": box, "answer_bbox": box, "size": [112, 112]}
+    colour, shape = draw.choice(COLOURS), draw.choice(["square", "circle", "house"])
+    texts = [f"A {colour} {shape} on a table.", f"a {shape} that is {colour}", f"{colour} {shape}"]
+    return {"answer": texts[0], "references": texts}
+
+
+def _wrong(task: str, draw: random.Random) -> str:
+    guesses = {"Fin": "C", "Grounding": "[0.90, 0.90, 0.99, 0.99]", "TextCaps": "something"}
+    return guesses.get(task, draw.choice(["purple", "none at all"]))
+
+
+def make_stream(folder: Path, tasks: list[str], chunks: int, tests: int = 20) -> Path:
+    """Write a stream folder with `tests` test samples a task; chunk files are left out."""
+    draw = random.Random(7)
+    for task in tasks:
+        lines = [_test_record(folder, task, n, draw) for n in range(tests)]
+        path = folder / "test" / f"{task}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    mixtures = [_mixture(tasks, chunk, draw) for chunk in range(1, chunks + 1)]
+    manifest = {
+        "format": "strlora-stream/1",
+        "name": "fixture-stream",
+        "seed": 7,
+        "tasks": {
+            t: {
+                "scorer": SCORERS.get(t, "vqa"),
+                "test": f"test/{t}.jsonl",
+                "samples": tests,
+                "majority": 0.2,
+            }
+            for t in tasks
+        },
+        "chunks": [
+            {"index": i, "file": f"chunks/{i:03d}.jsonl", "samples": sum(m.values()), "tasks": m}
+            for i, m in enumerate(mixtures, start=1)
+        ],
+    }
+    (folder / "stream.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return folder
+
+
+def _mixture(tasks: list[str], chunk: int, draw: random.Random) -> dict[str, int]:
+    chosen = [tasks[(chunk - 1) % len(tasks)], *draw.sample(tasks, k=min(2, len(tasks)))]
+    weights = {task: draw.randint(20, 100) for task in dict.fromkeys(chosen)}
+    return {task: round(300 * w / sum(weights.values())) for task, w in weights.items()}
+
+
+def _test_record(folder: Path, task: str, n: int, draw: random.Random) -> dict[str, Any]:
+    fields = _gold(task, draw)
+    answer = fields.pop("answer")
+    image = f"images/test/{task}/{n:06d}.png"
+    path = folder / image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.new("RGB", (112, 112), "white")
+    ink = answer if answer in COLOURS else draw.choice(COLOURS)
+    ImageDraw.Draw(picture).rectangle((20 + n % 30, 25, 70 + n % 30, 85), fill=ink)
+    picture.save(path)
+    prompt = PROMPTS.get(task, task + " question {n}").format(n=n)
+    turns = [("user", "<image>" + prompt), ("assistant", answer)]
+    return {
+        "messages": [{"role": role, "content": content} for role, content in turns],
+        "images": [image],
+        "task": task,
+        "id": f"{task}-test-{n:06d}",
+        **fields,
+    }
+
+
+def host_results(stream: Path, tasks: list[str], skill: dict[str, float], seed: int) -> list[dict]:
+    """Return lines as `swift infer` writes them, right with probability `skill[task]`."""
+    draw = random.Random(seed)
+    lines = []
+    for task in tasks:
+        for line in (stream / "test" / f"{task}.jsonl").read_text("utf-8").splitlines():
+            record = json.loads(line)
+            right = draw.random() < skill[task]
+            answer = record["messages"][-1]["content"] if right else _wrong(task, draw)
+            said = {"role": "assistant", "content": answer}
+            lines.append(
+                {
+                    "response": answer,
+                    "labels": None,
+                    "logprobs": None,
+                    "messages": [*record["messages"][:-1], said],
+                    "images": [{"bytes": None, "path": path} for path in record["images"]],
+                    "dataset": "val.jsonl",
+                }
+            )
+    return lines
+
+
+def make_run(root: Path, chunks: int = 8, done: int = 8, tests: int = 20,
+             tasks: list[str] | None = None, routed: bool = True) -> tuple[Path, Path]:  # fmt: skip
+    """Write a stream and a run of `done` of `chunks` chunks; return (run folder, stream folder)."""
+    from eval.predictions import split_results
+
+    names = list(SCORERS) if tasks is None else tasks
+    stream = make_stream(root / "data" / "fixture", names, chunks, tests)
+    manifest = json.loads((stream / "stream.json").read_text("utf-8"))
+    run = root / "runs" / "fixture"
+    skill = dict.fromkeys(names, 0.03)
+    for chunk in range(done + 1):
+        folder = run / "chunks" / f"{chunk:03d}"
+        if chunk:
+            _learn(skill, manifest["chunks"][chunk - 1]["tasks"])
+            _write_training(folder, chunk)
+            if routed:
+                _write_routing(folder, stream, names, chunk)
+        results = folder / "answers.jsonl"
+        results.parent.mkdir(parents=True, exist_ok=True)
+        lines = host_results(stream, names, skill, seed=chunk)
+        results.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        split_results(results, stream, folder / "predictions")
+        scores = score_chunk(folder / "predictions", stream)
+        (folder / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
+        append_scores(run / "matrix.csv", chunk, scores)
+    _write_state(run, stream, chunks, done)
+    return run, stream
+
+
+def _learn(skill: dict[str, float], mixture: dict[str, int]) -> None:
+    for task in skill:
+        samples = mixture.get(task, 0)
+        skill[task] += (0.95 - skill[task]) * min(samples / 200, 0.8) if samples else 0.0
+        skill[task] *= 1.0 if samples else 0.86
+
+
+def _write_training(folder: Path, chunk: int) -> None:
+    draw = random.Random(chunk)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {
+            "loss": 0.4 + 2.6 * 0.93**step + 0.1 * draw.random(),
+            "stability_loss": 0.0 if chunk == 1 else 0.002 * step**0.5 + 0.001 * draw.random(),
+            "global_step/max_steps": f"{step}/38",
+        }
+        for step in range(1, 39)
+    ]
+    lines.append({"train_runtime": 20.0, "train_loss": 1.0, "global_step/max_steps": "38/38"})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "train_metrics.jsonl").write_text(text, encoding="utf-8")
+
+
+def _write_routing(folder: Path, stream: Path, tasks: list[str], chunk: int) -> None:
+    parts = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "down")]
+    layers = [f"model.language_model.layers.{n}.{part}" for n in range(4) for part in parts]
+    instructions = []
+    for number, task in enumerate(tasks):
+        for line in (stream / "test" / f"{task}.jsonl").read_text("utf-8").splitlines():
+            prompt = json.loads(line)["messages"][0]["content"]
+            pairs = [((number + n // 8) % 4, (number + n // 8 + 1 + n % 2) % 4) for n in range(24)]
+            first = 0.5 + 0.04 * (chunk % 8)
+            use = [[first if e == a else 1 - first if e == b else 0.0 for e in range(4)]
+                   for a, b in pairs]  # fmt: skip
+            kept = [[1.0 if e in pair else 0.0 for e in range(4)] for pair in pairs]
+            text = prompt.replace("<image>", "\n")
+            instructions.append({"text": text, "rows": 1, "use": use, "selected": kept})
+    content = {"layers": layers, "num_experts": 4, "instructions": instructions}
+    (folder / "routing.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _write_state(run: Path, stream: Path, chunks: int, done: int) -> None:
+    records = [
+        {"index": i, "trained": i > 0, "evaluated": True, "steps": 38 if i else 0,
+         "train_seconds": 21.5 * (i > 0), "eval_seconds": 9.25, "loss": 0.5}
+        for i in range(done + 1)
+    ]  # fmt: skip
+    state = {"format": 1, "done": done, "finished": done == chunks, "chunks": records}
+    manifest = {
+        "format": 1,
+        "name": "fixture",
+        "started": "2026-11-22T02:00:00+00:00",
+        "git": {"sha": "0" * 40, "dirty": False},
+        "versions": {"python": "3.11.7", "torch": "2.13.0", "ms-swift": "4.6.0"},
+        "hardware": {"cpu": "2 cores"},
+        "recipe": {"method": "strlora", "model": {"path": "assets/tiny_base"}},
+        "tuner": {"preset": "paper", "num_experts": 4, "top_k": 2},
+        "data": {
+            "stream": str(stream),
+            "name": "fixture-stream",
+            "sha256": "1" * 64,
+            "chunks": ["2" * 64] * chunks,
+        },
+        "seed": 0,
+        "processes": 1,
+        "global_batch": 8,
+    }
+    (run / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (run / "recipe.yaml").write_text("name: fixture\nmethod: strlora\n", encoding="utf-8")
