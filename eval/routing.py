@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,73 +84,86 @@ def load_routing(path: Path, shares: TaskShares, tasks: list[str]) -> Routing:
     """
     content = read_json(path)
     layers, experts = list(content["layers"]), int(content["num_experts"])
-    shape = (len(layers), experts)
-    weights: dict[str, float] = dict.fromkeys(tasks, 0.0)
-    use = {task: np.zeros(shape) for task in tasks}
-    selected = {task: np.zeros(shape) for task in tasks}
-    joint: list[dict[tuple[str, tuple[int, ...]], float]] = [defaultdict(float) for _ in layers]
-    unknown = 0.0
-    for entry in content["instructions"]:
-        row_use, row_selected = np.asarray(entry["use"]), np.asarray(entry["selected"])
-        if row_use.shape != shape or row_selected.shape != shape:
-            raise ValueError(f"{path}: {entry['text']!r}: found {row_use.shape}, expected {shape}")
-        owners = shares.get(instruction_text(entry["text"]), {})
-        unknown += 0.0 if owners else float(entry["rows"])
-        sets = [expert_set(row) for row in row_selected]
-        for task, share in owners.items():
-            weight = float(entry["rows"]) * share
-            weights[task] += weight
-            use[task] += weight * row_use
-            selected[task] += weight * row_selected
-            for layer, chosen in enumerate(sets):
-                joint[layer][task, chosen] += weight
-    present = [task for task in tasks if weights[task] > 0]
+    entries = content["instructions"]
+    use = _array(path, entries, "use", (len(layers), experts))
+    selected = _array(path, entries, "selected", (len(layers), experts))
+    weights = _task_weights(entries, shares, tasks)
+    present = [i for i in range(len(tasks)) if weights[:, i].sum() > 0]
+    known = weights[:, present]
+    total = np.maximum(known.sum(axis=0), 1e-30)[:, None, None]
+    codes = set_codes(selected)
+    tables = [joint_table(known, codes[:, layer]) for layer in range(len(layers))]
+    unknown = sum(
+        float(e["rows"]) for e, row in zip(entries, weights, strict=True) if not row.any()
+    )
     return Routing(
-        tasks=present,
+        tasks=[tasks[i] for i in present],
         layers=layers,
-        use=_stack([use[task] / weights[task] for task in present], shape),
-        selected=_stack([selected[task] / weights[task] for task in present], shape),
-        nmi=np.array([normalised_mutual_information(table) for table in joint]),
-        rows=sum(weights.values()),
+        use=np.einsum("nt,nle->tle", known, use) / total,
+        selected=np.einsum("nt,nle->tle", known, selected) / total,
+        nmi=np.array([normalised_mutual_information(table) for table in tables]),
+        rows=float(known.sum()),
         unknown_rows=unknown,
     )
 
 
-def _stack(arrays: list[Array], shape: tuple[int, int]) -> Array:
-    return np.stack(arrays) if arrays else np.zeros((0, *shape))
+def _array(path: Path, entries: list[Record], key: str, shape: tuple[int, int]) -> Array:
+    """Return one field of all instructions: (instructions, layers, experts)."""
+    try:
+        array = np.asarray([entry[key] for entry in entries], dtype=np.float64)
+    except ValueError as error:
+        raise ValueError(f"{path}: {key}: rows of different shapes, expected {shape}") from error
+    if entries and array.shape[1:] != shape:
+        raise ValueError(f"{path}: {key}: found shape {array.shape[1:]}, expected {shape}")
+    return array.reshape(len(entries), *shape)
 
 
-def expert_set(selected: Array) -> tuple[int, ...]:
-    """Return the experts kept for an instruction in one layer: those kept in most of its rows.
+def _task_weights(entries: list[Record], shares: TaskShares, tasks: list[str]) -> Array:
+    """Return the rows of each instruction that belong to each task: (instructions, tasks)."""
+    weights = np.zeros((len(entries), len(tasks)))
+    for row, entry in enumerate(entries):
+        for task, share in shares.get(instruction_text(entry["text"]), {}).items():
+            weights[row, tasks.index(task)] = float(entry["rows"]) * share
+    return weights
+
+
+def set_codes(selected: Array) -> NDArray[np.int64]:
+    """Return the set of experts kept in most rows, as a bit mask: (...), experts (...,  experts).
+
+    Shares of an instruction sum to the size of its set; ties go to the lower expert.
+    """
+    size = np.maximum(np.rint(selected.sum(axis=-1)), 1)
+    order = np.argsort(-selected, axis=-1, kind="stable")
+    bits = np.left_shift(np.int64(1), order)
+    kept = np.arange(selected.shape[-1]) < size[..., None]
+    return np.asarray((bits * kept).sum(axis=-1), dtype=np.int64)
+
+
+def joint_table(weights: Array, codes: NDArray[np.int64]) -> Array:
+    """Return the weight of every (task, expert set): (tasks, sets).
 
     Args:
-        selected: (experts,) share of rows in which each was kept; it sums to the set's size.
+        weights: (instructions, tasks).
+        codes: (instructions,), one label of a set each.
     """
-    size = max(1, round(float(selected.sum())))
-    best = np.argsort(-selected, kind="stable")[:size]
-    return tuple(sorted(int(expert) for expert in best))
+    sets, column = np.unique(codes, return_inverse=True)
+    table = np.zeros((weights.shape[1], len(sets)))
+    np.add.at(table.T, column, weights)
+    return table
 
 
-def normalised_mutual_information(joint: Mapping[tuple[str, tuple[int, ...]], float]) -> float:
-    """Return 2 I(T; S) / (H(T) + H(S)) of a weighted table {(task, set): weight}, 0..1.
+def normalised_mutual_information(table: Array) -> float:
+    """Return 2 I(T; S) / (H(T) + H(S)) of a table of weights (tasks, sets), 0..1.
 
     NaN where there is nothing to separate: an empty table, or one task and one set.
     """
-    total = sum(joint.values())
-    if total <= 0:
+    h_task, h_set = _entropy(table.sum(axis=1)), _entropy(table.sum(axis=0))
+    if not h_task + h_set > 0:
         return float("nan")
-    task_weight: dict[str, float] = defaultdict(float)
-    set_weight: dict[tuple[int, ...], float] = defaultdict(float)
-    for (task, chosen), weight in joint.items():
-        task_weight[task] += weight
-        set_weight[chosen] += weight
-    h_task, h_set = _entropy(task_weight, total), _entropy(set_weight, total)
-    h_joint = _entropy(joint, total)
-    if h_task + h_set <= 0:
-        return float("nan")
-    return max(0.0, 2 * (h_task + h_set - h_joint) / (h_task + h_set))
+    return max(0.0, 2 * (h_task + h_set - _entropy(table.ravel())) / (h_task + h_set))
 
 
-def _entropy(weights: Mapping[Any, float], total: float) -> float:
-    shares = np.array([weight / total for weight in weights.values() if weight > 0])
+def _entropy(weights: Array) -> float:
+    positive = weights[weights > 0]
+    shares = positive / positive.sum()
     return float(-(shares * np.log(shares)).sum())

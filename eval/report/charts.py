@@ -17,6 +17,7 @@ from eval.report.svg import Scale, colour, label, picture, polyline, spread, tag
 
 Array = NDArray[np.float64]
 WIDE, NARROW = 880.0, 380.0
+Box = tuple[float, float, float, float]
 Formatter = Callable[[float], str]
 
 
@@ -96,7 +97,9 @@ def _x_axis(
 ) -> list[str]:
     room = max(1, int((across.end - across.start) // 34))
     step = max(1, math.ceil(len(x) / room))
-    parts = [label(across(v), bottom + 18, f"{v:g}") for v in x[::step]]
+    # Chunks are all named, or every n-th; optimizer steps get round numbers.
+    shown = x[::step] if len(x) <= 128 else [t for t in ticks(x[0], x[-1]) if x[0] <= t <= x[-1]]
+    parts = [label(across(v), bottom + 18, f"{v:g}") for v in shown]
     return [*parts, label(middle, bottom + 36, name, class_="axis")]
 
 
@@ -193,9 +196,10 @@ def heat_map(
         for j, column in enumerate(columns):
             share = (float(values[i, j]) - low) / (high - low) if high > low else math.nan
             text = percent(float(values[i, j]))
+            texts = (text, f"{100 * float(values[i, j]):.0f}")
             tip = tag("title", f"{row}, {column}: {text}")
             box = (left + j * cell, y, cell, tall)
-            body.append(_cell(tip, box, share, text, outlined(i, j)))
+            body.append(_cell(tip, box, share, texts, outlined(i, j)))
     return picture(width, top + len(rows) * tall + 4, title, body)
 
 
@@ -204,20 +208,26 @@ def _fit(text: str, room: float) -> str:
     return text if len(text) <= most else "…" + text[1 - most :]
 
 
-def _cell(
-    tip: str, box: tuple[float, float, float, float], share: float, text: str, outlined: bool
-) -> str:
+def _cell(tip: str, box: Box, share: float, texts: tuple[str, str], outlined: bool) -> str:
     x, y, width, height = box
-    place = {"x": x + 1, "y": y + 1, "width": width - 2, "height": height - 2, "rx": 3}
+    text, short = texts
+    # Small cells keep most of their area for colour.
+    gap = min(1.0, width / 16, height / 16)
+    place = {"x": x + gap, "y": y + gap, "width": width - 2 * gap, "height": height - 2 * gap}
+    place["rx"] = min(3.0, width / 6)
     if math.isnan(share):
         return tag("rect", tip, **place, class_="cell none")
     share = min(max(share, 0.0), 1.0)
     # The palest cell must still be seen as a cell.
-    frame = " framed" if outlined else ""
-    parts = [tip, tag("rect", **place, class_=f"cell{frame}", fill_opacity=0.06 + 0.94 * share)]
+    frame = min(1.6, width / 7) if outlined else None
+    kind = "cell framed" if outlined else "cell"
+    parts = [
+        tip,
+        tag("rect", **place, class_=kind, stroke_width=frame, fill_opacity=0.06 + 0.94 * share),
+    ]
     if width >= 30 and height >= 18:
-        shade = "on-dark" if share > 0.5 else "on-pale"
-        shown = text if width >= 40 else text.split(".")[0]
+        shade = "on-dark" if share > 0.76 else "on-mid" if share > 0.56 else "on-pale"
+        shown = text if width >= 40 else short
         parts.append(label(x + width / 2, y + height / 2 + 4, shown, class_=f"value {shade}"))
     return tag("g", *parts)
 
@@ -235,7 +245,7 @@ def bars(title: str, items: Sequence[Bar], width: float) -> Markup:
     """Return horizontal bars that may go below zero, with whiskers of one standard error."""
     longest = max((len(item.name) for item in items), default=0)
     left = min(16.0 + 7.0 * longest, 0.42 * width)
-    tall, top = 26.0, 8.0
+    tall, top = 26.0 if len(items) <= 20 else 17.0, 8.0
     ends = [end for item in items for end in _reach(item)]
     marks = ticks(min([0.0, *ends]), max([0.02, *ends]))
     across = Scale(marks[0], marks[-1], left, width - 52)
@@ -274,8 +284,8 @@ def _bar(item: Bar, across: Scale, y: float, tall: float, left: float) -> list[s
     kind = "loss" if item.value > 0 else "gain"
     tip = tag("title", f"{item.name}: {percent(item.value)}")
     parts.append(
-        tag("rect", tip, x=min(zero, end), y=y + 6, width=max(abs(end - zero), 1.0),
-            height=tall - 12, rx=2, class_=kind)
+        tag("rect", tip, x=min(zero, end), y=y + tall * 0.22, width=max(abs(end - zero), 1.0),
+            height=tall * 0.56, rx=2, class_=kind)
     )  # fmt: skip
     reach = end
     if item.stderr > 0:

@@ -23,6 +23,8 @@ from eval.stream import Stream, load_stream
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
+# Routing files are large; so many chunks show how routing went.
+MOST_ROUTING_FILES = 12
 UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 
@@ -236,10 +238,18 @@ def _read_routing(run: RunData) -> None:
     if stream is None or not found:
         return
     shares = _try(run.gaps, "Routing", lambda: task_shares(stream), None)
-    for chunk, path in found if shares is not None else []:
+    for chunk, path in _spaced(found, MOST_ROUTING_FILES) if shares is not None else []:
         what = f"Routing after chunk {chunk}"
         routing = _try(
             run.gaps, what, partial(load_routing, path, shares or {}, stream.tasks), None
         )
         if routing is not None:
             run.routing[chunk] = routing
+
+
+def _spaced(items: list[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:
+    """Return at most `most` items, evenly spaced, the first and the last among them."""
+    if len(items) <= most:
+        return items
+    places = sorted({round(i * (len(items) - 1) / (most - 1)) for i in range(most)})
+    return [items[place] for place in places]

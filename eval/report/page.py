@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from eval import metrics
 from eval.report import charts
@@ -27,13 +28,17 @@ from eval.report.tables import (
     expert_tables,
     facts,
     matrix_table,
+    separation_table,
     task_table,
     timing_table,
+    timing_text,
 )
 from eval.report.training import STABILITY_KEYS, curve
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 MOST_COLOURED = 16
+MOST_LAYERS = 48
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def page_context(run: RunData) -> dict[str, Any]:
         "experts_why": _experts_why(run),
         "stories": stories(run),
         "losses": _losses(run),
+        "timing": timing_text(run),
         "facts": facts(run),
         "recipe": run.recipe,
         "tables": _tables(run, summary),
@@ -216,15 +222,16 @@ def _experts(run: RunData) -> Mapping[str, Any] | None:
     if not routing.tasks:
         return None
     names = [f"E{e + 1}" for e in range(routing.use.shape[2])]
-    by_task, by_layer = routing.use.mean(axis=1), routing.use.mean(axis=0)
-    layers = [short_layer(name) for name in routing.layers]
+    by_task = routing.use.mean(axis=1)
+    layers, by_layer = layer_rows(routing.layers, routing.use.mean(axis=0))
     high = max(float(by_task.max()), float(by_layer.max()), 1e-9)
     tasks_title = f"Expert shares of {len(routing.tasks)} tasks after chunk {chunk}."
     layers_title = f"Expert shares in {len(layers)} layers after chunk {chunk}."
     return {
         "chunk": chunk,
-        "layers": len(layers),
+        "layers": len(routing.layers),
         "lead": _separation(run, chunk),
+        "separation": _nmi_chart(run) if len(run.routing) > 1 else None,
         "by_task": _both(
             lambda w: charts.heat_map(
                 tasks_title, by_task, routing.tasks, names, w, "expert", high=high
@@ -234,6 +241,24 @@ def _experts(run: RunData) -> Mapping[str, Any] | None:
             lambda w: charts.heat_map(layers_title, by_layer, layers, names, w, "expert", high=high)
         ),
     }
+
+
+def _nmi_chart(run: RunData) -> Chart:
+    chunks = sorted(run.routing)
+    values = [float(metrics.mean_over(run.routing[c].nmi)) for c in chunks]
+    title = (
+        f"Mutual information between task and expert set: {values[0]:.2f} after chunk {chunks[0]},"
+        f" {values[-1]:.2f} after chunk {chunks[-1]}."
+    )
+    series = [Series("NMI", values, "c0")]
+
+    def draw(width: float) -> Markup:
+        return charts.line_chart(
+            title, series, [float(c) for c in chunks], width, "chunk", "NMI(task, expert set)",
+            show=lambda v: f"{v:.1f}", y_max=1.0, height=190.0, name_lines=False,
+        )  # fmt: skip
+
+    return _both(draw)
 
 
 def _separation(run: RunData, chunk: int) -> str:
@@ -258,6 +283,16 @@ def _experts_why(run: RunData) -> str:
     if method and method != "strlora":
         return f"The method {method} has no routed experts."
     return "No chunk has a routing.json that can be read (the tuner writes it while evaluating)."
+
+
+def layer_rows(names: Sequence[str], shares: Array) -> tuple[list[str], Array]:
+    """Return row names and shares (rows, experts); a deep model's layers are averaged by block."""
+    if len(names) <= MOST_LAYERS:
+        return [short_layer(name) for name in names], shares
+    blocks = [short_layer(name).split()[0] for name in names]
+    order = list(dict.fromkeys(blocks))
+    means = [shares[[b == block for b in blocks]].mean(axis=0) for block in order]
+    return [f"block {block}" for block in order], np.stack(means)
 
 
 def short_layer(name: str) -> str:
@@ -299,5 +334,6 @@ def _tables(run: RunData, summary: Summary) -> dict[str, Table | None]:
         "composition": composition_table(run),
         "tasks": task_table(summary),
         "timing": timing_table(run),
+        "separation": separation_table(run),
     }
     return tables | expert_tables(run)

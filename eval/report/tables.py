@@ -112,6 +112,17 @@ def expert_tables(run: RunData) -> dict[str, Table | None]:
     }
 
 
+def separation_table(run: RunData) -> Table | None:
+    """Return NMI(task, expert set) over the stream, mean over layers; None without routing."""
+    rows = [
+        [f"chunk {chunk}", _ratio(float(metrics.mean_over(routing.nmi)))]
+        for chunk, routing in sorted(run.routing.items())
+    ]
+    return (
+        Table("Mutual information of task and expert set", ["after", "NMI"], rows) if rows else None
+    )
+
+
 def _ratio(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.3f}"  # noqa: RUF001
 
@@ -133,8 +144,32 @@ def timing_table(run: RunData) -> Table | None:
     rows = [[_chunk_name(r), *(_amount(r.get(key)) for key in keys)] for r in records]
     totals = [sum(float(r.get(key) or 0) for r in records) for key in keys]
     rows.append(["total", *map(_amount, totals)])
-    head = ["chunk", "optimizer steps", "training, seconds", "evaluation, seconds"]
-    return Table("Steps and wall time", head, rows)
+    head = ["chunk", "steps", "training, s", "evaluation, s"]
+    return Table("Optimizer steps and wall time by chunk", head, rows)
+
+
+def timing_text(run: RunData) -> str:
+    """Return the run's wall time in one sentence, empty without state.json."""
+    records = [r for r in run.state.get("chunks") or [] if isinstance(r, dict)]
+    if not records:
+        return ""
+    train = sum(float(r.get("train_seconds") or 0) for r in records)
+    evaluation = sum(float(r.get("eval_seconds") or 0) for r in records)
+    steps = sum(int(r.get("steps") or 0) for r in records)
+    return (
+        f"{steps} optimizer steps in {duration(train)} of training, {duration(evaluation)} of"
+        " evaluation, process start-up included."
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: "42 s", "3 min 5 s", "2 h 10 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _chunk_name(record: dict[str, Any]) -> str:

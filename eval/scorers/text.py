@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 ARTICLES = frozenset({"a", "an", "the"})
 _COUNTING = "zero one two three four five six seven eight nine ten"
@@ -40,6 +41,7 @@ _FULL_STOP = re.compile(r"\.(?!\d)")
 RELEASED_FULL_STOPS = 32
 
 
+@lru_cache(maxsize=1 << 16)
 def evalai(text: str, full_stops: int = 0) -> str:
     """Return `text` after the EvalAI normalisation of VQA v2 answers.
 
@@ -72,6 +74,7 @@ _INNER_APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
 _PLAIN_TOKEN = re.compile(r"(?<!\w)[-+]?\d*\.?\d+(?!\w)|[^\W_]+|[%$]")
 
 
+@lru_cache(maxsize=1 << 16)
 def plain(text: str) -> str:
     """Return `text` in lower case without marks: `"**Art_Gallery**."` becomes `"art gallery"`.
 
