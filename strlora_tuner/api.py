@@ -78,8 +78,8 @@ def after_optimizer_step(model: nn.Module) -> None:
     """
     tuner = tuner_of(model)
     adapter = tuner.active_adapters[0]
-    statistics = tuner.strlora_statistics[adapter]
-    statistics.commit()  # type: ignore[operator]
+    statistics = tuner.statistics(adapter)
+    statistics.commit()
     moved = False
     for _, mixture in tuner.mixtures(adapter):
         if mixture.stability_on:

@@ -67,8 +67,8 @@ def carried_config(
     ]
     if problems:
         raise ValueError(
-            f"{source} cannot be trained on: {'; '.join(problems)}; keep the adapter's values for the "
-            "whole stream, or start a new one"
+            f"{source} cannot be trained on: {'; '.join(problems)}; keep the adapter's values for "
+            "the whole stream, or start a new one"
         )
     changes = {name: value for name, value in given.items() if name in SCHEDULED}
     options = TunerOptions(**{**current.model_dump(), **changes})
@@ -80,9 +80,9 @@ def carried_config(
 def check_teacher(tuner: StrLoraModel, source: str) -> None:
     """Raises ValueError when the loaded adapter carries no moving average."""
     adapter = tuner.active_adapters[0]
-    if int(tuner.strlora_statistics[adapter].teacher_steps) == 0:  # type: ignore[arg-type]
+    if int(tuner.statistics(adapter).teacher_steps) == 0:
         raise ValueError(
-            f"{source} carries no moving average of its routers (teacher_steps is 0), but this chunk "
-            "needs the teacher of the chunk before: restore that chunk's adapter, or train it again "
-            "with stability_weight > 0"
+            f"{source} carries no moving average of its routers (teacher_steps is 0), but this "
+            "chunk needs the teacher of the chunk before: restore that chunk's adapter, or train "
+            "it again with stability_weight > 0"
         )

@@ -8,6 +8,7 @@ from typing import Any
 from peft import PeftConfig
 from peft.utils import PeftType
 
+from strlora_tuner.registration import register
 from strlora_tuner.schema import TunerOptions
 
 # PEFT spells three of the schema's names its own way, so that its tools understand our adapters.
@@ -17,12 +18,13 @@ _RUN_ONLY = {"require_teacher"}
 
 
 def _add_peft_type(name: str) -> None:
-    """Adds `name` to PEFT's closed enumeration of methods, the way `enum` itself stores a member."""
+    """Adds `name` to PEFT's closed enumeration of methods, as `enum` itself stores a member."""
     if name in PeftType.__members__:
         return
     member = str.__new__(PeftType, name)
-    member._name_, member._value_, member.__objclass__ = name, name, PeftType
-    member._sort_order_ = len(PeftType._member_names_)
+    values = {"_name_": name, "_value_": name, "__objclass__": PeftType}
+    for attribute, value in {**values, "_sort_order_": len(PeftType._member_names_)}.items():
+        setattr(member, attribute, value)
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member
@@ -130,3 +132,6 @@ def options_as_config(options: TunerOptions) -> dict[str, Any]:
     known = {f.name for f in fields(StrLoraConfig)}
     named = {_PEFT_NAMES.get(name, name): value for name, value in options.model_dump().items()}
     return {name: value for name, value in named.items() if name in known}
+
+
+register()

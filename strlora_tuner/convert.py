@@ -42,7 +42,9 @@ _ROUTER_NAMES = {
 # Written by the published code but without effect when the routers have a width (router_dim > 0).
 _UNUSED = ("lora_sub_router.weight",)
 _EXPERT = re.compile(r"^lora_(A|B)\.lora\1\.(\d+)\.weight$")
-_KEY = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+?)\.(?P<part>lora_(?:A|B|router|attn|sub).*)$")
+_KEY = re.compile(
+    r"^(?:base_model\.model\.)?(?P<module>.+?)\.(?P<part>lora_(?:A|B|router|attn|sub).*)$"
+)
 
 
 def hf_native(module: str) -> str:
@@ -86,7 +88,9 @@ def read_config(source: Path) -> tuple[TunerOptions, dict[str, Any]]:
             "freeze_routers": bool(raw.get("freeze_qk", False)),
         }
     except KeyError as error:
-        raise ValueError(f"{path}: key {error} is missing; expected a published StrLoRA adapter") from error
+        raise ValueError(
+            f"{path}: key {error} is missing; expected a published StrLoRA adapter"
+        ) from error
     return TunerOptions(**{**preset_options("released"), **values}), raw
 
 

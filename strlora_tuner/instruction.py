@@ -1,13 +1,14 @@
-"""The instruction vector: found in the prompt, averaged, centred, and shared by all routed layers."""
+"""The instruction vector: found in the prompt, averaged, centred, shared by all layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from strlora_tuner.buffers import Float32Buffers
 from strlora_tuner.config import StrLoraConfig
@@ -71,6 +72,11 @@ class InstructionStatistics(Float32Buffers):
     optimizer step wait in `pending` and are merged by :meth:`commit`, so that every micro-batch of
     the step sees the same statistics, on any number of processes.
     """
+
+    count: Tensor
+    mean: Tensor
+    spread: Tensor
+    teacher_steps: Tensor
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -139,7 +145,7 @@ class RoutingContext:
 
     def __init__(self) -> None:
         self.configs: dict[str, StrLoraConfig] = {}
-        self.statistics: dict[str, InstructionStatistics] | nn.ModuleDict = {}
+        self.statistics: Any = {}  # by adapter name; the model's ModuleDict
         self.num_layers = 0
         self.version = 0
         self.recording = False
@@ -232,7 +238,8 @@ class RoutingContext:
         return self._normalise(adapter, vectors, valid)
 
     def _from_prompt(self, config: StrLoraConfig) -> tuple[Tensor, Tensor]:
-        assert self._ids is not None and self._embeddings is not None
+        assert self._ids is not None
+        assert self._embeddings is not None
         mask = instruction_mask(self._ids, config)
         if self.attention_mask is not None and self.attention_mask.shape == mask.shape:
             mask = mask & self.attention_mask.bool()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ from strlora_tuner.instruction import RoutingContext
 from strlora_tuner.mixture import MixtureOfExperts
 
 CANNOT_MERGE = (
-    "a StrLoRA adapter cannot be merged into the base weights: its experts are chosen anew for every "
-    "instruction and token; run inference with the adapter loaded"
+    "a StrLoRA adapter cannot be merged into the base weights: its experts are chosen anew for "
+    "every instruction and token; run inference with the adapter loaded"
 )
 
 
@@ -51,6 +51,17 @@ class StrLoraLinear(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    def mixture(self, adapter_name: str) -> MixtureOfExperts:
+        """Returns this layer's mixture of the adapter."""
+        return cast(MixtureOfExperts, self.strlora_mixture[adapter_name])
+
+    def _freeze_non_trainable_peft_weights(self, adapter_names: Any = None) -> None:
+        # PEFT calls this whenever it has switched gradients on; its own declarations cover whole
+        # modules only, ours are single parameters.
+        super()._freeze_non_trainable_peft_weights(adapter_names)
+        for name in self.strlora_mixture:
+            self.mixture(name).freeze_untrained()
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Raises ValueError: a routed mixture has no single weight to merge."""
         raise ValueError(CANNOT_MERGE)
@@ -67,7 +78,7 @@ class StrLoraLinear(nn.Module, BaseTunerLayer):
         for name in self.active_adapters:
             if name not in self.strlora_mixture:
                 continue
-            mixture = self.strlora_mixture[name]
+            mixture = self.mixture(name)
             update = mixture(self._cast_input_dtype(x, mixture.A.dtype), self.context, name)
             result = result + update.to(result.dtype)
         return result

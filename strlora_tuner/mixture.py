@@ -32,6 +32,10 @@ class MixtureOfExperts(Float32Buffers):
     (E, D), `task` R (E, H). The buffers `ema_*` are the teacher, in float32 for good.
     """
 
+    ema_query: Tensor
+    ema_key: Tensor
+    ema_prototypes: Tensor
+
     def __init__(self, d_in: int, d_out: int, hidden: int, config: StrLoraConfig) -> None:
         super().__init__()
         self.config = config
@@ -63,15 +67,13 @@ class MixtureOfExperts(Float32Buffers):
         bound = self.task.shape[-1] ** -0.5  # nn.Linear's default
         nn.init.uniform_(self.task, -bound, bound)
 
-    def requires_grad_(self, requires_grad: bool = True) -> MixtureOfExperts:
-        """Sets what may train; routers that the configuration freezes stay frozen."""
-        super().requires_grad_(requires_grad)
+    def freeze_untrained(self) -> None:
+        """Freezes the routers that the configuration does not train."""
         if self.config.freeze_routers:
             for name in ROUTERS:
                 getattr(self, name).requires_grad_(False)
         if self.config.freeze_routers or self.config.task_router == "frozen":
             self.task.requires_grad_(False)
-        return self
 
     @property
     def stability_on(self) -> bool:
@@ -120,9 +122,7 @@ class MixtureOfExperts(Float32Buffers):
             update = self._attach_stability(update, x, instruction, kept, context)
         return update
 
-    def _prompt_part(
-        self, instruction: Tensor, context: RoutingContext
-    ) -> PromptPart:
+    def _prompt_part(self, instruction: Tensor, context: RoutingContext) -> PromptPart:
         """What the prompt alone fixes: keys (B, E, D), bias (B, 1, E), kept and p (B, E).
 
         Without gradients it is computed once a prompt and reused in every decoding step.
@@ -154,7 +154,9 @@ class MixtureOfExperts(Float32Buffers):
         """Adds the gradient of lambda * KL / layers to `update`; keeps the value for reading."""
         width, fixed = self.config.router_dim, x.detach()
         both = F.linear(fixed, torch.cat([self.query, self.ema_query.to(self.query.dtype)]))
-        student = token_scores(both[..., :width], expert_keys(self.key, self.prototypes, instruction))
+        student = token_scores(
+            both[..., :width], expert_keys(self.key, self.prototypes, instruction)
+        )
         with torch.no_grad():
             teacher = token_scores(
                 both[..., width:], expert_keys(self.ema_key, self.ema_prototypes, instruction)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -13,6 +13,7 @@ from strlora_tuner.config import StrLoraConfig
 from strlora_tuner.instruction import InstructionStatistics, RoutingContext
 from strlora_tuner.layer import CANNOT_MERGE, StrLoraLinear
 from strlora_tuner.mixture import MixtureOfExperts
+from strlora_tuner.registration import register
 
 
 class StrLoraModel(BaseTuner):
@@ -43,11 +44,11 @@ class StrLoraModel(BaseTuner):
         super()._check_new_adapter_config(config)
         if config.target_modules is None:
             raise ValueError(
-                "target_modules is not set: give the linear layers of the language model to wrap, by "
-                "name or as one regex, for example ['q_proj', 'v_proj']"
+                "target_modules is not set: give the linear layers of the language model to wrap, "
+                "by name or as one regex, for example ['q_proj', 'v_proj']"
             )
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]
         self,
         peft_config: StrLoraConfig,
         adapter_name: str,
@@ -97,7 +98,12 @@ class StrLoraModel(BaseTuner):
         wanted = adapter_name or self.active_adapters[0]
         for name, layer in self.routed_layers():
             if wanted in layer.strlora_mixture:
-                yield name, layer.strlora_mixture[wanted]  # type: ignore[misc]
+                yield name, layer.mixture(wanted)
+
+    def statistics(self, adapter_name: str | None = None) -> InstructionStatistics:
+        """Returns the carried statistics of one adapter, by default the active one."""
+        wanted = adapter_name or self.active_adapters[0]
+        return cast(InstructionStatistics, self.strlora_statistics[wanted])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the base model through __call__, so that its hooks run as they do in generate."""
@@ -105,8 +111,8 @@ class StrLoraModel(BaseTuner):
 
     def _after_embedding(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         ids = args[0] if args else None
-        # A single token is a decoding step: the prompt's instruction stays. Ids that are not 2-d are
-        # models looking up a placeholder's embedding.
+        # A single token is a decoding step: the prompt's instruction stays. Ids that are not 2-d
+        # are models looking up a placeholder's embedding.
         if isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1] > 1:
             self.routing.see_prompt(ids, output)
 
@@ -140,7 +146,9 @@ class StrLoraModel(BaseTuner):
         del self.strlora_statistics[adapter_name]
         del self.routing.configs[adapter_name]
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         _check_adapter_tensors(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -148,8 +156,8 @@ class StrLoraModel(BaseTuner):
 def _check_adapter_tensors(model: StrLoraModel, state_dict: dict[str, Tensor], prefix: str) -> None:
     """Raises ValueError when tensors of a loaded adapter are missing, unknown or of another shape.
 
-    PEFT loads with strict=False and only warns; this runs before anything is copied, so that nothing
-    is half loaded.
+    PEFT loads with strict=False and only warns; this runs before anything is copied, so that
+    nothing is half loaded.
     """
     own = {k: v for k, v in model.state_dict(prefix=prefix).items() if f".{model.prefix}" in k}
     given = {k: v for k, v in state_dict.items() if f".{model.prefix}" in k}
@@ -177,10 +185,13 @@ def _check_adapter_tensors(model: StrLoraModel, state_dict: dict[str, Tensor], p
 def _start_missing_teachers(model: nn.Module, incompatible: Any) -> None:
     """A loaded adapter that carries no teacher gets one: a copy of its routers."""
     assert isinstance(model, StrLoraModel)
-    for name, statistics in model.strlora_statistics.items():
-        steps = statistics.teacher_steps
+    for name in model.strlora_statistics:
+        steps = model.statistics(name).teacher_steps
         if steps.device.type == "meta" or steps.item() > 0:
             continue
         for _, mixture in model.mixtures(name):
             if mixture.query.numel() and mixture.query.device.type != "meta":
                 mixture.start_teacher()
+
+
+register()

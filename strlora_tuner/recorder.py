@@ -6,12 +6,13 @@ import atexit
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from strlora_tuner.api import tuner_of
+from strlora_tuner.config import StrLoraConfig
 from strlora_tuner.instruction import instruction_mask
 
 ROUTING_FILE = "STRLORA_ROUTING_FILE"
@@ -22,6 +23,7 @@ class RoutingRecorder:
 
     def __init__(self, model: nn.Module) -> None:
         self.tuner = tuner_of(model)
+        self.config = cast(StrLoraConfig, self.tuner.peft_config[self.tuner.active_adapters[0]])
         self.rows: dict[tuple[int, ...], int] = {}
         self.use: dict[tuple[int, ...], Tensor] = {}
         self.selected: dict[tuple[int, ...], Tensor] = {}
@@ -41,7 +43,7 @@ class RoutingRecorder:
         share = torch.einsum("nble,nbl->bne", gates, weights)
         share = share / share.sum(-1, keepdim=True).clamp_min(1e-12)
         kept = torch.stack([k for _, k, _, _ in records]).transpose(0, 1).float()
-        mask = instruction_mask(ids, self.tuner.peft_config[adapter])  # type: ignore[arg-type]
+        mask = instruction_mask(ids, self.config)
         for row, used, chosen, text in zip(ids, share, kept, mask, strict=True):
             key = tuple(row[text].tolist())
             self.rows[key] = self.rows.get(key, 0) + 1
@@ -59,10 +61,9 @@ class RoutingRecorder:
             }
             for key, rows in self.rows.items()
         ]
-        config = self.tuner.peft_config[self.tuner.active_adapters[0]]
         return {
             "layers": [name for name, _ in self.tuner.mixtures()],
-            "num_experts": config.num_experts,  # type: ignore[attr-defined]
+            "num_experts": self.config.num_experts,
             "instructions": instructions,
         }
 
@@ -71,7 +72,7 @@ def _rounded(values: Tensor) -> list[list[float]]:
     return [[round(v, 5) for v in row] for row in values.tolist()]
 
 
-def record_routing(model: nn.Module, path: Path) -> None:
+def record_routing(model: Any, path: Path) -> None:
     """Records from now on and writes `path` when the process ends, whole or not at all."""
     recorder = RoutingRecorder(model)
 

@@ -14,8 +14,20 @@ from collections.abc import Sequence
 from types import ModuleType
 
 
+def _being_imported(module: str, name: str) -> bool:
+    return module in sys.modules and not hasattr(sys.modules[module], name)
+
+
 def register() -> None:
-    """Registers StrLoRA with PEFT; a second call does nothing."""
+    """Registers StrLoRA with PEFT; a second call does nothing.
+
+    While one of the two modules it needs is still being imported it waits: both call it again at
+    their end.
+    """
+    if _being_imported("strlora_tuner.config", "StrLoraConfig"):
+        return
+    if _being_imported("strlora_tuner.model", "StrLoraModel"):
+        return
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     from peft.utils import register_peft_method
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Outside the kept set scores sink to this value and not to -inf: softmax still gives exactly 0 there
-# and logarithms stay finite, so that no NaN appears in the stability term or its gradient.
+# Outside the kept set scores sink to this value and not to -inf: softmax still gives exactly 0
+# there and logarithms stay finite, so that no NaN appears in the stability term or its gradient.
 OUTSIDE = -1e30
 
 

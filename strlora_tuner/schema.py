@@ -1,8 +1,8 @@
-"""The one schema of the tuner's options: every field, its default, its bounds and where its value comes from.
+"""The one schema of the tuner's options: fields, defaults, bounds, and where values come from.
 
 Recipes check their ``tuner:`` block with it, the plug-in checks ``--model_kwargs`` with it, and
-:class:`strlora_tuner.config.StrLoraConfig` takes its defaults from it. It imports no torch, so that a
-laptop can validate a recipe.
+:class:`strlora_tuner.config.StrLoraConfig` takes its defaults from it. It imports no torch, so
+that a laptop can validate a recipe.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The ms-swift side of StrLoRA: `--external_plugins <this file> --tuner_type strlora`.
 
 The only module here that imports swift. It registers a tuner (prepare, save, load) and a callback
-(`--callbacks strlora`: moving averages, statistics, loss scale, metrics, and the checks that refuse a
-run in which the adapter would do nothing).
+(`--callbacks strlora`: moving averages, statistics, loss scale, metrics, and the checks that refuse
+a run in which the adapter would do nothing).
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def _refuse_packing(args: Any) -> None:
     for name in ("packing", "padding_free"):
         if getattr(args, name, False):
             raise ValueError(
-                f"--{name} true: several samples share a row, so their instructions would be mixed; "
-                f"StrLoRA needs --{name} false"
+                f"--{name} true: several samples share a row, so their instructions would be "
+                f"mixed; StrLoRA needs --{name} false"
             )
     if (getattr(args, "sequence_parallel_size", 1) or 1) > 1:
         raise ValueError(
-            f"--sequence_parallel_size {args.sequence_parallel_size}: a rank would see only part of "
-            "the instruction; StrLoRA needs 1"
+            f"--sequence_parallel_size {args.sequence_parallel_size}: a rank would see only "
+            "part of the instruction; StrLoRA needs 1"
         )
 
 
@@ -72,7 +72,7 @@ def _turn_markers(args: Any, tokenizer: Any) -> tuple[list[int], list[int]]:
     return start, end
 
 
-def _ignored_ids(tokenizer: Any, model: nn.Module) -> list[int]:
+def _ignored_ids(tokenizer: Any, model: Any) -> list[int]:
     """Returns ids that are never instruction text: special tokens and image placeholders."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     ids = set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
@@ -83,7 +83,7 @@ def _ignored_ids(tokenizer: Any, model: nn.Module) -> list[int]:
     return sorted(ids)
 
 
-def _aligner_modules(args: Any, model: nn.Module) -> list[str]:
+def _aligner_modules(args: Any, model: Any) -> list[str]:
     """Returns the modules to train in full beside the adapter (--freeze_aligner false)."""
     if getattr(args, "freeze_aligner", True) or not model.model_meta.is_multimodal:
         return []
@@ -95,7 +95,7 @@ def _aligner_modules(args: Any, model: nn.Module) -> list[str]:
     return sorted(names)
 
 
-def _report(model: PeftModel, what: str) -> None:
+def _report(model: nn.Module, what: str) -> None:
     tuner = tuner_of(model)
     layers = sum(1 for _ in tuner.routed_layers())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -106,7 +106,7 @@ class StrLoraTuner(PeftTuner):
     """Creates, saves and loads StrLoRA adapters for the host."""
 
     @staticmethod
-    def prepare_model(args: Any, model: nn.Module) -> nn.Module:
+    def prepare_model(args: Any, model: Any) -> nn.Module:
         """Returns `model` with a fresh adapter on the linear layers of its language model."""
         _refuse_packing(args)
         options = options_from_host(
@@ -139,7 +139,7 @@ class StrLoraTuner(PeftTuner):
 
     @staticmethod
     def save_pretrained(
-        model: nn.Module,
+        model: Any,
         save_directory: str,
         state_dict: dict[str, Tensor] | None = None,
         safe_serialization: bool = True,
@@ -152,7 +152,7 @@ class StrLoraTuner(PeftTuner):
         )
 
     @staticmethod
-    def from_pretrained(model: nn.Module, model_id: str, **kwargs: Any) -> nn.Module:
+    def from_pretrained(model: Any, model_id: str, **kwargs: Any) -> nn.Module:
         """Returns `model` with the saved adapter; in training with this run's schedule applied."""
         config = StrLoraConfig.from_pretrained(model_id)
         trainable = bool(kwargs.get("is_trainable", False))
@@ -202,8 +202,8 @@ class StrLoraCallback(TrainerCallback):
         accelerator = self.trainer.accelerator
         if getattr(self.args, "fp16", False) and self.trainer.is_deepspeed_enabled:
             raise ValueError(
-                "--fp16 true with DeepSpeed: its dynamic loss scale cannot be applied to the stability "
-                "term; use --bf16 true or --torch_dtype float32"
+                "--fp16 true with DeepSpeed: its dynamic loss scale cannot be applied to the "
+                "stability term; use --bf16 true or --torch_dtype float32"
             )
         scaler = getattr(accelerator, "scaler", None)
         return float(scaler.get_scale()) if scaler is not None else 1.0
@@ -243,15 +243,15 @@ class StrLoraCallback(TrainerCallback):
         adapter = tuner.active_adapters[0]
         if not tuner.routing.has_routed(adapter):
             raise RuntimeError(
-                "the first training step ran without the adapter: no routed layer was called; check "
-                "that target_modules names layers of this model's language model"
+                "the first training step ran without the adapter: no routed layer was called; "
+                "check that target_modules names layers of this model's language model"
             )
         empty, rows = tuner.routing.empty_rows, tuner.routing.rows(adapter)
         if empty is not None and int(empty) == rows:
             raise RuntimeError(
                 "no row of the first batch holds an instruction: the user turn's markers "
-                f"{tuner.peft_config[adapter].turn_start} were not found in the input ids; check the "
-                "template, or max_length if prompts are cut"
+                f"{tuner.peft_config[adapter].turn_start} were not found in the input ids; check "
+                "the template, or max_length if prompts are cut"
             )
         for name, mixture in tuner.mixtures(adapter):
             if mixture.stability_on and mixture.divergence is None:

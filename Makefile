@@ -1,0 +1,19 @@
+.PHONY: help setup test check format ci
+
+help:    ## show this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+setup:   ## make .venv, with what the tests need
+	bash recipes/setup.sh --dev
+
+test:    ## ruff, mypy, shellcheck and the tests
+	bash tests/run.sh
+
+check:   ## ruff, mypy and shellcheck only
+	bash tests/run.sh --check-only
+
+format:  ## let ruff format the code
+	.venv/bin/ruff format . && .venv/bin/ruff check --fix .
+
+ci:      ## everything, slow suites included
+	bash .ci/run

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Sets up the environment, checks the code and runs the tests: `bash tests/run.sh [pytest options]`.
+#   --check-only   ruff, mypy and shellcheck, no tests
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=$(bash recipes/setup.sh --dev --print-python)
+scripts=()
+while IFS= read -r script; do scripts+=("$script"); done < <(git ls-files '*.sh' .ci/run)
+
+echo "== ruff"
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+echo "== mypy"
+"$python" -m mypy
+echo "== shellcheck"
+"$(dirname "$python")/shellcheck" "${scripts[@]}"
+if [ "${1:-}" = --check-only ]; then exit 0; fi
+
+echo "== pytest"
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+exec "$python" -m pytest -m "not slow" "$@"

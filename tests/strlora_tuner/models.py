@@ -1,0 +1,191 @@
+"""Tiny random models for the tests, made in memory."""
+
+from __future__ import annotations
+
+import torch
+from peft import get_peft_model
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from strlora_tuner import StrLoraConfig
+
+VOCAB, HIDDEN = 96, 32
+USER, END, PAD, IMAGE = 90, 91, 0, 92
+LANGUAGE_LINEARS = r".*(?:language_model|model)\.layers\.\d+\.(?:self_attn|mlp)\.[a-z]+_proj"
+
+_TEXT = dict(
+    vocab_size=VOCAB,
+    hidden_size=HIDDEN,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=128,
+    pad_token_id=PAD,
+    bos_token_id=None,
+    eos_token_id=END,
+)
+
+
+def text_model(seed: int = 0) -> torch.nn.Module:
+    """Returns a two-layer Qwen3 text model."""
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(Qwen3Config(**_TEXT, tie_word_embeddings=True)).float().eval()
+
+
+def internvl_model(seed: int = 0) -> torch.nn.Module:
+    """Returns an InternVL with 28x28 images of 4 tokens."""
+    torch.manual_seed(seed)
+    vision = InternVLVisionConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=[28, 28],
+        patch_size=[7, 7],
+    )
+    config = InternVLConfig(
+        vision_config=vision,
+        text_config=Qwen3Config(**_TEXT, tie_word_embeddings=False),
+        image_token_id=IMAGE,
+        image_seq_length=4,
+        downsample_ratio=0.5,
+    )
+    return InternVLForConditionalGeneration(config).float().eval()
+
+
+def gemma3_model(seed: int = 0) -> torch.nn.Module:
+    """Returns a Gemma3 whose input embeddings are scaled, with 4 tokens an image."""
+    torch.manual_seed(seed)
+    text = {k: v for k, v in _TEXT.items() if k not in ("bos_token_id",)}
+    config = Gemma3Config(
+        text_config={**text, "bos_token_id": 1, "sliding_window": 64, "sliding_window_pattern": 2},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 7,
+        },
+        mm_tokens_per_image=4,
+        image_token_index=IMAGE,
+        boi_token_index=93,
+        eoi_token_index=94,
+    )
+    return Gemma3ForConditionalGeneration(config).float().eval()
+
+
+def qwen_vl_model(seed: int = 0) -> torch.nn.Module:
+    """Returns a Qwen2.5-VL; the tests give it text only or one image."""
+    torch.manual_seed(seed)
+    text = {
+        **_TEXT,
+        "rope_parameters": {
+            "rope_type": "default",
+            "mrope_section": [1, 1, 2],
+            "rope_theta": 10000.0,
+        },
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config={
+            "depth": 1,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "out_hidden_size": HIDDEN,
+            "patch_size": 7,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 1,
+            "window_size": 28,
+            "fullatt_block_indexes": [0],
+        },
+        image_token_id=IMAGE,
+        video_token_id=95,
+        vision_start_token_id=93,
+        vision_end_token_id=94,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config).float().eval()
+
+
+MODELS = {
+    "text": text_model,
+    "internvl": internvl_model,
+    "gemma3": gemma3_model,
+    "qwen_vl": qwen_vl_model,
+}
+
+
+def config(**changes: object) -> StrLoraConfig:
+    """Returns a small configuration with turn markers; `changes` override it."""
+    settings: dict[str, object] = dict(
+        r=8,
+        lora_alpha=16,
+        lora_dropout=0.0,
+        router_dim=6,
+        task_type="CAUSAL_LM",
+        target_modules=LANGUAGE_LINEARS,
+        exclude_modules=r".*(?:vision|visual).*",
+        turn_start=[USER],
+        turn_end=[END],
+        ignored_ids=[PAD, USER, END, IMAGE, 93, 94, 95],
+        pad_id=PAD,
+    )
+    return StrLoraConfig(**{**settings, **changes})
+
+
+def adapted(base: torch.nn.Module, seed: int = 1, **changes: object) -> torch.nn.Module:
+    """Returns `base` with an adapter whose B, prototypes and statistics are random, not initial."""
+    torch.manual_seed(seed)
+    model = get_peft_model(base, config(**changes))
+    randomise(model)
+    return model
+
+
+@torch.no_grad()
+def randomise(model: torch.nn.Module, adapter: str = "default") -> None:
+    """Gives every tensor of an adapter a random value, as after training."""
+    tuner = model.base_model
+    for _, mixture in tuner.mixtures(adapter):
+        mixture.A.normal_(std=0.2)
+        mixture.B.normal_(std=0.2)
+        mixture.task.normal_(std=0.3)
+        mixture.prototypes.normal_()
+        mixture.query.mul_(0.3)
+        for name in ("query", "key", "prototypes"):
+            teacher = getattr(mixture, f"ema_{name}")
+            teacher.copy_(getattr(mixture, name) + 0.3 * torch.randn_like(teacher))
+    statistics = tuner.statistics(adapter)
+    statistics.count.fill_(50)
+    statistics.mean.normal_(std=0.02)
+    statistics.spread.fill_(0.5)
+    statistics.teacher_steps.fill_(3)
+
+
+def prompts(batch: int = 3, seed: int = 2, image_tokens: int = 0) -> dict[str, torch.Tensor]:
+    """Returns a right-padded training batch: a user turn of random length, then an answer."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for index in range(batch):
+        text = torch.randint(2, 80, (3 + 2 * index,), generator=generator).tolist()
+        answer = torch.randint(2, 80, (2 + index % 2,), generator=generator).tolist()
+        image = [93, *[IMAGE] * image_tokens, 94] if image_tokens else []
+        rows.append(([USER, *image, *text, END], [*answer, END]))
+    length = max(len(p) + len(a) for p, a in rows)
+    ids = torch.full((batch, length), PAD)
+    labels = torch.full((batch, length), -100)
+    for index, (prompt, answer) in enumerate(rows):
+        ids[index, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        labels[index, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "labels": labels}
