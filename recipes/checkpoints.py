@@ -22,7 +22,7 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 TRAINER_STATE = "trainer_state.json"
 # What only an interrupted chunk needs; it stays behind when an adapter is installed.
-_RESUME_ONLY = (
+_RESUME_ONLY: tuple[str, ...] = (
     "optimizer.pt",
     "scheduler.pt",
     "training_args.bin",

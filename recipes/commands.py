@@ -148,7 +148,7 @@ def _teacher_acts(recipe: Recipe, chunk: int) -> bool:
 
 
 def _model_arguments(recipe: Recipe) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
+    return {
         "model": recipe.model.path,
         "torch_dtype": recipe.model.dtype,
         "bf16": recipe.model.dtype == "bfloat16",
@@ -156,15 +156,11 @@ def _model_arguments(recipe: Recipe) -> dict[str, Any]:
         "check_model": False,
         "max_length": recipe.model.max_length,
         "freeze_vit": True,
-        "freeze_aligner": True,  # no adapter on it; modules_to_save trains it in full
     }
-    if recipe.model.aligner is not None:
-        arguments["modules_to_save"] = recipe.model.aligner
-    return arguments
 
 
 def _adapter_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"tuner_type": recipe.method}
+    arguments: dict[str, Any] = {"tuner_type": recipe.method, **_aligner_arguments(recipe)}
     if recipe.method == "strlora":
         keywords = {f"strlora_{k}": v for k, v in tuner_arguments(recipe, chunk).items()}
         arguments |= {
@@ -175,6 +171,19 @@ def _adapter_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
     for ours, hosts in _HOST_LORA.items():
         arguments[hosts] = getattr(recipe.tuner_options, ours)
     return arguments
+
+
+def _aligner_arguments(recipe: Recipe) -> dict[str, Any]:
+    """Trains the aligner in full, beside the adapter, where the recipe names it.
+
+    For the host's LoRA `freeze_aligner false` would put an adapter on it instead; there
+    modules_to_save does what is meant. Our plug-in reads `freeze_aligner false` as "in full".
+    """
+    if recipe.model.aligner is None:
+        return {"freeze_aligner": True}
+    if recipe.method == "strlora":
+        return {"freeze_aligner": False}
+    return {"freeze_aligner": True, "modules_to_save": recipe.model.aligner}
 
 
 def _data_arguments(recipe: Recipe, chunk_file: Path, chunk: int) -> dict[str, Any]:

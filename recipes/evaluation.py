@@ -23,13 +23,17 @@ from recipes.stream import Stream
 
 def prepare(
     recipe: Recipe, layout: RunLayout, stream: Stream, tasks: list[str], chunk: int
-) -> Command:
-    """Writes the prompts, clears what an interrupted evaluation left, returns the command."""
+) -> tuple[Command, int]:
+    """Writes the prompts and clears what an interrupted evaluation left.
+
+    Returns:
+        The command, and the number of prompts.
+    """
     layout.chunk(chunk).mkdir(parents=True, exist_ok=True)
     layout.answers(chunk).unlink(missing_ok=True)  # the host appends to a file that is there
     layout.routing(chunk).unlink(missing_ok=True)
-    write_combined(stream.root, tasks, layout.prompts, recipe.eval.limit)
-    return infer_command(recipe, layout, layout.prompts, chunk)
+    prompts = write_combined(stream.root, tasks, layout.prompts, recipe.eval.limit)
+    return infer_command(recipe, layout, layout.prompts, chunk), prompts
 
 
 def score(
@@ -59,5 +63,5 @@ def write_report(layout: RunLayout, say: Callable[[str], None]) -> None:
         from eval.report import write_report as write_html  # only a finished chunk needs it
 
         write_html(layout.root)
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever is wrong with a drawing, training goes on
         say(f"the report could not be written; training goes on:\n{traceback.format_exc()}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -62,8 +62,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(name)
     places = Places(_short(path))
-    config = _read_with_parents(path, places, seen=())
-    problems = _apply_overrides(config, overrides, places)
+    config, problems = _with_overrides(_read_with_parents(path, places, seen=()), overrides, places)
     values = _resolve(config, places, problems)
     recipe = _check(values, places, problems)
     if problems or recipe is None:
@@ -81,7 +80,7 @@ def _read_with_parents(path: Path, places: Places, seen: tuple[Path, ...]) -> Di
         raise RecipeError(
             [Problem(Place(_short(path)), "YAML", f"cannot be read: {error}")]
         ) from error
-    if not OmegaConf.is_dict(config):
+    if not isinstance(config, DictConfig):
         message = "must hold blocks such as `model:` at its top level"
         raise RecipeError([Problem(Place(_short(path)), "YAML", message)])
     parent = config.pop("extends", None)
@@ -90,7 +89,7 @@ def _read_with_parents(path: Path, places: Places, seen: tuple[Path, ...]) -> Di
         if base.resolve() in (*seen, path.resolve()):
             raise RecipeError([Problem(lines["extends"], "extends", "goes round in a circle")])
         merged = _read_with_parents(base, places, (*seen, path.resolve()))
-        config = OmegaConf.merge(merged, config)
+        config = _merge(merged, config)
     places.update(lines)
     return config
 
@@ -119,7 +118,9 @@ def _walk(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
             yield from _walk(value, dotted)
 
 
-def _apply_overrides(config: DictConfig, overrides: Sequence[str], places: Places) -> list[Problem]:
+def _with_overrides(
+    config: DictConfig, overrides: Sequence[str], places: Places
+) -> tuple[DictConfig, list[Problem]]:
     problems = []
     place = Place(COMMAND_LINE)
     for override in overrides:
@@ -129,24 +130,27 @@ def _apply_overrides(config: DictConfig, overrides: Sequence[str], places: Place
             problems.append(Problem(place, override, "is no override", hint))
             continue
         try:
-            merged = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+            config = _merge(config, OmegaConf.from_dotlist([override]))
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             problems.append(Problem(place, key, f"cannot be set: {str(error).splitlines()[0]}"))
             continue
-        config.clear()
-        config.merge_with(merged)
         places.update({key: place})
-    return problems
+    return config, problems
+
+
+def _merge(base: DictConfig, other: DictConfig) -> DictConfig:
+    return cast(DictConfig, OmegaConf.merge(base, other))
 
 
 def _resolve(config: DictConfig, places: Places, problems: list[Problem]) -> dict[str, Any]:
-    """Resolves `${...}`; every reference that leads nowhere is a problem."""
+    """Resolves `${...}`; a reference that leads nowhere is a problem."""
     try:
-        return OmegaConf.to_container(config, resolve=True)
+        values = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         key = error.full_key or "recipe"
         problems.append(Problem(places[key], key, str(error).splitlines()[0]))
-        return OmegaConf.to_container(config, resolve=False)
+        values = OmegaConf.to_container(config, resolve=False)
+    return cast(dict[str, Any], values)
 
 
 def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> Recipe | None:

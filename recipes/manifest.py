@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,13 @@ from recipes.state import write_json, write_text
 from recipes.stream import Stream, file_sha256
 
 # Keys that may change while a run goes on: none of them changes a number in its matrix.
-FREE_KEYS = ("run_dir", "model.download", "data.prepare", "launcher.omp_threads", "eval.batch_size")
+FREE_KEYS: tuple[str, ...] = (
+    "run_dir",
+    "model.download",
+    "data.prepare",
+    "launcher.omp_threads",
+    "eval.batch_size",
+)
 FREE_KEYS += ("schedule.save_steps", "schedule.keep_checkpoints")
 FREE_KEYS += ("swift.logging_steps", "swift.report_to", "swift.dataloader_num_workers")
 
@@ -31,7 +37,7 @@ class RunChanged(Exception):
 def write_manifest(layout: RunLayout, recipe: Recipe, stream: Stream) -> None:
     """Writes manifest.json and recipe.yaml at the first start; later starts are only added."""
     session = {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git": git(REPO),
         "versions": versions(),
         "hardware": hardware(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,7 @@ def from_pydantic(
 def _rules(message: str, places: Places, prefix: str, dotted: str) -> list[Problem]:
     """Splits the joined messages of rules over several keys ("a.b = 3 cannot ...; c = ...")."""
     problems = []
-    for text in message.removeprefix("Value error, ").split("; "):
+    for text in re.split(r"; (?=[\w.]+ = )", message.removeprefix("Value error, ")):
         first = text.partition(" = ")[0]
         key = ".".join(filter(None, [prefix, first])) if " " not in first else dotted or "recipe"
         problems.append(Problem(places[key], key, text))

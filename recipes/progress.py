@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -30,7 +30,7 @@ class Activity:
     step: int = 0
     steps: int = 0
     loss: float | None = None
-    started: float = field(default_factory=time.monotonic)
+    started: float = 0.0
 
 
 class Progress:
@@ -44,6 +44,7 @@ class Progress:
         self._seconds: list[float] = []
         self._chunks_left = chunks
         self._last_plain = 0.0
+        self._chunk_started = time.monotonic()
         self._last_text = ""
         self._live = Live(console=self.console, refresh_per_second=4, transient=True)
 
@@ -66,8 +67,11 @@ class Progress:
 
     def begin(self, chunk: int, task: str, text: str) -> None:
         """Starts an activity and says so in a line."""
-        self.activity = Activity(chunk, task)
-        self._last_plain = time.monotonic()
+        now = time.monotonic()
+        if chunk != self.activity.chunk:
+            self._chunk_started = now
+        self.activity = Activity(chunk, task, started=now)
+        self._last_plain = now
         self.say(f"{self._where()} {text}")
 
     def chunk_took(self, seconds: float, chunks_left: int) -> None:
@@ -85,16 +89,17 @@ class Progress:
 
         return tick
 
-    def watch_answers(self, log: Path) -> Callable[[], None]:
-        """Returns the tick that follows the host's progress bar in its log."""
+    def watch_answers(self, log: Path, prompts: int) -> Callable[[], None]:
+        """Returns the tick that follows the host's bar over `prompts` questions in its log."""
 
         def tick() -> None:
             if log.is_file():
                 with log.open("rb") as file:
                     file.seek(max(0, log.stat().st_size - 2000))
                     found = _BAR.findall(file.read().decode(errors="replace"))
-                if found:
-                    self.activity.step, self.activity.steps = map(int, found[-1])
+                counts = [int(done) for done, total in found if int(total) == prompts]
+                if counts:  # other bars have other totals: weights being loaded, rows being read
+                    self.activity.step, self.activity.steps = counts[-1], prompts
             self._show()
 
         return tick
@@ -131,14 +136,15 @@ class Progress:
             return f"evaluating{count}"
         if not now.steps:
             return "training (starting)"
-        return f"training step {now.step}/{now.steps}, loss {now.loss:.4f}"
+        loss = "" if now.loss is None else f", loss {now.loss:.4f}"
+        return f"training step {now.step}/{now.steps}{loss}"
 
     def seconds_left(self) -> float | None:
         """Expected seconds to the end of the run; None until a chunk has been timed."""
         if not self._seconds:
             return None
         mean = sum(self._seconds) / len(self._seconds)
-        spent = time.monotonic() - self.activity.started
+        spent = min(mean, time.monotonic() - self._chunk_started)
         return max(0.0, mean * self._chunks_left - spent)
 
     def _left_text(self) -> str:

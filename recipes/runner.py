@@ -206,9 +206,12 @@ class _Run:
         started = time.monotonic()
         what = "the base model" if index == 0 else f"{len(self.tasks)} tasks"
         self.progress.begin(index, "evaluate", f"evaluating {what}")
-        command = evaluation.prepare(self.recipe, self.layout, self.stream, self.tasks, index)
+        command, prompts = evaluation.prepare(
+            self.recipe, self.layout, self.stream, self.tasks, index
+        )
         log = self.layout.eval_log(index)
-        self._host(command, log, self.progress.watch_answers(log), f"evaluating chunk {index}")
+        tick = self.progress.watch_answers(log, prompts)
+        self._host(command, log, tick, f"evaluating chunk {index}")
         if not self.layout.answers(index).is_file():
             raise RunError(_failed(f"evaluating chunk {index}", "left no answers", log))
         scores = evaluation.score(self.recipe, self.layout, self.stream, self.tasks, index)

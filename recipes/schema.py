@@ -127,8 +127,8 @@ class Recipe(Block):
     swift: dict[str, Any] = Field(
         default_factory=dict, description="further arguments of `swift sft`, by their own names"
     )
-    eval: Evaluation = Evaluation()
-    launcher: Launcher = Launcher()
+    eval: Evaluation = Evaluation.model_validate({})
+    launcher: Launcher = Launcher.model_validate({})
 
     @model_validator(mode="after")
     def _check_together(self) -> Recipe:

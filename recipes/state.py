@@ -43,6 +43,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Returns the value in a JSON file; ValueError when it is none."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 @dataclass
 class ChunkRecord:
     """One chunk that was trained (index >= 1), or the base model (index 0).

@@ -80,6 +80,7 @@ def open_stream(recipe: Recipe) -> Stream:
     if manifest.get("format") != FORMAT:
         raise StreamError(f"{path}: format {manifest.get('format')!r}, expected {FORMAT!r}")
     stream = Stream(root, manifest)
+    _check_entries(stream)
     if stream.chunk_count < recipe.data.chunks:
         raise StreamError(
             f"{path} holds {stream.chunk_count} chunks, but the recipe's data.chunks is "
@@ -90,6 +91,20 @@ def open_stream(recipe: Recipe) -> Stream:
         known = ", ".join(stream.tasks)
         raise StreamError(f"eval.tasks: {', '.join(unknown)} is not in {path}; it has: {known}")
     return stream
+
+
+def _check_entries(stream: Stream) -> None:
+    """Raises StreamError when the manifest lacks a key or names a file outside the stream."""
+    path = stream.root / MANIFEST
+    try:
+        for entry in stream.manifest["chunks"]:
+            _inside(stream.root, entry["file"])
+            int(entry["samples"]), str(entry["sha256"])
+        for entry in stream.manifest["tasks"].values():
+            _inside(stream.root, entry["test"])
+            str(entry["sha256"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StreamError(f"{path} is no stream manifest ({error!r}): prepare it again") from error
 
 
 def missing_text(data: Data) -> str:

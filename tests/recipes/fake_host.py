@@ -1,0 +1,124 @@
+"""A stand-in for `swift sft` and `swift infer`: the same arguments, the same files, in no time.
+
+It is for the tests that kill the orchestrator at many moments: what it "trains" is a hash of the
+previous adapter, the chunk and the step, so that the last adapter is right only if every chunk was
+trained once, from the right adapter, and resumed at the right step. test_real_stream.py runs the
+real host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes.commands import Command
+
+STEP_SECONDS = float(os.environ.get("FAKE_STEP_SECONDS", "0.02"))
+
+
+def install() -> None:
+    """Makes the orchestrator of this process start the stand-in."""
+
+    def argv(self: Command) -> list[str]:
+        return [sys.executable, "-m", "tests.recipes.fake_host", self.kind, *self.arguments]
+
+    Command.argv = argv  # type: ignore[method-assign]
+
+
+def arguments_of(argv: Sequence[str]) -> dict[str, str]:
+    """--key value pairs; a key without a value is refused, as the host does."""
+    keys, values = argv[::2], argv[1::2]
+    assert len(keys) == len(values), argv
+    assert all(key.startswith("--") for key in keys), argv
+    return {key.removeprefix("--"): value for key, value in zip(keys, values, strict=True)}
+
+
+def write_weights(path: Path, content: bytes) -> None:
+    """A safetensors file with one tensor of bytes."""
+    entry = {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}
+    header = json.dumps({"weight": entry}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + content)
+
+
+def read_weights(path: Path) -> bytes:
+    """The bytes of that tensor."""
+    return path.read_bytes()[-32:]
+
+
+def write_checkpoint(path: Path, step: int, steps: int, weights: bytes) -> None:
+    """A host checkpoint, its files in the host's order with pauses in which a kill can fall."""
+    path.mkdir(parents=True)
+    write_weights(path / "adapter_model.safetensors", weights)
+    (path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    time.sleep(STEP_SECONDS / 4)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        with zipfile.ZipFile(path / name, "w") as archive:
+            archive.writestr("data", b"0")
+    time.sleep(STEP_SECONDS / 4)
+    history = [{"loss": 1.0 / (n + 1), "step": n + 1} for n in range(step)]
+    state = {"global_step": step, "max_steps": steps, "log_history": history}
+    (path / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+
+
+def train(arguments: dict[str, str]) -> None:
+    """`swift sft`."""
+    output = Path(arguments["output_dir"])
+    output.mkdir(parents=True, exist_ok=True)
+    data = Path(arguments["dataset"]).read_bytes()
+    batch = int(arguments["per_device_train_batch_size"])
+    steps = -(-data.count(b"\n") // batch)
+    first, weights = 0, b"\0" * 32
+    if "resume_from_checkpoint" in arguments:
+        resumed = Path(arguments["resume_from_checkpoint"])
+        first = json.loads((resumed / "trainer_state.json").read_text(encoding="utf-8"))[
+            "global_step"
+        ]
+        weights = read_weights(resumed / "adapter_model.safetensors")
+    elif "adapters" in arguments:
+        weights = read_weights(Path(arguments["adapters"]) / "adapter_model.safetensors")
+    if os.environ.get("FAKE_STOP_AT") == "0":
+        return
+    for step in range(first + 1, steps + 1):
+        time.sleep(STEP_SECONDS)
+        if os.environ.get("FAKE_FAIL_AT") == str(step):
+            raise ValueError("the loss is not a number")
+        weights = hashlib.sha256(weights + data + bytes([step])).digest()
+        row = {"loss": 1.0 / step, "global_step/max_steps": f"{step}/{steps}"}
+        with (output / "logging.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
+        if step == steps or step % int(arguments["save_steps"]) == 0:
+            write_checkpoint(output / f"checkpoint-{step}", step, steps, weights)
+        if os.environ.get("FAKE_STOP_AT") == str(step):
+            return
+
+
+def answer(arguments: dict[str, str]) -> None:
+    """`swift infer`."""
+    seed = b"base"
+    if "adapters" in arguments:
+        seed = read_weights(Path(arguments["adapters"]) / "adapter_model.safetensors")
+    lines = Path(arguments["val_dataset"]).read_text(encoding="utf-8").splitlines()
+    with Path(arguments["result_path"]).open("a", encoding="utf-8") as results:
+        for line in lines:
+            row: dict[str, Any] = json.loads(line)
+            digest = hashlib.sha256(seed + line.encode()).digest()[0]
+            response = ["red", "green", "blue", "1", "2", "3"][digest % 6]
+            turns = [*row["messages"], {"role": "assistant", "content": response}]
+            images = [{"bytes": None, "path": image} for image in row["images"]]
+            out = {"response": response, "labels": None, "messages": turns, "images": images}
+            results.write(json.dumps(out) + "\n")
+            results.flush()
+            time.sleep(STEP_SECONDS / 8)
+
+
+if __name__ == "__main__":
+    kind, *rest = sys.argv[1:]
+    (train if kind == "sft" else answer)(arguments_of(rest))

@@ -1,0 +1,114 @@
+"""The door: dry runs without anything, validation, status, help; nothing heavy is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recipes.cli import main
+from recipes.commands import REPO
+from recipes.loading import shipped_recipes
+from tests.recipes.toy import recipe_values, write_recipe
+
+
+def test_dry_run_of_the_published_recipe_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["internvl3.5-8b", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("swift sft") == 25
+    assert out.count("swift infer") == 26
+    assert "data/strcvit/chunks/025.jsonl" in out
+    ending = out.splitlines()[-5:]
+    missing = "\n".join(line for line in ending if line.startswith("# MISSING"))
+    assert "model: models/InternVL3_5-8B-HF is not there. Get it: hf download" in missing
+    assert "data: the stream data/strcvit is missing" in missing
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_recipe_can_be_looked_at(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--validate"]) == 0
+    assert main([name, "--dry-run"]) == 0
+    assert main([name, "--status", "run_dir=runs/never-started"]) == 0
+    assert "runs/never-started: not started" in capsys.readouterr().out
+
+
+def test_dry_run_writes_nothing(toy_yaml: Callable[..., Path], tmp_path: Path) -> None:
+    path = toy_yaml()
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(path), "--dry-run"]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_dry_run_says_when_nothing_is_missing(
+    toy_yaml: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(toy_yaml()), "--dry-run"]) == 0
+    assert "Nothing is missing" in capsys.readouterr().out
+
+
+def test_a_wrong_recipe_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tiny", "--validate", "tuner.num_expert=4"]) == 2
+    err = capsys.readouterr().err
+    assert "did you mean 'num_experts'?" in err
+    assert err.strip().endswith("1 problem in the recipe.")
+
+
+def test_too_few_chunks_in_the_stream(
+    toy_yaml: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(toy_yaml()), "data.chunks=3", "--dry-run"]) == 0
+    assert "use data.chunks=2" in capsys.readouterr().out
+    assert main([str(toy_yaml()), "eval.tasks=[GQA]", "--dry-run"]) == 0
+    assert "eval.tasks: GQA is not in" in capsys.readouterr().out
+
+
+def test_a_stream_cannot_point_outside_itself(
+    stream: Path, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = stream / "stream.json"
+    text = manifest.read_text(encoding="utf-8").replace("chunks/001.jsonl", "../../etc/passwd")
+    manifest.write_text(text, encoding="utf-8")
+    path = write_recipe(tmp_path / "r.yaml", recipe_values(stream, tmp_path / "run", model))
+    assert main([str(path)]) == 1
+    assert "lies outside the stream" in capsys.readouterr().err
+
+
+def test_a_relative_recipe_is_found_from_another_folder(
+    toy_yaml: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = toy_yaml()
+    monkeypatch.chdir(path.parent)
+    assert main([path.name, "--validate"]) == 0
+
+
+def test_nothing_heavy_is_imported() -> None:
+    script = (
+        "import sys; from recipes.cli import main; import recipes.runner, recipes.preview\n"
+        "assert main(['tiny', '--dry-run']) == 0\n"
+        "heavy = {'torch', 'swift', 'transformers', 'peft', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def door(*arguments: str, cwd: Path = REPO) -> subprocess.CompletedProcess[str]:
+    script = str(REPO / "recipes" / "run_stream.sh")
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
+    return subprocess.run(
+        ["bash", script, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def test_the_door(tmp_path: Path) -> None:
+    help_text = door("--help")
+    assert help_text.returncode == 0
+    for word in ("--dry-run", "--status", "--validate", "--no-setup", *shipped_recipes()):
+        assert word in help_text.stdout
+    assert door().returncode == 2
+    valid = door("tiny", "--validate", "--no-setup", cwd=tmp_path)
+    assert (valid.returncode, valid.stdout) == (0, "tiny: valid (strlora, 8 chunks)\n")
+    assert door("tiny", "--validate", "--no-setup", "sead=1").returncode == 2
