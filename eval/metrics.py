@@ -36,8 +36,8 @@ def max_over(values: Array, axis: int) -> Array:
 
 def last_row(a: Array) -> int:
     """Return C, the last chunk with an evaluation (0: only the base model, or nothing)."""
-    chunks = a.shape[-2]
-    evaluated = np.isfinite(a).reshape(-1, chunks, a.shape[-1]).any(axis=(0, 2))
+    others = tuple(axis for axis in range(a.ndim) if axis != a.ndim - 2)
+    evaluated = np.isfinite(a).any(axis=others)
     return int(np.flatnonzero(evaluated)[-1]) if evaluated.any() else 0
 
 

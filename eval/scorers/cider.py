@@ -14,7 +14,7 @@ from typing import NamedTuple
 LONGEST_NGRAM = 4
 SIGMA = 6.0
 Ngram = tuple[str, ...]
-_TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|\w+(?:[-.]\w+)*|n't|'\w+|\$|%|&|#", re.UNICODE)
+_TOKEN = re.compile(r"(?<!\w)n't|'\w+|\d+(?:[.,:]\d+)*|\w+(?:[-.]\w+)*|[$%&#]", re.UNICODE)
 _CLITIC = re.compile(r"(?<=\w)(n't|'s|'re|'ve|'ll|'d|'m)\b")
 
 

@@ -1,0 +1,170 @@
+"""Stream scores against plain loops, by hand, and by properties that must hold for any matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from eval import metrics
+
+NAN = math.nan
+# Base model, then three chunks; task 1 comes in chunk 2, task 2 was never seen or measured.
+A = np.array(
+    [
+        [0.10, 0.20, NAN],
+        [0.90, 0.30, NAN],
+        [0.60, 0.80, NAN],
+        [0.50, 0.85, NAN],
+    ]
+)
+FIRST = [1, 2, None]
+
+
+def test_by_hand() -> None:
+    assert metrics.last(A) == pytest.approx(0.675)
+    assert metrics.average(A) == pytest.approx((0.6 + 0.7 + 0.675) / 3)
+    np.testing.assert_allclose(metrics.forgetting_by_task(A), [0.4, -0.05, NAN])
+    assert metrics.forgetting(A) == pytest.approx(0.175)
+    np.testing.assert_allclose(metrics.backward_transfer_by_task(A, FIRST), [-0.4, 0.05, NAN])
+    np.testing.assert_allclose(metrics.forward_transfer_by_task(A, FIRST), [0.0, 0.1, NAN])
+    np.testing.assert_allclose(metrics.plasticity_by_task(A), [0.8, 0.65, NAN])
+
+
+def test_a_run_that_has_only_begun() -> None:
+    base_only = A[:1]
+    assert math.isnan(metrics.last(base_only))
+    assert math.isnan(metrics.average(base_only))
+    assert math.isnan(metrics.forgetting(A[:2]))
+    assert metrics.last(A[:2]) == pytest.approx(0.6)
+    assert math.isnan(metrics.last(np.zeros((0, 2))))
+
+
+def test_a_skipped_evaluation_is_left_out() -> None:
+    skipped = A.copy()
+    skipped[2] = NAN
+    assert metrics.average(skipped) == pytest.approx((0.6 + 0.675) / 2)
+    assert math.isnan(metrics.backward_transfer_by_task(skipped, FIRST)[1])
+    unfinished = np.vstack([A, np.full((2, 3), NAN)])
+    assert metrics.last(unfinished) == pytest.approx(0.675)
+    assert metrics.forgetting(unfinished) == pytest.approx(0.175)
+
+
+def test_the_input_is_left_alone() -> None:
+    before = A.copy()
+    for f in (metrics.last, metrics.average, metrics.forgetting, metrics.plasticity):
+        f(A)
+    np.testing.assert_array_equal(A, before)
+
+
+def _slow(a: np.ndarray, first: Sequence[int | None]) -> dict[str, float]:
+    """The definitions once more, in plain loops."""
+    chunks, tasks = len(a) - 1, a.shape[1]
+    rows = [c for c in range(chunks + 1) if any(not math.isnan(x) for x in a[c])]
+    last = rows[-1] if rows else 0
+
+    def mean(values: list[float]) -> float:
+        known = [v for v in values if not math.isnan(v)]
+        return sum(known) / len(known) if known else NAN
+
+    def best(values: list[float]) -> float:
+        return max((v for v in values if not math.isnan(v)), default=NAN)
+
+    end = [a[last, i] if last else NAN for i in range(tasks)]
+    found = {
+        "last": mean(end),
+        "average": mean([mean(list(a[c])) for c in range(1, chunks + 1)]),
+        "forgetting": mean(
+            [best([a[c, i] for c in range(1, last)]) - end[i] for i in range(tasks)]
+        ),
+        "plasticity": mean(
+            [best([a[c, i] for c in range(1, chunks + 1)]) - a[0, i] for i in range(tasks)]
+        ),
+    }
+    backward, forward = [], []
+    for i, c in enumerate(first):
+        inside = c is not None and c <= chunks
+        backward.append(end[i] - a[c, i] if inside else NAN)
+        forward.append(a[c - 1, i] - a[0, i] if c is not None and c - 1 <= chunks else NAN)
+    return found | {"backward_transfer": mean(backward), "forward_transfer": mean(forward)}
+
+
+SCORES = st.one_of(st.just(NAN), st.integers(0, 1000).map(lambda x: x / 1000))
+MATRICES = arrays(np.float64, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=SCORES)
+
+
+@settings(max_examples=150, deadline=None)
+@given(a=MATRICES, data=st.data())
+def test_against_plain_loops(a: np.ndarray, data: st.DataObject) -> None:
+    chunk = st.one_of(st.none(), st.integers(1, 7))
+    first = data.draw(st.lists(chunk, min_size=a.shape[1], max_size=a.shape[1]))
+    for name, expected in _slow(a, first).items():
+        f = getattr(metrics, name)
+        found = float(f(a, first) if name.endswith("transfer") else f(a))
+        assert found == pytest.approx(expected, nan_ok=True, abs=1e-12), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=MATRICES, seed=st.integers(0, 99))
+def test_the_order_of_tasks_does_not_matter(a: np.ndarray, seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(a.shape[1])
+    for f in (metrics.last, metrics.average, metrics.forgetting, metrics.plasticity):
+        assert float(f(a)) == pytest.approx(float(f(a[:, order])), nan_ok=True, abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=MATRICES)
+def test_a_column_never_measured_changes_nothing(a: np.ndarray) -> None:
+    wider = np.hstack([a, np.full((len(a), 1), NAN)])
+    for f in (metrics.last, metrics.average, metrics.forgetting, metrics.plasticity):
+        assert float(f(a)) == pytest.approx(float(f(wider)), nan_ok=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=arrays(np.float64, (5, 3), elements=st.integers(0, 1000).map(lambda x: x / 1000)))
+def test_growing_scores_are_never_forgotten(a: np.ndarray) -> None:
+    growing = np.sort(a, axis=0)
+    assert metrics.forgetting(growing) <= 0
+    assert metrics.backward_transfer(growing, [1, 2, 3]) >= 0
+    assert metrics.forgetting(growing[[0, 4, 3, 2, 1]]) >= 0
+
+
+def test_leading_axes_are_carried_through() -> None:
+    stack = np.stack([A, A[:, ::-1], A + 0.05])
+    for f in (metrics.last, metrics.average, metrics.forgetting, metrics.plasticity):
+        np.testing.assert_allclose(f(stack), [float(f(a)) for a in stack])
+
+
+def _identity(mean: np.ndarray) -> np.ndarray:
+    return mean
+
+
+def test_bootstrap_errors_are_those_of_the_formula() -> None:
+    rng = np.random.default_rng(0)
+    n = 400
+    first, second = rng.random(n) < 0.3, rng.random(n) < 0.7
+    samples = [np.stack([np.zeros(n), first, second]).astype(float)]
+    drawn = metrics.bootstrap_matrices(samples, [_identity], 2000, seed=1)
+    assert drawn.shape == (2000, 3, 1)
+    expected = math.sqrt(second.mean() * (1 - second.mean()) / n)
+    assert float(metrics.standard_error(metrics.last, drawn)) == pytest.approx(expected, rel=0.06)
+    # Paired over chunks: the error of a difference is that of the samples' differences.
+    difference = first.astype(float) - second
+    expected = difference.std() / math.sqrt(n)
+    found = float(metrics.standard_error(metrics.forgetting, drawn))
+    assert found == pytest.approx(expected, rel=0.06)
+    again = metrics.bootstrap_matrices(samples, [_identity], 2000, seed=1)
+    np.testing.assert_array_equal(drawn, again)
+
+
+def test_bootstrap_of_what_was_not_measured_is_nan() -> None:
+    samples = [np.stack([np.ones(5), np.full(5, NAN)]), np.zeros((2, 0))]
+    drawn = metrics.bootstrap_matrices(samples, [_identity, _identity], 10)
+    assert np.isnan(drawn[:, 1]).all()
+    assert np.isnan(drawn[:, :, 1]).all()
+    assert math.isnan(metrics.standard_error(metrics.last, drawn))

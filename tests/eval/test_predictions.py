@@ -1,0 +1,180 @@
+"""The join: every answer finds its question by content, every gap is marked, nothing is guessed."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from eval.files import read_jsonl, write_jsonl
+from eval.predictions import read_predictions, repair_results, split_results, write_combined
+from eval.scores import score_chunk
+from eval.stream import load_stream
+from tests.eval.make_run import host_results, make_stream
+
+TASKS = ["VQAv2", "OCRVQA", "Grounding"]
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Path:
+    return make_stream(tmp_path / "stream", TASKS, chunks=2, tests=6)
+
+
+def _answer(stream: Path, lines: list[dict], out: Path) -> dict[str, int]:
+    write_jsonl(out / "answers.jsonl", lines)
+    return split_results(out / "answers.jsonl", stream, out / "predictions")
+
+
+def _all_right(stream: Path) -> list[dict]:
+    return host_results(stream, TASKS, dict.fromkeys(TASKS, 1.0), seed=0)
+
+
+def test_question_file(stream: Path, tmp_path: Path) -> None:
+    count = write_combined(stream, TASKS, tmp_path / "val.jsonl")
+    lines = read_jsonl(tmp_path / "val.jsonl")
+    assert count == len(lines) == 18
+    assert all(m["role"] != "assistant" for line in lines for m in line["messages"])
+    assert {line["id"] for line in lines} == {f"{t}-test-{n:06d}" for t in TASKS for n in range(6)}
+    # Long answers first, then sorted by length inside a task.
+    assert [line["task"] for line in lines[::6]] == ["Grounding", "OCRVQA", "VQAv2"]
+    lengths = [len(line["messages"][0]["content"]) for line in lines[:6]]
+    assert lengths == sorted(lengths, reverse=True)
+    assert write_combined(stream, ["VQAv2"], tmp_path / "few.jsonl", limit=2) == 2
+
+
+def test_order_does_not_matter(stream: Path, tmp_path: Path) -> None:
+    lines = _all_right(stream)
+    random.Random(3).shuffle(lines)
+    assert _answer(stream, lines, tmp_path) == dict.fromkeys(TASKS, 0)
+    scores = score_chunk(tmp_path / "predictions", stream, chunk=4)
+    assert scores["chunk"] == 4
+    assert {t: s["score"] for t, s in scores["tasks"].items()} == dict.fromkeys(TASKS, 1.0)
+    first = read_jsonl(tmp_path / "predictions" / "Grounding.jsonl")[0]
+    assert first["id"] == "Grounding-test-000000"
+    assert first["prompt"] == "Where is shape 0? Give [x1, y1, x2, y2]."
+    assert first["size"] == [112, 112]
+    assert first["prediction"] == first["gold"] == first["answer_bbox"]
+
+
+def test_missing_and_failed_answers_are_errors(stream: Path, tmp_path: Path) -> None:
+    lines = _all_right(stream)
+    lines[1]["response"] = None
+    del lines[0]
+    assert _answer(stream, lines, tmp_path) == {"VQAv2": 2, "OCRVQA": 0, "Grounding": 0}
+    written = read_jsonl(tmp_path / "predictions" / "VQAv2.jsonl")
+    assert [line["prediction"] for line in written[:2]] == [None, None]
+    assert all(line["error"] for line in written[:2])
+    entry = score_chunk(tmp_path / "predictions", stream, 1)["tasks"]["VQAv2"]
+    assert entry["failed"] == 2
+    assert entry["n"] == 6
+    assert entry["score"] == pytest.approx(4 / 6, abs=1e-6)
+
+
+def test_an_empty_answer_is_an_answer(stream: Path, tmp_path: Path) -> None:
+    lines = _all_right(stream)
+    lines[0]["response"] = ""
+    assert _answer(stream, lines, tmp_path)["VQAv2"] == 0
+    assert score_chunk(tmp_path / "predictions", stream, 1)["tasks"]["VQAv2"]["failed"] == 0
+
+
+def test_nothing_answered_is_no_score(stream: Path, tmp_path: Path) -> None:
+    lines = [line for line in _all_right(stream) if "shape" not in line["messages"][0]["content"]]
+    _answer(stream, lines, tmp_path)
+    entry = score_chunk(tmp_path / "predictions", stream, 1)["tasks"]["VQAv2"]
+    assert entry == {"score": None, "n": 6, "failed": 6, "stderr": None}
+
+
+def test_unknown_and_double_answers_raise(stream: Path, tmp_path: Path) -> None:
+    lines = _all_right(stream)
+    with pytest.raises(ValueError, match=r"answers.jsonl:19: a second answer"):
+        _answer(stream, [*lines, lines[0]], tmp_path)
+    stranger = json.loads(json.dumps(lines[0]))
+    stranger["images"][0]["path"] = "images/other.png"
+    with pytest.raises(ValueError, match=r"answers.jsonl:19: answers no test record"):
+        _answer(stream, [*lines, stranger], tmp_path)
+    with pytest.raises(ValueError, match="not a result of swift infer"):
+        _answer(stream, [{"text": "x"}], tmp_path)
+
+
+def test_absolute_image_paths_and_plain_strings_join(stream: Path, tmp_path: Path) -> None:
+    lines = _all_right(stream)
+    for line in lines:
+        line["images"] = [str((stream / i["path"]).resolve()) for i in line["images"]]
+    assert _answer(stream, lines, tmp_path) == dict.fromkeys(TASKS, 0)
+
+
+def test_equal_questions_are_asked_once(stream: Path, tmp_path: Path) -> None:
+    path = stream / "test" / "VQAv2.jsonl"
+    records = read_jsonl(path)
+    twin = records[0] | {"id": "VQAv2-test-twin"}
+    twin["messages"] = [records[0]["messages"][0], {"role": "assistant", "content": "violet"}]
+    write_jsonl(path, [*records, twin])
+    assert write_combined(stream, TASKS, tmp_path / "val.jsonl") == 18
+    lines = [x for x in _all_right(stream) if x["response"] != "violet"]
+    assert _answer(stream, lines, tmp_path)["VQAv2"] == 0
+    written = read_jsonl(tmp_path / "predictions" / "VQAv2.jsonl")
+    assert (
+        written[0]["prediction"]
+        == written[-1]["prediction"]
+        == records[0]["messages"][1]["content"]
+    )
+    assert (written[-1]["id"], written[-1]["gold"]) == ("VQAv2-test-twin", "violet")
+
+
+def test_a_killed_evaluation_goes_on(stream: Path, tmp_path: Path) -> None:
+    lines = [json.dumps(line, ensure_ascii=False) for line in _all_right(stream)]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(lines[:5]) + "\n" + lines[5][:40], encoding="utf-8")
+    assert write_combined(stream, TASKS, tmp_path / "val.jsonl", answered=path) == 13
+    assert repair_results(path) == 5
+    assert len(read_jsonl(path)) == 5
+    assert repair_results(tmp_path / "none.jsonl") == 0
+
+
+def test_line_separators_inside_an_answer(stream: Path, tmp_path: Path) -> None:
+    lines = _all_right(stream)
+    lines[0]["response"] = "one\u2028two"
+    _answer(stream, lines, tmp_path)
+    assert read_jsonl(tmp_path / "predictions" / "VQAv2.jsonl")[0]["prediction"] == "one\u2028two"
+
+
+def test_prediction_files_that_do_not_fit(stream: Path, tmp_path: Path) -> None:
+    _answer(stream, _all_right(stream), tmp_path)
+    folder = tmp_path / "predictions"
+    lines = read_jsonl(folder / "VQAv2.jsonl")
+    write_jsonl(folder / "VQAv2.jsonl", [*lines, lines[0]])
+    with pytest.raises(ValueError, match=r"VQAv2.jsonl:7: id .* stands there twice"):
+        read_predictions(folder, load_stream(stream), "VQAv2")
+    write_jsonl(folder / "VQAv2.jsonl", [lines[0] | {"id": "other"}])
+    with pytest.raises(ValueError, match="is not in the test set"):
+        score_chunk(folder, stream, 1)
+    write_jsonl(folder / "Stranger.jsonl", lines)
+    with pytest.raises(ValueError, match="unknown tasks"):
+        score_chunk(folder, stream, 1)
+    with pytest.raises(FileNotFoundError, match="no prediction files"):
+        score_chunk(tmp_path / "nothing", stream, 1)
+
+
+def test_streams_that_cannot_be_used(stream: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="make it"):
+        load_stream(tmp_path / "none")
+    manifest = json.loads((stream / "stream.json").read_text("utf-8"))
+    manifest["tasks"]["VQAv2"]["scorer"] = "exakt"
+    (stream / "stream.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(ValueError, match="did you mean 'exact'"):
+        load_stream(stream)
+    manifest["tasks"]["VQAv2"]["scorer"] = "vqa"
+    (stream / "stream.json").write_text(json.dumps(manifest), "utf-8")
+    path = stream / "test" / "VQAv2.jsonl"
+    lines = read_jsonl(path)
+    write_jsonl(path, [])
+    with pytest.raises(ValueError, match="empty test set"):
+        load_stream(stream).test_records("VQAv2")
+    write_jsonl(path, [*lines, lines[2]])
+    with pytest.raises(ValueError, match="stands there twice"):
+        load_stream(stream).test_records("VQAv2")
+    path.write_text('{"id": 1}\n{oops\n', "utf-8")
+    with pytest.raises(ValueError, match=r"VQAv2.jsonl:2: not JSON"):
+        load_stream(stream).test_records("VQAv2")

@@ -1,0 +1,191 @@
+"""The `fixed` scorers: what each accepts, what it refuses, and every defect that it mends."""
+
+from __future__ import annotations
+
+import pytest
+
+from eval.scorers import FIXED, find_scorer, score_sample, score_samples
+from eval.scorers.boxes import iou, parse_box, to_pixels
+from eval.scorers.cider import ptb_tokens
+from eval.scorers.fixed import anls, option_letter
+from eval.scorers.text import evalai, plain
+from eval.tasks import TASKS, find_task
+
+GOLD_BOX = {"answer_bbox": "[0.12, 0.34, 0.56, 0.78]", "size": [640, 480]}
+
+# (task, gold, prediction, fixed, released): every defect listed for the published scripts.
+DEFECTS = [
+    ("AD", "Unanswerable", "Unanswerable", 1, 0),
+    ("AD", "Red", "The light was reduced.", 0, 1),
+    ("AD", "A", "(A) up", 1, 0),
+    ("AD", "A", "Banana", 0, 1),
+    ("AD", "Going ahead.", "Going ahead", 1, 0),
+    ("RS", "0", "There are 3 roads and 40 houses", 0, 1),
+    ("RS", "3.0", "3.0", 1, 0),
+    ("Fin", "A B", "A B", 1, 0),
+    ("Fin", "A", "A\t", 1, 0),
+    ("Fin", "Unanswerable", "Unanswerable", 1, 0),
+    ("ImageNet", "goldfish", "", 0, 1),
+    ("ImageNet", "St. Bernard", "St. Bernard", 1, 0),
+    ("ImageNet", "tiger cat", "tiger", 0, 1),
+    ("Places365", "inn", "winner", 0, 1),
+    ("Places365", "art_gallery", "Art gallery", 1, 0),
+    ("ChartQA", "3.5", "35", 0, 1),
+    ("ChartQA", "3.5", "3.5", 1, 0),
+    ("ChartQA", "No", "I do not know", 0, 1),
+    ("VQAv2", "A", "The", 0, 1),
+    ("VQAv2", "." * 33 + "yes", "yes", 1, 0),
+    ("OCRVQA", "Unanswerable", "Unanswerable", 1, 0),
+    ("OCRVQA", "2009", "2009.", 1, 0),
+    ("GQA", "Red", "red", 1, 0),
+    ("GQA", "red", "red ", 1, 0),
+]
+
+
+@pytest.mark.parametrize(("task", "gold", "prediction", "fixed", "released"), DEFECTS)
+def test_defects(task: str, gold: str, prediction: str, fixed: int, released: int) -> None:
+    record = {"gold": gold}
+    ours, theirs = find_task(task).scorer("fixed"), find_task(task).scorer("released")
+    assert ours.sample is not None
+    assert theirs.sample is not None
+    assert ours.sample(prediction, record) == fixed
+    assert theirs.sample(prediction, record) == released
+
+
+@pytest.mark.parametrize(
+    ("scorer", "prediction", "record", "score"),
+    [
+        ("vqa", "Two.", {"gold": "2"}, 1.0),
+        ("vqa", "the dog", {"answer": "dog"}, 1.0),
+        ("vqa", "red", {"gold": ["red", "red", "blue"] + ["green"] * 7}, 2 / 3),
+        ("vqa", "green", {"gold": ["red", "red", "blue"] + ["green"] * 7}, 1.0),
+        ("vqa", "", {"gold": ""}, 0.0),
+        ("exact", " The  HOBBIT! ", {"gold": "the hobbit"}, 1.0),
+        ("exact", "hobbits", {"gold": "hobbit"}, 0.0),
+        ("exact", "", {"gold": "hobbit"}, 0.0),
+        ("choice", "B", {"gold": "b"}, 1.0),
+        ("choice", "The answer is B.", {"gold": "B"}, 1.0),
+        ("choice", "A car", {"gold": "A"}, 0.0),
+        ("choice", "it goes up", {"gold": "up", "options": ["up", "down"]}, 1.0),
+        ("choice", "up or down", {"gold": "up", "options": ["up", "down"]}, 0.0),
+        ("choice", "it goes up", {"gold": "up"}, 0.0),
+        ("choice", "yes, no", {"gold": "no"}, 0.0),
+        ("label", "tabby cat", {"gold": "tabby, tabby cat"}, 1.0),
+        ("label", "auto", {"gold": "car", "synonyms": ["auto"]}, 1.0),
+        ("contains", "It is a rural area", {"gold": "rural"}, 1.0),
+        ("contains", "suburban", {"gold": "urban"}, 0.0),
+        ("relaxed", "104", {"gold": "100"}, 1.0),
+        ("relaxed", "106", {"gold": "100"}, 0.0),
+        ("relaxed", "0", {"gold": "0"}, 1.0),
+        ("relaxed", "0.01", {"gold": "0"}, 0.0),
+        ("relaxed", "$1,200", {"gold": "1200"}, 1.0),
+        ("relaxed", "germany", {"gold": "Germany"}, 1.0),
+    ],
+)
+def test_fixed(scorer: str, prediction: str, record: dict, score: float) -> None:
+    assert score_sample(scorer, prediction, record) == pytest.approx(score)
+
+
+def test_gold_may_be_the_last_turn() -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "red"}]
+    assert score_sample("exact", "Red", {"messages": turns}) == 1.0
+    with pytest.raises(ValueError, match="no gold"):
+        score_sample("exact", "Red", {"id": "x", "messages": turns[:1]})
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [("A", "A"), ("(b) up", "B"), ("**C**", "C"), ("D.", "D"), ("option e", "E"), ("A car", None)],
+)
+def test_option_letter(text: str, letter: str | None) -> None:
+    assert option_letter(text) == letter
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[0.12, 0.34, 0.56, 0.78]",
+        "The box is [0.12, 0.34, 0.56, 0.78].",
+        "(0.12,0.34),(0.56,0.78)",
+        "0.12 0.34 0.56 0.78",
+        "box 1: [.12, .34, .56, .78]",
+        "<box>[0.12, 0.34, 0.56, 0.78]</box>",
+        "[0.12, 0.34, 0.56, 0.57]",
+    ],
+)
+def test_boxes_that_are_read(text: str) -> None:
+    assert score_sample("grounding", text, GOLD_BOX) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "none", "[0.1, 0.2, 0.3]", "[nan, nan, nan, nan]", "1 2 3 4 5"]
+)
+def test_boxes_that_are_none(text: str) -> None:
+    assert parse_box(text) is None
+    assert score_sample("grounding", text, GOLD_BOX) == 0.0
+
+
+def test_iou_and_formats() -> None:
+    assert iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    assert iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0.0
+    assert to_pixels((0.5, 0.5, 1, 1), (640, 480), "unit") == (320, 320, 640, 640)
+    assert to_pixels((500, 500, 1000, 1000), (640, 480), "thousand") == (320, 240, 640, 480)
+    pixels = GOLD_BOX | {"box_format": "pixel"}
+    assert score_sample("grounding", "[77, 218, 358, 499]", pixels) == 1.0
+    with pytest.raises(ValueError, match="box_format"):
+        score_sample("grounding", "[1, 2, 3, 4]", GOLD_BOX | {"box_format": "pixels"})
+    with pytest.raises(ValueError, match="answer_bbox"):
+        score_sample("grounding", "[1, 2, 3, 4]", {"id": "g", "gold": "x"})
+    # Exactly one half is not above one half.
+    half = {"answer_bbox": "[0, 0, 1, 1]", "size": [10, 10]}
+    assert score_sample("grounding", "[0, 0, 0.5, 1]", half) == 0.0
+
+
+def test_captions_need_the_whole_set() -> None:
+    records = [
+        {"references": ["A red car on a road.", "a red car"]},
+        {"references": ["Two dogs play.", "two dogs"]},
+    ]
+    good, other = score_samples("caption", ["a RED car, on a road", "two dogs"], records)
+    assert 0 < other <= 1
+    assert good == pytest.approx(score_samples("caption", ["A red car on a road.", ""], records)[0])
+    with pytest.raises(ValueError, match="whole test set"):
+        score_sample("caption", "a red car", records[0])
+
+
+def test_tokens_are_those_of_the_treebank() -> None:
+    text = 'The bus doesn\'t stop at 10:30, "Main-Street".'
+    assert ptb_tokens(text) == ["the", "bus", "does", "n't", "stop", "at", "10:30", "main-street"]
+
+
+def test_aggregate_clips_captions() -> None:
+    assert find_scorer("caption").aggregate([0.2, 0.4]) == 1.0
+    assert find_scorer("caption").aggregate([0.01, 0.03]) == pytest.approx(0.2)
+    assert find_scorer("vqa").aggregate([1.0, 0.0]) == 0.5
+
+
+def test_normalisation() -> None:
+    assert evalai("The man's 2 dogs, don't!") == "man 's 2 dogs don't"
+    assert plain("**Art_Gallery**, 1,000.") == "art gallery 1000"
+    assert plain("cafe\u0301") == plain("CAFÉ")
+
+
+def test_anls() -> None:
+    assert anls("hello", {"gold": "hallo"}) == pytest.approx(0.8)
+    assert anls("abc", {"gold": "xyz"}) == 0.0
+
+
+def test_unknown_names_are_told_the_right_one() -> None:
+    with pytest.raises(ValueError, match="did you mean 'grounding'"):
+        score_sample("groundin", "x", {"gold": "x"})
+    with pytest.raises(ValueError, match="did you mean 'VQAv2'"):
+        find_task("VQAV2")
+    with pytest.raises(ValueError, match="no published scorer"):
+        find_task("MLLM-CL/Med").scorer("released")
+
+
+def test_every_task_has_its_scorers() -> None:
+    assert {task.fixed for task in TASKS.values()} <= set(FIXED)
+    for task in TASKS.values():
+        if task.released is not None:
+            assert task.scorer("released").name == task.released
