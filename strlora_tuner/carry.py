@@ -7,7 +7,7 @@ from typing import Any
 
 from strlora_tuner.config import StrLoraConfig, options_as_config
 from strlora_tuner.model import StrLoraModel
-from strlora_tuner.schema import PREFIX, TunerOptions, options_from_host
+from strlora_tuner.schema import PREFIX, ROUTING_FILE, TunerOptions, options_from_host
 
 # Options that shape the adapter's tensors or their meaning: fixed for the whole stream.
 STRUCTURE = ("num_experts", "router_dim", "instruction_norm")
@@ -32,12 +32,15 @@ def options_from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
     ms-swift gives a tuner's `from_pretrained` no arguments, but exports `--model_kwargs` in upper
     case. Only options that were given are returned.
+
+    Raises:
+        ValueError: an unknown option or preset, or a value out of bounds.
     """
-    known = {*TunerOptions.model_fields, "preset"} - {"rank", "alpha", "dropout"}
+    start = PREFIX.upper()
     given = {
-        PREFIX + name: environment[(PREFIX + name).upper()]
-        for name in known
-        if (PREFIX + name).upper() in environment
+        PREFIX + name[len(start) :].lower(): value
+        for name, value in environment.items()
+        if name.startswith(start) and name != ROUTING_FILE
     }
     if not given:
         return {}

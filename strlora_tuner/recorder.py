@@ -15,8 +15,6 @@ from strlora_tuner.api import tuner_of
 from strlora_tuner.config import StrLoraConfig
 from strlora_tuner.instruction import instruction_mask
 
-ROUTING_FILE = "STRLORA_ROUTING_FILE"
-
 
 class RoutingRecorder:
     """Sums gates by distinct instruction over the prompts that a model reads."""

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PREFIX = "strlora_"
+# Environment variable that names the file for the routing record of an inference run.
+ROUTING_FILE = "STRLORA_ROUTING_FILE"
 
 
 class TunerOptions(BaseModel):

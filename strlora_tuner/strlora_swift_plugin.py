@@ -30,8 +30,8 @@ from strlora_tuner.api import after_optimizer_step, stability_loss, tuner_of
 from strlora_tuner.carry import carried_config, check_teacher, options_from_environment
 from strlora_tuner.config import StrLoraConfig
 from strlora_tuner.metrics import routing_metrics
-from strlora_tuner.recorder import ROUTING_FILE, record_routing
-from strlora_tuner.schema import options_from_host
+from strlora_tuner.recorder import record_routing
+from strlora_tuner.schema import ROUTING_FILE, options_from_host
 
 logger = get_logger()
 
