@@ -13,7 +13,7 @@ import numpy as np
 from data_prep.mini import VERSION
 from data_prep.mini.assets import Assets, fetch_all
 from data_prep.mini.draw import SIZE
-from data_prep.mini.tasks import TASKS, Task, load_task, sample_rng
+from data_prep.mini.tasks import Task, load_task, sample_rng
 
 # Share of the images; the families that a prototype left at chance get more.
 WEIGHTS = {

@@ -28,7 +28,9 @@ def box_overlap(first: str, second: str) -> float:
     return wide * high / union if union > 0 else 0.0
 
 
-def greedy(model: Any, layout: Layout, tokenizer: Any, images: np.ndarray, prompts: list[str]) -> list[str]:  # noqa: E501
+def greedy(
+    model: Any, layout: Layout, tokenizer: Any, images: np.ndarray, prompts: list[str]
+) -> list[str]:
     """Return the greedy answer to each prompt about images (n, 112, 112, 3) uint8."""
     import torch
 

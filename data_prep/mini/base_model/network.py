@@ -11,8 +11,13 @@ from data_prep.mini.draw import SIZE
 
 PATCH = 14  # pixels
 IMAGE_TOKENS = (SIZE // PATCH // 2) ** 2  # 16 after the 2x2 pixel shuffle
-VISION = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6}
-TEXT = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 64}
+VISION: dict[str, Any] = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6}
+TEXT: dict[str, Any] = {
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "head_dim": 64,
+}
 
 
 def build_model(tokenizer: Any) -> Any:

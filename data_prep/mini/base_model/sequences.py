@@ -37,14 +37,11 @@ class Layout:
             labels += [IGNORE] * len(before) + list(after)
         return ids, labels
 
-    def batch(self, rows: list[tuple[list[int], list[int]]]) -> dict[str, Any]:
+    def batch(self, rows: list[tuple[list[int], list[int]]], longest: int) -> dict[str, Any]:
         """Return input_ids, labels, attention_mask (rows, longest), padded on the right."""
         import torch
 
-        longest = max(len(ids) for ids, _ in rows)
         ids = torch.tensor([row + [self.pad] * (longest - len(row)) for row, _ in rows])
         labels = torch.tensor([row + [IGNORE] * (longest - len(row)) for _, row in rows])
-        mask = torch.tensor(
-            [[1] * len(row) + [0] * (longest - len(row)) for row, _ in rows]
-        )
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row, _ in rows])
         return {"input_ids": ids, "labels": labels, "attention_mask": mask}

@@ -52,7 +52,7 @@ def copy_words(lines: list[str]) -> list[str]:
 def build(lines: list[str]) -> Any:
     """Return a Qwen2TokenizerFast whose merges make (nearly) every word of `lines` one token."""
     from tokenizers import Tokenizer, models, trainers
-    from transformers import Qwen2TokenizerFast
+    from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]  # lazy name
 
     frame = Qwen2TokenizerFast()  # for its splitting rules: digits alone, words with their blank
     trained = Tokenizer(models.BPE())

@@ -16,7 +16,11 @@ from data_prep.mini.base_model import network, texts
 from data_prep.mini.base_model.corpus import Record
 from data_prep.mini.base_model.sequences import Layout
 
-BATCH, COPIES = 32, 4  # image conversations and text-only copying rows in a step
+BATCH = 32  # conversations in a step over all workers, each about one image
+# Tokens of every row: one shape for all steps, since oneDNN builds its bfloat16 kernels anew for
+# each new shape (three times slower). A description of two boxes just fits.
+LENGTH = 76
+COPYING = 0.4  # share of conversations that end in a copying turn, where it fits
 PEAK_RATE, WARM_UP = 1e-3, 150  # learning rate, steps
 
 
@@ -34,61 +38,107 @@ def learning_rate(step: int, share: float) -> float:
     return PEAK_RATE * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * cosine)
 
 
-def pick_rows(records: list[Record], by_task: dict[str, list[int]], rows: Any, rng: Random) -> list:
-    """Return a conversation for each chosen row."""
-    out = []
+def make_batch(
+    layout: Layout, records: list[Record], by_task: dict[str, list[int]], words: list[str],
+    rows: list[int], rng: Random,
+) -> dict[str, Any]:  # fmt: skip
+    """Return input_ids, labels, attention_mask (rows, LENGTH): a conversation for each row."""
+    encoded = []
     for row in rows:
         record = records[row]
         other = records[rng.choice(by_task[record["task"]])]
         pairs = [tuple(pair) for pair in record["pairs"]]
         others = [tuple(pair) for pair in other["pairs"]]
-        out.append(texts.about_image(record["head"], pairs, others, rng))
-    return out
+        turns = texts.about_image(record["head"], pairs, others, rng)
+        if rng.random() < COPYING:
+            turns += texts.copying(words, rng)
+        ids, labels = layout.conversation(turns, True)
+        while len(ids) > LENGTH:
+            turns = turns[:-1]
+            ids, labels = layout.conversation(turns, True)
+        encoded.append((ids, labels))
+    return layout.batch(encoded, LENGTH)
+
+
+class Workers:
+    """Data-parallel workers, one thread each: two threads in one process lose most of their
+    speed to waiting for each other as soon as anything else runs on the machine.
+    """
+
+    def __init__(self, rank: int, count: int, port: int) -> None:
+        import torch.distributed as dist
+
+        self.rank, self.count = rank, count
+        if count > 1:
+            address = f"tcp://127.0.0.1:{port}"
+            dist.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
+
+    def average(self, parameters: list[Any], seconds: float) -> float:
+        """Average the gradients over the workers in place; return worker 0's `seconds`."""
+        import torch
+        import torch.distributed as dist
+
+        if self.count == 1:
+            return seconds
+        clock = torch.tensor([seconds if self.rank == 0 else 0.0])
+        flat = torch.cat([clock, *(p.grad.flatten() for p in parameters)])
+        dist.all_reduce(flat)
+        start = 1
+        for parameter in parameters:
+            stop = start + parameter.numel()
+            parameter.grad.copy_(flat[start:stop].view_as(parameter)).div_(self.count)
+            start = stop
+        return flat[0].item()
 
 
 def run(
     model: Any, layout: Layout, images: np.ndarray, records: list[Record], words: list[str],
-    minutes: float, checkpoint: Path, on_checkpoint: Any, seed: int = 0, every: float = 180.0,
+    minutes: float, checkpoint: Path, on_checkpoint: Any, workers: Workers, seed: int = 0,
+    every: float = 240.0,
 ) -> Progress:  # fmt: skip
     """Pretrain `model` in place for `minutes`, resuming from `checkpoint` when it exists.
 
-    `on_checkpoint(model, progress)` is called after each checkpoint (every `every` seconds).
+    Worker 0 saves a checkpoint every `every` seconds and calls `on_checkpoint(model, progress)`.
     """
     import torch
 
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    rest = [p for p in model.parameters() if p.ndim < 2]
+    torch.set_flush_denormal(True)
+    parameters = list(model.parameters())
+    decay = [p for p in parameters if p.ndim >= 2]
+    rest = [p for p in parameters if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
     progress = _resume(checkpoint, model, optimizer)
-    rng = Random(f"{seed}/{progress.step}")
+    rng = Random(f"{seed}/{progress.step}/{workers.rank}")
     by_task: dict[str, list[int]] = {}
     for row, record in enumerate(records):
         by_task.setdefault(record["task"], []).append(row)
     order: list[int] = []
+    own = range(workers.rank, len(records), workers.count)
+    size = BATCH // workers.count
     last_save, losses = progress.seconds, []
     model.train()
     while progress.seconds < minutes * 60:
         started = time.monotonic()
-        if len(order) < BATCH:
-            order = rng.sample(range(len(records)), len(records))
-        rows, order = sorted(order[:BATCH]), order[BATCH:]
-        turns = pick_rows(records, by_task, rows, rng)
-        encoded = [layout.conversation(conversation, True) for conversation in turns]
-        encoded += [layout.conversation(texts.copying(words, rng), False) for _ in range(COPIES)]
+        if len(order) < size:
+            order = rng.sample(own, len(own))
+        rows, order = sorted(order[:size]), order[size:]
+        batch = make_batch(layout, records, by_task, words, rows, rng)
         pixels = network.to_pixels(np.stack([images[row] for row in rows]))
-        share = progress.seconds / (minutes * 60)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(progress.step, share)
+            group["lr"] = learning_rate(progress.step, progress.seconds / (minutes * 60))
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(pixel_values=pixels, **layout.batch(encoded)).loss
+            loss = model(pixel_values=pixels, **batch).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        seconds = progress.seconds + time.monotonic() - started
+        progress.seconds = workers.average(parameters, seconds)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
         progress.step += 1
-        progress.seconds += time.monotonic() - started
+        if workers.rank > 0:
+            continue
         if progress.step % 100 == 0:
             _say(progress, minutes, losses)
             losses = []
@@ -97,7 +147,8 @@ def run(
             _checkpoint(checkpoint, model, optimizer, progress)
             on_checkpoint(model, progress)
             model.train()
-    _checkpoint(checkpoint, model, optimizer, progress)
+    if workers.rank == 0:
+        _checkpoint(checkpoint, model, optimizer, progress)
     return progress
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 from data_prep.mini.draw import COLOURS, SIZE, Box, canvas, jitter, shape
 from data_prep.mini.tasks.base import Question, Scene, Task
@@ -48,7 +49,7 @@ class Grounding(Task):
     head = "spots"
 
     def draw(self, split: str, rng: Random) -> Scene:
-        things = [
+        things: list[dict[str, Any]] = [
             {"colour": colour, "shape": rng.choice(SHAPES), "box": box}
             for colour, box in zip(rng.sample(NAMES, 2), place_two(rng), strict=True)
         ]

@@ -24,11 +24,12 @@ OTHER_WORDS = (
 PAPERS = ("white", "yellow")
 INKS = ("black", "blue", "purple")
 PROMPT = "What is the object in the image?\nAnswer the question with the class name."
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # type: ignore[index]  # its module moved in numpy 2
 _ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
 }
 
 
@@ -38,7 +39,7 @@ class ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} is not a part of a numpy array")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return _ALLOWED[module, name]
 
 
 class ImageNet(Task):

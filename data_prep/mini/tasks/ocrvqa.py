@@ -15,7 +15,7 @@ DIRECTORS = 24  # most frequent surnames that fit on a cover; a closed list that
 LONGEST = 8  # letters in one line
 PAPERS = ("white", "yellow")
 INKS = ("black", "blue", "purple")
-QUERY = 'SELECT imdbID, Year, Genre, Director FROM omdb WHERE Year IS NOT NULL ORDER BY imdbID'
+QUERY = "SELECT imdbID, Year, Genre, Director FROM omdb WHERE Year IS NOT NULL ORDER BY imdbID"
 QUESTIONS = {
     "director": "Who is the director of this movie?",
     "genre": "What is the genre of this movie?",
@@ -33,12 +33,14 @@ class OCRVQA(Task):
     def load(self, assets: Assets) -> None:
         films = self._films(assets)
         shares = {"pretrain": 0.5, "train": 0.3, "validation": 0.05, "test": 0.15}
-        self.sources = {}
+        self.sources: dict[str, dict[str, list[dict[str, str]]]] = {}
+        taken: set[str] = set()  # the table lists some films twice: the first split keeps them
         for split, rows in partition(films, shares, "films").items():
-            by_genre = defaultdict(list)
+            self.sources[split] = defaultdict(list)
             for film in rows:
-                by_genre[film["genre"]].append(film)
-            self.sources[split] = by_genre
+                if film["id"] not in taken:
+                    self.sources[split][film["genre"]].append(film)
+                    taken.add(film["id"])
 
     def _films(self, assets: Assets) -> list[dict[str, str]]:
         """Return films of the frequent directors whose first genre is one of GENRES."""

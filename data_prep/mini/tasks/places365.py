@@ -93,7 +93,9 @@ def snowfield(pen: Pen, horizon: int, rng: Random) -> None:
     """White ground with three small firs."""
     _ground(pen, horizon, jitter((240, 244, 250), rng, 8))
     for _ in range(3):
-        _cone(pen, rng.randint(5, SIZE - 5), horizon - 25, horizon + 8, 9, jitter((40, 90, 60), rng))
+        _cone(
+            pen, rng.randint(5, SIZE - 5), horizon - 25, horizon + 8, 9, jitter((40, 90, 60), rng)
+        )
 
 
 PAINTERS: dict[str, Callable[[Pen, int, Random], None]] = {

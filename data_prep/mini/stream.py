@@ -1,0 +1,123 @@
+"""Writes a stream folder: in parallel, resumable, and a no-op when it is complete."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.mini import manifest
+from data_prep.mini.assets import DEFAULT_CACHE, fetch_all, sha256_file
+from data_prep.mini.mixtures import SIZES
+from data_prep.mini.samples import Unit, Written, write_unit
+
+PARTIAL = "stream.partial.json"  # settings and hashes of an unfinished run
+Report = Callable[[int, int, str], None]  # samples done, samples in all, file just written
+
+
+def write_stream(
+    folder: Path,
+    size: str = "tiny",
+    seed: int = 0,
+    workers: int | None = None,
+    report: Report | None = None,
+    cache: Path = DEFAULT_CACHE,
+) -> bool:
+    """Write the stream to `folder`; return False when it was already complete.
+
+    Raises KeyError for an unknown size, AssetError when the data cannot be had, and StreamError
+    when the folder holds another stream or a changed file.
+    """
+    if size not in SIZES:
+        raise KeyError(f"size {size!r} is unknown, expected one of {', '.join(SIZES)}")
+    folder = Path(folder)
+    done = finished(folder, size, seed)
+    todo = [unit for unit in manifest.units(size, seed) if unit.file not in done]
+    if not todo and (folder / manifest.FILE).exists():
+        return False
+    fetch_all(cache)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / manifest.FILE).unlink(missing_ok=True)
+    _note(folder, size, seed, done)
+    total = sum(unit.samples for unit in todo)
+    so_far = 0
+    for unit, written in _write_all(folder, todo, workers or os.cpu_count() or 1, cache):
+        done[written.file] = written
+        _note(folder, size, seed, done)
+        so_far += unit.samples
+        if report:
+            report(so_far, total, written.file)
+    content = manifest.build(folder, size, seed, list(done.values()))
+    manifest.write_json(folder / manifest.FILE, content)
+    (folder / PARTIAL).unlink()
+    return True
+
+
+def finished(folder: Path, size: str, seed: int) -> dict[str, Written]:
+    """Return the files of `folder` that need not be written again, from a whole or partial run."""
+    if (folder / manifest.FILE).exists():
+        missing = manifest.check(folder, size, seed)
+        content = json.loads((folder / manifest.FILE).read_text())
+        entries = [*content["chunks"], *content["tasks"].values()]
+        items = [
+            Written(e.get("file") or e["test"], e["sha256"], e["pixels_sha256"]) for e in entries
+        ]
+        return {item.file: item for item in items if item.file not in missing}
+    if not (folder / PARTIAL).exists():
+        return {}
+    content = json.loads((folder / PARTIAL).read_text())
+    manifest.expect_settings(folder / PARTIAL, content, size, seed)
+    items = [Written(**entry) for entry in content["written"]]
+    return {item.file: item for item in items if _unchanged(folder / item.file, item.sha256)}
+
+
+def _unchanged(path: Path, sha256: str) -> bool:
+    return path.exists() and sha256_file(path) == sha256
+
+
+def _note(folder: Path, size: str, seed: int, done: dict[str, Written]) -> None:
+    """Record what is written so far, so that an interrupted run can go on."""
+    content = {**manifest.settings(size, seed), "written": [vars(w) for w in done.values()]}
+    manifest.write_json(folder / PARTIAL, content)
+
+
+def _write_all(
+    folder: Path, todo: list[Unit], workers: int, cache: Path
+) -> Iterator[tuple[Unit, Written]]:
+    """Yield every unit with its hashes as it is written, in the order of `todo`."""
+    jobs = [(folder, unit, cache) for unit in todo]
+    if workers == 1 or len(todo) == 1:
+        yield from zip(todo, map(write_unit, jobs), strict=True)
+        return
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(todo))) as pool:
+        results: Iterable[Written] = pool.imap(write_unit, jobs)
+        yield from zip(todo, results, strict=True)
+
+
+class Progress:
+    """Shows progress: a bar on a terminal, a plain line every few seconds in a log."""
+
+    def __init__(self, every: float = 2.0) -> None:
+        self.every, self.started, self.last = every, time.monotonic(), 0.0
+        self._bar: Any = None  # rich's, made when first needed
+
+    def __call__(self, done: int, total: int, file: str) -> None:
+        """Report `done` of `total` samples, `file` being the last one written."""
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+
+        if Console().is_terminal:
+            if self._bar is None:
+                self._bar = Bar(transient=True)
+                self._bar.start()
+                self._row = self._bar.add_task("mini stream", total=total)
+            self._bar.update(self._row, completed=done)
+            if done == total:
+                self._bar.stop()
+        elif done == total or time.monotonic() - self.last > self.every:
+            self.last = time.monotonic()
+            print(f"mini stream: {done} of {total} samples ({file})", flush=True)
