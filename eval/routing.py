@@ -22,7 +22,7 @@ from eval.stream import Stream
 
 Array = NDArray[np.float64]
 TaskShares = Mapping[str, Mapping[str, float]]
-_SPECIAL = re.compile(r"<image>|<\|[^|>]*\|>|<IMG_CONTEXT>|</?img>")
+_SPECIAL = re.compile(r"<[^<>\s]*>")
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,12 @@ class Routing:
     unknown_rows: float
 
 
-def instruction_text(text: str) -> str:
-    """Return an instruction without placeholders, special tokens and doubled blanks."""
-    return " ".join(_SPECIAL.sub(" ", text).split())
+def instruction_key(text: str) -> str:
+    """Return what two writings of one instruction share: no `<...>` marks, no blanks, no case.
+
+    The tuner decodes texts from token ids, which need not bring back every blank.
+    """
+    return "".join(_SPECIAL.sub("", text).split()).casefold()
 
 
 def task_shares(stream: Stream) -> dict[str, dict[str, float]]:
@@ -67,7 +70,7 @@ def task_shares(stream: Stream) -> dict[str, dict[str, float]]:
 
 def _user_text(record: Record) -> str:
     turns = (str(m["content"]) for m in record["messages"] if m["role"] == "user")
-    return instruction_text(" ".join(turns))
+    return instruction_key(" ".join(turns))
 
 
 def load_routing(path: Path, shares: TaskShares, tasks: list[str]) -> Routing:
@@ -122,7 +125,7 @@ def _task_weights(entries: list[Record], shares: TaskShares, tasks: list[str]) -
     """Return the rows of each instruction that belong to each task: (instructions, tasks)."""
     weights = np.zeros((len(entries), len(tasks)))
     for row, entry in enumerate(entries):
-        for task, share in shares.get(instruction_text(entry["text"]), {}).items():
+        for task, share in shares.get(instruction_key(entry["text"]), {}).items():
             weights[row, tasks.index(task)] = float(entry["rows"]) * share
     return weights
 

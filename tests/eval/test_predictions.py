@@ -178,3 +178,24 @@ def test_streams_that_cannot_be_used(stream: Path, tmp_path: Path) -> None:
     path.write_text('{"id": 1}\n{oops\n', "utf-8")
     with pytest.raises(ValueError, match=r"VQAv2.jsonl:2: not JSON"):
         load_stream(stream).test_records("VQAv2")
+
+
+def test_what_swift_infer_really_wrote(tmp_path: Path) -> None:
+    """Lines of ms-swift 4.6: a system turn, history, an odd line separator, no picture."""
+    path = Path(__file__).resolve().parent.parent / "fixtures" / "swift_infer_results.jsonl"
+    lines = read_jsonl(path)
+    stream = make_stream(tmp_path / "stream", ["VQAv2"], chunks=1)
+    records = [
+        {
+            "id": f"VQAv2-test-{n:06d}",
+            "messages": [*line["messages"][:-1], {"role": "assistant", "content": line["labels"]}],
+            "images": [image["path"] for image in line["images"] or []],
+        }
+        for n, line in enumerate(lines)
+    ]
+    write_jsonl(stream / "test" / "VQAv2.jsonl", records[::-1])
+    assert split_results(path, stream, tmp_path / "predictions") == {"VQAv2": 0}
+    written = read_jsonl(tmp_path / "predictions" / "VQAv2.jsonl")[::-1]
+    assert [line["prediction"] for line in written] == [line["response"] for line in lines]
+    assert [line["gold"] for line in written] == ["1", "3", "3", "1", "gold", "gold"]
+    assert written[4]["prompt"] == "again é\u2028?"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eval.routing import (
-    instruction_text,
+    instruction_key,
     joint_table,
     load_routing,
     normalised_mutual_information,
@@ -96,6 +96,6 @@ def test_shared_instructions_are_shared_out(tmp_path: Path) -> None:
     text = path.read_text("utf-8").replace("Does chart 0 rise? A. yes B. no", shared)
     path.write_text(text, "utf-8")
     shares = task_shares(load_stream(stream))
-    assert shares[shared] == {"VQAv2": 0.5, "Fin": 0.5}
-    assert shares["Does chart 1 rise? A. yes B. no"] == {"Fin": 1.0}
-    assert instruction_text("<image>\n Does  it? <|im_end|>") == "Does it?"
+    assert shares[instruction_key(shared)] == {"VQAv2": 0.5, "Fin": 0.5}
+    assert shares[instruction_key("Does chart 1 rise? A. yes B. no")] == {"Fin": 1.0}
+    assert instruction_key("<image>\n Does  it ? <|im_end|>") == instruction_key("does it?")
