@@ -1,0 +1,238 @@
+"""Speed and memory of the StrLoRA layer against plain LoRA and two naive mixtures, in one run.
+
+    python benchmarks/tuner_speed.py --hidden 2048 --layers 2 --batch 1 --seq 512
+    python benchmarks/tuner_speed.py --device cuda --dtype bfloat16 --shape qwen3-8b \
+        --batch 2 --seq 2048
+
+Methods alternate and medians over repeats are compared, so that a machine whose speed drifts still
+gives honest ratios. Needs torch, transformers and peft only. All methods wrap the same linear layers
+of one model with shared random weights, at the same total rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from naive import NaiveMoeLora, NaiveStrLora
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+import strlora_tuner
+from strlora_tuner import StrLoraConfig
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SHAPES = {"qwen3-8b": dict(hidden=4096, layers=36, heads=32, intermediate=12288)}
+
+
+@dataclass
+class Method:
+    """A model to measure, and what a training step adds to its loss."""
+
+    model: nn.Module
+    side_loss: Callable[[], torch.Tensor | float] = lambda: 0.0
+    after_step: Callable[[], None] = lambda: None
+
+
+def build_base(options: argparse.Namespace) -> nn.Module:
+    """Returns a Qwen3 model with random weights of the asked shape."""
+    config = Qwen3Config(
+        vocab_size=4096,
+        hidden_size=options.hidden,
+        intermediate_size=options.intermediate or 3 * options.hidden,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.heads,
+        num_key_value_heads=max(options.heads // 4, 1),
+        head_dim=options.hidden // options.heads,
+        max_position_embeddings=2 * options.seq + options.new_tokens,
+        tie_word_embeddings=True,
+    )
+    with torch.device(options.device):
+        model = Qwen3ForCausalLM(config).to(getattr(torch, options.dtype))
+    return model.requires_grad_(False)
+
+
+def shared_copy(base: nn.Module) -> nn.Module:
+    """Returns a copy of the modules of `base` around the very same weights."""
+    return copy.deepcopy(base, memo={id(p): p for p in base.parameters()})
+
+
+def build_methods(base: nn.Module, options: argparse.Namespace) -> dict[str, Method]:
+    """Returns the methods to compare, adapters in the base's dtype."""
+    rank, experts = options.rank, options.experts
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, lora_dropout=0.0)
+    ours = StrLoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        num_experts=experts,
+        router_dim=options.router_dim,
+        target_modules=TARGETS,
+        stability_weight=options.stability_weight,
+        task_router="prior",
+    )
+    strlora = get_peft_model(shared_copy(base), ours, autocast_adapter_dtype=False)
+    naive, moelora = shared_copy(base), shared_copy(base)
+    shape = dict(rank=rank, experts=experts)
+    store = NaiveStrLora.wrap(naive, TARGETS, router_dim=options.router_dim, **shape)
+    NaiveMoeLora.wrap(moelora, TARGETS, **shape)
+    peft_lora = get_peft_model(shared_copy(base), lora, autocast_adapter_dtype=False)
+    return {
+        "peft_lora": Method(peft_lora),
+        "strlora": Method(
+            strlora, after_step=lambda: strlora_tuner.after_optimizer_step(strlora)
+        ),
+        "naive": Method(
+            naive,
+            side_loss=lambda: options.stability_weight * store.mean_loss(),
+            after_step=store.update_teachers,
+        ),
+        "moelora": Method(moelora),
+    }  # fmt: skip
+
+
+def synchronise(options: argparse.Namespace) -> None:
+    """Waits for the device, so that a clock can be read."""
+    if options.device == "cuda":
+        torch.cuda.synchronize()
+
+
+def train_step(method: Method, ids: torch.Tensor, options: argparse.Namespace) -> float:
+    """Runs forward, backward and the carried state's update; returns seconds."""
+    method.model.train()
+    synchronise(options)
+    started = time.perf_counter()
+    loss = method.model(input_ids=ids, labels=ids).loss + method.side_loss()
+    loss.backward()
+    method.after_step()
+    synchronise(options)
+    seconds = time.perf_counter() - started
+    for parameter in method.model.parameters():
+        parameter.grad = None
+    return seconds
+
+
+@torch.no_grad()
+def decode(method: Method, ids: torch.Tensor, options: argparse.Namespace) -> float:
+    """Generates greedily after a prompt; returns seconds a token, without the prefill."""
+    method.model.eval()
+    times = []
+    for tokens in (1, 1 + options.new_tokens):
+        synchronise(options)
+        started = time.perf_counter()
+        method.model.generate(
+            input_ids=ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False
+        )
+        synchronise(options)
+        times.append(time.perf_counter() - started)
+    return (times[1] - times[0]) / options.new_tokens
+
+
+def memory(method: Method, ids: torch.Tensor, options: argparse.Namespace) -> float:
+    """Returns a step's peak in MB: on CUDA the allocator's; on CPU weights plus what is saved."""
+    if options.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        train_step(method, ids, options)
+        return torch.cuda.max_memory_allocated() / 1e6
+    method.model.train()
+    saved = {p.untyped_storage().data_ptr(): p.nbytes for p in method.model.parameters()}
+    trainable = sum(p.nbytes for p in method.model.parameters() if p.requires_grad)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = method.model(input_ids=ids, labels=ids).loss + method.side_loss()
+    del loss
+    return (sum(saved.values()) + trainable) / 1e6
+
+
+def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Returns median step seconds, decode seconds a token and memory in MB of every method."""
+    torch.manual_seed(0)
+    methods = build_methods(build_base(options), options)
+    ids = torch.randint(5, 4000, (options.batch, options.seq), device=options.device)
+    prompt = ids[:, : min(options.seq, 64)]
+    rounds: dict[str, dict[str, list[float]]] = {m: {"step": [], "decode": []} for m in methods}
+    for repeat in range(options.warmup + options.repeats):
+        for name, method in methods.items():
+            step = train_step(method, ids, options)
+            seconds = decode(method, prompt, options) if options.new_tokens else float("nan")
+            if repeat >= options.warmup:
+                rounds[name]["step"].append(step)
+                rounds[name]["decode"].append(seconds)
+    return {
+        name: {
+            "step": statistics.median(values["step"]),
+            "decode": statistics.median(values["decode"]),
+            "memory": memory(methods[name], ids, options),
+        }
+        for name, values in rounds.items()
+    }
+
+
+def main() -> int:
+    """Command line: prints a table, and writes JSON when asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="sets the sizes of a real model")
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--intermediate", type=int, default=0, help="default: 3 x hidden")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--seq", type=int, default=512)
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--experts", type=int, default=4)
+    parser.add_argument("--router-dim", type=int, default=64)
+    parser.add_argument("--stability-weight", type=float, default=0.1)
+    parser.add_argument("--new-tokens", type=int, default=32, help="0: do not measure decoding")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    given = {a.lstrip("-").split("=")[0] for a in sys.argv[1:] if a.startswith("--")}
+    options = parser.parse_args()
+    for name, value in SHAPES.get(options.shape or "", {}).items():
+        if name not in given:
+            setattr(options, name, value)
+    figures = measure(options)
+    base = figures["peft_lora"]
+    relative = {
+        name: {key: round(value / base[key], 4) for key, value in values.items()}
+        for name, values in figures.items()
+    }
+    print(
+        f"{'method':10} {'step s':>9} {'x LoRA':>7} {'ms/token':>9} {'x LoRA':>7} {'MB':>9} {'x LoRA':>7}"
+    )
+    for name, v in figures.items():
+        r = relative[name]
+        print(
+            f"{name:10} {v['step']:9.4f} {r['step']:7.3f} {1e3 * v['decode']:9.2f} {r['decode']:7.3f} "
+            f"{v['memory']:9.1f} {r['memory']:7.3f}"
+        )
+    if options.json:
+        settings: dict[str, Any] = {k: v for k, v in vars(options).items() if k != "json"}
+        report = {"relative_to_peft_lora": relative, "figures": figures, "settings": settings}
+        options.json.write_text(json.dumps({**report, "torch": torch.__version__}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
