@@ -30,6 +30,9 @@ FREE_KEYS += ("schedule.save_steps", "schedule.keep_checkpoints")
 FREE_KEYS += ("swift.logging_steps", "swift.report_to", "swift.dataloader_num_workers")
 
 
+HASHED_AGAIN_BELOW = 2**30  # bytes
+
+
 class RunChanged(Exception):
     """The recipe or the data differ from those that the run was started with."""
 
@@ -77,8 +80,16 @@ def model_identity(path: Path) -> dict[str, Any]:
     """sha256 of every weight and configuration file of a local model; a hub id is only named."""
     if not path.is_dir():
         return {"hub_id": str(path), "sha256": None}
-    files = [p for p in sorted(path.iterdir()) if p.suffix in (".safetensors", ".json", ".jinja")]
-    return {"path": str(path), "sha256": {file.name: file_sha256(file) for file in files}}
+    hashes = {file.name: file_sha256(file) for file in _model_files(path)}
+    return {"path": str(path), "bytes": _sizes(path), "sha256": hashes}
+
+
+def _model_files(path: Path) -> list[Path]:
+    return [p for p in sorted(path.iterdir()) if p.suffix in (".safetensors", ".json", ".jinja")]
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in _model_files(path)}
 
 
 def read_manifest(layout: RunLayout) -> dict[str, Any]:
@@ -120,6 +131,30 @@ def check_same_data(layout: RunLayout, stream: Stream) -> None:
             f"the stream {stream.root} changed since {layout.root} was started: "
             f"{stream.root / 'stream.json'} has sha256 {stream.sha256[:12]}..., the run recorded "
             f"{known[:12]}.... Bring the old stream back, or start again with another run_dir"
+        )
+
+
+def check_same_model(layout: RunLayout, recipe: Recipe) -> None:
+    """Raises RunChanged when a local base model is not the one that the run was started with.
+
+    Sizes are always compared, contents where that takes no longer than a second or two.
+    """
+    path = Path(recipe.model.path)
+    if not layout.manifest.is_file() or not path.is_dir():
+        return
+    known = read_manifest(layout)["model"]
+    small = sum(known.get("bytes", {}).values()) < HASHED_AGAIN_BELOW
+    now = model_identity(path) if small else {"bytes": _sizes(path)}
+    changed = sorted(
+        name
+        for kind in now.keys() & {"bytes", "sha256"}
+        for name in now[kind].keys() | known[kind].keys()
+        if now[kind].get(name) != known[kind].get(name)
+    )
+    if changed:
+        raise RunChanged(
+            f"the base model {path} changed since {layout.root} was started: {', '.join(changed)}. "
+            "Bring the old one back, or start again with another run_dir"
         )
 
 

@@ -17,7 +17,12 @@ from recipes.checkpoints import Checkpoint, CheckpointError
 from recipes.commands import Command, train_command
 from recipes.layout import RunLayout
 from recipes.lock import RunLock
-from recipes.manifest import check_same_data, check_same_run, write_manifest
+from recipes.manifest import (
+    check_same_data,
+    check_same_model,
+    check_same_run,
+    write_manifest,
+)
 from recipes.preview import evaluated_after, what_is_missing
 from recipes.process import HostProcess, exit_text, last_error
 from recipes.progress import Progress, duration, score_text
@@ -49,6 +54,7 @@ def run(recipe: Recipe, progress: Progress) -> None:
             raise RunError("this machine cannot run the recipe yet:\n  " + "\n  ".join(missing))
         stream = open_stream(recipe)
         check_same_data(layout, stream)
+        check_same_model(layout, recipe)
         _Run(recipe, layout, stream, lock, progress).to_the_end()
 
 

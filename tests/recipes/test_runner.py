@@ -204,6 +204,15 @@ def test_changed_data_are_refused(recipe: Path, run_dir: Path, stream: Path) -> 
     assert "stream.json has sha256" in err
 
 
+def test_a_changed_base_model_is_refused(recipe: Path, model: Path) -> None:
+    finish(recipe, FAKE_FAIL_AT="2")
+    (model / "config.json").write_text("[]", encoding="utf-8")  # as many bytes as before
+    code, _, err = finish(recipe)
+    assert code == 1
+    assert "the base model" in err
+    assert "config.json" in err
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_an_altered_adapter_is_refused(recipe: Path, run_dir: Path, name: str) -> None:
     process = start(recipe, FAKE_STEP_SECONDS="0.4")

@@ -107,7 +107,7 @@ def recipe_values(stream: Path, run_dir: Path, model: Path, **changes: Any) -> d
             "report_to": "none",
         },
         "eval": {"batch_size": 8, "max_new_tokens": 4},
-        "launcher": {"cpu": True},
+        "launcher": {"cpu": True, "omp_threads": 1},
     }
     return {**values, **changes}
 
