@@ -74,7 +74,7 @@ def line_chart(
     body += _x_axis(x, across, bottom, x_label, (left + width - right) / 2)
     body += [_line(s, x, across, up, show) for s in series]
     if named:
-        body += _line_names(series, up, width - right, top, bottom)
+        body += _line_names(series, x, across, up, top, bottom)
     return picture(width, height, title, body)
 
 
@@ -115,15 +115,23 @@ def _line(s: Series, x: Sequence[float], across: Scale, up: Scale, show: Formatt
 
 
 def _line_names(
-    series: Sequence[Series], up: Scale, x: float, top: float, bottom: float
+    series: Sequence[Series],
+    x: Sequence[float],
+    across: Scale,
+    up: Scale,
+    top: float,
+    bottom: float,
 ) -> list[str]:
+    """Write every name beside its line's last point, moved apart where they would overlap."""
     ends = []
+    at = x[0] if x else 0.0
     for s in series:
-        known = [v for v in s.values if not math.isnan(v)]
-        ends.append(up(known[-1]) if known else bottom)
+        known = [(a, v) for a, v in zip(x, s.values, strict=True) if not math.isnan(v)]
+        ends.append(up(known[-1][1]) if known else bottom)
+        at = max([at, *(a for a, _ in known)])
     placed = spread(ends, 15.0, top, bottom)
     return [
-        label(x + 8, y + 4, s.name, "start", f"name {s.class_}")
+        label(across(at) + 8, y + 4, s.name, "start", f"name {s.class_}")
         for s, y in zip(series, placed, strict=True)
     ]
 

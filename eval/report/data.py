@@ -6,6 +6,7 @@ A run may still be going on, and files may be missing or damaged: whatever canno
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -141,11 +142,20 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
     _read_predictions(run)
     _read_training(run)
     _read_routing(run)
+    run.gaps = [Gap(gap.what, _without_folders(gap.why, run)) for gap in run.gaps]
     return run
 
 
 _NOTHING: dict[str, Any] = {}
 _NO_MATRIX = Matrix(np.zeros((0, 0)), [], np.zeros((0, 0), dtype=np.int64))
+
+
+def _without_folders(text: str, run: RunData) -> str:
+    """Return a message without the folders of this machine: a report is sent to others."""
+    folders = [run.root, *([run.stream.folder] if run.stream else [])]
+    for folder in folders:
+        text = text.replace(f"{folder}{os.sep}", "")
+    return text
 
 
 def _object(path: Path) -> dict[str, Any]:
