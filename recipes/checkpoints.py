@@ -14,6 +14,9 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from recipes.state import sync_folder
 from recipes.stream import file_sha256
@@ -31,6 +34,12 @@ _RESUME_ONLY: tuple[str, ...] = (
     "latest",
 )
 _RESUME_ONLY += ("zero_to_fp32", "scaler.pt")
+_EXPONENT = {
+    "F64": ("<u8", 0x7FF0000000000000),
+    "F32": ("<u4", 0x7F800000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+}
 
 
 class CheckpointError(Exception):
@@ -53,16 +62,17 @@ class Checkpoint:
 
 def newest_checkpoint(host: Path) -> Checkpoint | None:
     """Returns the newest complete checkpoint in a host folder, or None."""
-    found = []
-    for path in host.glob("checkpoint-*"):
-        suffix = path.name.removeprefix("checkpoint-")
-        if suffix.isdigit() and not path.is_symlink():
-            found.append((int(suffix), path))
-    for step, path in sorted(found, reverse=True):
+    for step, path in sorted(_numbered(host), reverse=True):
         checkpoint = read_checkpoint(path, step)
         if checkpoint is not None:
             return checkpoint
     return None
+
+
+def _numbered(host: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every checkpoint, complete or not."""
+    names = [(path.name.removeprefix("checkpoint-"), path) for path in host.glob("checkpoint-*")]
+    return [(int(step), path) for step, path in names if step.isdigit() and not path.is_symlink()]
 
 
 def read_checkpoint(path: Path, step: int) -> Checkpoint | None:
@@ -90,6 +100,28 @@ def check_weights(path: Path) -> list[str]:
     Raises:
         CheckpointError: the file is missing, cut short, empty, or no safetensors file.
     """
+    return sorted(_read_header(path)[0])
+
+
+def check_finite(path: Path) -> None:
+    """Raises CheckpointError naming the first tensor that holds a NaN or an infinity.
+
+    The host filters NaN out of the loss that it logs, so that the weights are the only witness.
+    """
+    header, start = _read_header(path)
+    for name, entry in header.items():
+        if entry["dtype"] not in _EXPONENT:
+            continue
+        kind, mask = _EXPONENT[entry["dtype"]]
+        first, last = entry["data_offsets"]
+        count = (last - first) // np.dtype(kind).itemsize
+        bits = np.fromfile(path, kind, count, offset=start + first)
+        if np.any(bits & mask == mask):  # an exponent of ones is NaN or infinity
+            raise CheckpointError(f"{path}: {name} holds NaN or infinity: the training diverged")
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Tensor name -> entry of a safetensors file, and where the tensors' bytes start."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -105,16 +137,16 @@ def check_weights(path: Path) -> list[str]:
     end = max(entry["data_offsets"][1] for entry in header.values())
     if 8 + length + end != size:
         raise CheckpointError(f"{path} is cut short: {size} bytes of {8 + length + end}")
-    return sorted(header)
+    return header, 8 + length
 
 
 def install_adapter(checkpoint: Checkpoint, target: Path) -> None:
     """Copies the checkpoint's adapter to `target`, which appears complete or not at all.
 
     Raises:
-        CheckpointError: the weights are damaged.
+        CheckpointError: the weights are damaged or not finite.
     """
-    check_weights(checkpoint.path / WEIGHTS)
+    check_finite(checkpoint.path / WEIGHTS)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         for source in checkpoint.path.iterdir():
@@ -159,8 +191,8 @@ def clean_host_folder(host: Path, keep: Checkpoint | None) -> None:
     if keep is None:
         shutil.rmtree(host, ignore_errors=True)
         return
-    for path in host.glob("checkpoint-*"):
-        if not path.is_symlink() and int(path.name.removeprefix("checkpoint-")) > keep.step:
+    for step, path in _numbered(host):
+        if step > keep.step:
             shutil.rmtree(path)
     metrics = host / "logging.jsonl"
     if metrics.is_file():

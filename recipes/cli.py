@@ -79,6 +79,9 @@ def _run(recipe: Recipe) -> int:
     except (RunError, RunChanged, RunLocked, StateError, StreamError) as error:
         print(f"\nstopped: {error}", file=sys.stderr)
         return FAILED
+    except OSError as error:  # a full disk, a read-only folder
+        print(f"\nstopped: {error}; what was done before is safe", file=sys.stderr)
+        return FAILED
     except Stopped as stopped:
         text = "what is done is safe, and the same command goes on from there"
         print(f"\nstopped by {stopped}: {text}", file=sys.stderr)

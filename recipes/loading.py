@@ -162,7 +162,7 @@ def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> R
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems += from_pydantic(error, Recipe, places, elsewhere)
+        problems += from_pydantic(error, Recipe, places, elsewhere, also_known=("extends",))
     if isinstance(values.get("tuner"), dict):
         problems += _check_tuner(values["tuner"], places, elsewhere)
     if isinstance(values.get("swift"), dict):

@@ -112,6 +112,9 @@ def from_pydantic(
 
     A misspelt required key is one mistake, not two: where an unknown key was probably meant to be a
     missing one, only the unknown key is reported.
+
+    Args:
+        also_known: keys of the outermost block that `model` does not have as fields.
     """
     unknown, missing, others = [], {}, []
     for detail in error.errors(include_url=False):
@@ -120,7 +123,7 @@ def from_pydantic(
         owner = _submodel(model, path[:-1])
         if detail["type"] == "extra_forbidden" and owner is not None:
             block, _, leaf = dotted.rpartition(".")
-            known = [*owner.model_fields, *also_known]
+            known = [*owner.model_fields, *(also_known if block == prefix else ())]
             unknown.append(unknown_key(places[dotted], block, leaf, known, elsewhere))
         elif detail["type"] == "missing":
             missing[dotted] = Problem(places[dotted], dotted, _sentence(detail, owner, path))

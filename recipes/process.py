@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from recipes.commands import Command
+from recipes.machine import gpu_count
 
 POLL_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1
@@ -70,6 +71,9 @@ def child_environment(command: Command) -> dict[str, str]:
     if inherited and "PYTHONPATH" in command.environment:
         ours = command.environment["PYTHONPATH"]
         environment["PYTHONPATH"] = os.pathsep.join([ours, inherited])
+    if "CUDA_VISIBLE_DEVICES" not in environment and gpu_count() > command.processes:
+        # Seeing more GPUs than it has processes, the host would split the model over them.
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(command.processes)))
     if command.processes > 1:
         environment.setdefault("MASTER_PORT", str(free_port()))
     return environment

@@ -27,7 +27,7 @@ from recipes.preview import evaluated_after, what_is_missing
 from recipes.process import HostProcess, exit_text, last_error
 from recipes.progress import Progress, duration, score_text
 from recipes.schema import Recipe
-from recipes.state import ChunkRecord, RunState, load_state, save_state
+from recipes.state import ChunkRecord, RunState, load_state, save_state, write_text
 from recipes.stream import Stream, ensure_stream, open_stream
 
 
@@ -148,7 +148,7 @@ class _Run:
             self.stream.verify_chunk(index)
             checkpoint = self._finished_checkpoint(index)
             self._keep_metrics(index)
-            checkpoints.install_adapter(checkpoint, adapter)
+            self._install(index, checkpoint)
         self._record_training(index, record, time.monotonic() - started)
         shutil.rmtree(self.layout.host(index), ignore_errors=True)
         loss = "" if record.loss is None else f", loss {record.loss:.4f}"
@@ -187,12 +187,20 @@ class _Run:
             raise RunError(_failed(f"training chunk {index}", words, log))
         return last
 
+    def _install(self, index: int, checkpoint: Checkpoint) -> None:
+        try:
+            checkpoints.install_adapter(checkpoint, self.layout.adapter(index))
+        except CheckpointError as error:
+            raise RunError(
+                f"chunk {index}: {error}. Look at {self.layout.train_metrics(index)}, then start "
+                "again with a lower learning rate and another run_dir"
+            ) from error
+
     def _keep_metrics(self, index: int) -> None:
         """Copies the host's metrics beside the adapter, one row a step."""
         source = self.layout.host(index) / "logging.jsonl"
         rows = [line for line in checkpoints.complete_lines(source) if '"loss"' in line[:12]]
-        target = self.layout.train_metrics(index)
-        target.write_text("".join(rows), encoding="utf-8")
+        write_text(self.layout.train_metrics(index), "".join(rows))
 
     def _record_training(self, index: int, record: ChunkRecord, seconds: float) -> None:
         adapter = self.layout.adapter(index)

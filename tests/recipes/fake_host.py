@@ -41,9 +41,11 @@ def arguments_of(argv: Sequence[str]) -> dict[str, str]:
     return {key.removeprefix("--"): value for key, value in zip(keys, values, strict=True)}
 
 
-def write_weights(path: Path, content: bytes) -> None:
-    """A safetensors file with one tensor of bytes."""
-    entry = {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}
+def write_weights(path: Path, content: bytes, dtype: str = "U8") -> None:
+    """A safetensors file with one tensor."""
+    size = {"U8": 1, "F16": 2, "BF16": 2, "F32": 4}[dtype]
+    shape = [len(content) // size]
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, len(content)]}
     header = json.dumps({"weight": entry}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + content)
 

@@ -75,6 +75,7 @@ def test_published_hyper_parameters(name: str, freeze_from: int) -> None:
 
 MISSPELT = {
     "modle": "model",
+    "extend": "extends",
     "methd": "method",
     "shedule": "schedule",
     "launch": "launcher",
@@ -105,7 +106,7 @@ def test_misspelt_key_gives_one_message_with_the_right_key(
     *path, leaf = wrong.split(".")
     for part in path:
         block = block[part]
-    block[leaf] = block.pop(right, 1)
+    block[leaf] = block.pop(right, 1)  # an optional key that the recipe does not have: 1
     copy = tmp_path / "copy.yaml"
     copy.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     (problem,) = problems_of(str(copy))

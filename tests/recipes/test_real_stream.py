@@ -1,4 +1,4 @@
-"""A real stream of two chunks through ms-swift: killed inside chunk 2, it ends bit for bit the same."""
+"""A real stream of two chunks through ms-swift: killed in chunk 2, it ends bit for bit the same."""
 
 from __future__ import annotations
 

@@ -234,6 +234,14 @@ def test_a_damaged_state_file_is_named(recipe: Path, run_dir: Path) -> None:
     assert "state.json is damaged" in err
 
 
+def test_a_folder_that_cannot_be_written(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    code, _, err = finish(recipe, f"run_dir={tmp_path / 'file' / 'run'}")
+    assert code == 1
+    assert "Traceback" not in err
+    assert "Not a directory" in err
+
+
 def test_two_orchestrators_on_one_run(recipe: Path, run_dir: Path) -> None:
     with RunLock(run_dir / "run.lock"):
         code, _, err = finish(recipe)

@@ -109,6 +109,29 @@ def test_weights_that_are_none(tmp_path: Path, content: bytes) -> None:
         checkpoints.check_weights(path)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "content"),
+    [
+        ("F32", b"\0\0\xc0\x7f"),  # NaN
+        ("F32", b"\0\0\x80\xff"),  # -infinity
+        ("BF16", b"\xc0\x7f"),
+        ("F16", b"\0\x7c"),
+    ],
+)
+def test_weights_that_diverged_are_not_installed(
+    tmp_path: Path, dtype: str, content: bytes
+) -> None:
+    write_checkpoint(tmp_path / "checkpoint-3", 3, 3, b"x" * 32)
+    checkpoint = checkpoints.newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    write_weights(checkpoint.path / "adapter_model.safetensors", b"\0" * 32 + content, dtype)
+    with pytest.raises(CheckpointError, match="holds NaN or infinity"):
+        checkpoints.install_adapter(checkpoint, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    write_weights(checkpoint.path / "adapter_model.safetensors", b"\x01" * 32, dtype)
+    checkpoints.install_adapter(checkpoint, tmp_path / "adapter")
+
+
 def test_installing_leaves_out_what_only_resuming_needs(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "host" / "checkpoint-3", 3, 3, b"x" * 32)
     checkpoint = checkpoints.newest_checkpoint(tmp_path / "host")
