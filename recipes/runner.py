@@ -109,6 +109,7 @@ class _Run:
         record = self.state.record(index)
         wanted = index == 0 or evaluated_after(self.recipe, index)
         if self._is_done(record, wanted):
+            self.state.done = max(self.state.done, index)  # killed before it was counted
             return False
         if index > 0 and not record.trained:
             self._train(index, record)

@@ -282,3 +282,13 @@ def wait_for(path: Path, seconds: float = 30) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.02)
+
+
+def test_killed_between_the_last_scores_and_the_count(recipe: Path, run_dir: Path) -> None:
+    finish(recipe)
+    path = run_dir / "state.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**state, "done": 1, "finished": False}), encoding="utf-8")
+    code, _, err = finish(recipe)
+    assert code == 0, err
+    assert json.loads(path.read_text(encoding="utf-8")) == state
