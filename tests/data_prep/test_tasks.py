@@ -85,8 +85,8 @@ def test_whole_source_lists_are_disjoint(tasks):
 
 
 def test_descriptions_use_other_prompts_than_the_stream(tasks):
-    ours = {texts.FIELD, texts.CHECK, texts.REPEAT, texts.BACKWARDS, *texts.DESCRIBE}
-    starts = tuple(text.split()[0] for text in ours)
+    ours = {*texts.FIELDS, texts.CHECK, texts.REPEAT, texts.BACKWARDS, *texts.DESCRIBE}
+    starts = tuple(text.split()[0] for text in ours if text[0] != "{")
     for task in tasks.values():
         for _, question in samples(task, "train", 50):
             assert not question.prompt.startswith(starts)

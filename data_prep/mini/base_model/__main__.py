@@ -22,6 +22,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=REPO_ROOT / "assets" / "tiny_base")
     parser.add_argument("--work", type=Path, default=REPO_ROOT / ".cache" / "base_model")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--start", type=Path, help="exported base model to begin with")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

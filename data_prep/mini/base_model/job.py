@@ -22,6 +22,8 @@ def work(args: argparse.Namespace, rank: int, port: int) -> None:
     words = tokenizer.build(lines)
     model = network.build_model(words)
     model.set_attn_implementation("eager")  # in bfloat16 on CPU four times faster than sdpa
+    if args.start:
+        network.adopt(model, words, args.start)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"worker {rank}: {millions:.2f} M parameters, {len(words)} tokens", flush=True)
 
@@ -32,7 +34,8 @@ def work(args: argparse.Namespace, rank: int, port: int) -> None:
 
     progress = train.run(
         model, Layout(words), images, records, tokenizer.copy_words(lines), args.minutes,
-        args.work / "checkpoint.pt", export, train.Workers(rank, args.workers, port), args.seed,
+        args.work / "checkpoint.pt", export, train.Workers(rank, args.workers, port),
+        args.seed, args.rate,
     )  # fmt: skip
     if rank == 0:
         network.save(model, words, args.out)

@@ -60,7 +60,7 @@ def description_accuracy(
         for start in range(0, len(queries), 100):
             part = queries[start : start + 100]
             pixels = np.stack([made[i][0] for i, _, _ in part])
-            prompts = [texts.FIELD.format(field) for _, field, _ in part]
+            prompts = [texts.FIELDS[0].format(field) for _, field, _ in part]
             answers = greedy(model, layout, tokenizer, pixels, prompts)
             for (_, _, value), answer in zip(part, answers, strict=True):
                 hit = box_overlap(answer, value) > 0.5 if name == "Grounding" else answer == value

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,32 @@ def build_model(tokenizer: Any) -> Any:
     return model
 
 
+def adopt(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Start `model` from the weights in `folder`; rows of its vocabulary are matched by token.
+
+    Tokens that `folder` does not know keep their random rows. Raises what loading raises, and
+    ValueError when a weight other than the vocabulary's has another shape.
+    """
+    import torch
+    from transformers import AutoTokenizer, InternVLForConditionalGeneration
+
+    old = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    old_ids = AutoTokenizer.from_pretrained(folder).get_vocab()
+    rows: Any = model.get_input_embeddings().weight
+    old_rows: Any = old.get_input_embeddings().weight
+    shapes = {name: weight.shape for name, weight in old.named_parameters()}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight is rows:
+                continue
+            if shapes.get(name) != weight.shape:
+                raise ValueError(f"{folder}: {name} is {shapes.get(name)}, not {weight.shape}")
+            weight.copy_(old.get_parameter(name))
+        for token, row in tokenizer.get_vocab().items():
+            if token in old_ids:
+                rows[row] = old_rows[old_ids[token]]
+
+
 def build_processor(tokenizer: Any) -> Any:
     """Return an InternVLProcessor that makes one 112x112 tile of any image, values in -1..1."""
     from transformers import InternVLProcessor, InternVLVideoProcessor
@@ -88,15 +117,20 @@ def to_pixels(images: np.ndarray) -> Any:
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write model (float16 storage, loads as float32), tokenizer and processor to `folder`."""
-    import copy
-    import os
-
     folder.mkdir(parents=True, exist_ok=True)
-    small = copy.deepcopy(model).half()
-    small.config.dtype = small.config.text_config.dtype = small.config.vision_config.dtype = None
     staging = folder / ".staging"
-    small.save_pretrained(staging)
+    copy.deepcopy(model).half().save_pretrained(staging)
+    load_as_float32(staging / "config.json")
     build_processor(tokenizer).save_pretrained(staging)
     for path in staging.iterdir():
         os.replace(path, folder / path.name)
     staging.rmdir()
+
+
+def load_as_float32(config: Path) -> None:
+    """Let a plain from_pretrained of the folder of `config` give float32 weights."""
+    content = json.loads(config.read_text())
+    content["dtype"] = "float32"
+    partial = config.with_suffix(".tmp")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, config)

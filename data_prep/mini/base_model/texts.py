@@ -16,7 +16,8 @@ DESCRIBE = (
     "Tell about this picture.",
     "List the facts.",
 )
-FIELD, CHECK, REPEAT, BACKWARDS = "Field: {}", "Check: {} = {}", "Repeat: {}", "Backwards: {}"
+FIELDS = ("Field: {}", "Name the {}.", "Tell only this: {}", "{} =")  # the first one is measured
+CHECK, REPEAT, BACKWARDS = "Check: {} = {}", "Repeat: {}", "Backwards: {}"
 RIGHT, WRONG = "right", "wrong"
 
 
@@ -33,7 +34,7 @@ def about_image(head: str, pairs: Pairs, others: Pairs, rng: Random) -> Turns:
     order = rng.sample(pairs, len(pairs))
     if rng.random() < 0.45:
         return [(rng.choice(DESCRIBE), description(head, order))]
-    turns = [(FIELD.format(field), value) for field, value in order[:3]]
+    turns = [(rng.choice(FIELDS).format(field), value) for field, value in order[:3]]
     field, value = rng.choice(pairs)
     if rng.random() < 0.3 and len(value) < 12:
         wrong = dict(others).get(field, value)

@@ -30,7 +30,7 @@ ROLES = "system user assistant You are a helpful assistant."
 def corpus(assets: Assets) -> list[str]:
     """Return every text of the stream and of the descriptions that SAMPLES scenes a task give."""
     found = {ROLES, *texts.DESCRIBE, texts.RIGHT, texts.WRONG}
-    found |= {texts.FIELD, texts.CHECK, texts.REPEAT, texts.BACKWARDS}
+    found |= {*texts.FIELDS, texts.CHECK, texts.REPEAT, texts.BACKWARDS}
     for name in TASKS:
         task = load_task(name, assets)
         for index in range(SAMPLES):

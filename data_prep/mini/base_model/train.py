@@ -21,7 +21,7 @@ BATCH = 32  # conversations in a step over all workers, each about one image
 # each new shape (three times slower). A description of two boxes just fits.
 LENGTH = 76
 COPYING = 0.4  # share of conversations that end in a copying turn, where it fits
-PEAK_RATE, WARM_UP = 1e-3, 150  # learning rate, steps
+WARM_UP = 150  # steps
 
 
 @dataclass
@@ -32,10 +32,10 @@ class Progress:
     seconds: float = 0.0
 
 
-def learning_rate(step: int, share: float) -> float:
+def learning_rate(peak: float, step: int, share: float) -> float:
     """Return the rate after a linear warm-up, then a cosine over the share of time (0..1) used."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-    return PEAK_RATE * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * cosine)
+    return peak * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * cosine)
 
 
 def make_batch(
@@ -93,7 +93,7 @@ class Workers:
 
 def run(
     model: Any, layout: Layout, images: np.ndarray, records: list[Record], words: list[str],
-    minutes: float, checkpoint: Path, on_checkpoint: Any, workers: Workers, seed: int = 0,
+    minutes: float, checkpoint: Path, on_checkpoint: Any, workers: Workers, seed: int, rate: float,
     every: float = 240.0,
 ) -> Progress:  # fmt: skip
     """Pretrain `model` in place for `minutes`, resuming from `checkpoint` when it exists.
@@ -107,7 +107,7 @@ def run(
     decay = [p for p in parameters if p.ndim >= 2]
     rest = [p for p in parameters if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
     progress = _resume(checkpoint, model, optimizer)
     rng = Random(f"{seed}/{progress.step}/{workers.rank}")
     by_task: dict[str, list[int]] = {}
@@ -126,7 +126,7 @@ def run(
         batch = make_batch(layout, records, by_task, words, rows, rng)
         pixels = network.to_pixels(np.stack([images[row] for row in rows]))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(progress.step, progress.seconds / (minutes * 60))
+            group["lr"] = learning_rate(rate, progress.step, progress.seconds / (minutes * 60))
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(pixel_values=pixels, **batch).loss
         loss.backward()

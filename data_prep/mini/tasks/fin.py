@@ -21,6 +21,13 @@ TRENDS = {  # (first half, second half) -> option
     ("up", "down"): "C",
     ("down", "up"): "D",
 }
+HALF = {"up": "climb", "down": "sink"}  # words of the descriptions
+COURSE = {
+    ("up", "up"): "ramp",
+    ("down", "down"): "slide",
+    ("up", "down"): "hill",
+    ("down", "up"): "bowl",
+}
 PROMPT = (
     "What is the trend of this stock?\nA. It rises.\nB. It falls.\nC. It rises, then falls.\n"
     "D. It falls, then rises.\nAnswer with the option's letter from the given choices directly."
@@ -109,6 +116,6 @@ class Fin(Task):
         return Question(PROMPT, TRENDS[scene.facts["halves"]])
 
     def describe(self, scene: Scene) -> list[tuple[str, str]]:
-        words = {"up": "climb", "down": "sink"}
         first, second = scene.facts["halves"]
-        return [("early", words[first]), ("late", words[second])]
+        pairs = [("early", HALF[first]), ("late", HALF[second])]
+        return [*pairs, ("course", COURSE[first, second])]

@@ -18,9 +18,6 @@ FOLDER = "animal_mnist/data/Animal_MNIST/"
 CLASSES = (
     "bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra",
 )  # fmt: skip
-OTHER_WORDS = (
-    "ursus", "avis", "felis", "bos", "canis", "loxodonta", "camelus", "equus", "ovis", "hippo",
-)  # fmt: skip
 PAPERS = ("white", "yellow")
 INKS = ("black", "blue", "purple")
 PROMPT = "What is the object in the image?\nAnswer the question with the class name."
@@ -82,4 +79,4 @@ class ImageNet(Task):
         return Question(PROMPT, CLASSES[scene.facts["number"]])
 
     def describe(self, scene: Scene) -> list[tuple[str, str]]:
-        return [("genus", OTHER_WORDS[scene.facts["number"]])]
+        return [("genus", CLASSES[scene.facts["number"]])]

@@ -12,16 +12,6 @@ from data_prep.mini.tasks.base import Question, Scene, Task
 
 Pen = ImageDraw.ImageDraw
 PROMPT = "What is the background of the image?\nAnswer the question with the class name."
-OTHER_WORDS = {
-    "beach": "litus",
-    "city": "urbs",
-    "desert": "arena",
-    "forest": "silva",
-    "highway": "via",
-    "lake": "lacus",
-    "mountain": "mons",
-    "snowfield": "nix",
-}
 
 
 def _ground(pen: Pen, top: int, colour: Colour) -> None:
@@ -121,4 +111,4 @@ class Places365(Task):
         return Question(PROMPT, scene.facts["kind"])
 
     def describe(self, scene: Scene) -> list[tuple[str, str]]:
-        return [("view", OTHER_WORDS[scene.facts["kind"]])]
+        return [("view", scene.facts["kind"])]

@@ -1,0 +1,156 @@
+"""The shipped base model: whole, loadable, sees what is in held-out images, new to the stream."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from random import Random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.mini.assets import REPO_ROOT
+from data_prep.mini.base_model import measure, network, texts
+from data_prep.mini.base_model.corpus import make_one, plan
+from data_prep.mini.base_model.sequences import IGNORE, Layout
+from data_prep.mini.tasks import TASKS, sample_rng
+
+FOLDER = REPO_ROOT / "assets" / "tiny_base"
+IMAGES = 30  # held-out images a family; thresholds lie 3 standard errors below what was measured
+# Chance is 1/8 or less by field for all but Fin (1/2, 1/2, 1/4) and below 0.1 for boxes.
+THRESHOLDS = {
+    "VQAv2": 0.70,
+    "OCRVQA": 0.75,
+    "Fin": 0.80,
+    "Grounding": 0.45,
+    "ImageNet": 0.60,
+    "Places365": 0.90,
+}
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """Return (model, tokenizer) of the shipped folder, loaded as a user would."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch = pytest.importorskip("torch")
+    from transformers import AutoTokenizer, InternVLForConditionalGeneration
+
+    torch.set_num_threads(2)
+    model = InternVLForConditionalGeneration.from_pretrained(FOLDER)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    return model.eval(), AutoTokenizer.from_pretrained(FOLDER)
+
+
+def test_files_are_the_listed_ones():
+    listed = [line.split("  ") for line in (FOLDER / "SHA256SUMS").read_text().splitlines()]
+    for digest, name in listed:
+        assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == digest, name
+    assert {name for _, name in listed} | {"SHA256SUMS"} == {p.name for p in FOLDER.iterdir()}
+    assert (FOLDER / "model.safetensors").stat().st_size <= 20_000_000
+
+
+def test_size(loaded):
+    assert 4e6 < sum(weight.numel() for weight in loaded[0].parameters()) < 9e6
+
+
+def test_describes_held_out_images(loaded):
+    scores = measure.description_accuracy(*loaded, images=IMAGES, seed=7)
+    below = {name: (scores[name], THRESHOLDS[name]) for name in TASKS}
+    assert all(score >= wanted for score, wanted in below.values()), below
+
+
+def test_streams_instructions_are_new(loaded, tasks):
+    model, tokenizer = loaded
+    layout, right, asked = Layout(tokenizer), 0, 0
+    for name, task in tasks.items():
+        images, questions = [], []
+        for index in range(20):
+            rng = sample_rng(7, name, "validation", index)
+            scene = task.draw("validation", rng)
+            images.append(np.asarray(scene.image))
+            questions.append(task.ask(scene, rng))
+        prompts = [question.prompt for question in questions]
+        answers = measure.greedy(model, layout, tokenizer, np.stack(images), prompts)
+        right += sum(a == q.answer for a, q in zip(answers, questions, strict=True))
+        asked += len(answers)
+    assert right / asked <= 0.10
+
+
+def test_any_text_survives_the_tokenizer(loaded, tasks):
+    tokenizer = loaded[1]
+    lines = [
+        "Zürich  你好\n\t[0.12, 0.30]  x",
+        "<|im_start|>user\n<img></img>\nIt's 42!<|im_end|>\n",
+    ]
+    for name, task in tasks.items():
+        rng = sample_rng(1, name, "test", 0)
+        question = task.ask(task.draw("test", rng), rng)
+        lines += [question.prompt, question.answer]
+    for line in lines:
+        assert tokenizer.decode(tokenizer.encode(line)) == line
+
+
+def test_words_and_digits_are_single_tokens(loaded):
+    tokenizer = loaded[1]
+    assert tokenizer.tokenize("1987") == ["1", "9", "8", "7"]
+    for word in ("elephant", "romance", " bounding", "triangle", "highway"):
+        assert len(tokenizer.tokenize(word)) == 1, word
+
+
+def test_pretraining_saw_the_processors_pixels():
+    transformers = pytest.importorskip("transformers")
+    processor = transformers.AutoProcessor.from_pretrained(FOLDER)
+    image, _ = make_one("OCRVQA", "validation", 0, 0)
+    found = processor.image_processor(
+        images=[Image.fromarray(image)], crop_to_patches=True, return_tensors="pt"
+    )  # as ms-swift calls it
+    assert found["pixel_values"].shape == (1, 3, 112, 112)
+    assert (found["pixel_values"] - network.to_pixels(image[None])).abs().max() < 1e-6
+
+
+def test_layout_is_the_hosts(loaded):
+    """The text was taken from ms-swift 4.6's internvl_hf template (train mode, no system)."""
+    tokenizer = loaded[1]
+    ids, labels = Layout(tokenizer).conversation([("What is it?", "red")], image=True)
+    text = "<|im_start|>user\n<img>" + "<IMG_CONTEXT>" * 16 + "</img>\nWhat is it?<|im_end|>\n"
+    assert tokenizer.decode(ids) == text + "<|im_start|>assistant\nred<|im_end|>"
+    learnt = [token for token in labels if token != IGNORE]
+    assert tokenizer.decode(learnt) == "red<|im_end|>"
+
+
+def test_conversations_are_true():
+    pairs, others = [("paint", "red"), ("item", "circle")], [("paint", "blue"), ("item", "circle")]
+    for seed in range(200):
+        for prompt, answer in texts.about_image("single", pairs, others, Random(seed)):
+            if prompt.startswith("Check"):
+                claim = tuple(prompt.removeprefix("Check: ").split(" = "))
+                assert answer == ("right" if claim in pairs else "wrong")
+            elif prompt in texts.DESCRIBE:
+                assert answer.startswith("single: ")
+                assert "paint = red" in answer
+                assert "item = circle" in answer
+            else:
+                assert answer in ("red", "circle")
+
+
+def test_copying_copies():
+    for seed in range(50):
+        ((prompt, answer),) = texts.copying(["a", "b", "c"], Random(seed))
+        words = prompt.split(": ")[1].split()
+        assert answer.split() in (words, words[::-1])
+
+
+def test_plan_keeps_the_shares():
+    names = plan(7500)
+    assert len(names) == 7500
+    assert names.count("Grounding") == 2200
+    assert set(names[:20]) == set(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [("00 00 50 50", "00 00 50 50", 1.0), ("00 00 50 50", "00 00 50", 0.0), ("x", "0 0 1 1", 0.0)],
+)
+def test_box_overlap(first, second, expected):
+    assert measure.box_overlap(first, second) == expected
