@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from strlora_tuner.buffers import Float32Buffers
-from strlora_tuner.config import StrLoraConfig
+
+if TYPE_CHECKING:
+    from strlora_tuner.config import StrLoraConfig
 
 PRIOR_COUNT = 8
 

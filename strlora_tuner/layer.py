@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from strlora_tuner.config import StrLoraConfig
 from strlora_tuner.instruction import RoutingContext
 from strlora_tuner.mixture import MixtureOfExperts
+from strlora_tuner.registration import register
 
 CANNOT_MERGE = (
     "a StrLoRA adapter cannot be merged into the base weights: its experts are chosen anew for "
@@ -82,3 +83,6 @@ class StrLoraLinear(nn.Module, BaseTunerLayer):
             update = mixture(self._cast_input_dtype(x, mixture.A.dtype), self.context, name)
             result = result + update.to(result.dtype)
         return result
+
+
+register()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from strlora_tuner.buffers import Float32Buffers
-from strlora_tuner.config import StrLoraConfig
 from strlora_tuner.instruction import RoutingContext
+from strlora_tuner.projection import shared_projection
 from strlora_tuner.routing import (
     InjectGradient,
     expert_keys,
@@ -18,6 +20,9 @@ from strlora_tuner.routing import (
     token_gates,
     token_scores,
 )
+
+if TYPE_CHECKING:
+    from strlora_tuner.config import StrLoraConfig
 
 PromptPart = tuple[Tensor, Tensor, Tensor, Tensor]
 ROUTERS = ("query", "key", "prototypes")
@@ -101,7 +106,8 @@ class MixtureOfExperts(Float32Buffers):
         config = self.config
         instruction = context.instruction(adapter, x)
         keys, bias, kept, probabilities = self._prompt_part(instruction, context)
-        hidden, query = self._project(x)
+        stabilise = self.training and self.stability_on
+        hidden, query, detached_query, taught_query = self._project(x, stabilise)
         gates = token_gates(
             token_scores(query, keys) + bias,
             config.token_top_k,
@@ -114,13 +120,26 @@ class MixtureOfExperts(Float32Buffers):
         if config.task_router == "straight_through":
             gates = gates * (1 + probabilities - probabilities.detach())[:, None, :]
         scale = self.scaling * (config.num_experts if config.gate_scale == "num_experts" else 1)
-        weighted = hidden.unflatten(-1, (config.num_experts, -1)) * (gates * scale).to(
-            hidden.dtype
-        ).unsqueeze(-1)
+        experts = hidden.unflatten(-1, (config.num_experts, -1))
+        weighted = experts * (gates * scale).to(hidden.dtype).unsqueeze(-1)
         update = F.linear(weighted.flatten(-2), self.B)
-        if self.training and self.stability_on:
-            update = self._attach_stability(update, x, instruction, kept, context)
-        return update
+        if not stabilise:
+            return update
+        student = token_scores(detached_query, keys)
+        with torch.no_grad():
+            teacher_keys = expert_keys(self.ema_key, self.ema_prototypes, instruction)
+            teacher = token_scores(taught_query, teacher_keys)
+        value = stability_divergence(
+            teacher,
+            student,
+            outside_bias(kept),
+            context.token_weights(x, config.padding),
+            config.stability_temperature,
+        ) * (config.stability_weight / context.num_layers)
+        self.divergence = value.detach()
+        if not update.requires_grad:
+            return update
+        return InjectGradient.apply(update, value * context.backward_scale(config.padding))
 
     def _prompt_part(self, instruction: Tensor, context: RoutingContext) -> PromptPart:
         """What the prompt alone fixes: keys (B, E, D), bias (B, 1, E), kept and p (B, E).
@@ -140,35 +159,22 @@ class MixtureOfExperts(Float32Buffers):
         self._fixed = (version, parts) if reusable else None
         return parts
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns A dropout(x), (B, L, r), and Wq x, (B, L, D); one product when dropout is off."""
-        if self.training and self.config.lora_dropout > 0:
-            dropped = F.dropout(x, self.config.lora_dropout)
-            return F.linear(dropped, self.A), F.linear(x, self.query)
-        both = F.linear(x, torch.cat([self.A, self.query]))
-        return both[..., : self.config.r], both[..., self.config.r :]
+    def _project(self, x: Tensor, stabilise: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns A dropout(x), Wq x, Wq x with x detached, and the teacher's Wq x.
 
-    def _attach_stability(
-        self, update: Tensor, x: Tensor, instruction: Tensor, kept: Tensor, context: RoutingContext
-    ) -> Tensor:
-        """Adds the gradient of lambda * KL / layers to `update`; keeps the value for reading."""
-        width, fixed = self.config.router_dim, x.detach()
-        both = F.linear(fixed, torch.cat([self.query, self.ema_query.to(self.query.dtype)]))
-        student = token_scores(
-            both[..., :width], expert_keys(self.key, self.prototypes, instruction)
-        )
-        with torch.no_grad():
-            teacher = token_scores(
-                both[..., width:], expert_keys(self.ema_key, self.ema_prototypes, instruction)
+        Without dropout it is one product; the last two are used with the stability term only.
+        """
+        rate = self.config.lora_dropout if self.training else 0.0
+        if stabilise:
+            hidden, query, detached, taught = shared_projection(
+                x, self.A, self.query, self.ema_query
             )
-        value = stability_divergence(
-            teacher,
-            student,
-            outside_bias(kept),
-            context.token_weights(x, self.config.padding),
-            self.config.stability_temperature,
-        ) * (self.config.stability_weight / context.num_layers)
-        self.divergence = value.detach()
-        if not update.requires_grad:
-            return update
-        return InjectGradient.apply(update, value * context.backward_scale(self.config.padding))
+            if rate > 0:
+                hidden = F.linear(F.dropout(x, rate), self.A)
+            return hidden, query, detached, taught
+        if rate > 0:
+            query = F.linear(x, self.query)
+            return F.linear(F.dropout(x, rate), self.A), query, query, query
+        both = F.linear(x, torch.cat([self.A, self.query]))
+        query = both[..., self.config.r :]
+        return both[..., : self.config.r], query, query, query

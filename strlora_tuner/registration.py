@@ -13,21 +13,23 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-
-def _being_imported(module: str, name: str) -> bool:
-    return module in sys.modules and not hasattr(sys.modules[module], name)
+# Our modules that import PEFT, and what each defines last.
+_NEEDED = {
+    "strlora_tuner.config": "StrLoraConfig",
+    "strlora_tuner.layer": "StrLoraLinear",
+    "strlora_tuner.model": "StrLoraModel",
+}
 
 
 def register() -> None:
     """Registers StrLoRA with PEFT; a second call does nothing.
 
-    While one of the two modules it needs is still being imported it waits: both call it again at
-    their end.
+    While one of the modules that it needs is still being imported (that one imported PEFT) it
+    waits: each of them calls it again at its end.
     """
-    if _being_imported("strlora_tuner.config", "StrLoraConfig"):
-        return
-    if _being_imported("strlora_tuner.model", "StrLoraModel"):
-        return
+    for module, name in _NEEDED.items():
+        if module in sys.modules and not hasattr(sys.modules[module], name):
+            return
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     from peft.utils import register_peft_method
 

@@ -15,7 +15,7 @@ KNOWN = "from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as m; assert 'STRLO
     [
         "import strlora_tuner",
         "import peft, strlora_tuner",
-        "import strlora_tuner.model",
+        "import strlora_tuner.layer",
     ],
 )
 def test_peft_knows_the_method(first):
