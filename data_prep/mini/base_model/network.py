@@ -112,7 +112,7 @@ def to_pixels(images: np.ndarray) -> Any:
     """Return images (n, 112, 112, 3) uint8 as the processor would: (n, 3, 112, 112) in -1..1."""
     import torch
 
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.tensor(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
