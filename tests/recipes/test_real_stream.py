@@ -55,7 +55,7 @@ def test_a_real_stream_survives_sigkill_bit_for_bit(tmp_path: Path) -> None:
     layout = RunLayout(tmp_path / "run")
 
     process = orchestrator(path)
-    wait_for(layout.host(2) / "checkpoint-2" / "trainer_state.json", seconds=300)
+    wait_for(layout.host(2) / "checkpoint-2" / "trainer_state.json", seconds=1800)
     process.kill()
     process.communicate()
     interrupted = newest_checkpoint(layout.host(2))
@@ -63,7 +63,7 @@ def test_a_real_stream_survives_sigkill_bit_for_bit(tmp_path: Path) -> None:
     assert not interrupted.finished
 
     process = orchestrator(path)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=1800)
     assert process.returncode == 0, err
     assert "resuming at step" in out
 

