@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_prep.mini.assets import REPO_ROOT
-from data_prep.mini.base_model import measure, network, texts
+from data_prep.mini.base_model import corpus, measure, network, texts, train
 from data_prep.mini.base_model.corpus import make_one, plan
 from data_prep.mini.base_model.sequences import IGNORE, Layout
 from data_prep.mini.tasks import TASKS, sample_rng
@@ -77,6 +77,35 @@ def test_streams_instructions_are_new(loaded, tasks):
         right += sum(a == q.answer for a, q in zip(answers, questions, strict=True))
         asked += len(answers)
     assert right / asked <= 0.10
+
+
+def test_second_phase_starts_from_the_first_ones_weights(loaded):
+    model, tokenizer = loaded
+    fresh = network.build_model(tokenizer)
+    network.adopt(fresh, tokenizer, FOLDER)
+    old = dict(model.named_parameters())
+    known = len(tokenizer)  # rows above belong to no token
+    for name, weight in fresh.named_parameters():
+        rows = slice(known) if "embed_tokens" in name else slice(None)
+        assert (weight[rows] == old[name][rows]).all(), name
+
+
+def test_pretraining_learns_saves_and_resumes(loaded, tmp_path):
+    tokenizer = loaded[1]
+    images, records = corpus.build(tmp_path, 64, seed=0, workers=1)
+    workers = train.Workers(0, 1, 0)
+
+    def go_on(minutes, seen):
+        model = network.build_model(tokenizer)
+        rows = train.batches(Layout(tokenizer), images, records, ["a", "b"], workers, seed="0")
+        path = tmp_path / "checkpoint.pt"
+        return train.run(model, rows, minutes, path, seen, workers, rate=1e-3, every=0.0)
+
+    exported = []
+    first = go_on(0.01, lambda model, progress: exported.append(progress.step))
+    again = go_on(first.seconds / 60 + 0.01, lambda model, progress: None)
+    assert exported[-1] == first.step >= 1
+    assert again.step > first.step
 
 
 def test_any_text_survives_the_tokenizer(loaded, tasks):

@@ -32,11 +32,13 @@ def work(args: argparse.Namespace, rank: int, port: int) -> None:
         scores = measure.description_accuracy(current, words, images=30)
         print(f"exported step {progress.step}: {scores}", flush=True)
 
-    progress = train.run(
-        model, Layout(words), images, records, tokenizer.copy_words(lines), args.minutes,
-        args.work / "checkpoint.pt", export, train.Workers(rank, args.workers, port),
-        args.seed, args.rate,
-    )  # fmt: skip
+    workers = train.Workers(rank, args.workers, port)
+    copied = tokenizer.copy_words(lines)
+    checkpoint = args.work / "checkpoint.pt"
+    # A resumed run goes on with other rows than it began with.
+    seed = f"{args.seed}/{checkpoint.stat().st_mtime_ns if checkpoint.exists() else 'start'}"
+    batches = train.batches(Layout(words), images, records, copied, workers, seed)
+    progress = train.run(model, batches, args.minutes, checkpoint, export, workers, args.rate)
     if rank == 0:
         network.save(model, words, args.out)
         scores = measure.description_accuracy(model, words, images=200)

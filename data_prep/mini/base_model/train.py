@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -91,44 +92,48 @@ class Workers:
         return flat[0].item()
 
 
+def batches(
+    layout: Layout, images: np.ndarray, records: list[Record], words: list[str],
+    workers: Workers, seed: str,
+) -> Iterator[tuple[Any, dict[str, Any]]]:  # fmt: skip
+    """Yield this worker's (pixels, inputs) for ever, each of BATCH / workers rows."""
+    rng = Random(f"{seed}/{workers.rank}")
+    by_task: dict[str, list[int]] = {}
+    for row, record in enumerate(records):
+        by_task.setdefault(record["task"], []).append(row)
+    own, size = range(workers.rank, len(records), workers.count), BATCH // workers.count
+    while True:
+        order = rng.sample(own, len(own))
+        for start in range(0, len(order) - size + 1, size):
+            rows = sorted(order[start : start + size])
+            inputs = make_batch(layout, records, by_task, words, rows, rng)
+            yield network.to_pixels(np.stack([images[row] for row in rows])), inputs
+
+
 def run(
-    model: Any, layout: Layout, images: np.ndarray, records: list[Record], words: list[str],
-    minutes: float, checkpoint: Path, on_checkpoint: Any, workers: Workers, seed: int, rate: float,
-    every: float = 240.0,
+    model: Any, batches: Iterator[tuple[Any, dict[str, Any]]], minutes: float, checkpoint: Path,
+    on_checkpoint: Any, workers: Workers, rate: float, every: float = 240.0,
 ) -> Progress:  # fmt: skip
     """Pretrain `model` in place for `minutes`, resuming from `checkpoint` when it exists.
 
-    Worker 0 saves a checkpoint every `every` seconds and calls `on_checkpoint(model, progress)`.
+    `batches` yields (pixels (rows, 3, 112, 112), inputs). Worker 0 saves a checkpoint every
+    `every` seconds and calls `on_checkpoint(model, progress)`.
     """
     import torch
 
     torch.set_flush_denormal(True)
     parameters = list(model.parameters())
-    decay = [p for p in parameters if p.ndim >= 2]
-    rest = [p for p in parameters if p.ndim < 2]
-    groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+    optimizer = _optimizer(parameters, rate)
     progress = _resume(checkpoint, model, optimizer)
-    rng = Random(f"{seed}/{progress.step}/{workers.rank}")
-    by_task: dict[str, list[int]] = {}
-    for row, record in enumerate(records):
-        by_task.setdefault(record["task"], []).append(row)
-    order: list[int] = []
-    own = range(workers.rank, len(records), workers.count)
-    size = BATCH // workers.count
     last_save, losses = progress.seconds, []
     model.train()
     while progress.seconds < minutes * 60:
         started = time.monotonic()
-        if len(order) < size:
-            order = rng.sample(own, len(own))
-        rows, order = sorted(order[:size]), order[size:]
-        batch = make_batch(layout, records, by_task, words, rows, rng)
-        pixels = network.to_pixels(np.stack([images[row] for row in rows]))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(rate, progress.step, progress.seconds / (minutes * 60))
+        pixels, inputs = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(pixel_values=pixels, **batch).loss
+            loss = model(pixel_values=pixels, **inputs).loss
         loss.backward()
         seconds = progress.seconds + time.monotonic() - started
         progress.seconds = workers.average(parameters, seconds)
@@ -150,6 +155,16 @@ def run(
     if workers.rank == 0:
         _checkpoint(checkpoint, model, optimizer, progress)
     return progress
+
+
+def _optimizer(parameters: list[Any], rate: float) -> Any:
+    """Return AdamW; vectors (norms, biases) are not decayed."""
+    import torch
+
+    decay = [p for p in parameters if p.ndim >= 2]
+    rest = [p for p in parameters if p.ndim < 2]
+    groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
 
 
 def _say(progress: Progress, minutes: float, losses: list[float]) -> None:
