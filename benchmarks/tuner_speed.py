@@ -4,9 +4,9 @@
     python benchmarks/tuner_speed.py --device cuda --dtype bfloat16 --shape qwen3-8b \
         --batch 2 --seq 2048
 
-Methods alternate and medians over repeats are compared, so that a machine whose speed drifts still
-gives honest ratios. Needs torch, transformers and peft only. All methods wrap the same linear layers
-of one model with shared random weights, at the same total rank.
+Methods alternate and medians over repeats are compared, so that a machine whose speed drifts
+still gives honest ratios. Needs torch, transformers and peft only. All methods wrap the same linear
+layers of one model with shared random weights, at the same total rank.
 """
 
 from __future__ import annotations
@@ -218,15 +218,16 @@ def main() -> int:
         name: {key: round(value / base[key], 4) for key, value in values.items()}
         for name, values in figures.items()
     }
-    print(
-        f"{'method':10} {'step s':>9} {'x LoRA':>7} {'ms/token':>9} {'x LoRA':>7} {'MB':>9} {'x LoRA':>7}"
-    )
+    print("method       step s  x LoRA  ms/token  x LoRA        MB  x LoRA")
     for name, v in figures.items():
         r = relative[name]
-        print(
-            f"{name:10} {v['step']:9.4f} {r['step']:7.3f} {1e3 * v['decode']:9.2f} {r['decode']:7.3f} "
-            f"{v['memory']:9.1f} {r['memory']:7.3f}"
-        )
+        columns = [
+            f"{name:10}",
+            f"{v['step']:8.4f} {r['step']:7.3f}",
+            f"{1e3 * v['decode']:9.2f} {r['decode']:7.3f}",
+            f"{v['memory']:9.1f} {r['memory']:7.3f}",
+        ]
+        print(" ".join(columns))
     if options.json:
         settings: dict[str, Any] = {k: v for k, v in vars(options).items() if k != "json"}
         report = {"relative_to_peft_lora": relative, "figures": figures, "settings": settings}

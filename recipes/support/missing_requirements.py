@@ -15,7 +15,7 @@ from pathlib import Path
 try:
     from packaging.requirements import Requirement
 except ModuleNotFoundError:
-    from pip._vendor.packaging.requirements import Requirement
+    from pip._vendor.packaging.requirements import Requirement  # type: ignore[assignment]
 
 
 def lacking(path: Path) -> list[str]:

@@ -13,18 +13,20 @@ import sys
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
-class _BeforeTorchvision(importlib.abc.MetaPathFinder):
-    library = None  # the registration lives as long as this object
+_KEEP = []  # the registration lives as long as its library object
 
+
+class _BeforeTorchvision(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
         if fullname == "torchvision":
             sys.meta_path.remove(self)
             import torch
 
             if torch.version.cuda is None:
-                _BeforeTorchvision.library = torch.library.Library("torchvision", "FRAGMENT")
+                library = torch.library.Library("torchvision", "FRAGMENT")
                 for operator in ("nms", "qnms"):
-                    _BeforeTorchvision.library.define(operator + SCHEMA)
+                    library.define(operator + SCHEMA)
+                _KEEP.append(library)
         return None
 
 
