@@ -13,7 +13,7 @@ import sys
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
-_KEEP = []  # the registration lives as long as its library object
+_KEEP: list[object] = []  # the registration lives as long as its library object
 
 
 class _BeforeTorchvision(importlib.abc.MetaPathFinder):
