@@ -26,7 +26,9 @@ def train(folder, name, processes, chunk, previous=None, **changes):
         out,
         max_steps=STEPS,
         save_steps=STEPS,
-        learning_rate=3e-3,
+        # Adam divides by tiny gradients and so blows up rounding; SGD shows real differences.
+        optim="sgd",
+        learning_rate=0.1,
         options=OPTIONS,
         **changes,
     )
@@ -79,4 +81,4 @@ def _same_adapter(found, expected):
         if tensor.dtype == torch.int64:
             assert torch.equal(found[key], tensor), key
         else:
-            torch.testing.assert_close(found[key], tensor, rtol=5e-2, atol=2e-3, msg=key)
+            torch.testing.assert_close(found[key], tensor, rtol=1e-2, atol=2e-5, msg=key)
