@@ -169,8 +169,8 @@ def test_a_reused_process_number_is_not_killed(tmp_path: Path) -> None:
         text = path.read_text(encoding="utf-8")
     stale = {**json.loads(text), "child_start": 1}
     path.write_text(json.dumps(stale), encoding="utf-8")
-    with RunLock(path):
-        pass  # we are still alive
+    with RunLock(path):  # would kill this very process if it went by the number alone
+        assert read_holder(path)["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize(
