@@ -128,7 +128,7 @@ def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
     text = (FOLDER / "tiny.yaml").read_text(encoding="utf-8")
     text = text.replace("dtype: float32", "dtype: fp8").replace("router_dim: 16", "router_dm: 16")
     text = text.replace("logging_steps: 1", "loging_steps: 1")
-    text = text.replace("global_batch: 8", "global_batch: eight")
+    text = text.replace("global_batch: 4", "global_batch: four")
     copy = tmp_path / "copy.yaml"
     copy.write_text(text, encoding="utf-8")
     problems = problems_of(str(copy), "seed=-1", "eval.tasks=[]", "data.chunks=0", "oops")
