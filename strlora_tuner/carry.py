@@ -7,7 +7,7 @@ from typing import Any
 
 from strlora_tuner.config import StrLoraConfig, options_as_config
 from strlora_tuner.model import StrLoraModel
-from strlora_tuner.schema import PREFIX, ROUTING_FILE, TunerOptions, options_from_host
+from strlora_tuner.schema import NO_OPTIONS, PREFIX, TunerOptions, options_from_host
 
 # Options that shape the adapter's tensors or their meaning: fixed for the whole stream.
 STRUCTURE = ("num_experts", "router_dim", "instruction_norm")
@@ -40,7 +40,7 @@ def options_from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     given = {
         PREFIX + name[len(start) :].lower(): value
         for name, value in environment.items()
-        if name.startswith(start) and name != ROUTING_FILE
+        if name.startswith(start) and name not in NO_OPTIONS
     }
     if not given:
         return {}

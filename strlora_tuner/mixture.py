@@ -59,6 +59,7 @@ class MixtureOfExperts(Float32Buffers):
         self._fixed: tuple[tuple[int, int], PromptPart] | None = None
         self.divergence: Tensor | None = None
         self.record: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self.without: int | None = None  # an expert left out at evaluation (ablation.py)
 
     def reset_parameters(self) -> None:
         """Initialises as published: A normal with deviation 0.01, B zero, routers Xavier."""
@@ -150,7 +151,9 @@ class MixtureOfExperts(Float32Buffers):
         version = (context.version, instruction.shape[0])
         if reusable and self._fixed is not None and self._fixed[0] == version:
             return self._fixed[1]
-        probabilities, kept = select_experts(self.task, instruction, self.config.top_k)
+        probabilities, kept = select_experts(
+            self.task, instruction, self.config.top_k, self.without
+        )
         keys = expert_keys(self.key, self.prototypes, instruction)
         bias = outside_bias(kept)
         if self.config.task_router == "prior":

@@ -17,18 +17,25 @@ from torch import Tensor
 OUTSIDE = -1e30
 
 
-def select_experts(task_weight: Tensor, instruction: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+def select_experts(
+    task_weight: Tensor, instruction: Tensor, top_k: int, without: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Stage 1: the experts that an instruction keeps.
 
     Args:
         task_weight: R, (E, H).
         instruction: t, (B, H) float32.
         top_k: experts kept.
+        without: an expert to leave out, as if the layer had none of that number (ablation).
 
     Returns:
         p = softmax(R t), (B, E) with its gradient, and the kept set, (B, E) bool.
     """
-    probabilities = F.linear(instruction, task_weight.float()).softmax(-1)
+    logits = F.linear(instruction, task_weight.float())
+    if without is not None:
+        logits[:, without] = OUTSIDE
+        top_k = min(top_k, logits.shape[-1] - 1)
+    probabilities = logits.softmax(-1)
     indices = probabilities.detach().topk(top_k, dim=-1).indices
     kept = torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, indices, True)
     return probabilities, kept

@@ -12,8 +12,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PREFIX = "strlora_"
-# Environment variable that names the file for the routing record of an inference run.
+# Environment variables of an inference run: where its routing record goes, which instructions
+# belong to which task, and what to switch off.
 ROUTING_FILE = "STRLORA_ROUTING_FILE"
+PROBE_FILE = "STRLORA_PROBE_FILE"
+ABLATION = "STRLORA_ABLATION"
+NO_OPTIONS = (ROUTING_FILE, PROBE_FILE, ABLATION)
 
 
 class TunerOptions(BaseModel):
