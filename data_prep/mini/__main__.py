@@ -10,7 +10,8 @@ from pathlib import Path
 from data_prep.mini.assets import DEFAULT_CACHE, AssetError
 from data_prep.mini.manifest import StreamError
 from data_prep.mini.mixtures import SIZES
-from data_prep.mini.stream import Progress, write_stream
+from data_prep.mini.stream import write_stream
+from data_prep.progress import Progress
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     try:
         written = write_stream(
-            args.out, args.size, args.seed, args.workers, Progress(), cache=args.assets
+            args.out, args.size, args.seed, args.workers, Progress("mini stream"), cache=args.assets
         )
     except (AssetError, StreamError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,7 +7,6 @@ never committed), checked against a pinned sha256 and read straight from the whe
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
 import shutil
 import subprocess
@@ -16,6 +15,8 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from data_prep.files import sha256_file
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_CACHE = REPO_ROOT / ".cache" / "assets"
@@ -55,15 +56,6 @@ PACKAGES = {
         "films CC0 (Wikidata), stock prices public domain (Quandl WIKI)",
     ),
 }
-
-
-def sha256_file(path: Path) -> str:
-    """Return the hex sha256 of a file, read in blocks of 1 MiB."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def fetch(name: str, cache: Path = DEFAULT_CACHE) -> Path:

@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import sha256_file
 from data_prep.mini import GENERATOR, VERSION
-from data_prep.mini.assets import sha256_file
 from data_prep.mini.mixtures import SIZES
 from data_prep.mini.samples import Unit, Written
 from data_prep.mini.tasks import TASKS
@@ -91,13 +91,6 @@ def hit(scorer: str, answer: str, gold: str) -> bool:
     high = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
     return wide * high > 0.5 * (sum(areas) - wide * high)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` to `path` atomically."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
 
 
 def check(folder: Path, size: str, seed: int) -> list[str]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
+from data_prep.files import sha256_file, write_json
 from data_prep.mini import manifest
-from data_prep.mini.assets import DEFAULT_CACHE, fetch_all, sha256_file
+from data_prep.mini.assets import DEFAULT_CACHE, fetch_all
 from data_prep.mini.mixtures import SIZES
 from data_prep.mini.samples import Unit, Written, write_unit
 
@@ -52,7 +51,7 @@ def write_stream(
         if report:
             report(so_far, total, written.file)
     content = manifest.build(folder, size, seed, list(done.values()))
-    manifest.write_json(folder / manifest.FILE, content)
+    write_json(folder / manifest.FILE, content)
     (folder / PARTIAL).unlink()
     return True
 
@@ -82,7 +81,7 @@ def _unchanged(path: Path, sha256: str) -> bool:
 def _note(folder: Path, size: str, seed: int, done: dict[str, Written]) -> None:
     """Record what is written so far, so that an interrupted run can go on."""
     content = {**manifest.settings(size, seed), "written": [vars(w) for w in done.values()]}
-    manifest.write_json(folder / PARTIAL, content)
+    write_json(folder / PARTIAL, content)
 
 
 def _write_all(
@@ -96,28 +95,3 @@ def _write_all(
     with multiprocessing.get_context("spawn").Pool(min(workers, len(todo))) as pool:
         results: Iterable[Written] = pool.imap(write_unit, jobs)
         yield from zip(todo, results, strict=True)
-
-
-class Progress:
-    """Shows progress: a bar on a terminal, a plain line every few seconds in a log."""
-
-    def __init__(self, every: float = 2.0) -> None:
-        self.every, self.started, self.last = every, time.monotonic(), 0.0
-        self._bar: Any = None  # rich's, made when first needed
-
-    def __call__(self, done: int, total: int, file: str) -> None:
-        """Report `done` of `total` samples, `file` being the last one written."""
-        from rich.console import Console
-        from rich.progress import Progress as Bar
-
-        if Console().is_terminal:
-            if self._bar is None:
-                self._bar = Bar(transient=True)
-                self._bar.start()
-                self._row = self._bar.add_task("mini stream", total=total)
-            self._bar.update(self._row, completed=done)
-            if done == total:
-                self._bar.stop()
-        elif done == total or time.monotonic() - self.last > self.every:
-            self.last = time.monotonic()
-            print(f"mini stream: {done} of {total} samples ({file})", flush=True)

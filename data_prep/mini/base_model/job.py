@@ -6,7 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from data_prep.mini.assets import Assets, sha256_file
+from data_prep.files import sha256_file
+from data_prep.mini.assets import Assets
 from data_prep.mini.base_model import corpus, measure, network, tokenizer, train
 from data_prep.mini.base_model.sequences import Layout
 
