@@ -9,13 +9,15 @@ where a number that it needs is missing; means run over the tasks that have one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
+First = Sequence[int | None]
 
 
 def mean_over(values: Array, axis: int = -1) -> Array:
@@ -76,7 +78,7 @@ def forgetting(a: Array) -> Array:
     return mean_over(forgetting_by_task(a))
 
 
-def _at_first(a: Array, first: Sequence[int | None], shift: int) -> Array:
+def _at_first(a: Array, first: First, shift: int) -> Array:
     """Return a[first_i + shift, i] for every task: (..., tasks); NaN for a task never seen."""
     columns = [
         np.full(a.shape[:-2], np.nan) if chunk is None else _row(a, chunk + shift)[..., task]
@@ -85,7 +87,7 @@ def _at_first(a: Array, first: Sequence[int | None], shift: int) -> Array:
     return np.stack(columns, axis=-1) if columns else np.full((*a.shape[:-2], 0), np.nan)
 
 
-def backward_transfer_by_task(a: Array, first: Sequence[int | None]) -> Array:
+def backward_transfer_by_task(a: Array, first: First) -> Array:
     """Return a[C, i] - a[c_i, i], c_i the first chunk that held task i: (..., tasks).
 
     Args:
@@ -95,17 +97,17 @@ def backward_transfer_by_task(a: Array, first: Sequence[int | None]) -> Array:
     return last_by_task(a) - _at_first(a, first, 0)
 
 
-def backward_transfer(a: Array, first: Sequence[int | None]) -> Array:
+def backward_transfer(a: Array, first: First) -> Array:
     """Return the mean backward transfer after first exposure: (...)."""
     return mean_over(backward_transfer_by_task(a, first))
 
 
-def forward_transfer_by_task(a: Array, first: Sequence[int | None]) -> Array:
+def forward_transfer_by_task(a: Array, first: First) -> Array:
     """Return a[c_i - 1, i] - a[0, i]: (..., tasks); 0 for a task of chunk 1 by definition."""
     return _at_first(a, first, -1) - _row(a, 0)
 
 
-def forward_transfer(a: Array, first: Sequence[int | None]) -> Array:
+def forward_transfer(a: Array, first: First) -> Array:
     """Return the mean forward transfer: (...)."""
     return mean_over(forward_transfer_by_task(a, first))
 
@@ -118,6 +120,50 @@ def plasticity_by_task(a: Array) -> Array:
 def plasticity(a: Array) -> Array:
     """Return the mean plasticity over tasks: (...)."""
     return mean_over(plasticity_by_task(a))
+
+
+def learning_curve(a: Array) -> Array:
+    """Return mean_i a[c, i] for every row c: (..., chunks + 1); a's own columns are the tasks'."""
+    return mean_over(a)
+
+
+@dataclass(frozen=True)
+class StreamScore:
+    """One score over a stream: its name, and how it is made of a[chunk, task].
+
+    Attributes:
+        key: short name, used in files.
+        title: name in tables.
+        by_task: (a, first) -> (..., tasks).
+        higher_is_better: False where less is better.
+        mean: (a, first) -> (...).
+    """
+
+    key: str
+    title: str
+    by_task: Callable[[Array, First], Array]
+    higher_is_better: bool = True
+    total: Callable[[Array, First], Array] | None = None
+
+    def mean(self, a: Array, first: First) -> Array:
+        """Return the score over all tasks: (...)."""
+        return mean_over(self.by_task(a, first)) if self.total is None else self.total(a, first)
+
+
+STREAM_SCORES = (
+    StreamScore("last", "Last", lambda a, _: last_by_task(a)),
+    # Chunks differ in what was evaluated: Avg is the mean of the chunks' means, not of the tasks'.
+    StreamScore(
+        "average",
+        "Avg",
+        lambda a, _: mean_over(a[..., 1:, :], axis=-2),
+        total=lambda a, _: average(a),
+    ),
+    StreamScore("forgetting", "Forgetting", lambda a, _: forgetting_by_task(a), False),
+    StreamScore("backward", "Backward transfer", backward_transfer_by_task),
+    StreamScore("forward", "Forward transfer", forward_transfer_by_task),
+    StreamScore("plasticity", "Plasticity", lambda a, _: plasticity_by_task(a)),
+)
 
 
 def bootstrap_matrices(
@@ -147,6 +193,66 @@ def bootstrap_matrices(
         rows = np.isfinite(scores).all(axis=1)
         drawn[:, rows, task] = aggregates[task](weights @ scores[rows].T)
     return drawn
+
+
+def swapped_matrices(
+    first: Sequence[Array],
+    second: Sequence[Array],
+    aggregates: Sequence[Callable[[Array], Array]],
+    replicates: int = 1000,
+    seed: int = 0,
+    batch: int = 500,
+) -> Iterator[tuple[Array, Array]]:
+    """Yield pairs of matrices of two runs in which samples changed sides at random.
+
+    For every test sample a coin decides whether the two runs' scores of it, in all chunks at once,
+    change places. If the runs do not differ, every such pair is as likely as the real one: the
+    null distribution of a paired permutation test, for any statistic of the matrices.
+
+    Args:
+        first: of the first run, for each task the sample scores (chunks + 1, n), as for
+            `bootstrap_matrices`; a chunk that one run lacks is NaN in both results.
+        second: of the second run, the same samples in the same order.
+        aggregates: for each task what turns mean sample scores into the task's score.
+        replicates: how many pairs in all.
+        seed: of the random generator.
+        batch: pairs at a time; each yield is two arrays (at most batch, chunks + 1, tasks).
+
+    Raises:
+        ValueError: a task has other samples in the second run.
+    """
+    generator = np.random.default_rng(seed)
+    for start in range(0, replicates, batch):
+        size = min(batch, replicates - start)
+        sides = [
+            _swap(generator, one, other, aggregate, size)
+            for one, other, aggregate in zip(first, second, aggregates, strict=True)
+        ]
+        yield (
+            np.stack([side[0] for side in sides], axis=-1),
+            np.stack([side[1] for side in sides], axis=-1),
+        )
+
+
+def _swap(
+    generator: np.random.Generator,
+    first: Array,
+    second: Array,
+    aggregate: Callable[[Array], Array],
+    size: int,
+) -> tuple[Array, Array]:
+    """Return one task's columns of both runs: (size, chunks + 1) each."""
+    if first.shape != second.shape:
+        raise ValueError(f"scores of shape {first.shape} and {second.shape} cannot be paired")
+    n = first.shape[1]
+    drawn = np.full((2, size, len(first)), np.nan)
+    rows = (np.isfinite(first) & np.isfinite(second)).all(axis=1)
+    if n and rows.any():
+        coins = generator.integers(0, 2, size=(size, n)).astype(np.float64)
+        moved = coins @ (second[rows] - first[rows]).T / n
+        drawn[0][:, rows] = aggregate(first[rows].mean(axis=1) + moved)
+        drawn[1][:, rows] = aggregate(second[rows].mean(axis=1) - moved)
+    return drawn[0], drawn[1]
 
 
 def standard_error(statistic: Statistic, drawn: Array) -> Array:

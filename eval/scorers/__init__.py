@@ -12,9 +12,13 @@ from difflib import get_close_matches
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from eval.scorers import cider, fixed, released
 
 Record = dict[str, Any]
+Array = NDArray[np.float64]
 SampleScorer = Callable[[str, Record], float]
 MOST_CIDER = 10.0
 
@@ -46,8 +50,11 @@ class Scorer:
         """Return the task's score in 0..1: the mean; for captions CIDEr x 100 clipped to 100."""
         if not scores:
             return float("nan")
-        mean = fmean(scores)
-        return mean if self.sample is not None else min(mean * MOST_CIDER, 1.0)
+        return float(self.of_mean(np.asarray(fmean(scores))))
+
+    def of_mean(self, mean: Array) -> Array:
+        """Return the task's score in 0..1 of a mean sample score, element by element."""
+        return mean if self.sample is not None else np.minimum(mean * MOST_CIDER, 1.0)
 
 
 def _table(*scorers: Scorer) -> dict[str, Scorer]:

@@ -1,0 +1,24 @@
+"""Several runs in one table: methods x scores, with intervals, and marks only where they hold.
+
+    python -m eval.compare runs/tiny runs/tiny-lora --out runs/compare
+
+In Python: `found = compare([Path("runs/tiny"), Path("runs/tiny-lora")])`, then
+`found.cell(method, column.key)` for every method in `found.names` and every column in
+`found.columns`. `eval.compare.tables` makes text, Markdown, LaTeX and CSV of it.
+"""
+
+from __future__ import annotations
+
+from eval.compare.comparison import Cell, Column, Comparison, Difference, compare
+from eval.compare.methods import Entry, Method, load_methods
+
+__all__ = [
+    "Cell",
+    "Column",
+    "Comparison",
+    "Difference",
+    "Entry",
+    "Method",
+    "compare",
+    "load_methods",
+]

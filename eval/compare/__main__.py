@@ -1,0 +1,45 @@
+"""Compare runs in one table: `python -m eval.compare RUN RUN ... [--out FOLDER]`.
+
+Prints methods x scores with 95 % intervals; runs of one recipe with different seeds are one
+method. With --out also compare.csv, tests.csv, compare.md and compare.tex.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.compare import compare, tables
+from eval.files import write_text
+
+FILES = {
+    "compare.csv": tables.as_csv,
+    "tests.csv": tables.tests_csv,
+    "compare.md": tables.markdown,
+    "compare.tex": tables.latex,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, or 2 after a message if the runs cannot be compared."""
+    parser = argparse.ArgumentParser(prog="python -m eval.compare", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--out", type=Path, help="folder for the CSV, Markdown and LaTeX files")
+    options = parser.parse_args(arguments)
+    try:
+        found = compare(options.runs)
+        print(tables.text(found), end="")
+        for name, render in FILES.items() if options.out else ():
+            write_text(options.out / name, render(found))
+            print(options.out / name)
+    except (ValueError, OSError) as error:
+        print(f"eval.compare: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

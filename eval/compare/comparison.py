@@ -1,0 +1,229 @@
+"""The table of a comparison: means, intervals, and what is best beyond doubt."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from eval.compare.costs import COSTS, costs_of
+from eval.compare.evidence import LAST, Result, differences, intervals, values_by_seed
+from eval.compare.methods import Comparable, Method, load_methods
+from eval.metrics import STREAM_SCORES, mean_over
+from eval.report.data import Gap
+from eval.significance import NO_INTERVAL, Interval, holm
+
+SIGNIFICANT = 0.05
+BASE = "base model"
+LORA = "lora"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table.
+
+    Attributes:
+        key: `last`, `forgetting`, ...; `last/VQAv2` for one task; `seconds_a_step`, ... for costs.
+        title: its heading.
+        group: `stream` (means over tasks), `task` (one task) or `cost`.
+        higher_is_better: False where less is better.
+        unit: `%` for scores (values are in 0..1), else the unit of the value.
+    """
+
+    key: str
+    title: str
+    group: str
+    higher_is_better: bool
+    unit: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number: the mean over seeds, its 95 % interval, the runs behind it, and its mark.
+
+    `best` is true only where the value is ahead of every other method's and every difference holds
+    (adjusted p at most 0.05). NaN = not known.
+    """
+
+    value: float
+    interval: Interval = NO_INTERVAL
+    seeds: int = 1
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a column's leading method is ahead of another one, and whether that holds.
+
+    Attributes:
+        column: key of the column.
+        leader, other: names of methods.
+        difference: leader minus other, as parts of 1.
+        kind: `seeds` (Welch), `samples` (paired permutation), `mcnemar` (exact), `none`.
+        p: two-sided p value; NaN where no test was possible.
+        adjusted: after Holm's correction over the column's family of tests.
+    """
+
+    column: str
+    leader: str
+    other: str
+    difference: float
+    kind: str
+    p: float
+    adjusted: float = math.nan
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods x columns.
+
+    Attributes:
+        names: methods in the order given; the base model (chunk 0) comes first, where all runs
+            agree on it.
+        columns: scores over the stream, scores by task, costs.
+        cells: by (method, column key); a key that is absent is not known.
+        tests: the leader of each score column against every other method.
+        seeds: the seeds of each method.
+        tasks: the tasks behind every mean.
+        gaps: what is missing or was left out.
+        methods: the runs behind the names, without the base model.
+    """
+
+    names: list[str]
+    columns: list[Column]
+    cells: dict[tuple[str, str], Cell]
+    tests: list[Difference]
+    seeds: dict[str, list[int | None]]
+    tasks: list[str]
+    gaps: list[Gap] = field(default_factory=list)
+    methods: list[Method] = field(default_factory=list)
+
+    def cell(self, method: str, column: str) -> Cell:
+        """Return a cell; one without a value where nothing is known."""
+        return self.cells.get((method, column), Cell(math.nan))
+
+
+def compare(folders: Sequence[Path]) -> Comparison:
+    """Compare runs.
+
+    Intervals: over seeds (t) where a method has two or more runs, else over test samples
+    (bootstrap; the same samples are drawn in all chunks). Differences: Welch's t test where both
+    methods have two or more seeds, else a paired test on the same test samples. Holm's correction
+    over each family of tests: all scores over the stream; all tasks of one score.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+        ValueError: the runs cannot be compared; the message says why.
+    """
+    found = load_methods(folders)
+    columns = _columns(found.tasks)
+    cells = {
+        (method.name, key): cell
+        for method in found.methods
+        for key, cell in _score_cells(found, method).items()
+    }
+    tests = _tests(found, columns, cells)
+    _mark(found.methods, cells, tests)
+    cells |= _cost_cells(found.methods)
+    names = [method.name for method in found.methods]
+    base = _base_cells(found)
+    if base:
+        names.insert(0, BASE)
+    seeds = {method.name: [entry.seed for entry in method.entries] for method in found.methods}
+    return Comparison(
+        names, columns, cells | base, tests, seeds, found.tasks, found.gaps, found.methods
+    )
+
+
+def _columns(tasks: Sequence[str]) -> list[Column]:
+    stream = [Column(s.key, s.title, "stream", s.higher_is_better, "%") for s in STREAM_SCORES]
+    by_task = [
+        Column(f"{s.key}/{task}", f"{s.title}: {task}", "task", s.higher_is_better, "%")
+        for s in STREAM_SCORES
+        for task in tasks
+    ]
+    return stream + by_task + [Column(c.key, c.title, "cost", False, c.unit) for c in COSTS]
+
+
+def _score_cells(found: Comparable, method: Method) -> dict[str, Cell]:
+    ranges = intervals(found, method)
+    cells = {}
+    for key, values in values_by_seed(found, method).items():
+        known = [value for value in values if math.isfinite(value)]
+        mean = float(np.mean(known)) if known else math.nan
+        cells[key] = Cell(mean, ranges[key], len(known))
+    return cells
+
+
+def _tests(
+    found: Comparable, columns: Sequence[Column], cells: dict[tuple[str, str], Cell]
+) -> list[Difference]:
+    pairs: dict[tuple[str, str], dict[str, Result]] = {}
+    families: dict[str, list[Difference]] = defaultdict(list)
+    for column in (c for c in columns if c.group != "cost"):
+        leader = _leader(found.methods, column, cells)
+        for other in found.methods if leader else []:
+            if leader is None or other is leader:
+                continue
+            pair = leader.name, other.name
+            if pair not in pairs:
+                pairs[pair] = differences(found, leader, other)
+            family = "stream" if column.group == "stream" else column.key.split("/")[0]
+            result = pairs[pair][column.key]
+            families[family].append(Difference(column.key, pair[0], pair[1], *result))
+    return [
+        replace(test, adjusted=p)
+        for family in families.values()
+        for test, p in zip(family, holm([t.p for t in family]), strict=True)
+    ]
+
+
+def _leader(
+    methods: Sequence[Method], column: Column, cells: dict[tuple[str, str], Cell]
+) -> Method | None:
+    sign = 1 if column.higher_is_better else -1
+    known = [m for m in methods if math.isfinite(cells[m.name, column.key].value)]
+    return max(known, key=lambda m: sign * cells[m.name, column.key].value, default=None)
+
+
+def _mark(
+    methods: Sequence[Method], cells: dict[tuple[str, str], Cell], tests: Sequence[Difference]
+) -> None:
+    """Mark the leader of each column whose lead over every other method holds."""
+    by_column: dict[tuple[str, str], list[Difference]] = {}
+    for test in tests:
+        by_column.setdefault((test.leader, test.column), []).append(test)
+    for key, against in by_column.items():
+        if len(against) == len(methods) - 1 and all(t.adjusted <= SIGNIFICANT for t in against):
+            cells[key] = replace(cells[key], best=True)
+
+
+def _base_cells(found: Comparable) -> dict[tuple[str, str], Cell]:
+    """Return the base model's scores, where every run began with the same: the lower bound."""
+    rows = [entry.values[0] for method in found.methods for entry in method.entries]
+    first = rows[0]
+    if not np.isfinite(first).any() or any(
+        not np.allclose(row, first, atol=1e-6, equal_nan=True) for row in rows
+    ):
+        return {}
+    cells = {(BASE, LAST): Cell(float(mean_over(first)))}
+    return cells | {
+        (BASE, f"{LAST}/{task}"): Cell(float(score))
+        for task, score in zip(found.tasks, first, strict=True)
+    }
+
+
+def _cost_cells(methods: Sequence[Method]) -> dict[tuple[str, str], Cell]:
+    costs = {method.name: costs_of([e.run for e in method.entries]) for method in methods}
+    lora = costs.get(LORA, {}).get("seconds_a_step", math.nan)
+    cells = {}
+    for method in methods:
+        known = costs[method.name]
+        known["to_lora"] = known["seconds_a_step"] / lora
+        for key, value in known.items():
+            cells[method.name, key] = Cell(value, seeds=len(method.entries))
+    return cells

@@ -1,0 +1,112 @@
+"""What a method costs: parameters, seconds a step, peak memory; as far as a run recorded them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from eval.files import Record
+from eval.report.data import RunData
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost column: its key, heading and unit."""
+
+    key: str
+    title: str
+    unit: str
+
+
+COSTS = (
+    Cost("trainable", "Trainable parameters", "M"),
+    Cost("stored", "Stored numbers", "M"),
+    Cost("seconds_a_step", "Seconds a step", "s"),
+    Cost("to_lora", "Step time to LoRA", "x"),
+    Cost("memory", "Peak memory", "GiB"),
+)
+# The host's line: "model_parameter_info: ...: 5.9023M Params (0.2867M Trainable [4.8578%]), ...".
+_TRAINABLE = re.compile(r"model_parameter_info:.*\(([\d.]+)M Trainable")
+_HEADER_LIMIT = 100 * 2**20
+
+
+def costs_of(runs: Sequence[RunData]) -> dict[str, float]:
+    """Return the costs of a method, means over its runs; NaN where nothing was recorded."""
+    found = {
+        "trainable": [trainable_millions(run.root) for run in runs],
+        "stored": [stored_millions(run.root) for run in runs],
+        "seconds_a_step": [seconds_a_step(run) for run in runs],
+        "memory": [peak_memory(run) for run in runs],
+    }
+    return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+def trainable_millions(run: Path) -> float:
+    """Return the trainable parameters in millions, as the host logged them; NaN where it did not.
+
+    The host writes four digits after the point.
+    """
+    for log in sorted(run.glob("chunks/*/train.log")):
+        with log.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if found := _TRAINABLE.search(line):
+                    return float(found.group(1))
+    return math.nan
+
+
+def stored_millions(run: Path) -> float:
+    """Return the numbers in the newest adapter's safetensors files, in millions.
+
+    What a method carries besides its trained parameters (moving averages, statistics) counts here.
+    """
+    adapters = sorted(run.glob("chunks/*/adapter"))
+    if not adapters:
+        return math.nan
+    try:
+        return sum(_numbers_in(file) for file in adapters[-1].glob("*.safetensors")) / 1e6
+    except (OSError, ValueError, struct.error):
+        return math.nan
+
+
+def _numbers_in(file: Path) -> int:
+    """Return how many numbers a safetensors file holds: its header is JSON with every shape."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > _HEADER_LIMIT:
+            raise ValueError(f"{file}: a header of {length} bytes is none")
+        header = json.loads(stream.read(length))
+    return sum(
+        math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
+    )
+
+
+def seconds_a_step(run: RunData) -> float:
+    """Return the mean wall seconds of a training step over all chunks, as the host measured it."""
+    ends = [lines[-1] for lines in run.training.values() if lines]
+    pairs = [(_number(line, "train_speed(s/it)"), _steps(line)) for line in ends]
+    known = [(speed, steps) for speed, steps in pairs if math.isfinite(speed) and steps]
+    total = sum(steps for _, steps in known)
+    return sum(speed * steps for speed, steps in known) / total if total else math.nan
+
+
+def peak_memory(run: RunData) -> float:
+    """Return the largest memory in GiB of a training step (accelerators only); NaN if unknown."""
+    values = [_number(line, "memory(GiB)") for lines in run.training.values() for line in lines]
+    return max((value for value in values if math.isfinite(value)), default=math.nan)
+
+
+def _number(line: Record, key: str) -> float:
+    value = line.get(key)
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _steps(line: Record) -> int:
+    written = str(line.get("global_step/max_steps", "")).split("/")[0]
+    return int(written) if written.isdigit() else 0

@@ -1,0 +1,169 @@
+"""How sure the numbers of a comparison are: intervals, and tests between two methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from eval.compare.methods import Comparable, Method
+from eval.metrics import (
+    STREAM_SCORES,
+    Array,
+    First,
+    bootstrap_matrices,
+    last_row,
+    swapped_matrices,
+)
+from eval.significance import (
+    NO_INTERVAL,
+    Interval,
+    mcnemar,
+    percentile_interval,
+    permutation_p,
+    t_interval,
+    welch,
+)
+
+REPLICATES = 1000
+# The smallest p is 1 in so many, and Holm multiplies it by the number of comparisons.
+PERMUTATIONS = 9999
+SEED = 0
+LAST = STREAM_SCORES[0].key
+
+
+class Result(NamedTuple):
+    """The test of one column: difference (first minus second), how it was tested, and p."""
+
+    difference: float
+    kind: str
+    p: float
+
+
+def column_values(a: Array, tasks: Sequence[str], first: First) -> dict[str, Array]:
+    """Return every score of a matrix by column key: `last`, and `last/VQAv2` for one task.
+
+    Args:
+        a: (..., chunks + 1, tasks).
+        tasks: names of the columns of `a`.
+        first: for each task the first chunk that held it.
+    """
+    values: dict[str, Array] = {}
+    for score in STREAM_SCORES:
+        values[score.key] = score.mean(a, first)
+        by_task = score.by_task(a, first)
+        values |= {f"{score.key}/{task}": by_task[..., i] for i, task in enumerate(tasks)}
+    return values
+
+
+def values_by_seed(found: Comparable, method: Method) -> dict[str, list[float]]:
+    """Return for every column the values of the method's runs."""
+    rows = [column_values(e.values, found.tasks, e.first) for e in method.entries]
+    return {key: [float(row[key]) for row in rows] for key in rows[0]}
+
+
+def intervals(found: Comparable, method: Method) -> dict[str, Interval]:
+    """Return a 95 % interval for every column: t over seeds, else bootstrap over test samples."""
+    values = values_by_seed(found, method)
+    if len(method.entries) > 1:
+        return {key: t_interval(numbers) for key, numbers in values.items()}
+    entry = method.entries[0]
+    drawn = bootstrap_matrices(entry.samples, found.aggregates, REPLICATES, SEED)
+    spread = column_values(drawn, found.tasks, entry.first)
+    known = {key for key, numbers in values.items() if math.isfinite(numbers[0])}
+    return {k: percentile_interval(v) if k in known else NO_INTERVAL for k, v in spread.items()}
+
+
+def differences(found: Comparable, first: Method, second: Method) -> dict[str, Result]:
+    """Return the difference of two methods in every column, tested.
+
+    Over seeds (Welch) where both have two or more, else over the test samples that both were given:
+    McNemar's exact test for the last score of one task with right and wrong answers, a paired
+    permutation test for everything else; a method's sample scores are means over its seeds.
+    """
+    one, other = values_by_seed(found, first), values_by_seed(found, second)
+    gaps = {key: _mean(one[key]) - _mean(other[key]) for key in one}
+    if len(first.entries) > 1 and len(second.entries) > 1:
+        return {key: Result(gap, "seeds", welch(one[key], other[key])) for key, gap in gaps.items()}
+    p_values = _paired(found, first, second)
+    return {key: Result(gap, *p_values.get(key, ("none", math.nan))) for key, gap in gaps.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if np.isfinite(values).all() else math.nan
+
+
+def _paired(found: Comparable, first: Method, second: Method) -> dict[str, tuple[str, float]]:
+    one, other = _mean_samples(first), _mean_samples(second)
+    if any(a.shape[1] != b.shape[1] or not a.size for a, b in zip(one, other, strict=True)):
+        return {}
+    order, keys = first.entries[0].first, None
+    if _rows(first) != _rows(second):
+        # Another stream: only what a run ends with can be compared.
+        one, other = [_ends(samples) for samples in one], [_ends(samples) for samples in other]
+        keys = {LAST, *(f"{LAST}/{task}" for task in found.tasks)}
+    p_values = _permuted(found, one, other, order)
+    for task, before, after in zip(found.tasks, one, other, strict=True):
+        exact = _mcnemar(before, after)
+        if exact is not None:
+            p_values[f"{LAST}/{task}"] = ("mcnemar", exact)
+    return {key: p for key, p in p_values.items() if keys is None or key in keys}
+
+
+def _rows(method: Method) -> list[bool]:
+    return [bool(row.any()) for row in np.isfinite(method.entries[0].values)]
+
+
+def _mean_samples(method: Method) -> list[Array]:
+    """Return for each task the sample scores (chunks + 1, n), means over the seeds."""
+    return [np.mean(of_task, axis=0) for of_task in zip(*(e.samples for e in method.entries),
+                                                        strict=True)]  # fmt: skip
+
+
+def _ends(samples: Array) -> Array:
+    """Return the base model's row and the last evaluated one: (2, n)."""
+    return np.asarray(samples[[0, _last(samples)]])
+
+
+def _last(samples: Array) -> int:
+    return last_row(samples)
+
+
+def _permuted(
+    found: Comparable, one: Sequence[Array], other: Sequence[Array], first: First
+) -> dict[str, tuple[str, float]]:
+    real = [_matrix(samples, found.aggregates) for samples in (one, other)]
+    observed = _differences(found, real[0], real[1], first)
+    drawn: dict[str, list[Array]] = {key: [] for key in observed}
+    for left, right in swapped_matrices(one, other, found.aggregates, PERMUTATIONS, SEED):
+        for key, values in _differences(found, left, right, first).items():
+            drawn[key].append(values)
+    return {
+        key: ("samples", permutation_p(float(observed[key]), batches))
+        for key, batches in drawn.items()
+    }
+
+
+def _differences(found: Comparable, left: Array, right: Array, first: First) -> dict[str, Array]:
+    ours = column_values(left, found.tasks, first)
+    theirs = column_values(right, found.tasks, first)
+    return {key: ours[key] - theirs[key] for key in ours}
+
+
+def _matrix(samples: Sequence[Array], aggregates: Sequence[Callable[[Array], Array]]) -> Array:
+    """Return a[chunk, task] of sample scores."""
+    columns = [
+        aggregate(of_task.mean(axis=1))
+        for aggregate, of_task in zip(aggregates, samples, strict=True)
+    ]
+    return np.stack(columns, axis=-1)
+
+
+def _mcnemar(one: Array, other: Array) -> float | None:
+    """Return the exact p value of the last rows, None where scores are not 0 and 1."""
+    before, after = one[_last(one)], other[_last(other)]
+    if not np.isin(np.concatenate([before, after]), (0.0, 1.0)).all():
+        return None
+    return mcnemar(before, after)

@@ -1,0 +1,237 @@
+"""Runs side by side: the same tasks, test samples and chunks, seeds of one recipe together."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.metrics import Array, First
+from eval.report.data import Gap, RunData, load_run
+from eval.scorers import find_scorer
+
+# What may differ between runs of one method: none of it changes what is learned, but the seed.
+NOT_THE_METHOD = ("name", "seed", "run_dir", "launcher", "eval.batch_size", "data.stream")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run, cut to what all runs have.
+
+    Attributes:
+        run: its files.
+        values: a[chunk, task] of the common tasks (chunks + 1, tasks); a chunk that is not compared
+            is NaN.
+        samples: for each task its sample scores (chunks + 1, n), the columns in the order of
+            sorted ids; empty where prediction files are missing.
+        first: for each task the first chunk that held it.
+    """
+
+    run: RunData
+    values: Array
+    samples: list[Array]
+    first: First
+
+    @property
+    def seed(self) -> int | None:
+        """Return the run's seed, None where no file says it."""
+        return self.run.manifest.get("seed")
+
+
+@dataclass(frozen=True)
+class Method:
+    """The runs of one recipe, which differ in nothing but the seed.
+
+    Attributes:
+        name: the method's name; where two recipes share it, with the keys in which they differ.
+        entries: one a seed.
+    """
+
+    name: str
+    entries: list[Entry]
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """What can be compared: methods, common tasks, their aggregates, and what was left out.
+
+    Attributes:
+        methods: in the order in which they were given.
+        tasks: tasks that every run was tested on, with the same samples.
+        aggregates: for each task what turns a mean sample score into the task's score.
+        gaps: what was left out, and why.
+    """
+
+    methods: list[Method]
+    tasks: list[str]
+    aggregates: list[Callable[[Array], Array]]
+    gaps: list[Gap] = field(default_factory=list)
+
+
+def load_methods(folders: Sequence[Path]) -> Comparable:
+    """Read runs and cut them to what they share.
+
+    Runs of one stream are compared over the chunks that all of them have evaluated; a run on
+    another stream (joint training) only by its own last chunk. What is left out becomes a gap.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+        ValueError: a run given twice, one without any score, or runs without a common task.
+    """
+    runs = _read(folders)
+    gaps = [Gap(f"{run.root.name}: {gap.what}", gap.why) for run in runs for gap in run.gaps]
+    tasks = _common_tasks(runs, gaps)
+    rows = _common_rows(runs, gaps)
+    entries = [_entry(run, tasks, rows[_stream_of(run)]) for run in runs]
+    methods = [Method(name, group) for name, group in _grouped(entries)]
+    return Comparable(methods, tasks, [_aggregate(runs, task) for task in tasks], gaps)
+
+
+def _read(folders: Sequence[Path]) -> list[RunData]:
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        if folder.resolve() in seen:
+            raise ValueError(f"{folder}: given twice; a run compared with itself says nothing")
+        seen[folder.resolve()] = folder
+    runs = [load_run(folder) for folder in folders]
+    for run in runs:
+        if not np.isfinite(run.matrix.values).any():
+            why = "; ".join(gap.why for gap in run.gaps if gap.what == "Scores")
+            raise ValueError(f"{run.root}: no score to compare ({why or 'matrix.csv has none'})")
+    return runs
+
+
+def _stream_of(run: RunData) -> str:
+    return str((run.manifest.get("data") or {}).get("sha256"))
+
+
+def _aggregate(runs: Sequence[RunData], task: str) -> Callable[[Array], Array]:
+    stream = next((run.stream for run in runs if run.stream is not None), None)
+    return find_scorer(stream.scorer_name(task)).of_mean if stream else np.asarray
+
+
+def _sample_ids(run: RunData, task: str) -> list[str]:
+    """Return the ids behind the columns of `run.sample_scores(task)`; none without predictions."""
+    found = (run.scored.get((chunk, task)) for chunk in range(len(run.matrix.values)))
+    return next((scored.ids for scored in found if scored is not None), [])
+
+
+def _common_tasks(runs: Sequence[RunData], gaps: list[Gap]) -> list[str]:
+    tasks = []
+    for task in dict.fromkeys(task for run in runs for task in run.tasks):
+        without = [run.root.name for run in runs if task not in run.tasks]
+        if without:
+            why = f"not evaluated in {', '.join(without)}; left out of every score"
+            gaps.append(Gap(f"Task {task}", why))
+        elif _same_samples(runs, task):
+            tasks.append(task)
+        else:
+            why = "the runs were tested on different samples; left out of every score"
+            gaps.append(Gap(f"Task {task}", why))
+    if not tasks:
+        found = "; ".join(f"{run.root.name}: {run.tasks}" for run in runs)
+        raise ValueError(f"no task that all runs were tested on with the same samples; {found}")
+    return tasks
+
+
+def _same_samples(runs: Sequence[RunData], task: str) -> bool:
+    counts = {int(run.matrix.samples[:, run.tasks.index(task)].max(initial=0)) for run in runs}
+    known = [sorted(ids) for ids in (_sample_ids(run, task) for run in runs) if ids]
+    return len(counts) == 1 and all(ids == known[0] for ids in known)
+
+
+def _common_rows(runs: Sequence[RunData], gaps: list[Gap]) -> dict[str, list[int]]:
+    """Return for each stream the rows of a[chunk, task] that all its runs have."""
+    rows: dict[str, set[int]] = {}
+    for run in runs:
+        evaluated = set(np.flatnonzero(np.isfinite(run.matrix.values).any(axis=1)).tolist())
+        stream = _stream_of(run)
+        rows[stream] = rows[stream] & evaluated if stream in rows else evaluated
+    for run in runs:
+        common = sorted(rows[_stream_of(run)])
+        if not common:
+            raise ValueError(f"{run.root}: no chunk that the other runs of its stream evaluated")
+        if run.evaluated > common[-1]:
+            why = f"compared as it was after chunk {common[-1]}, the last that all runs have"
+            gaps.append(Gap(f"{run.root.name}: chunks after {common[-1]}", why))
+        if not run.finished:
+            gaps.append(Gap(f"{run.root.name}", f"still going on; chunk {run.evaluated} so far"))
+    if len(rows) > 1:
+        why = "runs of different streams are compared by their last scores only"
+        gaps.append(Gap("Streams", why))
+    return {stream: sorted(found) for stream, found in rows.items()}
+
+
+def _entry(run: RunData, tasks: Sequence[str], rows: Sequence[int]) -> Entry:
+    columns = [run.tasks.index(task) for task in tasks]
+    values = np.full((rows[-1] + 1, len(tasks)), np.nan)
+    values[list(rows)] = run.matrix.values[np.ix_(rows, columns)]
+    first = run.first_seen()
+    samples = [_samples(run, task, rows) for task in tasks]
+    return Entry(run, values, samples, [first[column] for column in columns])
+
+
+def _samples(run: RunData, task: str, rows: Sequence[int]) -> Array:
+    """Return sample scores (chunks + 1, n), columns by sorted id, rows not compared NaN."""
+    table = run.sample_scores(task)[: rows[-1] + 1]
+    kept = np.full_like(table, np.nan)
+    kept[list(rows)] = table[list(rows)]
+    return np.asarray(kept[:, np.argsort(_sample_ids(run, task))])
+
+
+def _grouped(entries: Sequence[Entry]) -> Iterator[tuple[str, list[Entry]]]:
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[_recipe_key(entry.run)].append(entry)
+    names = _names(groups)
+    for key, group in groups.items():
+        seeds = [entry.seed for entry in group]
+        if len(set(seeds)) < len(seeds):
+            roots = ", ".join(entry.run.root.name for entry in group)
+            raise ValueError(f"{roots}: the same recipe and seed; give only one of them")
+        yield names[key], group
+
+
+def _recipe_key(run: RunData) -> str:
+    """Return what makes a run's method: its recipe without what may differ between seeds."""
+    recipe = _flat(run.manifest.get("recipe") or {})
+    if not recipe:
+        return str(run.root.resolve())
+    kept = {k: v for k, v in recipe.items() if not _is_free(k)}
+    return json.dumps([_stream_of(run), kept], sort_keys=True, default=str)
+
+
+def _is_free(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in NOT_THE_METHOD)
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def _names(groups: dict[str, list[Entry]]) -> dict[str, str]:
+    """Return a name for each group: the method, and where that is not enough what differs."""
+    recipes = {key: _flat(g[0].run.manifest.get("recipe") or {}) for key, g in groups.items()}
+    short = {key: str(recipe.get("method") or groups[key][0].run.name)
+             for key, recipe in recipes.items()}  # fmt: skip
+    names = {}
+    for key, name in short.items():
+        twins = [recipes[other] for other in groups if short[other] == name]
+        differing = [k for k in recipes[key] if not _is_free(k)
+                     and any(twin.get(k) != recipes[key][k] for twin in twins)]  # fmt: skip
+        parts = [f"{k}={recipes[key][k]}" for k in differing]
+        names[key] = " ".join([name, *parts])
+    if len(set(names.values())) < len(names):
+        names = {key: groups[key][0].run.root.name for key in groups}
+    return names

@@ -1,0 +1,135 @@
+"""Intervals and tests: what a difference between numbers is worth.
+
+Seeds: t intervals and Welch's t test. Test samples: percentile bootstrap, McNemar's exact test for
+right and wrong answers, a paired permutation test for any other score or statistic. Many
+comparisons: Holm's correction. Nothing is assumed where nothing is known: too few numbers give NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+Array = NDArray[np.float64]
+LEVEL = 0.95
+# Two permuted differences that should be equal may differ in their last bits.
+TIE = 1e-12
+
+
+class Interval(NamedTuple):
+    """A confidence interval; NaN where there is none."""
+
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        """Return half the length: what stands behind the plus-minus sign."""
+        return (self.high - self.low) / 2
+
+
+NO_INTERVAL = Interval(math.nan, math.nan)
+
+
+def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """Return the t interval of the mean of a few runs (seeds); NaN below two numbers."""
+    known = _finite(values)
+    if len(known) < 2:
+        return NO_INTERVAL
+    error = known.std(ddof=1) / math.sqrt(len(known))
+    reach = float(special.stdtrit(len(known) - 1, (1 + level) / 2) * error)
+    return Interval(float(known.mean()) - reach, float(known.mean()) + reach)
+
+
+def percentile_interval(drawn: Array, level: float = LEVEL) -> Interval:
+    """Return the percentile bootstrap interval of the drawn values of one statistic: (replicates,).
+
+    NaN unless every replicate has a value: a statistic that often does not exist has no interval.
+    """
+    if drawn.size < 2 or not np.isfinite(drawn).all():
+        return NO_INTERVAL
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the two-sided p value of Welch's t test between the seeds of two methods.
+
+    NaN below two seeds a side. Equal numbers on both sides without any spread give 1, different
+    ones 0: seeds that change nothing leave no doubt.
+    """
+    one, other = _finite(first), _finite(second)
+    if len(one) < 2 or len(other) < 2:
+        return math.nan
+    parts = [one.var(ddof=1) / len(one), other.var(ddof=1) / len(other)]
+    gap = abs(float(one.mean() - other.mean()))
+    if sum(parts) == 0:
+        return 1.0 if gap <= TIE else 0.0
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(one) - 1) + parts[1] ** 2 / (len(other) - 1))
+    return float(2 * special.stdtr(freedom, -gap / math.sqrt(sum(parts))))
+
+
+def mcnemar(first: Array, second: Array) -> float:
+    """Return the two-sided p value of McNemar's exact test on 0/1 scores of the same samples.
+
+    Only samples that one run gets right and the other wrong count; under the null hypothesis each
+    is a fair coin (binomial with p = 1/2).
+
+    Raises:
+        ValueError: other scores than 0 and 1, or a different number of samples.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"{first.shape} and {second.shape}: not the same samples")
+    if not np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
+        raise ValueError("McNemar's test needs scores of 0 and 1; use a permutation test")
+    only_first = int(((first == 1) & (second == 0)).sum())
+    only_second = int(((first == 0) & (second == 1)).sum())
+    discordant = only_first + only_second
+    return min(1.0, 2 * float(special.bdtr(min(only_first, only_second), discordant, 0.5)))
+
+
+def permutation_p(observed: float, drawn: Iterable[Array]) -> float:
+    """Return the two-sided p value of a permutation test, the real arrangement counted in.
+
+    Args:
+        observed: the real difference.
+        drawn: batches of differences under permutation, (batch,) each.
+
+    Returns:
+        (1 + number at least as large) / (1 + number drawn), NaN where a difference is NaN.
+    """
+    if not math.isfinite(observed):
+        return math.nan
+    count = larger = 0
+    for batch in drawn:
+        if not np.isfinite(batch).all():
+            return math.nan
+        count += len(batch)
+        larger += int((np.abs(batch) >= abs(observed) - TIE).sum())
+    return (1 + larger) / (1 + count)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p values, in the given order (Holm 1979).
+
+    A comparison is significant at level a if its adjusted value is at most a; the chance of any
+    false one in the whole family then stays below a. NaN (no test was possible) stays NaN and does
+    not count.
+    """
+    known = [i for i, p in enumerate(p_values) if math.isfinite(p)]
+    adjusted = [math.nan] * len(p_values)
+    highest = 0.0
+    for rank, i in enumerate(sorted(known, key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(known) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def _finite(values: Sequence[float]) -> Array:
+    array = np.asarray(values, dtype=np.float64)
+    return array[np.isfinite(array)]
