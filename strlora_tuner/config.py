@@ -64,6 +64,7 @@ class StrLoraConfig(PeftConfig):
     stability_reduction: str = _option("stability_reduction")
     padding: str = _option("padding")
     freeze_routers: bool = _option("freeze_routers")
+    compile_routing: str = _option("compile_routing")
     target_modules: list[str] | str | None = field(
         default=None,
         metadata={"help": "Linear layers of the language model to wrap: names or one regex."},

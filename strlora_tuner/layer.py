@@ -79,9 +79,7 @@ class StrLoraLinear(nn.Module, BaseTunerLayer):
         for name in self.active_adapters:
             if name not in self.strlora_mixture:
                 continue
-            mixture = self.mixture(name)
-            update = mixture(self._cast_input_dtype(x, mixture.A.dtype), self.context, name)
-            result = result + update.to(result.dtype)
+            result = self.strlora_mixture[name](x, result, self.context, name)
         return result
 
 

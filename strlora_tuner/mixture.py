@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,21 +13,29 @@ from torch import Tensor, nn
 from strlora_tuner.buffers import Float32Buffers
 from strlora_tuner.instruction import RoutingContext
 from strlora_tuner.projection import shared_projection
-from strlora_tuner.routing import (
-    InjectGradient,
-    expert_keys,
-    outside_bias,
-    select_experts,
-    stability_divergence,
-    token_gates,
-    token_scores,
+from strlora_tuner.routing import InjectGradient, token_gates
+from strlora_tuner.two_stage import (
+    Projected,
+    Prompt,
+    Routers,
+    Settings,
+    fused_route,
+    read_prompt,
+    route,
+    weigh_experts,
 )
 
 if TYPE_CHECKING:
     from strlora_tuner.config import StrLoraConfig
 
-PromptPart = tuple[Tensor, Tensor, Tensor, Tensor]
 ROUTERS = ("query", "key", "prototypes")
+
+
+def float32_scores(x: Tensor) -> AbstractContextManager[Any]:
+    """Inside, autocast leaves the arithmetic on scores in float32."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
 
 
 class MixtureOfExperts(Float32Buffers):
@@ -56,7 +66,8 @@ class MixtureOfExperts(Float32Buffers):
         for name in ROUTERS:
             copy = getattr(self, name).detach().clone().float()
             self.register_buffer(f"ema_{name}", copy)
-        self._fixed: tuple[tuple[int, int], PromptPart] | None = None
+        self._fixed: tuple[tuple[int, int], Prompt] | None = None
+        self._decoding: Tensor | None = None
         self.divergence: Tensor | None = None
         self.record: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         self.without: int | None = None  # an expert left out at evaluation (ablation.py)
@@ -99,85 +110,153 @@ class MixtureOfExperts(Float32Buffers):
             teacher = getattr(self, f"ema_{name}")
             teacher.lerp_(getattr(self, name).to(teacher), 1 - self.config.ema_decay)
 
-    def forward(self, x: Tensor, context: RoutingContext, adapter: str) -> Tensor:
-        """Returns the routed update, (B, L, d_out), for x of (B, L, d_in).
+    def forward(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
+        """Returns result + the routed update, (B, L, d_out), in the dtype of `result`.
 
-        In training with the stability term on, its gradient is already attached to the result.
+        In training with the stability term on, its gradient is already attached to what is
+        returned.
+
+        Args:
+            x: (B, L, d_in), what the base layer read.
+            result: (B, L, d_out), what it returned.
+            context: gives the instruction vectors.
+            adapter: this mixture's adapter name.
         """
-        config = self.config
         instruction = context.instruction(adapter, x)
-        keys, bias, kept, probabilities = self._prompt_part(instruction, context)
-        stabilise = self.training and self.stability_on
-        hidden, query, detached_query, taught_query = self._project(x, stabilise)
-        gates = token_gates(
-            token_scores(query, keys) + bias,
-            config.token_top_k,
+        if not torch.is_autocast_enabled(x.device.type):
+            return self._update(x.to(self.A.dtype), result, instruction, context)
+        return self._update(x, result, instruction, context)
+
+    def _update(
+        self, x: Tensor, result: Tensor, instruction: Tensor, context: RoutingContext
+    ) -> Tensor:
+        settings = self._settings()
+        if not self.training and not torch.is_grad_enabled():
+            prompt = self._remembered_prompt(instruction, context, settings)
+            if x.shape[1] == 1:
+                weighted = self._decoded(x, prompt, settings)
+            else:
+                hidden, query, *_ = self._project(x, stabilise=False)
+                with float32_scores(x):
+                    weighted, gates = weigh_experts(hidden, query, prompt, settings)
+                self._record(context, x, gates, prompt)
+            return self._add(result, weighted)
+        if not self.training or not self.stability_on:
+            hidden, query, *_ = self._project(x, stabilise=False)
+            with float32_scores(x):
+                prompt = read_prompt(self._routers(), instruction, settings, self.without)
+                weighted, gates = weigh_experts(hidden, query, prompt, settings)
+            self._record(context, x, gates, prompt)
+            return self._add(result, weighted)
+        return self._stabilised(x, result, instruction, context, settings)
+
+    def _stabilised(
+        self,
+        x: Tensor,
+        result: Tensor,
+        instruction: Tensor,
+        context: RoutingContext,
+        settings: Settings,
+    ) -> Tensor:
+        projected = self._project(x, stabilise=True)
+        routers = self._routers()
+        teacher = Routers(routers.task, self.ema_key, self.ema_prototypes)
+        tokens = context.token_weights(x, self.config.padding)
+        with float32_scores(x):
+            weighted, gates, prompt, divergence = self._route(x)(
+                projected, instruction, routers, teacher, tokens, settings
+            )
+        self._record(context, x, gates, prompt)
+        value = divergence * (self.config.stability_weight / context.num_layers)
+        self.divergence = value.detach()
+        output = self._add(result, weighted)
+        if not output.requires_grad:
+            return output
+        return InjectGradient.apply(output, value * context.backward_scale(self.config.padding))
+
+    def _settings(self) -> Settings:
+        config = self.config
+        return Settings(
+            config.num_experts,
             config.top_k,
+            config.token_top_k,
+            config.task_router,
             config.unused_expert_gradient,
+            self.scaling * (config.num_experts if config.gate_scale == "num_experts" else 1),
+            config.stability_temperature,
         )
+
+    def _routers(self) -> Routers:
+        return Routers(self.task, self.key, self.prototypes)
+
+    def _route(self, x: Tensor) -> Callable[..., Any]:
+        # ZeRO-3 swaps a parameter's storage between forward and backward, which only eager
+        # autograd is known to follow; inside somebody's torch.compile there is nothing to nest.
+        wanted = self.config.compile_routing == "on" or (
+            self.config.compile_routing == "auto" and x.is_cuda
+        )
+        if not wanted or hasattr(self.query, "ds_id") or torch.compiler.is_compiling():
+            return route
+        return fused_route()
+
+    def _add(self, result: Tensor, weighted: Tensor) -> Tensor:
+        """Returns result + B weighted: one product that adds up, where dtypes allow it."""
+        autocast = torch.is_autocast_enabled(result.device.type)
+        if not autocast and result.dtype != weighted.dtype:
+            return result + F.linear(weighted, self.B).to(result.dtype)
+        flat = torch.addmm(result.flatten(0, -2), weighted.flatten(0, -2), self.B.t())
+        return flat.view_as(result)
+
+    def _record(
+        self, context: RoutingContext, x: Tensor, gates: Tensor, prompt: Prompt
+    ) -> None:
         if context.recording:
             weights = context.token_weights(x, "mask")
-            self.record = (gates.detach(), kept.detach(), probabilities.detach(), weights)
-        if config.task_router == "straight_through":
-            gates = gates * (1 + probabilities - probabilities.detach())[:, None, :]
-        scale = self.scaling * (config.num_experts if config.gate_scale == "num_experts" else 1)
-        experts = hidden.unflatten(-1, (config.num_experts, -1))
-        weighted = experts * (gates * scale).to(hidden.dtype).unsqueeze(-1)
-        update = F.linear(weighted.flatten(-2), self.B)
-        if not stabilise:
-            return update
-        student = token_scores(detached_query, keys)
-        with torch.no_grad():
-            teacher_keys = expert_keys(self.ema_key, self.ema_prototypes, instruction)
-            teacher = token_scores(taught_query, teacher_keys)
-        value = stability_divergence(
-            teacher,
-            student,
-            outside_bias(kept),
-            context.token_weights(x, config.padding),
-            config.stability_temperature,
-        ) * (config.stability_weight / context.num_layers)
-        self.divergence = value.detach()
-        if not update.requires_grad:
-            return update
-        return InjectGradient.apply(update, value * context.backward_scale(config.padding))
+            parts = (gates, prompt.kept, prompt.probabilities)
+            self.record = (*(part.detach() for part in parts), weights)
 
-    def _prompt_part(self, instruction: Tensor, context: RoutingContext) -> PromptPart:
-        """What the prompt alone fixes: keys (B, E, D), bias (B, 1, E), kept and p (B, E).
-
-        Without gradients it is computed once a prompt and reused in every decoding step.
-        """
-        reusable = not self.training and not torch.is_grad_enabled()
+    def _remembered_prompt(
+        self, instruction: Tensor, context: RoutingContext, settings: Settings
+    ) -> Prompt:
+        """The prompt's part, computed once a prompt and reused in every decoding step."""
         version = (context.version, instruction.shape[0])
-        if reusable and self._fixed is not None and self._fixed[0] == version:
-            return self._fixed[1]
-        probabilities, kept = select_experts(
-            self.task, instruction, self.config.top_k, self.without
-        )
-        keys = expert_keys(self.key, self.prototypes, instruction)
-        bias = outside_bias(kept)
-        if self.config.task_router == "prior":
-            bias = bias + probabilities.log()[:, None, :]
-        parts = (keys, bias, kept, probabilities)
-        self._fixed = (version, parts) if reusable else None
-        return parts
+        if self._fixed is None or self._fixed[0] != version:
+            with float32_scores(instruction):
+                prompt = read_prompt(self._routers(), instruction, settings, self.without)
+            self._fixed, self._decoding = (version, prompt), None
+        return self._fixed[1]
 
-    def _project(self, x: Tensor, stabilise: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns A dropout(x), Wq x, Wq x with x detached, and the teacher's Wq x.
+    def _decoded(self, x: Tensor, prompt: Prompt, settings: Settings) -> Tensor:
+        """Returns the weighted experts (B, 1, r) of one new token a row, x (B, 1, d_in).
 
-        Without dropout it is one product; the last two are used with the stability term only.
+        The prompt's keys are multiplied with Wq once, into (B, d_in, E): a step then needs neither
+        Wq nor keys, and costs about what plain LoRA's step does.
+        """
+        hidden = F.linear(x, self.A)
+        with float32_scores(x):
+            if self._decoding is None:
+                self._decoding = (prompt.keys @ self.query.float()).transpose(1, 2)
+            scores = torch.baddbmm(prompt.bias, x.float(), self._decoding)
+            gates = token_gates(scores, settings.token_top_k, settings.top_k)
+            experts = hidden.unflatten(-1, (settings.num_experts, -1))
+            weighted = experts * (gates * settings.scale).to(hidden.dtype).unsqueeze(-1)
+        return weighted.flatten(-2)
+
+    def _project(self, x: Tensor, stabilise: bool) -> Projected:
+        """Multiplies x with A, after dropout, with Wq and, with the term on, with the teacher's.
+
+        Without dropout it is one product.
         """
         rate = self.config.lora_dropout if self.training else 0.0
+        dropped = F.linear(F.dropout(x, rate), self.A) if rate > 0 else None
         if stabilise:
-            hidden, query, detached, taught = shared_projection(
-                x, self.A, self.query, self.ema_query
-            )
-            if rate > 0:
-                hidden = F.linear(F.dropout(x, rate), self.A)
-            return hidden, query, detached, taught
-        if rate > 0:
+            # With dropout the experts read another x than the routers: A leaves the shared product.
+            a = self.A if dropped is None else self.A.new_empty(0, self.A.shape[1])
+            projected = Projected(*shared_projection(x, a, self.query, self.ema_query))
+            return projected if dropped is None else projected._replace(hidden=dropped)
+        if dropped is not None:
             query = F.linear(x, self.query)
-            return F.linear(F.dropout(x, rate), self.A), query, query, query
+            return Projected(dropped, query, query, query)
         both = F.linear(x, torch.cat([self.A, self.query]))
         query = both[..., self.config.r :]
-        return both[..., : self.config.r], query, query, query
+        return Projected(both[..., : self.config.r], query, query, query)

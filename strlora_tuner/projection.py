@@ -20,7 +20,7 @@ class _SharedProjection(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, a: Tensor, query: Tensor, teacher: Tensor) -> Any:
         """Returns A x (B, L, r), Wq x (B, L, D), Wq x again, and the teacher's (B, L, D)."""
         together = torch.cat([a, query, teacher])
-        ctx.save_for_backward(x, together)
+        ctx.save_for_backward(x, a, query)
         ctx.rank, ctx.width = a.shape[0], query.shape[0]
         out = F.linear(x, together)
         hidden, queries, taught = out.split([ctx.rank, ctx.width, ctx.width], dim=-1)
@@ -31,11 +31,10 @@ class _SharedProjection(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """Returns the gradients of x (from A and the gates only), A and Wq."""
         to_hidden, to_queries, to_detached, _ = gradients
-        x, together = ctx.saved_tensors
-        trained = ctx.rank + ctx.width
+        x, a, query = ctx.saved_tensors
         grad_x = grad_a = grad_query = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.cat([to_hidden, to_queries], dim=-1) @ together[:trained]
+            grad_x = torch.cat([to_hidden, to_queries], dim=-1) @ torch.cat([a, query])
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             outer = torch.cat([to_hidden, to_queries + to_detached], dim=-1).flatten(0, -2)
             weights = outer.transpose(0, 1) @ x.flatten(0, -2)

@@ -109,6 +109,11 @@ class TunerOptions(BaseModel):
         description="Freeze both stages' routers (released: from chunk 5, Gemma 4). The stability "
         "term then has no effect and is switched off.",
     )
+    compile_routing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether training fuses the routing arithmetic of a layer with torch.compile. "
+        "auto: on CUDA only. It changes the speed, not the result (float32 rounding aside).",
+    )
     require_teacher: bool = Field(
         False,
         description="Refuse to train from an adapter that carries no moving average.",
