@@ -26,12 +26,13 @@ from swift.tuner_plugin import PeftTuner, tuners_map
 from swift.utils import get_logger, get_multimodal_target_regex
 from torch import Tensor, nn
 
+from strlora_tuner.ablation import ablate
 from strlora_tuner.api import after_optimizer_step, stability_loss, tuner_of
 from strlora_tuner.carry import carried_config, check_teacher, options_from_environment
 from strlora_tuner.config import StrLoraConfig
 from strlora_tuner.metrics import routing_metrics
-from strlora_tuner.recorder import record_routing
-from strlora_tuner.schema import ROUTING_FILE, options_from_host
+from strlora_tuner.routing_file import record_routing
+from strlora_tuner.schema import ABLATION, ROUTING_FILE, options_from_host
 
 logger = get_logger()
 
@@ -163,8 +164,11 @@ class StrLoraTuner(PeftTuner):
         wrapped = PeftModel.from_pretrained(model, model_id, config=config, **kwargs)
         if require_teacher:
             check_teacher(tuner_of(wrapped), model_id)
+        if not trainable and os.environ.get(ABLATION):
+            ablate(wrapped, os.environ[ABLATION])
+            logger.info(f"StrLoRA: ablation {os.environ[ABLATION]}")
         if not trainable and os.environ.get(ROUTING_FILE):
-            record_routing(wrapped, Path(os.environ[ROUTING_FILE]))
+            record_routing(wrapped, os.environ)
         _report(wrapped, f"adapter loaded from {model_id}")
         return wrapped
 
