@@ -1,42 +1,58 @@
-"""Who uses which expert: expert shares by task and layer, and how well instructions separate tasks.
+"""Who uses which expert, read from `chunks/NNN/routing.json`, which the tuner writes (format 2).
 
-Reads `chunks/NNN/routing.json`, which the tuner writes at the end of an evaluation:
-{"layers": [...], "num_experts": E, "instructions": [{"text", "rows", "use": [layer][expert],
-"selected": [layer][expert]}]}. `use` is the mean stage-2 weight over tokens, `selected` the share
-of rows in which stage 1 kept the expert.
+The tuner sums by task; which instruction belongs to which task it learns from a probe file written
+here. Nothing of it reaches the model.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.files import Record, read_json
-from eval.stream import Stream
+from eval.files import Record, read_json, write_json
+from eval.stream import Stream, load_stream
 
 Array = NDArray[np.float64]
-TaskShares = Mapping[str, Mapping[str, float]]
+FORMAT = 2
+OTHER = "other"
 _SPECIAL = re.compile(r"<[^<>\s]*>")
 
 
 @dataclass(frozen=True)
+class Instruction:
+    """One distinct instruction: its task, its rows, and where its vector lies on the map."""
+
+    text: str
+    task: str
+    rows: int
+    point: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Routing:
-    """Expert use of one chunk's evaluation.
+    """Expert use of one chunk's evaluation: T tasks, L layers, E experts.
 
     Attributes:
-        tasks: tasks that have routed rows.
+        tasks: tasks that have routed rows, in the order asked for.
         layers: names of the routed layers.
-        use: (tasks, layers, experts), mean stage-2 weight; experts sum to 1.
-        selected: (tasks, layers, experts), share of rows in which stage 1 kept the expert.
-        nmi: (layers,), normalised mutual information between task and expert set, 0..1.
+        use: (T, L, E), mean stage-2 weight; experts sum to 1.
+        selected: (T, L, E), share of rows in which stage 1 kept the expert.
+        nmi: (L,), normalised mutual information between task and expert set, 0..1.
+        task_entropy, token_entropy: (T, L), of stage 1 and stage 2, in nats.
+        cka: (L, T, T), similarity of the tasks' expert outputs, 1 on the diagonal.
+        cosine: (T, T), cosine between the tasks' mean instruction vectors.
+        top_k: experts that stage 1 keeps.
         rows: routed rows with a known task.
         unknown_rows: routed rows whose text is in no test file (left out).
+        instructions: some of the distinct instructions, at most a few dozen a task.
+        variance: share of variance on each axis of the map.
     """
 
     tasks: list[str]
@@ -44,26 +60,35 @@ class Routing:
     use: Array
     selected: Array
     nmi: Array
+    task_entropy: Array
+    token_entropy: Array
+    cka: Array
+    cosine: Array
+    top_k: int
     rows: float
     unknown_rows: float
+    instructions: list[Instruction]
+    variance: list[float]
+
+    @property
+    def experts(self) -> int:
+        """Return the number of experts E."""
+        return int(self.use.shape[2])
 
 
 def instruction_key(text: str) -> str:
-    """Return what two writings of one instruction share: no `<...>` marks, no blanks, no case.
-
-    The tuner decodes texts from token ids, which need not bring back every blank.
-    """
+    """Return what two writings of one instruction share: no `<...>` marks, no blanks, no case."""
     return "".join(_SPECIAL.sub("", text).split()).casefold()
 
 
-def task_shares(stream: Stream) -> dict[str, dict[str, float]]:
+def task_shares(stream: Stream, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return {instruction: {task: share}} of the test files; most instructions have one task."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for task in stream.tasks:
+    for task in tasks:
         for record in stream.test_records(task):
             counts[_user_text(record)][task] += 1
     return {
-        text: {task: count / by_task.total() for task, count in by_task.items()}
+        text: {task: round(count / by_task.total(), 6) for task, count in by_task.items()}
         for text, by_task in counts.items()
     }
 
@@ -73,86 +98,98 @@ def _user_text(record: Record) -> str:
     return instruction_key(" ".join(turns))
 
 
-def load_routing(path: Path, shares: TaskShares, tasks: list[str]) -> Routing:
+def write_probe(stream_dir: Path, tasks: Sequence[str], path: Path) -> None:
+    """Write the probe file: the instructions of the test sets, each with its task.
+
+    The tuner reads it through STRLORA_PROBE_FILE; the test sets are the same after every chunk, so
+    routing is always measured on the same questions.
+    """
+    shares = task_shares(load_stream(stream_dir), tasks)
+    write_json(path, {"tasks": list(tasks), "texts": shares})
+
+
+def load_routing(path: Path, tasks: Sequence[str]) -> Routing:
     """Return the expert use of one `routing.json`.
 
     Args:
         path: the file.
-        shares: from `task_shares`.
-        tasks: the order of tasks wanted.
+        tasks: the tasks wanted, in order; those without rows are left out.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the numbers do not fit the stated layers and experts.
+        ValueError: another format, or numbers that do not fit the stated layers and experts.
     """
     content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path}: format: found {found}, expected {FORMAT}; evaluate again")
     layers, experts = list(content["layers"]), int(content["num_experts"])
-    entries = content["instructions"]
-    use = _array(path, entries, "use", (len(layers), experts))
-    selected = _array(path, entries, "selected", (len(layers), experts))
-    weights = _task_weights(entries, shares, tasks)
-    present = [i for i in range(len(tasks)) if weights[:, i].sum() > 0]
-    known = weights[:, present]
-    total = np.maximum(known.sum(axis=0), 1e-30)[:, None, None]
-    codes = set_codes(selected)
-    tables = [joint_table(known, codes[:, layer]) for layer in range(len(layers))]
-    unknown = sum(
-        float(e["rows"]) for e, row in zip(entries, weights, strict=True) if not row.any()
-    )
+    places = {group["name"]: i for i, group in enumerate(content["groups"])}
+    present = [task for task in tasks if task in places]
+    groups = [content["groups"][places[task]] for task in present]
+    size = (len(present), len(layers))
+    rows = np.array([float(group["rows"]) for group in groups])
+    at = [places[task] for task in present]
     return Routing(
-        tasks=[tasks[i] for i in present],
+        tasks=present,
         layers=layers,
-        use=np.einsum("nt,nle->tle", known, use) / total,
-        selected=np.einsum("nt,nle->tle", known, selected) / total,
-        nmi=np.array([normalised_mutual_information(table) for table in tables]),
-        rows=float(known.sum()),
-        unknown_rows=unknown,
+        use=_array(path, groups, "use", (*size, experts)),
+        selected=_array(path, groups, "selected", (*size, experts)),
+        nmi=_nmi_by_layer(groups, rows, len(layers)),
+        task_entropy=_array(path, groups, "task_entropy", size),
+        token_entropy=_array(path, groups, "token_entropy", size),
+        cka=_square(path, content["cka"], len(layers), len(places))[:, at][:, :, at],
+        cosine=_matrix(content["vector_cosine"], len(places))[np.ix_(at, at)],
+        top_k=int(content["top_k"]),
+        rows=float(rows.sum()),
+        unknown_rows=float(content["rows"]) - float(rows.sum()),
+        instructions=[
+            Instruction(str(e["text"]), str(e["group"]), int(e["rows"]), tuple(e["vector"]))
+            for e in content["instructions"]
+            if e["group"] in present
+        ],
+        variance=[float(v) for v in content["vector_variance"]],
     )
 
 
-def _array(path: Path, entries: list[Record], key: str, shape: tuple[int, int]) -> Array:
-    """Return one field of all instructions: (instructions, layers, experts)."""
+def _array(path: Path, groups: list[Record], key: str, shape: tuple[int, ...]) -> Array:
+    """Return one field of all groups; null becomes NaN."""
     try:
-        array = np.asarray([entry[key] for entry in entries], dtype=np.float64)
-    except ValueError as error:
+        array = np.asarray([group[key] for group in groups], dtype=np.float64)
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {key}: rows of different shapes, expected {shape}") from error
-    if entries and array.shape[1:] != shape:
-        raise ValueError(f"{path}: {key}: found shape {array.shape[1:]}, expected {shape}")
-    return array.reshape(len(entries), *shape)
+    if groups and array.shape != shape:
+        raise ValueError(f"{path}: {key}: found shape {array.shape}, expected {shape}")
+    return array.reshape(shape)
 
 
-def _task_weights(entries: list[Record], shares: TaskShares, tasks: list[str]) -> Array:
-    """Return the rows of each instruction that belong to each task: (instructions, tasks)."""
-    weights = np.zeros((len(entries), len(tasks)))
-    for row, entry in enumerate(entries):
-        for task, share in shares.get(instruction_key(entry["text"]), {}).items():
-            weights[row, tasks.index(task)] = float(entry["rows"]) * share
-    return weights
+def _square(path: Path, pairs: Any, layers: int, groups: int) -> Array:
+    """Return symmetric matrices (layers, groups, groups) from their upper triangles."""
+    upper = np.asarray(pairs, dtype=np.float64).reshape(layers, -1)
+    i, j = np.triu_indices(groups, 1)
+    if upper.shape[1] != len(i):
+        raise ValueError(f"{path}: cka: found {upper.shape[1]} pairs, expected {len(i)}")
+    full = np.broadcast_to(np.eye(groups), (layers, groups, groups)).copy()
+    full[:, i, j] = full[:, j, i] = upper
+    return full
 
 
-def set_codes(selected: Array) -> NDArray[np.int64]:
-    """Return the set of experts kept in most rows, as a bit mask: (...), experts (...,  experts).
-
-    Shares of an instruction sum to the size of its set; ties go to the lower expert.
-    """
-    size = np.maximum(np.rint(selected.sum(axis=-1)), 1)
-    order = np.argsort(-selected, axis=-1, kind="stable")
-    bits = np.left_shift(np.int64(1), order)
-    kept = np.arange(selected.shape[-1]) < size[..., None]
-    return np.asarray((bits * kept).sum(axis=-1), dtype=np.int64)
+def _matrix(values: Any, groups: int) -> Array:
+    matrix = np.asarray(values, dtype=np.float64)
+    return matrix if matrix.shape == (groups, groups) else np.full((groups, groups), np.nan)
 
 
-def joint_table(weights: Array, codes: NDArray[np.int64]) -> Array:
-    """Return the weight of every (task, expert set): (tasks, sets).
-
-    Args:
-        weights: (instructions, tasks).
-        codes: (instructions,), one label of a set each.
-    """
-    sets, column = np.unique(codes, return_inverse=True)
-    table = np.zeros((weights.shape[1], len(sets)))
-    np.add.at(table.T, column, weights)
-    return table
+def _nmi_by_layer(groups: list[Record], rows: Array, layers: int) -> Array:
+    """Return NMI(task, expert set) of every layer, each row of a task counting once."""
+    result = np.full(layers, np.nan)
+    for layer in range(layers):
+        masks = sorted({mask for group in groups for mask in group["sets"][layer]})
+        shares = [
+            [float(group["sets"][layer].get(mask, 0.0)) for mask in masks] for group in groups
+        ]
+        if masks:
+            result[layer] = normalised_mutual_information(np.array(shares) * rows[:, None])
+    return result
 
 
 def normalised_mutual_information(table: Array) -> float:

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from eval.files import Record, read_json, read_jsonl
 from eval.matrix import Matrix, load_matrix
-from eval.routing import Routing, load_routing, task_shares
+from eval.routing import Routing, load_routing
 from eval.scores import TaskScores, score_task
 from eval.stream import Stream, load_stream
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
-# Routing files are large; so many chunks show how routing went.
-MOST_ROUTING_FILES = 12
+# So many chunks show how routing went; a file of a large model has half a megabyte.
+MOST_ROUTING_FILES = 26
 UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 
@@ -247,12 +247,9 @@ def _read_routing(run: RunData) -> None:
     found = [(c, f / "routing.json") for c, f in _chunk_dirs(run) if (f / "routing.json").is_file()]
     if stream is None or not found:
         return
-    shares = _try(run.gaps, "Routing", lambda: task_shares(stream), None)
-    for chunk, path in _spaced(found, MOST_ROUTING_FILES) if shares is not None else []:
+    for chunk, path in _spaced(found, MOST_ROUTING_FILES):
         what = f"Routing after chunk {chunk}"
-        routing = _try(
-            run.gaps, what, partial(load_routing, path, shares or {}, stream.tasks), None
-        )
+        routing = _try(run.gaps, what, partial(load_routing, path, stream.tasks), None)
         if routing is not None:
             run.routing[chunk] = routing
 
