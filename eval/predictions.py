@@ -132,8 +132,10 @@ def split_results(
 ) -> dict[str, int]:
     """Write `<out_dir>/<task>.jsonl`, one line a test record in the test file's order.
 
-    A line holds id, task, prompt, prediction, gold, images and the gold fields that scorers need.
-    A record without an answer becomes an error entry: prediction null, `error` says why.
+    A line holds id, task, prompt, prediction, gold, finish_reason (stop: the model ended its
+    answer; length: it was cut at max_new_tokens; null: the host did not say), images and the gold
+    fields that scorers need. A record without an answer becomes an error entry: prediction null,
+    `error` says why.
 
     Args:
         result_jsonl: what `swift infer` wrote.
@@ -163,10 +165,9 @@ def split_results(
     return failed
 
 
-def _read_answers(
-    path: Path, stream_dir: Path, known: set[Question]
-) -> dict[Question, str | Record | None]:
-    answers: dict[Question, str | Record | None] = {}
+def _read_answers(path: Path, stream_dir: Path, known: set[Question]) -> dict[Question, Record]:
+    """Return the host's result lines by question."""
+    answers: dict[Question, Record] = {}
     for number, line in enumerate(read_jsonl(path, torn_tail=True), start=1):
         if "response" not in line or not line.get("messages"):
             found = sorted(line)
@@ -185,22 +186,27 @@ def _read_answers(
                 f" {list(question[1])}; the host appends to an existing file: delete it and"
                 " evaluate again"
             )
-        answers[question] = line["response"]
+        answers[question] = line
     return answers
 
 
-def _prediction_line(task: str, record: Record, answer: str | Record | None) -> Record:
+def _prediction_line(task: str, record: Record, result: Record | None) -> Record:
+    answer = None if result is None else result["response"]
     line: Record = {
         "id": record["id"],
         "task": task,
         "prompt": prompt_of(record),
         "prediction": answer if isinstance(answer, str) else None,
         "gold": _gold_text(record),
+        "finish_reason": None if result is None else result.get("finish_reason"),
         "images": record.get("images") or [],
     }
     line |= {key: record[key] for key in GOLD_FIELDS if key in record}
-    if line["prediction"] is None:
-        line["error"] = "no answer in the host's results" if answer is None else f"found {answer!r}"
+    if result is None:
+        line["error"] = "no answer in the host's results"
+    elif result.get("error") or line["prediction"] is None:
+        line["prediction"] = None
+        line["error"] = str(result.get("error") or f"found {answer!r}")
     return line
 
 

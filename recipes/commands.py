@@ -21,6 +21,7 @@ from recipes.schema import LaterPhase, Model, Recipe
 
 REPO = Path(__file__).resolve().parent.parent
 PLUGIN = REPO / "strlora_tuner" / "strlora_swift_plugin.py"
+INFER_PLUGIN = REPO / "recipes" / "strlora_infer_plugin.py"
 # LoRA options that the host has arguments of its own for.
 _HOST_LORA = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 
@@ -106,18 +107,24 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
         "val_dataset": str(prompts),
         "dataset_num_proc": 1,
         "strict": True,
-        "infer_backend": "transformers",
+        "infer_backend": recipe.eval.backend,
         "max_batch_size": recipe.eval.batch_size,
+        # Answers are on disk after every batch: a killed evaluation goes on from there.
+        "write_batch_size": recipe.eval.batch_size * recipe.launcher.nproc,
         "max_new_tokens": recipe.eval.max_new_tokens,
         "temperature": 0,
         "result_path": str(layout.answers(chunk)),
+        "external_plugins": [str(INFER_PLUGIN)],
     }
     environment = _environment(recipe)
     if chunk > 0:
         arguments["adapters"] = str(layout.adapter(chunk))
+        if recipe.eval.backend == "vllm":
+            arguments["merge_lora"] = True
         if recipe.method == "strlora":
-            arguments["external_plugins"] = str(PLUGIN)
+            arguments["external_plugins"].append(str(PLUGIN))
             environment["STRLORA_ROUTING_FILE"] = str(layout.routing(chunk))
+            environment["STRLORA_PROBE_FILE"] = str(layout.probe)
     fields = host_fields()
     arguments |= {key: v for key, v in recipe.swift.items() if fields[key]["model_side"]}
     return Command("infer", _flags(arguments), environment, recipe.launcher.nproc)

@@ -9,31 +9,47 @@ from __future__ import annotations
 import shutil
 import traceback
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from eval.matrix import append_scores
-from eval.predictions import split_results, write_combined
+from eval.predictions import repair_results, split_results, write_combined
+from eval.routing import write_probe
 from eval.scores import score_chunk
 from recipes.commands import Command, infer_command
 from recipes.layout import RunLayout
 from recipes.schema import Recipe
-from recipes.state import write_json
+from recipes.state import read_json, write_json
 from recipes.stream import Stream
+
+
+class Questions(NamedTuple):
+    """What is still to be asked: the host's command (None: nothing), answered and all questions."""
+
+    command: Command | None
+    answered: int
+    total: int
 
 
 def prepare(
     recipe: Recipe, layout: RunLayout, stream: Stream, tasks: list[str], chunk: int
-) -> tuple[Command, int]:
-    """Writes the prompts and clears what an interrupted evaluation left.
-
-    Returns:
-        The command, and the number of prompts.
-    """
+) -> Questions:
+    """Writes the questions that an interrupted evaluation has not answered, or all of them."""
     layout.chunk(chunk).mkdir(parents=True, exist_ok=True)
-    layout.answers(chunk).unlink(missing_ok=True)  # the host appends to a file that is there
+    answers = layout.answers(chunk)
+    answered = repair_results(answers)
+    # A half-written merged model would be taken for a whole one.
+    shutil.rmtree(layout.merged(chunk), ignore_errors=True)
+    left = write_combined(stream.root, tasks, layout.prompts, recipe.eval.limit, answers)
     layout.routing(chunk).unlink(missing_ok=True)
-    prompts = write_combined(stream.root, tasks, layout.prompts, recipe.eval.limit)
-    return infer_command(recipe, layout, layout.prompts, chunk), prompts
+    if recipe.method == "strlora" and chunk > 0:
+        write_probe(stream.root, tasks, layout.probe)
+    if not left:
+        return Questions(None, answered, answered)
+    layout.routing(chunk).unlink(missing_ok=True)
+    return Questions(
+        infer_command(recipe, layout, layout.prompts, chunk), answered, answered + left
+    )
 
 
 def score(
@@ -53,8 +69,19 @@ def score(
     scores = score_chunk(folder, stream.root, chunk)
     write_json(layout.scores(chunk), scores)
     append_scores(layout.matrix, chunk, scores)
+    _note_unrouted(layout.routing(chunk), repair_results(layout.answers(chunk)))
     layout.answers(chunk).unlink()
+    shutil.rmtree(layout.merged(chunk), ignore_errors=True)
     return scores
+
+
+def _note_unrouted(routing: Path, answers: int) -> None:
+    """Notes in routing.json how many answers it does not cover: those before a kill."""
+    if not routing.is_file():
+        return
+    content = read_json(routing)
+    content["missing_rows"] = answers - sum(entry["rows"] for entry in content["instructions"])
+    write_json(routing, content)
 
 
 def write_report(layout: RunLayout, say: Callable[[str], None]) -> None:

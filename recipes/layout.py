@@ -41,6 +41,11 @@ class RunLayout:
         """All test questions of all tasks, for one `swift infer` process."""
         return self.root / "test_prompts.jsonl"
 
+    @property
+    def probe(self) -> Path:
+        """Which instruction belongs to which task, for the routing record."""
+        return self.root / "routing_probe.json"
+
     def chunk(self, index: int) -> Path:
         return self.root / "chunks" / f"{index:03d}"
 
@@ -63,6 +68,10 @@ class RunLayout:
     def answers(self, index: int) -> Path:
         """The raw result file of `swift infer`, removed once it is split by task."""
         return self.chunk(index) / "answers.jsonl"
+
+    def merged(self, index: int) -> Path:
+        """Where the host puts base model and adapter in one, for vLLM; removed after scoring."""
+        return self.chunk(index) / "adapter-merged"
 
     def predictions(self, index: int) -> Path:
         return self.chunk(index) / "predictions"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from recipes.commands import PLUGIN, infer_command, is_local, train_command
@@ -62,6 +63,12 @@ def what_is_missing(recipe: Recipe) -> list[str]:
             f"GPUs: launcher.nproc asks for {recipe.launcher.nproc}, here are {gpu_count()}. "
             "Run it on a machine with enough, or set launcher.nproc to a divisor that keeps "
             "schedule.global_batch (the accumulation is derived)"
+        )
+    if recipe.eval.backend == "vllm" and find_spec("vllm") is None:
+        missing.append(
+            "vLLM: eval.backend asks for it and it is not installed. Get it: pip install vllm "
+            "(it brings its own torch: use an environment of its own), or set eval.backend: "
+            "transformers"
         )
     if recipe.method == "strlora" and not PLUGIN.is_file():
         missing.append(f"tuner: {PLUGIN} is not there; the checkout is incomplete")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,6 @@ from rich.table import Table
 from recipes.checkpoints import complete_lines
 
 PLAIN_SECONDS = 15.0
-_BAR = re.compile(r"(\d+)/(\d+) \[")
 
 
 @dataclass
@@ -89,17 +87,19 @@ class Progress:
 
         return tick
 
-    def watch_answers(self, log: Path, prompts: int) -> Callable[[], None]:
-        """Returns the tick that follows the host's bar over `prompts` questions in its log."""
+    def watch_answers(self, answers: Path, total: int) -> Callable[[], None]:
+        """Returns the tick that counts the lines of the host's result file, `total` at the end."""
+        read = 0
 
         def tick() -> None:
-            if log.is_file():
-                with log.open("rb") as file:
-                    file.seek(max(0, log.stat().st_size - 2000))
-                    found = _BAR.findall(file.read().decode(errors="replace"))
-                counts = [int(done) for done, total in found if int(total) == prompts]
-                if counts:  # other bars have other totals: weights being loaded, rows being read
-                    self.activity.step, self.activity.steps = counts[-1], prompts
+            nonlocal read
+            if answers.is_file() and answers.stat().st_size > read:
+                with answers.open("rb") as file:
+                    file.seek(read)
+                    new = file.read()
+                read += len(new)
+                self.activity.step += new.count(b"\n")
+                self.activity.steps = total
             self._show()
 
         return tick

@@ -221,12 +221,15 @@ class _Run:
         started = time.monotonic()
         what = "the base model" if index == 0 else f"{len(self.tasks)} tasks"
         self.progress.begin(index, "evaluate", f"evaluating {what}")
-        command, prompts = evaluation.prepare(
+        command, answered, total = evaluation.prepare(
             self.recipe, self.layout, self.stream, self.tasks, index
         )
+        if answered:
+            self.progress.say(f"going on after {answered} of {total} answers")
         log = self.layout.eval_log(index)
-        tick = self.progress.watch_answers(log, prompts)
-        self._host(command, log, tick, f"evaluating chunk {index}")
+        if command is not None:
+            tick = self.progress.watch_answers(self.layout.answers(index), total)
+            self._host(command, log, tick, f"evaluating chunk {index}")
         if not self.layout.answers(index).is_file():
             raise RunError(_failed(f"evaluating chunk {index}", "left no answers", log))
         scores = evaluation.score(self.recipe, self.layout, self.stream, self.tasks, index)

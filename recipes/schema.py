@@ -97,6 +97,9 @@ class Schedule(Block):
 class Evaluation(Block):
     tasks: list[str] | None = Field(None, min_length=1, description="null: all tasks of the stream")
     limit: Positive | None = Field(None, description="test samples a task; null: all of them")
+    backend: Literal["transformers", "vllm"] = Field(
+        "transformers", description="vllm: method lora only, on a GPU; merges each adapter first"
+    )
     batch_size: Positive = Field(8, description="prompts generated together, on one process")
     max_new_tokens: Positive = Field(100, description="longest answer (published: 100)")
     every: Positive = Field(1, description="evaluate after every n-th chunk, and after the last")
@@ -181,8 +184,30 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
                 f"schedule.{name}.aligner_lr = {phase.aligner_lr} has nothing to act on: set "
                 "model.aligner (multi_modal_projector) or remove the rate"
             )
+    problems += _backend_problems(recipe)
     if launcher.cpu and recipe.model.dtype == "float16":
         problems.append("model.dtype = float16 needs a GPU: with launcher.cpu use float32")
     if recipe.data.source == "mini" and not re.fullmatch(r"[a-z0-9_-]+", recipe.data.size):
         problems.append(f"data.size = {recipe.data.size!r} is no size of the mini stream")
+    return problems
+
+
+# Methods whose adapter can be merged into the base weights, which is all that vLLM is given.
+MERGEABLE = ("lora",)
+
+
+def _backend_problems(recipe: Recipe) -> list[str]:
+    if recipe.eval.backend != "vllm":
+        return []
+    problems = []
+    if recipe.method not in MERGEABLE:
+        problems.append(
+            f"eval.backend = vllm cannot serve method = {recipe.method}: its expert weights depend "
+            "on instruction and token, so the adapter cannot be merged into the model, and vLLM "
+            "knows plain LoRA only; use eval.backend: transformers"
+        )
+    if recipe.launcher.cpu:
+        problems.append(
+            "eval.backend = vllm needs a GPU: with launcher.cpu use eval.backend: transformers"
+        )
     return problems

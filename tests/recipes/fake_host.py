@@ -34,11 +34,16 @@ def install() -> None:
 
 
 def arguments_of(argv: Sequence[str]) -> dict[str, str]:
-    """--key value pairs; a key without a value is refused, as the host does."""
-    keys, values = argv[::2], argv[1::2]
-    assert len(keys) == len(values), argv
-    assert all(key.startswith("--") for key in keys), argv
-    return {key.removeprefix("--"): value for key, value in zip(keys, values, strict=True)}
+    """--key and its values, joined by blanks; a key without one is refused, as the host does."""
+    found: dict[str, list[str]] = {}
+    for word in argv:
+        if word.startswith("--"):
+            assert word not in found, argv
+            values = found.setdefault(word, [])
+        else:
+            values.append(word)
+    assert all(found.values()), argv
+    return {key.removeprefix("--"): " ".join(values) for key, values in found.items()}
 
 
 def write_weights(path: Path, content: bytes, dtype: str = "U8") -> None:
@@ -116,6 +121,7 @@ def answer(arguments: dict[str, str]) -> None:
             turns = [*row["messages"], {"role": "assistant", "content": response}]
             images = [{"bytes": None, "path": image} for image in row["images"]]
             out = {"response": response, "labels": None, "messages": turns, "images": images}
+            out["finish_reason"] = "stop"
             results.write(json.dumps(out) + "\n")
             results.flush()
             time.sleep(STEP_SECONDS / 8)

@@ -14,6 +14,7 @@ from recipes.commands import Command, infer_command, train_command, tuner_argume
 from recipes.host_arguments import host_fields
 from recipes.layout import RunLayout
 from recipes.loading import load_recipe, shipped_recipes
+from recipes.problems import RecipeError
 from recipes.schema import Recipe
 from tests.recipes.fake_host import arguments_of
 
@@ -118,7 +119,8 @@ def test_lora_is_the_hosts_own_with_the_same_layers_and_rank() -> None:
     assert (found["lora_rank"], found["lora_alpha"]) == ("64", "128.0")
     # The aligner is trained in full there too; freeze_aligner false would put an adapter on it.
     assert (found["freeze_aligner"], found["modules_to_save"]) == ("true", "multi_modal_projector")
-    assert "external_plugins" not in flags(infer_command(recipe, RUN, RUN.prompts, 1))
+    inference = infer_command(recipe, RUN, RUN.prompts, 1)
+    assert flags(inference)["external_plugins"] == str(commands.INFER_PLUGIN)
 
 
 def test_inference_of_the_base_and_of_a_chunk() -> None:
@@ -134,6 +136,36 @@ def test_inference_of_the_base_and_of_a_chunk() -> None:
     assert "gradient_checkpointing" not in flags(later)
     attention = load_recipe("tiny", ["swift.attn_impl=eager"])
     assert flags(infer_command(attention, RUN, RUN.prompts, 0))["attn_impl"] == "eager"
+
+
+def test_answers_are_written_after_every_batch() -> None:
+    recipe = load_recipe("internvl3.5-8b", ["eval.batch_size=6", "launcher.nproc=4"])
+    found = flags(infer_command(recipe, RUN, RUN.prompts, 1))
+    assert (found["max_batch_size"], found["write_batch_size"]) == ("6", "24")
+
+
+def test_vllm_gets_a_merged_adapter() -> None:
+    recipe = load_recipe("internvl3.5-8b", ["method=lora", "eval.backend=vllm"])
+    later = flags(infer_command(recipe, RUN, RUN.prompts, 2))
+    assert (later["infer_backend"], later["merge_lora"]) == ("vllm", "true")
+    base = flags(infer_command(recipe, RUN, RUN.prompts, 0))
+    assert base["infer_backend"] == "vllm"
+    assert "merge_lora" not in base
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["eval.backend=vllm"], "cannot serve method = strlora"),
+        (["eval.backend=vllm", "method=lora", "launcher.cpu=true"], "needs a GPU"),
+        (["eval.backend=sglang"], "eval.backend"),
+    ],
+)
+def test_a_backend_that_cannot_serve_the_method_is_refused(
+    overrides: list[str], words: str
+) -> None:
+    with pytest.raises(RecipeError, match=words):
+        load_recipe("internvl3.5-8b", overrides)
 
 
 def test_resuming_keeps_the_previous_adapter_and_names_the_checkpoint() -> None:

@@ -56,13 +56,18 @@ def test_a_half_written_row_is_not_read(out: io.StringIO, tmp_path: Path) -> Non
         assert (progress.activity.step, progress.activity.loss) == (3, 2.5)
 
 
-def test_answers_are_counted_from_the_right_bar(out: io.StringIO, tmp_path: Path) -> None:
-    log = tmp_path / "eval.log"
-    log.write_text("Loading weights: 64/64 [00:01]\r 12/40 [00:01<00:02]", encoding="utf-8")
+def test_answers_are_counted_in_the_result_file(out: io.StringIO, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
     with plain(out) as progress:
         progress.begin(1, "evaluate", "evaluating")
-        progress.watch_answers(log, prompts=40)()
-        assert (progress.activity.step, progress.activity.steps) == (12, 40)
+        tick = progress.watch_answers(answers, total=40)
+        tick()
+        assert progress.activity.steps == 0
+        for text, count in (("{}\n{}\n", 2), ('{"a', 2), ('": 1}\n', 3), ("", 3)):
+            with answers.open("a", encoding="utf-8") as file:
+                file.write(text)
+            tick()
+            assert (progress.activity.step, progress.activity.steps) == (count, 40)
 
 
 def test_a_terminal_gets_a_panel(tmp_path: Path) -> None:
@@ -71,7 +76,7 @@ def test_a_terminal_gets_a_panel(tmp_path: Path) -> None:
     with Progress("toy", 4, console) as progress:
         progress.scores = {"Fin": 0.5}
         progress.begin(1, "evaluate", "evaluating")
-        progress.watch_answers(tmp_path / "none.log", prompts=4)()
+        progress.watch_answers(tmp_path / "none.jsonl", total=4)()
     assert "Fin 50.0" in out.getvalue()
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,57 @@ def test_killed_inside_a_chunk_it_resumes_from_the_newest_checkpoint(
     log = (run_dir / "chunks" / "002" / "train.log").read_text(encoding="utf-8")
     assert "--resume_from_checkpoint" in log
     assert "chunk 1/2 training" not in out
+
+
+def test_killed_inside_an_evaluation_only_the_rest_is_asked(
+    recipe: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    code, _, err = finish(recipe)
+    assert code == 0, err
+    expected = result(run_dir)
+    run_dir.rename(tmp_path / "undisturbed")
+    answers = run_dir / "chunks" / "000" / "answers.jsonl"
+    process = start(recipe, FAKE_STEP_SECONDS="8")  # an answer a second
+    wait_for(answers)
+    while answers.read_bytes().count(b"\n") < 2:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    answered = answers.read_bytes().count(b"\n")
+    assert 2 <= answered < 8
+    with answers.open("a", encoding="utf-8") as file:
+        file.write('{"response": "re')  # a line that was being written
+    code, out, err = finish(recipe)
+    assert code == 0, err
+    assert f"going on after {answered} of 8 answers" in out
+    assert result(run_dir) == expected
+
+
+def test_an_evaluation_killed_after_its_last_answer_asks_nothing(
+    recipe: Path, run_dir: Path
+) -> None:
+    code, _, err = finish(recipe)
+    assert code == 0, err
+    expected = result(run_dir)
+    chunk = run_dir / "chunks" / "002"
+    files = [chunk / "predictions" / f"{task}.jsonl" for task in ("VQAv2", "Fin")]
+    rows = [json.loads(line) for file in files for line in file.open(encoding="utf-8")]
+    with (chunk / "answers.jsonl").open("w", encoding="utf-8") as file:
+        for row in rows:
+            turns = [{"role": "user", "content": f"<image>{row['prompt']}"}]
+            line = {"response": row["prediction"], "messages": turns, "images": row["images"]}
+            file.write(json.dumps(line | {"finish_reason": "stop"}) + "\n")
+    shutil.rmtree(chunk / "predictions")
+    path = run_dir / "state.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    state["chunks"][2]["evaluated"] = False
+    path.write_text(json.dumps({**state, "done": 1, "finished": False}), encoding="utf-8")
+    log = (chunk / "eval.log").read_bytes()
+    code, out, err = finish(recipe)
+    assert code == 0, err
+    assert "going on after 8 of 8 answers" in out
+    assert (chunk / "eval.log").read_bytes() == log
+    assert result(run_dir) == expected
 
 
 def test_a_killed_orchestrator_takes_its_trainer_along(recipe: Path, run_dir: Path) -> None:
