@@ -17,6 +17,17 @@ from torch import Tensor
 OUTSIDE = -1e30
 
 
+def largest(values: Tensor, count: int) -> Tensor:
+    """Marks the `count` largest of the last dimension; of equal values the first.
+
+    torch.topk leaves ties open, and they happen: an empty instruction scores all experts alike.
+    """
+    above = values[..., None, :] > values[..., :, None]
+    first = values[..., None, :] == values[..., :, None]
+    ranks = (above | first.tril(-1)).sum(-1)
+    return ranks < count
+
+
 def select_experts(
     task_weight: Tensor, instruction: Tensor, top_k: int, without: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -36,9 +47,7 @@ def select_experts(
         logits[:, without] = OUTSIDE
         top_k = min(top_k, logits.shape[-1] - 1)
     probabilities = logits.softmax(-1)
-    indices = probabilities.detach().topk(top_k, dim=-1).indices
-    kept = torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, indices, True)
-    return probabilities, kept
+    return probabilities, largest(probabilities.detach(), top_k)
 
 
 def expert_keys(key_weight: Tensor, prototypes: Tensor, instruction: Tensor) -> Tensor:
@@ -82,8 +91,7 @@ def token_gates(
     if token_top_k >= top_k:
         return soft
     with torch.no_grad():
-        indices = soft.topk(token_top_k, dim=-1).indices
-        hard = torch.zeros_like(soft).scatter(-1, indices, soft.gather(-1, indices))
+        hard = soft * largest(soft, token_top_k)
         hard = hard / hard.sum(-1, keepdim=True)
         used = (hard > 0).any(0).any(0) if not unused_gradient else None
     dense = soft - soft.detach()

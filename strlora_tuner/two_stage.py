@@ -68,7 +68,8 @@ def read_prompt(
     probabilities, kept = select_experts(routers.task, instruction, settings.top_k, without)
     bias = outside_bias(kept)
     if settings.task_router == "prior":
-        bias = bias + probabilities.log()[:, None, :]
+        # A sharp stage 1 underflows to p = 0, whose logarithm would make the gradient NaN.
+        bias = bias + probabilities.clamp_min(1e-30).log()[:, None, :]
     keys = expert_keys(routers.key, routers.prototypes, instruction)
     return Prompt(keys, bias, kept, probabilities)
 
