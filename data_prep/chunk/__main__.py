@@ -1,0 +1,152 @@
+"""Cut any data into a stream: `python -m data_prep.chunk --source data.jsonl --out data/mine`.
+
+Reads JSON Lines, JSON arrays, CSV and Parquet (also gzip) in the host's, LLaVA's or ShareGPT's
+form, or with columns such as question and answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from functools import partial
+from pathlib import Path
+
+from data_prep.chunk import GENERATOR, VERSION
+from data_prep.chunk.convert import Options
+from data_prep.chunk.cut import Cut, check_task_name, contents, make
+from data_prep.chunk.spill import Spill
+from data_prep.cli import add_common, run_plan, source_facts
+from data_prep.parallel import cores
+from data_prep.placing import EMBEDDED, Places
+from data_prep.progress import Progress
+from data_prep.published import SCORERS
+from data_prep.reading import data_files
+from data_prep.streams import Contents, Plan, StreamError
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    out = argparse.ArgumentParser(prog="python -m data_prep.chunk", description=__doc__)
+    out.formatter_class = argparse.RawDescriptionHelpFormatter
+    out.add_argument("--source", type=Path, nargs="+", required=True, help="data files or folders")
+    out.add_argument("--images", type=Path, help="folder of the images (default: of the source)")
+    out.add_argument("--by", choices=("count", "time", "column"), default="count")
+    out.add_argument("--size", type=int, help="most samples in a chunk (by count: 2000)")
+    out.add_argument("--column", help='by time or column: its name, also "meta.date"')
+    out.add_argument("--every", help="by time: length of a chunk, such as 12h, 7d, 4w")
+    out.add_argument("--no-shuffle", action="store_true", help="keep the order inside chunks")
+    out.add_argument("--task", help="task of samples that name none (default: name of --out)")
+    out.add_argument("--task-column", help='column that names the task (default: "task")')
+    out.add_argument("--holdout", type=float, default=0.0, help="share kept for testing, by image")
+    out.add_argument("--test", action="append", default=[], metavar="TASK=FILE", help="a test set")
+    out.add_argument(
+        "--scorer",
+        action="append",
+        default=[],
+        metavar="[TASK=]NAME",
+        help=f"scorer of the test sets (default: exact): {', '.join(SCORERS)}",
+    )
+    add_common(out)
+    return out
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the stream; return the exit code."""
+    args = parser().parse_args(argv)
+    return run_plan(args, partial(_plan, args))
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    cut = _cut(args)
+    sources = data_files(args.source)
+    tests = _pairs(args.test, "--test")
+    scorers = _scorers(args.scorer)
+    for task in tests:
+        check_task_name(task)
+    if not 0 <= args.holdout < 1:
+        raise StreamError(f"--holdout {args.holdout}: expected a share from 0 to below 1")
+    root = (args.images or sources[0].parent).resolve()
+    if not root.is_dir():
+        raise StreamError(f"--images {root}: no such folder")
+    name = args.out.resolve().name
+    settings = {
+        "sources": [source_facts(path) for path in sources],
+        "tests": {task: source_facts(Path(path)) for task, path in tests.items()},
+        "images": str(root),
+        "scorers": scorers,
+        **{k: getattr(args, k) for k in ("by", "size", "column", "every", "task", "task_column")},
+        **{k: getattr(args, k) for k in ("holdout", "skip_bad", "no_shuffle")},
+    }
+    options = Options(
+        args.by,
+        args.column,
+        args.task or name,
+        args.task_column,
+        args.holdout,
+        args.seed,
+        name,
+        Places(root, embed=args.out / ".partial" / EMBEDDED),
+    )
+    workers = args.workers or cores()
+
+    def all_of(staging: Path) -> Contents:
+        spill = Spill(staging / "spill", sources, options, args.skip_bad)
+        spill.run(workers, Progress("reading"))
+        found = {task: Path(path) for task, path in tests.items()}
+        return contents(spill, cut, found, scorers, root)
+
+    generator = {"name": GENERATOR, "version": VERSION, "settings": settings}
+    return Plan(name, generator, args.seed, all_of, make, args.skip_bad)
+
+
+def _cut(args: argparse.Namespace) -> Cut:
+    """Return where chunks end. Raises StreamError for options that do not go together."""
+    if args.size is not None and args.size < 1:
+        raise StreamError(f"--size {args.size}: expected at least 1")
+    if args.by == "count":
+        if args.column or args.every:
+            raise StreamError("--column and --every go with --by time or --by column")
+        return Cut(args.size or 2000, None, not args.no_shuffle)
+    if not args.column:
+        raise StreamError(f"--by {args.by} needs --column NAME")
+    if args.by == "time" and not (args.every or args.size):
+        raise StreamError("--by time needs --every (such as 7d) or --size")
+    if args.by == "column" and args.every:
+        raise StreamError("--every goes with --by time")
+    window = _window(args.every) if args.every else None
+    return Cut(args.size, window, not args.no_shuffle)
+
+
+def _window(text: str) -> int:
+    match = re.fullmatch(r"(\d+)([smhdw])", text)
+    if not match or not int(match.group(1)):
+        raise StreamError(f"--every {text}: expected a number and s, m, h, d or w, such as 7d")
+    return int(match.group(1)) * _UNITS[match.group(2)] * 1_000_000
+
+
+def _pairs(values: list[str], option: str) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        key, mark, rest = value.partition("=")
+        if not mark or not key or not rest:
+            raise StreamError(f"{option} {value}: expected TASK=FILE")
+        pairs[key] = rest
+    return pairs
+
+
+def _scorers(values: list[str]) -> dict[str, str]:
+    """Return scorer by task, "" for all others."""
+    found = {"": "exact"}
+    for value in values:
+        task, _, name = value.rpartition("=")
+        if name not in SCORERS:
+            raise StreamError(f"--scorer {value}: expected one of {', '.join(SCORERS)}")
+        found[task] = name
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

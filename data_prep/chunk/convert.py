@@ -1,0 +1,169 @@
+"""One batch of raw samples -> encoded host samples with what is needed to cut them into chunks."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import date, datetime, time, timezone
+from pathlib import Path
+from typing import Any
+
+from data_prep.columns import Columns
+from data_prep.placing import Places
+from data_prep.problems import Problem, Refused, shown
+from data_prep.reading import Item, parse, place
+from data_prep.records import Record, encode, question_text, to_host
+
+# Epoch numbers: seconds, milliseconds, microseconds or nanoseconds, by their size.
+_UNITS = ((1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3))
+
+
+@dataclass(frozen=True)
+class Options:
+    """How samples are read and grouped; see the command's help.
+
+    Attributes:
+        by: count, time or column.
+        column: the column of `by`; dots lead into nested objects.
+        task: task of samples that have none.
+        task_column: column that names the task; None: "task".
+        holdout: share of the images (of the questions, where there is no image) kept for testing.
+        seed: of shuffling and of the hold-out.
+        name: of the stream, part of made-up ids.
+    """
+
+    by: str
+    column: str | None
+    task: str
+    task_column: str | None
+    holdout: float
+    seed: int
+    name: str
+    places: Places
+
+
+@dataclass
+class Batch:
+    """Converted samples: their lines, and for each its length, group, task and test flag."""
+
+    lines: bytes = b""
+    lengths: list[int] = field(default_factory=list)
+    groups: list[Any] = field(default_factory=list)  # microseconds, a label, or 0
+    tasks: list[str] = field(default_factory=list)
+    tests: list[bool] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)  # 64-bit hashes
+    images: bool = False
+    columns: Columns = field(default_factory=Columns)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
+    """Return the batch of raw samples of one file, converted; what is refused is listed."""
+    options, path, items = job
+    batch, lines = Batch(), []
+    for number, item in items:
+        try:
+            raw = parse(item)
+            record = host_record(raw, options, f"{path.name.split('.')[0]}-{number:07d}")
+            group = group_of(raw, options)
+        except Refused as refused:
+            name = raw.get("id", "") if isinstance(raw, dict) else ""
+            batch.problems.append(refused.at(place(path, number), str(name)))
+            continue
+        line = encode(record)
+        lines.append(line)
+        batch.lengths.append(len(line))
+        batch.groups.append(group)
+        batch.tasks.append(record["task"])
+        batch.tests.append(is_held_out(record, options))
+        batch.ids.append(hash64(record["id"]))
+        batch.images = batch.images or bool(record["images"])
+        batch.columns.add(record)
+    batch.lines = b"".join(lines)
+    return batch
+
+
+def host_record(raw: Any, options: Options, made_up_id: str) -> Record:
+    """Return one sample in the host's form, with task, id and placed images. Raises Refused."""
+    record = to_host(raw)
+    record["images"] = [options.places.place(image) for image in record["images"]]
+    if options.task_column:
+        task = look_up(raw, options.task_column)
+        if task is None or isinstance(task, list | dict):
+            raise Refused("column", f"column {options.task_column!r}: found {shown(task)}")
+        record["task"] = str(task)
+    record.setdefault("task", options.task)
+    record.setdefault("id", made_up_id)
+    return record
+
+
+def look_up(raw: Any, column: str) -> Any:
+    """Return the value of a column, None where it is missing; "meta.date" leads into objects."""
+    if column in raw:
+        return raw[column]
+    value = raw
+    for part in column.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def group_of(raw: Any, options: Options) -> Any:
+    """Return what a sample is grouped by: microseconds, the column's value, or 0."""
+    if options.by == "count" or options.column is None:
+        return 0
+    value = look_up(raw, options.column)
+    if value is None or value == "":
+        raise Refused("column", f"column {options.column!r} is missing; every sample must have it")
+    if options.by == "time":
+        return microseconds(value, options.column)
+    if isinstance(value, list | dict):
+        raise Refused("column", f"column {options.column!r}: found {shown(value)}, expected text")
+    return str(value)
+
+
+def microseconds(value: Any, column: str) -> int:
+    """Return a time stamp as microseconds since 1970 in UTC; a time without a zone counts as UTC.
+
+    Args:
+        value: ISO 8601 text, a number since 1970 (s, ms, us or ns, told apart by size), or a date.
+        column: for the message.
+    """
+    try:
+        if isinstance(value, date) and not isinstance(value, datetime):
+            value = datetime.combine(value, time())
+        if isinstance(value, str):
+            value = _from_text(value.strip())
+        if isinstance(value, datetime):
+            moment = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
+            return int(moment.timestamp() * 1e6)
+        if isinstance(value, bool):
+            raise ValueError
+        size = abs(float(value))
+        unit = next((unit for least, unit in _UNITS if size >= least), 1.0)
+        return int(float(value) * unit * 1e6)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Refused(
+            "time",
+            f"column {column!r}: found {shown(value)}, expected a time such as "
+            "2026-01-31T12:00:00 or seconds since 1970",
+        ) from error
+
+
+def _from_text(text: str) -> datetime | float:
+    try:
+        return float(text)
+    except ValueError:
+        return datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
+
+
+def is_held_out(record: Record, options: Options) -> bool:
+    """Return whether a sample is kept for testing, decided by its first image or its question."""
+    if not options.holdout:
+        return False
+    source = record["images"][0] if record["images"] else question_text(record)
+    return hash64(f"{options.seed}/{source}") < options.holdout * 2**64
+
+
+def hash64(text: str) -> int:
+    """Return 64 bits of a hash of `text`, the same everywhere."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,88 @@
+"""What the commands that write a stream have in common: options, messages, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_prep.files import sha256_file
+from data_prep.problems import Refused, listing
+from data_prep.progress import Progress
+from data_prep.streams import LEFT_OUT, BadSamples, Made, Plan, StreamError, write_stream
+
+OK, FAILED, UNUSABLE = 0, 1, 2  # unusable: options or sources that no run can start with
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add --out, --seed, --skip-bad and --workers."""
+    parser.add_argument("--out", type=Path, required=True, help="stream folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave bad samples out and list them; else refuse"
+    )
+    parser.add_argument("--workers", type=int, help="processes (default: all cores)")
+
+
+def source_facts(path: Path) -> dict[str, Any]:
+    """Return name, size and hash of an input, by which a rerun knows it again. Raises Refused."""
+    if not path.is_file():
+        raise Refused("no-data", f"{path}: no such file; check the path")
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def run_plan(
+    args: argparse.Namespace,
+    plan: Callable[[], Plan],
+    report: Callable[[list[Made]], None] | None = None,
+) -> int:
+    """Write the stream that `plan` returns and tell what was made; return the exit code.
+
+    Args:
+        args: with the options of `add_common`.
+        plan: makes the plan; Refused and StreamError that it raises become messages.
+        report: prints the tool's own words on what was made, also when samples were refused.
+    """
+    started = time.monotonic()
+    try:
+        planned = plan()
+        made = write_stream(args.out, planned, args.workers, Progress("writing", "files"))
+    except BadSamples as error:
+        print(listing(error.problems), file=sys.stderr)
+        count = len(error.problems)
+        print(
+            f"error: {count} bad sample{'s' * (count > 1)}, nothing was written. Mend the source, "
+            "or leave them out with --skip-bad.",
+            file=sys.stderr,
+        )
+        return FAILED
+    except (Refused, StreamError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    seconds = time.monotonic() - started
+    if made is None:
+        print(f"{args.out}: complete, nothing to do ({seconds:.1f} s)")
+        return OK
+    if report:
+        report(made)
+    _tell(args.out, made, seconds)
+    return OK
+
+
+def _tell(folder: Path, made: list[Made], seconds: float) -> None:
+    chunks = [item for item in made if item.file.startswith("chunks/")]
+    tests = [item for item in made if not item.file.startswith("chunks/")]
+    trained, tested = (sum(item.samples for item in part) for part in (chunks, tests))
+    print(
+        f"{folder}: {len(chunks)} chunks with {trained} samples, {len(tests)} test sets with "
+        f"{tested} ({seconds:.1f} s)"
+    )
+    if (folder / LEFT_OUT).exists():
+        count = sum(1 for _ in (folder / LEFT_OUT).open("rb"))
+        print(f"{folder / LEFT_OUT}: {count} bad samples were left out; the file says why")
+    if not tests:
+        print("no test set: evaluation needs one, see the options for test sets in --help")
+    print(f"next: python -m data_prep.check {folder}")

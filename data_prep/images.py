@@ -1,0 +1,228 @@
+"""Image files: where a path leads, and whether what lies there can be trained on."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+import warnings
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from data_prep.problems import ERROR, WARNING, Refused
+
+MOST_PIXELS = 178_956_970  # Pillow's own limit; larger pictures are refused by it in training too
+MOST_ASPECT = 200  # what Qwen's and InternVL's processors accept
+_EXTENSIONS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "GIF": (".gif",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+}
+_DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_ORIENTATION = 0x0112
+# Nearly all names: words between single slashes, none of them beginning with a full stop.
+_PLAIN = re.compile(r"[\w-][\w. -]*(?:/[\w-][\w. -]*)*", re.ASCII)
+
+
+@dataclass
+class Picture:
+    """What was found out about one image file.
+
+    Attributes:
+        sha256: of the file's bytes; None where it cannot be read.
+        size: (width, height) in pixels, as stored; None where it is no image.
+        dhash: 64-bit difference hash, if it was asked for.
+        findings: (code, text, severity) of everything that is wrong.
+    """
+
+    sha256: str | None = None
+    size: tuple[int, int] | None = None
+    dhash: int | None = None
+    findings: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def add(self, code: str, text: str, severity: str = ERROR) -> None:
+        """Note a finding."""
+        self.findings.append((code, text, severity))
+
+
+def check_name(name: str) -> None:
+    """Raise Refused unless `name` can be a path relative to a stream folder, by its text alone."""
+    if _PLAIN.fullmatch(name):
+        return
+    if not name.strip():
+        raise Refused("image-name", "an empty image path; take it and its <image> out")
+    if name[:5].lower() == "data:" or len(name) > 1000:
+        raise Refused(
+            "image-data", "the image is written into the sample (base64); expected a path"
+        )
+    if "://" in name[:12]:
+        raise Refused("image-url", f"image {name!r} is a URL; download it and give its path")
+    if "\0" in name:
+        raise Refused("image-name", f"image {name!r} has a NUL character in its path")
+    if os.path.isabs(name) or name.startswith("~"):
+        raise Refused(
+            "image-absolute",
+            f"image {name!r} is an absolute path; expected one relative to the stream folder",
+        )
+    if ".." in name.split("/"):
+        raise Refused("image-escape", f"image {name!r} leaves the stream folder by '..'")
+
+
+def resolve(root: Path, name: str, allowed: tuple[Path, ...]) -> Path:
+    """Return the file that `name` leads to under `root`, links followed.
+
+    Args:
+        root: the stream folder.
+        name: as it stands in the sample.
+        allowed: resolved folders in which the file may lie.
+
+    Raises:
+        Refused: a bad name, a loop of links, no such file, a folder, or a link out of `allowed`.
+    """
+    check_name(name)
+    path = root / name
+    try:
+        real = Path(os.path.realpath(path, strict=True))
+        mode = real.stat().st_mode
+    except OSError as error:
+        raise _no_file(name, path, error) from error
+    if not any(real.is_relative_to(folder) for folder in allowed):
+        raise Refused(
+            "image-escape",
+            f"image {name!r} is a link out of the stream, to {str(real)!r}; copy the file in",
+        )
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise Refused("image-not-file", f"image {name!r} is {what}; expected an image file")
+    return real
+
+
+def _no_file(name: str, path: Path, error: OSError) -> Refused:
+    if error.errno == errno.ELOOP:
+        return Refused("image-loop", f"image {name!r} is a link that leads back to itself")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return Refused("image-denied", f"image {name!r} may not be read; change its permissions")
+    if error.errno == errno.ENAMETOOLONG:
+        return Refused("image-name", f"image {name[:60]!r}... has a name that is too long")
+    text = f"image {name!r} does not exist"
+    if path.is_symlink():
+        text = f"image {name!r} is a link to a file that does not exist"
+    elif near := _other_case(path):
+        text += f", but {near!r} does: names are told apart by case"
+    return Refused("image-missing", f"{text}; put the file there or leave the sample out")
+
+
+def _other_case(path: Path) -> str | None:
+    """Return the name beside `path` that differs in upper and lower case only."""
+    try:
+        names = os.listdir(path.parent) if path.parent.is_dir() else []
+    except OSError:
+        return None
+    if len(names) > 10_000:  # a look would cost more than the hint is worth
+        return None
+    return next((n for n in names if n.lower() == path.name.lower() and n != path.name), None)
+
+
+def inspect(path: Path, name: str, near: bool = False) -> Picture:
+    """Return what is to be known about the image file at `path`, decoded in full.
+
+    Args:
+        path: the file.
+        name: as the sample writes it, for the texts.
+        near: compute the difference hash too.
+    """
+    picture = Picture()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        picture.add("image-denied", f"image {name!r} cannot be read: {error.strerror}")
+        return picture
+    picture.sha256 = hashlib.sha256(data).hexdigest()
+    if not data.strip(b"\0"):
+        what = "is empty (0 bytes)" if not data else "holds nothing but zero bytes"
+        picture.add("image-empty", f"image {name!r} {what}; fetch it again")
+        return picture
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _decode(data, name, picture, near)
+    return picture
+
+
+def _decode(data: bytes, name: str, picture: Picture, near: bool) -> None:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(BytesIO(data)) as image:
+            picture.size = image.size
+            _look(image, name, picture)
+            image.load()
+            if near:
+                picture.dhash = dhash(image)
+    except UnidentifiedImageError:
+        start = "a web page" if data.lstrip()[:1] == b"<" else repr(data[:12])
+        picture.add("image-unknown", f"image {name!r} is no image: it begins with {start}")
+    except Image.DecompressionBombError:
+        picture.add("image-huge", f"image {name!r} has more than {MOST_PIXELS} pixels; shrink it")
+    except Exception as error:  # noqa: BLE001 - Pillow raises anything on damaged bytes
+        code = "image-truncated" if "truncated" in str(error).lower() else "image-damaged"
+        picture.add(code, f"image {name!r} does not decode: {error}; fetch it again")
+
+
+def _look(image: Any, name: str, picture: Picture) -> None:
+    """Note what the header tells: kind, mode, frames, rotation."""
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        picture.add("image-huge", f"image {name!r} has {width} x {height} pixels; shrink it")
+    if max(width, height) > MOST_ASPECT * min(width, height):
+        picture.add("image-aspect", f"image {name!r} is {width} x {height}: too long a strip")
+    if image.mode in _DEEP:
+        picture.add(
+            "image-16bit",
+            f"image {name!r} has 16 or 32 bits a pixel (mode {image.mode}): the host cuts it to 8 "
+            "and it turns white; convert it to 8 bits",
+        )
+    wanted, ending = _EXTENSIONS.get(image.format or ""), Path(name).suffix.lower()
+    if wanted and ending not in wanted:
+        text = f"image {name!r} ends in {ending or 'nothing'}, but holds {image.format}"
+        picture.add("image-extension", text, WARNING)
+    if image.mode == "CMYK":
+        text = f"image {name!r} is CMYK: colours shift when the host turns it to RGB"
+        picture.add("image-cmyk", text, WARNING)
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        text = f"image {name!r} has {image.n_frames} frames: the host takes the first"
+        picture.add("image-animated", text, WARNING)
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+        _look_through(image, name, picture)
+    if image.getexif().get(_ORIENTATION, 1) not in (0, 1):
+        text = f"image {name!r} is rotated by EXIF, which the host ignores: boxes may be off"
+        picture.add("image-rotated", text, WARNING)
+
+
+def _look_through(image: Any, name: str, picture: Picture) -> None:
+    alpha = image.convert("RGBA").getchannel("A").getextrema()
+    if alpha[0] < 255:
+        text = f"image {name!r} is transparent in places: the host drops transparency"
+        picture.add("image-alpha", text, WARNING)
+
+
+def dhash(image: Any) -> int:
+    """Return the 64-bit difference hash: is each of 8 x 8 grey cells brighter than its right one.
+
+    Krawetz, "Kind of like that" (2013). Copies that were resized or compressed again differ in few
+    bits.
+    """
+    cells = image.convert("L").resize((9, 8)).tobytes()
+    bits = 0
+    for row in range(8):
+        for column in range(8):
+            at = row * 9 + column
+            bits = bits << 1 | (cells[at] > cells[at + 1])
+    return bits

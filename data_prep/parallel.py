@@ -1,0 +1,51 @@
+"""Work in parallel processes, in order, with bounded memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, TypeVar
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def ordered_map(
+    work: Callable[[In], Out], items: Iterable[In], workers: int, ahead: int = 3
+) -> Iterator[Out]:
+    """Yield `work(item)` for every item, in the order of the items.
+
+    At most `ahead` items for each worker are under way, so that an endless iterable is no danger.
+    One worker means no process besides this one.
+
+    Raises:
+        Whatever `work` raises, at the place of the item.
+    """
+    if workers <= 1:
+        yield from map(work, items)
+        return
+    context = multiprocessing.get_context("spawn")
+    waiting: deque[Future[Any]] = deque()
+    with ProcessPoolExecutor(workers, context, initializer=_leave_interrupts_to_parent) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= workers * ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

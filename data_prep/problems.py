@@ -1,0 +1,69 @@
+"""What is wrong with a sample, a file or an image: one class, one way to say it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+ERROR, WARNING = "error", "warning"
+
+
+class Refused(ValueError):
+    """A sample or file that cannot be used. `code` names the kind, the text says found and fix."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(code, text)
+        self.code, self.text = code, text
+
+    def __str__(self) -> str:
+        return self.text
+
+    def at(self, where: str, sample: str = "") -> Problem:
+        """Return the problem, with the place where it was found."""
+        return Problem(self.code, where, self.text, ERROR, sample)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding.
+
+    Attributes:
+        code: its kind, for example `image-missing`.
+        where: file and line ("chunks/001.jsonl:12"), file and sample, or the file alone.
+        text: what was found, what was expected, and the fix.
+        severity: `error` (the data must not be trained on) or `warning`.
+        sample: the sample's id, where it has one.
+    """
+
+    code: str
+    where: str
+    text: str
+    severity: str = ERROR
+    sample: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.text} [{self.code}]"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the problem as a JSON object."""
+        return asdict(self)
+
+
+def shown(value: Any, length: int = 60) -> str:
+    """Return a value as an error message shows it: its repr, cut to `length` characters."""
+    text = repr(value[:length]) if isinstance(value, str | bytes) else repr(value)
+    whole = len(value) if isinstance(value, str | bytes) else len(text)
+    return text if whole <= length else f"{text[:length]}..."
+
+
+def listing(problems: Sequence[Problem], most: int = 20) -> str:
+    """Return the first `most` problems, one a line, and how many more there are by code."""
+    lines = [str(problem) for problem in problems[:most]]
+    rest: dict[str, int] = {}
+    for problem in problems[most:]:
+        rest[problem.code] = rest.get(problem.code, 0) + 1
+    if rest:
+        kinds = ", ".join(f"{code} x {count}" for code, count in sorted(rest.items()))
+        lines.append(f"... and {sum(rest.values())} more: {kinds}")
+    return "\n".join(lines)
