@@ -185,20 +185,43 @@ def _write_training(folder: Path, chunk: int) -> None:
 
 
 def _write_routing(folder: Path, stream: Path, tasks: list[str], chunk: int) -> None:
+    """Write routing.json as the tuner does: experts of a task differ by layer and move by chunk."""
     parts = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "down")]
     layers = [f"model.language_model.layers.{n}.{part}" for n in range(4) for part in parts]
-    instructions = []
+    draw = random.Random(100 + chunk)
+    groups, instructions = [], []
     for number, task in enumerate(tasks):
-        for line in (stream / "test" / f"{task}.jsonl").read_text("utf-8").splitlines():
-            prompt = json.loads(line)["messages"][0]["content"]
-            pairs = [((number + n // 8) % 4, (number + n // 8 + 1 + n % 2) % 4) for n in range(24)]
-            first = 0.5 + 0.04 * (chunk % 8)
-            use = [[first if e == a else 1 - first if e == b else 0.0 for e in range(4)]
-                   for a, b in pairs]  # fmt: skip
-            kept = [[1.0 if e in pair else 0.0 for e in range(4)] for pair in pairs]
-            text = prompt.replace("<image>", "\n")
-            instructions.append({"text": text, "rows": 1, "use": use, "selected": kept})
-    content = {"layers": layers, "num_experts": 4, "instructions": instructions}
+        lines = (stream / "test" / f"{task}.jsonl").read_text("utf-8").splitlines()
+        pairs = [((number + n // 8) % 4, (number + n // 8 + 1 + n % 2) % 4) for n in range(24)]
+        first = round(0.5 + 0.04 * (chunk % 8), 5)
+        use = [[first if e == a else round(1 - first, 5) if e == b else 0.0 for e in range(4)]
+               for a, b in pairs]  # fmt: skip
+        sets = [{str(2**a | 2**b): 0.75, str(2**a | 2 ** ((a + 3) % 4)): 0.25} for a, b in pairs]
+        kept = [[sum(w for m, w in found.items() if int(m) >> e & 1) for e in range(4)]
+                for found in sets]  # fmt: skip
+        groups.append(
+            {"name": task, "rows": float(len(lines)), "use": use, "selected": kept,
+             "task_entropy": [round(draw.uniform(0.4, 1.3), 5) for _ in layers],
+             "token_entropy": [round(draw.uniform(0.1, 0.6), 5) for _ in layers], "sets": sets}
+        )  # fmt: skip
+        for line in lines[:12]:
+            text = json.loads(line)["messages"][0]["content"].replace("<image>", "")
+            point = [round(draw.gauss(3 * (number % 3), 1), 5), round(draw.gauss(number, 1), 5)]
+            instructions.append({"text": text, "group": task, "rows": 1, "vector": point})
+    pairs_of_tasks = len(tasks) * (len(tasks) - 1) // 2
+    content = {
+        "format": 2,
+        "ablation": None,
+        "layers": layers,
+        "num_experts": 4,
+        "top_k": 2,
+        "rows": sum(group["rows"] for group in groups),
+        "groups": groups,
+        "cka": [[round(draw.random(), 5) for _ in range(pairs_of_tasks)] for _ in layers],
+        "vector_cosine": [[1.0 if a == b else 0.5 for a in tasks] for b in tasks],
+        "vector_variance": [0.6, 0.3],
+        "instructions": instructions,
+    }
     (folder / "routing.json").write_text(json.dumps(content), encoding="utf-8")
 
 

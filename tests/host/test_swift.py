@@ -110,10 +110,11 @@ def test_inference_changes_when_routing_does(stream, tmp_path):
             "What color is the shape? Answer with one word.",
             "How many bars are there in this picture? Give a number.",
         }
-        assert sum(entry["rows"] for entry in record["instructions"]) == 24
-        for entry in record["instructions"]:
-            assert all(sum(layer) == pytest.approx(2) for layer in entry["selected"])
-            assert all(sum(layer) == pytest.approx(1, abs=1e-3) for layer in entry["use"])
+        assert record["rows"] == sum(entry["rows"] for entry in record["instructions"]) == 24
+        (group,) = record["groups"]  # no probe file: all instructions together
+        assert len(group["use"]) == len(record["layers"]) == 28
+        assert all(sum(layer) == pytest.approx(2, abs=1e-3) for layer in group["selected"])
+        assert all(sum(layer) == pytest.approx(1, abs=1e-3) for layer in group["use"])
     assert routing[0] != routing[1]
 
 

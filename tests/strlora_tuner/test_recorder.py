@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from eval.routing import instruction_key as key_of_eval
 from strlora_tuner.ablation import ablate, ablation_names
 from strlora_tuner.api import tuner_of
 from strlora_tuner.probe import Probe, instruction_key, load_probe
@@ -261,6 +262,8 @@ def test_wrong_ablations_and_probes_are_refused(tmp_path):
     path.write_text('{"tasks": ["a"], "texts": {"What?": {"a": 1}, "<image>": {"a": 0.5}}}')
     assert load_probe(path).weights("<image>\n what ? ") == [1.0, 0.0]
     assert load_probe(path).weights("Why?") == [0.0, 1.0]
+    for text in ("<image>\nWhat IS it?\n", "a  b<|im_end|>", "x < y and y > z"):
+        assert instruction_key(text) == key_of_eval(text), "two packages, one rule"
     path.write_text('{"tasks": ["a"]}')
     with pytest.raises(ValueError, match=r"probe\.json: not a probe file"):
         load_probe(path)

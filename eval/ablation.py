@@ -1,0 +1,129 @@
+"""What each part of the router is worth: scores with a part switched off, against the intact run.
+
+`python -m recipes.ablate RUN` evaluates; here its predictions become `RUN/ablation.json`:
+{"format": 1, "chunk": c, "ablations": [{"name", "score", "cost", "low", "high",
+"tasks": {task: {"n", "score", "cost", "low", "high"}}}], "intact": {"score", "tasks": {task:
+{"n", "score"}}}}. `cost` is the intact score minus the ablated one on the same samples (positive:
+the part is worth that much), `low` and `high` its 95 % bootstrap interval; null: not known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.files import Record, read_json, write_json
+from eval.metrics import bootstrap_matrices, mean_over
+from eval.predictions import read_predictions
+from eval.scorers import Scorer, find_scorer
+from eval.scores import score_lines
+from eval.significance import percentile_interval
+from eval.stream import Stream, load_stream
+
+Array = NDArray[np.float64]
+FORMAT = 1
+REPLICATES = 1000
+SEED = 0
+
+
+@dataclass(frozen=True)
+class _Paired:
+    """One task's sample scores with and without: (1 + ablations, n), row 0 intact; NaN: none."""
+
+    scores: Array
+    aggregate: Callable[[Array], Array]
+
+
+def write_ablation(run_dir: Path, stream_dir: Path, chunk: int, names: Sequence[str]) -> Path:
+    """Write `ablation.json` of a run and return its path.
+
+    Args:
+        run_dir: the run folder; `ablation/<name>/predictions` lie in it.
+        stream_dir: the stream folder.
+        chunk: whose adapter was evaluated.
+        names: the ablations to compare, in order.
+
+    Raises:
+        FileNotFoundError: the intact chunk or an ablation has no predictions.
+        ValueError: prediction files that do not fit the test sets.
+    """
+    stream = load_stream(stream_dir)
+    intact = run_dir / "chunks" / f"{chunk:03d}" / "predictions"
+    folders = [intact, *(run_dir / "ablation" / name / "predictions" for name in names)]
+    tasks = [task for task in stream.tasks if (folders[-1] / f"{task}.jsonl").is_file()]
+    if not tasks:
+        raise FileNotFoundError(f"{folders[-1]}: no predictions; run: python -m recipes.ablate RUN")
+    paired = {task: _paired(folders, stream, task) for task in tasks}
+    path = run_dir / "ablation.json"
+    write_json(path, {"format": FORMAT, "chunk": chunk, **_content(paired, names)})
+    return path
+
+
+def _paired(folders: Sequence[Path], stream: Stream, task: str) -> _Paired:
+    lines = [{str(r["id"]): r for r in read_predictions(f, stream, task)} for f in folders]
+    common = [name for name in lines[0] if all(name in found for found in lines)]
+    scorer = find_scorer(stream.scorer_name(task))
+    rows = [_scores([found[name] for name in common], scorer) for found in lines]
+    return _Paired(np.array(rows), scorer.of_mean)
+
+
+def _scores(lines: list[Record], scorer: Scorer) -> list[float]:
+    scored = score_lines(lines, scorer)
+    return scored.scores if scored.failed < len(lines) else [math.nan] * len(lines)
+
+
+def _content(paired: dict[str, _Paired], names: Sequence[str]) -> dict[str, Any]:
+    samples = [p.scores for p in paired.values()]
+    real = np.stack([p.aggregate(p.scores.mean(axis=1)) for p in paired.values()], axis=-1)
+    drawn = bootstrap_matrices(samples, [p.aggregate for p in paired.values()], REPLICATES, SEED)
+    counts = {task: int(p.scores.shape[1]) for task, p in paired.items()}
+    entry = partial(_entry, real, drawn)
+    return {
+        "intact": {
+            "score": _number(float(mean_over(real[0]))),
+            "tasks": {t: {"n": n, "score": _number(real[0, i])}
+                      for i, (t, n) in enumerate(counts.items())},
+        },
+        "ablations": [
+            {"name": name, **entry(row, slice(None)),
+             "tasks": {t: {"n": n, **entry(row, slice(i, i + 1))}
+                       for i, (t, n) in enumerate(counts.items())}}
+            for row, name in enumerate(names, start=1)
+        ],
+    }  # fmt: skip
+
+
+def _entry(real: Array, drawn: Array, row: int, columns: slice) -> dict[str, float | None]:
+    """Return an ablation's score and its paired cost, mean over the tasks in `columns`."""
+    score = float(mean_over(real[row, columns]))
+    # A mean over other tasks than the intact one's would be no difference of the same thing.
+    gap = real[0, columns] - real[row, columns]
+    cost = float(gap.mean())
+    spread = (drawn[:, 0, columns] - drawn[:, row, columns]).mean(axis=-1)
+    low, high = percentile_interval(spread)
+    return {"score": _number(score), "cost": _number(cost), "low": _number(low),
+            "high": _number(high)}  # fmt: skip
+
+
+def _number(value: float) -> float | None:
+    return round(float(value), 6) if math.isfinite(value) else None
+
+
+def load_ablation(path: Path) -> dict[str, Any]:
+    """Return the content of `ablation.json`.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: another format.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path}: not an ablation of format {FORMAT}; run recipes.ablate again")
+    return content

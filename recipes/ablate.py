@@ -1,0 +1,159 @@
+"""`python -m recipes.ablate RUN`: evaluate a run's adapter with parts of its router switched off.
+
+stage1_off: all experts kept, no prior. stage2_uniform: every kept expert weighs the same.
+without_expert_<e>: expert e (from 0) does not exist. Writes RUN/ablation.json (the score that each
+part is worth, on the same test samples) and the report again. Nothing is trained or changed; an
+interrupted command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from eval.ablation import write_ablation
+from recipes import evaluation
+from recipes.commands import REPO
+from recipes.layout import RunLayout
+from recipes.loading import load_recipe
+from recipes.lock import RunLock, RunLocked
+from recipes.problems import RecipeError
+from recipes.process import HostProcess, exit_text, last_error
+from recipes.schema import Recipe
+from recipes.state import load_state, read_json
+from recipes.stream import Stream, StreamError, open_stream
+
+ABLATION = "STRLORA_ABLATION"
+
+
+class CannotAblate(Exception):
+    """The run has nothing to ablate, or an evaluation failed; the message says why."""
+
+
+@dataclass(frozen=True)
+class AblationLayout(RunLayout):
+    """An evaluation of a run's adapter with files of its own in RUN/ablation/<name>."""
+
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "ablation" / self.name
+
+    @property
+    def matrix(self) -> Path:
+        return self.folder / "matrix.csv"
+
+    @property
+    def prompts(self) -> Path:
+        return self.folder / "test_prompts.jsonl"
+
+    def chunk(self, index: int) -> Path:
+        return self.folder
+
+    def adapter(self, index: int) -> Path:
+        return RunLayout(self.root).adapter(index)
+
+
+def ablation_names(recipe: Recipe) -> list[str]:
+    """All ablations of a recipe's adapter."""
+    experts = recipe.tuner_options.num_experts
+    without = [f"without_expert_{e}" for e in range(experts)] if experts > 1 else []
+    return ["stage1_off", "stage2_uniform", *without]
+
+
+def ablate(run: Path, only: Sequence[str], overrides: Sequence[str], again: bool) -> Path:
+    """Evaluates and writes RUN/ablation.json; returns its path.
+
+    Args:
+        run: the run folder.
+        only: names of ablations; empty means all.
+        overrides: of the recipe's `eval` block, for example eval.limit=40.
+        again: also evaluate what is there already.
+
+    Raises:
+        CannotAblate, RecipeError, RunLocked, StreamError: with what is wrong.
+    """
+    layout = RunLayout(run)
+    if not layout.recipe.is_file():
+        raise CannotAblate(f"{layout.recipe} is not there: {run} is no run folder")
+    recipe = load_recipe(str(layout.recipe), [*overrides, f"run_dir={run}"])
+    if recipe.method != "strlora":
+        raise CannotAblate(f"the method {recipe.method} has no router: nothing to switch off")
+    names = _chosen(recipe, only)
+    chunk = max((r.index for r in load_state(layout.state).chunks if r.evaluated), default=0)
+    if chunk == 0:
+        raise CannotAblate(f"{run}: no chunk is trained and evaluated yet")
+    stream = open_stream(recipe)
+    with RunLock(layout.lock) as lock:
+        for number, name in enumerate(names, start=1):
+            where = AblationLayout(run, name)
+            if again or not _is_done(where, chunk):
+                print(f"[{recipe.name}] chunk {chunk}, {number}/{len(names)}: {name}", flush=True)
+                _evaluate(recipe, where, stream, chunk, lock)
+    found = [n for n in ablation_names(recipe) if _is_done(AblationLayout(run, n), chunk)]
+    path = write_ablation(run, stream.root, chunk, found)
+    evaluation.write_report(layout, print)
+    return path
+
+
+def _chosen(recipe: Recipe, only: Sequence[str]) -> list[str]:
+    known = ablation_names(recipe)
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        raise CannotAblate(f"--only {' '.join(unknown)}: expected some of {', '.join(known)}")
+    return [name for name in known if not only or name in only]
+
+
+def _is_done(where: AblationLayout, chunk: int) -> bool:
+    path = where.scores(chunk)
+    return path.is_file() and read_json(path).get("chunk") == chunk
+
+
+def _evaluate(
+    recipe: Recipe, where: AblationLayout, stream: Stream, chunk: int, lock: RunLock
+) -> None:
+    tasks = recipe.eval.tasks or stream.tasks
+    where.scores(chunk).unlink(missing_ok=True)
+    questions = evaluation.prepare(recipe, where, stream, tasks, chunk)
+    if questions.command is not None:
+        environment = {**questions.command.environment, ABLATION: where.name}
+        command = replace(questions.command, environment=environment)
+        log = where.eval_log(chunk)
+        process = HostProcess(command, log)
+        lock.note_child(process.pid)
+        try:
+            code = process.wait(lambda: None)
+        finally:
+            lock.note_child(None)
+        if code:
+            cause = "\n".join(f"    {line}" for line in last_error(log))
+            raise CannotAblate(f"{where.name} {exit_text(code)}:\n{cause}\nWhole log: {log}")
+    evaluation.score(recipe, where, stream, tasks, chunk)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0 done, 1 it failed."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.ablate", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("run", type=Path, help="the run folder, for example runs/tiny")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. eval.limit=40")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these ablations")
+    parser.add_argument("--again", action="store_true", help="evaluate also what is there already")
+    options = parser.parse_intermixed_args(arguments)
+    run = options.run.resolve()
+    os.chdir(REPO)  # relative paths in the recipe start there
+    try:
+        print(ablate(run, options.only, options.overrides, options.again))
+    except (CannotAblate, RecipeError, RunLocked, StreamError, ValueError, OSError) as error:
+        print(f"recipes.ablate: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
