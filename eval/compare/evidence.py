@@ -104,12 +104,18 @@ def _paired(found: Comparable, first: Method, second: Method) -> dict[str, tuple
         # Another stream: only what a run ends with can be compared.
         one, other = [_ends(samples) for samples in one], [_ends(samples) for samples in other]
         keys = {LAST, *(f"{LAST}/{task}" for task in found.tasks)}
+    one, other = _both_known(one, other), _both_known(other, one)
     p_values = _permuted(found, one, other, order)
     for task, before, after in zip(found.tasks, one, other, strict=True):
         exact = _mcnemar(before, after)
         if exact is not None:
             p_values[f"{LAST}/{task}"] = ("mcnemar", exact)
     return {key: p for key, p in p_values.items() if keys is None or key in keys}
+
+
+def _both_known(ours: Sequence[Array], theirs: Sequence[Array]) -> list[Array]:
+    """Return our sample scores without what the other method lacks."""
+    return [np.where(np.isfinite(b), a, np.nan) for a, b in zip(ours, theirs, strict=True)]
 
 
 def _rows(method: Method) -> list[bool]:

@@ -87,7 +87,7 @@ def load_methods(folders: Sequence[Path]) -> Comparable:
     gaps = [Gap(f"{run.root.name}: {gap.what}", gap.why) for run in runs for gap in run.gaps]
     tasks = _common_tasks(runs, gaps)
     rows = _common_rows(runs, gaps)
-    entries = [_entry(run, tasks, rows[_stream_of(run)]) for run in runs]
+    entries = [_entry(run, tasks, rows[_stream_of(run)], gaps) for run in runs]
     methods = [Method(name, group) for name, group in _grouped(entries)]
     return Comparable(methods, tasks, [_aggregate(runs, task) for task in tasks], gaps)
 
@@ -167,10 +167,14 @@ def _common_rows(runs: Sequence[RunData], gaps: list[Gap]) -> dict[str, list[int
     return {stream: sorted(found) for stream, found in rows.items()}
 
 
-def _entry(run: RunData, tasks: Sequence[str], rows: Sequence[int]) -> Entry:
+def _entry(run: RunData, tasks: Sequence[str], rows: Sequence[int], gaps: list[Gap]) -> Entry:
     columns = [run.tasks.index(task) for task in tasks]
     values = np.full((rows[-1] + 1, len(tasks)), np.nan)
     values[list(rows)] = run.matrix.values[np.ix_(rows, columns)]
+    for row in rows:
+        for task in (t for i, t in enumerate(tasks) if np.isnan(values[row, i])):
+            why = "not measured; the run's means are over the other tasks"
+            gaps.append(Gap(f"{run.root.name}: {task} after chunk {row}", why))
     first = run.first_seen()
     samples = [_samples(run, task, rows) for task in tasks]
     return Entry(run, values, samples, [first[column] for column in columns])

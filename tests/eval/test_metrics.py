@@ -134,6 +134,28 @@ def test_growing_scores_are_never_forgotten(a: np.ndarray) -> None:
     assert metrics.forgetting(growing[[0, 4, 3, 2, 1]]) >= 0
 
 
+@settings(max_examples=60, deadline=None)
+@given(a=MATRICES, data=st.data())
+def test_the_table_of_scores_is_made_of_the_functions(a: np.ndarray, data: st.DataObject) -> None:
+    chunk = st.one_of(st.none(), st.integers(1, 7))
+    first = data.draw(st.lists(chunk, min_size=a.shape[1], max_size=a.shape[1]))
+    slow = _slow(a, first)
+    names = {"backward": "backward_transfer", "forward": "forward_transfer"}
+    for score in metrics.STREAM_SCORES:
+        by_task = score.by_task(a, first)
+        assert by_task.shape == (a.shape[1],)
+        expected = slow[names.get(score.key, score.key)]
+        assert float(score.mean(a, first)) == pytest.approx(expected, nan_ok=True, abs=1e-12)
+        if np.isfinite(a).all() or score.key != "average":
+            mean = metrics.mean_over(by_task)
+            assert float(mean) == pytest.approx(expected, nan_ok=True, abs=1e-12)
+
+
+def test_learning_curve() -> None:
+    np.testing.assert_allclose(metrics.learning_curve(A), [0.15, 0.6, 0.7, 0.675])
+    assert math.isnan(metrics.learning_curve(np.full((2, 2), NAN))[1])
+
+
 def test_leading_axes_are_carried_through() -> None:
     stack = np.stack([A, A[:, ::-1], A + 0.05])
     for f in (metrics.last, metrics.average, metrics.forgetting, metrics.plasticity):

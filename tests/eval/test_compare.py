@@ -1,0 +1,359 @@
+"""eval.compare: every number recomputed from the files, marks that hold, and bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.compare import compare, tables
+from eval.compare.__main__ import main
+from eval.files import read_json, read_jsonl, write_json, write_jsonl
+from eval.matrix import append_scores
+from eval.predictions import split_results
+from eval.scores import score_chunk
+from tests.eval.make_run import host_results, make_stream
+
+TASKS = ["VQAv2", "OCRVQA"]
+CHUNKS = 3
+KEYS = ["last", "average", "forgetting", "backward", "forward", "plasticity"]
+
+
+def write_run(
+    root: Path, stream: Path, skills: list[float], method: str = "strlora", seed: int = 0,
+    tasks: list[str] | None = None, **manifest: Any,
+) -> Path:  # fmt: skip
+    """Write a run: base model and one chunk a skill, each answered right with that probability."""
+    names = tasks or TASKS
+    for chunk, skill in enumerate([0.05, *skills]):
+        folder = root / "chunks" / f"{chunk:03d}"
+        answers = host_results(stream, names, dict.fromkeys(names, skill), 1000 * seed + chunk)
+        write_jsonl(folder / "answers.jsonl", answers)
+        split_results(folder / "answers.jsonl", stream, folder / "predictions", names)
+        scores = score_chunk(folder / "predictions", stream)
+        append_scores(root / "matrix.csv", chunk, scores)
+    planned = manifest.pop("planned", len(skills))
+    content = {
+        "name": root.name,
+        "seed": seed,
+        "recipe": {"method": method, "seed": seed, "data": {"stream": str(stream)}},
+        "data": {"stream": str(stream), "sha256": "1" * 64, "chunks": ["2" * 64] * planned},
+    }
+    write_json(root / "manifest.json", content | manifest)
+    write_json(root / "state.json", {"done": len(skills), "finished": planned == len(skills)})
+    (root / "recipe.yaml").write_text("name: x\n", "utf-8")
+    return root
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Path:
+    return make_stream(tmp_path / "stream", TASKS, chunks=CHUNKS, tests=60)
+
+
+@pytest.fixture
+def good(tmp_path: Path, stream: Path) -> Path:
+    return write_run(tmp_path / "good", stream, [0.5, 0.9, 0.9])
+
+
+@pytest.fixture
+def poor(tmp_path: Path, stream: Path) -> Path:
+    return write_run(tmp_path / "poor", stream, [0.5, 0.6, 0.3], "lora", seed=1)
+
+
+def recomputed(run: Path, stream: Path) -> dict[str, float]:
+    """The scores over the stream from the prediction files alone, in plain loops."""
+    a: list[dict[str, float]] = []
+    for chunk in range(CHUNKS + 1):
+        row = {}
+        for task in TASKS:
+            lines = read_jsonl(run / "chunks" / f"{chunk:03d}" / "predictions" / f"{task}.jsonl")
+            right = [line["prediction"].lower() == line["gold"].lower() for line in lines]
+            row[task] = sum(right) / len(right)
+        a.append(row)
+    first = {}
+    for chunk in json.loads((stream / "stream.json").read_text("utf-8"))["chunks"]:
+        for task in chunk["tasks"]:
+            first.setdefault(task, chunk["index"])
+    mean = lambda values: sum(values) / len(values)  # noqa: E731
+    end = a[CHUNKS]
+    return {
+        "last": mean(end.values()),
+        "average": mean([mean(a[c].values()) for c in range(1, CHUNKS + 1)]),
+        "forgetting": mean([max(a[c][t] for c in range(1, CHUNKS)) - end[t] for t in TASKS]),
+        "backward": mean([end[t] - a[first[t]][t] for t in TASKS]),
+        "forward": mean([a[first[t] - 1][t] - a[0][t] for t in TASKS]),
+        "plasticity": mean([max(a[c][t] for c in range(1, CHUNKS + 1)) - a[0][t] for t in TASKS]),
+    } | {f"last/{t}": end[t] for t in TASKS}
+
+
+def test_every_number_comes_from_the_files(good: Path, poor: Path, stream: Path) -> None:
+    found = compare([good, poor])
+    assert found.gaps == []
+    assert found.names == ["strlora", "lora"]  # the base models differ: no row for them
+    for name, run in (("strlora", good), ("lora", poor)):
+        for key, value in recomputed(run, stream).items():
+            cell = found.cell(name, key)
+            assert cell.value == pytest.approx(value, abs=1e-6), key
+            assert cell.interval.low <= cell.value <= cell.interval.high
+    rows = list(csv.DictReader(tables.as_csv(found).splitlines()))
+    written = {(r["method"], r["column"]): r for r in rows}
+    for (name, key), row in written.items():
+        cell = found.cell(name, key)
+        assert row["value"] == ("" if math.isnan(cell.value) else repr(cell.value))
+        assert int(row["best"]) == cell.best
+
+
+def test_only_a_lead_that_holds_is_marked(
+    good: Path, poor: Path, tmp_path: Path, stream: Path
+) -> None:
+    found = compare([good, poor])
+    assert found.cell("strlora", "last").best
+    assert not found.cell("lora", "last").best
+    assert found.cell("strlora", "forgetting").best
+    assert {t.kind for t in found.tests if t.column.startswith("last/")} == {"mcnemar"}
+    assert all(t.leader == "strlora" for t in found.tests if t.column.startswith("last"))
+    # The same skill, other answers: somebody leads, nobody is marked.
+    twin = write_run(tmp_path / "twin", stream, [0.5, 0.9, 0.9], "er", seed=2)
+    close = compare([good, twin])
+    leads = {t.difference for t in close.tests if t.column == "last"}
+    assert leads
+    assert not any(
+        close.cell(name, key).best for name in close.names for key in ("last", "average")
+    )
+    # With a third method the lead over the second is what counts.
+    three = compare([good, twin, poor])
+    assert not any(three.cell(name, "last").best for name in three.names)
+    assert len([t for t in three.tests if t.column == "last"]) == 2
+
+
+def test_a_method_never_beats_its_own_copy(good: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(good, copy)
+    manifest = read_json(copy / "manifest.json")
+    manifest["recipe"]["method"] = "lora"
+    write_json(copy / "manifest.json", manifest)
+    found = compare([good, copy])
+    assert found.names == ["base model", "strlora", "lora"]
+    assert found.cell("base model", "last").value == pytest.approx(
+        np.mean([found.cell("base model", f"last/{t}").value for t in TASKS])
+    )
+    assert {test.adjusted for test in found.tests} == {1.0}
+    assert {test.difference for test in found.tests} == {0.0}
+
+
+def test_seeds_are_one_method(tmp_path: Path, stream: Path) -> None:
+    runs = [write_run(tmp_path / f"s{n}", stream, [0.5, 0.9, 0.9], seed=n) for n in range(3)]
+    runs += [write_run(tmp_path / f"l{n}", stream, [0.5, 0.6, 0.3], "lora", n) for n in range(3)]
+    found = compare(runs)
+    assert found.seeds == {"strlora": [0, 1, 2], "lora": [0, 1, 2]}
+    values = [recomputed(run, stream)["last"] for run in runs[:3]]
+    cell = found.cell("strlora", "last")
+    assert cell.value == pytest.approx(np.mean(values), abs=1e-6)
+    half = 4.302653 * np.std(values, ddof=1) / math.sqrt(3)
+    assert cell.interval.half_width == pytest.approx(half, rel=1e-4)
+    assert (cell.seeds, cell.best) == (3, True)
+    assert {test.kind for test in found.tests if test.column == "last"} == {"seeds"}
+    # One seed against three: the same test samples still pair them.
+    mixed = compare([runs[0], *runs[3:]])
+    assert {test.kind for test in mixed.tests if test.column == "last"} == {"samples"}
+    assert "over seeds (t) where a method has several" in tables.text(mixed)
+    shutil.copytree(runs[0], tmp_path / "again")
+    with pytest.raises(ValueError, match="the same recipe and seed"):
+        compare([*runs, tmp_path / "again"])
+
+
+def test_two_recipes_of_one_method_are_told_apart(good: Path, tmp_path: Path, stream: Path) -> None:
+    recipe = {"method": "strlora", "seed": 0, "tuner": {"preset": "released"}}
+    other = write_run(tmp_path / "other", stream, [0.5, 0.6, 0.3], recipe=recipe)
+    manifest = read_json(good / "manifest.json")
+    manifest["recipe"] = recipe | {"tuner": {"preset": "paper"}}
+    write_json(good / "manifest.json", manifest)
+    found = compare([good, other])
+    assert found.names[-2:] == ["strlora tuner.preset=paper", "strlora tuner.preset=released"]
+
+
+def test_a_run_still_going_on_is_compared_where_all_stand(
+    good: Path, tmp_path: Path, stream: Path
+) -> None:
+    short = write_run(tmp_path / "short", stream, [0.5, 0.6], "lora", planned=3)
+    found = compare([good, short])
+    why = {gap.what: gap.why for gap in found.gaps}
+    assert "after chunk 2, the last that all runs have" in why["good: chunks after 2"]
+    assert "still going on; chunk 2 so far" in why["short"]
+    end = read_jsonl(good / "chunks" / "002" / "predictions" / "VQAv2.jsonl")
+    right = np.mean([line["prediction"] == line["gold"] for line in end])
+    assert found.cell("strlora", "last/VQAv2").value == pytest.approx(right, abs=1e-6)
+    assert "still going on" in tables.text(found)
+
+
+def test_another_stream_is_compared_by_its_last_score(
+    good: Path, tmp_path: Path, stream: Path
+) -> None:
+    data = {"stream": str(stream), "sha256": "9" * 64, "chunks": ["2" * 64]}
+    joint = write_run(tmp_path / "joint", stream, [0.95], "joint", data=data)
+    found = compare([good, joint])
+    assert "last scores only" in {gap.what: gap.why for gap in found.gaps}["Streams"]
+    assert found.cell("strlora", "last").value == pytest.approx(
+        recomputed(good, stream)["last"], abs=1e-6
+    )
+    assert math.isnan(found.cell("joint", "forgetting").value)
+    tested = {t.column.split("/")[0] for t in found.tests if math.isfinite(t.p)}
+    assert tested == {"last"}
+
+
+def test_costs(good: Path, poor: Path) -> None:
+    for run, speed, trainable in ((good, 0.3, "0.5711"), (poor, 0.2, "0.2867")):
+        adapter = run / "chunks" / "003" / "adapter"
+        adapter.mkdir()
+        header = json.dumps({"w": {"dtype": "F32", "shape": [30, 50], "data_offsets": [0, 0]}})
+        content = struct.pack("<Q", len(header)) + header.encode()
+        (adapter / "adapter_model.safetensors").write_bytes(content)
+        for chunk, steps in ((1, 10), (2, 30)):
+            begin = {"train_speed(s/it)": 9.9, "global_step/max_steps": "1/9", "memory(GiB)": 1.5}
+            end = {"train_speed(s/it)": speed * chunk, "global_step/max_steps": f"{steps}/{steps}"}
+            write_jsonl(run / "chunks" / f"00{chunk}" / "train_metrics.jsonl", [begin, end])
+        line = f"[INFO] model_parameter_info: P: 5.9M Params ({trainable}M Trainable [4.8%]), 0.1M"
+        (run / "chunks" / "001" / "train.log").write_text(f"x\n{line} Buffers.\n", "utf-8")
+    found = compare([good, poor])
+    costs = ("trainable", "stored", "seconds_a_step", "to_lora", "memory")
+    ours = [found.cell("strlora", key).value for key in costs]
+    # (0.3 x 10 + 0.6 x 30) / 40 seconds a step; LoRA takes two thirds of that.
+    assert ours == pytest.approx([0.5711, 0.0015, 0.525, 1.5, 1.5])
+    assert "Step time to LoRA [x]" in tables.text(found)
+    (good / "chunks" / "003" / "adapter" / "adapter_model.safetensors").write_bytes(b"\xff" * 9)
+    assert math.isnan(compare([good, poor]).cell("strlora", "stored").value)
+
+
+def test_files_and_marks(good: Path, poor: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    assert main([str(good), str(poor), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "strlora" in printed
+    assert " *" in printed
+    names = ["compare.csv", "compare.md", "compare.tex", "tests.csv"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    text = (out / "compare.md").read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in rows[:3]}) == 1
+    assert "**" in text
+    latex = (out / "compare.tex").read_text("utf-8")
+    assert "\\mathbf{" in latex
+    assert "Last [\\%]" in latex
+    assert latex.count("\\toprule") == latex.count("\\end{tabular}") == 2
+    assert tables.escape("a_b & 5 %") == "a\\_b \\& 5 \\%"
+    tests = list(csv.DictReader((out / "tests.csv").open(encoding="utf-8")))
+    assert {row["leader"] for row in tests} <= {"strlora", "lora"}
+
+
+def _drop_predictions(run: Path) -> None:
+    shutil.rmtree(run / "chunks" / "002" / "predictions")
+
+
+def _double_an_id(run: Path) -> None:
+    path = run / "chunks" / "003" / "predictions" / "VQAv2.jsonl"
+    lines = read_jsonl(path)
+    write_jsonl(path, [*lines, lines[0]])
+
+
+def _tear_predictions(run: Path) -> None:
+    path = run / "chunks" / "003" / "predictions" / "VQAv2.jsonl"
+    path.write_text(path.read_text("utf-8")[:-20], "utf-8")
+
+
+def _lose_a_score(run: Path) -> None:
+    """What is written when no sample of a task got an answer: no number."""
+    path = run / "matrix.csv"
+    rows = [",nan,".join(row.rsplit(",", 2)[::2]) if row.startswith("3,VQAv2") else row
+            for row in path.read_text("utf-8").splitlines()]  # fmt: skip
+    path.write_text("\n".join(rows) + "\n", "utf-8")
+    _fail_answers(run)
+
+
+def _lose_manifest(run: Path) -> None:
+    (run / "manifest.json").unlink()
+
+
+def _tear_manifest(run: Path) -> None:
+    (run / "manifest.json").write_text("{", "utf-8")
+
+
+def _fail_answers(run: Path) -> None:
+    path = run / "chunks" / "003" / "predictions" / "VQAv2.jsonl"
+    lines = [line | {"prediction": None, "error": "no memory"} for line in read_jsonl(path)]
+    write_jsonl(path, lines)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_drop_predictions, "002"),
+        (_double_an_id, "stands there twice"),
+        (_tear_predictions, "not JSON"),
+        (_lose_manifest, "manifest.json"),
+        (_tear_manifest, "not JSON"),
+        (_fail_answers, "prediction file gives nan"),
+        (_lose_a_score, "means are over the other tasks"),
+    ],
+)
+def test_damage_becomes_a_marked_gap(
+    good: Path, poor: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    damage(poor)
+    found = compare([good, poor])
+    assert any(words in gap.why for gap in found.gaps), found.gaps
+    assert all(gap.what.startswith(("poor", "Streams")) for gap in found.gaps)
+    shown = tables.text(found)
+    assert "poor: " in shown
+    assert found.cell("strlora", "last").value > 0
+
+
+def test_what_cannot_be_compared_is_told(
+    good: Path, tmp_path: Path, stream: Path, capsys: Any
+) -> None:
+    def message(*runs: Path) -> str:
+        assert main([str(run) for run in runs]) == 2
+        return str(capsys.readouterr().err)
+
+    assert "no such run" in message(good, tmp_path / "none")
+    assert "given twice" in message(good, tmp_path / "good" / ".." / "good")
+    (tmp_path / "empty").mkdir()
+    assert "no score to compare" in message(good, tmp_path / "empty")
+    other = make_stream(tmp_path / "other", ["Fin"], chunks=1)
+    fin = write_run(tmp_path / "fin", other, [0.5], tasks=["Fin"])
+    assert "no task that all runs were tested on" in message(good, fin)
+    (tmp_path / "fin" / "matrix.csv").write_text("chunk,task,score,n\n0,Fin,2.0,9\n", "utf-8")
+    assert "expected chunk >= 0, score 0..1" in message(good, fin)
+
+
+def test_other_tasks_and_other_samples_are_left_out(
+    good: Path, tmp_path: Path, stream: Path
+) -> None:
+    third = make_stream(tmp_path / "third", ["VQAv2", "OCRVQA", "Fin"], chunks=CHUNKS, tests=60)
+    more = write_run(tmp_path / "more", third, [0.5, 0.6, 0.3], "lora",
+                     tasks=["VQAv2", "OCRVQA", "Fin"])  # fmt: skip
+    found = compare([good, more])
+    assert found.tasks == TASKS
+    assert "not evaluated in good" in {gap.what: gap.why for gap in found.gaps}["Task Fin"]
+    fewer = make_stream(tmp_path / "fewer", TASKS, chunks=CHUNKS, tests=60)
+    for line in (lines := read_jsonl(fewer / "test" / "VQAv2.jsonl")):
+        line["id"] += "-b"
+    write_jsonl(fewer / "test" / "VQAv2.jsonl", lines)
+    renamed = write_run(tmp_path / "renamed", fewer, [0.5, 0.6, 0.3], "lora")
+    found = compare([good, renamed])
+    assert found.tasks == ["OCRVQA"]
+    assert "different samples" in {gap.what: gap.why for gap in found.gaps}["Task VQAv2"]
+
+
+def test_a_single_run_is_a_table_without_marks(good: Path) -> None:
+    found = compare([good])
+    assert found.names == ["base model", "strlora"]
+    assert found.tests == []
+    assert not any(cell.best for cell in found.cells.values())
