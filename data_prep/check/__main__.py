@@ -1,0 +1,86 @@
+"""Check a stream before training on it: `python -m data_prep.check data/mine`.
+
+Exit code 0: no errors (warnings are possible). 1: errors were found. 2: nothing to check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from data_prep.check.fix import write_clean
+from data_prep.check.layout import read_layout
+from data_prep.check.lengths import Lengths
+from data_prep.check.report import as_json, as_text
+from data_prep.check.run import Check, Result, Settings
+from data_prep.cli import FAILED, OK, UNUSABLE
+from data_prep.files import write_json
+from data_prep.problems import Refused
+from data_prep.streams import StreamError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    out = argparse.ArgumentParser(prog="python -m data_prep.check", description=__doc__)
+    out.formatter_class = argparse.RawDescriptionHelpFormatter
+    out.add_argument("folder", type=Path, help="a stream folder, or one JSONL file")
+    out.add_argument("--images", type=Path, help="a further folder that images may lie in")
+    out.add_argument("--report", type=Path, help="where the JSON goes (default: FOLDER.check.json)")
+    out.add_argument(
+        "--fix",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        metavar="OUT",
+        help="write a copy without the bad samples (default: FOLDER.clean)",
+    )
+    out.add_argument("--near", action="store_true", help="find images that look alike, too")
+    out.add_argument("--no-decode", action="store_true", help="only look whether images are there")
+    out.add_argument("--model", type=Path, help="folder of the recipe's model: estimates lengths")
+    out.add_argument("--max-length", type=int, default=4096, help="model.max_length of the recipe")
+    out.add_argument("--image-tokens", type=int, help="tokens of an image (default: the model's)")
+    out.add_argument(
+        "--allow", action="append", default=[], metavar="CODE", help="take this error as a warning"
+    )
+    out.add_argument("--strict", action="store_true", help="take warnings as errors")
+    out.add_argument("--show", type=int, default=20, help="problems to print (the JSON has all)")
+    out.add_argument("--workers", type=int, help="processes (default: all cores)")
+    return out
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Check, report, and with --fix write the cleaned copy; return the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        lengths = Lengths(args.model, args.max_length, args.image_tokens) if args.model else None
+        settings = Settings(args.near, not args.no_decode, lengths, tuple(args.allow), args.strict)
+        result = Check(read_layout(args.folder, args.images), settings, args.workers).run()
+        print(as_text(result, args.show))
+        report = args.report or beside(args.folder, ".check.json")
+        write_json(report, as_json(result))
+        print(f"report: {report}")
+        if args.fix is not None:
+            _fix(result, args)
+    except (Refused, StreamError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    return FAILED if result.errors else OK
+
+
+def beside(folder: Path, ending: str) -> Path:
+    """Return the path beside `folder` with `ending` behind its name."""
+    folder = folder.resolve()
+    return folder.with_name(folder.name + ending)
+
+
+def _fix(result: Result, args: argparse.Namespace) -> None:
+    out = args.fix if args.fix != Path() else beside(args.folder, ".clean")
+    count, empty = write_clean(result, out, args.workers)
+    print(f"cleaned copy: {out}, {count} samples left out ({out / 'left_out.jsonl'} says why)")
+    for name in empty:
+        print(f"{name} is not in it: none of its samples was good")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The cleaned copy: a new stream without the samples that have errors; the source stays as is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data_prep.check import GENERATOR, VERSION
+from data_prep.check.layout import DataFile
+from data_prep.check.run import Result
+from data_prep.check.samples import check_sample
+from data_prep.columns import even
+from data_prep.files import sha256_file, write_blocks
+from data_prep.problems import Problem
+from data_prep.progress import Progress
+from data_prep.reading import read_all
+from data_prep.records import encode
+from data_prep.streams import LEFT_OUT, Contents, Made, Part, Plan, StreamError, write_stream
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file of the source, and the lines that are left out of it."""
+
+    root: Path
+    file: DataFile
+    dropped: frozenset[int]
+    uneven: tuple[str, ...]
+
+
+def write_clean(result: Result, out: Path, workers: int | None = None) -> tuple[int, list[str]]:
+    """Write the cleaned copy; return the samples left out and the files that became empty.
+
+    Raises:
+        StreamError: `out` cannot be written, lies inside the source, or no chunk is left.
+    """
+    root = result.layout.root.resolve()
+    if out.resolve().is_relative_to(root) or root.is_relative_to(out.resolve()):
+        raise StreamError(f"--fix {out}: expected a folder beside {root}, not inside or around it")
+    parts, empty = _parts(result)
+    if not any(part.task is None for part in parts):
+        raise StreamError("no chunk has a good sample left; nothing was written")
+    manifest = result.layout.manifest or {}
+    settings = {
+        "of": manifest.get("generator"),
+        "files": {file.name: sha256_file(root / file.name) for file in result.layout.files},
+        "left_out": sorted(f"{name}:{line}" for name, line in result.bad),
+    }
+    generator = {"name": GENERATOR, "version": VERSION, "settings": settings}
+    name = str(manifest.get("name", root.name))
+    contents = partial(_contents, result, parts)
+    write_stream(out, Plan(name, generator, manifest.get("seed", 0), contents, make), workers)
+    return len(result.bad), empty
+
+
+def _parts(result: Result) -> tuple[list[Part], list[str]]:
+    """Return the files of the copy, and the names of those that nothing is left of."""
+    parts, empty = [], []
+    for file in result.layout.files:
+        dropped = frozenset(line for name, line in result.bad if name == file.name)
+        if sum(result.seen[file.name].values()) <= len(dropped):
+            empty.append(file.name)
+            continue
+        uneven = tuple(result.uneven.get(file.name, [])) if file.task is None else ()
+        name = file.name if file.name[:7] in ("chunks/",) or file.task else Path(file.name).name
+        kept = Kept(result.layout.root, file, dropped, uneven)
+        parts.append(Part(name if "/" in name else f"chunks/{name}", kept, file.task))
+    return parts, empty
+
+
+def _contents(result: Result, parts: list[Part], staging: Path) -> Contents:
+    """Copy the images that are still used, and say what the copy holds."""
+    root, manifest = result.layout.root, result.layout.manifest or {}
+    bad, files = result.bad, result.layout.files
+    links = {name: str(Path(to).resolve()) for name, to in manifest.get("links", {}).items()}
+    used = {
+        image
+        for sample in result.samples
+        if (files[sample.file].name, sample.line) not in bad
+        for image in sample.images
+    }
+    copied = sorted(image for image in used if Path(image).parts[0] not in links)
+    progress = Progress("copying", "images")
+    for number, image in enumerate(copied, start=1):
+        _copy(root / image, staging / image)
+        progress(number, len(copied))
+    write_blocks(staging / LEFT_OUT, _left_out(result))
+    tops = {Path(image).parts[0] for image in copied}
+    scorers = {f.task: f.scorer or "exact" for f in files if f.task is not None}
+    return Contents(parts, scorers, links, (LEFT_OUT, *sorted(tops)))
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.exists() and target.stat().st_size == source.stat().st_size:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target.with_name(f".{target.name}"))
+    target.with_name(f".{target.name}").replace(target)
+
+
+def _left_out(result: Result) -> Iterator[bytes]:
+    root = result.layout.root
+    places = {f"{root / name}:{line}" for name, line in result.bad}
+    for problem in result.problems:
+        if problem.where in places:
+            yield encode(_plain(problem))
+
+
+def _plain(problem: Problem) -> dict[str, Any]:
+    return problem.as_json()
+
+
+def make(part: Part, made: Made) -> Iterator[bytes]:
+    """Yield the lines of one file that stay."""
+    kept: Kept = part.source
+    for line, raw in read_all(kept.root / kept.file.name):
+        if line in kept.dropped:
+            continue
+        record = check_sample(raw, kept.file)
+        made.count(str(record.get("task") or part.task or ""))
+        yield encode(even(record, list(kept.uneven)) if kept.uneven else record)

@@ -1,0 +1,215 @@
+"""The whole check: samples, images, relations, lengths, statistics."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+from data_prep.check.layout import Layout, check_counts
+from data_prep.check.lengths import Lengths
+from data_prep.check.pictures import inspect_all
+from data_prep.check.relations import Relations
+from data_prep.check.samples import Job, Sample, Scanned, scan
+from data_prep.columns import Columns
+from data_prep.images import Picture
+from data_prep.parallel import cores, ordered_map
+from data_prep.problems import ERROR, WARNING, Problem, Refused
+from data_prep.progress import Progress
+from data_prep.reading import read_items
+
+BATCH = 500
+FIRST_BLOCK = 10 << 20  # bytes by which `datasets` fixes the columns of a file
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to look at, and what to make of it.
+
+    Attributes:
+        near: compare images by difference hash.
+        decode: decode images; False only looks whether they are there.
+        lengths: estimates tokens; None leaves it out.
+        allow: codes that are warnings even where they would be errors.
+        strict: warnings are errors.
+    """
+
+    near: bool = False
+    decode: bool = True
+    lengths: Lengths | None = None
+    allow: tuple[str, ...] = ()
+    strict: bool = False
+
+
+@dataclass
+class Result:
+    """What a check found.
+
+    Attributes:
+        problems: all findings. bad: (file name, line) of samples with an error.
+        samples: good samples. seen: samples by task in each file, refused ones under "".
+        pictures: by image name. tokens: length of each good sample, if estimated.
+    """
+
+    layout: Layout
+    problems: list[Problem] = field(default_factory=list)
+    bad: set[tuple[str, int]] = field(default_factory=set)
+    samples: list[Sample] = field(default_factory=list)
+    seen: dict[str, Counter[str]] = field(default_factory=dict)
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
+    uneven: dict[str, list[str]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def errors(self) -> list[Problem]:
+        """Return the findings that the data must not be trained with."""
+        return [problem for problem in self.problems if problem.severity == ERROR]
+
+
+class Check:
+    """One check of one folder."""
+
+    def __init__(self, layout: Layout, settings: Settings, workers: int | None = None) -> None:
+        self.layout, self.settings = layout, settings
+        self.workers = workers or cores()
+        self.result = Result(layout)
+
+    def run(self) -> Result:
+        """Check everything; return what was found."""
+        started, result = time.monotonic(), self.result
+        for problem in self.layout.problems:
+            self._note(problem)
+        for number in range(len(self.layout.files)):
+            self._scan_file(number)
+        for problem in check_counts(self.layout, result.seen):
+            self._note(problem)
+        self._look_at_images()
+        self._compare()
+        if self.settings.lengths:
+            self._measure(self.settings.lengths)
+        result.seconds = time.monotonic() - started
+        return result
+
+    def _note(self, problem: Problem, place: tuple[str, int] | None = None) -> None:
+        """Keep a problem; `place` is the file and line of the sample that it makes unusable."""
+        settings = self.settings
+        if problem.code in settings.allow:
+            problem = replace(problem, severity=WARNING)
+        elif settings.strict:
+            problem = replace(problem, severity=ERROR)
+        self.result.problems.append(problem)
+        if place and problem.severity == ERROR:
+            self.result.bad.add(place)
+
+    def _on(self, sample: Sample, code: str, text: str, severity: str = ERROR) -> None:
+        name = self.layout.files[sample.file].name
+        where = f"{self.layout.root / name}:{sample.line}"
+        self._note(Problem(code, where, text, severity, sample.id), (name, sample.line))
+
+    def _scan_file(self, number: int) -> None:
+        file = self.layout.files[number]
+        seen = self.result.seen[file.name] = Counter()
+        columns, progress = Columns(), Progress("samples")
+        try:
+            for scanned in ordered_map(scan, self._jobs(number), self._workers(number)):
+                self._take(scanned, file.name, seen)
+                columns.merge(scanned.columns)
+                progress(len(self.result.samples), None, file.name)
+        except Refused as refused:
+            self._note(refused.at(str(self.layout.root / file.name)))
+        progress.close()
+        self._check_columns(file.name, columns)
+
+    def _workers(self, number: int) -> int:
+        """One process for small files: starting others takes longer than reading."""
+        size = (self.layout.root / self.layout.files[number].name).stat().st_size
+        return self.workers if size > 4 << 20 else 1
+
+    def _jobs(self, number: int) -> Iterator[Job]:
+        file, root = self.layout.files[number], self.layout.root
+        items = read_items(root / file.name)
+        while batch := list(islice(items, BATCH)):
+            yield Job(root, number, file, batch, self.settings.lengths)
+
+    def _take(self, scanned: Scanned, name: str, seen: Counter[str]) -> None:
+        self.result.samples += scanned.samples
+        seen.update(sample.task for sample in scanned.samples)
+        seen[""] += len(scanned.problems)
+        for line, problem in scanned.problems:
+            self._note(problem, (name, line))
+
+    def _check_columns(self, name: str, columns: Columns) -> None:
+        uneven = columns.uneven()
+        if uneven:
+            self.result.uneven[name] = uneven
+        if uneven and (self.layout.root / name).stat().st_size > FIRST_BLOCK:
+            text = (
+                f"the fields {uneven} are not in every sample or not of one type: in a file of "
+                "over 10 MB the host's loader stops at them; make the stream with data_prep.chunk"
+            )
+            self._note(Problem("fields-uneven", str(self.layout.root / name), text))
+
+    def _look_at_images(self) -> None:
+        result, settings = self.result, self.settings
+        names = {image for sample in result.samples for image in sample.images}
+        progress = Progress("images", "images")
+        result.pictures = inspect_all(
+            self.layout.root,
+            self.layout.allowed,
+            names,
+            self.workers,
+            settings.near,
+            settings.decode,
+            progress,
+        )
+        progress.close()
+        warned: set[str] = set()
+        for sample in result.samples:
+            for image in sample.images:
+                self._judge(sample, image, warned)
+        result.samples = [sample for sample in result.samples if sample.good]
+
+    def _judge(self, sample: Sample, image: str, warned: set[str]) -> None:
+        """Put an image's errors on every sample that uses it, its warnings on the first."""
+        picture = self.result.pictures[image]
+        for code, text, severity in picture.findings:
+            if severity == ERROR:
+                sample.good = False
+                self._on(sample, code, text)
+            elif image not in warned:
+                self._on(sample, code, text, severity)
+        warned.add(image)
+        if sample.size and picture.size and sample.size != picture.size:
+            sample.good = False
+            text = f"size says {list(sample.size)}, but {image!r} has {list(picture.size)} pixels"
+            self._on(sample, "box-size", text)
+
+    def _compare(self) -> None:
+        files = self.layout.files
+        tests = {number for number, file in enumerate(files) if file.task is not None}
+        names = [str(self.layout.root / file.name) for file in files]
+        relations = Relations(self.result.samples, tests, self.result.pictures, names)
+        for sample, code, text, severity in relations.all(self.settings.near):
+            self._on(sample, code, text, severity)
+
+    def _measure(self, lengths: Lengths) -> None:
+        for sample in self.result.samples:
+            sizes = (self.result.pictures[image].size for image in sample.images)
+            total = (sample.tokens or 0) + sum(lengths.image_tokens(s) for s in sizes if s)
+            self.result.tokens.append(total)
+            if total > lengths.max_length:
+                text = f"about {total} tokens, the recipe takes {lengths.max_length}; shorten it"
+                self._on(sample, "too-long", text)
+
+
+def check(
+    path: Path, settings: Settings, workers: int | None = None, images: Path | None = None
+) -> Result:
+    """Check what lies at `path`. Raises Refused when there is nothing to check."""
+    from data_prep.check.layout import read_layout
+
+    return Check(read_layout(path, images), settings, workers).run()

@@ -1,0 +1,132 @@
+"""One sample at a time: parsed, and held against every rule that needs no other sample."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.boxes import check_box, check_gold_box, is_box_question
+from data_prep.check.layout import DataFile
+from data_prep.check.lengths import Lengths
+from data_prep.columns import Columns
+from data_prep.images import check_name
+from data_prep.problems import Problem, Refused
+from data_prep.reading import Item, parse, place
+from data_prep.records import Record, answer_text, check_host, question_text
+
+
+@dataclass(slots=True)
+class Sample:
+    """What the later rules need of one sample.
+
+    Attributes:
+        file: number of its file. line: its line, from 1.
+        question, answer: 64-bit hashes of the texts, blanks and case evened out.
+        tokens: length of the text, None if not estimated.
+        size: (width, height) that the sample itself states.
+    """
+
+    file: int
+    line: int
+    id: str
+    task: str
+    images: tuple[str, ...]
+    question: int
+    answer: int
+    shown: str
+    tokens: int | None
+    size: tuple[int, int] | None
+    words: int
+    good: bool = True
+
+
+@dataclass
+class Scanned:
+    """A batch of samples, and what is wrong with them; `bad` counts samples that were refused."""
+
+    samples: list[Sample] = field(default_factory=list)
+    problems: list[tuple[int, Problem]] = field(default_factory=list)  # line, problem
+    columns: Columns = field(default_factory=Columns)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch of lines of one file."""
+
+    root: Path
+    number: int
+    file: DataFile
+    items: list[Item]
+    lengths: Lengths | None
+
+
+def scan(job: Job) -> Scanned:
+    """Return the samples of a batch."""
+    out = Scanned()
+    for line, item in job.items:
+        where = place(job.root / job.file.name, line)
+        raw = parse(item)
+        name = raw["id"] if isinstance(raw, dict) and isinstance(raw.get("id"), str) else ""
+        try:
+            record = check_sample(raw, job.file)
+        except Refused as refused:
+            out.problems.append((line, refused.at(where, name)))
+            continue
+        if job.file.task is None:
+            out.columns.add(record)
+        out.samples.append(_facts(record, job, line, name))
+    return out
+
+
+def check_sample(raw: Any, file: DataFile) -> Record:
+    """Return the sample if it obeys all rules that need no other sample. Raises Refused."""
+    record = check_host(raw)
+    for image in record.get("images", []):
+        check_name(image)
+    if file.task is not None:
+        _check_test(record, file)
+    elif is_box_question(question_text(record)):
+        check_box("the answer", answer_text(record), record.get("size"))
+    return record
+
+
+def _check_test(record: Record, file: DataFile) -> None:
+    if not record.get("id"):
+        raise Refused("no-id", "a test sample needs an id, by which its answer is found again")
+    if record.get("task") not in (None, file.task):
+        raise Refused("test-task", f"task is {record['task']!r} in the test set of {file.task!r}")
+    if file.scorer == "grounding":
+        check_gold_box(record)
+    references = record.get("references")
+    if file.scorer == "caption" and not (isinstance(references, list) and references):
+        raise Refused("references", "references: expected a list of captions to score against")
+    options = record.get("options")
+    if options is not None and not isinstance(options, list):
+        raise Refused("options", f"options: found {options!r}, expected a list")
+
+
+def _facts(record: Record, job: Job, line: int, name: str) -> Sample:
+    question, answer = question_text(record), answer_text(record)
+    size = record.get("size")
+    stated = isinstance(size, list) and len(size) == 2 and all(isinstance(s, int) for s in size)
+    return Sample(
+        job.number,
+        line,
+        name,
+        str(record.get("task") or job.file.task or ""),
+        tuple(record.get("images", [])),
+        hash_text(question),
+        hash_text(answer),
+        answer[:40],
+        job.lengths.text_tokens(record) if job.lengths else None,
+        (size[0], size[1]) if stated and size else None,
+        len(question.split()),
+    )
+
+
+def hash_text(text: str) -> int:
+    """Return 64 bits of a hash of `text`, case and blanks evened out."""
+    plain = " ".join(text.lower().split())
+    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "little")
