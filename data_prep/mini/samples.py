@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from data_prep.files import write_blocks
 from data_prep.mini.assets import DEFAULT_CACHE, Assets
 from data_prep.mini.tasks import Question, Scene, Task, load_task, sample_rng
 
@@ -26,9 +26,10 @@ class Unit:
     """What one JSONL file is made of: for each task the half-open range of sample indices."""
 
     file: str  # relative to the stream folder
-    split: str  # train or test
+    split: str  # train, validation or test
     ranges: dict[str, tuple[int, int]]
     seed: int
+    shared: bool = False  # one vague instruction for all tasks
 
     @property
     def samples(self) -> int:
@@ -65,11 +66,11 @@ def record(task: str, split: str, index: int, question: Question) -> dict[str, A
 
 
 def draw_samples(
-    task: Task, split: str, start: int, stop: int, seed: int
+    task: Task, split: str, start: int, stop: int, seed: int, shared: bool = False
 ) -> Iterator[tuple[int, Scene, Question]]:
-    """Yield (index, scene, question) of one task; a test set never repeats picture and prompt.
+    """Yield (index, scene, question); validation and test never repeat picture and prompt.
 
-    Every train sample depends on its own index alone.
+    Every train sample depends on its own index alone. `shared`: all under one vague prompt.
     """
     seen: set[tuple[bytes, str]] = set()
     for index in range(start, stop):
@@ -78,7 +79,7 @@ def draw_samples(
             number = index if attempt == 0 else index + attempt * 1_000_000
             rng = sample_rng(seed, task.name, split, number)
             scene = task.draw(split, rng)
-            question = task.ask(scene, rng)
+            question = (task.settled if shared else task.ask)(scene, rng)
             key = (scene.image.tobytes(), question.prompt)
             if split == "train" or key not in seen:
                 break
@@ -94,20 +95,16 @@ def write_unit(job: tuple[Path, Unit, Path]) -> Written:
     for name, (start, stop) in unit.ranges.items():
         task = _task(name, cache)
         (folder / f"images/{unit.split}/{name}").mkdir(parents=True, exist_ok=True)
-        for index, scene, question in draw_samples(task, unit.split, start, stop, unit.seed):
+        drawn = draw_samples(task, unit.split, start, stop, unit.seed, unit.shared)
+        for index, scene, question in drawn:
             scene.image.save(folder / image_path(unit.split, name, index), format="PNG")
             digest = hashlib.sha256(scene.image.tobytes()).digest()
             lines.append((json.dumps(record(name, unit.split, index, question)), digest))
     if unit.split == "train":
         Random(f"{unit.seed}/{unit.file}").shuffle(lines)
-    data = "".join(line + "\n" for line, _ in lines).encode()
-    target = folder / unit.file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".tmp")
-    partial.write_bytes(data)
-    os.replace(partial, target)
+    sha256 = write_blocks(folder / unit.file, (f"{line}\n".encode() for line, _ in lines))
     pixels = hashlib.sha256(b"".join(digest for _, digest in lines)).hexdigest()
-    return Written(unit.file, hashlib.sha256(data).hexdigest(), pixels)
+    return Written(unit.file, sha256, pixels)
 
 
 def _task(name: str, cache: Path = DEFAULT_CACHE) -> Task:

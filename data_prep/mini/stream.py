@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.files import sha256_file, write_json
@@ -13,6 +11,8 @@ from data_prep.mini import manifest
 from data_prep.mini.assets import DEFAULT_CACHE, fetch_all
 from data_prep.mini.mixtures import SIZES
 from data_prep.mini.samples import Unit, Written, write_unit
+from data_prep.mini.tasks import TASKS
+from data_prep.parallel import cores, ordered_map
 
 PARTIAL = "stream.partial.json"  # settings and hashes of an unfinished run
 Report = Callable[[int, int, str], None]  # samples done, samples in all, file just written
@@ -38,13 +38,14 @@ def write_stream(
     todo = [unit for unit in manifest.units(size, seed) if unit.file not in done]
     if not todo and (folder / manifest.FILE).exists():
         return False
-    fetch_all(cache)
+    needed = {package for name in SIZES[size].tasks(seed) for package in TASKS[name].packages}
+    fetch_all(cache, sorted(needed))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / manifest.FILE).unlink(missing_ok=True)
     _note(folder, size, seed, done)
     total = sum(unit.samples for unit in todo)
     so_far = 0
-    for unit, written in _write_all(folder, todo, workers or os.cpu_count() or 1, cache):
+    for unit, written in _write_all(folder, todo, workers or cores(), cache):
         done[written.file] = written
         _note(folder, size, seed, done)
         so_far += unit.samples
@@ -61,10 +62,8 @@ def finished(folder: Path, size: str, seed: int) -> dict[str, Written]:
     if (folder / manifest.FILE).exists():
         missing = manifest.check(folder, size, seed)
         content = json.loads((folder / manifest.FILE).read_text())
-        entries = [*content["chunks"], *content["tasks"].values()]
-        items = [
-            Written(e.get("file") or e["test"], e["sha256"], e["pixels_sha256"]) for e in entries
-        ]
+        entries = manifest.entries(content)
+        items = [Written(e["file"], e["sha256"], e["pixels_sha256"]) for e in entries]
         return {item.file: item for item in items if item.file not in missing}
     if not (folder / PARTIAL).exists():
         return {}
@@ -89,9 +88,5 @@ def _write_all(
 ) -> Iterator[tuple[Unit, Written]]:
     """Yield every unit with its hashes as it is written, in the order of `todo`."""
     jobs = [(folder, unit, cache) for unit in todo]
-    if workers == 1 or len(todo) == 1:
-        yield from zip(todo, map(write_unit, jobs), strict=True)
-        return
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(todo))) as pool:
-        results: Iterable[Written] = pool.imap(write_unit, jobs)
-        yield from zip(todo, results, strict=True)
+    written = ordered_map(write_unit, jobs, min(workers, len(todo)))
+    yield from zip(todo, written, strict=True)

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from data_prep.mini.assets import Assets
-from data_prep.mini.draw import COLOURS
+from data_prep.mini.draw import COLOURS, text
 from data_prep.mini.tasks import sample_rng
+from data_prep.mini.tasks.textcaps import CITIES
 
 COUNT = 60
 
@@ -111,6 +112,137 @@ def test_animal_is_the_label_of_its_silhouette(tasks):
     order = ["bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra"]
     for _, scene, question in drawn(tasks["ImageNet"]):
         assert question.answer == order[int(scene.source.split("/")[1]) // 1000]
+
+
+def car_fronts(pixels, lane):
+    """Return the rows of the fronts of the cars of a lane, from their windscreens."""
+    glass = np.abs(pixels[:, 8 + 32 * lane + 16] - (205, 225, 235)).sum(axis=-1) == 0
+    starts = np.flatnonzero(glass & ~np.roll(glass, 1))
+    return [row - 4 for row in starts if row > 0]
+
+
+def test_driving_action_follows_from_the_drawn_cars(tasks):
+    for pixels, scene, question in drawn(tasks["AD"]):
+        yellow = np.abs(pixels[95] - COLOURS["yellow"]).sum(axis=-1) == 0
+        own = (np.flatnonzero(yellow)[0] - 8) // 32
+        # 24: a car whose rear is 10 m ahead of the ego's front at row 84; 96: 3 m behind it.
+        free = [
+            not any(24 <= row <= (83 if lane == own else 96) for row in car_fronts(pixels, lane))
+            for lane in range(3)
+        ]
+        names = ("left", "middle", "right")
+        if free[own]:
+            todo = "keep going"
+        elif own > 0 and free[own - 1]:
+            todo = "change to the left lane"
+        elif own < 2 and free[own + 1]:
+            todo = "change to the right lane"
+        else:
+            todo = "brake"
+        asked = question.prompt.split()
+        if asked[0] == "What":
+            assert question.answer == todo
+        elif asked[0] == "Which":
+            assert question.answer == names[own]
+        else:
+            assert question.answer == ("yes" if free[names.index(asked[2])] else "no")
+        assert scene.facts["action"] == todo
+
+
+def test_charts_show_the_tables_values(tasks):
+    raw = Assets().read("bokeh-sampledata", "bokeh_sampledata/_data/gapminder.csv.gz").decode()
+    table = {
+        (row["country"], row["year"]): row["life_expectancy"]
+        for row in csv.DictReader(io.StringIO(raw))
+    }
+    for pixels, scene, question in drawn(tasks["ChartQA"]):
+        year = scene.facts["table"]["year"]
+        real = [round(float(table[name, year])) for name in scene.facts["table"]["countries"]]
+        columns = [pixels[:, 28 * bar + 2] for bar in range(4)]  # left of the number
+        seen = {}
+        for column in columns:
+            name = nearest_colour(column[111], {n: c for n, c in COLOURS.items() if n != "white"})
+            same = np.abs(column - column[111]).sum(axis=-1) == 0
+            seen[name] = same.sum() * 0.75  # 112 rows are 84 years
+        assert np.abs(np.array(list(seen.values())) - real).max() <= 0.76
+        order = sorted(seen, key=seen.get)
+        asked = question.prompt.splitlines()[0].split()
+        if asked[1] == "is":
+            assert abs(int(question.answer) - seen[asked[-2]]) <= 0.76
+        else:
+            assert question.answer == (order[-1] if "highest" in asked else order[0])
+
+
+STEPS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
+
+
+def test_grid_answers_follow_from_the_cells(tasks):
+    table = {name: COLOURS[name] for name in ("red", "green", "blue", "yellow", "purple", "black")}
+    for pixels, scene, question in drawn(tasks["GQA"]):
+        kinds = {cell: kind for cell, (_, kind) in scene.facts["cells"].items()}
+        colours = {}
+        for cell in kinds:
+            part = pixels[56 * (cell // 2) + 2 :, 56 * (cell % 2) + 2 :][:52, :52].reshape(-1, 3)
+            far = np.abs(part - part[0]).sum(axis=-1)
+            colours[cell] = nearest_colour(np.median(part[far > 60], axis=0), table)
+        words = question.prompt.splitlines()[0].rstrip("?").split()
+        right, down = next(STEPS[word] for word in words if word in STEPS)
+        near = words[-2] if words[-1] in ("object", *table) else words[-1]
+        named = colours if near in table else kinds
+        start = next(cell for cell, name in named.items() if name == near)
+        cell = 2 * (start // 2 + down) + start % 2 + right
+        if words[0] == "Is":
+            assert question.answer == ("yes" if colours[cell] == words[-1] else "no")
+        else:
+            assert question.answer == (colours if "colour" in words else kinds)[cell]
+
+
+def test_satellite_answers_follow_from_the_blue(tasks):
+    right = 0
+    for pixels, _, question in drawn(tasks["RS"]):
+        water = pixels[..., 2] > pixels[..., 0] + 8
+        part = water.mean()
+        sides = {
+            "top": water[:56].mean(), "bottom": water[56:].mean(),
+            "left": water[:, :56].mean(), "right": water[:, 56:].mean(),
+        }  # fmt: skip
+        prompt = question.prompt
+        if "middle" in prompt:
+            seen = "sea" if water[28:84, 28:84].mean() > 0.5 else "land"
+        elif "side" in prompt:
+            seen = max(sides, key=sides.get)
+        elif "any" in prompt:
+            share = part if "water" in prompt else 1 - part
+            seen = "yes" if share > 0.05 else "no"
+        else:
+            more = "water" if part > 0.5 else "land"
+            seen = "yes" if prompt.split()[3] == more else "no"
+        right += seen == question.answer
+    assert right >= COUNT - 3  # clouds, shallows and lakes: colour is not the mask
+
+
+def test_captions_hold_the_word_in_the_picture(tasks):
+    masks = {}
+    for word in CITIES:
+        image = Image.new("RGB", (112, 112))
+        text(image, (0, 0), word.upper(), 3, (255, 255, 255))
+        masks[word] = trimmed(np.asarray(image)[..., 0] > 0)
+    for pixels, scene, question in drawn(tasks["TextCaps"]):
+        white = np.abs(pixels - COLOURS["white"]).sum(axis=-1) == 0
+        white[:40] = False  # the sail is white too
+        found = trimmed(white)
+        (word,) = [w for w, m in masks.items() if m.shape == found.shape and (m == found).all()]
+        assert len(set(question.extra["references"])) == 5
+        assert question.answer == question.extra["references"][0]
+        for line in question.extra["references"]:
+            assert word in line.split()
+            assert scene.facts["thing"] in line.split()
+
+
+def trimmed(mask):
+    """Return the smallest part of a mask that holds all it marks."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 @pytest.mark.parametrize("kind", ["snowfield", "beach", "city", "forest"])

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from PIL import Image
 
 from data_prep.mini import __main__ as command
 from data_prep.mini.manifest import StreamError, hit, majority
-from data_prep.mini.mixtures import SIZES, apportion
+from data_prep.mini.mixtures import PUBLISHED, SHORT, SIZES, apportion
 from data_prep.mini.stream import PARTIAL, write_stream
+from data_prep.mini.tasks import TASKS
+from data_prep.mini.tasks.base import VAGUE
 
 # sha256 of stream.json, which holds the hash of every JSONL and of all decoded pixels. It changes
 # only when a task, the mixture or Pillow's drawing changes: then raise data_prep.mini.VERSION.
-GOLDEN_SMOKE = "1eb323d41fff62e82df8938a9f53f58e4d82f8f8140a16a83c67008e9d0913ca"
+GOLDEN_MINI = "ab552788dd3ec05bef9330c2d91bf2b93eb1f2fc52aa456f23eb624c2e9a5291"
+GOLDEN_SMOKE = "643e0bf8536bb1afc93d669b2d63946ce93ec17d0cf34b162e77482c40c26cd6"
 
 
 def rows(path):
@@ -58,9 +62,14 @@ def test_counts_and_hashes(smoke, manifest):
         records = rows(smoke / entry["test"])
         assert len(records) == entry["samples"] == SIZES["smoke"].test
         assert {r["task"] for r in records} == {name}
-        assert 0 <= entry["majority"] < 1
-        seen |= {r["id"] for r in records}
-    assert len(seen) == 3 * SIZES["smoke"].samples + 6 * SIZES["smoke"].test
+        assert 0 <= entry.get("majority", 0) < 1
+        assert ("majority" in entry) == (entry["scorer"] != "caption")
+        checks = rows(smoke / entry["validation"]["file"])
+        assert len(checks) == entry["validation"]["samples"] == SIZES["smoke"].validation
+        seen |= {r["id"] for r in records + checks}
+    assert set(manifest["tasks"]) == set(TASKS)
+    size = SIZES["smoke"]
+    assert len(seen) == 3 * size.samples + 11 * (size.test + size.validation)
 
 
 def test_records_are_in_the_hosts_form(smoke, manifest):
@@ -151,8 +160,32 @@ def test_other_stream_in_the_folder_is_refused(copy):
         write_stream(copy, "tiny")
 
 
+def test_older_mixture_in_the_folder_is_refused(copy):
+    path = copy / "stream.json"
+    content = json.loads(path.read_text())
+    content["chunks"][0]["samples"] = 24
+    path.write_text(json.dumps(content))
+    with pytest.raises(StreamError, match="not those of size 'smoke' as it is now"):
+        write_stream(copy, "smoke")
+
+
+def test_missing_validation_file_is_made_again(copy, smoke):
+    (copy / "validation/RS.jsonl").unlink()
+    assert write_stream(copy, "smoke", workers=1)
+    assert tree(copy) == tree(smoke)
+
+
+def test_only_needed_packages_are_fetched(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("data_prep.mini.stream.fetch_all", lambda cache, names: asked.extend(names))
+    monkeypatch.setattr("data_prep.mini.stream._write_all", lambda *_: iter(()))
+    with pytest.raises(KeyError):  # nothing was written, so no hash is there for the manifest
+        write_stream(tmp_path, "tiny")
+    assert asked == ["animal-mnist", "bokeh-sampledata", "easy-vqa"]
+
+
 def test_unknown_size_is_named(tmp_path):
-    with pytest.raises(KeyError, match="size 'huge' is unknown, expected one of smoke, tiny"):
+    with pytest.raises(KeyError, match="size 'huge' is unknown, expected one of smoke, tiny, mini"):
         write_stream(tmp_path, "huge")
 
 
@@ -165,12 +198,68 @@ def test_command_line(copy, capsys):
 
 def test_tiny_mixture_recurs_vanishes_and_comes_late():
     table = SIZES["tiny"]
-    counts = table.counts()
+    counts = table.counts(0)
     assert [sum(chunk.values()) for chunk in counts] == [300] * 8
     assert all(2 <= len(chunk) <= 4 for chunk in counts)
     assert not any("Places365" in chunk for chunk in counts[3:])
     assert not any("Grounding" in chunk for chunk in counts[:3])
-    assert len(table.tasks) == 6
+    assert len(table.tasks(0)) == 6
+
+
+def groups(counts):
+    """Return the samples of a chunk by instruction group, as the published table counts them."""
+    found = {name: count for name, count in counts.items() if name not in SHORT}
+    return {**found, "short": sum(counts.get(name, 0) for name in SHORT)}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_full_has_the_published_mixture(seed):
+    published = json.loads(PUBLISHED.read_text())["chunks"]
+    full, mini = (SIZES[name].counts(seed) for name in ("full", "mini"))
+    assert [sum(chunk.values()) for chunk in full] == [2000] * 25
+    assert [sum(chunk.values()) for chunk in mini] == [400] * 25
+    for wanted, large, small in zip(published, full, mini, strict=True):
+        wanted = {name: count for name, count in wanted.items() if name != "chunk"}
+        assert {name: groups(large).get(name, 0) for name in wanted} == wanted
+        for name, count in wanted.items():
+            assert abs(groups(small).get(name, 0) - count / 5) <= 3, name
+
+
+def test_short_group_drifts_with_the_seed():
+    for seed in range(5):
+        chunks = SIZES["full"].counts(seed)
+        totals = Counter()
+        for chunk in chunks:
+            totals.update({name: chunk.get(name, 0) for name in SHORT})
+        assert min(totals.values()) >= 0.12 * sum(totals.values())
+        absent = [sum(name not in chunk for chunk in chunks) for name in SHORT]
+        assert min(absent) > 4  # four chunks have no sample of the group at all
+    assert SIZES["full"].counts(0) != SIZES["full"].counts(1)
+
+
+def test_task_incremental_chunks_are_pure():
+    counts = SIZES["task-incremental"].counts(0)
+    assert [len(chunk) for chunk in counts] == [1] * 11
+    assert {name for chunk in counts for name in chunk} == set(TASKS)
+
+
+def test_ambiguous_stream_has_one_instruction(tmp_path, monkeypatch):
+    few = replace(SIZES["ambiguous"], samples=16, test=3, validation=2)
+    monkeypatch.setitem(SIZES, "ambiguous", few)
+    assert write_stream(tmp_path / "s", "ambiguous", workers=1)
+    files = [p for p in (tmp_path / "s").rglob("*.jsonl")]
+    records = [row for path in files for row in rows(path)]
+    assert {row["messages"][0]["content"] for row in records} == {"<image>" + VAGUE}
+    assert {row["task"] for row in records} == set(TASKS)
+    assert all(row["messages"][1]["content"] for row in records)
+
+
+@pytest.mark.slow
+def test_mini_is_quick_and_always_the_same(tmp_path):
+    started = time.monotonic()
+    assert write_stream(tmp_path / "mini", "mini", workers=2)
+    assert time.monotonic() - started < 120
+    assert hashlib.sha256((tmp_path / "mini/stream.json").read_bytes()).hexdigest() == GOLDEN_MINI
 
 
 @pytest.mark.parametrize(("total", "expected"), [(7, [3, 2, 2]), (3, [1, 1, 1]), (1, [1, 0, 0])])
@@ -186,3 +275,6 @@ def test_majority_takes_the_best_train_constant():
     boxes = made("[0.00, 0.00, 0.50, 0.50]", "[0.00, 0.00, 0.50, 0.60]")
     assert majority("grounding", boxes, made("[0.00, 0.00, 0.50, 0.55]")) == 1.0
     assert not hit("grounding", "[0.00, 0.00, 0.50, 0.50]", "[0.50, 0.50, 1.00, 1.00]")
+    assert hit("relaxed", "63", "60")
+    assert not hit("relaxed", "64", "60")
+    assert not hit("relaxed", "red", "60")

@@ -15,14 +15,19 @@ from data_prep.mini.assets import Assets, fetch_all
 from data_prep.mini.draw import SIZE
 from data_prep.mini.tasks import Task, load_task, sample_rng
 
-# Share of the images; the families that a prototype left at chance get more.
+# Share of the images; families that are hard to see (or new, when going on from a base) get more.
 WEIGHTS = {
-    "VQAv2": 0.6,
-    "OCRVQA": 1.6,
-    "Fin": 1.0,
-    "Grounding": 2.2,
-    "ImageNet": 1.6,
-    "Places365": 0.5,
+    "VQAv2": 0.5,
+    "OCRVQA": 0.6,
+    "Fin": 0.5,
+    "Grounding": 1.2,
+    "ImageNet": 1.1,
+    "Places365": 0.3,
+    "AD": 1.3,
+    "ChartQA": 1.6,
+    "GQA": 1.6,
+    "RS": 0.8,
+    "TextCaps": 1.6,
 }
 Record = dict  # {"task": str, "head": str, "pairs": [[field, value], ...]}
 _tasks: dict[str, Task] = {}

@@ -29,8 +29,9 @@ def box_overlap(first: str, second: str) -> float:
 
 
 def greedy(
-    model: Any, layout: Layout, tokenizer: Any, images: np.ndarray, prompts: list[str]
-) -> list[str]:
+    model: Any, layout: Layout, tokenizer: Any, images: np.ndarray, prompts: list[str],
+    new_tokens: int = 16,
+) -> list[str]:  # fmt: skip
     """Return the greedy answer to each prompt about images (n, 112, 112, 3) uint8."""
     import torch
 
@@ -41,7 +42,7 @@ def greedy(
     with torch.inference_mode():
         out = model.generate(
             input_ids=ids, attention_mask=mask, pixel_values=network.to_pixels(images),
-            max_new_tokens=16, do_sample=False,
+            max_new_tokens=new_tokens, do_sample=False,
         )  # fmt: skip
     return tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
 

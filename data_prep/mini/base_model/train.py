@@ -112,7 +112,7 @@ def batches(
 
 def run(
     model: Any, batches: Iterator[tuple[Any, dict[str, Any]]], minutes: float, checkpoint: Path,
-    on_checkpoint: Any, workers: Workers, rate: float, every: float = 240.0,
+    on_checkpoint: Any, workers: Workers, rate: float, every: float = 480.0,
 ) -> Progress:  # fmt: skip
     """Pretrain `model` in place for `minutes`, resuming from `checkpoint` when it exists.
 

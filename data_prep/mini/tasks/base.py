@@ -15,6 +15,7 @@ from PIL import Image
 from data_prep.mini.assets import Assets
 
 SPLITS = ("pretrain", "train", "validation", "test")
+VAGUE = "Look at the image and give the answer."  # the one instruction of the stream `ambiguous`
 SHORT = "\nAnswer the question using a single word or phrase."
 
 
@@ -49,6 +50,7 @@ class Task(ABC):
     name: ClassVar[str]
     scorer: ClassVar[str]  # a name of eval.scorers
     head: ClassVar[str]  # first word of a description
+    packages: ClassVar[tuple[str, ...]] = ()  # what of `assets.PACKAGES` it reads
 
     def __init__(self, assets: Assets) -> None:
         self.load(assets)
@@ -63,6 +65,18 @@ class Task(ABC):
     @abstractmethod
     def ask(self, scene: Scene, rng: Random) -> Question:
         """Return one question of the stream about `scene`, with its true answer."""
+
+    def settled(self, scene: Scene, rng: Random) -> Question:
+        """Return the question whose answer the picture alone settles, under the prompt VAGUE.
+
+        Tasks with several kinds of question overrule `fixed`, which picks the one that is asked.
+        """
+        asked = self.fixed(scene, rng)
+        return Question(VAGUE, asked.answer, asked.extra)
+
+    def fixed(self, scene: Scene, rng: Random) -> Question:
+        """Return a question of the one kind that the stream `ambiguous` asks of this task."""
+        return self.ask(scene, rng)
 
     @abstractmethod
     def describe(self, scene: Scene) -> list[tuple[str, str]]:

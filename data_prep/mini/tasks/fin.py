@@ -66,6 +66,7 @@ class Fin(Task):
     name = "Fin"
     scorer = "choice"
     head = "series"
+    packages = ("bokeh-sampledata",)
 
     def load(self, assets: Assets) -> None:
         raw = assets.read("bokeh-sampledata", "bokeh_sampledata/_data/stocks.csv.gz").decode()

@@ -45,6 +45,7 @@ class ImageNet(Task):
     name = "ImageNet"
     scorer = "exact"
     head = "figure"
+    packages = ("animal-mnist",)
 
     def load(self, assets: Assets) -> None:
         def array(member: str) -> np.ndarray:

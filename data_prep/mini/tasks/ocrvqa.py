@@ -29,6 +29,7 @@ class OCRVQA(Task):
     name = "OCRVQA"
     scorer = "exact"
     head = "sheet"
+    packages = ("bokeh-sampledata",)
 
     def load(self, assets: Assets) -> None:
         films = self._films(assets)
@@ -73,6 +74,9 @@ class OCRVQA(Task):
     def ask(self, scene: Scene, rng: Random) -> Question:
         line = rng.choice(list(QUESTIONS))
         return Question(QUESTIONS[line] + SHORT, scene.facts[line])
+
+    def fixed(self, scene: Scene, rng: Random) -> Question:
+        return Question(QUESTIONS["genre"], scene.facts["genre"])
 
     def describe(self, scene: Scene) -> list[tuple[str, str]]:
         film = scene.facts

@@ -31,6 +31,7 @@ class VQAv2(Task):
     name = "VQAv2"
     scorer = "vqa"
     head = "single"
+    packages = ("easy-vqa",)
 
     def load(self, assets: Assets) -> None:
         self.assets = assets
@@ -65,6 +66,10 @@ class VQAv2(Task):
             pairs = [pair for pair in pairs if pair[1] == wanted] or pairs
         question, answer = rng.choice(pairs)
         return Question(question[0].upper() + question[1:] + SHORT, answer)
+
+    def fixed(self, scene: Scene, rng: Random) -> Question:
+        question, answer = scene.facts["questions"]["colour"][0]
+        return Question(question, answer)
 
     def describe(self, scene: Scene) -> list[tuple[str, str]]:
         known = scene.facts["questions"]
