@@ -21,6 +21,7 @@ from eval.stream import Stream, load_stream
 
 Question = tuple[tuple[tuple[str, str], ...], tuple[str, ...]]
 GOLD_FIELDS = ("references", "answer_bbox", "size", "options", "synonyms", "box_format")
+GOLD_FIELDS += ("answer_type",)
 
 
 def question_of(record: Record, folder: Path) -> Question:

@@ -46,15 +46,16 @@ _ALL = (
     Task("GQA", "vqa", "equal_lower_prediction", in_published_mean=False),
     Task("Grounding", "grounding", "grounding"),
     Task("TextCaps", "caption", "caption"),
-    # MLLM-CL: domains, then abilities.
-    Task("MLLM-CL/RS", "contains", None),
-    Task("MLLM-CL/Med", "contains", None),
-    Task("MLLM-CL/AD", "contains", None),
-    Task("MLLM-CL/Sci", "choice", None),
-    Task("MLLM-CL/Fin", "exact", None),
-    Task("MLLM-CL/OCR", "anls", None),
-    Task("MLLM-CL/Math", "choice", None),
-    Task("MLLM-CL/VP", "exact", None),
+    # MLLM-CL: domains, then abilities. Math was scored by a language model's judgement, for APP no
+    # script was published: there is nothing to reproduce.
+    Task("MLLM-CL/RS", "contains", "held"),
+    Task("MLLM-CL/Med", "contains", "held"),
+    Task("MLLM-CL/AD", "contains", "held"),
+    Task("MLLM-CL/Sci", "science", "science"),
+    Task("MLLM-CL/Fin", "compact", "equal_compacted"),
+    Task("MLLM-CL/OCR", "ocr", "held_any"),
+    Task("MLLM-CL/Math", "number", None),
+    Task("MLLM-CL/VP", "contains", "held_compacted"),
     Task("MLLM-CL/APP", "choice", None),
 )
 TASKS = {task.name: task for task in _ALL}

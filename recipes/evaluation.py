@@ -80,8 +80,9 @@ def _note_unrouted(routing: Path, answers: int) -> None:
     if not routing.is_file():
         return
     content = read_json(routing)
-    content["missing_rows"] = answers - sum(entry["rows"] for entry in content["instructions"])
-    write_json(routing, content)
+    missing = answers - int(content["rows"])
+    if missing:
+        write_json(routing, {**content, "missing_rows": missing})
 
 
 def write_report(layout: RunLayout, say: Callable[[str], None]) -> None:

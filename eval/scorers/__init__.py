@@ -71,6 +71,9 @@ FIXED = _table(
     Scorer("grounding", fixed.grounding),
     Scorer("relaxed", fixed.relaxed),
     Scorer("anls", fixed.anls),
+    Scorer("ocr", fixed.ocr),
+    Scorer("science", fixed.science),
+    Scorer("number", fixed.number),
     Scorer("caption", None, cider.ptb_tokens),
 )
 RELEASED = _table(
@@ -82,6 +85,10 @@ RELEASED = _table(
     Scorer("equal_lower", released.equal_lower),
     Scorer("equal_lower_prediction", released.equal_lower_prediction),
     Scorer("grounding", released.grounding),
+    Scorer("held", released.held),
+    Scorer("held_any", released.held_any),
+    Scorer("held_compacted", released.held_compacted),
+    Scorer("science", released.science),
     Scorer("caption", None, str.split),
 )
 VARIANTS = {"fixed": FIXED, "released": RELEASED}

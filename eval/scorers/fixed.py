@@ -80,6 +80,21 @@ def contains(prediction: str, record: Record) -> float:
     return float(any(contains_words(answer, plain(gold)) for gold in gold_answers(record)))
 
 
+FORMULAS = "Handwritten Mathematical Expression Recognition"
+
+
+def ocr(prediction: str, record: Record) -> float:
+    """Return 1 if a gold text stands in the prediction as a word sequence (MLLM-CL OCR).
+
+    Handwritten formulas (`record["answer_type"]`) count with every mark and case, without blanks.
+    """
+    if record.get("answer_type") != FORMULAS:
+        return contains(prediction, record)
+    answer = "".join(prediction.split())
+    golds = ("".join(gold.split()) for gold in gold_answers(record))
+    return float(any(gold and gold in answer for gold in golds))
+
+
 # "A", "(A) up", "A: up", "**B**"; a bare "A car" is an article, not an option.
 _LEADING_LETTER = re.compile(r"^[\W_]*([A-Za-z])(?:[\W_]*$|[).:,\]*\"'])")
 _NAMED_LETTER = re.compile(
@@ -182,6 +197,45 @@ def _relaxed_match(prediction: str, gold: str) -> bool:
         return abs(found - wanted) <= RELAXED_TOLERANCE * abs(wanted) + 1e-12
     answer = plain(prediction)
     return bool(answer) and answer == plain(gold)
+
+
+def science(prediction: str, record: Record) -> float:
+    """Return the score of an answer that is an option, a list or a short text (MLLM-CL Sci).
+
+    A gold list ("Ohio, Utah") gives the items that both name, as a share of the longer list, so
+    that naming everything earns little; any other gold is scored as by `choice`, or right where it
+    stands in the answer as a word sequence of its own.
+    """
+    gold = gold_answers(record)[0]
+    wanted = _items(gold)
+    if len(wanted) > 1:
+        named = _items(prediction)
+        return len(wanted & named) / max(len(wanted), len(named))
+    if choice(prediction, record) or _LETTER.fullmatch(gold.strip()):
+        return choice(prediction, record)
+    return contains(prediction, record)
+
+
+def _items(text: str) -> set[str]:
+    parts = re.split(r",|;|\band\b", text)
+    return {plain(part) for part in parts if plain(part)}
+
+
+def number(prediction: str, record: Record) -> float:
+    """Return 1 for the same number, else as `choice` (MLLM-CL Math: options, integers, decimals).
+
+    A longer answer is read by its last number: it was asked to end with the value.
+    """
+    return float(any(_same_number(prediction, gold, record) for gold in gold_answers(record)))
+
+
+def _same_number(prediction: str, gold: str, record: Record) -> bool:
+    wanted, found = _amount(gold), _amount(prediction)
+    if wanted is None:
+        return _chooses(prediction, gold, record)
+    if found is None:
+        found = next(iter(boxes.parse_numbers(prediction.rstrip(". \n"))[::-1]), None)
+    return found is not None and abs(found - wanted) <= 1e-9 * max(1.0, abs(wanted))
 
 
 def anls(prediction: str, record: Record) -> float:

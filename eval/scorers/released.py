@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from eval.scorers import boxes
+from eval.scorers.fixed import FORMULAS
 from eval.scorers.text import RELEASED_FULL_STOPS, evalai
 
 Record = dict[str, Any]
@@ -97,6 +98,62 @@ def grounding(prediction: str, record: Record) -> float:
     scale = float(max(fields["size"]))
     found = [number * scale for number in box]
     return float(boxes.iou(found, [number * scale for number in gold]) > 0.5)
+
+
+def held(prediction: str, record: Record) -> float:
+    """MLLM-CL RS, Med, AD: the gold stands anywhere in the answer, also inside a word.
+
+    Defects: "Unanswerable" is refused even as gold; "no" stands in "unknown"; an empty gold is
+    always right.
+    """
+    return float(REFUSED not in prediction and _text_gold(record).lower() in prediction.lower())
+
+
+def held_compacted(prediction: str, record: Record) -> float:
+    """MLLM-CL VP (counting): containment without blanks and full stops: "13" holds "3"."""
+    marks = str.maketrans("", "", " .\n")
+    gold = _text_gold(record).lower().strip().translate(marks)
+    return float(gold in prediction.lower().strip().translate(marks))
+
+
+def held_any(prediction: str, record: Record) -> float:
+    """MLLM-CL OCR: any gold stands anywhere in the answer, lower-cased, line breaks removed.
+
+    Handwritten formulas (`record["answer_type"]`) keep their case and lose their blanks.
+    """
+    golds = record.get("gold", record.get("answer"))
+    golds = golds if isinstance(golds, list) else [_text_gold(record)]
+    if record.get("answer_type") == FORMULAS:
+        return float(any(_without_blanks(gold) in _without_blanks(prediction) for gold in golds))
+    answer = prediction.lower().strip().replace("\n", "")
+    return float(any(gold.lower().strip().replace("\n", "") in answer for gold in golds))
+
+
+def _without_blanks(text: str) -> str:
+    return text.strip().replace(" ", "").replace("\n", "")
+
+
+EQUALITY_SOURCES = ("AI2D", "TQA", "VQA")
+
+
+def science(prediction: str, record: Record) -> float:
+    """MLLM-CL Sci: equality for AI2D, TQA and VQA pictures (by file name), else as for maps.
+
+    Maps: for "Which states" the share of gold states between the answer's commas, blanks and all,
+    so that naming every state is right and "ohio, utah" holds no "utah"; else containment.
+    """
+    if REFUSED in prediction:
+        return 0.0
+    answer, gold = prediction.lower(), _text_gold(record).lower()
+    images = record.get("images") or [record.get("image")]
+    if not isinstance(images[0], str) or "prompt" not in record:
+        raise ReleasedCrash("the published script crashes without a picture's name and the prompt")
+    if images[0].split("/")[-1].split("_")[0] in EQUALITY_SOURCES:
+        return float(answer == gold)
+    if "Which states" in record["prompt"]:
+        wanted, named = gold.split(","), answer.split(",")
+        return sum(state in named for state in wanted) / len(wanted)
+    return float(gold in answer)
 
 
 def _damaged_box(prediction: str) -> list[float] | None:
