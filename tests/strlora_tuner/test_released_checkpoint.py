@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import strlora_tuner
-from strlora_tuner.convert import convert, main
+from strlora_tuner.convert import convert
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "released_checkpoint"
 LAYER = "base_model.model.model.layers.1.self_attn.q_proj."
@@ -81,50 +81,3 @@ def test_without_moving_average_the_teacher_is_a_copy(tmp_path, stored):
         model(tensors["input_ids"], attention_mask=tensors["attention_mask"])
     assert strlora_tuner.stability_loss(model).item() == pytest.approx(0, abs=1e-7)
     assert int(model.base_model.statistics().teacher_steps) == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda d: d.pop(next(k for k in d if "lora_attn_wk" in k)),
-            "lora_attn_wk.weight is missing",
-        ),
-        (lambda d: d.pop(next(k for k in d if "loraB.3" in k)), "lora_B holds experts [0, 1, 2]"),
-        (lambda d: d.update({"base_model.model.x.lora_attn_new": torch.ones(1)}), "unknown tensor"),
-        (dict.clear, "has a moving average but no layer in adapter_model.bin"),
-    ],
-)
-def test_a_tensor_that_does_not_fit_is_named(tmp_path, capsys, change, message):
-    source = tmp_path / "source"
-    shutil.copytree(FIXTURE / "adapter", source)
-    path = source / "adapter_model.bin"
-    tensors = torch.load(path, weights_only=True)
-    change(tensors)
-    torch.save(tensors, path)
-    assert main(["--from", str(source), "--to", str(tmp_path / "out")]) == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
-    class Payload:
-        def __reduce__(self):
-            return (print, ("executed",))
-
-    source = tmp_path / "source"
-    shutil.copytree(FIXTURE / "adapter", source)
-    torch.save({"a": Payload()}, source / "adapter_model.bin")
-    assert main(["--from", str(source), "--to", str(tmp_path / "out")]) == 1
-    captured = capsys.readouterr()
-    assert "weights-only loader cannot read it" in captured.err
-    assert "executed" not in captured.out
-
-
-def test_remote_code_names_become_native():
-    from strlora_tuner.convert import hf_native
-
-    native = hf_native("language_model.model.layers.3.self_attn.q_proj")
-    assert native == "model.language_model.layers.3.self_attn.q_proj"
-    assert hf_native("mlp1.1.weight") == "model.multi_modal_projector.linear_1.weight"
-    assert hf_native("model.layers.0.mlp.up_proj") == "model.layers.0.mlp.up_proj"
