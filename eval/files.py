@@ -28,7 +28,12 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path, torn_tail: bool = False) -> list[Record]:
-    """Return the objects of a JSON Lines file, one a line; blank lines are skipped.
+    """Return the objects of a JSON Lines file, one a line; see `numbered_jsonl`."""
+    return [record for _, record in numbered_jsonl(path, torn_tail)]
+
+
+def numbered_jsonl(path: Path, torn_tail: bool = False) -> list[tuple[int, Record]]:
+    """Return (line number, object) of a JSON Lines file; blank lines are skipped.
 
     Lines end at `\\n` only: `str.splitlines` would also break at U+2028 inside an answer.
 
@@ -38,10 +43,15 @@ def read_jsonl(path: Path, torn_tail: bool = False) -> list[Record]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: a line is not a JSON object; the message names file and line.
+        ValueError: a line is not a JSON object, or the file no UTF-8; the message names file and
+            line.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
-    records: list[Record] = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes().count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}:{line}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+    records: list[tuple[int, Record]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -53,7 +63,7 @@ def read_jsonl(path: Path, torn_tail: bool = False) -> list[Record]:
             raise ValueError(f"{path}:{number}: not JSON ({error.msg}): {line[:80]!r}") from error
         if not isinstance(record, dict):
             raise ValueError(f"{path}:{number}: expected a JSON object, found {line[:80]!r}")
-        records.append(record)
+        records.append((number, record))
     return records
 
 

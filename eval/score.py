@@ -3,22 +3,27 @@
 FILE is JSON Lines of {question_id, gold, prediction}; Grounding's gold is {answer_bbox, size},
 TextCaps' a list of captions. One JSON line a sample goes to standard output, {question_id, score}
 with score in 0..1 (captions: CIDEr-D / 10, and `cider` beside it), then a summary to standard
-error.
+error. A sample without an answer, or one that cannot be scored, earns 0, says why in `error`, and
+is named with its line. The exit code is 2 where the file as a whole cannot be trusted: no JSON, no
+sample, a question twice.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.files import Record, read_jsonl
+from eval.files import Record, numbered_jsonl
 from eval.scorers import MOST_CIDER, Scorer
 from eval.tasks import TASKS, find_task
 
 REQUIRED = ("question_id", "gold", "prediction")
+MOST_NAMED = 20
+Numbered = tuple[int, Record]
 
 
 def score_records(records: Sequence[Record], scorer: Scorer) -> list[Record]:
@@ -42,6 +47,9 @@ def _problem(record: Record) -> str | None:
         return "no answer"
     if not isinstance(record["prediction"], str):
         return f"prediction: found {record['prediction']!r}, expected text"
+    gold = record["gold"]
+    if gold is None or (isinstance(gold, float) and not math.isfinite(gold)):
+        return f"gold: found {gold!r}, expected an answer"
     return None
 
 
@@ -51,8 +59,8 @@ def _score_one(record: Record, scorer: Scorer) -> Record:
     if problem is None and scorer.sample is not None:
         try:
             score = scorer.sample(record["prediction"], record)
-        except (ValueError, TypeError) as error:
-            problem = str(error)
+        except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
+            problem = f"cannot be scored: {error}"
     return _result(record, score, problem)
 
 
@@ -79,16 +87,42 @@ def _result(record: Record, score: float, problem: str | None) -> Record:
 def summarise(task: str, variant: str, results: Sequence[Record], scorer: Scorer) -> str:
     """Return the summary line; captions are reported as CIDEr x 100."""
     failed = sum("error" in result for result in results)
-    if not results:
-        return f"{task} ({variant}): no samples, nothing to score"
+    if failed == len(results):
+        return f"{task} ({variant}): no score, all {failed} samples failed"
     scores = [float(result["score"]) for result in results]
     mean = 100.0 * sum(scores) / len(scores) * (1.0 if scorer.sample else MOST_CIDER)
     text = f"{task} ({variant}): {mean:.2f} over {len(results)} samples, {failed} failed"
     return text + (" (failed samples earn nothing)" if failed else "")
 
 
+def doubled(lines: Sequence[Numbered]) -> list[str]:
+    """Return a sentence for every question that stands in the file a second time."""
+    seen: dict[str, int] = {}
+    found = []
+    for number, record in lines:
+        if "question_id" not in record:
+            continue
+        # JSON keeps 7 and "7" apart, as the published scripts do.
+        name = json.dumps(record["question_id"])
+        if name in seen:
+            found.append(f"{number}: question_id {name} stands there twice, first in {seen[name]}")
+        seen.setdefault(name, number)
+    return found
+
+
+def name_problems(path: Path, lines: Sequence[Numbered], results: Sequence[Record]) -> list[str]:
+    """Return `file:line: question_id: why` for the samples that earned nothing, a few by name."""
+    failed = [
+        f"{path}:{number}: question_id {result['question_id']!r}: {result['error']}"
+        for (number, _), result in zip(lines, results, strict=True)
+        if "error" in result
+    ]
+    more = len(failed) - MOST_NAMED
+    return failed[:MOST_NAMED] + ([f"{path}: ... and {more} more"] if more > 0 else [])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 2 after a message if the file or task cannot be used."""
+    """Run the command; return 0, or 2 after a message if the task or the file cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m eval.score", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--task", required=True, help=", ".join(TASKS))
@@ -97,13 +131,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         scorer = find_task(options.task).scorer(options.variant)
-        records = read_jsonl(options.file)
+        lines = numbered_jsonl(options.file)
+        if not lines:
+            raise ValueError(f"{options.file}:1: no samples, nothing to score")
     except (ValueError, OSError) as error:
         print(f"eval.score: {error}", file=sys.stderr)
         return 2
-    results = score_records(records, scorer)
+    results = score_records([record for _, record in lines], scorer)
     for result in results:
-        print(json.dumps(result, ensure_ascii=False))
+        print(json.dumps(result))
+    for problem in name_problems(options.file, lines, results):
+        print(f"eval.score: {problem}", file=sys.stderr)
+    twice = doubled(lines)
+    for problem in twice[:MOST_NAMED]:
+        print(f"eval.score: {options.file}:{problem}", file=sys.stderr)
+    if twice:
+        text = f"{len(twice)} lines repeat a question: no summary; leave one line a question"
+        print(f"eval.score: {options.file}: {text}", file=sys.stderr)
+        return 2
     print(summarise(options.task, options.variant, results, scorer), file=sys.stderr)
     return 0
 

@@ -24,7 +24,7 @@ def gold_answers(record: Record) -> list[str]:
         ValueError: the record has none.
     """
     for key in ("references", "gold", "answer"):
-        if record.get(key) is not None:
+        if record.get(key) is not None and record[key] != []:
             value = record[key]
             return [str(item) for item in value] if isinstance(value, list) else [str(value)]
     for message in reversed(record.get("messages") or []):
