@@ -121,9 +121,16 @@ def load_ablation(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: another format.
+        ValueError: another format, or numbers that are missing.
     """
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: not an ablation of format {FORMAT}; run recipes.ablate again")
+    try:
+        tasks = {task: float(e["score"] or 0) for task, e in content["intact"]["tasks"].items()}
+        for entry in content["ablations"]:
+            for numbers in (entry, *(entry["tasks"][task] for task in tasks)):
+                [float(numbers[key] or 0) for key in ("score", "cost", "low", "high")]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged ({error!r}); run recipes.ablate again") from error
     return content

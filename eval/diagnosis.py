@@ -84,9 +84,20 @@ def by_block(names: Sequence[str], values: Array) -> tuple[list[str], Array]:
     return blocks, np.stack(means) if means else np.zeros((0, *values.shape[1:]))
 
 
-def by_kind(names: Sequence[str], values: Array) -> tuple[list[str], Array]:
-    """Return the values averaged over all blocks for each kind of layer (q_proj, ...)."""
+def block_by_kind(names: Sequence[str], values: Array) -> tuple[list[str], list[str], Array]:
+    """Return one value a layer as a table of decoder blocks and kinds of layers (q_proj, ...).
+
+    Args:
+        names: of the layers.
+        values: (L,).
+
+    Returns:
+        Names of the blocks, names of the kinds, and (blocks, kinds), NaN where there is no layer.
+    """
+    numbers = [next((p for p in name.split(".") if p.isdigit()), "") for name in names]
     kinds = [name.rsplit(".", 1)[-1] for name in names]
-    order = list(dict.fromkeys(kinds))
-    means = [mean_over(values[[k == kind for k in kinds]], axis=0) for kind in order]
-    return order, np.stack(means) if means else np.zeros((0, *values.shape[1:]))
+    rows, columns = list(dict.fromkeys(numbers)), list(dict.fromkeys(kinds))
+    table = np.full((len(rows), len(columns)), np.nan)
+    for number, kind, value in zip(numbers, kinds, values, strict=True):
+        table[rows.index(number), columns.index(kind)] = value
+    return [f"block {row}" for row in rows], columns, table

@@ -8,17 +8,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from eval.report.svg import Scale, colour, label, picture, polyline, spread, tag, ticks
+from eval.report.svg import (
+    Scale,
+    colour,
+    label,
+    picture,
+    polyline,
+    slanted_label,
+    spread,
+    tag,
+    ticks,
+)
 
 Array = NDArray[np.float64]
 WIDE, NARROW = 880.0, 380.0
+ON_SCREEN = 700.0  # wider than this is a screen
+TOP = 40.0  # of a heat map's cells
+MOST_CELLS = 1200
+SHADES = 24
 Box = tuple[float, float, float, float]
 Formatter = Callable[[float], str]
+Outlined = Callable[[int, int], bool]
 
 
 def percent(value: float) -> str:
@@ -105,11 +121,11 @@ def _x_axis(
 
 def _line(s: Series, x: Sequence[float], across: Scale, up: Scale, show: Formatter) -> str:
     points = [(across(a), up(v)) for a, v in zip(x, s.values, strict=True)]
-    parts = [tag("title", f"{s.name}"), tag("path", d=polyline(points), class_="line")]
+    parts = [tag("title", escape(s.name)), tag("path", d=polyline(points), class_="line")]
     if len(points) <= 40:
         for (px, py), a, v in zip(points, x, s.values, strict=True):
             if not math.isnan(v):
-                tip = tag("title", f"{s.name}, {a:g}: {show(v)}")
+                tip = tag("title", escape(f"{s.name}, {a:g}: {show(v)}"))
                 parts.append(tag("circle", tip, cx=px, cy=py, r=2.5, class_="dot"))
     return tag("g", *parts, class_=f"series {s.class_}")
 
@@ -153,7 +169,7 @@ def composition(title: str, chunks: Sequence[dict[str, int]], tasks: Sequence[st
         for i, task in enumerate(tasks):
             share = chunk.get(task, 0) / total
             if share:
-                tip = tag("title", f"chunk {number}: {chunk[task]} of {task}")
+                tip = tag("title", escape(f"chunk {number}: {chunk[task]} of {task}"))
                 y -= share * (bottom - top)
                 parts.append(
                     tag("rect", tip, x=across(number) - half, y=y, width=2 * half,
@@ -174,46 +190,124 @@ def heat_map(
     column_label: str,
     low: float = 0.0,
     high: float = 1.0,
-    outlined: Callable[[int, int], bool] = lambda row, column: False,
+    outlined: Outlined = lambda row, column: False,
 ) -> Markup:
     """Return a heat map with the number in each cell where there is room.
 
     Args:
         title: what a screen reader says.
-        values: (rows, columns), NaN is drawn as a hatched gap.
+        values: (rows, columns), NaN is drawn as a gap.
         rows, columns: names.
         width: of the picture.
         column_label: what the columns are.
         low, high: values of the palest and the darkest cell.
         outlined: cells that get a frame.
     """
-    longest = max((len(name) for name in rows), default=0)
-    left = min(16.0 + 7.0 * longest, 0.42 * width)
+    left, tall = names_room(rows, width), row_height(rows)
     cell = min((width - left - 4) / max(len(columns), 1), 64.0)
-    tall = 26.0 if len(rows) <= 30 else 12.0
-    top = 40.0
-    body = [label(left, 12, column_label, "start", "axis")]
-    step = max(1, math.ceil(24.0 / cell))
+    # A column's name takes about seven pixels a letter; a long one is set aslant.
+    longest = max((len(name) for name in columns), default=0)
+    slanted = longest * 7 > cell + 4 and len(columns) <= 24
+    if slanted:  # the last name reaches beyond its cell
+        room = max(width - left - 4.9 * len(columns[-1]), 0.4 * width)
+        cell = min(cell, room / (len(columns) - 0.5))
+    top = TOP + (4.6 * longest if slanted else 0.0)
+    body = [label(left, 12, column_label, "start", "axis"), *row_names(rows, left, top)]
+    step = 1 if slanted else max(1, math.ceil(24.0 / cell))
+    write = slanted_label if slanted else label
     body += [
-        label(left + (j + 0.5) * cell, 32, name) for j, name in enumerate(columns) if j % step == 0
+        write(left + (j + 0.5) * cell, top - 8, columns[j]) for j in range(0, len(columns), step)
     ]
-    for i, row in enumerate(rows):
-        y = top + i * tall
-        if tall >= 12 and (len(rows) <= 60 or i % 2 == 0):
-            body.append(label(left - 8, y + tall / 2 + 4, _fit(row, left - 12), "end", "row"))
-        for j, column in enumerate(columns):
-            share = (float(values[i, j]) - low) / (high - low) if high > low else math.nan
-            text = percent(float(values[i, j]))
-            texts = (text, f"{100 * float(values[i, j]):.0f}")
-            tip = tag("title", f"{row}, {column}: {text}")
-            box = (left + j * cell, y, cell, tall)
-            body.append(_cell(tip, box, share, texts, outlined(i, j)))
+    tips = [[f"{row}, {column}" for column in columns] for row in rows]
+    body += heat_cells(values, tips, (left, top), (cell, tall), low, high, outlined)
     return picture(width, top + len(rows) * tall + 4, title, body)
+
+
+def names_room(rows: Sequence[str], width: float) -> float:
+    """Return the left edge of a heat map's cells: room for the names of its rows."""
+    return min(16.0 + 7.0 * max((len(name) for name in rows), default=0), 0.42 * width)
+
+
+def row_height(rows: Sequence[str]) -> float:
+    """Return the height of a heat map's row."""
+    return 26.0 if len(rows) <= 16 else 20.0 if len(rows) <= 32 else 12.0
+
+
+def row_names(rows: Sequence[str], left: float, top: float) -> list[str]:
+    """Return the names beside the rows, every other one where they are many."""
+    tall, every = row_height(rows), 1 if len(rows) <= 60 else 2
+    return [
+        label(left - 8, top + (i + 0.5) * tall + 4, _fit(rows[i], left - 12), "end", "row")
+        for i in range(0, len(rows), every)
+    ]
 
 
 def _fit(text: str, room: float) -> str:
     most = max(int(room // 6.6), 3)
     return text if len(text) <= most else "…" + text[1 - most :]
+
+
+def heat_cells(
+    values: Array,
+    tips: Sequence[Sequence[str]],
+    corner: tuple[float, float],
+    size: tuple[float, float],
+    low: float,
+    high: float,
+    outlined: Outlined = lambda row, column: False,
+) -> list[str]:
+    """Return the cells of a heat map; so many that no number fits become one path a shade.
+
+    Args:
+        values: (rows, columns), NaN is a gap.
+        tips: what a pointer shows, before the number.
+        corner: (x, y) of the first cell.
+        size: (width, height) of a cell.
+        low, high: values of the palest and the darkest cell.
+        outlined: cells that get a frame.
+    """
+    span = high - low if high > low else math.nan
+    if values.size > MOST_CELLS:
+        return _shaded((values - low) / span, corner, size, outlined)
+    cells = []
+    for i, j in np.ndindex(*values.shape):
+        value = float(values[i, j])
+        box = (corner[0] + j * size[0], corner[1] + i * size[1], *size)
+        texts = (percent(value), "–" if math.isnan(value) else f"{100 * value:.0f}")  # noqa: RUF001
+        tip = tag("title", escape(f"{tips[i][j]}: {texts[0]}"))
+        cells.append(_cell(tip, box, (value - low) / span, texts, outlined(i, j)))
+    return cells
+
+
+def _shaded(
+    shares: Array, corner: tuple[float, float], size: tuple[float, float], outlined: Outlined
+) -> list[str]:
+    """Return one path for all cells of a shade (of `SHADES`), one for gaps, one for frames."""
+    gap = min(0.5, size[0] / 16)
+    paths: dict[int, list[str]] = {}
+    frames: list[str] = []
+    for i, j in np.ndindex(*shares.shape):
+        x, y = corner[0] + j * size[0] + gap, corner[1] + i * size[1] + gap
+        square = f"M{x:.1f} {y:.1f}h{size[0] - 2 * gap:.1f}v{size[1] - 2 * gap:.1f}H{x:.1f}z"
+        share = float(shares[i, j])
+        shade = -1 if math.isnan(share) else round(min(max(share, 0.0), 1.0) * SHADES)
+        paths.setdefault(shade, []).append(square)
+        if outlined(i, j):
+            frames.append(square)
+    parts = [
+        tag("path", d="".join(squares), class_="cell none")
+        if shade < 0
+        else tag("path", d="".join(squares), class_="cell", fill_opacity=_opacity(shade / SHADES))
+        for shade, squares in sorted(paths.items())
+    ]
+    if frames:
+        parts.append(tag("path", d="".join(frames), class_="frames", stroke_width=size[0] / 9))
+    return parts
+
+
+def _opacity(share: float) -> float:
+    """Return a cell's opacity; the palest must still be seen as a cell."""
+    return 0.06 + 0.94 * share
 
 
 def _cell(tip: str, box: Box, share: float, texts: tuple[str, str], outlined: bool) -> str:
@@ -226,12 +320,11 @@ def _cell(tip: str, box: Box, share: float, texts: tuple[str, str], outlined: bo
     if math.isnan(share):
         return tag("rect", tip, **place, class_="cell none")
     share = min(max(share, 0.0), 1.0)
-    # The palest cell must still be seen as a cell.
     frame = min(1.6, width / 7) if outlined else None
     kind = "cell framed" if outlined else "cell"
     parts = [
         tip,
-        tag("rect", **place, class_=kind, stroke_width=frame, fill_opacity=0.06 + 0.94 * share),
+        tag("rect", **place, class_=kind, stroke_width=frame, fill_opacity=_opacity(share)),
     ]
     if width >= 30 and height >= 18:
         shade = "on-dark" if share > 0.76 else "on-mid" if share > 0.56 else "on-pale"
@@ -242,15 +335,23 @@ def _cell(tip: str, box: Box, share: float, texts: tuple[str, str], outlined: bo
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: a name, a value (NaN: none) and its standard error."""
+    """One bar: a name, a value (NaN: none) and the ends of its whisker (NaN: none)."""
 
     name: str
     value: float
-    stderr: float
+    low: float = math.nan
+    high: float = math.nan
 
 
-def bars(title: str, items: Sequence[Bar], width: float) -> Markup:
-    """Return horizontal bars that may go below zero, with whiskers of one standard error."""
+def bars(title: str, items: Sequence[Bar], width: float, unit: str) -> Markup:
+    """Return horizontal bars that may go below zero, with whiskers.
+
+    Args:
+        title: what a screen reader says.
+        items: the bars, from the top.
+        width: of the picture.
+        unit: what stands under the axis.
+    """
     longest = max((len(item.name) for item in items), default=0)
     left = min(16.0 + 7.0 * longest, 0.42 * width)
     tall, top = 26.0 if len(items) <= 20 else 17.0, 8.0
@@ -266,17 +367,14 @@ def bars(title: str, items: Sequence[Bar], width: float) -> Markup:
     body += [label(across(m), bottom + 16, _short(m)) for m in marks[::step]]
     for i, item in enumerate(items):
         body += _bar(item, across, top + i * tall, tall, left)
-    unit = "points lost since the best chunk"
     body.append(label((left + width - 52) / 2, bottom + 34, unit, class_="axis"))
     return picture(width, bottom + 42, title, body)
 
 
 def _reach(item: Bar) -> list[float]:
-    """Return the ends of a bar's whisker; nothing where there is no bar."""
-    if math.isnan(item.value):
-        return []
-    error = 0.0 if math.isnan(item.stderr) else item.stderr
-    return [item.value - error, item.value + error]
+    """Return the ends of a bar and its whisker; nothing where there is no bar."""
+    ends = [item.value, item.low, item.high]
+    return [] if math.isnan(item.value) else [end for end in ends if not math.isnan(end)]
 
 
 def _short(value: float) -> str:
@@ -285,19 +383,19 @@ def _short(value: float) -> str:
 
 
 def _bar(item: Bar, across: Scale, y: float, tall: float, left: float) -> list[str]:
-    parts = [label(left - 8, y + tall / 2 + 4, item.name, "end", "row")]
+    parts = [label(left - 8, y + tall / 2 + 4, _fit(item.name, left - 12), "end", "row")]
     if math.isnan(item.value):
         return [*parts, label(across(0) + 8, y + tall / 2 + 4, "not known yet", "start")]
     zero, end = across(0.0), across(item.value)
     kind = "loss" if item.value > 0 else "gain"
-    tip = tag("title", f"{item.name}: {percent(item.value)}")
+    tip = tag("title", escape(f"{item.name}: {percent(item.value)}"))
     parts.append(
         tag("rect", tip, x=min(zero, end), y=y + tall * 0.22, width=max(abs(end - zero), 1.0),
             height=tall * 0.56, rx=2, class_=kind)
     )  # fmt: skip
     reach = end
-    if item.stderr > 0:
-        a, b = across(item.value - item.stderr), across(item.value + item.stderr)
+    if item.high > item.low:
+        a, b = across(item.low), across(item.high)
         parts.append(tag("path", d=f"M{a:.1f} {y + tall / 2}H{b:.1f}", class_="whisker"))
         reach = max(b, end)
     parts.append(

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.ablation import load_ablation
 from eval.files import Record, read_json, read_jsonl
 from eval.matrix import Matrix, load_matrix
 from eval.routing import Routing, load_routing
@@ -51,6 +52,7 @@ class RunData:
         training: the host's log lines by chunk.
         routing: expert use by chunk.
         gaps: what is missing.
+        ablation: what parts of the router are worth (eval/ablation.py); empty where not measured.
     """
 
     root: Path
@@ -63,6 +65,7 @@ class RunData:
     training: dict[int, list[Record]] = field(default_factory=dict)
     routing: dict[int, Routing] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
+    ablation: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -142,6 +145,9 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
     _read_predictions(run)
     _read_training(run)
     _read_routing(run)
+    path = run_dir / "ablation.json"
+    if path.is_file():
+        run.ablation = _try(gaps, "Ablations", lambda: load_ablation(path), _NOTHING)
     run.gaps = [Gap(gap.what, _without_folders(gap.why, run)) for gap in run.gaps]
     return run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 from eval import metrics
 from eval.report import charts
-from eval.report.charts import NARROW, WIDE, Bar, Series, percent
+from eval.report.charts import Bar, Series, percent
 from eval.report.data import RunData
+from eval.report.figure import Chart, Table, both
 from eval.report.numbers import Number, Summary, summarise
+from eval.report.routing_section import routing_section
 from eval.report.samples import stories
 from eval.report.svg import colour
 from eval.report.tables import (
-    Table,
     composition_table,
     curve_table,
-    expert_tables,
     facts,
     matrix_table,
-    separation_table,
+    mean_table,
     task_table,
     timing_table,
     timing_text,
@@ -37,16 +37,7 @@ from eval.report.training import STABILITY_KEYS, curve
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 MOST_COLOURED = 16
-MOST_LAYERS = 48
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One plot for a screen and the same for a phone."""
-
-    wide: Markup
-    narrow: Markup
 
 
 @dataclass(frozen=True)
@@ -62,14 +53,18 @@ class Card:
 
 def render(run: RunData) -> str:
     """Return the HTML page of a run: one file that needs nothing else."""
+    return fill("report.html.j2", page_context(run))
+
+
+def fill(template: str, context: dict[str, Any]) -> str:
+    """Return a template of ours, filled, with the style sheet inside."""
     folder = FileSystemLoader(TEMPLATES)
     environment = Environment(
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     # The style sheet is our own file; quotes in it must not become entities.
-    context = page_context(run) | {"css": Markup(css)}
-    return environment.get_template("report.html.j2").render(context)
+    return environment.get_template(template).render(context | {"css": Markup(css)})
 
 
 def page_context(run: RunData) -> dict[str, Any]:
@@ -85,11 +80,11 @@ def page_context(run: RunData) -> dict[str, Any]:
         "measured": _measured(run),
         "failed": summary.failed,
         "accuracy": _accuracy(run) if scored else None,
-        "legend": _legend(run),
+        "entries": _legend(run),
         "composition": _composition(run) if scored and run.composition() else None,
         "heat": _heat(run) if scored else None,
         "forgetting": _forgetting(summary) if run.evaluated > 1 else None,
-        "experts": _experts(run),
+        "routing": routing_section(run),
         "experts_why": _experts_why(run),
         "stories": stories(run),
         "losses": _losses(run),
@@ -100,10 +95,6 @@ def page_context(run: RunData) -> dict[str, Any]:
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "folder": run.root.name,
     }
-
-
-def _both(draw: Callable[[float], Markup]) -> Chart:
-    return Chart(draw(WIDE), draw(NARROW))
 
 
 def _lead(run: RunData) -> str:
@@ -178,7 +169,7 @@ def _accuracy(run: RunData) -> Chart:
         f" {percent(float(mean[0]))} to {percent(float(mean[-1]))} percent."
     )
     x = [float(c) for c in range(chunks + 1)]
-    return _both(
+    return both(
         lambda width: charts.line_chart(title, lines, x, width, "chunk", "Score, %", y_max=1.0)
     )
 
@@ -188,7 +179,7 @@ def _composition(run: RunData) -> Chart:
     title = f"Share of each task among the samples of {len(chunks)} chunks."
     order = [*run.tasks, *(t for c in chunks for t in c if t not in run.tasks)]
     tasks = list(dict.fromkeys(order))
-    return _both(lambda w: charts.composition(title, chunks, tasks, w, run.evaluated))
+    return both(lambda w: charts.composition(title, chunks, tasks, w, run.evaluated))
 
 
 def _heat(run: RunData) -> Chart:
@@ -200,82 +191,20 @@ def _heat(run: RunData) -> Chart:
         return inside and chunks[column - 1].get(run.tasks[row], 0) > 0
 
     title = f"Scores of {len(run.tasks)} tasks (rows) after each chunk (columns), in percent."
-    return _both(
+    return both(
         lambda w: charts.heat_map(title, a.T, run.tasks, columns, w, "after chunk", outlined=held)
     )
 
 
 def _forgetting(summary: Summary) -> Chart:
-    items = [Bar(r.task, r.forgetting.value, r.forgetting.stderr) for r in summary.tasks]
+    numbers = [(row.task, row.forgetting) for row in summary.tasks]
+    items = [Bar(t, n.value, n.value - n.stderr, n.value + n.stderr) for t, n in numbers]
     known = [item for item in items if not math.isnan(item.value)]
     worst = max(known, key=lambda item: item.value, default=None)
     tail = f"; most by {worst.name}, {percent(worst.value)} points" if worst else ""
     title = f"Forgetting of {len(items)} tasks{tail}."
-    return _both(lambda width: charts.bars(title, items, width))
-
-
-def _experts(run: RunData) -> Mapping[str, Any] | None:
-    if not run.routing:
-        return None
-    chunk = max(run.routing)
-    routing = run.routing[chunk]
-    if not routing.tasks:
-        return None
-    names = [f"E{e + 1}" for e in range(routing.use.shape[2])]
-    by_task = routing.use.mean(axis=1)
-    layers, by_layer = layer_rows(routing.layers, routing.use.mean(axis=0))
-    high = max(float(by_task.max()), float(by_layer.max()), 1e-9)
-    tasks_title = f"Expert shares of {len(routing.tasks)} tasks after chunk {chunk}."
-    layers_title = f"Expert shares in {len(layers)} layers after chunk {chunk}."
-    return {
-        "chunk": chunk,
-        "layers": len(routing.layers),
-        "lead": _separation(run, chunk),
-        "separation": _nmi_chart(run) if len(run.routing) > 1 else None,
-        "by_task": _both(
-            lambda w: charts.heat_map(
-                tasks_title, by_task, routing.tasks, names, w, "expert", high=high
-            )
-        ),
-        "by_layer": _both(
-            lambda w: charts.heat_map(layers_title, by_layer, layers, names, w, "expert", high=high)
-        ),
-    }
-
-
-def _nmi_chart(run: RunData) -> Chart:
-    chunks = sorted(run.routing)
-    values = [float(metrics.mean_over(run.routing[c].nmi)) for c in chunks]
-    title = (
-        f"Mutual information between task and expert set: {values[0]:.2f} after chunk {chunks[0]},"
-        f" {values[-1]:.2f} after chunk {chunks[-1]}."
-    )
-    series = [Series("NMI", values, "c0")]
-
-    def draw(width: float) -> Markup:
-        return charts.line_chart(
-            title, series, [float(c) for c in chunks], width, "chunk", "NMI(task, expert set)",
-            show=lambda v: f"{v:.1f}", y_max=1.0, height=190.0, name_lines=False,
-        )  # fmt: skip
-
-    return _both(draw)
-
-
-def _separation(run: RunData, chunk: int) -> str:
-    routing = run.routing[chunk]
-    nmi = float(metrics.mean_over(routing.nmi))
-    text = (
-        "How well the instruction separates tasks: normalised mutual information between task and"
-        f" chosen expert set is {nmi:.2f} (mean over layers; 0: the sets say nothing about the"
-        " task, 1: they name it)."
-    )
-    first = min(run.routing)
-    if first != chunk:
-        earlier = float(metrics.mean_over(run.routing[first].nmi))
-        text += f" After chunk {first} it was {earlier:.2f}."
-    if routing.unknown_rows:
-        text += f" {routing.unknown_rows:.0f} rows had a text of no test set and are left out."
-    return text
+    unit = "points lost since the best chunk"
+    return both(lambda width: charts.bars(title, items, width, unit))
 
 
 def _experts_why(run: RunData) -> str:
@@ -285,25 +214,10 @@ def _experts_why(run: RunData) -> str:
     return "No chunk has a routing.json that can be read (the tuner writes it while evaluating)."
 
 
-def layer_rows(names: Sequence[str], shares: Array) -> tuple[list[str], Array]:
-    """Return row names and shares (rows, experts); a deep model's layers are averaged by block."""
-    if len(names) <= MOST_LAYERS:
-        return [short_layer(name) for name in names], shares
-    blocks = [short_layer(name).split()[0] for name in names]
-    order = list(dict.fromkeys(blocks))
-    means = [shares[[b == block for b in blocks]].mean(axis=0) for block in order]
-    return [f"block {block}" for block in order], np.stack(means)
-
-
-def short_layer(name: str) -> str:
-    """Return a layer's name without what all layers share: "0 q_proj"."""
-    parts = name.split(".")
-    number = next((part for part in parts if part.isdigit()), "")
-    return f"{number} {parts[-1]}".strip()
-
-
 def _losses(run: RunData) -> list[dict[str, Any]]:
-    wanted = [("Language-model loss", ("loss",)), ("Routing-stability loss", STABILITY_KEYS)]
+    wanted: list[tuple[str, Sequence[str]]] = [("Language-model loss", ("loss",))]
+    if not run.routing:  # else it stands in the section about routing
+        wanted.append(("Routing-stability loss", STABILITY_KEYS))
     found = []
     for name, keys in wanted:
         line = curve(run, keys)
@@ -325,15 +239,14 @@ def _loss_chart(
             height=210.0, name_lines=False, marks=borders,
         )  # fmt: skip
 
-    return _both(draw)
+    return both(draw)
 
 
 def _tables(run: RunData, summary: Summary) -> dict[str, Table | None]:
-    tables: dict[str, Table | None] = {
+    return {
         "matrix": matrix_table(run),
+        "means": mean_table(run),
         "composition": composition_table(run),
         "tasks": task_table(summary),
         "timing": timing_table(run),
-        "separation": separation_table(run),
     }
-    return tables | expert_tables(run)

@@ -27,6 +27,12 @@ def label(x: float, y: float, text: str, anchor: str = "middle", class_: str = "
     return tag("text", escape(text), x=x, y=y, text_anchor=anchor, class_=class_)
 
 
+def slanted_label(x: float, y: float, text: str, class_: str = "tick") -> str:
+    """Return a text that rises to the right from (x, y)."""
+    turn = f"rotate(-46 {x:.1f} {y:.1f})"
+    return tag("text", escape(text), x=x, y=y, text_anchor="start", class_=class_, transform=turn)
+
+
 def picture(width: float, height: float, title: str, body: Iterable[str]) -> Markup:
     """Return an <svg> that fills its column, named for screen readers by `title`."""
     box = f"0 0 {width:g} {height:g}"

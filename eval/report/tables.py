@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from eval import metrics
 from eval.report.charts import percent
 from eval.report.data import RunData
+from eval.report.figure import Table
 from eval.report.numbers import Number, Summary
 from eval.report.training import Curve
 
 MOST_ROWS = 60
-
-
-@dataclass(frozen=True)
-class Table:
-    """A caption, a head and rows of text; the first cell of a row names it."""
-
-    caption: str
-    head: list[str]
-    rows: list[list[str]]
 
 
 def with_error(number: Number) -> str:
@@ -39,6 +30,18 @@ def matrix_table(run: RunData) -> Table:
         mean = float(metrics.mean_over(values))
         rows.append([name, *(percent(float(v)) for v in values), percent(mean)])
     return Table("Score after each chunk, in percent", ["after", *run.tasks, "mean"], rows)
+
+
+def mean_table(run: RunData) -> Table:
+    """Return the mean over tasks after each chunk, with the best and the worst task."""
+    rows = []
+    for chunk, values in enumerate(run.matrix.values):
+        known = [(float(v), task) for v, task in zip(values, run.tasks, strict=True) if v == v]
+        ends = [f"{task} {percent(v)}" for v, task in (max(known), min(known))] if known else []
+        name = "base model" if chunk == 0 else f"chunk {chunk}"
+        rows.append([name, percent(float(metrics.mean_over(values))), *(ends or ["–", "–"])])  # noqa: RUF001
+    caption = "Mean score after each chunk, in percent; the matrix below has every task"
+    return Table(caption, ["after", "mean", "best task", "worst task"], rows)
 
 
 def composition_table(run: RunData) -> Table | None:
@@ -82,49 +85,6 @@ def task_table(summary: Summary) -> Table:
         for row in summary.tasks
     ]
     return Table("All tasks, scores in percent; failed: over all chunks", head, rows)
-
-
-def expert_tables(run: RunData) -> dict[str, Table | None]:
-    """Return expert shares by task and by layer, after the last routed chunk."""
-    if not run.routing:
-        return {"experts": None, "layers": None}
-    chunk = max(run.routing)
-    routing = run.routing[chunk]
-    names = [f"E{e + 1}" for e in range(routing.use.shape[2])]
-    by_task, kept = routing.use.mean(axis=1), routing.selected.mean(axis=1)
-    task_rows = [
-        [task, *(percent(float(v)) for v in by_task[i]), *(percent(float(v)) for v in kept[i])]
-        for i, task in enumerate(routing.tasks)
-    ]
-    by_layer = routing.use.mean(axis=0) if routing.tasks else []
-    layer_rows = [
-        [name, *(percent(float(v)) for v in values), _ratio(float(nmi))]
-        for name, values, nmi in zip(routing.layers, by_layer, routing.nmi, strict=True)
-    ] if routing.tasks else []  # fmt: skip
-    head = ["task", *(f"{n} weight" for n in names), *(f"{n} kept" for n in names)]
-    return {
-        "experts": Table(f"Expert use by task after chunk {chunk}, in percent", head, task_rows),
-        "layers": Table(
-            f"Expert weight by layer after chunk {chunk}, in percent, and NMI(task, expert set)",
-            ["layer", *names, "NMI"],
-            layer_rows,
-        ),
-    }
-
-
-def separation_table(run: RunData) -> Table | None:
-    """Return NMI(task, expert set) over the stream, mean over layers; None without routing."""
-    rows = [
-        [f"chunk {chunk}", _ratio(float(metrics.mean_over(routing.nmi)))]
-        for chunk, routing in sorted(run.routing.items())
-    ]
-    return (
-        Table("Mutual information of task and expert set", ["after", "NMI"], rows) if rows else None
-    )
-
-
-def _ratio(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"  # noqa: RUF001
 
 
 def curve_table(name: str, curve: Curve) -> Table:
