@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from strlora_tuner.buffers import Float32Buffers
 from strlora_tuner.instruction import RoutingContext
-from strlora_tuner.projection import shared_projection
+from strlora_tuner.projection import autocast_on, shared_projection
 from strlora_tuner.routing import InjectGradient, token_gates
 from strlora_tuner.two_stage import (
     Projected,
@@ -33,7 +33,7 @@ ROUTERS = ("query", "key", "prototypes")
 
 def float32_scores(x: Tensor) -> AbstractContextManager[Any]:
     """Inside, autocast leaves the arithmetic on scores in float32."""
-    if torch.is_autocast_enabled(x.device.type):
+    if autocast_on(x):
         return torch.autocast(x.device.type, enabled=False)
     return nullcontext()
 
@@ -123,7 +123,7 @@ class MixtureOfExperts(Float32Buffers):
             adapter: this mixture's adapter name.
         """
         instruction = context.instruction(adapter, x)
-        if not torch.is_autocast_enabled(x.device.type):
+        if not autocast_on(x):
             return self._update(x.to(self.A.dtype), result, instruction, context)
         return self._update(x, result, instruction, context)
 
@@ -201,15 +201,13 @@ class MixtureOfExperts(Float32Buffers):
 
     def _add(self, result: Tensor, weighted: Tensor) -> Tensor:
         """Returns result + B weighted: one product that adds up, where dtypes allow it."""
-        autocast = torch.is_autocast_enabled(result.device.type)
+        autocast = autocast_on(result)
         if not autocast and result.dtype != weighted.dtype:
             return result + F.linear(weighted, self.B).to(result.dtype)
         flat = torch.addmm(result.flatten(0, -2), weighted.flatten(0, -2), self.B.t())
         return flat.view_as(result)
 
-    def _record(
-        self, context: RoutingContext, x: Tensor, gates: Tensor, prompt: Prompt
-    ) -> None:
+    def _record(self, context: RoutingContext, x: Tensor, gates: Tensor, prompt: Prompt) -> None:
         if context.recording:
             weights = context.token_weights(x, "mask")
             parts = (gates, prompt.kept, prompt.probabilities)

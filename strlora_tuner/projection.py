@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def autocast_on(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x; never on meta, which it does not know."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
 class _SharedProjection(torch.autograd.Function):
     """x [A; Wq; Wq_ema]^T, with the student's queries given twice.
 
@@ -25,7 +30,7 @@ class _SharedProjection(torch.autograd.Function):
         out = F.linear(x, together)
         hidden, queries, taught = out.split([ctx.rank, ctx.width, ctx.width], dim=-1)
         ctx.mark_non_differentiable(taught)
-        return hidden, queries, queries.clone(), taught
+        return hidden, queries, queries.detach(), taught
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -53,9 +58,10 @@ def shared_projection(
         query: Wq, (D, d_in).
         teacher: the moving average of Wq, (D, d_in), in any dtype.
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if not autocast_on(x):
+        return _SharedProjection.apply(*(tensor.to(x.dtype) for tensor in (x, a, query, teacher)))
     # The function sees final dtypes: autocast would cast inside forward and not inside backward.
-    inputs = [tensor.to(dtype) for tensor in (x, a, query, teacher)]
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
-        return _SharedProjection.apply(*inputs)
+        return _SharedProjection.apply(*(tensor.to(dtype) for tensor in (x, a, query, teacher)))

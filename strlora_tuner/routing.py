@@ -67,9 +67,30 @@ def expert_keys(key_weight: Tensor, prototypes: Tensor, instruction: Tensor) -> 
     return condition[:, None, :] * unit[None] / math.sqrt(unit.shape[-1])
 
 
+class _Scores(torch.autograd.Function):
+    """Float32 products of queries and keys that keep the queries in their own dtype."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, keys: Tensor) -> Tensor:  # type: ignore[override]
+        """Returns (B, L, E) float32 from queries (B, L, D) and float32 keys (B, E, D)."""
+        ctx.save_for_backward(query, keys)
+        return torch.matmul(query.float(), keys.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        """Returns the gradients of queries and keys."""
+        query, keys = ctx.saved_tensors
+        to_query = torch.matmul(grad, keys).to(query.dtype) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return to_query, None
+        return to_query, torch.matmul(grad.transpose(1, 2), query.float())
+
+
 def token_scores(query: Tensor, keys: Tensor) -> Tensor:
-    """Returns z, (B, L, E) float32, from queries (B, L, D) and keys (B, E, D)."""
-    return torch.matmul(query.float(), keys.transpose(1, 2))
+    """Returns z, (B, L, E) float32, from queries (B, L, D) in any dtype and keys (B, E, D)."""
+    if torch.compiler.is_compiling():  # a sum that fuses with what follows
+        return (query.float()[:, :, None] * keys[:, None]).sum(-1)
+    return _Scores.apply(query, keys)
 
 
 def outside_bias(kept: Tensor) -> Tensor:
