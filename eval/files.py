@@ -49,8 +49,8 @@ def numbered_jsonl(path: Path, torn_tail: bool = False) -> list[tuple[int, Recor
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        line = path.read_bytes().count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}:{line}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+        at = path.read_bytes().count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}:{at}: not UTF-8 ({error.reason}); save it as UTF-8") from error
     records: list[tuple[int, Record]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

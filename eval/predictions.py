@@ -20,8 +20,9 @@ from eval.scorers.fixed import gold_answers
 from eval.stream import Stream, load_stream
 
 Question = tuple[tuple[tuple[str, str], ...], tuple[str, ...]]
-GOLD_FIELDS = ("references", "answer_bbox", "size", "options", "synonyms", "box_format")
-GOLD_FIELDS += ("answer_type",)
+GOLD_FIELDS = (
+    "references", "answer_bbox", "size", "options", "synonyms", "box_format", "answer_type"
+)  # fmt: skip
 
 
 def question_of(record: Record, folder: Path) -> Question:

@@ -122,6 +122,49 @@ def _captions(annotations: Sequence[Record], results: Sequence[Record]) -> Verdi
     return Verdict(100.0 * MOST_CIDER * fmean(scores), [])
 
 
+def verdict_of_predictions(task: str, lines: Sequence[Record]) -> Verdict:
+    """Return what the published script of `task` would make of our prediction lines.
+
+    A failed sample becomes the line that the published generation loop writes then: the error as
+    text, no prompt.
+    """
+    annotations = [_annotation(line) for line in lines]
+    results = [
+        {"question_id": line["id"], "text": line["prediction"]}
+        if line["prediction"] is not None
+        else {"question_id": line["id"], "text": f"Error: {line.get('error')}",
+              "prompt_missing": True}
+        for line in lines
+    ]  # fmt: skip
+    return score_file(task, annotations, results)
+
+
+def _annotation(line: Record) -> Record:
+    record = {"question_id": line["id"], "answer": line.get("references") or line["gold"]}
+    return record | {key: line[key] for key in ("answer_bbox", "size") if key in line}
+
+
+def published_scores(lines: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+    """Return what the published scripts would print for the StrCVIT tasks among prediction lines.
+
+    Returns:
+        `tasks`: percent by task (TextCaps: CIDEr x 100), null where the script would crash;
+        `crashes`: why; `mean`: the published nine-task mean, null unless all nine have a score.
+    """
+    verdicts = {t: verdict_of_predictions(t, lines[t]) for t in STRCVIT if t in lines}
+    known = {t: v.accuracy for t, v in verdicts.items() if v.accuracy is not None}
+    wanted = {name for name in STRCVIT if TASKS[name].in_published_mean}
+    return {
+        "tasks": {task: _rounded(known.get(task)) for task in verdicts},
+        "crashes": {task: v.crash for task, v in verdicts.items() if v.crash is not None},
+        "mean": _rounded(published_mean(known)) if wanted <= set(known) else None,
+    }
+
+
+def _rounded(percent: float | None) -> float | None:
+    return None if percent is None else round(percent, 4)
+
+
 def published_mean(scores: Mapping[str, float]) -> float:
     """Return StrCVIT's published mean: nine tasks, GQA and ChartQA left out, CIDEr x 100 mixed in.
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import stdev
+from statistics import fmean, stdev
 from typing import Any
 
 from eval.files import Record
 from eval.predictions import read_predictions
-from eval.scorers import Scorer, find_scorer
+from eval.published import published_scores
+from eval.scorers import MOST_CIDER, Scorer, find_scorer
 from eval.stream import Stream, load_stream
 
 
@@ -57,7 +58,7 @@ def score_lines(lines: Sequence[Record], scorer: Scorer) -> TaskScores:
 def _stderr(scores: Sequence[float], scorer: Scorer) -> float:
     if len(scores) < 2:
         return math.nan
-    scale = 1.0 if scorer.sample is not None else 10.0
+    scale = 1.0 if scorer.sample is not None else MOST_CIDER
     return scale * stdev(scores) / math.sqrt(len(scores))
 
 
@@ -68,10 +69,15 @@ def score_task(predictions_dir: Path, stream: Stream, task: str) -> TaskScores:
         FileNotFoundError: the task was not evaluated.
         ValueError: the prediction file does not fit the test set.
     """
+    lines = _lines_of(predictions_dir, stream, task)
+    return score_lines(lines, find_scorer(stream.scorer_name(task)))
+
+
+def _lines_of(predictions_dir: Path, stream: Stream, task: str) -> list[Record]:
     lines = read_predictions(predictions_dir, stream, task)
     if not lines:
         raise ValueError(f"{predictions_dir / task}.jsonl: empty; evaluate the chunk again")
-    return score_lines(lines, find_scorer(stream.scorer_name(task)))
+    return lines
 
 
 def score_chunk(
@@ -80,7 +86,9 @@ def score_chunk(
     """Return the content of `scores.json`: every task that has a prediction file.
 
     Numbers that do not exist (nothing answered, one sample) are null, never 0. `failed` samples
-    earn nothing and stay in `n`.
+    earn nothing and stay in `n`. `cut` answers reached the longest length allowed. Captions have
+    `cider` beside their clipped score: CIDEr-D x 100, 0 to 1,000. `published` is what StrCVIT's own
+    scripts would print for the same answers, in percent (eval.published).
 
     Args:
         predictions_dir: `chunks/NNN/predictions`.
@@ -98,16 +106,26 @@ def score_chunk(
         raise ValueError(f"{predictions_dir}: unknown tasks {unknown}; expected {stream.tasks}")
     if not found:
         raise FileNotFoundError(f"{predictions_dir}: no prediction files; evaluate the chunk first")
-    tasks = {}
-    for task in (t for t in stream.tasks if t in found):
-        scored = score_task(predictions_dir, stream, task)
-        tasks[task] = {
-            "score": _number(scored.score),
-            "n": len(scored.scores),
-            "failed": scored.failed,
-            "stderr": _number(scored.stderr),
-        }
-    return {"chunk": _chunk_index(predictions_dir) if chunk is None else chunk, "tasks": tasks}
+    index = _chunk_index(predictions_dir) if chunk is None else chunk
+    lines = {t: _lines_of(predictions_dir, stream, t) for t in stream.tasks if t in found}
+    tasks = {t: _entry(lines[t], find_scorer(stream.scorer_name(t))) for t in lines}
+    return {"chunk": index, "tasks": tasks, "published": published_scores(lines)}
+
+
+def _entry(lines: Sequence[Record], scorer: Scorer) -> dict[str, Any]:
+    scored = score_lines(lines, scorer)
+    entry: dict[str, Any] = {
+        "score": _number(scored.score),
+        "n": len(scored.scores),
+        "failed": scored.failed,
+        "cut": sum(line.get("finish_reason") == "length" for line in lines),
+        "stderr": _number(scored.stderr),
+    }
+    if scorer.sample is None:
+        measured = scored.failed < len(lines)
+        cider = 100 * MOST_CIDER * fmean(scored.scores) if measured else math.nan
+        entry["cider"] = _number(cider)
+    return entry
 
 
 def _number(value: float) -> float | None:

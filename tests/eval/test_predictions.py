@@ -83,7 +83,38 @@ def test_nothing_answered_is_no_score(stream: Path, tmp_path: Path) -> None:
     lines = [line for line in _all_right(stream) if "shape" not in line["messages"][0]["content"]]
     _answer(stream, lines, tmp_path)
     entry = score_chunk(tmp_path / "predictions", stream, 1)["tasks"]["VQAv2"]
-    assert entry == {"score": None, "n": 6, "failed": 6, "stderr": None}
+    assert entry == {"score": None, "n": 6, "failed": 6, "cut": 0, "stderr": None}
+
+
+def test_both_variants_and_raw_cider_are_kept(tmp_path: Path) -> None:
+    tasks = ["TextCaps", "ImageNet", "Fin"]
+    stream = make_stream(tmp_path / "stream", tasks, chunks=1, tests=4)
+    labels = stream / "test" / "ImageNet.jsonl"
+    write_jsonl(labels, [{**r, "references": None} for r in read_jsonl(labels)])
+    skill = {"TextCaps": 1.0, "ImageNet": 1.0, "Fin": 1.0}
+    lines = host_results(stream, tasks, skill, seed=0)
+    for line in lines:
+        line["finish_reason"] = "length" if line["response"] in "AB" else "stop"
+        if "ImageNet" in line["messages"][0]["content"]:
+            line["response"] = ""  # the published script takes an empty answer for right
+    lines[-1]["response"], lines[-1]["error"] = None, "out of memory"
+    write_jsonl(tmp_path / "answers.jsonl", lines)
+    split_results(tmp_path / "answers.jsonl", stream, tmp_path / "predictions", tasks)
+    scores = score_chunk(tmp_path / "predictions", stream, 1)
+    captions = scores["tasks"]["TextCaps"]
+    assert captions["score"] == 1.0
+    assert captions["cider"] > 100
+    assert scores["published"]["tasks"]["TextCaps"] > 100
+    assert scores["tasks"]["ImageNet"]["score"] == 0.0
+    assert scores["published"]["tasks"]["ImageNet"] == 100.0
+    assert scores["tasks"]["Fin"] | {"stderr": 0} == {
+        "score": 0.75, "n": 4, "failed": 1, "cut": 4, "stderr": 0
+    }  # fmt: skip
+    assert scores["published"]["tasks"]["Fin"] is None
+    assert "without a prompt" in scores["published"]["crashes"]["Fin"]
+    assert scores["published"]["mean"] is None
+    failed = read_jsonl(tmp_path / "predictions" / "Fin.jsonl")[-1]
+    assert (failed["prediction"], failed["error"]) == (None, "out of memory")
 
 
 def test_unknown_and_double_answers_raise(stream: Path, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from eval.published import mean_of_all, published_mean, score_file
+from eval.published import mean_of_all, published_mean, published_scores, score_file
 from eval.scorers.cider import cider_d
-from eval.tasks import find_task
+from eval.tasks import STRCVIT, find_task
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 RELEASED = json.loads((FIXTURES / "released_scores.json").read_text("utf-8"))
@@ -73,6 +73,24 @@ def test_where_the_published_script_crashes_ours_says_so(case: dict[str, Any]) -
     verdict = score_file(case["task"], case["annotations"], case["results"])
     assert verdict.accuracy is None
     assert verdict.crash
+
+
+def test_published_scores_of_prediction_lines() -> None:
+    line = {"id": "1", "gold": "A", "prediction": "A"}
+    caption = line | {"gold": "a b", "references": ["a b c d e"] * 5, "prediction": "a b c d e"}
+    box = line | {"answer_bbox": "[0.1, 0.1, 0.5, 0.9]", "size": [4, 4],
+                  "prediction": "(0.1, 0.1, 0.5, 0.9)"}  # fmt: skip
+    lines = {task: [dict(line)] for task in STRCVIT if task not in ("TextCaps", "Grounding")}
+    other = caption | {"id": "2", "references": ["f g h i j"] * 5, "prediction": "f g h i j"}
+    lines |= {"TextCaps": [caption, other], "Grounding": [box]}
+    found = published_scores(lines)
+    assert found["crashes"] == {}
+    assert found["tasks"]["TextCaps"] == pytest.approx(1000)
+    assert found["tasks"].pop("GQA") == 0.0  # the gold keeps its capital there
+    assert {v for k, v in found["tasks"].items() if k != "TextCaps"} == {100.0}
+    assert found["mean"] == pytest.approx((8 * 100 + 1000) / 9)
+    del lines["Fin"]
+    assert published_scores(lines)["mean"] is None
 
 
 def test_published_mean() -> None:
