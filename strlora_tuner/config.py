@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig
 from peft.utils import PeftType
 
 from strlora_tuner.registration import register
 from strlora_tuner.schema import TunerOptions
+
+if TYPE_CHECKING:
+    from strlora_tuner.saved import SavedAdapter
 
 # PEFT spells three of the schema's names its own way, so that its tools understand our adapters.
 _PEFT_NAMES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
@@ -101,6 +105,7 @@ class StrLoraConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.saved: SavedAdapter | None = None
         self.peft_type = PeftType.STRLORA  # type: ignore[attr-defined]
         if isinstance(self.target_modules, (list, tuple)):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]
@@ -111,6 +116,38 @@ class StrLoraConfig(PeftConfig):
                 f"turn_start = {self.turn_start} and turn_end = {self.turn_end}: give both or none"
             )
         self.options()  # the schema checks every value, alone and together
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> StrLoraConfig:
+        """Returns the configuration of a saved adapter and keeps in `saved` what its file holds.
+
+        Raises:
+            ValueError: an option that this version does not know, or a damaged file.
+        """
+        from strlora_tuner.saved import read_saved
+
+        name = pretrained_model_name_or_path
+        config = super().from_pretrained(name, subfolder=subfolder, **kwargs)
+        config.saved = read_saved(Path(name) / (subfolder or ""))
+        return config
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Refuses keys of adapter_config.json that no version of this tuner has written."""
+        unknown = sorted(kwargs.keys() - {f.name for f in fields(cls)} - {"peft_version"})
+        if "expert_num" in unknown:
+            raise ValueError(
+                "adapter_config.json was written by the published StrLoRA code: convert the "
+                "adapter with python -m strlora_tuner.convert --from DIR --to DIR"
+            )
+        if unknown:
+            raise ValueError(
+                f"adapter_config.json holds unknown options {', '.join(unknown)}: the adapter was "
+                "saved by a newer version of strlora_tuner; update it"
+            )
+        return super().check_kwargs(**kwargs)
 
     def options(self) -> TunerOptions:
         """Returns the options as the schema sees them (checked again, so edits are caught)."""

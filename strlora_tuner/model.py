@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from strlora_tuner.instruction import InstructionStatistics, RoutingContext
 from strlora_tuner.layer import CANNOT_MERGE, StrLoraLinear
 from strlora_tuner.mixture import MixtureOfExperts
 from strlora_tuner.registration import register
+from strlora_tuner.saved import Shape, check_fit, differences, matched_layers, not_fitting
 
 
 class StrLoraModel(BaseTuner):
@@ -31,13 +32,7 @@ class StrLoraModel(BaseTuner):
         self.routing = RoutingContext()
         self.strlora_statistics = nn.ModuleDict()
         self.routing.statistics = self.strlora_statistics
-        embedding = model.get_input_embeddings()  # type: ignore[operator]
-        self.routing.embed = embedding
-        self._handles = [
-            embedding.register_forward_hook(self._after_embedding),
-            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            model.register_forward_hook(self._after_forward, always_call=True),
-        ]
+        self.routing.embed = model.get_input_embeddings()  # type: ignore[operator]
         self.register_load_state_dict_post_hook(_start_missing_teachers)
 
     def _check_new_adapter_config(self, config: StrLoraConfig) -> None:  # type: ignore[override]
@@ -47,6 +42,14 @@ class StrLoraModel(BaseTuner):
                 "target_modules is not set: give the linear layers of the language model to wrap, "
                 "by name or as one regex, for example ['q_proj', 'v_proj']"
             )
+
+    def _prepare_model(self, peft_config: StrLoraConfig, model: nn.Module) -> None:  # type: ignore[override]
+        # Called before any layer is wrapped: what is refused here leaves the model as it was.
+        if peft_config.target_modules == "all-linear":
+            return
+        layers = matched_layers(model, peft_config)
+        if peft_config.saved is not None:
+            check_fit(peft_config.saved, model, peft_config, layers)
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -61,16 +64,12 @@ class StrLoraModel(BaseTuner):
         self._add_statistics(adapter_name, peft_config, hidden)
         if isinstance(target, StrLoraLinear):
             target.update_layer(adapter_name, peft_config, hidden)
-        elif isinstance(target, nn.Linear):
-            layer = StrLoraLinear(target, adapter_name, peft_config, self.routing, hidden)
+        else:
+            linear = cast(nn.Linear, target)
+            layer = StrLoraLinear(linear, adapter_name, peft_config, self.routing, hidden)
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
-        else:
-            raise ValueError(
-                f"target module {current_key!r} is a {type(target).__name__}: StrLoRA wraps linear "
-                "layers only; correct target_modules"
-            )
 
     def _hidden_size(self) -> int:
         return int(self.model.get_input_embeddings().embedding_dim)  # type: ignore[operator]
@@ -85,7 +84,22 @@ class StrLoraModel(BaseTuner):
         self.routing.configs[adapter_name] = config
 
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
-        self.routing.num_layers = sum(1 for _ in self.routed_layers())
+        embedding = self.routing.embed
+        assert isinstance(embedding, nn.Module)
+        self._handles = [
+            embedding.register_forward_hook(self._after_embedding),
+            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            model.register_forward_hook(self._after_forward, always_call=True),
+        ]
+        self._count_layers()
+
+    def _count_layers(self) -> None:
+        self.routing.num_layers = sum(1 for _ in self.mixtures())
+
+    def set_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Makes an adapter the active one."""
+        super().set_adapter(*args, **kwargs)
+        self._count_layers()
 
     def routed_layers(self) -> Iterator[tuple[str, StrLoraLinear]]:
         """Yields (name, layer) of every wrapped layer, names as in the base model."""
@@ -157,28 +171,29 @@ def _check_adapter_tensors(model: StrLoraModel, state_dict: dict[str, Tensor], p
     """Raises ValueError when tensors of a loaded adapter are missing, unknown or of another shape.
 
     PEFT loads with strict=False and only warns; this runs before anything is copied, so that
-    nothing is half loaded.
+    nothing is half loaded, modules_to_save included.
     """
-    own = {k: v for k, v in model.state_dict(prefix=prefix).items() if f".{model.prefix}" in k}
-    given = {k: v for k, v in state_dict.items() if f".{model.prefix}" in k}
-    loaded = [name for name in model.peft_config if any(f".{name}." in k for k in given)]
-    for name in loaded:
-        expected = {k for k in own if f".{name}." in k}
-        found = {k for k in given if f".{name}." in k}
-        problems = [f"missing {k}" for k in sorted(expected - found)]
-        problems += [f"unexpected {k}" for k in sorted(found - expected)]
-        problems += [
-            f"{k} has shape {tuple(given[k].shape)}, this model needs {tuple(own[k].shape)}"
-            for k in sorted(expected & found)
-            if given[k].shape != own[k].shape and own[k].numel() > 0
-        ]
+    own = {key: tuple(value.shape) for key, value in model.state_dict(prefix=prefix).items()}
+    given = {key: tuple(value.shape) for key, value in state_dict.items()}
+    for name in model.peft_config:
+        marks = [f".{part}.{name}." for part in ("strlora_mixture", "strlora_statistics")]
+        found, expected = (_of_adapter(keys, marks) for keys in (given, own))
+        if not found:
+            continue
+        whole = {k: v for k, v in given.items() if k in own and f".modules_to_save.{name}." in k}
+        problems = differences(expected | {k: own[k] for k in whole}, found | whole)
         if problems:
-            shown = "\n  ".join(problems[:20])
-            more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-            raise ValueError(
-                f"the adapter's tensors do not fit (nothing was loaded):\n  {shown}{more}\n"
-                "Load it into the base model it was trained on, or take an undamaged copy."
-            )
+            raise ValueError(not_fitting(f"adapter {name!r}", problems))
+
+
+def _of_adapter(shapes: Mapping[str, Shape], marks: list[str]) -> dict[str, Shape]:
+    """Returns the shapes of one adapter's tensors, names as PEFT saves them."""
+    result = {}
+    for key, shape in shapes.items():
+        for mark in marks:
+            if mark in key:
+                result[key.replace(mark, mark[: mark.index(".", 1) + 1])] = shape
+    return result
 
 
 @torch.no_grad()

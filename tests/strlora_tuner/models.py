@@ -37,10 +37,11 @@ _TEXT = dict(
 )
 
 
-def text_model(seed: int = 0) -> torch.nn.Module:
-    """Returns a two-layer Qwen3 text model."""
+def text_model(seed: int = 0, **changes: object) -> torch.nn.Module:
+    """Returns a two-layer Qwen3 text model; `changes` override its configuration."""
     torch.manual_seed(seed)
-    return Qwen3ForCausalLM(Qwen3Config(**_TEXT, tie_word_embeddings=True)).float().eval()
+    settings = {**_TEXT, "tie_word_embeddings": True, **changes}
+    return Qwen3ForCausalLM(Qwen3Config(**settings)).float().eval()
 
 
 def internvl_model(seed: int = 0) -> torch.nn.Module:
