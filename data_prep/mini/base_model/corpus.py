@@ -19,15 +19,15 @@ from data_prep.mini.tasks import Task, load_task, sample_rng
 WEIGHTS = {
     "VQAv2": 0.5,
     "OCRVQA": 0.6,
-    "Fin": 0.5,
-    "Grounding": 1.2,
-    "ImageNet": 1.1,
-    "Places365": 0.3,
-    "AD": 1.3,
+    "Fin": 0.4,
+    "Grounding": 1.1,
+    "ImageNet": 1.0,
+    "Places365": 0.2,
+    "AD": 1.2,
     "ChartQA": 1.6,
-    "GQA": 1.6,
-    "RS": 0.8,
-    "TextCaps": 1.6,
+    "GQA": 1.5,
+    "RS": 0.6,
+    "TextCaps": 1.7,
 }
 Record = dict  # {"task": str, "head": str, "pairs": [[field, value], ...]}
 _tasks: dict[str, Task] = {}

@@ -27,14 +27,15 @@ MOVES = {  # action -> word of the descriptions
 }
 ROAD = 150.0  # metres of the ring
 CAR = 5.0  # metres
-CLOSE = 10.0  # metres from bumper to bumper: nearer than that a car ahead calls for an action
-BESIDE = 3.0  # metres: a car whose front is at most that far behind the ego car's is beside it
-CLEAR = 13.0  # metres: farther than that it does not; scenes in between are not shown
+BEHIND, AHEAD = 5.2, 17.2  # metres that the picture shows from the ego car's front
+BESIDE = 2.0  # metres: a car whose front is at most that far behind the ego car's is beside it
+CLOSE = 12.0  # metres from the ego car's front to the rear of a car that takes its lane
 STEP, STEPS = 0.25, 24  # seconds, number
-PIXELS = 4  # a metre
-EGO_TOP = 84  # row of the ego car's front
+PIXELS = 5  # a metre
+EGO_TOP = 86  # row of the ego car's front
 LANE_WIDTH, LANE_LEFT = 32, 8  # pixels
-ROAD_COLOUR, PAINTS = (95, 95, 100), ("blue", "red", "black")
+GLASS = (20, 30, 40)
+ROAD_COLOUR, PAINTS = (95, 95, 100), ("blue", "red", "white")
 
 
 @dataclass
@@ -64,10 +65,10 @@ def acceleration(car: Car, leader: Car) -> float:
 
 
 def simulate(rng: Random) -> list[Car]:
-    """Return the cars of a road after STEPS steps; every lane has at least three."""
+    """Return the cars of a road after STEPS steps; every lane has at least two."""
     lanes: list[list[Car]] = []
     for lane in range(len(LANES)):
-        count = rng.randint(4, 8)
+        count = rng.randint(2, 7)
         starts = sorted(rng.sample(range(0, int(ROAD), 8), count))
         lanes.append([Car(lane, float(s), 8.0, rng.uniform(6.0, 18.0)) for s in starts])
     for _ in range(STEPS):
@@ -86,19 +87,17 @@ def offset(ego: Car, other: Car) -> float:
 
 
 def state(ego: Car, cars: list[Car]) -> dict[str, bool] | None:
-    """Return lane -> whether it is free next to or ahead of `ego`; None when it is not clear-cut.
+    """Return lane -> whether it is free for `ego`; None when a car that is shown leaves it open.
 
-    The own lane is free when nothing is CLOSE ahead, another lane when moreover no car in it is
-    BESIDE the ego car.
+    A lane is taken when a car in it is beside the ego car or close ahead, and free when the picture
+    shows no car in it.
     """
     free = {}
     for lane, name in enumerate(LANES):
-        ahead = [offset(ego, car) - CAR for car in cars if car.lane == lane and car is not ego]
-        if lane == ego.lane:
-            ahead = [room for room in ahead if room > -CAR]
-        near = [room for room in ahead if -3 * CAR < room < CLEAR]
-        free[name] = not near
-        if near and not any(-BESIDE - CAR <= room <= CLOSE for room in near):
+        fronts = [offset(ego, car) for car in cars if car.lane == lane and car is not ego]
+        shown = [front for front in fronts if front > -BEHIND and front - CAR < AHEAD]
+        free[name] = not shown
+        if shown and not any(-BESIDE <= front <= CLOSE + CAR for front in shown):
             return None
     return free
 
@@ -116,10 +115,10 @@ def action(lane: str, free: dict[str, bool]) -> str:
 
 
 def _car(pen: ImageDraw.ImageDraw, lane: int, top: int, colour: Colour) -> None:
-    """Draw a car of 20 x 20 pixels with a windscreen, its front upwards."""
-    x = LANE_LEFT + lane * LANE_WIDTH + 6
-    pen.rectangle((x, top, x + 19, top + PIXELS * int(CAR) - 1), fill=colour)
-    pen.rectangle((x + 3, top + 4, x + 16, top + 8), fill=(205, 225, 235))
+    """Draw a car of 24 x 25 pixels with a windscreen, its front upwards."""
+    x = LANE_LEFT + lane * LANE_WIDTH + 4
+    pen.rectangle((x, top, x + 23, top + PIXELS * int(CAR) - 1), fill=colour)
+    pen.rectangle((x + 3, top + 5, x + 20, top + 9), fill=GLASS)
 
 
 class AD(Task):
@@ -149,7 +148,7 @@ class AD(Task):
                 pen.rectangle((x - 1, y, x, y + 8), fill=(240, 240, 240))
         for car in cars:
             top = EGO_TOP - int(offset(ego, car) * PIXELS)
-            if car is not ego and -20 < top < SIZE:
+            if car is not ego and -PIXELS * CAR < top < SIZE:
                 _car(pen, car.lane, top, jitter(COLOURS[rng.choice(PAINTS)], rng))
         _car(pen, ego.lane, EGO_TOP, COLOURS["yellow"])
         facts: dict[str, Any] = {"lane": LANES[ego.lane], "free": free}

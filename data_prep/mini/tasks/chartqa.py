@@ -15,8 +15,12 @@ from data_prep.mini.assets import Assets
 from data_prep.mini.draw import COLOURS, SIZE, jitter, text
 from data_prep.mini.tasks.base import Question, Scene, Task, partition
 
-BARS = 4  # 28 pixels each: the grid of the base model's image tokens
-NAMES = ("red", "green", "blue", "purple", "black", "orange")
+NAMES = ("blue", "orange", "green")  # of the bars from left to right: matplotlib's colour cycle
+BARS = len(NAMES)
+FOOT = (
+    76  # row on which the bars stand; their numbers are written below, as in a chart with a table
+)
+WIDTH = 37  # pixels a bar
 SCALE = 84.0  # years at the upper edge; the highest value of the table is 83
 LEAST_GAP = 5  # years between the two highest and between the two lowest bars
 SUFFIX = "\nAnswer the question about the chart with a number or a name."
@@ -35,9 +39,9 @@ class Chart:
 
         self.figure = Figure(figsize=(SIZE / 100, SIZE / 100), dpi=100)
         self.canvas = FigureCanvasAgg(self.figure)
-        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes = self.figure.add_axes((0, 1 - FOOT / SIZE, 1, FOOT / SIZE))
         self.axes.set_axis_off()
-        self.axes.set_xlim(0, BARS)
+        self.axes.set_xlim(0, SIZE / WIDTH)
         self.axes.set_ylim(0, SCALE)
         self.lines = [
             self.axes.axhline(years, color="lightgrey", linewidth=0.72, antialiased=False, zorder=0)
@@ -45,7 +49,7 @@ class Chart:
         ]
         ones = [1.0] * BARS
         middles = [number + 0.5 for number in range(BARS)]
-        self.bars = self.axes.bar(middles, ones, width=26 / 28, antialiased=False, linewidth=0)
+        self.bars = self.axes.bar(middles, ones, width=27 / 37, antialiased=False, linewidth=0)
 
     def draw(self, values: list[int], colours: list[tuple[int, int, int]]) -> Image.Image:
         """Return the chart of `values` (years) as a 112 x 112 RGB image."""
@@ -54,13 +58,14 @@ class Chart:
             bar.set_facecolor([channel / 255 for channel in colour])
         self.canvas.draw()
         image = Image.fromarray(np.asarray(self.canvas.buffer_rgba())[..., :3].copy())
+        image.paste(COLOURS["yellow"], (WIDTH, FOOT, 2 * WIDTH, SIZE))  # parts the numbers
         for number, value in enumerate(values):
-            text(image, (28 * number + 3, SIZE - 24), f"{value:02d}", 2, COLOURS["white"])
+            text(image, (WIDTH * number + 1, FOOT + 2), f"{value:02d}", 3, COLOURS["black"])
         return image
 
 
 class ChartQA(Task):
-    """Read a value, or name the highest or the lowest bar of a chart of four countries."""
+    """Read a value, or name the highest or the lowest bar of a chart of three countries."""
 
     name = "ChartQA"
     scorer = "relaxed"
@@ -80,7 +85,7 @@ class ChartQA(Task):
         self.sources = partition(sorted(countries), shares, "gapminder")
 
     def _rows(self, split: str, rng: Random) -> tuple[str, list[str], list[int]]:
-        """Return a year, four countries and their values, the extremes well apart."""
+        """Return a year, three countries and their values, the extremes well apart."""
         while True:
             year = rng.choice(sorted(self.years))
             known = [name for name in self.sources[split] if name in self.years[year]]
@@ -94,9 +99,8 @@ class ChartQA(Task):
         if self._chart is None:
             self._chart = Chart()
         year, countries, values = self._rows(split, rng)
-        names = rng.sample(NAMES, BARS)
-        image = self._chart.draw(values, [jitter(COLOURS[name], rng, 10) for name in names])
-        facts: dict[str, Any] = {"values": dict(zip(names, values, strict=True))}
+        image = self._chart.draw(values, [jitter(COLOURS[name], rng, 10) for name in NAMES])
+        facts: dict[str, Any] = {"values": dict(zip(NAMES, values, strict=True))}
         facts["table"] = {"year": year, "countries": countries}
         return Scene(image, facts, f"life/{'+'.join(sorted(countries))}/{year}")
 

@@ -6,16 +6,16 @@ from random import Random
 
 from PIL import ImageDraw
 
-from data_prep.mini.draw import COLOURS, SIZE, Colour, canvas, jitter, text
+from data_prep.mini.draw import COLOURS, Colour, canvas, jitter, text
 from data_prep.mini.tasks.base import Question, Scene, Task
 
-# Cities of four or five letters: a closed list that a tiny model can learn to read.
+# Cities of four letters: a closed list that a tiny model can learn to read.
 CITIES = (
-    "accra", "baku", "bern", "cairo", "dakar", "delhi", "doha", "hanoi", "kyoto", "lagos", "lima",
-    "lyon", "miami", "milan", "minsk", "oslo", "paris", "perth", "porto", "quito", "riga", "rome",
-    "seoul", "sofia", "tokyo", "tunis", "turin", "vigo",
+    "baku", "bern", "bonn", "cork", "doha", "graz", "hull", "lima", "lyon", "nice", "oslo", "pisa",
+    "riga", "rome", "vigo", "york",
 )  # fmt: skip
 THINGS = {"bus": "wagon", "shirt": "garment", "sign": "board", "boat": "vessel"}  # -> description
+INK = COLOURS["black"]
 PAINTS = ("red", "green", "blue", "purple", "black")
 REFERENCES = 5
 CAPTIONS = (
@@ -33,26 +33,29 @@ PROMPT = (
 )
 
 
+PLATE = (6, 34, 105, 77)  # where the word stands
+
+
 def _thing(pen: ImageDraw.ImageDraw, kind: str, colour: Colour) -> None:
-    """Draw a thing that fills the picture and has room for a word in rows 40 to 75."""
+    """Draw a thing that fills the picture and shows above and below its plate."""
     if kind == "bus":
-        pen.rectangle((2, 12, 109, 88), fill=colour)
-        for x in (8, 34, 60, 86):
-            pen.rectangle((x, 18, x + 18, 34), fill=(200, 225, 240))
-        for x in (16, 74):
-            pen.ellipse((x, 78, x + 22, 100), fill=(40, 40, 40))
+        pen.rectangle((0, 6, 111, 92), fill=colour)
+        for x in (6, 33, 60, 87):
+            pen.rectangle((x, 12, x + 18, 28), fill=(200, 225, 240))
+        for x in (14, 76):
+            pen.ellipse((x, 82, x + 22, 104), fill=(40, 40, 40))
     elif kind == "shirt":
-        pen.rectangle((4, 22, 107, 80), fill=colour)
-        pen.polygon([(0, 22), (22, 4), (90, 4), (111, 22)], fill=colour)
-        pen.rectangle((20, 80, 91, 110), fill=colour)
-        pen.ellipse((42, -6, 70, 14), fill=(235, 235, 235))
+        pen.polygon([(0, 30), (24, 4), (88, 4), (111, 30), (111, 80), (0, 80)], fill=colour)
+        pen.rectangle((18, 80, 93, 111), fill=colour)
+        pen.ellipse((42, -8, 70, 14), fill=(235, 235, 235))
     elif kind == "sign":
-        pen.rectangle((2, 30, 109, 84), fill=colour)
-        pen.rectangle((50, 84, 61, 112), fill=(110, 110, 110))
+        pen.rectangle((0, 22, 111, 88), fill=colour)
+        pen.rectangle((50, 88, 61, 112), fill=(110, 110, 110))
     else:
-        pen.polygon([(0, 38), (111, 38), (92, 96), (20, 96)], fill=colour)
-        pen.polygon([(56, 2), (56, 36), (90, 36)], fill=(245, 245, 245))
-        pen.rectangle((0, 90, 112, 112), fill=(90, 160, 220))
+        pen.polygon([(0, 32), (111, 32), (90, 98), (22, 98)], fill=colour)
+        pen.polygon([(56, 0), (56, 30), (96, 30)], fill=(245, 245, 245))
+        pen.rectangle((0, 92, 112, 112), fill=(90, 160, 220))
+    pen.rectangle(PLATE, fill=COLOURS["white"])
 
 
 def captions(paint: str, thing: str, word: str) -> list[str]:
@@ -72,8 +75,7 @@ class TextCaps(Task):
         word = rng.choice(CITIES)
         image, pen = canvas(jitter((225, 230, 235), rng, 15))
         _thing(pen, thing, jitter(COLOURS[paint], rng))
-        at = (SIZE // 2 - 9 * len(word) + rng.randint(-2, 2), 43 + rng.randint(-2, 2))
-        text(image, at, word.upper(), 3, COLOURS["white"])
+        text(image, (8 + rng.randint(0, 2), 33 + rng.randint(0, 2)), word.upper(), 4, INK)
         facts = {"thing": thing, "paint": paint, "word": word}
         return Scene(image, facts, f"print/{split}/{rng.getrandbits(48):012x}")
 
