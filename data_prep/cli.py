@@ -12,14 +12,15 @@ from typing import Any
 from data_prep.files import sha256_file
 from data_prep.problems import Refused, listing
 from data_prep.progress import Progress
+from data_prep.published import SCORERS
 from data_prep.streams import LEFT_OUT, BadSamples, Made, Plan, StreamError, write_stream
 
 OK, FAILED, UNUSABLE = 0, 1, 2  # unusable: options or sources that no run can start with
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
+def add_common(parser: argparse.ArgumentParser, out_required: bool = True) -> None:
     """Add --out, --seed, --skip-bad and --workers."""
-    parser.add_argument("--out", type=Path, required=True, help="stream folder to write")
+    parser.add_argument("--out", type=Path, required=out_required, help="stream folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave bad samples out and list them; else refuse"
@@ -86,3 +87,30 @@ def _tell(folder: Path, made: list[Made], seconds: float) -> None:
     if not tests:
         print("no test set: evaluation needs one, see the options for test sets in --help")
     print(f"next: python -m data_prep.check {folder}")
+
+
+def pairs(values: list[str], option: str) -> dict[str, str]:
+    """Return the NAME=FILE values of an option. Raises StreamError for anything else."""
+    found: dict[str, str] = {}
+    for value in values:
+        key, mark, rest = value.partition("=")
+        if not mark or not key or not rest:
+            raise StreamError(f"{option} {value}: expected NAME=FILE")
+        if key in found:
+            raise StreamError(f"{option} {key}: given twice")
+        found[key] = rest
+    return found
+
+
+def scorers_of(values: list[str], known: dict[str, str] | None = None) -> dict[str, str]:
+    """Return scorer by task from [NAME=]SCORER values; "" is for all tasks without their own.
+
+    Raises StreamError for an unknown scorer.
+    """
+    found = {"": "exact", **(known or {})}
+    for value in values:
+        task, _, name = value.rpartition("=")
+        if name not in SCORERS:
+            raise StreamError(f"--scorer {value}: expected one of {', '.join(SCORERS)}")
+        found[task] = name
+    return found

@@ -97,6 +97,7 @@ class Contents:
         links: folder name inside the stream -> folder with images that it leads to.
         extras: files and folders that the tool made in the staging folder, moved into the stream.
         facts: further keys of the manifest.
+        problems: what was left out before the parts were made.
     """
 
     parts: list[Part]
@@ -104,6 +105,7 @@ class Contents:
     links: dict[str, str] = field(default_factory=dict)
     extras: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Plan:
         contents: given the staging folder, says what the stream holds.
         make: makes one part; runs in a process of its own, so it must be picklable.
         skip_bad: leave refused samples out (and list them) where others refuse the whole.
+        verify: looks at everything that was made; what it raises leaves nothing behind.
     """
 
     name: str
@@ -125,6 +128,7 @@ class Plan:
     contents: Callable[[Path], Contents]
     make: Make
     skip_bad: bool = False
+    verify: Callable[[list[Made]], None] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -154,6 +158,8 @@ def write_stream(
             contents = plan.contents(folder / PARTIAL)
             made = _make_all(folder, plan, contents, workers or cores(), progress)
             _expect_content(contents, made, plan.skip_bad)
+            if plan.verify:
+                plan.verify(made)
         except (Refused, StreamError):
             discard(folder, existed)
             raise
@@ -305,10 +311,7 @@ def _expect_content(contents: Contents, made: list[Made], skip_bad: bool) -> Non
 
 def _finish(folder: Path, plan: Plan, contents: Contents, made: list[Made]) -> None:
     """Move everything into place, the manifest last."""
-    problems = [problem for item in made for problem in item.problems]
-    if problems:
-        lines = (json.dumps(p.as_json(), ensure_ascii=False).encode() + b"\n" for p in problems)
-        write_blocks(folder / PARTIAL / LEFT_OUT, lines)
+    _list_left_out(folder / PARTIAL / LEFT_OUT, contents, made)
     for name in [*(item.file for item in made), *contents.extras, LEFT_OUT]:
         staged = folder / PARTIAL / name
         if staged.exists():
@@ -319,6 +322,15 @@ def _finish(folder: Path, plan: Plan, contents: Contents, made: list[Made]) -> N
             (folder / name).symlink_to(target, target_is_directory=True)
     write_json(folder / FILE, manifest_of(plan, contents, made))
     shutil.rmtree(folder / PARTIAL)
+
+
+def _list_left_out(path: Path, contents: Contents, made: list[Made]) -> None:
+    """Write the list of what was left out, behind what the tool itself may have listed."""
+    problems = [*contents.problems, *(problem for item in made for problem in item.problems)]
+    if problems:
+        lines = [json.dumps(p.as_json(), ensure_ascii=False).encode() + b"\n" for p in problems]
+        before = path.read_bytes() if path.exists() else b""
+        write_blocks(path, [before, *lines])
 
 
 def _move(staged: Path, target: Path) -> None:

@@ -14,15 +14,16 @@ from pathlib import Path
 
 from data_prep.chunk import GENERATOR, VERSION
 from data_prep.chunk.convert import Options
-from data_prep.chunk.cut import Cut, check_task_name, contents, make
+from data_prep.chunk.cut import Cut, contents, make
 from data_prep.chunk.spill import Spill
-from data_prep.cli import add_common, run_plan, source_facts
+from data_prep.cli import add_common, pairs, run_plan, scorers_of, source_facts
 from data_prep.parallel import cores
 from data_prep.placing import EMBEDDED, Places
 from data_prep.progress import Progress
 from data_prep.published import SCORERS
 from data_prep.reading import data_files
 from data_prep.streams import Contents, Plan, StreamError
+from data_prep.testsets import check_task_name
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -62,8 +63,8 @@ def main(argv: list[str] | None = None) -> int:
 def _plan(args: argparse.Namespace) -> Plan:
     cut = _cut(args)
     sources = data_files(args.source)
-    tests = _pairs(args.test, "--test")
-    scorers = _scorers(args.scorer)
+    tests = pairs(args.test, "--test")
+    scorers = scorers_of(args.scorer)
     for task in tests:
         check_task_name(task)
     if not 0 <= args.holdout < 1:
@@ -125,27 +126,6 @@ def _window(text: str) -> int:
     if not match or not int(match.group(1)):
         raise StreamError(f"--every {text}: expected a number and s, m, h, d or w, such as 7d")
     return int(match.group(1)) * _UNITS[match.group(2)] * 1_000_000
-
-
-def _pairs(values: list[str], option: str) -> dict[str, str]:
-    pairs = {}
-    for value in values:
-        key, mark, rest = value.partition("=")
-        if not mark or not key or not rest:
-            raise StreamError(f"{option} {value}: expected TASK=FILE")
-        pairs[key] = rest
-    return pairs
-
-
-def _scorers(values: list[str]) -> dict[str, str]:
-    """Return scorer by task, "" for all others."""
-    found = {"": "exact"}
-    for value in values:
-        task, _, name = value.rpartition("=")
-        if name not in SCORERS:
-            raise StreamError(f"--scorer {value}: expected one of {', '.join(SCORERS)}")
-        found[task] = name
-    return found
 
 
 if __name__ == "__main__":

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.chunk.convert import Options
-from data_prep.chunk.spill import Spill
+from data_prep.chunk.spill import INDEX, Spill
 from data_prep.columns import even
 from data_prep.placing import EMBEDDED, LINK
-from data_prep.problems import Refused
-from data_prep.reading import place, read_all
 from data_prep.records import encode
 from data_prep.streams import LEFT_OUT, Contents, Made, Part, StreamError
+from data_prep.testsets import TestFile, check_task_name, lines_of_test, parts_of_tests
 
 MOST_CHUNKS = 100_000
-_TASK_NAME = r"[A-Za-z0-9][A-Za-z0-9 ._()+-]*"
 
 
 @dataclass(frozen=True)
@@ -33,17 +31,6 @@ class Rows:
     tasks: tuple[str, ...]
     uneven: tuple[str, ...]
     shuffle: tuple[int, int] | None  # seed and chunk
-
-
-@dataclass(frozen=True)
-class TestFile:
-    """A test set of its own file."""
-
-    __test__ = False  # not for pytest
-
-    path: Path
-    task: str
-    options: Options
 
 
 @dataclass(frozen=True)
@@ -77,15 +64,17 @@ def contents(
     rows = _RowMaker(spill, order, cut)
     chunks = [rows.part(f"chunks/{n:03d}.jsonl", a, b, n) for n, (a, b) in enumerate(bounds, 1)]
     held = [rows.held_out(index, number) for number in sorted(set(index["task"][index["test"]]))]
-    files = [Part(f"test/{t}.jsonl", TestFile(p, t, spill.options), t) for t, p in tests.items()]
-    names = [part.task or "" for part in held + files]
+    files, chosen = parts_of_tests(tests, spill.options.places, scorers)
+    chosen |= {part.task or "": scorers.get(part.task or "", scorers[""]) for part in held}
     rows.save()
+    if (left_out := spill.folder / LEFT_OUT).stat().st_size:
+        shutil.copyfile(left_out, spill.folder.parent / LEFT_OUT)
     parts = chunks + held + files
     return Contents(
         parts,
-        {name: scorers.get(name, scorers[""]) for name in names},
+        chosen,
         {LINK: str(root)} if spill.images else {},
-        (EMBEDDED, LEFT_OUT),
+        (EMBEDDED,),
         {"cut": _cut_facts(spill, index, order, bounds)},
     )
 
@@ -155,24 +144,13 @@ class _RowMaker:
         np.save(self.spill.folder / "order.npy", np.concatenate(self.orders))
 
 
-def check_task_name(task: str) -> None:
-    """Raise StreamError unless a test file can be named after the task."""
-    import re
-
-    if not re.fullmatch(_TASK_NAME, task):
-        raise StreamError(
-            f"task {task!r} has a test set, so its name must be fit for a file: letters, digits, "
-            "blanks and ._()+- ; rename it in the data"
-        )
-
-
 def make(part: Part, made: Made) -> Iterator[bytes]:
     """Yield the lines of one chunk or test set."""
     if isinstance(part.source, TestFile):
-        yield from _test_lines(part.source, made)
+        yield from lines_of_test(part.source, made)
         return
     rows: Rows = part.source
-    index = np.memmap(rows.folder / "index.bin", dtype=_index_type(), mode="r")
+    index = np.memmap(rows.folder / "index.bin", dtype=INDEX, mode="r")
     order = np.load(rows.folder / "order.npy", mmap_mode="r")[rows.start : rows.stop]
     seen: set[int] = set()
     if rows.shuffle is not None:
@@ -191,35 +169,8 @@ def make(part: Part, made: Made) -> Iterator[bytes]:
             yield encode(even(json.loads(line), list(rows.uneven))) if rows.uneven else line
 
 
-def _index_type() -> np.dtype:
-    from data_prep.chunk.spill import INDEX
-
-    return INDEX
-
-
 def _refuse_twice(name: int, seen: set[int], line: bytes) -> None:
     if name in seen:
         found = json.loads(line)["id"]
         raise StreamError(f"id {found!r} stands twice in a test set; ids there must differ")
     seen.add(name)
-
-
-def _test_lines(source: TestFile, made: Made) -> Iterator[bytes]:
-    from data_prep.chunk.convert import host_record
-
-    seen: dict[str, int] = {}
-    for number, raw in read_all(source.path):
-        try:
-            record = host_record(raw, source.options, f"{source.task}-test-{number:06d}")
-            if record["id"] in seen:
-                raise Refused(
-                    "duplicate-id",
-                    f"id {record['id']!r} stands in sample {seen[record['id']]} too; "
-                    "ids of a test set must differ",
-                )
-        except Refused as refused:
-            made.problems.append(refused.at(place(source.path, number)))
-            continue
-        seen[record["id"]] = number
-        made.count(source.task)
-        yield encode({**record, "task": source.task})

@@ -1,0 +1,157 @@
+"""Compose a stream from files of single tasks.
+
+    python -m data_prep.compose --source DIR --mixture strcvit --size 2000 --out data/mine
+    python -m data_prep.compose --task a=a.jsonl --task b=b.json --dirichlet 0.3 --chunks 10 \\
+        --size 500 --test a=a_test.jsonl --out data/mine
+
+DIR holds <task>.jsonl to train on and test/<task>.jsonl to evaluate with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+from data_prep.cli import add_common, pairs, run_plan, scorers_of, source_facts
+from data_prep.compose import GENERATOR, VERSION
+from data_prep.compose.plan import check_enough, drawn, from_file, from_strcvit, without_return
+from data_prep.parallel import cores
+from data_prep.placing import EMBEDDED, LINK, Places
+from data_prep.pools import Counts, chunk_parts, make_pools
+from data_prep.problems import Refused
+from data_prep.published import CHUNK_SAMPLES, STRCVIT
+from data_prep.reading import data_files
+from data_prep.streams import Contents, Plan, StreamError
+from data_prep.testsets import make, parts_of_tests
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    out = argparse.ArgumentParser(prog="python -m data_prep.compose", description=__doc__)
+    out.formatter_class = argparse.RawDescriptionHelpFormatter
+    out.add_argument("--source", type=Path, help="folder with <task>.jsonl and test/<task>.jsonl")
+    out.add_argument("--task", action="append", default=[], metavar="NAME=FILE")
+    out.add_argument("--test", action="append", default=[], metavar="NAME=FILE")
+    out.add_argument("--scorer", action="append", default=[], metavar="[NAME=]SCORER")
+    out.add_argument("--images", type=Path, help="folder of the images (default: of the source)")
+    how = out.add_mutually_exclusive_group(required=True)
+    how.add_argument("--mixture", help='a JSON file, or "strcvit" for the published mixture')
+    how.add_argument("--dirichlet", type=float, metavar="ALPHA", help="draw the shares")
+    out.add_argument("--chunks", type=int, help="with --dirichlet: how many")
+    out.add_argument("--size", type=int, help="samples of a chunk")
+    out.add_argument("--no-recurrence", action="store_true", help="a task never comes back")
+    out.add_argument("--only-present", action="store_true", help="leave out tasks without a file")
+    out.add_argument("--repeat", action="store_true", help="use samples again when they run out")
+    add_common(out)
+    return out
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the stream; return the exit code."""
+    args = parser().parse_args(argv)
+    return run_plan(args, partial(_plan, args))
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    _check_options(args)
+    train, tests = _files(args)
+    scorers = scorers_of(args.scorer, {task: STRCVIT[task].scorer for task in STRCVIT})
+    first = next(iter(train.values()))
+    root = (args.images or args.source or first.parent).resolve()
+    places = Places(root, embed=args.out / ".partial" / EMBEDDED)
+    settings = {
+        "train": {task: source_facts(path) for task, path in train.items()},
+        "test": {task: source_facts(path) for task, path in tests.items()},
+        "images": str(root),
+        "scorers": args.scorer,
+        "mixture": _mixture_facts(args.mixture),
+        **{key: getattr(args, key) for key in ("dirichlet", "chunks", "size", "no_recurrence")},
+        **{key: getattr(args, key) for key in ("only_present", "repeat", "skip_bad")},
+    }
+
+    def contents(staging: Path) -> Contents:
+        everywhere = dict.fromkeys(train, places)
+        workers = args.workers or cores()
+        pools = make_pools(staging / "pools", train, everywhere, args.skip_bad, workers)
+        counts = plan_counts(args, {task: pool.samples for task, pool in pools.items()})
+        parts = chunk_parts(pools, counts, args.seed)
+        problems = tuple(problem for pool in pools.values() for problem in pool.problems)
+        test, chosen = parts_of_tests(tests, places, scorers)
+        return Contents(parts + test, chosen, {LINK: str(root)}, (EMBEDDED,), problems=problems)
+
+    generator = {"name": GENERATOR, "version": VERSION, "settings": settings}
+    return Plan(args.out.resolve().name, generator, args.seed, contents, make, args.skip_bad)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise StreamError for options that do not go together."""
+    for key in ("chunks", "size"):
+        value = getattr(args, key)
+        if value is not None and value < 1:
+            raise StreamError(f"--{key} {value}: expected at least 1")
+    if args.dirichlet is not None and not 0 < args.dirichlet < 1e6:
+        raise StreamError(f"--dirichlet {args.dirichlet}: expected a number above 0")
+    if args.dirichlet is not None and not args.chunks:
+        raise StreamError("--dirichlet needs --chunks")
+    if args.mixture and (args.chunks or args.no_recurrence):
+        raise StreamError("--chunks and --no-recurrence go with --dirichlet: a mixture states both")
+
+
+def _mixture_facts(mixture: str | None) -> object:
+    if mixture in (None, "strcvit"):
+        return mixture
+    return source_facts(Path(str(mixture)))
+
+
+def _files(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return training and test file by task. Raises Refused or StreamError."""
+    train = {task: Path(file) for task, file in pairs(args.task, "--task").items()}
+    tests = {task: Path(file) for task, file in pairs(args.test, "--test").items()}
+    if args.source is not None:
+        for path in data_files([args.source]):
+            train.setdefault(path.name.split(".")[0], path)
+        if (args.source / "test").is_dir():
+            for path in data_files([args.source / "test"]):
+                tests.setdefault(path.name.split(".")[0], path)
+    if not train:
+        raise Refused("no-data", "no task: give --source DIR or --task NAME=FILE")
+    return dict(sorted(train.items())), dict(sorted(tests.items()))
+
+
+def plan_counts(args: argparse.Namespace, have: dict[str, int]) -> Counts:
+    """Return samples by task of every chunk, checked against what is there. Raises StreamError."""
+    if args.dirichlet is not None:
+        chunks, size = args.chunks, args.size or sum(have.values()) // args.chunks
+        if size < 1 or (chunks * size > sum(have.values()) and not args.repeat):
+            raise StreamError(
+                f"{chunks} chunks of {size} need {chunks * size} samples, there are "
+                f"{sum(have.values())}: lower --chunks or --size, or use --repeat"
+            )
+        draw = without_return if args.no_recurrence else drawn
+        return draw(have, chunks, size, args.dirichlet, args.seed, args.repeat)
+    counts = _stated(args, list(have))
+    missing = sorted({task for chunk in counts for task in chunk} - set(have))
+    if missing:
+        raise StreamError(
+            f"the mixture names {', '.join(missing)}, there is no file for it; give --task "
+            f"{missing[0]}=FILE, or --only-present to leave out what is not there"
+        )
+    if not args.repeat:
+        check_enough(counts, have)
+    return counts
+
+
+def _stated(args: argparse.Namespace, tasks: list[str]) -> Counts:
+    if args.mixture == "strcvit":
+        wanted = tasks if args.only_present else list(STRCVIT)
+        return from_strcvit(args.size or CHUNK_SAMPLES, args.seed, wanted)
+    counts = from_file(Path(args.mixture), args.size)
+    if args.only_present:
+        counts = [{t: n for t, n in chunk.items() if t in tasks} for chunk in counts]
+    return [chunk for chunk in counts if chunk]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,4 @@
+"""The published MLLM-CL -> a stream: `python -m data_prep.mllm_cl`. See data_prep/README.md."""
+
+GENERATOR, VERSION = "data_prep.mllm_cl", "1"
+REPOSITORY = "MLLM-CL/MLLM-CL"

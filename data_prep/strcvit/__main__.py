@@ -1,0 +1,144 @@
+"""The published StrCVIT as a stream.
+
+python -m data_prep.strcvit --source DIR --download                    # its JSON, from the hub
+python -m data_prep.strcvit --images ROOT --checklist                  # which images are there
+python -m data_prep.strcvit --source DIR --images ROOT --out data/strcvit
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+from data_prep.cli import FAILED, OK, UNUSABLE, add_common, run_plan, source_facts
+from data_prep.converting import expect_folder
+from data_prep.download import download
+from data_prep.placing import LINK, Places
+from data_prep.problems import ERROR, Problem, Refused, listing
+from data_prep.published import STRCVIT
+from data_prep.strcvit import GENERATOR, MARKER, REPOSITORY, VERSION, checklist
+from data_prep.strcvit.published_counts import against_manifest, against_mixture
+from data_prep.strcvit.source import Source, chunk_files, make, official_gqa, test_files
+from data_prep.streams import Contents, Made, Part, Plan, StreamError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    out = argparse.ArgumentParser(prog="python -m data_prep.strcvit", description=__doc__)
+    out.formatter_class = argparse.RawDescriptionHelpFormatter
+    out.add_argument("--source", type=Path, help="the published folder: train/, test/")
+    out.add_argument("--images", type=Path, help="root of the image sets")
+    out.add_argument("--download", action="store_true", help="fetch the JSON into --source first")
+    out.add_argument("--checklist", action="store_true", help="list the image sets and stop")
+    out.add_argument(
+        "--eval",
+        choices=("proxy", "test"),
+        default="proxy",
+        help="test sets: the small proxies of the published runs, or all",
+    )
+    out.add_argument("--no-image-check", action="store_true", help="images are somewhere else")
+    add_common(out, out_required=False)
+    return out
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do what is asked; return the exit code."""
+    options = parser()
+    args = options.parse_args(argv)
+    if args.checklist:
+        if args.images is None:
+            options.error("--checklist needs --images ROOT")
+        print("\n".join(checklist.lines(args.images)))
+        return OK if checklist.all_present(args.images) else FAILED
+    if args.source is None or not (args.download or args.out):
+        options.error("--source DIR is needed, with --images ROOT and --out DIR, or --download")
+    try:
+        if args.download:
+            download(REPOSITORY, args.source, ["*.json"])
+            print(f"{args.source}: {REPOSITORY} is there (CC BY-NC 4.0)")
+    except Refused as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    if args.out is None:
+        return OK
+    if args.images is None:
+        options.error("--images ROOT is needed")
+    return run_plan(args, partial(_plan, args), partial(_report, args))
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    chunks = chunk_files(args.source)
+    root = args.images.resolve()
+    expect_folder(root, "--images", "See --checklist for the sites of the image sets")
+    places = Places(root, marker=MARKER, must_exist=not args.no_image_check)
+    official = official_gqa(args.source, root)
+    tests = test_files(args.source, args.eval == "proxy")
+    parts = [
+        Part(f"chunks/{number:03d}.jsonl", Source(path, places, chunk=number))
+        for number, path in chunks.items()
+    ]
+    for task, path in tests.items():
+        parts.append(Part(f"test/{task}.jsonl", Source(path, places, task, 0, official), task))
+    files = [*chunks.values(), *tests.values()]
+    settings = {
+        "files": {_name(args.source, path): source_facts(path)["sha256"] for path in files},
+        "images": str(root),
+        **{key: getattr(args, key) for key in ("eval", "no_image_check", "skip_bad")},
+    }
+    scorers = {task: STRCVIT[task].scorer for task in tests}
+    contents = Contents(parts, scorers, {LINK: str(root)})
+    generator = {"name": GENERATOR, "version": VERSION, "settings": settings}
+    return Plan(
+        "strcvit",
+        generator,
+        args.seed,
+        lambda staging: contents,
+        make,
+        args.skip_bad,
+        partial(_check_counts, args),
+    )
+
+
+def _name(source: Path, path: Path) -> str:
+    return path.relative_to(source).as_posix()
+
+
+def _check_counts(args: argparse.Namespace, made: list[Made]) -> None:
+    """Raise StreamError when manifest.json of the source says other counts than its files have."""
+    tests = test_files(args.source, args.eval == "proxy")
+    paths = [*chunk_files(args.source).values(), *tests.values()]
+    counts = {
+        _name(args.source, path): item.samples + len(item.problems)
+        for path, item in zip(paths, made, strict=True)
+    }
+    problems = against_manifest(args.source, counts)
+    if problems:
+        raise StreamError(listing(problems))
+
+
+def _report(args: argparse.Namespace, made: list[Made]) -> None:
+    """Print what every chunk holds, where it differs from the published mixture, and what lacks."""
+    chunks = [item for item in made if item.file.startswith("chunks/")]
+    rows, differences = against_mixture(chunks)
+    for row in rows:
+        tasks = ", ".join(f"{task} {count}" for task, count in sorted(row["tasks"].items()))
+        print(f"chunk {row['chunk']:3}: {row['samples']:5} samples: {tasks}")
+    for item in made:
+        if item not in chunks:
+            print(f"{item.file}: {item.samples} samples")
+    problems: list[Problem] = [problem for item in made for problem in item.problems]
+    problems += differences
+    if differences:
+        print(f"{len(differences)} differences from the published mixture (strcvit_mixture.json):")
+    print(listing(sorted(problems, key=lambda problem: problem.severity != ERROR)))
+    lacking = [task for task in STRCVIT if task not in test_files(args.source, True)]
+    if lacking:
+        print(f"no test set in {args.source}/test: {', '.join(lacking)}: they are not evaluated")
+    if not checklist.all_present(args.images):
+        print("\n".join(checklist.lines(args.images)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Holds the counts of a source against its own manifest and against the published mixture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.problems import WARNING, Problem, Refused
+from data_prep.published import CHUNK_SAMPLES, group_of, strcvit_mixture
+from data_prep.streams import Made
+
+_COUNTS = ("samples", "count", "num_samples", "num_records", "records", "n", "total")
+_NAMES = ("file", "path", "name", "filename")
+
+
+def against_manifest(source: Path, counts: dict[str, int]) -> list[Problem]:
+    """Return where manifest.json of the source says something else than its files.
+
+    The layout of that file is not fixed: every number and sha256 that stands by the name of a file
+    is compared, whatever is around it.
+
+    Args:
+        source: the published folder.
+        counts: samples by file, relative to `source`.
+    """
+    path = source / "manifest.json"
+    if not path.is_file():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise Refused("manifest-format", f"{path}: no JSON ({error}); download it again") from error
+    problems: list[Problem] = []
+    for name, facts in _entries(content):
+        file = next((f for f in counts if f == name or f.endswith(f"/{name}")), None)
+        if file is not None:
+            problems += _compare(source / file, counts[file], facts, str(path))
+    return problems
+
+
+def _entries(content: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (file name, what is said of it) from any nesting of objects and lists."""
+    if isinstance(content, list):
+        for item in content:
+            yield from _entries(item)
+    if isinstance(content, dict):
+        name = next((content[key] for key in _NAMES if isinstance(content.get(key), str)), None)
+        if name is not None and name.endswith((".json", ".jsonl")):
+            yield name, content
+        for key, value in content.items():
+            if str(key).endswith((".json", ".jsonl")):
+                yield str(key), value
+            else:
+                yield from _entries(value)
+
+
+def _compare(file: Path, count: int, facts: Any, where: str) -> Iterator[Problem]:
+    said = facts if isinstance(facts, int) else None
+    if isinstance(facts, dict):
+        said = next((facts[key] for key in _COUNTS if isinstance(facts.get(key), int)), None)
+        wanted = facts.get("sha256")
+        if isinstance(wanted, str) and hashlib.sha256(file.read_bytes()).hexdigest() != wanted:
+            text = f"{file} has another sha256 than {wanted}: download it again"
+            yield Problem("manifest-sha256", where, text)
+    # A bare number beside a name may be the size of the file in bytes.
+    if said is not None and said not in (count, file.stat().st_size):
+        text = f"{file} has {count} samples, expected {said}: download it again"
+        yield Problem("manifest-count", where, text)
+
+
+def against_mixture(chunks: list[Made]) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Return for each chunk its counts by task, and where they differ from the published groups."""
+    rows: list[dict[str, Any]] = []
+    problems: list[Problem] = []
+    mixture = strcvit_mixture()
+    if len(chunks) != len(mixture):
+        text = f"{len(chunks)} chunks, the published stream has {len(mixture)}"
+        problems.append(Problem("chunks", "train", text, WARNING))
+    for number, made in enumerate(chunks, start=1):
+        found = Counter[str]()
+        for task, count in made.tasks.items():
+            found[group_of(task)] += count
+        published = mixture[number - 1] if number <= len(mixture) else {}
+        differs = {
+            group: (found[group], published.get(group, 0))
+            for group in [*published, *sorted(set(found) - set(published))]
+            if found[group] != published.get(group, 0)
+        }
+        rows.append({"chunk": number, "samples": made.samples, "tasks": dict(made.tasks)})
+        if differs:
+            parts = (f"{g} {a} (published {b})" for g, (a, b) in differs.items())
+            total = "" if made.samples == CHUNK_SAMPLES else f"{made.samples} samples; "
+            text = f"{total}{', '.join(parts)}"
+            problems.append(Problem("mixture", made.file, text, WARNING))
+    return rows, problems

@@ -1,0 +1,155 @@
+"""The published files of StrCVIT: where they are, and what their samples are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.boxes import check_box, is_box_question, read_box
+from data_prep.columns import evened
+from data_prep.converting import TestSet, converted, expect_folder, numbered
+from data_prep.placing import LINK, Places
+from data_prep.problems import Refused
+from data_prep.published import STRCVIT
+from data_prep.records import Record, answer_text, encode, question_text
+from data_prep.strcvit import REPOSITORY
+from data_prep.streams import Made, Part
+
+PROXIES = ("test_proxy.json", "val_proxy.json")
+OFFICIAL_GQA = "testdev_balanced_questions.json"
+# Task by the first folder of the image; COCO's pictures serve two tasks.
+_BY_FOLDER = {
+    "AD": "AD",
+    "ChartQA": "ChartQA",
+    "Fin": "Fin",
+    "GQA": "GQA",
+    "ImageNet_withlabel": "ImageNet",
+    "OCR-VQA": "OCRVQA",
+    "Places": "Places365",
+    "RS": "RS",
+    "Textcaps": "TextCaps",
+}
+OTHER = "other"  # task of a training sample that none of the eleven fits
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published file, what it is, and where its images are."""
+
+    path: Path
+    places: Places
+    task: str | None = None  # of a test set
+    chunk: int = 0
+    official: Path | None = None  # GQA's own questions, which hold its answers
+
+
+def chunk_files(source: Path) -> dict[int, Path]:
+    """Return train/data_*.json by number. Raises Refused where one is missing."""
+    how = f"Get it: python -m data_prep.strcvit --download --source {source}"
+    expect_folder(source, "--source", how)
+    files = [*(source / "train").glob("data_*.json"), *(source / "train").glob("data_*.jsonl")]
+    found = numbered(files)
+    if not found:
+        raise Refused("no-data", f"{source}/train: no data_001.json. {how} ({REPOSITORY})")
+    missing = [number for number in range(1, max(found) + 1) if number not in found]
+    if missing:
+        names = ", ".join(f"data_{number:03d}.json" for number in missing)
+        raise Refused("no-data", f"{source}/train: {names} missing between the others. {how}")
+    return found
+
+
+def test_files(source: Path, proxy: bool) -> dict[str, Path]:
+    """Return the test file by task; tasks that have none are left out.
+
+    Args:
+        source: the published folder.
+        proxy: take the proxy sets, which the published runs evaluate on, where there are any.
+    """
+    found: dict[str, Path] = {}
+    for task in STRCVIT:
+        names = (*PROXIES, "test.json") if proxy else ("test.json", *PROXIES)
+        paths = (source / "test" / task / name for name in names)
+        path = next((path for path in paths if path.is_file()), None)
+        if path is not None:
+            found[task] = path
+    return found
+
+
+def official_gqa(source: Path, images: Path) -> Path | None:
+    """Return GQA's file of questions and answers, if it lies in one of the usual places."""
+    folders = (source / "test" / "GQA", images / "GQA", images / "GQA" / "questions")
+    return next((f / OFFICIAL_GQA for f in folders if (f / OFFICIAL_GQA).is_file()), None)
+
+
+def task_of(record: Record) -> str:
+    """Return the task of a training sample: its own, or what its image and answer tell."""
+    if record.get("task") in STRCVIT:
+        return str(record["task"])
+    if not record["images"]:
+        return OTHER
+    folder = record["images"][0].removeprefix(f"{LINK}/").split("/")[0]
+    if folder == "COCO2014":
+        box = read_box(answer_text(record)) or is_box_question(question_text(record))
+        return "Grounding" if box else "VQAv2"
+    return _BY_FOLDER.get(folder, OTHER)
+
+
+class _Train:
+    """Finishes the training samples of one chunk."""
+
+    def __init__(self, chunk: int) -> None:
+        self.chunk = chunk
+
+    def prepare(self, raw: Any) -> Any:
+        """Return the sample as it is."""
+        return raw
+
+    def finish(self, raw: Any, record: Record, number: int) -> Record:
+        """Return the record with task and id; a Grounding answer must be a box in the picture."""
+        record["task"] = task_of(record)
+        record.setdefault("id", f"strcvit-{self.chunk:03d}-{number:05d}")
+        if record["task"] == "Grounding" and is_box_question(question_text(record)):
+            check_box("the answer", answer_text(record), record.get("size"))
+        return record
+
+
+class _Gqa(TestSet):
+    """GQA's test set; where the file has no answers, they come from the official questions."""
+
+    def __init__(self, official: Path | None) -> None:
+        super().__init__("GQA", STRCVIT["GQA"].scorer)
+        self.path = official
+        self.answers: dict[str, Any] | None = None
+
+    def prepare(self, raw: Any) -> Any:
+        """Return the raw sample with its answer."""
+        if not isinstance(raw, dict) or raw.get("answer") is not None:
+            return raw
+        if self.path is None:
+            raise Refused(
+                "no-answer",
+                f"no answer: put the official {OFFICIAL_GQA} into test/GQA of --source "
+                f"({STRCVIT['GQA'].site})",
+            )
+        if self.answers is None:
+            self.answers = json.loads(self.path.read_text(encoding="utf-8"))
+        entry = (self.answers or {}).get(str(raw.get("question_id")))
+        if not isinstance(entry, dict) or "answer" not in entry:
+            raise Refused("no-answer", f"{self.path} has no question {raw.get('question_id')!r}")
+        return {**raw, "answer": entry["answer"]}
+
+
+def make(part: Part, made: Made) -> Iterator[bytes]:
+    """Yield the lines of one chunk or test set."""
+    source: Source = part.source
+    if source.task is None:
+        special: Any = _Train(source.chunk)
+    elif source.task == "GQA":
+        special = _Gqa(source.official)
+    else:
+        special = TestSet(source.task, STRCVIT[source.task].scorer)
+    records = list(converted(source.path, source.places, special, made))
+    yield from map(encode, evened(records) if source.task is None else records)
