@@ -48,14 +48,17 @@ class Stream:
                     seen.setdefault(task, int(chunk["index"]))
         return seen
 
+    def test_file(self, task: str) -> Path:
+        """Return the path of a task's test set."""
+        return self.folder / str(self._task(task)["test"])
+
     def test_records(self, task: str, limit: int | None = None) -> list[Record]:
         """Return the test samples of a task, at most `limit`.
 
         Raises:
             ValueError: the file is empty, or a sample has no id, no messages or an id twice.
         """
-        path = self.folder / self._task(task)["test"]
-        records = self._read(path)
+        records = self._read(self.test_file(task))
         return records if limit is None else records[:limit]
 
     @cached_property

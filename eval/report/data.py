@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from eval.ablation import load_ablation
 from eval.files import Record, read_json, read_jsonl
 from eval.matrix import Matrix, load_matrix
+from eval.report.score_cache import ScoreCache
 from eval.routing import Routing, load_routing
-from eval.scores import TaskScores, score_task
+from eval.scores import TaskScores
 from eval.stream import Stream, load_stream
 
 Array = NDArray[np.float64]
@@ -218,15 +219,16 @@ def _read_predictions(run: RunData) -> None:
     if stream is None:
         return
     for chunk in range(len(run.matrix.values)):
-        folder = run.root / "chunks" / f"{chunk:03d}" / "predictions"
+        cache = ScoreCache(run.root / "chunks" / f"{chunk:03d}", stream)
         for column, task in enumerate(run.tasks):
             if run.matrix.samples[chunk, column] == 0:
                 continue
             what = f"Predictions of {task} after chunk {chunk}"
-            scored = _try(run.gaps, what, partial(score_task, folder, stream, task), None)
+            scored = _try(run.gaps, what, partial(cache.score_task, task), None)
             if scored is not None:
                 run.scored[chunk, task] = scored
                 _compare(run, chunk, column, scored)
+        cache.save()
 
 
 def _compare(run: RunData, chunk: int, column: int, scored: TaskScores) -> None:

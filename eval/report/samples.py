@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from eval.files import Record
-from eval.predictions import read_predictions
 from eval.report.data import RunData
 
 THUMBNAIL = 168
@@ -68,7 +68,7 @@ def _story(run: RunData, task: str) -> Story | None:
     if not chunks:
         return None
     chosen = _most_telling(table[chunks])
-    lines = {c: _lines(run, c, task)[chosen] for c in chunks}
+    lines = {c: _line(run, c, task, chosen) for c in chunks}
     first = lines[chunks[0]]
     return Story(
         task=task,
@@ -79,10 +79,11 @@ def _story(run: RunData, task: str) -> Story | None:
     )
 
 
-def _lines(run: RunData, chunk: int, task: str) -> Sequence[Record]:
-    folder = run.root / "chunks" / f"{chunk:03d}" / "predictions"
-    assert run.stream is not None
-    return read_predictions(folder, run.stream, task)
+def _line(run: RunData, chunk: int, task: str, number: int) -> Record:
+    """Return one line of a prediction file that was read before; only that line is parsed."""
+    path = run.root / "chunks" / f"{chunk:03d}" / "predictions" / f"{task}.jsonl"
+    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    return dict(json.loads(lines[number]))
 
 
 def _most_telling(table: np.ndarray) -> int:
