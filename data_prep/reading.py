@@ -12,6 +12,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ MOST_BYTES = 64 << 20  # of one sample
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _BLOCK = 1 << 20
 _JSON_CELLS = ("messages", "conversations", "images", "image", "size", "references", "answer_bbox")
+_TOO_LONG = "a number of more than 4,300 digits; write it as text"  # Python's own limit
+_BROKEN = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are not UTF-8
 Item = tuple[int, Any]  # number of the line or sample; JSON text as bytes, an object, or Refused
 
 
@@ -116,8 +119,8 @@ def parse(raw: Any) -> Any:
         return refused
     except RecursionError:
         return Refused("json-depth", "nested too deep to be a sample; expected a flat JSON object")
-    except ValueError as error:  # a number of more than 4,300 digits
-        return Refused("json", f"not JSON: {error}")
+    except ValueError:
+        return Refused("json", _TOO_LONG)
 
 
 def _json_text(error: json.JSONDecodeError, text: str) -> str:
@@ -186,14 +189,20 @@ def _lines(path: Path) -> Iterator[Item]:
 def _array(path: Path) -> Iterator[Item]:
     """Yield the elements of one JSON array, a block of the file at a time."""
     with _open(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        number = 0
-        try:
-            for number, value in _elements(_Window(text)):
-                yield number, value
-        except UnicodeDecodeError as error:
-            reason = f"not UTF-8 from here on ({error.reason}); save the file as UTF-8"
-            yield number + 1, Refused("encoding", reason)
+        yield from _elements(_Window(_text(file)))
+
+
+def _text(file: IO[bytes]) -> IO[str]:
+    """Return the file as text; bytes that are not UTF-8 are found later, where they stand."""
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _not_utf8(text: str) -> Refused | None:
+    broken = _BROKEN.search(text)
+    if broken is None:
+        return None
+    byte = broken.group().encode(errors="surrogateescape")
+    return Refused("encoding", f"not UTF-8: byte {byte!r}; save the file as UTF-8")
 
 
 class _Window:
@@ -239,7 +248,7 @@ def _elements(window: _Window) -> Iterator[Item]:
                 return
         value = _next_value(window, number)
         yield number, value
-        if isinstance(value, Refused) and value.code != "json-constant":
+        if isinstance(value, Refused) and value.code not in ("json-constant", "encoding"):
             return
     window.at += 1
     if rest := window.peek():
@@ -258,8 +267,9 @@ def _next_value(window: _Window, number: int) -> Any:
     window.peek()
     while True:
         try:
-            value, window.at = DECODER.raw_decode(window.text, window.at)
-            return value
+            value, end = DECODER.raw_decode(window.text, window.at)
+            start, window.at = window.at, end
+            return _not_utf8(window.text[start:end]) or value
         except json.JSONDecodeError as error:
             near_end = error.pos > len(window.text) - 12 or error.msg.startswith("Unterminated")
             if not near_end or len(window.text) - window.at > MOST_BYTES or not window.more():
@@ -270,8 +280,8 @@ def _next_value(window: _Window, number: int) -> Any:
             return _skip_object(window, refused)
         except RecursionError:
             return Refused("json-depth", "nested too deep; expected a flat JSON object")
-        except ValueError as error:
-            return Refused("json", f"not JSON: {error}")
+        except ValueError:
+            return Refused("json", _TOO_LONG)
 
 
 def _skip_object(window: _Window, refused: Refused) -> Refused:
@@ -289,9 +299,8 @@ def _skip_object(window: _Window, refused: Refused) -> Refused:
 def _csv(path: Path) -> Iterator[Item]:
     csv.field_size_limit(MOST_BYTES)
     with _open(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         tabs = "\t" if kind_of_name(path.name) == ".tsv" else ","
-        rows = csv.reader(text, delimiter=tabs, strict=True)
+        rows = csv.reader(_text(file), delimiter=tabs, strict=True)
         header: list[str] = []
         while True:
             number = rows.line_num + 1
@@ -299,16 +308,13 @@ def _csv(path: Path) -> Iterator[Item]:
                 row = next(rows)
             except StopIteration:
                 return
-            except UnicodeDecodeError as error:
-                yield number, Refused("encoding", f"not UTF-8 ({error.reason}); save it as UTF-8")
-                return
             except csv.Error as error:
                 yield number, Refused("csv", f"not CSV: {error}")
                 return
             if not header:
                 header = [name.strip() for name in row]
             elif row:
-                yield number, _row(header, row)
+                yield number, _not_utf8("".join(row)) or _row(header, row)
 
 
 def _row(header: list[str], row: list[str]) -> Any:

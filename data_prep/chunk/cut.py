@@ -60,7 +60,8 @@ def contents(
     index = spill.index()
     order, bounds = ordered(index, spill.options.by, cut)
     if not len(order):
-        raise StreamError("no sample is left to train on")
+        names = ", ".join(path.name for path in spill.sources)
+        raise StreamError(f"{names}: no samples to train on; expected at least one")
     rows = _RowMaker(spill, order, cut)
     chunks = [rows.part(f"chunks/{n:03d}.jsonl", a, b, n) for n, (a, b) in enumerate(bounds, 1)]
     held = [rows.held_out(index, number) for number in sorted(set(index["task"][index["test"]]))]
