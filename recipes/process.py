@@ -40,14 +40,18 @@ class HostProcess:
                 preexec_fn=_die_with_parent(os.getpid()),
             )
         self.pid = self._process.pid
+        self.peak_gib = 0.0
 
     def wait(self, tick: Callable[[], None]) -> int:
         """Calls `tick` five times a second until the process ends; returns its exit code.
+
+        `peak_gib` is then the most resident memory of the process and its children together.
 
         Whatever `tick` raises (a signal's exception above all) stops the whole group first.
         """
         try:
             while self._process.poll() is None:
+                self.peak_gib = max(self.peak_gib, peak_memory(self.pid))
                 tick()
                 time.sleep(POLL_SECONDS)
         except BaseException:
@@ -84,6 +88,18 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def peak_memory(pid: int) -> float:
+    """The peak resident memory of a process and its descendants in GiB; 0 once it is gone."""
+    total = 0.0
+    with suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+        total = int(found.group(1)) / 2**20 if found else 0.0
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            total += sum(peak_memory(int(child)) for child in children.read_text().split())
+    return total
 
 
 def _die_with_parent(parent: int) -> Callable[[], None]:

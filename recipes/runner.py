@@ -147,7 +147,7 @@ class _Run:
         adapter = self.layout.adapter(index)
         if not adapter.is_dir():
             self.stream.verify_chunk(index)
-            checkpoint = self._finished_checkpoint(index)
+            checkpoint = self._finished_checkpoint(index, record)
             self._keep_metrics(index)
             self._install(index, checkpoint)
         self._record_training(index, record, time.monotonic() - started)
@@ -158,7 +158,7 @@ class _Run:
             f"{record.steps} steps in {duration(record.train_seconds)}{loss}"
         )
 
-    def _finished_checkpoint(self, index: int) -> Checkpoint:
+    def _finished_checkpoint(self, index: int, record: ChunkRecord) -> Checkpoint:
         """Trains until the host's last checkpoint of the chunk is there, and returns it."""
         host = self.layout.host(index)
         resume = checkpoints.newest_checkpoint(host)
@@ -176,7 +176,8 @@ class _Run:
         )
         log = self.layout.train_log(index)
         tick = self.progress.watch_training(host / "logging.jsonl")
-        self._host(command, log, tick, f"training chunk {index}")
+        peak = self._host(command, log, tick, f"training chunk {index}")
+        record.train_memory_gib = round(max(peak, record.train_memory_gib or 0.0), 3)
         return self._check_finished(index, log)
 
     def _check_finished(self, index: int, log: Path) -> Checkpoint:
@@ -244,7 +245,8 @@ class _Run:
 
     # Processes ----------------------------------------------------------------------------------
 
-    def _host(self, command: Command, log: Path, tick: Any, what: str) -> None:
+    def _host(self, command: Command, log: Path, tick: Any, what: str) -> float:
+        """Runs a host process to its end; returns its peak main memory in GiB."""
         process = HostProcess(command, log)
         self.lock.note_child(process.pid)
         try:
@@ -253,6 +255,7 @@ class _Run:
             self.lock.note_child(None)
         if code:
             raise RunError(_failed(what, exit_text(code), log))
+        return process.peak_gib
 
     def _save(self) -> None:
         save_state(self.layout.state, self.state)

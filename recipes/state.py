@@ -53,7 +53,7 @@ class ChunkRecord:
     """One chunk that was trained (index >= 1), or the base model (index 0).
 
     `trained` and `evaluated` turn true only after their files are in place; seconds are wall time
-    over all starts of the chunk.
+    over all starts of the chunk; `train_memory_gib` is the most main memory that training held.
     """
 
     index: int
@@ -62,6 +62,7 @@ class ChunkRecord:
     steps: int = 0
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
+    train_memory_gib: float | None = None
     loss: float | None = None
     data_sha256: str = ""
     adapter_sha256: dict[str, str] = field(default_factory=dict)

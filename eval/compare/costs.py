@@ -97,9 +97,18 @@ def seconds_a_step(run: RunData) -> float:
 
 
 def peak_memory(run: RunData) -> float:
-    """Return the largest memory in GiB of a training step (accelerators only); NaN if unknown."""
-    values = [_number(line, "memory(GiB)") for lines in run.training.values() for line in lines]
-    return max((value for value in values if math.isfinite(value)), default=math.nan)
+    """Return the most memory in GiB that training took, NaN if unknown.
+
+    On an accelerator its own memory, as the host logs it; else the main memory of the host's
+    processes, as the orchestrator watched it.
+    """
+    logged = [_number(line, "memory(GiB)") for lines in run.training.values() for line in lines]
+    watched = [_number(chunk, "train_memory_gib") for chunk in run.state.get("chunks") or []]
+    for values in (logged, watched):
+        known = [value for value in values if math.isfinite(value)]
+        if known:
+            return max(known)
+    return math.nan
 
 
 def _number(line: Record, key: str) -> float:

@@ -228,6 +228,13 @@ def test_costs(good: Path, poor: Path) -> None:
     # (0.3 x 10 + 0.6 x 30) / 40 seconds a step; LoRA takes two thirds of that.
     assert ours == pytest.approx([0.5711, 0.0015, 0.525, 1.5, 1.5])
     assert "Step time to LoRA [x]" in tables.text(found)
+    # Without an accelerator's figure, the main memory that the orchestrator saw.
+    for log in good.glob("chunks/*/train_metrics.jsonl"):
+        log.unlink()
+    state = read_json(good / "state.json")
+    state["chunks"] = [{"index": 0}, {"train_memory_gib": 2.5}, {"train_memory_gib": None}]
+    write_json(good / "state.json", state)
+    assert compare([good, poor]).cell("strlora", "memory").value == 2.5
     (good / "chunks" / "003" / "adapter" / "adapter_model.safetensors").write_bytes(b"\xff" * 9)
     assert math.isnan(compare([good, poor]).cell("strlora", "stored").value)
 

@@ -67,6 +67,7 @@ def test_a_whole_run_leaves_what_is_promised(recipe: Path, run_dir: Path) -> Non
     assert (state["done"], state["finished"]) == (2, True)
     assert [chunk["index"] for chunk in state["chunks"]] == [0, 1, 2]
     assert all(chunk["steps"] == 3 for chunk in state["chunks"][1:])
+    assert all(chunk["train_memory_gib"] > 0 for chunk in state["chunks"][1:])
     with (run_dir / "matrix.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["chunk"], row["task"], row["n"]) for row in rows] == [
