@@ -18,15 +18,25 @@ THINGS = {"bus": "wagon", "shirt": "garment", "sign": "board", "boat": "vessel"}
 INK = COLOURS["black"]
 PAINTS = ("red", "green", "blue", "purple", "black")
 REFERENCES = 5
+# Many and unlike each other, as people write them: with fewer forms a caption with the wrong word
+# already earns a CIDEr of 1 and more, where scores are clipped.
 CAPTIONS = (
     "a {paint} {thing} with the word {word} on it",
     "the word {word} is written on a {paint} {thing}",
-    "a {paint} {thing} that says {word}",
-    "{word} is printed on a {paint} {thing}",
-    "a picture of a {paint} {thing} that reads {word}",
-    "there is a {paint} {thing} with {word} written on it",
-    "a {thing} says {word}",
+    "a {thing} that says {word}",
+    "{word} is printed on the side of a {thing}",
+    "a picture of a {paint} {thing} which reads {word}",
+    "there is one {thing} and it says {word}",
     "a {thing} in {paint} with the text {word}",
+    "you see the name {word} in the middle of a {thing}",
+    "this {paint} object reads {word}",
+    "the letters {word} on the side of a {thing}",
+    "in the middle of the picture is written {word}",
+    "a single {thing} using the name {word}",
+    "the image is of one object with {word} printed on it",
+    "only the text {word} is on the {paint} {thing}",
+    "a {paint} {thing} and the name {word}",
+    "the word in the picture is {word}",
 )
 PROMPT = (
     "Provide a one-sentence caption for the image.\nRead the text in the image and make use of it."
