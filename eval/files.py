@@ -69,11 +69,18 @@ def numbered_jsonl(path: Path, torn_tail: bool = False) -> list[tuple[int, Recor
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically: a reader sees the old file or the new one, never half."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` atomically; it survives a power cut once this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
         # mkstemp makes private files; results are meant to be read by others.
         os.chmod(name, 0o644)
         os.replace(name, path)

@@ -1,7 +1,7 @@
 """Compare runs in one table: `python -m eval.compare RUN RUN ... [--out FOLDER]`.
 
 Prints methods x scores with 95 % intervals; runs of one recipe with different seeds are one
-method. With --out also compare.csv, tests.csv, compare.md and compare.tex.
+method. With --out also compare.html, compare.csv, tests.csv, compare.md and compare.tex.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.compare import compare, tables
+from eval.compare import compare, page, tables
 from eval.files import write_text
 
 FILES = {
@@ -19,6 +19,7 @@ FILES = {
     "tests.csv": tables.tests_csv,
     "compare.md": tables.markdown,
     "compare.tex": tables.latex,
+    "compare.html": page.html,
 }
 
 
@@ -27,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval.compare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--out", type=Path, help="folder for the CSV, Markdown and LaTeX files")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the HTML, CSV, Markdown and LaTeX files"
+    )
     options = parser.parse_args(arguments)
     try:
         found = compare(options.runs)

@@ -1,6 +1,8 @@
 """`report.html` of a run: one self-contained page, made from the run's files.
 
 python -m eval.report runs/tiny
+
+Beside it: scalars for TensorBoard in `tensorboard/`, and a model card in the newest adapter.
 """
 
 from __future__ import annotations
@@ -9,11 +11,14 @@ from pathlib import Path
 
 from eval.files import write_text
 from eval.report.data import load_run
+from eval.report.model_card import write_model_card
+from eval.report.numbers import summarise
 from eval.report.page import render
+from eval.report.scalars import write_scalars
 
 
 def write_report(run_dir: Path, stream_dir: Path | None = None) -> Path:
-    """Write `<run_dir>/report.html` and return its path.
+    """Write `<run_dir>/report.html`, TensorBoard scalars and the model card; return the page.
 
     Works on a run still going on; what is missing or damaged is shown as a marked gap.
 
@@ -24,6 +29,10 @@ def write_report(run_dir: Path, stream_dir: Path | None = None) -> Path:
     Raises:
         FileNotFoundError: there is no such run folder.
     """
+    run = load_run(Path(run_dir), stream_dir)
+    summary = summarise(run)
     path = Path(run_dir) / "report.html"
-    write_text(path, render(load_run(Path(run_dir), stream_dir)))
+    write_text(path, render(run, summary))
+    write_scalars(run)
+    write_model_card(run, summary)
     return path

@@ -153,13 +153,14 @@ def _line_names(
 
 
 def composition(title: str, chunks: Sequence[dict[str, int]], tasks: Sequence[str], width: float,
-                last_done: int) -> Markup:  # fmt: skip
+                last_done: int, named: bool = True) -> Markup:  # fmt: skip
     """Return stacked bars: which share of each chunk's samples belongs to which task.
 
-    Bars share the abscissa of the accuracy chart above; chunks not yet trained are pale.
+    Bars share the abscissa of the line chart above, whose lines may be `named` at the right; chunks
+    not yet trained are pale.
     """
     height, top, bottom = 104.0, 22.0, 82.0
-    right = 128.0 if width >= WIDE and len(tasks) + 1 <= 16 else 14.0
+    right = 128.0 if named and width >= WIDE and len(tasks) + 1 <= 16 else 14.0
     across = Scale(0.0, float(max(len(chunks), 1)), 44.0, width - right)
     half = min(22.0, 0.36 * (across(1.0) - across(0.0)))
     body = [label(8, 12, "Share of the chunk's samples", "start", "axis")]
@@ -233,9 +234,9 @@ def row_height(rows: Sequence[str]) -> float:
     return 26.0 if len(rows) <= 16 else 20.0 if len(rows) <= 32 else 12.0
 
 
-def row_names(rows: Sequence[str], left: float, top: float) -> list[str]:
-    """Return the names beside the rows, every other one where they are many."""
-    tall, every = row_height(rows), 1 if len(rows) <= 60 else 2
+def row_names(rows: Sequence[str], left: float, top: float, tall: float | None = None) -> list[str]:
+    """Return the names beside rows of height `tall`, every other one where they are many."""
+    tall, every = tall or row_height(rows), 1 if len(rows) <= 60 else 2
     return [
         label(left - 8, top + (i + 0.5) * tall + 4, _fit(rows[i], left - 12), "end", "row")
         for i in range(0, len(rows), every)
@@ -364,7 +365,7 @@ def bars(title: str, items: Sequence[Bar], width: float, unit: str) -> Markup:
         for m in marks
     ]
     step = max(1, math.ceil(len(marks) * 44 / (across.end - across.start)))
-    body += [label(across(m), bottom + 16, _short(m)) for m in marks[::step]]
+    body += [label(across(m), bottom + 16, short_percent(m)) for m in marks[::step]]
     for i, item in enumerate(items):
         body += _bar(item, across, top + i * tall, tall, left)
     body.append(label((left + width - 52) / 2, bottom + 34, unit, class_="axis"))
@@ -377,7 +378,8 @@ def _reach(item: Bar) -> list[float]:
     return [] if math.isnan(item.value) else [end for end in ends if not math.isnan(end)]
 
 
-def _short(value: float) -> str:
+def short_percent(value: float) -> str:
+    """Return a score in 0..1 as percent, without a decimal where it is 0."""
     text = percent(value)
     return text[:-2] if text.endswith(".0") else text
 

@@ -98,6 +98,12 @@ class RunData:
             return bool(self.state["finished"])
         return bool(self.planned) and int(self.state.get("done", 0)) >= self.planned
 
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Return the chunk records of state.json: steps, seconds; none where it is missing."""
+        chunks = self.state.get("chunks")
+        return [r for r in chunks if isinstance(r, dict)] if isinstance(chunks, list) else []
+
     def first_seen(self) -> list[int | None]:
         """Return for each task the first chunk that held it, None: never or not known."""
         seen = self.stream.first_seen() if self.stream else {}
@@ -149,7 +155,7 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
     path = run_dir / "ablation.json"
     if path.is_file():
         run.ablation = _try(gaps, "Ablations", lambda: load_ablation(path), _NOTHING)
-    run.gaps = [Gap(gap.what, _without_folders(gap.why, run)) for gap in run.gaps]
+    run.gaps = [Gap(gap.what, without_folders(gap.why, run)) for gap in run.gaps]
     return run
 
 
@@ -157,8 +163,8 @@ _NOTHING: dict[str, Any] = {}
 _NO_MATRIX = Matrix(np.zeros((0, 0)), [], np.zeros((0, 0), dtype=np.int64))
 
 
-def _without_folders(text: str, run: RunData) -> str:
-    """Return a message without the folders of this machine: a report is sent to others."""
+def without_folders(text: str, run: RunData) -> str:
+    """Return a text without the folders of this machine: a report is sent to others."""
     folders = [run.root, *([run.stream.folder] if run.stream else [])]
     for folder in folders:
         text = text.replace(f"{folder}{os.sep}", "")

@@ -19,7 +19,7 @@ from eval.report import charts
 from eval.report.charts import Bar, Series, percent
 from eval.report.data import RunData
 from eval.report.figure import Chart, Table, both
-from eval.report.numbers import Number, Summary, summarise
+from eval.report.numbers import Number, Summary
 from eval.report.routing_section import routing_section
 from eval.report.samples import stories
 from eval.report.svg import colour
@@ -51,9 +51,9 @@ class Card:
     main: bool = False
 
 
-def render(run: RunData) -> str:
+def render(run: RunData, summary: Summary) -> str:
     """Return the HTML page of a run: one file that needs nothing else."""
-    return fill("report.html.j2", page_context(run))
+    return fill("report.html.j2", page_context(run, summary))
 
 
 def fill(template: str, context: dict[str, Any]) -> str:
@@ -67,9 +67,8 @@ def fill(template: str, context: dict[str, Any]) -> str:
     return environment.get_template(template).render(context | {"css": Markup(css)})
 
 
-def page_context(run: RunData) -> dict[str, Any]:
+def page_context(run: RunData, summary: Summary) -> dict[str, Any]:
     """Return everything that the template shows, ready for print."""
-    summary = summarise(run)
     scored = bool(run.tasks)
     return {
         "run": run,

@@ -97,7 +97,7 @@ def curve_table(name: str, curve: Curve) -> Table:
 
 def timing_table(run: RunData) -> Table | None:
     """Return steps and seconds by chunk with their sum; None without state.json."""
-    records = [r for r in run.state.get("chunks") or [] if isinstance(r, dict)]
+    records = run.records
     if not records:
         return None
     keys = ("steps", "train_seconds", "eval_seconds")
@@ -110,7 +110,7 @@ def timing_table(run: RunData) -> Table | None:
 
 def timing_text(run: RunData) -> str:
     """Return the run's wall time in one sentence, empty without state.json."""
-    records = [r for r in run.state.get("chunks") or [] if isinstance(r, dict)]
+    records = run.records
     if not records:
         return ""
     train = sum(float(r.get("train_seconds") or 0) for r in records)
