@@ -3,6 +3,8 @@
     python benchmarks/tuner_speed.py --hidden 2048 --layers 2 --batch 1 --seq 512
     python benchmarks/tuner_speed.py --device cuda --dtype bfloat16 --shape qwen3-8b \
         --batch 2 --seq 2048
+    python benchmarks/tuner_speed.py --device meta --dtype bfloat16 --shape qwen3-8b \
+        --batch 2 --seq 2048        # counts memory only, on any machine
 
 Methods alternate and medians over repeats are compared, so that a machine whose speed drifts
 still gives honest ratios. Needs torch, transformers and peft only. All methods wrap the same linear
@@ -141,24 +143,31 @@ def decode(method: Method, ids: torch.Tensor, options: argparse.Namespace) -> fl
 
 
 def memory(method: Method, ids: torch.Tensor, options: argparse.Namespace) -> float:
-    """Returns a step's peak in MB: on CUDA the allocator's; on CPU weights plus what is saved."""
+    """Returns a training step's peak in MB.
+
+    On CUDA the allocator's. Elsewhere a count of parameters, buffers, gradients and what is saved
+    for backward; on meta tensors that needs no memory, so that any shape can be counted.
+    """
     if options.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         train_step(method, ids, options)
         return torch.cuda.max_memory_allocated() / 1e6
-    method.model.train()
-    saved = {p.untyped_storage().data_ptr(): p.nbytes for p in method.model.parameters()}
-    trainable = sum(p.nbytes for p in method.model.parameters() if p.requires_grad)
+    model = method.model.train()
+    storages = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage
         return tensor
 
+    for tensor in (*model.parameters(), *model.buffers()):
+        keep(tensor)
+    gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = method.model(input_ids=ids, labels=ids).loss + method.side_loss()
+        loss = model(input_ids=ids, labels=ids).loss + method.side_loss()
     del loss
-    return (sum(saved.values()) + trainable) / 1e6
+    return (sum(storage.nbytes() for storage in storages.values()) + gradients) / 1e6
 
 
 def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -166,6 +175,9 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     torch.manual_seed(0)
     methods = build_methods(build_base(options), options)
     ids = torch.randint(5, 4000, (options.batch, options.seq), device=options.device)
+    if options.device == "meta":
+        methods.pop("naive")  # it asks for values
+        return {name: {"memory": memory(m, ids, options)} for name, m in methods.items()}
     prompt = ids[:, : min(options.seq, 64)]
     rounds: dict[str, dict[str, list[float]]] = {m: {"step": [], "decode": []} for m in methods}
     for repeat in range(options.warmup + options.repeats):
@@ -185,12 +197,28 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     }
 
 
+def print_table(
+    figures: dict[str, dict[str, float]], relative: dict[str, dict[str, float]]
+) -> None:
+    """Prints every figure and its ratio to PEFT LoRA's; a dash where none was measured."""
+    columns = {"step": ("step ms", 1e3), "decode": ("ms/token", 1e3), "memory": ("MB", 1.0)}
+    print("method    " + "".join(f"{title:>12}  x LoRA" for title, _ in columns.values()))
+    for name, values in figures.items():
+        cells = [
+            f"{values[key] * unit:12.2f} {relative[name][key]:7.3f}"
+            if key in values
+            else f"{'-':>20}"
+            for key, (_, unit) in columns.items()
+        ]
+        print(f"{name:10}" + "".join(cells))
+
+
 def main() -> int:
     """Command line: prints a table, and writes JSON when asked."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda", "meta"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="sets the sizes of a real model")
     parser.add_argument("--hidden", type=int, default=2048)
@@ -218,16 +246,7 @@ def main() -> int:
         name: {key: round(value / base[key], 4) for key, value in values.items()}
         for name, values in figures.items()
     }
-    print("method       step s  x LoRA  ms/token  x LoRA        MB  x LoRA")
-    for name, v in figures.items():
-        r = relative[name]
-        columns = [
-            f"{name:10}",
-            f"{v['step']:8.4f} {r['step']:7.3f}",
-            f"{1e3 * v['decode']:9.2f} {r['decode']:7.3f}",
-            f"{v['memory']:9.1f} {r['memory']:7.3f}",
-        ]
-        print(" ".join(columns))
+    print_table(figures, relative)
     if options.json:
         settings: dict[str, Any] = {k: v for k, v in vars(options).items() if k != "json"}
         report = {"relative_to_peft_lora": relative, "figures": figures, "settings": settings}
