@@ -149,7 +149,6 @@ class RoutingContext:
         self.configs: dict[str, StrLoraConfig] = {}
         self.statistics: Any = {}  # by adapter name; the model's ModuleDict
         self.num_layers = 0
-        self.version = 0
         self.recording = False
         self.training = False
         self.embed: Callable[[Tensor], Tensor] | None = None
@@ -177,7 +176,6 @@ class RoutingContext:
 
     def _forget(self) -> None:
         self._vectors, self._weights = {}, {}
-        self.version += 1
 
     def begin_forward(self, attention_mask: Tensor | None, training: bool) -> None:
         """Called before the base model runs; a 2-d attention mask (B, L) tells real tokens."""

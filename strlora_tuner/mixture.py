@@ -66,7 +66,7 @@ class MixtureOfExperts(Float32Buffers):
         for name in ROUTERS:
             copy = getattr(self, name).detach().clone().float()
             self.register_buffer(f"ema_{name}", copy)
-        self._fixed: tuple[tuple[int, int], Prompt] | None = None
+        self._fixed: tuple[Tensor, Prompt] | None = None
         self._decoding: Tensor | None = None
         self.divergence: Tensor | None = None
         self.record: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
@@ -132,7 +132,7 @@ class MixtureOfExperts(Float32Buffers):
     ) -> Tensor:
         settings = self._settings()
         if not self.training and not torch.is_grad_enabled():
-            prompt = self._remembered_prompt(instruction, context, settings)
+            prompt = self._remembered_prompt(instruction, settings)
             if x.shape[1] == 1:
                 weighted = self._decoded(x, prompt, settings)
             else:
@@ -213,15 +213,14 @@ class MixtureOfExperts(Float32Buffers):
             parts = (gates, prompt.kept, prompt.probabilities)
             self.record = (*(part.detach() for part in parts), weights)
 
-    def _remembered_prompt(
-        self, instruction: Tensor, context: RoutingContext, settings: Settings
-    ) -> Prompt:
+    def _remembered_prompt(self, instruction: Tensor, settings: Settings) -> Prompt:
         """The prompt's part, computed once a prompt and reused in every decoding step."""
-        version = (context.version, instruction.shape[0])
-        if self._fixed is None or self._fixed[0] != version:
+        # A new prompt brings a new tensor. Comparing identity and not a counter spares a compiled
+        # layer a compilation for every prompt.
+        if self._fixed is None or self._fixed[0] is not instruction:
             with float32_scores(instruction):
                 prompt = read_prompt(self._routers(), instruction, settings, self.without)
-            self._fixed, self._decoding = (version, prompt), None
+            self._fixed, self._decoding = (instruction, prompt), None
         return self._fixed[1]
 
     def _decoded(self, x: Tensor, prompt: Prompt, settings: Settings) -> Tensor:
