@@ -27,7 +27,7 @@ from data_prep.progress import Progress
 FORMAT = "strlora-stream/1"
 FILE = "stream.json"
 PARTIAL = ".partial"
-STATE = "state.json"
+STATE, JOURNAL = "state.json", "made.jsonl"
 LEFT_OUT = "left_out.jsonl"
 
 
@@ -263,21 +263,23 @@ def _expect_ours(folder: Path, settings: dict[str, Any]) -> None:
                 "program. Choose another --out."
             )
     (folder / PARTIAL).mkdir(exist_ok=True)
-    write_json(state, {**settings, "made": []})
+    write_json(state, settings)
 
 
 def _make_all(
     folder: Path, plan: Plan, contents: Contents, workers: int, progress: Progress | None
 ) -> list[Made]:
-    state = folder / PARTIAL / STATE
-    done = _finished(folder, state)
+    journal = folder / PARTIAL / JOURNAL
+    done = _finished(folder, journal)
     todo = [part for part in contents.parts if part.file not in done]
     work = partial(_make_part, folder / PARTIAL, plan.make)
-    for made in ordered_map(work, todo, min(workers, len(todo))):
-        done[made.file] = made
-        write_json(state, {**plan.settings, "made": [item.as_json() for item in done.values()]})
-        if progress:
-            progress(len(done), len(contents.parts), made.file)
+    with journal.open("a", encoding="utf-8") as notes:
+        for made in ordered_map(work, todo, min(workers, len(todo))):
+            done[made.file] = made
+            notes.write(json.dumps(made.as_json()) + "\n")
+            notes.flush()
+            if progress:
+                progress(len(done), len(contents.parts), made.file)
     return [done[part.file] for part in contents.parts]
 
 
@@ -287,16 +289,21 @@ def _make_part(staging: Path, make: Make, part: Part) -> Made:
     return made
 
 
-def _finished(folder: Path, state: Path) -> dict[str, Made]:
-    """Return the parts that an interrupted run, or a finished one, left whole."""
-    made = json.loads(state.read_text())["made"]
-    items = [Made.from_json(content) for content in made]
-    places = {item.file: (folder / PARTIAL / item.file, folder / item.file) for item in items}
-    return {
-        item.file: item
-        for item in items
-        if any(p.exists() and sha256_file(p) == item.sha256 for p in places[item.file])
-    }
+def _finished(folder: Path, journal: Path) -> dict[str, Made]:
+    """Return the parts that an interrupted run left whole."""
+    found: dict[str, Made] = {}
+    lines = (
+        journal.read_text(encoding="utf-8").splitlines(keepends=True) if journal.exists() else []
+    )
+    for line in lines:
+        if not line.endswith("\n"):
+            journal.write_text("".join(lines[:-1]), encoding="utf-8")  # cut off by the kill
+            break
+        made = Made.from_json(json.loads(line))
+        places = (folder / PARTIAL / made.file, folder / made.file)
+        if any(path.exists() and sha256_file(path) == made.sha256 for path in places):
+            found[made.file] = made
+    return found
 
 
 def _expect_content(contents: Contents, made: list[Made], skip_bad: bool) -> None:

@@ -25,7 +25,7 @@ from data_prep.reading import Item, read_items
 from data_prep.streams import LEFT_OUT, BadSamples, StreamError
 
 BATCH = 1000  # samples handed to a process at a time
-NOTE_EVERY = 20  # batches between two notes of the state
+NOTE_EVERY = 5  # batches between two notes of the state
 MOST_PROBLEMS = 1000  # a run that refuses bad samples stops there
 MOST_GROUPS = 10_000
 INDEX = np.dtype([("at", "<u8"), ("group", "<i8"), ("task", "<i4"), ("test", "?"), ("id", "<u8")])
