@@ -245,7 +245,7 @@ def test_files_and_marks(good: Path, poor: Path, tmp_path: Path, capsys: Any) ->
     printed = capsys.readouterr().out
     assert "strlora" in printed
     assert " *" in printed
-    names = ["compare.csv", "compare.md", "compare.tex", "tests.csv"]
+    names = ["compare.csv", "compare.html", "compare.md", "compare.tex", "tests.csv"]
     assert sorted(path.name for path in out.iterdir()) == names
     text = (out / "compare.md").read_text("utf-8")
     rows = [line for line in text.splitlines() if line.startswith("|")]
