@@ -96,16 +96,26 @@ def curve_table(name: str, curve: Curve) -> Table:
 
 
 def timing_table(run: RunData) -> Table | None:
-    """Return steps and seconds by chunk with their sum; None without state.json."""
+    """Return steps, seconds and peak memory by chunk, the sums below; None without state.json."""
     records = run.records
     if not records:
         return None
     keys = ("steps", "train_seconds", "eval_seconds")
-    rows = [[_chunk_name(r), *(_amount(r.get(key)) for key in keys)] for r in records]
+    rows = [
+        [_chunk_name(r), *(_amount(r.get(key)) for key in keys), _memory(run, r.get("index"))]
+        for r in records
+    ]
     totals = [sum(float(r.get(key) or 0) for r in records) for key in keys]
-    rows.append(["total", *map(_amount, totals)])
-    head = ["chunk", "steps", "training, s", "evaluation, s"]
-    return Table("Optimizer steps and wall time by chunk", head, rows)
+    rows.append(["total", *map(_amount, totals), ""])
+    head = ["chunk", "steps", "training, s", "evaluation, s", "training's peak memory, GiB"]
+    return Table("Steps, wall time and peak memory by chunk", head, rows)
+
+
+def _memory(run: RunData, chunk: Any) -> str:
+    """Return the largest memory that the host logged in a chunk (it does so on accelerators)."""
+    lines = run.training.get(chunk, [])
+    known = [v for line in lines if isinstance(v := line.get("memory(GiB)"), int | float)]
+    return f"{max(known):.2f}" if known else "–"  # noqa: RUF001
 
 
 def timing_text(run: RunData) -> str:
@@ -116,10 +126,12 @@ def timing_text(run: RunData) -> str:
     train = sum(float(r.get("train_seconds") or 0) for r in records)
     evaluation = sum(float(r.get("eval_seconds") or 0) for r in records)
     steps = sum(int(r.get("steps") or 0) for r in records)
-    return (
+    text = (
         f"{steps} optimizer steps in {duration(train)} of training, {duration(evaluation)} of"
         " evaluation, process start-up included."
     )
+    measured = any("memory(GiB)" in line for lines in run.training.values() for line in lines)
+    return text if measured else f"{text} Memory was not recorded: the host logs it on GPUs only."
 
 
 def duration(seconds: float) -> str:

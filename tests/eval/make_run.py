@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
 from eval.matrix import append_scores
+from eval.predictions import split_results
 from eval.scores import score_chunk
 
 COLOURS = ["red", "green", "blue", "orange"]
@@ -135,8 +137,6 @@ def host_results(stream: Path, tasks: list[str], skill: dict[str, float], seed: 
 def make_run(root: Path, chunks: int = 8, done: int = 8, tests: int = 20,
              tasks: list[str] | None = None, routed: bool = True) -> tuple[Path, Path]:  # fmt: skip
     """Write a stream and a run of `done` of `chunks` chunks; return (run folder, stream folder)."""
-    from eval.predictions import split_results
-
     names = list(SCORERS) if tasks is None else tasks
     stream = make_stream(root / "data" / "fixture", names, chunks, tests)
     manifest = json.loads((stream / "stream.json").read_text("utf-8"))
@@ -149,16 +149,48 @@ def make_run(root: Path, chunks: int = 8, done: int = 8, tests: int = 20,
             _write_training(folder, chunk)
             if routed:
                 _write_routing(folder, stream, names, chunk)
-        results = folder / "answers.jsonl"
-        results.parent.mkdir(parents=True, exist_ok=True)
-        lines = host_results(stream, names, skill, seed=chunk)
-        results.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        split_results(results, stream, folder / "predictions")
+        _answer(folder, stream, names, skill, chunk)
         scores = score_chunk(folder / "predictions", stream)
         (folder / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
         append_scores(run / "matrix.csv", chunk, scores)
     _write_state(run, stream, chunks, done)
     return run, stream
+
+
+def second_run(run: Path, method: str = "lora") -> Path:
+    """Copy a run as another method with other answers; return its folder."""
+    other = run.with_name(f"{run.name}-{method}")
+    shutil.copytree(run, other)
+    manifest = json.loads((other / "manifest.json").read_text("utf-8"))
+    stream = Path(manifest["data"]["stream"])
+    tasks = list(json.loads((stream / "stream.json").read_text("utf-8"))["tasks"])
+    manifest["recipe"]["method"] = method
+    (other / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    for folder in sorted((other / "chunks").iterdir())[1:]:
+        (folder / "routing.json").unlink(missing_ok=True)
+        _answer(folder, stream, tasks, dict.fromkeys(tasks, 0.4), 900 + int(folder.name))
+        append_scores(
+            other / "matrix.csv", int(folder.name), score_chunk(folder / "predictions", stream)
+        )
+    return other
+
+
+def _answer(
+    folder: Path, stream: Path, tasks: list[str], skill: dict[str, float], seed: int
+) -> None:
+    """Write prediction files into a folder."""
+    lines = host_results(stream, tasks, skill, seed)
+    results = folder / "answers.jsonl"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    split_results(results, stream, folder / "predictions")
+
+
+def ablate_run(run: Path, stream: Path, names: list[str], chunk: int) -> None:
+    """Write what `recipes.ablate` leaves: predictions of a weaker model for every ablation."""
+    tasks = list(json.loads((stream / "stream.json").read_text("utf-8"))["tasks"])
+    for number, name in enumerate(names):
+        _answer(run / "ablation" / name, stream, tasks, dict.fromkeys(tasks, 0.2), 50 + number)
 
 
 def _learn(skill: dict[str, float], mixture: dict[str, int]) -> None:
@@ -176,6 +208,7 @@ def _write_training(folder: Path, chunk: int) -> None:
             "loss": 0.4 + 2.6 * 0.93**step + 0.1 * draw.random(),
             "stability_loss": 0.0 if chunk == 1 else 0.002 * step**0.5 + 0.001 * draw.random(),
             "global_step/max_steps": f"{step}/38",
+            "memory(GiB)": 0.5 + 0.01 * (step % 7) + 0.1 * chunk,
         }
         for step in range(1, 39)
     ]
