@@ -158,15 +158,17 @@ def make(part: Part, made: Made) -> Iterator[bytes]:
         # RandomState's stream of numbers never changes between versions of numpy.
         state = np.random.RandomState([*rows.shuffle])
         order = np.asarray(order)[state.permutation(len(order))]
+    order = np.asarray(order)
     with (rows.folder / "records.jsonl").open("rb") as file:
-        end = os.fstat(file.fileno()).st_size
-        for row in order:
-            start = int(index["at"][row])
-            stop = int(index["at"][row + 1]) if row + 1 < len(index) else end
-            line = os.pread(file.fileno(), stop - start, start)
+        starts = index["at"][order].tolist()
+        last = order == len(index) - 1
+        ends = np.where(last, os.fstat(file.fileno()).st_size, index["at"][(order + 1) * ~last])
+        names, tasks = index["id"][order].tolist(), index["task"][order].tolist()
+        for start, end, name, task in zip(starts, ends.tolist(), names, tasks, strict=True):
+            line = os.pread(file.fileno(), end - start, start)
             if part.task is not None:
-                _refuse_twice(int(index["id"][row]), seen, line)
-            made.count(rows.tasks[index["task"][row]])
+                _refuse_twice(name, seen, line)
+            made.count(rows.tasks[task])
             yield encode(even(json.loads(line), list(rows.uneven))) if rows.uneven else line
 
 
