@@ -54,6 +54,7 @@ class RunData:
         routing: expert use by chunk.
         gaps: what is missing.
         ablation: what parts of the router are worth (eval/ablation.py); empty where not measured.
+        last_scores: scores.json of the last evaluated chunk; empty where missing.
     """
 
     root: Path
@@ -67,6 +68,7 @@ class RunData:
     routing: dict[int, Routing] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
     ablation: dict[str, Any] = field(default_factory=dict)
+    last_scores: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -152,6 +154,9 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
     _read_predictions(run)
     _read_training(run)
     _read_routing(run)
+    path = run_dir / "chunks" / f"{run.evaluated:03d}" / "scores.json"
+    if path.is_file():
+        run.last_scores = _try(gaps, "Scores of the last chunk", lambda: _object(path), _NOTHING)
     path = run_dir / "ablation.json"
     if path.is_file():
         run.ablation = _try(gaps, "Ablations", lambda: load_ablation(path), _NOTHING)

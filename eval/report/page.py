@@ -29,6 +29,7 @@ from eval.report.tables import (
     facts,
     matrix_table,
     mean_table,
+    published_table,
     task_table,
     timing_table,
     timing_text,
@@ -248,4 +249,5 @@ def _tables(run: RunData, summary: Summary) -> dict[str, Table | None]:
         "composition": composition_table(run),
         "tasks": task_table(summary),
         "timing": timing_table(run),
+        "published": published_table(run),
     }

@@ -87,6 +87,29 @@ def task_table(summary: Summary) -> Table:
     return Table("All tasks, scores in percent; failed: over all chunks", head, rows)
 
 
+def published_table(run: RunData) -> Table | None:
+    """Return our last scores beside what the published scripts print for the same answers."""
+    published = run.last_scores.get("published")
+    ours = run.last_scores.get("tasks")
+    if not isinstance(published, dict) or not isinstance(ours, dict):
+        return None
+    crashes, theirs = published.get("crashes") or {}, published.get("tasks") or {}
+    rows = []
+    for task, entry in ours.items():
+        cider = f"CIDEr {entry['cider']:.1f}" if entry.get("cider") is not None else ""
+        crash = f"would crash: {crashes[task]}" if task in crashes else ""
+        notes = [cider, f"{entry['cut']} cut off" if entry.get("cut") else "", crash]
+        value = theirs.get(task)
+        shown = "–" if value is None else f"{value:.1f}"  # noqa: RUF001
+        score = math.nan if entry.get("score") is None else float(entry["score"])
+        rows.append([task, percent(score), shown, "; ".join(n for n in notes if n)])
+    mean = published.get("mean")
+    if mean is not None:
+        rows.append(["mean of the nine published tasks", "", f"{mean:.1f}", ""])
+    caption = f"Scores as the published scripts print them, after chunk {run.evaluated}"
+    return Table(caption, ["task", "score, %", "published script", "note"], rows)
+
+
 def curve_table(name: str, curve: Curve) -> Table:
     """Return a thinned curve, at most `MOST_ROWS` rows."""
     step = max(1, math.ceil(len(curve.steps) / MOST_ROWS))
@@ -101,20 +124,20 @@ def timing_table(run: RunData) -> Table | None:
     if not records:
         return None
     keys = ("steps", "train_seconds", "eval_seconds")
-    rows = [
-        [_chunk_name(r), *(_amount(r.get(key)) for key in keys), _memory(run, r.get("index"))]
-        for r in records
-    ]
+    rows = [[_chunk_name(r), *(_amount(r.get(key)) for key in keys), _memory(run, r)]
+            for r in records]  # fmt: skip
     totals = [sum(float(r.get(key) or 0) for r in records) for key in keys]
     rows.append(["total", *map(_amount, totals), ""])
     head = ["chunk", "steps", "training, s", "evaluation, s", "training's peak memory, GiB"]
     return Table("Steps, wall time and peak memory by chunk", head, rows)
 
 
-def _memory(run: RunData, chunk: Any) -> str:
-    """Return the largest memory that the host logged in a chunk (it does so on accelerators)."""
-    lines = run.training.get(chunk, [])
-    known = [v for line in lines if isinstance(v := line.get("memory(GiB)"), int | float)]
+def _memory(run: RunData, record: dict[str, Any]) -> str:
+    """Return the most memory that training a chunk held: an accelerator's, else main memory."""
+    logged = [line.get("memory(GiB)") for line in run.training.get(record.get("index", -1), [])]
+    known = [float(value) for value in logged if isinstance(value, int | float)]
+    if not known and isinstance(record.get("train_memory_gib"), int | float):
+        known = [float(record["train_memory_gib"])]
     return f"{max(known):.2f}" if known else "–"  # noqa: RUF001
 
 
@@ -126,12 +149,10 @@ def timing_text(run: RunData) -> str:
     train = sum(float(r.get("train_seconds") or 0) for r in records)
     evaluation = sum(float(r.get("eval_seconds") or 0) for r in records)
     steps = sum(int(r.get("steps") or 0) for r in records)
-    text = (
+    return (
         f"{steps} optimizer steps in {duration(train)} of training, {duration(evaluation)} of"
         " evaluation, process start-up included."
     )
-    measured = any("memory(GiB)" in line for lines in run.training.values() for line in lines)
-    return text if measured else f"{text} Memory was not recorded: the host logs it on GPUs only."
 
 
 def duration(seconds: float) -> str:

@@ -309,6 +309,17 @@ def test_timing_memory_and_losses(run: Path, tables: dict) -> None:
         assert [row[0] for row in found] == [str(s) for s in range(1, len(values) + 1, every)]
 
 
+def test_published_scores(run: Path, tables: dict) -> None:
+    """These three published scripts ask for equality, as the invented answers are made for."""
+    rows = tables[f"scores as the published scripts print them, after chunk {CHUNKS}"]
+    found = {row[0]: row for row in rows[1:]}
+    for task in ("VQAv2", "OCRVQA", "Grounding"):
+        right = 100 * mean(_right(run, f"chunks/{CHUNKS:03d}", task))
+        assert found[task][1:3] == [f"{right:.1f}"] * 2
+    scores = json.loads((run / "chunks" / f"{CHUNKS:03d}" / "scores.json").read_text("utf-8"))
+    assert found["TextCaps"][3] == f"CIDEr {scores['tasks']['TextCaps']['cider']:.1f}"
+
+
 def test_stories_are_the_answers(run: Path, page: str) -> None:
     """Each panel shows what the prediction files say about that question, chunk after chunk."""
     told = page.split('<article class="story">')[1:]
