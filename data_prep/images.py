@@ -186,8 +186,8 @@ def _look(image: Any, name: str, picture: Picture) -> None:
     if image.mode in _DEEP:
         picture.add(
             "image-16bit",
-            f"image {name!r} has 16 or 32 bits a pixel (mode {image.mode}): the host cuts it to 8 "
-            "and it turns white; convert it to 8 bits",
+            f"image {name!r} has 16 or 32 bits a pixel (mode {image.mode}): the host cuts it to "
+            "8 bits and it turns white; convert it to 8 bits",
         )
     wanted, ending = _EXTENSIONS.get(image.format or ""), Path(name).suffix.lower()
     if wanted and ending not in wanted:
