@@ -30,9 +30,12 @@ def tasks(folder: Path, counts: dict[str, int], tests: int = 3) -> Path:
             (folder / f"test/{task}.jsonl", tests),
         ):
             path.parent.mkdir(parents=True, exist_ok=True)
-            rows = (
+            rows = [
                 {"id": f"{task}{n}", "question": f"{task} {n}?", "answer": "x"} for n in range(size)
-            )
+            ]
+            if task == "Grounding":
+                box = {"answer_bbox": "[0.1, 0.1, 0.5, 0.5]", "size": [40, 30]}
+                rows = [row | box for row in rows]
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
