@@ -27,11 +27,15 @@ MOST_COLOURED = 16
 
 
 def routing_section(run: RunData) -> dict[str, Any] | None:
-    """Return the lead, the headline facts and the figures; None without any routing record."""
-    course = {chunk: routing for chunk, routing in run.routing.items() if routing.tasks}
-    if not course:
-        return None
-    last = course[max(course)]
+    """Return the lead, the headline facts and the figures.
+
+    None without any routing record or ablation; without a record alone there is no lead.
+    """
+    if not _course(run):
+        figure = _ablation(run)
+        only = {"lead": "", "facts": [], "gaps": routing_gaps(run)}
+        return {**only, "figures": [figure]} if figure else None
+    last = _last(run)[1]
     # Halves come in pairs.
     makers = [_by_task, _separation, _task_course, _overlap, _similarity, _layer_course]
     makers += [_layer_separation, _entropies, _drift, _stability, _map, _ablation]
