@@ -12,6 +12,7 @@ from data_prep.problems import Refused, shown
 Box = tuple[float, float, float, float]
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _ALONE = re.compile(rf"^\s*[\[(]\s*({_NUMBER}(?:[\s,]+{_NUMBER})*)\s*[\])]\s*\.?\s*$")
+_SIZE = re.compile(r"\s*\[\s*(\d{1,6})\s*,\s*(\d{1,6})\s*\]\s*")
 SLACK = 0.005  # published boxes are rounded to two or three digits
 
 
@@ -33,6 +34,16 @@ def is_box_question(question: str) -> bool:
     """Return whether a question asks for a box."""
     text = question.lower()
     return "bounding box" in text or "bbox" in text
+
+
+def read_size(value: Any) -> tuple[float, float] | None:
+    """Return (width, height) if `value` is one: [640, 480] or the same as text, else None."""
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value)
+        value = [int(side) for side in match.groups()] if match else None
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(map(_is_side, value)):
+        return None
+    return value[0], value[1]
 
 
 def check_box(name: str, value: Any, size: Sequence[float] | None = None) -> None:
@@ -72,9 +83,8 @@ def _limits(largest: float, size: Sequence[float] | None) -> tuple[float, float]
 def check_gold_box(record: dict[str, Any]) -> None:
     """Raise Refused unless `answer_bbox` and `size` of a grounding test sample are usable."""
     size = record.get("size")
-    good = isinstance(size, list | tuple) and len(size) == 2
-    sides = list(size) if good and size else []
-    if not sides or not all(_is_side(side) for side in sides):
+    sides = read_size(size) if isinstance(size, list | tuple) else None
+    if sides is None:
         raise Refused("box-size", f"size: found {shown(size)}, expected [width, height] in pixels")
     box = read_box(record.get("answer_bbox"))
     if box is not None and max(box) > 2:

@@ -10,9 +10,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from data_prep.records import Record
+from data_prep.records import Record, encode
 
 # Fields that the host gives a meaning of their own are left as they are.
+FIRST_BLOCK = 8 << 20  # bytes of a file by which its columns are known; `datasets` reads 10 MB
 HOSTS_OWN = ("messages", "images", "task", "id", "objects", "tools", "rejected_response")
 
 
@@ -39,13 +40,17 @@ class Columns:
             self.kinds[key] = self.kinds.get(key, set()) | kinds
             self.counts[key] = self.counts.get(key, 0) + other.counts[key]
 
-    def uneven(self) -> list[str]:
-        """Return the fields that must become text: not in every sample, or of several types."""
-        return sorted(
-            key
-            for key, kinds in self.kinds.items()
-            if self.counts[key] < self.samples or len(kinds) > 1
-        )
+    def mixed(self) -> list[str]:
+        """Return the fields that are of several types."""
+        return sorted(key for key, kinds in self.kinds.items() if len(kinds) > 1)
+
+    def sparse(self) -> list[str]:
+        """Return the fields that are not in every sample."""
+        return sorted(key for key, count in self.counts.items() if count < self.samples)
+
+    def uneven(self, size: int) -> list[str]:
+        """Return the fields that must become text in a file of `size` bytes."""
+        return sorted({*self.mixed(), *(self.sparse() if size > FIRST_BLOCK else [])})
 
 
 def kind_of(value: Any) -> str:
@@ -77,5 +82,9 @@ def evened(records: Iterable[Record]) -> list[Record]:
     columns = Columns()
     for record in records:
         columns.add(record)
-    uneven = columns.uneven()
+    mixed, sparse = columns.mixed(), columns.sparse()
+    if not mixed and not sparse:
+        return records
+    size = sum(map(len, map(encode, records)))
+    uneven = columns.uneven(size)
     return [even(record, uneven) for record in records] if uneven else records

@@ -10,7 +10,7 @@ from data_prep.boxes import check_gold_box
 from data_prep.placing import Places
 from data_prep.problems import Refused, shown
 from data_prep.reading import place, read_all
-from data_prep.records import Record, answer_text, to_host
+from data_prep.records import Record, answer_text, encode, to_host
 from data_prep.streams import Made
 
 
@@ -35,6 +35,7 @@ def converted(path: Path, places: Places, special: Converter, made: Made) -> Ite
             record = to_host(raw)
             record["images"] = [places.place(image) for image in record["images"]]
             record = special.finish(raw, record, number)
+            encode(record)  # refuses what could not be written
         except Refused as refused:
             name = raw.get("id", raw.get("question_id", "")) if isinstance(raw, dict) else ""
             made.problems.append(refused.at(place(path, number), str(name)))

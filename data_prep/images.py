@@ -65,8 +65,8 @@ def check_name(name: str) -> None:
         )
     if "://" in name[:12]:
         raise Refused("image-url", f"image {name!r} is a URL; download it and give its path")
-    if "\0" in name:
-        raise Refused("image-name", f"image {name!r} has a NUL character in its path")
+    if "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise Refused("image-name", f"image {name!r} has a character that no path can have")
     if os.path.isabs(name) or name.startswith("~"):
         raise Refused(
             "image-absolute",

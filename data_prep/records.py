@@ -305,8 +305,17 @@ def _label(key: str, value: Any) -> str:
 
 
 def encode(record: Record) -> bytes:
-    """Return a record as one line of JSON, in UTF-8, with its line end."""
-    return _ENCODER(record).encode() + b"\n"
+    """Return a record as one line of JSON, in UTF-8, with its line end.
+
+    Raises:
+        Refused: a field holds a number that JSON has no word for (1e999) or half a character.
+    """
+    try:
+        return _ENCODER(record).encode() + b"\n"
+    except UnicodeEncodeError as error:
+        raise Refused("surrogate", "a field holds half a character; repair the text") from error
+    except ValueError as error:
+        raise Refused("json-number", "a field holds a number without end; write another") from error
 
 
 def question_text(record: Record) -> str:

@@ -45,14 +45,16 @@ class BadSamples(StreamError):
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a stream: a chunk (`task` is None) or the test set of a task.
+    """One file of a stream: a chunk (`task` is None), or the test or validation set of a task.
 
-    `source` is whatever the tool needs to make it; it must be picklable.
+    `source` is whatever the tool needs to make it; it must be picklable. Validation sets come after
+    the test sets.
     """
 
     file: str
     source: Any
     task: str | None = None
+    validation: bool = False
 
 
 @dataclass
@@ -203,8 +205,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def manifest_files(manifest: dict[str, Any]) -> dict[str, str]:
     """Return sha256 by file of everything a manifest names."""
-    entries = [*manifest["chunks"], *manifest["tasks"].values()]
-    return {str(e.get("file") or e["test"]): str(e["sha256"]) for e in entries}
+    return {str(e.get("file") or e["test"]): str(e["sha256"]) for e in manifest_entries(manifest)}
+
+
+def manifest_entries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of a manifest that stand for a file: chunks, test and validation sets."""
+    tasks = list(manifest["tasks"].values())
+    validation = [task["validation"] for task in tasks if "validation" in task]
+    return [*manifest["chunks"], *tasks, *validation]
 
 
 def expect_settings(path: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -359,6 +367,8 @@ def manifest_of(plan: Plan, contents: Contents, made: Iterable[Made]) -> dict[st
         if part.task is None:
             counts = dict(sorted(item.tasks.items()))
             chunks.append({"index": len(chunks) + 1, "file": part.file, **entry, "tasks": counts})
+        elif part.validation:
+            tasks[part.task]["validation"] = {"file": part.file, **entry}
         else:
             tasks[part.task] = {"scorer": contents.scorers[part.task], "test": part.file, **entry}
     facts = {"links": contents.links, **contents.facts}

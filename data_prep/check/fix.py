@@ -66,9 +66,10 @@ def _parts(result: Result) -> tuple[list[Part], list[str]]:
             empty.append(file.name)
             continue
         uneven = tuple(result.uneven.get(file.name, [])) if file.task is None else ()
-        name = file.name if file.name[:7] in ("chunks/",) or file.task else Path(file.name).name
+        name = file.name if file.name.startswith("chunks/") or file.task else Path(file.name).name
         kept = Kept(result.layout.root, file, dropped, uneven)
-        parts.append(Part(name if "/" in name else f"chunks/{name}", kept, file.task))
+        place = name if "/" in name else f"chunks/{name}"
+        parts.append(Part(place, kept, file.task, file.validation))
     return parts, empty
 
 

@@ -10,16 +10,26 @@ from typing import Any
 from data_prep.files import sha256_file
 from data_prep.problems import ERROR, WARNING, Problem, Refused
 from data_prep.published import SCORERS
-from data_prep.streams import FILE, LEFT_OUT, PARTIAL, StreamError, read_manifest
+from data_prep.streams import (
+    FILE,
+    LEFT_OUT,
+    PARTIAL,
+    StreamError,
+    manifest_entries,
+    read_manifest,
+)
+
+_FOLDERS = ("chunks", "test", "validation")
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One JSONL file: `name` relative to the folder, `task` for a test set, `scorer` of it."""
+    """One JSONL file, `name` relative to the folder; task and scorer where it is a test set."""
 
     name: str
     task: str | None = None
     scorer: str | None = None
+    validation: bool = False
 
 
 @dataclass
@@ -82,6 +92,10 @@ def _from_manifest(root: Path, more: tuple[Path, ...]) -> Layout:
         files = [DataFile(entry["file"]) for entry in manifest["chunks"]]
         for task, entry in manifest["tasks"].items():
             files.append(DataFile(entry["test"], task, entry.get("scorer")))
+        for task, entry in manifest["tasks"].items():
+            if "validation" in entry:
+                file = entry["validation"]["file"]
+                files.append(DataFile(file, task, entry.get("scorer"), validation=True))
         layout.allowed += tuple(Path(t).resolve() for t in manifest.get("links", {}).values())
     except (KeyError, TypeError, AttributeError) as error:
         text = f"{where}: {error!r}: expected 'chunks' (file, samples, sha256, tasks) and 'tasks'"
@@ -109,7 +123,7 @@ def _usable(layout: Layout, file: DataFile) -> bool:
 
 def _check_scorers(layout: Layout) -> None:
     for file in layout.files:
-        if file.task is not None and file.scorer not in SCORERS:
+        if file.task is not None and not file.validation and file.scorer not in SCORERS:
             text = f"tasks.{file.task}.scorer is {file.scorer!r}, expected one of {list(SCORERS)}"
             layout.problems.append(Problem("scorer", str(layout.root / FILE), text))
 
@@ -148,7 +162,7 @@ def check_counts(layout: Layout, found: dict[str, Counter[str]]) -> list[Problem
     """
     problems: list[Problem] = []
     manifest = layout.manifest or {"chunks": [], "tasks": {}}
-    for entry in [*manifest["chunks"], *manifest["tasks"].values()]:
+    for entry in manifest_entries(manifest):
         name = entry.get("file") or entry["test"]
         if name not in found:
             continue

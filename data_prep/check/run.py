@@ -22,7 +22,7 @@ from data_prep.progress import Progress
 from data_prep.reading import read_items
 
 BATCH = 500
-FIRST_BLOCK = 10 << 20  # bytes by which `datasets` fixes the columns of a file
+LIMIT = 10 << 20  # bytes by which `datasets` fixes the columns of a file
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,12 @@ class Check:
             self._note(problem, (name, line))
 
     def _check_columns(self, name: str, columns: Columns) -> None:
-        uneven = columns.uneven()
+        uneven = columns.sparse() if (self.layout.root / name).stat().st_size > LIMIT else []
         if uneven:
             self.result.uneven[name] = uneven
-        if uneven and (self.layout.root / name).stat().st_size > FIRST_BLOCK:
             text = (
-                f"the fields {uneven} are not in every sample or not of one type: in a file of "
-                "over 10 MB the host's loader stops at them; make the stream with data_prep.chunk"
+                f"the fields {uneven} are not in every sample: in a file of over 10 MB the host's "
+                "loader stops where they first appear; make the stream with data_prep.chunk"
             )
             self._note(Problem("fields-uneven", str(self.layout.root / name), text))
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.boxes import check_box, check_gold_box, is_box_question
+from data_prep.boxes import check_box, check_gold_box, is_box_question, read_size
 from data_prep.check.layout import DataFile
 from data_prep.check.lengths import Lengths
 from data_prep.columns import Columns
 from data_prep.images import check_name
 from data_prep.problems import Problem, Refused
 from data_prep.reading import Item, parse, place
-from data_prep.records import Record, answer_text, check_host, question_text
+from data_prep.records import Record, answer_text, check_host, encode, question_text
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class Sample:
     answer: int
     shown: str
     tokens: int | None
-    size: tuple[int, int] | None
+    size: tuple[float, float] | None
     words: int
     good: bool = True
 
@@ -83,12 +83,13 @@ def scan(job: Job) -> Scanned:
 def check_sample(raw: Any, file: DataFile) -> Record:
     """Return the sample if it obeys all rules that need no other sample. Raises Refused."""
     record = check_host(raw)
+    encode(record)  # refuses what no file can hold
     for image in record.get("images", []):
         check_name(image)
     if file.task is not None:
         _check_test(record, file)
     elif is_box_question(question_text(record)):
-        check_box("the answer", answer_text(record), record.get("size"))
+        check_box("the answer", answer_text(record), read_size(record.get("size")))
     return record
 
 
@@ -109,8 +110,7 @@ def _check_test(record: Record, file: DataFile) -> None:
 
 def _facts(record: Record, job: Job, line: int, name: str) -> Sample:
     question, answer = question_text(record), answer_text(record)
-    size = record.get("size")
-    stated = isinstance(size, list) and len(size) == 2 and all(isinstance(s, int) for s in size)
+    size = read_size(record.get("size"))
     return Sample(
         job.number,
         line,
@@ -121,7 +121,7 @@ def _facts(record: Record, job: Job, line: int, name: str) -> Sample:
         hash_text(answer),
         answer[:40],
         job.lengths.text_tokens(record) if job.lengths else None,
-        (size[0], size[1]) if stated and size else None,
+        size,
         len(question.split()),
     )
 

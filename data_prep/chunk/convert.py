@@ -66,11 +66,11 @@ def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
             raw = parse(item)
             record = host_record(raw, options, f"{path.name.split('.')[0]}-{number:07d}")
             group = group_of(raw, options)
+            line = encode(record)
         except Refused as refused:
             name = raw.get("id", "") if isinstance(raw, dict) else ""
             batch.problems.append(refused.at(place(path, number), str(name)))
             continue
-        line = encode(record)
         lines.append(line)
         batch.lengths.append(len(line))
         batch.groups.append(group)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.chunk.spill import INDEX, Spill
-from data_prep.columns import even
+from data_prep.columns import FIRST_BLOCK, Columns, even
 from data_prep.placing import EMBEDDED, LINK
 from data_prep.records import encode
 from data_prep.streams import LEFT_OUT, Contents, Made, Part, StreamError
@@ -29,7 +29,8 @@ class Rows:
     start: int
     stop: int
     tasks: tuple[str, ...]
-    uneven: tuple[str, ...]
+    mixed: tuple[str, ...]  # fields of several types
+    sparse: tuple[str, ...]  # fields that not all samples have
     shuffle: tuple[int, int] | None  # seed and chunk
 
 
@@ -128,10 +129,12 @@ class _RowMaker:
 
     def part(self, file: str, start: int, stop: int, chunk: int | None = None) -> Part:
         shuffle = (self.spill.options.seed, chunk) if self.cut.shuffle and chunk else None
-        uneven = tuple(self.spill.columns.uneven()) if chunk else ()
+        columns = self.spill.columns if chunk else Columns()
+        mixed, sparse = tuple(columns.mixed()), tuple(columns.sparse())
         tasks = tuple(self.spill.tasks)
         task = None if chunk else file.removeprefix("test/").removesuffix(".jsonl")
-        return Part(file, Rows(self.spill.folder, start, stop, tasks, uneven, shuffle), task)
+        rows = Rows(self.spill.folder, start, stop, tasks, mixed, sparse, shuffle)
+        return Part(file, rows, task)
 
     def held_out(self, index: np.ndarray, number: int) -> Part:
         task = self.spill.tasks[number]
@@ -163,13 +166,15 @@ def make(part: Part, made: Made) -> Iterator[bytes]:
         starts = index["at"][order].tolist()
         last = order == len(index) - 1
         ends = np.where(last, os.fstat(file.fileno()).st_size, index["at"][(order + 1) * ~last])
+        large = int(ends.sum()) - sum(starts) > FIRST_BLOCK
+        uneven = [*rows.mixed, *(rows.sparse if large else ())]
         names, tasks = index["id"][order].tolist(), index["task"][order].tolist()
         for start, end, name, task in zip(starts, ends.tolist(), names, tasks, strict=True):
             line = os.pread(file.fileno(), end - start, start)
             if part.task is not None:
                 _refuse_twice(name, seen, line)
             made.count(rows.tasks[task])
-            yield encode(even(json.loads(line), list(rows.uneven))) if rows.uneven else line
+            yield encode(even(json.loads(line), uneven)) if uneven else line
 
 
 def _refuse_twice(name: int, seen: set[int], line: bytes) -> None:

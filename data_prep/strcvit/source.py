@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.boxes import check_box, is_box_question, read_box
+from data_prep.boxes import check_box, is_box_question, read_box, read_size
 from data_prep.columns import evened
 from data_prep.converting import TestSet, converted, expect_folder, numbered
 from data_prep.placing import LINK, Places
@@ -112,7 +112,7 @@ class _Train:
         record["task"] = task_of(record)
         record.setdefault("id", f"strcvit-{self.chunk:03d}-{number:05d}")
         if record["task"] == "Grounding" and is_box_question(question_text(record)):
-            check_box("the answer", answer_text(record), record.get("size"))
+            check_box("the answer", answer_text(record), read_size(record.get("size")))
         return record
 
 

@@ -407,7 +407,7 @@ CASES = [
         "image nul",
         "a.jsonl",
         lines(host(images=["a\0.jpg"])),
-        "a.jsonl:1: image 'a\\x00.jpg' has a NUL character in its path [image-name]",
+        "a.jsonl:1: image 'a\\x00.jpg' has a character that no path can have [image-name]",
     ),
     (
         "video",
@@ -498,6 +498,24 @@ CASES = [
         "a.parquet",
         b"PAR1hello world",
         "error: a.parquet: damaged Parquet file (Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file.)",
+    ),
+    (
+        "number without end",
+        "a.jsonl",
+        lines('{"question": "a", "answer": "b", "x": 1e999}'),
+        "a.jsonl:1: a field holds a number without end; write another [json-number]",
+    ),
+    (
+        "half a character in a field",
+        "a.jsonl",
+        lines('{"question": "a", "answer": "b", "x": "\\ud800"}'),
+        "a.jsonl:1: a field holds half a character; repair the text [surrogate]",
+    ),
+    (
+        "half a character in a path",
+        "a.jsonl",
+        lines('{"question": "a", "answer": "b", "image": "\\ud800.jpg"}'),
+        "a.jsonl:1: image '\\ud800.jpg' has a character that no path can have [image-name]",
     ),
 ]
 
