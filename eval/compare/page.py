@@ -11,8 +11,8 @@ import numpy as np
 from eval import metrics
 from eval.compare import tables
 from eval.compare.comparison import BASE, Column, Comparison
-from eval.report.charts import Bar, Series, composition, heat_map, line_chart, percent
-from eval.report.diagrams import intervals
+from eval.report.bars import Bar, intervals
+from eval.report.charts import Series, composition, heat_map, line_chart, percent
 from eval.report.figure import Figure, Table, both
 from eval.report.page import fill
 from eval.report.svg import colour
@@ -123,17 +123,17 @@ def _mixture(found: Comparison) -> Figure | None:
 
 
 def _score(found: Comparison, column: Column) -> Figure | None:
-    bars = []
+    dots = []
     for name in found.names:
         cell = found.cell(name, column.key)
         if math.isfinite(cell.value):
-            bars.append(Bar(name, cell.value, *cell.interval))
-    if not bars:
+            dots.append(Bar(name, cell.value, *cell.interval))
+    if not dots:
         return None
     better = "higher is better" if column.higher_is_better else "lower is better"
-    title = f"{column.title} of {len(bars)} methods, in percent; {better}."
-    chart = both(lambda w: intervals(title, bars, w, f"{column.title}, % ({better})"))
-    body = [[b.name, percent(b.value), percent(b.low), percent(b.high)] for b in bars]
+    title = f"{column.title} of {len(dots)} methods, in percent; {better}."
+    chart = both(lambda w: intervals(title, dots, w, f"{column.title}, % ({better})"))
+    body = [[b.name, percent(b.value), percent(b.low), percent(b.high)] for b in dots]
     head = ["method", column.title, "interval from", "to"]
     table = Table(f"{column.title} with its 95 % interval, in percent", head, body)
     return Figure(column.title, chart, [table], half=True)

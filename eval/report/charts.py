@@ -42,6 +42,12 @@ def percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.1f}".replace("-", "−")  # noqa: RUF001
 
 
+def short_percent(value: float) -> str:
+    """Return a score in 0..1 as percent, without a decimal where it is 0."""
+    text = percent(value)
+    return text[:-2] if text.endswith(".0") else text
+
+
 @dataclass(frozen=True)
 class Series:
     """One line of a line chart: a name, values by x (NaN = gap) and a CSS class."""
@@ -238,12 +244,12 @@ def row_names(rows: Sequence[str], left: float, top: float, tall: float | None =
     """Return the names beside rows of height `tall`, every other one where they are many."""
     tall, every = tall or row_height(rows), 1 if len(rows) <= 60 else 2
     return [
-        label(left - 8, top + (i + 0.5) * tall + 4, _fit(rows[i], left - 12), "end", "row")
+        label(left - 8, top + (i + 0.5) * tall + 4, fit_name(rows[i], left - 12), "end", "row")
         for i in range(0, len(rows), every)
     ]
 
 
-def _fit(text: str, room: float) -> str:
+def fit_name(text: str, room: float) -> str:
     most = max(int(room // 6.6), 3)
     return text if len(text) <= most else "…" + text[1 - most :]
 
@@ -332,75 +338,3 @@ def _cell(tip: str, box: Box, share: float, texts: tuple[str, str], outlined: bo
         shown = text if width >= 40 else short
         parts.append(label(x + width / 2, y + height / 2 + 4, shown, class_=f"value {shade}"))
     return tag("g", *parts)
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One bar: a name, a value (NaN: none) and the ends of its whisker (NaN: none)."""
-
-    name: str
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-
-def bars(title: str, items: Sequence[Bar], width: float, unit: str) -> Markup:
-    """Return horizontal bars that may go below zero, with whiskers.
-
-    Args:
-        title: what a screen reader says.
-        items: the bars, from the top.
-        width: of the picture.
-        unit: what stands under the axis.
-    """
-    longest = max((len(item.name) for item in items), default=0)
-    left = min(16.0 + 7.0 * longest, 0.42 * width)
-    tall, top = 26.0 if len(items) <= 20 else 17.0, 8.0
-    ends = [end for item in items for end in _reach(item)]
-    marks = ticks(min([0.0, *ends]), max([0.02, *ends]))
-    across = Scale(marks[0], marks[-1], left, width - 52)
-    bottom = top + tall * len(items)
-    body = [
-        tag("path", d=f"M{across(m):.1f} {top}V{bottom}", class_="zero" if m == 0 else "grid")
-        for m in marks
-    ]
-    step = max(1, math.ceil(len(marks) * 44 / (across.end - across.start)))
-    body += [label(across(m), bottom + 16, short_percent(m)) for m in marks[::step]]
-    for i, item in enumerate(items):
-        body += _bar(item, across, top + i * tall, tall, left)
-    body.append(label((left + width - 52) / 2, bottom + 34, unit, class_="axis"))
-    return picture(width, bottom + 42, title, body)
-
-
-def _reach(item: Bar) -> list[float]:
-    """Return the ends of a bar and its whisker; nothing where there is no bar."""
-    ends = [item.value, item.low, item.high]
-    return [] if math.isnan(item.value) else [end for end in ends if not math.isnan(end)]
-
-
-def short_percent(value: float) -> str:
-    """Return a score in 0..1 as percent, without a decimal where it is 0."""
-    text = percent(value)
-    return text[:-2] if text.endswith(".0") else text
-
-
-def _bar(item: Bar, across: Scale, y: float, tall: float, left: float) -> list[str]:
-    parts = [label(left - 8, y + tall / 2 + 4, _fit(item.name, left - 12), "end", "row")]
-    if math.isnan(item.value):
-        return [*parts, label(across(0) + 8, y + tall / 2 + 4, "not known yet", "start")]
-    zero, end = across(0.0), across(item.value)
-    kind = "loss" if item.value > 0 else "gain"
-    tip = tag("title", escape(f"{item.name}: {percent(item.value)}"))
-    parts.append(
-        tag("rect", tip, x=min(zero, end), y=y + tall * 0.22, width=max(abs(end - zero), 1.0),
-            height=tall * 0.56, rx=2, class_=kind)
-    )  # fmt: skip
-    reach = end
-    if item.high > item.low:
-        a, b = across(item.low), across(item.high)
-        parts.append(tag("path", d=f"M{a:.1f} {y + tall / 2}H{b:.1f}", class_="whisker"))
-        reach = max(b, end)
-    parts.append(
-        label(max(reach, zero) + 6, y + tall / 2 + 4, percent(item.value), "start", "value")
-    )
-    return parts

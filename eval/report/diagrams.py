@@ -11,18 +11,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from eval.report.charts import (
-    ON_SCREEN,
-    TOP,
-    Bar,
-    heat_cells,
-    names_room,
-    percent,
-    row_height,
-    row_names,
-    short_percent,
-)
-from eval.report.svg import COLOURS, Scale, colour, label, picture, tag, ticks
+from eval.report.charts import ON_SCREEN, TOP, heat_cells, names_room, row_height, row_names
+from eval.report.svg import COLOURS, Scale, colour, label, picture, tag
 
 Array = NDArray[np.float64]
 MOST_TIPS = 400
@@ -63,40 +53,6 @@ def grouped_map(
         tips = [[f"{row}, {group}, {name}" for name in columns] for row in rows]
         body += heat_cells(values[:, g], tips, (start, TOP), (cell, tall), 0.0, high)
     return picture(width, TOP + len(rows) * tall + 4, title, body)
-
-
-def intervals(title: str, items: Sequence[Bar], width: float, unit: str) -> Markup:
-    """Return one dot an item with the line of its interval; the axis need not begin at 0.
-
-    Args:
-        title: what a screen reader says.
-        items: the dots, from the top.
-        width: of the picture.
-        unit: what stands under the axis.
-    """
-    left, tall, top = names_room([item.name for item in items], width), 26.0, 8.0
-    ends = [e for i in items for e in (i.value, i.low, i.high) if not math.isnan(e)]
-    marks = ticks(min(ends, default=0.0), max(ends, default=1.0) + 1e-6)
-    across = Scale(marks[0], marks[-1], left, width - 52)
-    bottom = top + tall * len(items)
-    body = [
-        tag("path", d=f"M{across(m):.1f} {top}V{bottom}", class_="zero" if m == 0 else "grid")
-        for m in marks
-    ]
-    step = max(1, math.ceil(len(marks) * 44 / (across.end - across.start)))
-    body += [label(across(m), bottom + 16, short_percent(m)) for m in marks[::step]]
-    body += row_names([item.name for item in items], left, top, tall)
-    for i, item in enumerate(items):
-        y = top + (i + 0.5) * tall
-        if item.high > item.low:
-            line = f"M{across(item.low):.1f} {y}H{across(item.high):.1f}"
-            body.append(tag("path", d=line, class_="whisker"))
-        tip = tag("title", escape(f"{item.name}: {percent(item.value)}"))
-        body.append(tag("circle", tip, cx=across(item.value), cy=y, r=4.5, class_="gain"))
-        reach = max(across(item.value) + 5, across(item.high) if item.high > item.low else 0)
-        body.append(label(reach + 7, y + 4, percent(item.value), "start", "value"))
-    body.append(label((left + width - 52) / 2, bottom + 34, unit, class_="axis"))
-    return picture(width, bottom + 42, title, body)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from eval import metrics
 from eval.report import charts
-from eval.report.charts import Bar, Series, percent
+from eval.report.bars import Bar, bars
+from eval.report.charts import Series, percent
 from eval.report.data import RunData
 from eval.report.figure import Chart, Table, both
 from eval.report.numbers import Number, Summary
@@ -204,7 +205,7 @@ def _forgetting(summary: Summary) -> Chart:
     tail = f"; most by {worst.name}, {percent(worst.value)} points" if worst else ""
     title = f"Forgetting of {len(items)} tasks{tail}."
     unit = "points lost since the best chunk"
-    return both(lambda width: charts.bars(title, items, width, unit))
+    return both(lambda width: bars(title, items, width, unit))
 
 
 def _experts_why(run: RunData) -> str:

@@ -12,17 +12,27 @@ from numpy.typing import NDArray
 
 from eval import diagnosis, metrics
 from eval.report import charts, routing_tables
-from eval.report.charts import Bar, Series, percent
+from eval.report.bars import Bar, bars
+from eval.report.charts import Series, percent
 from eval.report.data import RunData
-from eval.report.diagrams import Cloud, grouped_map, scatter, shape
 from eval.report.figure import Figure, both
+from eval.report.routing_maps import (
+    by_task,
+    course_of,
+    instruction_map,
+    last_of,
+    layer_course,
+    layer_separation,
+    overlap_of_tasks,
+    similarity_of_outputs,
+    task_course,
+)
 from eval.report.svg import colour
 from eval.report.tables import curve_table
 from eval.report.training import STABILITY_KEYS, curve
 from eval.routing import Routing
 
 Array = NDArray[np.float64]
-MOST_LAYERS = 32
 MOST_COLOURED = 16
 
 
@@ -31,15 +41,15 @@ def routing_section(run: RunData) -> dict[str, Any] | None:
 
     None without any routing record or ablation; without a record alone there is no lead.
     """
-    if not _course(run):
+    if not course_of(run):
         figure = _ablation(run)
         only = {"lead": "", "facts": [], "gaps": routing_gaps(run)}
         return {**only, "figures": [figure]} if figure else None
-    last = _last(run)[1]
+    last = last_of(run)[1]
     # Halves come in pairs.
-    makers = [_by_task, _separation, _task_course, _overlap, _similarity, _layer_course]
-    makers += [_layer_separation, _entropies, _drift, _stability, _map, _ablation]
-    figures = [figure for make in makers if (figure := make(run)) is not None]
+    makers = [by_task, _separation, task_course, overlap_of_tasks, similarity_of_outputs]
+    makers += [layer_course, layer_separation, _entropies, _drift, _stability, instruction_map]
+    figures = [figure for make in [*makers, _ablation] if (figure := make(run)) is not None]
     return {
         "lead": _lead(run, last),
         "facts": _facts(last),
@@ -66,28 +76,14 @@ def _asked(run: RunData, chunk: int) -> int:
     return int(run.matrix.samples[chunk].sum()) if chunk < len(run.matrix.samples) else 0
 
 
-def _course(run: RunData) -> dict[int, Routing]:
-    return {chunk: run.routing[chunk] for chunk in sorted(run.routing) if run.routing[chunk].tasks}
-
-
-def _last(run: RunData) -> tuple[int, Routing]:
-    course = _course(run)
-    return max(course), course[max(course)]
-
-
-def expert_names(routing: Routing) -> list[str]:
-    """Return E0, E1, ...: numbered as in the training log."""
-    return [f"E{e}" for e in range(routing.experts)]
-
-
 def _lead(run: RunData, last: Routing) -> str:
-    nmi, chunk = float(metrics.mean_over(last.nmi)), _last(run)[0]
+    nmi, chunk = float(metrics.mean_over(last.nmi)), last_of(run)[0]
     text = (
         f"After chunk {chunk} the normalised mutual information between task and chosen expert set"
         f" is {_number(nmi)} (mean over {len(last.layers)} layers; 0: the sets say nothing about"
         " the task, 1: they name it)."
     )
-    first = min(_course(run))
+    first = min(course_of(run))
     if first != chunk:
         earlier = float(metrics.mean_over(run.routing[first].nmi))
         text += f" After chunk {first} it was {_number(earlier)}."
@@ -113,28 +109,8 @@ def _facts(last: Routing) -> list[dict[str, str]]:
     return [{"name": n, "value": _number(v), "note": note} for n, v, note in rows]
 
 
-def _by_task(run: RunData) -> Figure:
-    chunk, routing = _last(run)
-    values = metrics.mean_over(routing.use, axis=1)
-    names = expert_names(routing)
-    title = f"Expert weight of {len(routing.tasks)} tasks after chunk {chunk}, in percent."
-    high = _high(values)
-    chart = both(
-        lambda w: charts.heat_map(title, values, routing.tasks, names, w, "expert", high=high)
-    )
-    note = "Share of the token weight (stage 2), mean over layers; every row sums to 100."
-    return Figure(
-        "Experts by task", chart, [routing_tables.by_task(chunk, routing)], note, half=True
-    )
-
-
-def _high(values: Array) -> float:
-    known = values[np.isfinite(values)]
-    return max(float(known.max(initial=0.0)), 1e-9)
-
-
 def _separation(run: RunData) -> Figure | None:
-    course = _course(run)
+    course = course_of(run)
     if len(course) < 2:
         return None
     values = diagnosis.separation(course)
@@ -166,118 +142,8 @@ def _lines(
     return both(draw)
 
 
-def _task_course(run: RunData) -> Figure | None:
-    course = _course(run)
-    if len(course) < 2:
-        return None
-    tasks = [t for t in run.tasks if any(t in r.tasks for r in course.values())]
-    experts = max(r.experts for r in course.values())
-    values = np.full((len(tasks), experts, len(course)), np.nan)
-    for column, routing in enumerate(course.values()):
-        shares = metrics.mean_over(routing.use, axis=1)
-        for row, task in enumerate(routing.tasks):
-            if task in tasks:
-                values[tasks.index(task), : routing.experts, column] = shares[row]
-    title = f"Expert weight of {len(tasks)} tasks after each of {len(course)} chunks."
-    note = "One block an expert, one column a chunk: how a task's experts change over the stream."
-    table = routing_tables.expert_course("task", "Expert weight by task and chunk, in percent",
-                                         tasks, list(course), values)  # fmt: skip
-    return Figure(
-        "Experts by task and chunk", _grouped(title, values, tasks, course), [table], note
-    )
-
-
-def _grouped(title: str, values: Array, rows: Sequence[str], course: dict[int, Routing]) -> Any:
-    groups = [f"E{e}" for e in range(values.shape[1])]
-    columns, high = [str(c) for c in course], _high(values)
-    return both(lambda w: grouped_map(title, values, rows, groups, columns, w, high))
-
-
-def layer_values(names: Sequence[str], values: Array) -> tuple[list[str], Array]:
-    """Return row names and values by layer; a deep model's layers are averaged by block."""
-    if len(names) <= MOST_LAYERS:
-        return [short_layer(name) for name in names], values
-    blocks, means = diagnosis.by_block(names, values)
-    return [f"block {block}" for block in blocks], means
-
-
-def short_layer(name: str) -> str:
-    """Return a layer's name without what all layers share: "0 q_proj"."""
-    parts = name.split(".")
-    number = next((part for part in parts if part.isdigit()), "")
-    return f"{number} {parts[-1]}".strip()
-
-
-def _same_layers(run: RunData) -> dict[int, Routing]:
-    course, last = _course(run), _last(run)[1]
-    return {
-        chunk: r
-        for chunk, r in course.items()
-        if r.layers == last.layers and r.experts == last.experts
-    }
-
-
-def _layer_course(run: RunData) -> Figure:
-    course = _same_layers(run)
-    chunk, last = _last(run)
-    stacked = [metrics.mean_over(r.use, axis=0) for r in course.values()]
-    rows, values = layer_values(last.layers, np.stack(stacked, axis=-1))
-    title = f"Expert weight in {len(rows)} layers after each of {len(course)} chunks."
-    note = "Mean over tasks. One block an expert, one column a chunk."
-    tables = [
-        routing_tables.expert_course("layer", "Expert weight by layer and chunk, in percent",
-                                     rows, list(course), values),
-        routing_tables.by_task_and_layer(chunk, last, layer_values),
-    ]  # fmt: skip
-    return Figure("Experts by layer and chunk", _grouped(title, values, rows, course), tables, note)
-
-
-def _layer_separation(run: RunData) -> Figure:
-    """Return NMI by block and kind of layer after the last chunk; its table has every chunk."""
-    course = _same_layers(run)
-    chunk, last = _last(run)
-    blocks, kinds, square = diagnosis.block_by_kind(last.layers, last.nmi)
-    title = f"Mutual information of task and expert set in {len(last.layers)} layers, in percent."
-    chart = both(lambda w: charts.heat_map(title, square, blocks, kinds, w, "", high=1.0))
-    note = f"NMI of task and expert set after chunk {chunk}, by decoder block and layer."
-    stacked = np.stack([r.nmi for r in course.values()], axis=-1)
-    rows, values = layer_values(last.layers, stacked)
-    columns = [f"chunk {c}" for c in course]
-    table = routing_tables.matrix("NMI(task, expert set) by layer and chunk, in percent", "layer",
-                                  rows, columns, values)  # fmt: skip
-    return Figure("Which layers tell tasks apart", chart, [table], note, half=True)
-
-
-def _square(run: RunData, heading: str, caption: str, values: Array, note: str) -> Figure | None:
-    chunk, routing = _last(run)
-    if len(routing.tasks) < 2:
-        return None
-    tasks = routing.tasks
-    title = f"{caption} after chunk {chunk}; {len(tasks)} tasks in rows and columns, in percent."
-    chart = both(lambda w: charts.heat_map(title, values, tasks, tasks, w, ""))
-    table = routing_tables.matrix(f"{caption} after chunk {chunk}, in percent", "task", tasks,
-                                  tasks, values)  # fmt: skip
-    return Figure(heading, chart, [table], note, half=True)
-
-
-def _overlap(run: RunData) -> Figure | None:
-    note = "Expert weight that two tasks share, mean over layers. 100: the same experts."
-    values = diagnosis.overlap(_last(run)[1].use)
-    return _square(run, "Overlap of tasks", "Overlap of tasks", values, note)
-
-
-def _similarity(run: RunData) -> Figure | None:
-    note = (
-        "Linear CKA (over features) of what the experts add to the layers' outputs, mean over"
-        " layers. 100: the same directions."
-    )
-    values = metrics.mean_over(_last(run)[1].cka, axis=0)
-    caption = "Similarity of expert outputs (CKA)"
-    return _square(run, "Similarity of expert outputs", caption, values, note)
-
-
 def _drift(run: RunData) -> Figure | None:
-    course = _course(run)
+    course = course_of(run)
     if len(course) < 3:
         return None
     values = diagnosis.drift(course, run.tasks)
@@ -295,8 +161,8 @@ def _drift(run: RunData) -> Figure | None:
         "Share of a task's token weight that went to other experts since the recorded chunk"
         " before, mean over layers."
     )
-    by_task = {task: values[:, i] for i, task in enumerate(run.tasks)} | {"mean": mean}
-    table = routing_tables.course("Drift of routing since the chunk before", course, by_task)
+    columns = {task: values[:, i] for i, task in enumerate(run.tasks)} | {"mean": mean}
+    table = routing_tables.course("Drift of routing since the chunk before", course, columns)
     legend = [{"name": s.name, "class_": s.class_} for s in (series[-2:] if many else series)]
     if many:
         legend[0]["name"] = "one task each"
@@ -304,12 +170,12 @@ def _drift(run: RunData) -> Figure | None:
 
 
 def _entropies(run: RunData) -> Figure | None:
-    course = _course(run)
+    course = course_of(run)
     if len(course) < 2:
         return None
     stage1, stage2 = diagnosis.entropies(course)
     series = [Series("stage 1", stage1.tolist(), "c0"), Series("stage 2", stage2.tolist(), "c1")]
-    last = _last(run)[1]
+    last = last_of(run)[1]
     title = f"Entropy of both routing stages over {len(course)} chunks, in nats."
     chart = _lines(title, series, course, "Entropy, nats", math.log(last.experts))
     note = (
@@ -342,37 +208,6 @@ def _stability(run: RunData) -> Figure | None:
     return Figure("Stability loss over the stream", both(draw), [table], note)
 
 
-def _map(run: RunData) -> Figure | None:
-    chunk, routing = _last(run)
-    clouds = []
-    for task in routing.tasks:
-        mine = [i for i in routing.instructions if i.task == task and len(i.point) >= 2]
-        points = [(i.point[0], i.point[1]) for i in mine]
-        clouds.append(Cloud(task, [i.text for i in mine], points, [i.rows for i in mine]))
-    if not any(cloud.points for cloud in clouds) or len(routing.variance) < 2:
-        return None
-    axes = [f"{name} component ({percent(v)} % of variance)"
-            for name, v in zip(("first", "second"), routing.variance, strict=False)]  # fmt: skip
-    count = sum(len(c.points) for c in clouds)
-    title = f"Map of {count} instructions of {len(clouds)} tasks by their vectors after {chunk}."
-    chart = both(lambda w: scatter(title, clouds, w, (axes[0], axes[1])))
-    note = (
-        "Principal components of the instruction vectors as the router sees them, every task"
-        " weighing the same; a larger mark stands for more questions with that text. Tasks whose"
-        " marks lie together are hard to tell apart for stage 1."
-    )
-    legend = [
-        {"name": c.name, "class_": colour(i), "mark": shape(i, 6.0, 6.0, 4.6)}
-        for i, c in enumerate(clouds)
-    ]
-    tables = [routing_tables.instructions(chunk, routing)]
-    if np.isfinite(routing.cosine).any():
-        shown = routing.tasks
-        caption = f"Cosine of the tasks' mean instruction vectors after chunk {chunk}, x 100"
-        tables.append(routing_tables.matrix(caption, "task", shown, shown, routing.cosine))
-    return Figure("Instructions on a map", chart, tables, note, legend=legend, always=True)
-
-
 ABLATIONS = {
     "stage1_off": "stage 1 off: all experts",
     "stage2_uniform": "stage 2 off: equal weights",
@@ -402,7 +237,7 @@ def _ablation(run: RunData) -> Figure | None:
     chunk = run.ablation.get("chunk")
     title = f"What each part of the router is worth after chunk {chunk}{tail}."
     unit = "points of the mean score lost without it"
-    chart = both(lambda width: charts.bars(title, items, width, unit))
+    chart = both(lambda width: bars(title, items, width, unit))
     note = (
         f"The adapter of chunk {chunk} evaluated again with a part switched off; whiskers: 95 %"
         " bootstrap interval, paired on the same test samples."
