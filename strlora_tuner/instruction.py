@@ -277,6 +277,10 @@ class RoutingContext:
             self._tokens[padding] = tokens
         return weights
 
+    def tokens(self, padding: str) -> Tensor:
+        """Returns how many tokens :meth:`token_weights` averages over in this forward pass."""
+        return self._tokens[padding]
+
     def backward_scale(self, padding: str) -> Tensor | float:
         """Factor that makes a micro-batch's mean its part of the step's mean, as for the main loss.
 
@@ -284,7 +288,7 @@ class RoutingContext:
         """
         if self.step_tokens is None:
             return self.loss_scale
-        tokens = self._tokens[padding]
+        tokens = self.tokens(padding)
         return self.loss_scale * tokens / self.step_tokens.to(tokens.device)
 
     def has_routed(self, adapter: str) -> bool:

@@ -27,10 +27,10 @@ from swift.utils import get_logger, get_multimodal_target_regex
 from torch import Tensor, nn
 
 from strlora_tuner.ablation import ablate
-from strlora_tuner.api import after_optimizer_step, stability_loss, tuner_of
+from strlora_tuner.api import after_optimizer_step, tuner_of
 from strlora_tuner.carry import carried_config, check_teacher, options_from_environment
 from strlora_tuner.config import StrLoraConfig
-from strlora_tuner.metrics import routing_metrics
+from strlora_tuner.metrics import StepMetrics
 from strlora_tuner.routing_file import record_routing
 from strlora_tuner.schema import ABLATION, ROUTING_FILE, options_from_host
 
@@ -181,6 +181,7 @@ class StrLoraCallback(TrainerCallback):
         self._collect = trainer.get_batch_samples
         trainer.get_batch_samples = self._get_batch_samples
         self._checked = False
+        self._metrics = StepMetrics()
 
     def _tuner(self) -> Any:
         return tuner_of(self.trainer.model)
@@ -215,6 +216,7 @@ class StrLoraCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Makes the carried buffers equal on all ranks: DeepSpeed broadcasts parameters only."""
         tuner = self._tuner()
+        tuner.model.register_forward_hook(self._after_forward)
         if dist.is_initialized() and dist.get_world_size() > 1:
             for name, buffer in tuner.named_buffers():
                 if ".strlora_" in f".{name}":
@@ -223,6 +225,13 @@ class StrLoraCallback(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Records the gates in the steps that will be logged."""
         self._tuner().routing.recording = self._logs(state.global_step + 1)
+
+    def _after_forward(self, *_: Any) -> None:
+        # Of the whole model: layers run again under checkpointing, this does not.
+        tuner = self._tuner()
+        routing, adapter = tuner.routing, tuner.active_adapters[0]
+        if routing.recording and routing.training and routing.has_routed(adapter):
+            self._metrics.add(tuner, routing.tokens("mask"))
 
     def _logs(self, step: int) -> bool:
         every = self.args.logging_steps
@@ -238,8 +247,7 @@ class StrLoraCallback(TrainerCallback):
             after_optimizer_step(model)
         if self._logs(state.global_step):
             metrics = self.trainer.custom_metrics["train"]
-            values = {"stability_loss": stability_loss(model), **routing_metrics(self._tuner())}
-            for name, value in values.items():
+            for name, value in self._metrics.take().items():
                 metrics[name].update(value)
 
     def _check_alive(self) -> None:
