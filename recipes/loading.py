@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from recipes.arguments import shipped_recipes
 from recipes.host_arguments import check_swift_block
 from recipes.problems import (
     COMMAND_LINE,
@@ -23,9 +25,8 @@ from recipes.problems import (
     leaf_names,
     shown,
 )
-from recipes.schema import SCHEDULED_TUNER_KEYS, Recipe
+from recipes.schema import SCHEDULED_TUNER_KEYS, Recipe, TunerBlock
 from strlora_tuner.presets import PRESETS, preset_options
-from strlora_tuner.schema import TunerOptions
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -43,11 +44,6 @@ def find_recipe(name: str) -> Path:
     names = shipped_recipes()
     message = f"no recipe is called {name!r}; there are: {', '.join(names)} (or give a YAML file)"
     raise RecipeError([Problem(Place(COMMAND_LINE), "RECIPE", message, did_you_mean(name, names))])
-
-
-def shipped_recipes() -> list[str]:
-    """Names of the recipes in this folder, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -142,8 +138,20 @@ def _merge(base: DictConfig, other: DictConfig) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(base, other))
 
 
+_SECRET = re.compile(r"oc\.env:\s*(\w*(TOKEN|KEY|SECRET|PASSW|CREDENTIAL)\w*)", re.IGNORECASE)
+
+
+def _secrets(config: DictConfig, places: Places) -> list[Problem]:
+    """A recipe is written into logs and manifests, so that no secret may be read into one."""
+    text = OmegaConf.to_yaml(config, resolve=False)
+    names = sorted({match.group(1) for match in _SECRET.finditer(text)})
+    message = "is a secret by its name, and recipes are logged: the host reads it by itself"
+    return [Problem(places["recipe"], f"oc.env:{name}", message) for name in names]
+
+
 def _resolve(config: DictConfig, places: Places, problems: list[Problem]) -> dict[str, Any]:
     """Resolves `${...}`; a reference that leads nowhere is a problem."""
+    problems += _secrets(config, places)
     try:
         values = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
@@ -156,7 +164,7 @@ def _resolve(config: DictConfig, places: Places, problems: list[Problem]) -> dic
 def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> Recipe | None:
     """Checks all blocks and appends what is wrong; a Recipe only when the schema itself accepts."""
     elsewhere = {**leaf_names(Recipe)}
-    for name in TunerOptions.model_fields:
+    for name in TunerBlock.model_fields:
         elsewhere.setdefault(name, f"tuner.{name}")
     recipe = None
     try:
@@ -184,10 +192,10 @@ def _check_tuner(tuner: dict[str, Any], places: Places, elsewhere: dict[str, str
             dotted = f"tuner.{key}"
             problems.append(Problem(places[dotted], dotted, f"changes with the chunks: {advice}"))
     try:
-        TunerOptions(**{**preset_options(preset), **options})
+        TunerBlock(**{**preset_options(preset), **options})
     except ValidationError as error:
         problems += from_pydantic(
-            error, TunerOptions, places, elsewhere, prefix="tuner", also_known=("preset",)
+            error, TunerBlock, places, elsewhere, prefix="tuner", also_known=("preset",)
         )
     return problems
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from recipes.commands import REPO, default_threads
 from recipes.layout import RunLayout
 from recipes.machine import git, hardware, versions
 from recipes.problems import shown
-from recipes.schema import Recipe
+from recipes.schema import Recipe, Slurm
 from recipes.state import write_json, write_text
 from recipes.stream import Stream, file_sha256
 
@@ -27,6 +28,9 @@ FREE_KEYS: tuple[str, ...] = (
     "eval.batch_size",
 )
 FREE_KEYS += ("schedule.save_steps", "schedule.keep_checkpoints")
+# Processes and machines: between chunks only (recipes.runner); the global batch is the same.
+FREE_KEYS += ("launcher.kind", "launcher.nodes", "launcher.nproc")
+FREE_KEYS += tuple(f"launcher.slurm.{key}" for key in Slurm.model_fields)
 FREE_KEYS += ("swift.logging_steps", "swift.report_to", "swift.dataloader_num_workers")
 
 
@@ -44,6 +48,7 @@ def write_manifest(layout: RunLayout, recipe: Recipe, stream: Stream) -> None:
         "git": git(REPO),
         "versions": versions(),
         "hardware": hardware(),
+        "processes": recipe.processes,
     }
     if layout.manifest.is_file():
         manifest = read_manifest(layout)
@@ -60,7 +65,7 @@ def _new_manifest(recipe: Recipe, stream: Stream, session: dict[str, Any]) -> di
         "name": recipe.name,
         **session,
         "recipe": resolved(recipe),
-        "tuner": recipe.tuner_options.model_dump() if recipe.method == "strlora" else None,
+        "tuner": asdict(recipe.tuner_options) if recipe.method == "strlora" else None,
         "data": {
             "stream": recipe.data.stream,
             "name": stream.manifest.get("name"),
@@ -69,7 +74,6 @@ def _new_manifest(recipe: Recipe, stream: Stream, session: dict[str, Any]) -> di
         },
         "model": model_identity(Path(recipe.model.path)),
         "seed": recipe.seed,
-        "processes": recipe.launcher.nproc,
         "threads": recipe.launcher.omp_threads or default_threads(recipe),
         "global_batch": recipe.schedule.global_batch,
         "sessions": [],

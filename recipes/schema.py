@@ -7,13 +7,15 @@ from :mod:`recipes.loading`, which names file and line of every problem.
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from strlora_tuner.presets import preset_options
-from strlora_tuner.schema import TunerOptions
+from strlora_tuner.schema import TunerOptions, bounds_of
+from strlora_tuner.schema import cross_field_problems as tuner_problems
 
 # Keys of TunerOptions that the schedule decides chunk by chunk.
 SCHEDULED_TUNER_KEYS = {
@@ -24,6 +26,33 @@ SCHEDULED_TUNER_KEYS = {
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _TunerRules(BaseModel):
+    """The rules over several options of the `tuner` block."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Any:
+        problems = tuner_problems(self)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def _tuner_block() -> type[BaseModel]:
+    """The tuner's options as a pydantic model: the same fields, bounds, words and rules."""
+    hints = get_type_hints(TunerOptions)
+    options: dict[str, Any] = {}
+    for item in dataclasses.fields(TunerOptions):
+        bounds: dict[str, Any] = bounds_of(item)
+        info = Field(item.default, description=item.metadata["description"], **bounds)
+        options[item.name] = (hints[item.name], info)
+    return create_model("TunerBlock", __base__=_TunerRules, **options)
+
+
+TunerBlock = _tuner_block()
 
 
 class Block(BaseModel):
@@ -46,6 +75,9 @@ class Model(Block):
         "InternVL-HF and Gemma 3); null keeps it frozen",
     )
     download: str | None = Field(None, description="how to get it: shown when the model is missing")
+    remote_code: bool = Field(
+        False, description="run Python files that come with the model; only if you trust its source"
+    )
 
 
 class Data(Block):
@@ -105,8 +137,50 @@ class Evaluation(Block):
     every: Positive = Field(1, description="evaluate after every n-th chunk, and after the last")
 
 
+# Words of sbatch and file names: nothing that a shell or sbatch could read as something else.
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:,@%/+=-]*$")]
+Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./~-][^\s]*$")]
+
+
+class Slurm(Block):
+    """What a job asks for; names of partitions and accounts belong into your own recipe."""
+
+    partition: Word | None = Field(None, description="null: the cluster's default")
+    account: Word | None = Field(None, description="null: your default")
+    time: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d{1,2}){0,2}$")] = Field(
+        "24:00:00", description="time limit of one job; the stream goes on in the next"
+    )
+    stop_before: Positive = Field(
+        300, description="seconds before the limit at which a job saves and requeues itself"
+    )
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="null: launcher.nproc, or none with launcher.cpu"
+    )
+    cpus_per_task: Positive | None = Field(None, description="cores a node; null: the default")
+    memory: Word | None = Field(None, description="memory a node, such as 200G; null: the default")
+    logs: Folder = Field("logs", description="folder of the job logs")
+    options: list[Word] = Field(
+        default_factory=list, description="further sbatch options without --, e.g. constraint=h100"
+    )
+    srun_options: list[Word] = Field(
+        default_factory=list, description="further srun options without --, e.g. mpi=none"
+    )
+    modules: list[Word] = Field(default_factory=list, description="environment modules to load")
+    venv: Folder | None = Field(None, description="virtual environment; null: the repository's")
+    container: Folder | None = Field(
+        None, description="image in which apptainer runs the host; null: none"
+    )
+
+
 class Launcher(Block):
-    nproc: Positive = Field(1, description="processes on this machine, one a GPU")
+    kind: Literal["local", "torchrun", "slurm"] = Field(
+        "local",
+        description="local: this machine; torchrun: the same, but one process too goes through "
+        "torchrun; slurm: a job, its host processes on all its nodes by srun",
+    )
+    nodes: Positive = Field(1, description="machines; more than one needs kind slurm")
+    slurm: Slurm = Slurm.model_validate({})
+    nproc: Positive = Field(1, description="processes on each machine, one a GPU")
     cpu: bool = Field(False, description="train and evaluate without a GPU")
     deepspeed: str | None = Field(None, description="zero2, zero3, ... or a DeepSpeed JSON file")
     omp_threads: Positive | None = Field(None, description="null: the cores shared out, 8 at most")
@@ -152,7 +226,12 @@ class Recipe(Block):
     @property
     def accumulation(self) -> int:
         """Gradient accumulation steps that make the global batch."""
-        return self.schedule.global_batch // (self.schedule.per_device_batch * self.launcher.nproc)
+        return self.schedule.global_batch // (self.schedule.per_device_batch * self.processes)
+
+    @property
+    def processes(self) -> int:
+        """Training processes on all machines together."""
+        return self.launcher.nproc * self.launcher.nodes
 
     @property
     def tuner_options(self) -> TunerOptions:
@@ -170,12 +249,13 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
     """Names every rule over several keys that `recipe` breaks."""
     schedule, launcher = recipe.schedule, recipe.launcher
     problems = []
-    step = schedule.per_device_batch * launcher.nproc
+    step = schedule.per_device_batch * recipe.processes
     if schedule.global_batch % step:
         below = max(schedule.global_batch // step, 1) * step
         problems.append(
             f"schedule.global_batch = {schedule.global_batch} cannot be made of per_device_batch "
-            f"{schedule.per_device_batch} x {launcher.nproc} processes (launcher.nproc) x a whole "
+            f"{schedule.per_device_batch} x {recipe.processes} processes (launcher.nproc"
+            f"{' x launcher.nodes' if launcher.nodes > 1 else ''}) x a whole "
             f"accumulation: use a global batch of {below} or {below + step}, or change the others"
         )
     for phase, name in ((schedule.first, "first"), (schedule.later, "later")):
@@ -185,6 +265,11 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
                 "model.aligner (multi_modal_projector) or remove the rate"
             )
     problems += _backend_problems(recipe)
+    if launcher.nodes > 1 and launcher.kind != "slurm":
+        problems.append(
+            f"launcher.nodes = {launcher.nodes} needs something that starts processes on other "
+            "machines: set launcher.kind to slurm"
+        )
     if launcher.cpu and recipe.model.dtype == "float16":
         problems.append("model.dtype = float16 needs a GPU: with launcher.cpu use float32")
     if recipe.data.source == "mini" and not re.fullmatch(r"[a-z0-9_-]+", recipe.data.size):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from strlora_tuner.config import StrLoraConfig, options_as_config
 from strlora_tuner.model import StrLoraModel
-from strlora_tuner.schema import NO_OPTIONS, PREFIX, TunerOptions, options_from_host
+from strlora_tuner.schema import NO_OPTIONS, PREFIX, options_from_host
 
 # Options that shape the adapter's tensors or their meaning: fixed for the whole stream.
 STRUCTURE = ("num_experts", "router_dim", "instruction_norm")
@@ -27,6 +29,14 @@ SCHEDULED = (
 )
 
 
+def _python_value(text: str) -> Any:
+    """Reads what the host wrote with str(): a number, True or False, else a word."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def options_from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """Returns the ``strlora_*`` options of this run, checked, as the host exported them.
 
@@ -38,13 +48,15 @@ def options_from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """
     start = PREFIX.upper()
     given = {
-        PREFIX + name[len(start) :].lower(): value
+        PREFIX + name[len(start) :].lower(): _python_value(value)
         for name, value in environment.items()
         if name.startswith(start) and name not in NO_OPTIONS
     }
     if not given:
         return {}
-    checked = options_from_host(given, rank=1 << 20)  # the rank follows the adapter
+    # The rank follows the adapter; any that the experts divide will do here.
+    rank = given.get(f"{PREFIX}num_experts", 64)
+    checked = options_from_host(given, rank=rank)
     names = {key.removeprefix(PREFIX) for key in given} - {"preset"}
     if PREFIX + "preset" in given:
         names |= set(SCHEDULED) | set(STRUCTURE)
@@ -74,7 +86,7 @@ def carried_config(
             "the whole stream, or start a new one"
         )
     changes = {name: value for name, value in given.items() if name in SCHEDULED}
-    options = TunerOptions(**{**current.model_dump(), **changes})
+    options = replace(current, **changes)
     for name, value in options_as_config(options).items():
         setattr(saved, name, value)
     return saved, bool(given.get("require_teacher", False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +38,12 @@ def _add_peft_type(name: str) -> None:
 _add_peft_type("STRLORA")
 
 
+_OPTIONS = {option.name: option for option in fields(TunerOptions)}
+
+
 def _option(name: str) -> Any:
-    info = TunerOptions.model_fields[name]
-    return field(default=info.default, metadata={"help": info.description})
+    found = _OPTIONS[name]
+    return field(default=found.default, metadata={"help": found.metadata["description"]})
 
 
 @dataclass
@@ -154,7 +157,7 @@ class StrLoraConfig(PeftConfig):
         return TunerOptions(
             **{
                 name: getattr(self, _PEFT_NAMES.get(name, name))
-                for name in TunerOptions.model_fields
+                for name in _OPTIONS
                 if name not in _RUN_ONLY
             }
         )
@@ -168,7 +171,7 @@ class StrLoraConfig(PeftConfig):
 def options_as_config(options: TunerOptions) -> dict[str, Any]:
     """Returns the options under the names that :class:`StrLoraConfig` gives them."""
     known = {f.name for f in fields(StrLoraConfig)}
-    named = {_PEFT_NAMES.get(name, name): value for name, value in options.model_dump().items()}
+    named = {_PEFT_NAMES.get(name, name): value for name, value in asdict(options).items()}
     return {name: value for name, value in named.items() if name in known}
 
 

@@ -210,8 +210,8 @@ class MixtureOfExperts(Float32Buffers):
     def _record(self, context: RoutingContext, x: Tensor, gates: Tensor, prompt: Prompt) -> None:
         if context.recording:
             weights = context.token_weights(x, "mask")
-            parts = (gates, prompt.kept, prompt.probabilities)
-            self.record = (*(part.detach() for part in parts), weights)
+            kept, probabilities = prompt.kept, prompt.probabilities.detach()
+            self.record = (gates.detach(), kept, probabilities, weights)
 
     def _remembered_prompt(self, instruction: Tensor, settings: Settings) -> Prompt:
         """The prompt's part, computed once a prompt and reused in every decoding step."""

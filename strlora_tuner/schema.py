@@ -2,14 +2,16 @@
 
 Recipes check their ``tuner:`` block with it, the plug-in checks ``--model_kwargs`` with it, and
 :class:`strlora_tuner.config.StrLoraConfig` takes its defaults from it. It imports no torch, so
-that a laptop can validate a recipe.
+that a laptop can validate a recipe, and nothing beyond the standard library, so that an adapter
+loads wherever PEFT does.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import difflib
+import math
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 PREFIX = "strlora_"
 # Environment variables of an inference run: where its routing record goes, which instructions
@@ -20,111 +22,157 @@ ABLATION = "STRLORA_ABLATION"
 NO_OPTIONS = (ROUTING_FILE, PROBE_FILE, ABLATION)
 
 
-class TunerOptions(BaseModel):
-    """Options of one StrLoRA adapter. The defaults are the `paper` preset."""
+def option(default: Any, *, description: str, **bounds: float) -> Any:
+    """Returns a dataclass field with its meaning; `bounds` are ge, gt or lt."""
+    return field(default=default, metadata={"description": description, "bounds": bounds})
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
 
-    rank: int = Field(
+@dataclass
+class TunerOptions:
+    """Options of one StrLoRA adapter. The defaults are the `paper` preset.
+
+    Raises:
+        ValueError: names every value that is out of its bounds, and every broken rule over several.
+    """
+
+    rank: int = option(
         64,
         ge=1,
         description="Total rank r; each expert gets r / num_experts (published: 64).",
     )
-    alpha: float = Field(
+    alpha: float = option(
         128.0,
         gt=0,
         description="LoRA alpha; the update is scaled by alpha / rank (published: 128).",
     )
-    dropout: float = Field(
+    dropout: float = option(
         0.05,
         ge=0,
         lt=1,
         description="Dropout on the experts' input, never on the routers' (published: 0.05).",
     )
-    num_experts: int = Field(4, ge=1, description="Experts E a layer (published: 4).")
-    top_k: int = Field(
+    num_experts: int = option(4, ge=1, description="Experts E a layer (published: 4).")
+    top_k: int = option(
         2, ge=1, description="Experts that stage 1 keeps for an instruction, k <= E (published: 2)."
     )
-    token_top_k: int = Field(
+    token_top_k: int = option(
         2,
         ge=1,
         description="Experts that stage 2 keeps for a token, <= top_k; top_k keeps the weights "
         "soft (released: 1, hard weights with a straight-through gradient).",
     )
-    unused_expert_gradient: bool = Field(
+    unused_expert_gradient: bool = option(
         True,
         description="With token_top_k < top_k: whether the gates of an expert that no token of the "
         "micro-batch uses get a gradient (the released code skips such an expert: false).",
     )
-    router_dim: int = Field(
+    router_dim: int = option(
         64, ge=1, description="Width D of stage 2's query and key (published: 64)."
     )
-    task_router: Literal["frozen", "straight_through", "prior"] = Field(
+    task_router: Literal["frozen", "straight_through", "prior"] = option(
         "prior",
         description="How stage 1 learns. frozen: a random projection, as released. "
         "straight_through: gates times one, with the gradient of p. prior: log p_e is added to "
         "stage 2's scores inside the kept set.",
     )
-    instruction_norm: Literal["none", "layernorm", "running"] = Field(
+    instruction_norm: Literal["none", "layernorm", "running"] = option(
         "running",
         description="What stage 1 and 2 see of the instruction vector t. none: t (released). "
         "layernorm: LayerNorm(t). running: (t - m) / sigma with running statistics of the "
         "instructions seen so far, carried with the adapter; it is what lets stage 1 separate "
         "tasks.",
     )
-    gate_scale: Literal["one", "num_experts"] = Field(
+    gate_scale: Literal["one", "num_experts"] = option(
         "one",
         description="What the gates of a token sum to. one: as published. num_experts: E, so that "
         "uniform gates over all experts equal a plain LoRA of the same rank.",
     )
-    ema_decay: float = Field(
+    ema_decay: float = option(
         0.999,
         gt=0,
         lt=1,
         description="Decay b of the teacher routers, an exponential moving average taken after "
         "every optimizer step (published: 0.999).",
     )
-    stability_weight: float = Field(
+    stability_weight: float = option(
         0.1,
         ge=0,
         description="Weight lambda of KL(teacher || student) over stage 2; 0 switches the term and "
         "the moving average off (published: 0 in the first chunk, then 0.1).",
     )
-    stability_temperature: float = Field(
+    stability_temperature: float = option(
         1.0, gt=0, description="Temperature tau of both distributions in the term (published: 1)."
     )
-    stability_reduction: Literal["mean", "sum"] = Field(
+    stability_reduction: Literal["mean", "sum"] = option(
         "mean",
         description="mean: the term is the mean over the tokens of the global batch, so that "
         "lambda means the same on 1 and on 64 processes. sum: the means of all micro-batches and "
         "processes are added up, as the released code does (effective weight 1.6 there).",
     )
-    padding: Literal["mask", "include"] = Field(
+    padding: Literal["mask", "include"] = option(
         "mask",
         description="mask: only real tokens count. include: the instruction vector and the "
         "stability term also average over padding, as the released code does.",
     )
-    freeze_routers: bool = Field(
+    freeze_routers: bool = option(
         False,
         description="Freeze both stages' routers (released: from chunk 5, Gemma 4). The stability "
         "term then has no effect and is switched off.",
     )
-    compile_routing: Literal["auto", "on", "off"] = Field(
+    compile_routing: Literal["auto", "on", "off"] = option(
         "auto",
         description="Whether training fuses the routing arithmetic of a layer with torch.compile. "
         "auto: on CUDA only. It changes the speed, not the result (float32 rounding aside).",
     )
-    require_teacher: bool = Field(
+    require_teacher: bool = option(
         False,
         description="Refuse to train from an adapter that carries no moving average.",
     )
 
-    @model_validator(mode="after")
-    def _check_together(self) -> TunerOptions:
-        problems = cross_field_problems(self)
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        problems = []
+        for item in fields(self):
+            value = getattr(self, item.name)
+            expected = expected_value(hints[item.name], bounds_of(item))
+            if not fits(value, hints[item.name], bounds_of(item)):
+                problems.append(f"{item.name} = {value!r}: expected {expected}")
+        problems = problems or cross_field_problems(self)
         if problems:
             raise ValueError("; ".join(problems))
-        return self
+
+
+_COMPARISONS = {
+    "ge": (lambda value, bound: value >= bound, "at least"),
+    "gt": (lambda value, bound: value > bound, "above"),
+    "lt": (lambda value, bound: value < bound, "below"),
+}
+
+
+def bounds_of(item: Field[Any]) -> dict[str, float]:
+    """Returns the bounds of an option: ge, gt and lt, as far as it has them."""
+    return dict(item.metadata["bounds"])
+
+
+def fits(value: Any, kind: Any, bounds: dict[str, float]) -> bool:
+    """Whether `value` is of an option's type (bool, int, float or a Literal) and in its bounds."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if not isinstance(value, (int, float) if kind is float else int) or not math.isfinite(value):
+        return False
+    return all(_COMPARISONS[name][0](value, bound) for name, bound in bounds.items())
+
+
+def expected_value(kind: Any, bounds: dict[str, float]) -> str:
+    """Says in words what an option of this type and bounds accepts."""
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    if kind is bool:
+        return "True or False"
+    limits = " and ".join(f"{_COMPARISONS[name][1]} {bound}" for name, bound in bounds.items())
+    return f"{'an integer' if kind is int else 'a number'} {limits}".rstrip()
 
 
 def cross_field_problems(options: Any) -> list[str]:
@@ -159,8 +207,7 @@ def options_from_host(model_kwargs: dict[str, Any] | None, **lora: Any) -> Tuner
         **lora: rank, alpha and dropout as the host parsed them.
 
     Raises:
-        ValueError: an unknown key or preset, or a value out of bounds (pydantic's error, a
-            ValueError, lists all of them).
+        ValueError: an unknown key or preset, or values out of bounds, all of them named.
     """
     from strlora_tuner.presets import preset_options
 
@@ -170,4 +217,9 @@ def options_from_host(model_kwargs: dict[str, Any] | None, **lora: Any) -> Tuner
         if key.startswith(PREFIX)
     }
     preset = preset_options(given.pop("preset", "paper"))
+    known = [item.name for item in fields(TunerOptions)]
+    for key in given.keys() - set(known):
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean {PREFIX + near[0]!r}?" if near else ""
+        raise ValueError(f"model_kwargs key {PREFIX + key!r} is no option of the tuner{hint}")
     return TunerOptions(**{**preset, **lora, **given})

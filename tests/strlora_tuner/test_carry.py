@@ -26,6 +26,9 @@ def test_options_come_from_the_environment_checked():
         "token_top_k": 1,
     }
     assert options_from_environment({"PATH": "x"}) == {}
+    for experts in (3, 7, 64):  # whatever the rank is, the adapter's own decides
+        number = {"num_experts": experts}
+        assert options_from_environment({"STRLORA_NUM_EXPERTS": str(experts)}) == number
 
 
 @pytest.mark.parametrize(
