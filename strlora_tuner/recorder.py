@@ -54,6 +54,40 @@ class LayerSums:
 
         return cls(zero(experts), zero(experts), zero(), zero(), zero(rank), zero(rank, rank))
 
+    def add(
+        self,
+        weights: Tensor,
+        hidden: Tensor,
+        gates: Tensor,
+        kept: Tensor,
+        probabilities: Tensor,
+        tokens: Tensor,
+    ) -> None:
+        """Adds the rows of a batch; sets are added by the recorder.
+
+        Args:
+            weights: (B, G) float64, each row's weight in every group.
+            hidden: A x, (B, L, r).
+            gates: (B, L, E).
+            kept: (B, E), 1 where stage 1 kept the expert.
+            probabilities: stage 1's p, (B, E).
+            tokens: (B, L), a real token's weight; 0 for padding.
+        """
+        tokens = tokens / tokens.sum(1, keepdim=True).clamp_min(1e-30)
+        root = tokens.sqrt()
+        active = hidden.unflatten(-1, (gates.shape[-1], -1)) * gates.unsqueeze(-1)
+        active = active.flatten(-2) * root.unsqueeze(-1)
+        rows = {
+            "use": torch.einsum("ble,bl->be", gates, tokens),
+            "selected": kept,
+            "task_entropy": entropy(probabilities),
+            "token_entropy": (entropy(gates) * tokens).sum(-1),
+            "mean": torch.einsum("blr,bl->br", active, root),
+            "second": active.transpose(1, 2) @ active,
+        }
+        for name, values in rows.items():
+            getattr(self, name).add_(torch.tensordot(weights, values.double(), dims=([0], [0])))
+
 
 @dataclass
 class Text:
@@ -129,24 +163,11 @@ class RoutingRecorder:
             self.layers[name] = LayerSums.zeros(groups, experts, mixture.A.shape[0], x.device)
         sums = self.layers[name]
         step = x.shape[0] // self._weights.shape[0]  # beams repeat rows
-        gates, kept, probabilities, tokens = (part[::step].float() for part in record)
-        tokens = tokens / tokens.sum(1, keepdim=True).clamp_min(1e-30)
-        weights = self._weights.to(x.device)
+        parts = [part[::step].float() for part in record]
         hidden = F.linear(x[::step].to(mixture.A.dtype), mixture.A).float()
-        active = (hidden.unflatten(-1, (gates.shape[-1], -1)) * gates.unsqueeze(-1)).flatten(-2)
-        active = active * tokens.sqrt().unsqueeze(-1)
-
-        def add(total: Tensor, rows: Tensor) -> None:  # rows: (B, ...)
-            total += torch.tensordot(weights, rows.double(), dims=([0], [0]))
-
-        add(sums.use, torch.einsum("ble,bl->be", gates, tokens))
-        add(sums.selected, kept)
-        add(sums.task_entropy, entropy(probabilities))
-        add(sums.token_entropy, (entropy(gates) * tokens).sum(-1))
-        add(sums.mean, torch.einsum("blr,bl->br", active, tokens.sqrt()))
-        add(sums.second, active.transpose(1, 2) @ active)
-        bits = 2 ** torch.arange(kept.shape[-1], device=x.device, dtype=torch.float64)
-        self._codes.append((sums, kept.double() @ bits))
+        sums.add(self._weights.to(x.device), hidden, *parts)
+        bits = 2 ** torch.arange(parts[1].shape[-1], device=x.device, dtype=torch.float64)
+        self._codes.append((sums, parts[1].double() @ bits))
 
     def _begin(self, ids: Tensor | None, x: Tensor) -> None:
         """Finds the instructions of a new prompt (B, L) and their weights in the groups (B, G)."""
