@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import FrameType
 
+from recipes.arguments import parse
 from recipes.commands import REPO
-from recipes.loading import find_recipe, load_recipe, shipped_recipes
-from recipes.problems import RecipeError
+from recipes.loading import find_recipe, load_recipe
+from recipes.problems import COMMAND_LINE, Place, Problem, RecipeError
 from recipes.schema import Recipe
 
 DONE, FAILED, BAD_RECIPE = 0, 1, 2
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(BaseException):
@@ -27,7 +31,7 @@ class Stopped(BaseException):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0 done, 1 the run failed, 2 the recipe is wrong."""
-    options = _parser().parse_intermixed_args(arguments)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         recipe = _load(options)
     except RecipeError as error:
@@ -35,26 +39,110 @@ def main(arguments: Sequence[str] | None = None) -> int:
         count = len(error.problems)
         print(f"{count} problem{'s' if count > 1 else ''} in the recipe.", file=sys.stderr)
         return BAD_RECIPE
-    if options.validate:
-        print(f"{options.recipe}: valid ({recipe.method}, {recipe.data.chunks} chunks)")
-        return DONE
-    if options.dry_run:
-        from recipes.preview import preview
-
-        return _print_all(preview(recipe))
-    if options.status:
-        from recipes.status import status
-
-        return _print_all(status(recipe))
-    return _run(recipe)
+    return _COMMANDS[options.command](recipe, options)
 
 
 def _load(options: argparse.Namespace) -> Recipe:
     """Loads the recipe; from then on relative paths in it start at the repository's root."""
-    path = find_recipe(options.recipe)
-    recipe_here = str(path.resolve())
+    name, overrides = options.recipe, list(options.overrides)
+    folder = Path(name) if Path(name).is_dir() else REPO / name
+    if len(Path(name).parts) > 1 and folder.is_dir():  # a run folder
+        name = str(folder / "recipe.yaml")
+        if not Path(name).is_file():
+            message = f"{folder} is no run folder: it holds no recipe.yaml"
+            raise RecipeError([Problem(Place(COMMAND_LINE), "RECIPE", message)])
+        overrides.insert(0, f"run_dir={_from_root(folder)}")
+    if getattr(options, "grid", None):
+        overrides += _grid_overrides(Path(options.grid), options.grid_task)
+    recipe_here = str(find_recipe(name).resolve())
     os.chdir(REPO)
-    return load_recipe(recipe_here, options.overrides)
+    return load_recipe(recipe_here, overrides)
+
+
+def _from_root(folder: Path) -> str:
+    """The folder as a recipe would name it, so that it is the same run from anywhere."""
+    path = folder.resolve()
+    return str(path.relative_to(REPO) if path.is_relative_to(REPO) else path)
+
+
+def _grid_overrides(grid: Path, task: int) -> list[str]:
+    """The overrides of one array task: line `task` (from 0) of a JSON lines file."""
+    return list(json.loads(grid.read_text(encoding="utf-8").splitlines()[task]))
+
+
+def _run(recipe: Recipe, options: argparse.Namespace) -> int:
+    if options.slurm:
+        from recipes.submit import submit
+
+        return _told(lambda: _print_all(submit(recipe, options)))
+    if options.dry_run:
+        from recipes.preview import preview
+
+        return _print_all(preview(recipe))
+    return _told(lambda: _train(recipe))
+
+
+def _train(recipe: Recipe) -> int:
+    from recipes.progress import Progress
+    from recipes.runner import run
+
+    for number in STOPPING:
+        signal.signal(number, _stop)
+    with Progress(recipe.name, recipe.data.chunks) as progress:
+        run(recipe, progress)
+    return DONE
+
+
+def _validate(recipe: Recipe, options: argparse.Namespace) -> int:
+    print(f"{options.recipe}: valid ({recipe.method}, {recipe.data.chunks} chunks)")
+    return DONE
+
+
+def _plan(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.plan import as_text, make_plan
+
+    plan = make_plan(recipe, options.gpu, options.price)
+    return _print_all([json.dumps(plan, indent=2)] if options.json else as_text(plan))
+
+
+def _status(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.status import as_text, read_status, verify
+
+    def tell() -> int:
+        status = read_status(recipe)
+        wrong = list(verify(recipe)) if options.verify else []
+        if options.verify:
+            status["damaged"] = wrong
+        _print_all([json.dumps(status, indent=2)] if options.json else as_text(status))
+        return FAILED if wrong else DONE
+
+    return _told(tell)
+
+
+def _report(recipe: Recipe, options: argparse.Namespace) -> int:
+    from eval.report import write_report
+
+    folder = Path(recipe.folder)
+    if not (folder / "manifest.json").is_file():
+        print(f"{folder}: not started; there is nothing to report on", file=sys.stderr)
+        return FAILED
+    return _told(lambda: _print_all([f"report: {write_report(folder)}"]))
+
+
+def _clean(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.clean import clean
+
+    return _told(lambda: _print_all(clean(recipe, options.yes, options.old_adapters)))
+
+
+_COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
+    "run": _run,
+    "plan": _plan,
+    "status": _status,
+    "validate": _validate,
+    "report": _report,
+    "clean": _clean,
+}
 
 
 def _print_all(lines: Iterable[str]) -> int:
@@ -63,54 +151,57 @@ def _print_all(lines: Iterable[str]) -> int:
     return DONE
 
 
-def _run(recipe: Recipe) -> int:
+def _told(work: Callable[[], int]) -> int:
+    """Does the work; what can go wrong in it is told in words, without a traceback."""
     from recipes.lock import RunLocked
     from recipes.manifest import RunChanged
-    from recipes.progress import Progress
-    from recipes.runner import RunError, run
+    from recipes.runner import RunError
     from recipes.state import StateError
     from recipes.stream import StreamError
+    from recipes.submit import SubmitError
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _stop)
     try:
-        with Progress(recipe.name, recipe.data.chunks) as progress:
-            run(recipe, progress)
-    except (RunError, RunChanged, RunLocked, StateError, StreamError) as error:
+        return work()
+    except (RunError, RunChanged, RunLocked, StateError, StreamError, SubmitError) as error:
         print(f"\nstopped: {error}", file=sys.stderr)
-        return FAILED
-    except OSError as error:  # a full disk, a read-only folder
-        print(f"\nstopped: {error}; what was done before is safe", file=sys.stderr)
-        return FAILED
+    except OSError as error:
+        print(f"\nstopped: {_system_text(error)}", file=sys.stderr)
     except Stopped as stopped:
         text = "what is done is safe, and the same command goes on from there"
         print(f"\nstopped by {stopped}: {text}", file=sys.stderr)
         return 128 + stopped.number
-    return DONE
+    return FAILED
+
+
+def _system_text(error: OSError) -> str:
+    """A full disk, a read-only folder: what the system said, and what to do."""
+    from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
+
+    advice = {
+        ENOSPC: "make room (the command clean shows what this run can spare)",
+        EDQUOT: "your quota is used up: make room (the command clean shows what can go)",
+        EROFS: "the folder is read-only: mount it writable or give another run_dir",
+        EACCES: "you may not write there: mend the permissions or give another run_dir",
+        EPERM: "you may not write there: mend the permissions or give another run_dir",
+    }.get(error.errno or 0)
+    fix = f"; {advice}, then give the same command again" if advice else ""
+    return f"{error}; what was done before is safe{fix}"
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second signal of the kind ends us at once
+    for each in STOPPING:
+        signal.signal(each, _stop_at_once)
     raise Stopped(number)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="run_stream.sh",
-        description="Trains and evaluates a stream, chunk after chunk. The same command goes on "
-        "where it stopped.",
-        epilog="Relative paths in a recipe and in overrides start at the repository's root.",
-    )
-    names = ", ".join(shipped_recipes())
-    parser.add_argument("recipe", metavar="RECIPE", help=f"one of {names}, or a YAML file")
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="e.g. schedule.later.learning_rate=1e-3"
-    )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--dry-run", action="store_true", help="print every command, run nothing")
-    what.add_argument("--validate", action="store_true", help="check the recipe, name all mistakes")
-    what.add_argument("--status", action="store_true", help="say where the run stands")
-    return parser
+def _stop_at_once(number: int, frame: FrameType | None) -> None:
+    """The second signal, of whatever kind: nothing is saved any more."""
+    from recipes.process import kill_running
+
+    kill_running()
+    text = "stopped at once by a second signal; the same command goes on from the last save\n"
+    os.write(2, text.encode())
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from recipes.schema import LaterPhase, Model, Recipe
 
 REPO = Path(__file__).resolve().parent.parent
 PLUGIN = REPO / "strlora_tuner" / "strlora_swift_plugin.py"
+HOST_PLUGIN = REPO / "recipes" / "strlora_host_plugin.py"
 INFER_PLUGIN = REPO / "recipes" / "strlora_infer_plugin.py"
 # LoRA options that the host has arguments of its own for.
 _HOST_LORA = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout"}
@@ -34,6 +35,13 @@ class Command:
     arguments: tuple[str, ...]
     environment: dict[str, str]
     processes: int = 1
+    prefix: tuple[str, ...] = ()  # srun and what it needs
+    inside: tuple[str, ...] = ()  # the container that the host runs in
+
+    @property
+    def remote(self) -> bool:
+        """Whether srun starts it, on other machines perhaps."""
+        return bool(self.prefix)
 
     def argv(self) -> list[str]:
         """What is executed.
@@ -42,9 +50,14 @@ class Command:
         two seconds a start and stand between our signals and the trainer. Several processes go
         through ms-swift's own launcher, which calls torchrun.
         """
-        if self.processes == 1:
-            return [sys.executable, "-m", f"swift.cli.{self.kind}", *self.arguments]
-        return [sys.executable, "-m", "swift.cli.main", self.kind, *self.arguments]
+        python = "python3" if self.inside else sys.executable
+        if self.remote:
+            node = [*self.prefix, sys.executable, "-m", "recipes.node"]
+            host = [*self.inside, python, "-m", "swift.cli.main", self.kind]
+            return [*node, *host, *self.arguments]
+        if "NPROC_PER_NODE" not in self.environment:
+            return [*self.inside, python, "-m", f"swift.cli.{self.kind}", *self.arguments]
+        return [*self.inside, python, "-m", "swift.cli.main", self.kind, *self.arguments]
 
     def as_shell(self, indent: str = "    ") -> str:
         """The same as one shell command, for people to read and copy."""
@@ -95,7 +108,14 @@ def train_command(
     if recipe.launcher.deepspeed:
         arguments["deepspeed"] = recipe.launcher.deepspeed
     arguments |= recipe.swift
-    return Command("sft", _flags(arguments), _environment(recipe), recipe.launcher.nproc)
+    return Command(
+        "sft",
+        _flags(arguments),
+        _environment(recipe),
+        recipe.processes,
+        _srun(recipe),
+        _container(recipe),
+    )
 
 
 def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) -> Command:
@@ -114,7 +134,7 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
         "max_new_tokens": recipe.eval.max_new_tokens,
         "temperature": 0,
         "result_path": str(layout.answers(chunk)),
-        "external_plugins": [str(INFER_PLUGIN)],
+        "external_plugins": [str(HOST_PLUGIN), str(INFER_PLUGIN)],
     }
     environment = _environment(recipe)
     if chunk > 0:
@@ -127,7 +147,28 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
             environment["STRLORA_PROBE_FILE"] = str(layout.probe)
     fields = host_fields()
     arguments |= {key: v for key, v in recipe.swift.items() if fields[key]["model_side"]}
-    return Command("infer", _flags(arguments), environment, recipe.launcher.nproc)
+    if recipe.launcher.nodes > 1:  # this machine alone answers
+        environment |= {"NNODES": "1", "NODE_RANK": "0"}
+    inside = _container(recipe)
+    return Command("infer", _flags(arguments), environment, recipe.launcher.nproc, inside=inside)
+
+
+def _srun(recipe: Recipe) -> tuple[str, ...]:
+    """What starts a host process on every machine of a job; empty on one machine."""
+    launcher = recipe.launcher
+    if launcher.kind != "slurm" or launcher.nodes == 1:
+        return ()
+    options = [f"--{option}" for option in launcher.slurm.srun_options]
+    per_node = f"--nodes={launcher.nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"
+    return ("srun", *per_node, "--export=ALL", *options)
+
+
+def _container(recipe: Recipe) -> tuple[str, ...]:
+    launcher = recipe.launcher
+    if launcher.kind != "slurm" or launcher.slurm.container is None:
+        return ()
+    gpu = () if launcher.cpu else ("--nv",)
+    return ("apptainer", "exec", *gpu, f"--bind={REPO}", launcher.slurm.container)
 
 
 def tuner_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
@@ -168,11 +209,12 @@ def _model_arguments(recipe: Recipe) -> dict[str, Any]:
 
 def _adapter_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
     arguments: dict[str, Any] = {"tuner_type": recipe.method, **_aligner_arguments(recipe)}
+    arguments |= {"external_plugins": str(HOST_PLUGIN), "callbacks": "save_and_stop"}
     if recipe.method == "strlora":
         keywords = {f"strlora_{k}": v for k, v in tuner_arguments(recipe, chunk).items()}
         arguments |= {
-            "external_plugins": str(PLUGIN),
-            "callbacks": "strlora",
+            "external_plugins": [str(HOST_PLUGIN), str(PLUGIN)],
+            "callbacks": ["save_and_stop", "strlora"],
             "model_kwargs": keywords,
         }
     for ours, hosts in _HOST_LORA.items():
@@ -234,7 +276,11 @@ def _environment(recipe: Recipe) -> dict[str, str]:
         environment["HF_HUB_OFFLINE"] = "1"
     if launcher.cpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    if launcher.nproc > 1:
+    if recipe.model.remote_code:
+        environment["STRLORA_REMOTE_CODE"] = "1"
+    if launcher.nodes > 1:
+        environment["NNODES"] = str(launcher.nodes)
+    if recipe.processes > 1 or launcher.kind == "torchrun":
         environment["NPROC_PER_NODE"] = str(launcher.nproc)
     if launcher.cpu and launcher.deepspeed:
         environment["DS_ACCELERATOR"] = "cpu"

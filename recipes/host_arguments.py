@@ -92,6 +92,9 @@ OWNED: dict[str, str] = {
     "max_new_tokens": "set eval.max_new_tokens",
     "temperature": "evaluation is greedy",
     "push_to_hub": "nothing leaves this machine",
+    "hub_token": "a secret would be logged: set HF_TOKEN in the environment",
+    "swanlab_token": "a secret would be logged: set SWANLAB_API_KEY in the environment",
+    "swanlab_secret": "a secret would be logged: set it in SwanLab's own environment variables",
 }
 
 _READER = """

@@ -7,10 +7,14 @@ import json
 import os
 import signal
 import socket
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from recipes.process import kill_group, start_time
+
+BEAT_SECONDS = 10.0
 
 
 class RunLocked(Exception):
@@ -27,6 +31,7 @@ class RunLock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: Any = None
+        self._beat = 0.0
 
     def __enter__(self) -> RunLock:
         """Takes the lock.
@@ -43,7 +48,8 @@ class RunLock:
             self._file.close()
             raise RunLocked(
                 f"{self.path.parent} is being worked on by process {holder.get('pid', '?')} on "
-                f"{holder.get('machine', '?')}; wait for it, look with --status, or stop it first"
+                f"{holder.get('machine', '?')}; wait for it, look with the command status, or stop it "
+                "first"
             ) from error
         _end_leftover(read_holder(self.path))
         self._write({})
@@ -57,6 +63,13 @@ class RunLock:
     def note_child(self, pid: int | None) -> None:
         """Records the host process that runs now, or that none does."""
         self._write({} if pid is None else {"child": pid, "child_start": start_time(pid)})
+
+    def beat(self) -> None:
+        """Gives a sign of life, for a status asked on another machine: the file's time moves."""
+        if time.monotonic() - self._beat >= BEAT_SECONDS:
+            self._beat = time.monotonic()
+            with suppress(OSError):  # a full disk must not end a training over a sign of life
+                os.utime(self.path)
 
     def _write(self, child: dict[str, Any]) -> None:
         me = {
@@ -91,6 +104,11 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def is_here(holder: dict[str, Any]) -> bool:
+    """Whether the lock was written on this machine since it started."""
+    return holder.get("machine") == socket.gethostname() and holder.get("boot") == boot_id()
+
+
 def _end_leftover(holder: dict[str, Any]) -> None:
     """Kills the host processes of a dead orchestrator: two trainers must never share a folder.
 
@@ -98,8 +116,7 @@ def _end_leftover(holder: dict[str, Any]) -> None:
     has that number now (another start time, another boot), the group is not ours.
     """
     child = holder.get("child")
-    same_machine = holder.get("machine") == socket.gethostname() and holder.get("boot") == boot_id()
-    if child and same_machine and start_time(child) in (None, holder.get("child_start")):
+    if child and is_here(holder) and start_time(child) in (None, holder.get("child_start")):
         kill_group(child, signal.SIGKILL)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
@@ -22,6 +23,8 @@ def preview(recipe: Recipe) -> Iterator[str]:
         stream = open_stream(recipe)
     count = recipe.data.chunks
     yield f"# {recipe.name}: {recipe.method}, {count} chunks, into {layout.root}/"
+    if recipe.model.remote_code:
+        yield f"# model.remote_code: Python files of {recipe.model.path} WILL BE RUN"
     yield f"# chunk 0 of {count}: evaluate the base model"
     yield infer_command(recipe, layout, layout.prompts, 0).as_shell()
     for chunk in range(1, count + 1):
@@ -43,6 +46,23 @@ def evaluated_after(recipe: Recipe, chunk: int) -> bool:
     return chunk % recipe.eval.every == 0 or chunk == recipe.data.chunks
 
 
+def _own_code(recipe: Recipe) -> list[str]:
+    """Says when a local model brings Python files that would have to be run."""
+    found = []
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        path = Path(recipe.model.path) / name
+        with suppress(OSError, ValueError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and "auto_map" in content:
+                found.append(str(path))
+    if not found or recipe.model.remote_code:
+        return []
+    return [
+        f"trust: {', '.join(found)} ask to run Python files that came with the model. Use a model "
+        "that transformers knows by itself, or set model.remote_code: true if you trust its source"
+    ]
+
+
 def what_is_missing(recipe: Recipe) -> list[str]:
     """Names everything that this machine lacks for the run, each with the way to get it."""
     missing = []
@@ -50,6 +70,7 @@ def what_is_missing(recipe: Recipe) -> list[str]:
     if is_local(model) and not (Path(model.path) / "config.json").is_file():
         how = model.download or "set model.path to a folder with config.json"
         missing.append(f"model: {model.path} is not there. Get it: {how}")
+    missing += _own_code(recipe)
     try:
         stream = open_stream(recipe)
         stream.verify_tests([])

@@ -17,6 +17,10 @@ from recipes.commands import Command
 from recipes.machine import gpu_count
 
 POLL_SECONDS = 0.2
+SAVE_PATIENCE = 240.0  # seconds that a trainer gets to end its step and write a checkpoint
+END_PATIENCE = 10.0
+# Leaders of the process groups that run now: what a second signal kills.
+_RUNNING: set[int] = set()
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
@@ -41,13 +45,16 @@ class HostProcess:
             )
         self.pid = self._process.pid
         self.peak_gib = 0.0
+        self._command = command
+        _RUNNING.add(self.pid)
 
     def wait(self, tick: Callable[[], None]) -> int:
         """Calls `tick` five times a second until the process ends; returns its exit code.
 
         `peak_gib` is then the most resident memory of the process and its children together.
 
-        Whatever `tick` raises (a signal's exception above all) stops the whole group first.
+        Whatever `tick` raises (a signal's exception above all) stops the whole group first: a
+        trainer saves, anything else just ends.
         """
         try:
             while self._process.poll() is None:
@@ -55,17 +62,69 @@ class HostProcess:
                 tick()
                 time.sleep(POLL_SECONDS)
         except BaseException:
-            self.stop()
+            self.save_and_stop()
             raise
+        finally:
+            _RUNNING.discard(self.pid)
         return self._process.returncode
 
-    def stop(self, patience: float = 10.0) -> None:
-        """Asks the group to end, and kills what is left after `patience` seconds."""
+    def save_and_stop(self) -> None:
+        """Lets a trainer save and end (the host's graceful_exit callback); ends the rest.
+
+        SIGUSR1 goes to those processes that have a handler for it, which the trainer has once it is
+        training; torchrun and a process that is still starting would only die of it.
+        """
+        if self._command.kind == "sft" and ask_to_save(self.pid, self._command.remote):
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=SAVE_PATIENCE)
+        self.stop()
+
+    def stop(self) -> None:
+        """Asks the group to end, and kills what is left after ten seconds."""
         kill_group(self.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=patience)
+            self._process.wait(timeout=END_PATIENCE)
         kill_group(self.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def kill_running() -> None:
+    """Kills every host process at once; for a second signal."""
+    for leader in list(_RUNNING):
+        kill_group(leader, signal.SIGKILL)
+
+
+def ask_to_save(leader: int, remote: bool = False) -> bool:
+    """Sends SIGUSR1 to the processes of a group that handle it; returns whether there was one.
+
+    Args:
+        remote: the leader is srun, which passes the signal on to its tasks on all nodes.
+    """
+    members = [leader] if remote else [pid for pid in group_members(leader) if _handles_usr1(pid)]
+    for pid in members:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)
+    return bool(members)
+
+
+def group_members(leader: int) -> list[int]:
+    """Process ids of a process group."""
+    members = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            with suppress(OSError, IndexError):
+                stat = (path / "stat").read_text(encoding="utf-8", errors="replace")
+                if int(stat.rpartition(")")[2].split()[2]) == leader:
+                    members.append(int(path.name))
+    return members
+
+
+def _handles_usr1(pid: int) -> bool:
+    with suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^SigCgt:\s+([0-9a-f]+)", status, re.MULTILINE)
+        return bool(found and int(found.group(1), 16) >> (signal.SIGUSR1 - 1) & 1)
+    return False
 
 
 def child_environment(command: Command) -> dict[str, str]:
@@ -78,7 +137,7 @@ def child_environment(command: Command) -> dict[str, str]:
     if "CUDA_VISIBLE_DEVICES" not in environment and gpu_count() > command.processes:
         # Seeing more GPUs than it has processes, the host would split the model over them.
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(command.processes)))
-    if command.processes > 1:
+    if "NPROC_PER_NODE" in command.environment and not command.remote:
         environment.setdefault("MASTER_PORT", str(free_port()))
     return environment
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes import checkpoints, evaluation
+from recipes.adapter_check import AdapterError, check_adapter
 from recipes.checkpoints import Checkpoint, CheckpointError
 from recipes.commands import Command, train_command
 from recipes.layout import RunLayout
@@ -132,7 +133,8 @@ class _Run:
         adapter = self.layout.adapter(record.index)
         try:
             checkpoints.verify_adapter(adapter, record.adapter_sha256)
-        except CheckpointError as error:
+            check_adapter(adapter, self.recipe.method)
+        except (AdapterError, CheckpointError) as error:
             raise RunError(
                 f"chunk {record.index}: {error}. The run cannot go on from it: bring the file back "
                 "from a copy, or train again with another run_dir"
@@ -164,6 +166,8 @@ class _Run:
         resume = checkpoints.newest_checkpoint(host)
         if resume is not None and resume.finished:
             return resume  # killed between the host's last save and our copy
+        if resume is not None:
+            _check_processes(resume, self.recipe.processes, index)
         checkpoints.clean_host_folder(host, resume)
         file = self.stream.chunk_file(index)
         samples = self.stream.chunk(index)["samples"]
@@ -190,6 +194,13 @@ class _Run:
         return last
 
     def _install(self, index: int, checkpoint: Checkpoint) -> None:
+        previous = self.layout.adapter(index - 1) if index > 1 else None
+        try:
+            check_adapter(checkpoint.path, self.recipe.method, previous)
+        except AdapterError as error:
+            raise RunError(
+                f"chunk {index} was trained, but its adapter is not whole: {error}"
+            ) from error
         try:
             checkpoints.install_adapter(checkpoint, self.layout.adapter(index))
         except CheckpointError as error:
@@ -249,8 +260,13 @@ class _Run:
         """Runs a host process to its end; returns its peak main memory in GiB."""
         process = HostProcess(command, log)
         self.lock.note_child(process.pid)
+
+        def watch() -> None:
+            self.lock.beat()
+            tick()
+
         try:
-            code = process.wait(tick)
+            code = process.wait(watch)
         finally:
             self.lock.note_child(None)
         if code:
@@ -265,6 +281,21 @@ def means(scores: dict[str, Any]) -> dict[str, float]:
     """Task -> score of a scores.json; tasks of which no sample was answered are left out."""
     tasks = scores["tasks"].items()
     return {task: entry["score"] for task, entry in tasks if entry["score"] is not None}
+
+
+def _check_processes(resume: Checkpoint, processes: int, index: int) -> None:
+    """Raises RunError when a half-trained chunk was begun by another number of processes.
+
+    The host stores one random state for each process; the order of samples follows their number.
+    """
+    states = len(list(resume.path.glob("rng_state_*.pth"))) or 1
+    if states != processes:
+        raise RunError(
+            f"chunk {index} was trained up to step {resume.step} by {states} process(es), now it "
+            f"would be {processes}: inside a chunk their number cannot change. End the chunk with "
+            f"launcher.nproc x launcher.nodes = {states}, or remove {resume.path.parent} to train "
+            f"the chunk again with {processes}"
+        )
 
 
 def _failed(what: str, how: str, log: Path) -> str:

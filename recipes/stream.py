@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -48,14 +50,19 @@ class Stream:
         return _inside(self.root, self.chunk(index)["file"])
 
     def verify_chunk(self, index: int) -> None:
-        """Raises StreamError when the chunk's file is not the one that the manifest describes."""
+        """Raises StreamError when the chunk's file is not the one that the manifest describes.
+
+        Also when a sample names an image outside the stream's folder.
+        """
         _verify(self.chunk_file(index), self.chunk(index)["sha256"])
+        _check_images(self.chunk_file(index))
 
     def verify_tests(self, tasks: list[str]) -> None:
         """Raises StreamError when a test file is not the one that the manifest describes."""
         for task in tasks:
             entry = self.manifest["tasks"][task]
             _verify(_inside(self.root, entry["test"]), entry["sha256"])
+            _check_images(_inside(self.root, entry["test"]))
 
 
 def planned_chunk_file(data: Data, index: int) -> Path:
@@ -100,7 +107,12 @@ def _check_entries(stream: Stream) -> None:
         for entry in stream.manifest["chunks"]:
             _inside(stream.root, entry["file"])
             int(entry["samples"]), str(entry["sha256"])
-        for entry in stream.manifest["tasks"].values():
+        for name, entry in stream.manifest["tasks"].items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise StreamError(
+                    f"{path}: {name!r} is no name of a task, which also names a file: use letters, "
+                    "digits, dots, dashes and underscores"
+                )
             _inside(stream.root, entry["test"])
             str(entry["sha256"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -143,6 +155,26 @@ def _inside(root: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(root.resolve()):
         raise StreamError(f"{root / MANIFEST} names {name!r}, which lies outside the stream")
     return path
+
+
+def _check_images(file: Path) -> None:
+    """Raises StreamError naming the first sample whose image lies outside the stream's folder.
+
+    Names are judged as they are written: an images/ folder may itself be a link to a large disk.
+    """
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                images = json.loads(line).get("images") or []
+            except (ValueError, AttributeError):
+                continue  # the host names a line that is no sample
+            for image in images:
+                name = os.path.normpath(str(image))
+                if name.startswith(("/", "..", "~")) or "://" in str(image):
+                    raise StreamError(
+                        f"{file}:{number}: the image {image!r} lies outside the stream's folder; "
+                        "image names are relative to it"
+                    )
 
 
 def _verify(path: Path, expected: str) -> None:

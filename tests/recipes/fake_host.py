@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import struct
 import sys
 import time
@@ -93,17 +94,23 @@ def train(arguments: dict[str, str]) -> None:
         weights = read_weights(Path(arguments["adapters"]) / "adapter_model.safetensors")
     if os.environ.get("FAKE_STOP_AT") == "0":
         return
+    asked: list[int] = []  # the host's graceful exit: end the step, save, stop
+    if "save_and_stop" in arguments.get("callbacks", ""):
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, lambda found, frame: asked.append(found))
     for step in range(first + 1, steps + 1):
         time.sleep(STEP_SECONDS)
         if os.environ.get("FAKE_FAIL_AT") == str(step):
             raise ValueError("the loss is not a number")
+        if os.environ.get("FAKE_KILL_AT") == str(step):
+            os.kill(os.getpid(), signal.SIGKILL)  # what the kernel does when memory runs out
         weights = hashlib.sha256(weights + data + bytes([step])).digest()
         row = {"loss": 1.0 / step, "global_step/max_steps": f"{step}/{steps}"}
         with (output / "logging.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
-        if step == steps or step % int(arguments["save_steps"]) == 0:
+        if step == steps or step % int(arguments["save_steps"]) == 0 or asked:
             write_checkpoint(output / f"checkpoint-{step}", step, steps, weights)
-        if os.environ.get("FAKE_STOP_AT") == str(step):
+        if os.environ.get("FAKE_STOP_AT") == str(step) or asked:
             return
 
 

@@ -30,8 +30,8 @@ GOLDEN_FIRST = {
     "freeze_vit": "true",
     "tuner_type": "strlora",
     "freeze_aligner": "false",
-    "external_plugins": str(commands.PLUGIN),
-    "callbacks": "strlora",
+    "external_plugins": f"{commands.HOST_PLUGIN} {commands.PLUGIN}",
+    "callbacks": "save_and_stop strlora",
     "lora_rank": "64",
     "lora_alpha": "128.0",
     "lora_dropout": "0.05",
@@ -115,12 +115,15 @@ def test_lora_is_the_hosts_own_with_the_same_layers_and_rank() -> None:
     recipe = load_recipe("internvl3.5-8b", ["method=lora"])
     found = flags(train_command(recipe, RUN, CHUNK_FILE, 1))
     assert found["tuner_type"] == "lora"
-    assert not {"external_plugins", "callbacks", "model_kwargs"} & found.keys()
+    assert found["external_plugins"] == str(commands.HOST_PLUGIN)
+    assert found["callbacks"] == "save_and_stop"
+    assert "model_kwargs" not in found
     assert (found["lora_rank"], found["lora_alpha"]) == ("64", "128.0")
     # The aligner is trained in full there too; freeze_aligner false would put an adapter on it.
     assert (found["freeze_aligner"], found["modules_to_save"]) == ("true", "multi_modal_projector")
     inference = infer_command(recipe, RUN, RUN.prompts, 1)
-    assert flags(inference)["external_plugins"] == str(commands.INFER_PLUGIN)
+    plugins = f"{commands.HOST_PLUGIN} {commands.INFER_PLUGIN}"
+    assert flags(inference)["external_plugins"] == plugins
 
 
 def test_inference_of_the_base_and_of_a_chunk() -> None:

@@ -1,0 +1,152 @@
+"""The command line of `bash recipes/run_stream.sh`, with the standard library alone.
+
+Nothing else is imported here, so that every `--help` works before anything is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+COMMANDS: dict[str, str] = {
+    "run": "train and evaluate chunk after chunk; goes on where it stopped",
+    "plan": "what a run will take: steps, tokens, parameters, memory, hours, cost",
+    "status": "where a run stands, from its files alone; also of a run on another machine",
+    "validate": "check a recipe; all mistakes are named at once",
+    "report": "write report.html from a run's files, finished or not",
+    "clean": "remove what is not needed to go on; only shows it until --yes is given",
+}
+_TARGET = "a shipped recipe ({}), a YAML file, or a run folder (runs/tiny)"
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes in this folder, sorted."""
+    return sorted(path.stem for path in Path(__file__).resolve().parent.glob("*.yaml"))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line; the first word may be a command, and `run` is meant without one.
+
+    Returns `command`, `recipe`, `overrides` and the command's own options. A wrong command line
+    ends the process with exit code 2, `--help` with 0.
+    """
+    words = list(arguments)
+    named = bool(words) and words[0] in COMMANDS
+    command = words.pop(0) if named else "run"
+    parser = command_parser(command, top=not named)
+    options = parser.parse_intermixed_args(words)
+    options.command = command
+    for name in ("validate", "status"):  # the older spelling: RECIPE --status
+        if command == "run" and getattr(options, name):
+            options.command = name
+    for name, value in (("json", False), ("verify", False)):
+        if not hasattr(options, name):
+            setattr(options, name, value)
+    return options
+
+
+def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
+    """The parser of one command; with `top` its help also lists all commands."""
+    name = "" if top else f" {command}"
+    parser = argparse.ArgumentParser(
+        prog=f"bash recipes/run_stream.sh{name}",
+        description=_overview() if top else f"{COMMANDS[command].capitalize()}.",
+        epilog="Relative paths in a recipe and in overrides start at the repository's root.\n"
+        "Exit codes: 0 done, 1 failed, 2 the recipe or the command line is wrong, "
+        "128+n stopped by signal n.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help=_TARGET.format(", ".join(shipped_recipes()))
+    )
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="e.g. schedule.later.learning_rate=1e-3"
+    )
+    {
+        "run": _run_options,
+        "plan": _plan_options,
+        "status": _status_options,
+        "clean": _clean_options,
+    }.get(command, lambda parser: None)(parser)
+    parser.add_argument(
+        "--no-setup",
+        action="store_true",
+        help="skip recipes/setup.sh and use $PYTHON, else .venv/bin/python, else python3",
+    )
+    return parser
+
+
+def _overview() -> str:
+    lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
+    return (
+        "Trains a model on a stream chunk after chunk through ms-swift, evaluates all tasks after\n"
+        "each chunk and writes runs/<name>/ with adapters, predictions, scores, matrix.csv and\n"
+        "report.html. Give the same command again after any interruption: it goes on.\n\n"
+        "bash recipes/run_stream.sh [COMMAND] RECIPE [key=value ...]; commands (default: run):\n"
+        + "\n".join(lines)
+        + "\n\n`bash recipes/run_stream.sh COMMAND --help` tells the options of each."
+    )
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--validate", action="store_true", help="the same as the command validate")
+    what.add_argument("--status", action="store_true", help="the same as the command status")
+    what.add_argument("--slurm", action="store_true", help="submit the run to SLURM (sbatch)")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print every command, and what this machine lacks; with --slurm print the job file "
+        "and the sbatch command; nothing is run or written",
+    )
+    jobs = parser.add_argument_group("with --slurm")
+    jobs.add_argument("--seeds", metavar="0,1,2", default="", help="one array task for each seed")
+    jobs.add_argument(
+        "--methods", metavar="a,b", default="", help="one array task for each method (and seed)"
+    )
+    jobs.add_argument(
+        "--chain", type=_positive, default=1, metavar="N", help="N jobs, each after the one before"
+    )
+    # How an array task finds its own overrides; written by --slurm.
+    parser.add_argument("--grid", help=argparse.SUPPRESS)
+    parser.add_argument("--grid-task", type=int, help=argparse.SUPPRESS)
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument(
+        "--gpu", help="plan for this GPU (A100, H100, ...); default: this machine's"
+    )
+    parser.add_argument(
+        "--price", type=float, metavar="P", help="price of a GPU hour, for the cost of the run"
+    )
+
+
+def _status_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    parser.add_argument(
+        "--verify", action="store_true", help="also check every file that the run has recorded"
+    )
+
+
+def _clean_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--yes", action="store_true", help="remove it; without this only show it")
+    parser.add_argument(
+        "--old-adapters",
+        action="store_true",
+        help="also the weights of adapters before the newest finished chunk: the run goes on and "
+        "its scores stay, but those chunks can no longer be evaluated again",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+if __name__ == "__main__":
+    parse(sys.argv[1:])

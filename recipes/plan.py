@@ -1,0 +1,242 @@
+"""`plan`: what a run will take, before it takes it. Says of every figure where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from recipes.cost import (
+    ANSWER_TOKENS,
+    DECODE_SHARE,
+    START_SECONDS,
+    UTILISATION,
+    Gpu,
+    evaluation_seconds,
+    find_gpu,
+    memory_parts,
+    train_seconds,
+)
+from recipes.layout import RunLayout
+from recipes.machine import gpus
+from recipes.preview import evaluated_after
+from recipes.progress import duration
+from recipes.schema import Recipe
+from recipes.shapes import adapter_size, model_shape
+from recipes.state import load_state
+from recipes.stream import Stream, StreamError, open_stream
+
+# Used only while the stream is not here: StrCVIT's chunks, and a usual length of its samples.
+ASSUMED_SAMPLES, ASSUMED_TESTS, ASSUMED_TEXT = 2000, 11000, 80
+COUNTED_LINES = 200  # of a file, to find the mean length of its samples
+TEMPLATE_TOKENS = 16  # turn markers around question and answer
+
+
+def make_plan(recipe: Recipe, gpu: str | None = None, price: float | None = None) -> dict[str, Any]:
+    """Returns the plan as plain values; `as_text` turns it into tables.
+
+    Args:
+        gpu: a name such as H100; None takes this machine's, else H100.
+        price: what a GPU hour costs, in any currency; None leaves the cost out.
+    """
+    stream: Stream | None = None
+    with suppress(StreamError):
+        stream = open_stream(recipe)
+    chunks = [_chunk(recipe, stream, index) for index in range(1, recipe.data.chunks + 1)]
+    plan: dict[str, Any] = {"recipe": recipe.name, "method": recipe.method, "run": recipe.folder}
+    plan["chunks"] = chunks
+    plan["questions"] = _questions(recipe, stream)
+    plan["sources"] = _data_sources(recipe, stream)
+    _add_model(plan, recipe)
+    _add_time(plan, recipe, None if recipe.launcher.cpu else _gpu(gpu), price)
+    return plan
+
+
+def _chunk(recipe: Recipe, stream: Stream | None, index: int) -> dict[str, Any]:
+    samples = int(stream.chunk(index)["samples"]) if stream else ASSUMED_SAMPLES
+    each = _mean_tokens(recipe, stream.chunk_file(index)) if stream else _assumed_tokens(recipe)
+    batch, epochs = recipe.schedule.global_batch, recipe.schedule.epochs
+    return {
+        "chunk": index,
+        "samples": samples,
+        "steps": -(-samples // batch) * epochs,
+        "tokens": round(samples * epochs * each),
+        "evaluated": evaluated_after(recipe, index),
+    }
+
+
+def _assumed_tokens(recipe: Recipe) -> float:
+    shape = model_shape(recipe)
+    image = shape.image_tokens if shape else 256
+    return min(recipe.model.max_length, image + ASSUMED_TEXT + TEMPLATE_TOKENS)
+
+
+def _mean_tokens(recipe: Recipe, file: Path) -> float:
+    """Mean tokens a sample: text by the model's tokenizer (else 4 characters a token), images."""
+    tokenizer = _tokenizer(recipe)
+    shape = model_shape(recipe)
+    image_tokens = shape.image_tokens if shape else 256
+    total = count = 0
+    with file.open(encoding="utf-8") as lines:
+        for line in islice(lines, COUNTED_LINES):
+            sample = json.loads(line)
+            text = " ".join(str(turn["content"]) for turn in sample["messages"])
+            length = len(tokenizer.encode(text).ids) if tokenizer else len(text) / 4
+            length += TEMPLATE_TOKENS + image_tokens * len(sample.get("images") or [])
+            total, count = total + min(length, recipe.model.max_length), count + 1
+    return total / max(count, 1)
+
+
+def _tokenizer(recipe: Recipe) -> Any:
+    path = Path(recipe.model.path) / "tokenizer.json"
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path))
+
+
+def _questions(recipe: Recipe, stream: Stream | None) -> int:
+    """Test questions of one evaluation."""
+    if stream is None:
+        return ASSUMED_TESTS
+    limit = recipe.eval.limit or 10**9
+    tasks = recipe.eval.tasks or stream.tasks
+    return sum(min(limit, int(stream.manifest["tasks"][task]["samples"])) for task in tasks)
+
+
+def _data_sources(recipe: Recipe, stream: Stream | None) -> dict[str, str]:
+    if stream is None:
+        text = f"assumed, the stream {recipe.data.stream} is not here: {ASSUMED_SAMPLES} samples"
+        return {"samples": f"{text} a chunk, {ASSUMED_TESTS} questions", "tokens": "assumed"}
+    how = "the model's tokenizer" if _tokenizer(recipe) else "4 characters a token"
+    tokens = f"estimated from the first {COUNTED_LINES} samples of each chunk by {how}, plus images"
+    return {"samples": f"counted in {stream.root}/stream.json", "tokens": tokens}
+
+
+def _add_model(plan: dict[str, Any], recipe: Recipe) -> None:
+    shape = model_shape(recipe)
+    plan["model"] = plan["memory_gib"] = None
+    if shape is None:
+        plan["sources"]["model"] = f"unknown: {recipe.model.path} is not here and in no table"
+        return
+    size = adapter_size(recipe, shape)
+    plan["model"] = {
+        "parameters": shape.parameters,
+        "trained_parameters": size.trained,
+        "stored_parameters": size.stored,
+        "trained_share": size.trained / shape.parameters,
+        "adapters_gib": recipe.data.chunks * size.stored * 4 / 2**30,
+    }
+    plan["memory_gib"] = memory_parts(recipe, shape, size)
+    plan["sources"]["model"] = f"{shape.source}; adapter counted (recipes/shapes.py)"
+    plan["sources"]["memory"] = (
+        "estimated for the longest sample allowed (model.max_length), formula in recipes/cost.py"
+    )
+
+
+def _gpu(name: str | None) -> Gpu:
+    here = gpus()
+    found = find_gpu(name or (here[0] if here else "H100"))
+    return found or Gpu(name or here[0], 0, 312, 2039)  # an unknown one is taken for an A100
+
+
+def _add_time(plan: dict[str, Any], recipe: Recipe, gpu: Gpu | None, price: float | None) -> None:
+    """Adds seconds a chunk and for the whole run: measured ones where there are, else estimated."""
+    world = recipe.launcher.nproc * recipe.launcher.nodes
+    plan["processes"], plan["gpu"] = world, gpu.name if gpu else None
+    seconds = _measured(recipe) or _estimated(plan, recipe, gpu)
+    evaluations = 1 + sum(chunk["evaluated"] for chunk in plan["chunks"])
+    plan["seconds"], plan["gpu_hours"], plan["cost"] = seconds, None, None
+    if seconds is None:
+        plan["sources"]["time"] = (
+            "unknown without a GPU until a chunk was done here; then it is measured"
+        )
+        return
+    plan["sources"]["time"] = seconds.pop("source")
+    seconds["run"] = seconds["train"] * len(plan["chunks"]) + seconds["evaluate"] * evaluations
+    if gpu is not None:
+        plan["gpu_hours"] = seconds["run"] / 3600 * world
+        plan["cost"] = None if price is None else plan["gpu_hours"] * price
+
+
+def _measured(recipe: Recipe) -> dict[str, Any] | None:
+    """Mean seconds of the run's finished chunks, when it has some."""
+    records = load_state(RunLayout(Path(recipe.folder)).state).chunks
+    train = [r.train_seconds for r in records if r.trained]
+    evaluate = [r.eval_seconds for r in records if r.evaluated]
+    if not train or not evaluate:
+        return None
+    return {
+        "train": sum(train) / len(train),
+        "evaluate": sum(evaluate) / len(evaluate),
+        "source": f"measured: mean of {len(train)} trained chunks and {len(evaluate)} evaluations "
+        f"in {recipe.folder}",
+    }
+
+
+def _estimated(plan: dict[str, Any], recipe: Recipe, gpu: Gpu | None) -> dict[str, Any] | None:
+    shape = model_shape(recipe)
+    if shape is None or gpu is None:
+        return None
+    chunks = plan["chunks"]
+    tokens = sum(chunk["tokens"] for chunk in chunks) / len(chunks)
+    samples = sum(chunk["samples"] for chunk in chunks) * recipe.schedule.epochs / len(chunks)
+    size = adapter_size(recipe, shape)
+    return {
+        "train": train_seconds(recipe, shape, size, gpu, tokens),
+        "evaluate": evaluation_seconds(recipe, shape, gpu, plan["questions"], tokens / samples),
+        "source": f"estimated: operations / ({gpu.tflops:g} TFLOP/s x {UTILISATION:g} assumed), "
+        f"answers of {ANSWER_TOKENS} tokens at {DECODE_SHARE:g} of the bandwidth, "
+        f"{START_SECONDS:g} s a process start; formulas in recipes/cost.py, not measured",
+    }
+
+
+def as_text(plan: dict[str, Any]) -> Iterator[str]:
+    """Yields the plan as tables, each followed by where its figures come from."""
+    yield f"{plan['recipe']}: {plan['method']}, {len(plan['chunks'])} chunks, into {plan['run']}/"
+    yield "\n chunk   samples   steps      tokens   evaluated"
+    for chunk in plan["chunks"]:
+        yield _chunk_line(f"{chunk['chunk']:6d}", chunk, "yes" if chunk["evaluated"] else "no")
+    keys = ("samples", "steps", "tokens")
+    total = {key: sum(chunk[key] for chunk in plan["chunks"]) for key in keys}
+    evaluations = 1 + sum(chunk["evaluated"] for chunk in plan["chunks"])
+    yield _chunk_line("   all", total, f"{evaluations} x {plan['questions']} questions")
+    yield from _model_text(plan)
+    yield from _time_text(plan)
+    yield "\nwhere the figures come from"
+    yield from (f"  {name:<8} {text}" for name, text in plan["sources"].items())
+
+
+def _chunk_line(name: str, counts: dict[str, Any], last: str) -> str:
+    return f"{name} {counts['samples']:9,} {counts['steps']:7,} {counts['tokens']:11,}   {last}"
+
+
+def _model_text(plan: dict[str, Any]) -> Iterator[str]:
+    model, memory = plan["model"], plan["memory_gib"]
+    if model is None:
+        return
+    yield f"\nparameters {model['parameters'] / 1e6:,.1f} M"
+    share = 100 * model["trained_share"]
+    yield f"  trained  {model['trained_parameters'] / 1e6:,.2f} M ({share:.2f} %)"
+    yield (
+        f"  stored   {model['stored_parameters'] / 1e6:,.2f} M a chunk; "
+        f"{model['adapters_gib']:.2f} GiB of adapters (float32)"
+    )
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in memory.items())
+    what = "GPU" if plan["gpu"] else "process"
+    yield f"memory     {sum(memory.values()):.1f} GiB a {what} (estimated): {parts}"
+
+
+def _time_text(plan: dict[str, Any]) -> Iterator[str]:
+    seconds = plan["seconds"]
+    if seconds is None:
+        return
+    yield f"\ntime       {duration(seconds['run'])} in all"
+    yield f"  a chunk  train {duration(seconds['train'])}, evaluate {duration(seconds['evaluate'])}"
+    if plan["gpu_hours"] is not None:
+        cost = "" if plan["cost"] is None else f", cost {plan['cost']:,.0f}"
+        yield f"  GPUs     {plan['processes']} x {plan['gpu']}: {plan['gpu_hours']:.1f} GPU hours{cost}"

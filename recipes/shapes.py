@@ -1,0 +1,140 @@
+"""The sizes of a base model: from its own files where it lies here, else from a published table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipes.schema import Recipe
+
+# Suffixes of the linear layers that carry an adapter, in every model this project knows.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a multimodal model. `parameters` counts everything, `vision` tower and aligner."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    parameters: int
+    vision: int
+    aligner: int
+    image_tokens: int
+    source: str
+
+    def linears(self) -> list[tuple[int, int]]:
+        """(d_in, d_out) of the seven adapted linear layers of one decoder layer."""
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = [(self.hidden, query), (self.hidden, key), (self.hidden, key)]
+        attention.append((query, self.hidden))
+        up = (self.hidden, self.intermediate)
+        return [*attention, up, up, (self.intermediate, self.hidden)]
+
+    @property
+    def language(self) -> int:
+        """Parameters that work on every token: decoder layers and output head."""
+        layer = sum(a * b for a, b in self.linears())
+        return self.layers * layer + self.hidden * self.vocabulary
+
+
+def _published(sizes: tuple[int, ...], total: float, vision: float, aligner: float) -> Shape:
+    hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary, image_tokens = sizes
+    counts = (int(total * 1e6), int(vision * 1e6), int(aligner * 1e6))
+    text = (hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary)
+    return Shape(*text, *counts, image_tokens, "table in recipes/shapes.py (published sizes)")
+
+
+# Language sizes as in the published config.json of each model; counts in millions, rounded, as their
+# model cards give them (the vision tower and the aligner of Qwen are one module there). Tokens of an
+# image, the last size, are assumed: InternVL takes 256 a tile, here five tiles; Qwen by its pixels.
+PUBLISHED: dict[str, Shape] = {
+    "InternVL3_5-8B": _published((4096, 36, 32, 8, 128, 12288, 151936, 1280), 8528, 304, 33),
+    "InternVL3_5-4B": _published((2560, 36, 32, 8, 128, 9728, 151936, 1280), 4732, 304, 17),
+    "gemma-3-4b": _published((2560, 34, 8, 4, 256, 10240, 262208, 256), 4300, 417, 3),
+    "Qwen3-VL-8B": _published((4096, 36, 32, 8, 128, 12288, 151936, 1024), 8767, 576, 0),
+    "Qwen2.5-VL-7B": _published((3584, 28, 28, 4, 128, 18944, 152064, 1024), 8292, 677, 0),
+}
+
+
+def model_shape(recipe: Recipe) -> Shape | None:
+    """The shape of the recipe's base model; None when it is neither here nor in the table."""
+    folder = Path(recipe.model.path)
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        return _from_files(folder, recipe.model.aligner)
+    for name, shape in PUBLISHED.items():
+        if folder.name.startswith(name):
+            return shape
+    return None
+
+
+def _from_files(folder: Path, aligner: str | None) -> Shape:
+    """Reads config.json, and counts the tensors named in the headers of the weight files."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config", config)
+    tensors = dict(_tensors(folder))
+    vision = sum(n for name, n in tensors.items() if "vision" in name or "visual" in name)
+    heads, hidden = text["num_attention_heads"], text["hidden_size"]
+    return Shape(
+        hidden=hidden,
+        layers=text["num_hidden_layers"],
+        heads=heads,
+        kv_heads=text.get("num_key_value_heads", heads),
+        head_dim=text.get("head_dim") or hidden // heads,
+        intermediate=text["intermediate_size"],
+        vocabulary=text["vocab_size"],
+        parameters=sum(tensors.values()),
+        vision=vision,
+        aligner=sum(n for name, n in tensors.items() if aligner and aligner in name),
+        image_tokens=config.get("image_seq_length") or config.get("mm_tokens_per_image") or 256,
+        source=f"{folder}/config.json and the headers of its weight files",
+    )
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
+    """(name, number of elements) of every tensor, from the safetensors headers alone."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                yield name, math.prod(entry["shape"])
+
+
+@dataclass(frozen=True)
+class AdapterSize:
+    """Parameters of an adapter: trained by the optimizer, and stored in its file."""
+
+    trained: int
+    stored: int
+
+
+def adapter_size(recipe: Recipe, shape: Shape) -> AdapterSize:
+    """Counts an adapter on the seven linear layers of every decoder layer.
+
+    Per layer with input d, output o, hidden size H, total rank r, router width q, E experts
+    (strlora_tuner/mixture.py): A (r, d), B (o, r), query (q, d), key (q, H), prototypes (E, q)
+    train; the task router (E, H) trains unless it is frozen; stored are also the moving averages
+    of query, key and prototypes and, once, the instruction statistics. LoRA has A and B only.
+    """
+    options, hidden = recipe.tuner_options, shape.hidden
+    trained = stored = 0
+    for d_in, d_out in shape.linears():
+        pair = options.rank * (d_in + d_out)
+        router = task = 0
+        if recipe.method != "lora":
+            router = options.router_dim * (d_in + hidden + options.num_experts)
+            task = options.num_experts * hidden
+        trained += pair + router + (0 if options.task_router == "frozen" else task)
+        stored += pair + 2 * router + task
+    once = 0 if recipe.method == "lora" else hidden + 3
+    aligner = shape.aligner if recipe.model.aligner else 0
+    return AdapterSize(shape.layers * trained + aligner, shape.layers * stored + once + aligner)
