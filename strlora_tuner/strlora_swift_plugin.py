@@ -51,6 +51,14 @@ def _refuse_packing(args: Any) -> None:
         )
 
 
+def _refuse_vision(args: Any, model: Any) -> None:
+    if model.model_meta.is_multimodal and not getattr(args, "freeze_vit", True):
+        raise ValueError(
+            "--freeze_vit false: the vision tower sees no instruction, so its layers cannot be "
+            "routed; keep it frozen, or train it in full with --modules_to_save"
+        )
+
+
 def _turn_markers(args: Any, tokenizer: Any) -> tuple[list[int], list[int]]:
     """Returns the token ids that open and close a user's turn in the host's chat template."""
     meta = TEMPLATE_MAPPING[args.template]
@@ -84,16 +92,17 @@ def _ignored_ids(tokenizer: Any, model: Any) -> list[int]:
     return sorted(ids)
 
 
-def _aligner_modules(args: Any, model: Any) -> list[str]:
-    """Returns the modules to train in full beside the adapter (--freeze_aligner false)."""
+def _full_modules(args: Any, model: Any) -> list[str]:
+    """Returns the modules to train in full: --modules_to_save, and with --freeze_aligner false."""
+    named = list(getattr(args, "modules_to_save", None) or [])
     if getattr(args, "freeze_aligner", True) or not model.model_meta.is_multimodal:
-        return []
+        return named
     names = set(model.model_meta.model_arch.aligner)
     modules = dict(model.named_modules())
     missing = sorted(names - modules.keys())
     if missing:
         raise ValueError(f"--freeze_aligner false: the model has no modules {missing}")
-    return sorted(names)
+    return sorted({*names, *named})
 
 
 def _report(model: nn.Module, what: str) -> None:
@@ -110,6 +119,7 @@ class StrLoraTuner(PeftTuner):
     def prepare_model(args: Any, model: Any) -> nn.Module:
         """Returns `model` with a fresh adapter on the linear layers of its language model."""
         _refuse_packing(args)
+        _refuse_vision(args, model)
         options = options_from_host(
             args.model_kwargs,
             rank=args.lora_rank,
@@ -128,7 +138,7 @@ class StrLoraTuner(PeftTuner):
             options,
             task_type=args.task_type.upper(),
             target_modules=targets,
-            modules_to_save=_aligner_modules(args, model) or None,
+            modules_to_save=_full_modules(args, model) or None,
             turn_start=start,
             turn_end=end,
             ignored_ids=_ignored_ids(tokenizer, model),

@@ -10,6 +10,7 @@ from tests.host.swift import HERE, PLUGIN, logged, make_chunk, run, train_argume
 
 pytestmark = pytest.mark.slow
 STEPS = 3
+METRICS = ("stability_loss", "task_entropy", "token_entropy", "expert_0", "expert_3")
 OPTIONS = {"strlora_stability_weight": 5.0, "strlora_ema_decay": 0.5}
 
 
@@ -70,6 +71,9 @@ def test_two_chunks_equal_those_of_one_process(single, name):
         for step, (a, b) in enumerate(zip(found, expected, strict=True)):
             assert a["loss"] == pytest.approx(b["loss"], rel=2e-3), (name, chunk, step)
             assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=5e-3), (name, chunk, step)
+            for metric in METRICS:
+                near = pytest.approx(b[metric], rel=2e-2, abs=1e-6)
+                assert a[metric] == near, (name, chunk, step, metric)
         _same_adapter(load_file(adapter / "adapter_model.safetensors"),
                       load_file(reference / "adapter_model.safetensors"))  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import PeftModel
 
 from tests.strlora_tuner.models import END, IMAGE, MODELS, PAD, USER, adapted
 
@@ -69,3 +70,32 @@ def test_placeholders_never_enter_the_instruction(name):
     means = torch.stack([embedding(row[row != PAD]).mean(0) for row in texts])
     wanted = model.base_model.statistics().normalise(means)
     torch.testing.assert_close(found, wanted)
+
+
+ALIGNERS = {
+    "internvl": "model.multi_modal_projector",
+    "gemma3": "model.multi_modal_projector",  # a bare parameter inside
+    "qwen_vl": "model.visual.merger",
+}
+
+
+@pytest.mark.parametrize("name", list(ALIGNERS))
+def test_an_aligner_trains_in_full_and_is_saved_with_the_adapter(name, tmp_path):
+    images = torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    batch = inputs(name, ROWS, images)
+    model = adapted(MODELS[name](), modules_to_save=[ALIGNERS[name]]).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=10.0)
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    optimizer.step()
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    aligner = {key for key in before if f"{ALIGNERS[name]}.modules_to_save." in key}
+    assert aligner <= moved
+    assert all("strlora_" in key or key in aligner for key in moved)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(MODELS[name](), str(tmp_path), is_trainable=True)
+    for key in aligner:
+        assert torch.equal(loaded.state_dict()[key], model.state_dict()[key]), key
+        assert loaded.get_parameter(key).requires_grad
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(**batch).logits, model.eval()(**batch).logits)
