@@ -194,7 +194,7 @@ def test_eval_and_train_are_restored(name):
     assert all(module.training for module in model.modules())
 
 
-@ALL
+@COSTLY
 def test_all_user_turns_of_a_conversation_count(name):
     model = adapted(MODELS[name]()).eval()
     ids = torch.tensor([[USER, 11, 12, END, 50, 51, END, USER, 13, 14, 15, END, 52, END]])
@@ -206,7 +206,7 @@ def test_all_user_turns_of_a_conversation_count(name):
         assert not torch.allclose(logits(model, batch), conversation)
 
 
-@ALL
+@COSTLY
 def test_an_empty_instruction_is_the_zero_vector(name):
     model = adapted(MODELS[name]()).train()
     ids = torch.tensor([[USER, END, 5, 6], [USER, 9, END, 7]])

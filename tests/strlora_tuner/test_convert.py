@@ -91,7 +91,7 @@ def published_settings(draw):
     )
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(published_settings(), st.integers(0, 999))
 def test_adapters_of_any_size_give_the_published_numbers(tmp_path_factory, chosen, seed):
     folder = tmp_path_factory.mktemp("published")

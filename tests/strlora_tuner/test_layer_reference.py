@@ -136,7 +136,7 @@ def assert_near(found, wanted, tolerance, what=""):
     assert error <= tolerance * wanted.norm().clamp_min(1.0), f"{what}: {error} of {wanted.norm()}"
 
 
-@draws(40)
+@draws(25)
 @given(cases())
 def test_layer_equals_the_reference(case):
     pair = Pair(*case)
@@ -157,7 +157,7 @@ def test_layer_equals_the_reference(case):
             assert getattr(pair.mixture, name).grad is None, f"{name} must not train"
 
 
-@draws(15)
+@draws(10)
 @given(cases())
 def test_bfloat16_layer_stays_close(case):
     """Weights, inputs and outputs in bfloat16, scores in float32: an error of its rounding."""
