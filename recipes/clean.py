@@ -2,8 +2,8 @@
 
 The policy, chunk by chunk:
 
-- never removed: state, manifest, recipe, matrix, report, logs, metrics, predictions, scores, and the
-  adapter of the newest finished chunk, from which the next one starts;
+- never removed: state, manifest, recipe, matrix, report, logs, metrics, predictions, scores, and
+  the adapter of the newest finished chunk, from which the next one starts;
 - a trained chunk: its host folder (checkpoints), merged weights;
 - the chunk that is being trained: every checkpoint but the newest complete one;
 - an evaluated chunk: raw answers (they are in predictions/);

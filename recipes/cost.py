@@ -1,8 +1,8 @@
 """How much memory and time a run takes, by stated formulas. Everything here is an estimate.
 
 The formulas count floating-point operations and bytes; how much of its peak a GPU reaches is
-assumed (`UTILISATION`), not measured. `recipes.plan` replaces times by measured ones as soon as a run
-has finished chunks.
+assumed (`UTILISATION`), not measured. `recipes.plan` replaces times by measured ones as soon as a
+run has finished chunks.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ def memory_parts(recipe: Recipe, shape: Shape, adapter: AdapterSize) -> dict[str
     adapter     4 bytes a trained parameter (float32), divided by the processes under ZeRO-3
     gradients   4 bytes a trained parameter, divided by the processes under ZeRO-2 and 3
     optimizer   8 bytes a trained parameter (two AdamW moments), divided likewise
-    activations with checkpointing one hidden state a layer and one layer in full (34 H + 5 heads
-                T bytes a token, Korthikanti et al. 2022, eq. 2, at 2 bytes; sdpa keeps no scores, so
-                without the second term); without it every layer in full
+    activations with checkpointing one hidden state a layer and one layer in full: 34 H bytes a
+                token at 2 bytes a number (Korthikanti et al. 2022, eq. 2, without the scores, which
+                sdpa does not keep); without it every layer in full
+    overhead    CUDA context, kernels' workspaces, fragmentation: 2 GiB on a GPU, assumed
     logits      vocabulary x 4 bytes x 2 for the longest answer, 256 tokens a sample at most
     """
     world = recipe.launcher.nproc * recipe.launcher.nodes
@@ -74,6 +75,7 @@ def memory_parts(recipe: Recipe, shape: Shape, adapter: AdapterSize) -> dict[str
         "gradients": adapter.trained * 4 / sliced / GIB,
         "optimizer": adapter.trained * 8 / sliced / GIB,
         "activations": (stored if checkpointed else shape.layers * full_layer) / GIB,
+        "overhead": 0.0 if recipe.launcher.cpu else 2.0,
         "logits": min(tokens, rows * 256) * shape.vocabulary * 4 * 2 / GIB,
     }
 

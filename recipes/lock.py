@@ -48,8 +48,8 @@ class RunLock:
             self._file.close()
             raise RunLocked(
                 f"{self.path.parent} is being worked on by process {holder.get('pid', '?')} on "
-                f"{holder.get('machine', '?')}; wait for it, look with the command status, or stop it "
-                "first"
+                f"{holder.get('machine', '?')}; wait for it, look with the command status, or "
+                "stop it first"
             ) from error
         _end_leftover(read_holder(self.path))
         self._write({})

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from data_prep.mini.mixtures import SIZES
 from recipes.cost import (
     ANSWER_TOKENS,
     DECODE_SHARE,
@@ -24,7 +25,7 @@ from recipes.layout import RunLayout
 from recipes.machine import gpus
 from recipes.preview import evaluated_after
 from recipes.progress import duration
-from recipes.schema import Recipe
+from recipes.schema import Data, Recipe
 from recipes.shapes import adapter_size, model_shape
 from recipes.state import load_state
 from recipes.stream import Stream, StreamError, open_stream
@@ -56,7 +57,7 @@ def make_plan(recipe: Recipe, gpu: str | None = None, price: float | None = None
 
 
 def _chunk(recipe: Recipe, stream: Stream | None, index: int) -> dict[str, Any]:
-    samples = int(stream.chunk(index)["samples"]) if stream else ASSUMED_SAMPLES
+    samples = int(stream.chunk(index)["samples"]) if stream else _planned_samples(recipe.data)
     each = _mean_tokens(recipe, stream.chunk_file(index)) if stream else _assumed_tokens(recipe)
     batch, epochs = recipe.schedule.global_batch, recipe.schedule.epochs
     return {
@@ -66,6 +67,13 @@ def _chunk(recipe: Recipe, stream: Stream | None, index: int) -> dict[str, Any]:
         "tokens": round(samples * epochs * each),
         "evaluated": evaluated_after(recipe, index),
     }
+
+
+def _planned_samples(data: Data) -> int:
+    """Samples of a chunk that is not made yet: known for the miniature, else assumed."""
+    if data.source == "mini" and data.size in SIZES:
+        return SIZES[data.size].samples
+    return ASSUMED_SAMPLES
 
 
 def _assumed_tokens(recipe: Recipe) -> float:
@@ -101,6 +109,10 @@ def _tokenizer(recipe: Recipe) -> Any:
 
 def _questions(recipe: Recipe, stream: Stream | None) -> int:
     """Test questions of one evaluation."""
+    if stream is None and recipe.data.source == "mini" and recipe.data.size in SIZES:
+        size = SIZES[recipe.data.size]
+        tasks = recipe.eval.tasks or size.tasks(recipe.data.seed)
+        return len(tasks) * min(size.test, recipe.eval.limit or size.test)
     if stream is None:
         return ASSUMED_TESTS
     limit = recipe.eval.limit or 10**9
@@ -109,6 +121,9 @@ def _questions(recipe: Recipe, stream: Stream | None) -> int:
 
 
 def _data_sources(recipe: Recipe, stream: Stream | None) -> dict[str, str]:
+    if stream is None and recipe.data.source == "mini":
+        text = f"as data_prep.mini will make them; {recipe.data.stream} is not made yet"
+        return {"samples": text, "tokens": "assumed: an image and a short question"}
     if stream is None:
         text = f"assumed, the stream {recipe.data.stream} is not here: {ASSUMED_SAMPLES} samples"
         return {"samples": f"{text} a chunk, {ASSUMED_TESTS} questions", "tokens": "assumed"}
@@ -239,4 +254,5 @@ def _time_text(plan: dict[str, Any]) -> Iterator[str]:
     yield f"  a chunk  train {duration(seconds['train'])}, evaluate {duration(seconds['evaluate'])}"
     if plan["gpu_hours"] is not None:
         cost = "" if plan["cost"] is None else f", cost {plan['cost']:,.0f}"
-        yield f"  GPUs     {plan['processes']} x {plan['gpu']}: {plan['gpu_hours']:.1f} GPU hours{cost}"
+        gpus_text = f"{plan['processes']} x {plan['gpu']}"
+        yield f"  GPUs     {gpus_text}: {plan['gpu_hours']:.1f} GPU hours{cost}"

@@ -53,9 +53,9 @@ def _published(sizes: tuple[int, ...], total: float, vision: float, aligner: flo
     return Shape(*text, *counts, image_tokens, "table in recipes/shapes.py (published sizes)")
 
 
-# Language sizes as in the published config.json of each model; counts in millions, rounded, as their
-# model cards give them (the vision tower and the aligner of Qwen are one module there). Tokens of an
-# image, the last size, are assumed: InternVL takes 256 a tile, here five tiles; Qwen by its pixels.
+# Language sizes as in the published config.json of each model; counts in millions, rounded, as the
+# model cards give them (the vision tower and the aligner of Qwen are one module there). Tokens of
+# an image, the last size, are assumed: InternVL takes 256 a tile, here five tiles; Qwen by pixels.
 PUBLISHED: dict[str, Shape] = {
     "InternVL3_5-8B": _published((4096, 36, 32, 8, 128, 12288, 151936, 1280), 8528, 304, 33),
     "InternVL3_5-4B": _published((2560, 36, 32, 8, 128, 9728, 151936, 1280), 4732, 304, 17),

@@ -1,4 +1,4 @@
-"""`status`: where a run stands, from its files alone; beside a living run, or on another machine."""
+"""`status`: where a run stands, from its files alone; beside a living run or on another machine."""
 
 from __future__ import annotations
 
