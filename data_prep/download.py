@@ -15,9 +15,9 @@ def download(repository: str, folder: Path, patterns: list[str]) -> Path:
     Raises:
         Refused: the hub cannot be reached, or the data set is not open to this account.
     """
+    from httpx import HTTPError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-    from requests.exceptions import RequestException
 
     command = f"hf download {repository} --repo-type dataset --local-dir {folder}"
     try:
@@ -28,7 +28,7 @@ def download(repository: str, folder: Path, patterns: list[str]) -> Path:
         raise Refused(
             "download", f"{repository}: the hub refuses ({error}); log in? {command}"
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, RequestException, OSError) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Refused(
             "offline",

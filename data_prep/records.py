@@ -7,6 +7,8 @@ and value, `image`), evaluation (`question_id`, `text`, `answer`) and flat pairs
 from __future__ import annotations
 
 import json
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
 
 from data_prep.problems import Refused, shown
@@ -38,7 +40,18 @@ _TURNS = ("messages", "conversations", "conversation")
 _IMAGES = ("images", "image", "image_path")
 _IDS = ("id", "question_id", "sample_id")
 _USED = {*_TURNS, *_IMAGES, *_IDS, "system", "system_prompt", "task"}
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def _plain(value: Any) -> Any:
+    """Return what a Parquet file holds and JSON has no word for: times as ISO 8601 text."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal | timedelta):
+        return str(value)
+    raise Refused("json-value", f"a field holds {shown(value)}, which JSON has no word for")
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain).encode
 _FORMS = "'messages' (role, content), 'conversations' (from, value) or 'question' and 'answer'"
 
 

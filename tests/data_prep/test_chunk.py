@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 
@@ -176,6 +177,19 @@ def test_pictures_inside_samples_become_files(tmp_path):
     cut(tmp_path / "p.parquet", tmp_path / "out2")
     (found,) = rows(tmp_path / "out2/chunks/001.jsonl")
     assert (tmp_path / "out2" / found["images"][0]).read_bytes() == buffer.getvalue()
+
+
+def test_parquet_with_times_nested_turns_and_bytes(tmp_path):
+    moment = datetime(2026, 3, 1, 12)
+    turns = [{**turn, "value": turn["value"].replace("<image>", "")} for turn in TURNS]
+    row = {"conversations": turns, "when": moment, "weight": 1.5}
+    Dataset.from_list([row] * 3).to_parquet(tmp_path / "a.parquet")
+    options = ["--by", "time", "--column", "when", "--every", "1d"]
+    assert cut(tmp_path / "a.parquet", tmp_path / "out", *options) == 0
+    found = rows(tmp_path / "out/chunks/001.jsonl")
+    assert [row["when"] for row in found] == ["2026-03-01T12:00:00"] * 3
+    Dataset.from_list([row | {"blob": b"x"}]).to_parquet(tmp_path / "b.parquet")
+    assert cut(tmp_path / "b.parquet", tmp_path / "no") == 1
 
 
 def test_by_count_shuffles_inside_chunks_only(tmp_path):
