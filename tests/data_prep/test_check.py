@@ -456,3 +456,33 @@ def test_a_stream_of_chunk_with_bad_images_can_be_fixed(tmp_path):
     out = tmp_path / "s.clean"
     assert (out / "images").is_symlink()
     assert run(out)[0] == 0
+
+
+def test_values_of_odd_types_are_findings_and_never_crash(tmp_path):
+    odd = ["x", None, [], {}, [1], ["a", "b"], 3, True, [640, 480], "[640, 480]", 1e308, [[1], [2]]]
+    keys = ["size", "answer_bbox", "references", "options", "task", "id", "images", "messages"]
+    box = {"question": "Give the bounding box.", "answer": "[0.1, 0.2, 0.3, 0.4]"}
+    rows = [{**sample("x", **box), key: value} for key in [*keys, "extra"] for value in odd]
+    folder = stream(tmp_path / "s", rows, rows, scorer="grounding")
+    code, content = run(folder, "--near", "--fix", str(tmp_path / "clean"))
+    assert code == 1
+    assert {"content-type", "role", "no-turns", "box", "box-size", "turns-type"} & set(
+        found(content)
+    )
+    assert run(tmp_path / "clean")[0] == 0
+
+
+def test_validation_sets_are_checked_and_kept_by_fix(tmp_path):
+    folder = stream(tmp_path / "s", [sample("a"), sample("b")], [sample("c", question="Else?")])
+    rows = [sample("v", question="More?"), sample("w", question="What is in picture b?")]
+    path = folder / "validation/t.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry = {"file": "validation/t.jsonl", "samples": 2, "sha256": sha256_file(path)}
+    damage(folder, lambda manifest: manifest["tasks"]["t"].update(validation=entry))
+    code, content = run(folder, "--fix", str(tmp_path / "clean"))
+    assert (code, found(content)) == (1, ["leak-sample"])
+    manifest = json.loads((tmp_path / "clean/stream.json").read_text())
+    assert manifest["tasks"]["t"]["validation"]["samples"] == 2
+    assert manifest["chunks"][0]["samples"] == 1
+    assert run(tmp_path / "clean")[0] == 0
