@@ -22,7 +22,7 @@ from data_prep.mini.tasks.base import VAGUE
 
 # sha256 of stream.json, which holds the hash of every JSONL and of all decoded pixels. It changes
 # only when a task, the mixture or Pillow's drawing changes: then raise data_prep.mini.VERSION.
-GOLDEN_MINI = "ab552788dd3ec05bef9330c2d91bf2b93eb1f2fc52aa456f23eb624c2e9a5291"
+GOLDEN_MINI = "4c5d42250dad4af473f199003bf00baf3de3ec132ebc57a7b44257198722591c"
 GOLDEN_SMOKE = "16d15787f15c45c7b3f069a02421800fa6a604b799216fb4101a5a06e7f75d68"
 
 
