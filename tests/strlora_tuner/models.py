@@ -84,7 +84,10 @@ def gemma3_model(seed: int = 0) -> torch.nn.Module:
         boi_token_index=93,
         eoi_token_index=94,
     )
-    return Gemma3ForConditionalGeneration(config).float().eval()
+    model = Gemma3ForConditionalGeneration(config).float().eval()
+    # Zero at first: images would say nothing.
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.1)
+    return model
 
 
 def qwen_vl_model(seed: int = 0) -> torch.nn.Module:
