@@ -29,7 +29,8 @@ def install() -> None:
     """Makes the orchestrator of this process start the stand-in."""
 
     def argv(self: Command) -> list[str]:
-        return [sys.executable, "-m", "tests.recipes.fake_host", self.kind, *self.arguments]
+        host = [sys.executable, "-m", "tests.recipes.fake_host", self.kind, *self.arguments]
+        return [*self.prefix, sys.executable, "-m", "recipes.node", *host] if self.prefix else host
 
     Command.argv = argv  # type: ignore[method-assign]
 
@@ -80,6 +81,13 @@ def train(arguments: dict[str, str]) -> None:
     """`swift sft`."""
     output = Path(arguments["output_dir"])
     output.mkdir(parents=True, exist_ok=True)
+    if "NODE_RANK" in os.environ:  # several machines: the first one trains, all say who they are
+        names = ("NODE_RANK", "NNODES", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT")
+        rank = os.environ["NODE_RANK"]
+        content = {name: os.environ.get(name) for name in names}
+        (output.parent / f"node-{rank}.json").write_text(json.dumps(content), encoding="utf-8")
+        if rank != "0":
+            return
     data = Path(arguments["dataset"]).read_bytes()
     batch = int(arguments["per_device_train_batch_size"])
     steps = -(-data.count(b"\n") // batch)

@@ -1,0 +1,144 @@
+"""A real SLURM on this machine: munge, slurmctld and two slurmd on the loopback, for a test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
+CONFIG = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={root}/munge.socket
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool-%n
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdPidFile={root}/slurmd-%n.pid
+SlurmctldLogFile={root}/slurmctld.log
+SlurmdLogFile={root}/slurmd-%n.log
+SlurmctldPort={port}
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+MpiDefault=none
+SwitchType=switch/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+ReturnToService=2
+KillWait=5
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,requeue_delay=1
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=1 RealMemory=500
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=1 RealMemory=500
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def missing() -> str:
+    """Why SLURM cannot be tested here; empty when it can."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    absent = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
+    if absent:
+        return f"SLURM is not installed ({', '.join(absent)}): apt-get install slurm-wlm munge"
+    return "" if os.geteuid() == 0 else "the daemons of SLURM need root"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free now."""
+    listeners = [socket.socket() for _ in range(count)]
+    for listener in listeners:
+        listener.bind(("127.0.0.1", 0))
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+class Cluster:
+    """Two virtual nodes of one core each; `environment` is what its clients need."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.environment = {
+            **os.environ,
+            "SLURM_CONF": str(root / "slurm.conf"),
+            "PATH": os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]),
+        }
+        self._daemons: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Cluster:
+        (self.root / "state").mkdir(parents=True)
+        host = socket.gethostname().split(".")[0]
+        port, first, second = free_ports(3)
+        text = CONFIG.format(host=host, root=self.root, port=port, first=first, second=second)
+        (self.root / "slurm.conf").write_text(text, encoding="utf-8")
+        self._munge()
+        self._start("slurmctld", "-D", "-c")
+        for node in ("n1", "n2"):
+            self._start("slurmd", "-D", "-c", "-N", node)
+        self.wait_for(lambda: self.run("sinfo", "-h", "-o", "%T %D").strip() == "idle 2")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(subprocess.SubprocessError):
+            self.run("scancel", "--user=root", "--signal=KILL", "--full")
+        for daemon in reversed(self._daemons):
+            daemon.send_signal(signal.SIGTERM)
+        for daemon in self._daemons:
+            with suppress(subprocess.TimeoutExpired):
+                daemon.wait(timeout=10)
+            if daemon.poll() is None:
+                daemon.kill()
+
+    def _munge(self) -> None:
+        key = self.root / "munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        options = [f"--key-file={key}", f"--socket={self.root}/munge.socket", "--force"]
+        options += [f"--{kind}-file={self.root}/munge.{kind}" for kind in ("pid", "log", "seed")]
+        self._start("munged", "--foreground", *options)
+        self.wait_for((self.root / "munge.socket").exists)
+
+    def _start(self, *command: str) -> None:
+        log = (self.root / f"{len(self._daemons)}-{command[0]}.out").open("wb")
+        self._daemons.append(
+            subprocess.Popen(
+                command, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        )
+
+    def run(self, *command: str) -> str:
+        """The output of a client command."""
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        return done.stdout
+
+    def wait_for(self, done, seconds: float = 120) -> None:
+        """Waits until `done()` is true; fails with the daemons' output."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with suppress(AssertionError):
+                if done():
+                    return
+            if time.monotonic() > deadline:
+                logs = {p.name: p.read_text(errors="replace")[-1500:] for p in self._logs()}
+                raise AssertionError(f"not in {seconds:.0f} s: {logs}")
+            time.sleep(0.3)
+
+    def _logs(self) -> list[Path]:
+        return sorted([*self.root.glob("*.out"), *self.root.glob("*.log")])
+
+    def wait_until_over(self, job: str, seconds: float = 300) -> None:
+        """Waits until no task of the job is queued or running."""
+        self.wait_for(lambda: job not in self.run("squeue", "-h", "-o", "%A %F").split(), seconds)

@@ -1,0 +1,127 @@
+"""A stream through a real SLURM with two virtual nodes; what is trained is the stand-in host's.
+
+The stand-in keeps this cheap; that two real processes train what one trains is in
+tests/host/test_distributed.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.commands import REPO
+from tests.recipes.toy import recipe_values, write_recipe, write_stream
+from tests.slurm.cluster import Cluster, missing
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("slurm")) as found:
+        yield found
+
+
+def recipe(folder: Path, nodes: int, step_seconds: float, **slurm: Any) -> Path:
+    """A recipe of two chunks; its virtual environment runs the stand-in host."""
+    stream = write_stream(folder / "stream", samples=16)
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}", encoding="utf-8")
+    python = folder / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        f"#!/bin/sh\nexport FAKE_STEP_SECONDS={step_seconds}\nshift 2\n"
+        f'exec {sys.executable} -m tests.recipes.fake_run "$@"\n',
+        encoding="utf-8",
+    )
+    python.chmod(0o755)
+    values = recipe_values(stream, folder / "run", folder / "model")
+    values["schedule"] |= {"per_device_batch": 2, "save_steps": 1000}
+    values["launcher"] |= {"kind": "slurm", "nodes": nodes}
+    values["launcher"]["slurm"] = {
+        "venv": str(folder / "venv"),
+        "logs": str(folder / "logs"),
+        "time": "10",
+        **slurm,
+    }
+    return write_recipe(folder / "toy.yaml", values)
+
+
+def submit(cluster: Cluster, path: Path, *options: str) -> str:
+    """Submits through the command line; returns the job's number."""
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.cli", "run", str(path), "--slurm", *options],
+        cwd=REPO,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("submitted job ")[1].split(";")[0]
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "state.json").read_text(encoding="utf-8"))
+
+
+def logs(folder: Path) -> str:
+    return "\n".join(p.read_text(encoding="utf-8") for p in (folder / "logs").glob("*.out"))
+
+
+def test_two_nodes_meet_and_train_the_stream(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.wait_until_over(submit(cluster, recipe(tmp_path, 2, 0.02)))
+    assert state_of(tmp_path / "run")["finished"], logs(tmp_path)
+    nodes = [
+        json.loads((tmp_path / "run/chunks/002" / f"node-{rank}.json").read_text(encoding="utf-8"))
+        for rank in (0, 1)
+    ]
+    assert [node["NODE_RANK"] for node in nodes] == ["0", "1"]
+    assert {node["NNODES"] for node in nodes} == {"2"}
+    assert {node["NPROC_PER_NODE"] for node in nodes} == {"1"}
+    assert {node["MASTER_ADDR"] for node in nodes} == {"n1"}
+    assert len({node["MASTER_PORT"] for node in nodes}) == 1
+
+
+def test_a_job_that_is_told_of_its_time_limit_saves_and_goes_on(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """What `--signal=B:USR1@N` does N seconds before the limit is done here once training runs."""
+    path = recipe(tmp_path, 1, 1.0)
+    job = submit(cluster, path)
+    cluster.wait_for((tmp_path / "run/chunks/001/host/logging.jsonl").exists, 200)
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    cluster.wait_for(lambda: "back into the queue" in logs(tmp_path), 200)
+    # SLURM holds a requeued job for two minutes, which the test need not wait for.
+    cluster.wait_for(lambda: cluster.run("squeue", "-h", "-o", "%T").strip() == "PENDING")
+    cluster.run("scontrol", "update", f"jobid={job}", "starttime=now")
+    cluster.wait_until_over(job)
+    text = logs(tmp_path)
+    assert "stopped by SIGUSR1" in text
+    assert "resuming at step" in text
+    assert ", start 2, " in text
+    assert state_of(tmp_path / "run")["finished"], text
+
+
+def test_an_array_of_two_seeds(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.wait_until_over(submit(cluster, recipe(tmp_path, 1, 0.02), "--seeds", "3,4"))
+    for seed in (3, 4):
+        run = Path(f"{tmp_path / 'run'}-lora-seed{seed}")
+        assert state_of(run)["finished"], logs(tmp_path)
+        manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+        assert manifest["seed"] == seed
+
+
+def test_a_failed_job_is_told_and_not_requeued(cluster: Cluster, tmp_path: Path) -> None:
+    path = recipe(tmp_path, 2, 0.02)
+    os.remove(tmp_path / "stream" / "chunks" / "001.jsonl")
+    cluster.wait_until_over(submit(cluster, path))
+    text = logs(tmp_path)
+    assert "001.jsonl is missing" in text
+    assert "back into the queue" not in text
