@@ -1,4 +1,4 @@
-.PHONY: help setup test check format ci
+.PHONY: help setup test check format faults ci
 
 help:    ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -14,6 +14,10 @@ check:   ## ruff, mypy and shellcheck only
 
 format:  ## let ruff format the code
 	.venv/bin/ruff format . && .venv/bin/ruff check --fix .
+
+faults:  ## kills, faults, signals and a real SLURM, slow ones included
+	.venv/bin/python -m pytest tests/faults tests/slurm tests/recipes/test_runner.py tests/recipes/test_real_stop.py \
+		tests/recipes/test_real_stream.py
 
 ci:      ## everything, slow suites included
 	bash .ci/run

@@ -69,8 +69,8 @@ def _check_mixtures(path: Path, keys: set[str]) -> None:
             f"{path} holds {len(keys)} tensors but no expert mixture (*{_MIXTURE}A); the tuner "
             f"was not trained. {_FIX.capitalize()}"
         )
-    for layer, found in sorted(layers.items()):
-        missing = sorted((_PARAMETERS | _AVERAGES) - found)
+    for layer, leaves in sorted(layers.items()):
+        missing = sorted((_PARAMETERS | _AVERAGES) - leaves)
         if missing:
             what = "moving averages" if set(missing) <= _AVERAGES else "tensors"
             raise AdapterError(f"{path}: {layer} lacks {what} {', '.join(missing)}; {_FIX}")

@@ -24,6 +24,27 @@ from recipes.schema import Recipe
 from recipes.state import RunState, load_state
 
 
+# How temporary files begin: a dot, and the name of what they become.
+_LEFTOVERS = tuple(
+    f".{name}"
+    for name in (
+        "state.json.",
+        "manifest.json.",
+        "recipe.yaml.",
+        "matrix.csv.",
+        "report.html.",
+        "test_prompts.jsonl.",
+        "routing_probe.json.",
+        "adapter.",
+        "predictions",
+        "scores.json.",
+        "routing.json.",
+        "train_metrics",
+        "answers.jsonl.",
+    )
+)
+
+
 def clean(recipe: Recipe, remove: bool, old_adapters: bool = False) -> Iterator[str]:
     """Yields a line for each thing that goes; removes it only with `remove`.
 
@@ -88,11 +109,8 @@ def _spare_checkpoints(host: Path) -> Iterator[Path]:
 
 def _leftovers(folder: Path) -> Iterator[Path]:
     """Temporary files and folders: our own begin with a dot and stand beside what they become."""
-    stems = (".state.json.", ".manifest.json.", ".recipe.yaml.", ".matrix.csv.", ".report.html.")
-    stems += (".adapter.", ".predictions", ".scores.json.", ".routing.json.", ".train_metrics")
-    stems += (".test_prompts.jsonl.", ".routing_probe.json.", ".answers.jsonl.")
     if folder.is_dir():
-        yield from (path for path in folder.iterdir() if path.name.startswith(stems))
+        yield from (path for path in folder.iterdir() if path.name.startswith(_LEFTOVERS))
 
 
 def _existing(*paths: Path) -> Iterator[Path]:

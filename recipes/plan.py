@@ -92,7 +92,7 @@ def _mean_tokens(recipe: Recipe, file: Path) -> float:
         for line in islice(lines, COUNTED_LINES):
             sample = json.loads(line)
             text = " ".join(str(turn["content"]) for turn in sample["messages"])
-            length = len(tokenizer.encode(text).ids) if tokenizer else len(text) / 4
+            length: float = len(tokenizer.encode(text).ids) if tokenizer else len(text) / 4
             length += TEMPLATE_TOKENS + image_tokens * len(sample.get("images") or [])
             total, count = total + min(length, recipe.model.max_length), count + 1
     return total / max(count, 1)

@@ -34,4 +34,4 @@ def refuse_remote_code(repo_id: str, module: str, *args: Any, **kwargs: Any) -> 
 callbacks_map["save_and_stop"] = SaveAndStop
 if os.environ.get("STRLORA_REMOTE_CODE") != "1":
     ModelLoader.default_trust_remote_code = False
-    dynamic_module_utils.get_cached_module_file = refuse_remote_code
+    vars(dynamic_module_utils)["get_cached_module_file"] = refuse_remote_code

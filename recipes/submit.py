@@ -131,7 +131,10 @@ def header_options(recipe: Recipe, template: str) -> list[str]:
     gpus = slurm.gpus_per_node
     if gpus is None:
         gpus = 0 if launcher.cpu else launcher.nproc
-    asked = {"gpus-per-node": gpus or None, "cpus-per-task": slurm.cpus_per_task}
+    asked: dict[str, str | int | None] = {
+        "gpus-per-node": gpus or None,
+        "cpus-per-task": slurm.cpus_per_task,
+    }
     asked |= {"mem": slurm.memory, "partition": slurm.partition, "account": slurm.account}
     options += [f"{key}={value}" for key, value in asked.items() if value is not None]
     return options + list(slurm.options)

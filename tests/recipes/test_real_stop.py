@@ -54,3 +54,29 @@ def test_a_signal_saves_between_two_checkpoints_and_the_run_goes_on(tmp_path: Pa
     assert f"resuming at step {saved.step} of 150" in done.stdout
     state = json.loads(layout.state.read_text(encoding="utf-8"))
     assert (state["finished"], state["chunks"][1]["steps"]) == (True, 150)
+
+
+GUARD = """
+import os, sys
+import recipes.strlora_host_plugin as plugin
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+manager = plugin.SaveAndStop().shutdown_manager
+foreign = "/tmp/stop"
+exists = os.path.exists
+os.path.exists = lambda path: path == foreign or exists(path)  # left by somebody else
+assert not manager.should_shutdown()
+try:
+    get_class_from_dynamic_module("modeling_x.X", sys.argv[1])
+except ValueError as error:
+    assert "set model.remote_code: true" in str(error), error
+else:
+    raise SystemExit("the model's own code was loaded")
+"""
+
+
+def test_a_foreign_stop_file_and_a_models_own_code_do_nothing(tmp_path: Path) -> None:
+    (tmp_path / "modeling_x.py").write_text("class X: pass\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", GUARD, str(tmp_path)], cwd=REPO, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
