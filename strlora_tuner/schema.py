@@ -137,6 +137,8 @@ class TunerOptions:
             expected = expected_value(hints[item.name], bounds_of(item))
             if not fits(value, hints[item.name], bounds_of(item)):
                 problems.append(f"{item.name} = {value!r}: expected {expected}")
+            elif hints[item.name] is float:
+                setattr(self, item.name, float(value))
         problems = problems or cross_field_problems(self)
         if problems:
             raise ValueError("; ".join(problems))
