@@ -23,7 +23,6 @@ from recipes.lock import RunLock
 from recipes.schema import Recipe
 from recipes.state import RunState, load_state
 
-
 # How temporary files begin: a dot, and the name of what they become.
 _LEFTOVERS = tuple(
     f".{name}"

@@ -87,14 +87,15 @@ def _mean_tokens(recipe: Recipe, file: Path) -> float:
     tokenizer = _tokenizer(recipe)
     shape = model_shape(recipe)
     image_tokens = shape.image_tokens if shape else 256
-    total = count = 0
+    total, count = 0.0, 0
     with file.open(encoding="utf-8") as lines:
         for line in islice(lines, COUNTED_LINES):
             sample = json.loads(line)
             text = " ".join(str(turn["content"]) for turn in sample["messages"])
             length: float = len(tokenizer.encode(text).ids) if tokenizer else len(text) / 4
             length += TEMPLATE_TOKENS + image_tokens * len(sample.get("images") or [])
-            total, count = total + min(length, recipe.model.max_length), count + 1
+            total += min(length, recipe.model.max_length)
+            count += 1
     return total / max(count, 1)
 
 
