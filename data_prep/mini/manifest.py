@@ -115,12 +115,8 @@ def check(folder: Path, size: str, seed: int) -> list[str]:
     """
     content = json.loads((folder / FILE).read_text())
     expect_settings(folder / FILE, content, size, seed)
-    planned = {unit.file: unit.samples for unit in units(size, seed)}
-    if {entry["file"]: entry["samples"] for entry in entries(content)} != planned:
-        raise StreamError(
-            f"{folder / FILE}: its files or their counts are not those of size {size!r} as it is "
-            "now (an older version wrote them). Choose another --out, or delete the folder."
-        )
+    found_counts = {entry["file"]: entry["samples"] for entry in entries(content)}
+    expect_counts(folder / FILE, found_counts, size, seed)
     missing = []
     for entry in entries(content):
         file = entry["file"]
@@ -158,3 +154,17 @@ def expect_settings(path: Path, content: dict[str, Any], size: str, seed: int) -
                 f"{path}: {key} is {content.get(key)!r}, this run would make {wanted!r}. "
                 "Choose another --out, or delete the folder."
             )
+
+
+def planned(size: str, seed: int) -> dict[str, int]:
+    """Return the number of samples of every file of a stream."""
+    return {unit.file: unit.samples for unit in units(size, seed)}
+
+
+def expect_counts(path: Path, found: dict[str, int], size: str, seed: int) -> None:
+    """Raise StreamError unless the files that `path` speaks of are those of this size and seed."""
+    if found != planned(size, seed):
+        raise StreamError(
+            f"{path}: its files or their counts are not those of size {size!r} as it is now (an "
+            "older version wrote them). Choose another --out, or delete the folder."
+        )

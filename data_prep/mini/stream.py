@@ -69,6 +69,7 @@ def finished(folder: Path, size: str, seed: int) -> dict[str, Written]:
         return {}
     content = json.loads((folder / PARTIAL).read_text())
     manifest.expect_settings(folder / PARTIAL, content, size, seed)
+    manifest.expect_counts(folder / PARTIAL, content.get("planned", {}), size, seed)
     items = [Written(**entry) for entry in content["written"]]
     return {item.file: item for item in items if _unchanged(folder / item.file, item.sha256)}
 
@@ -79,7 +80,11 @@ def _unchanged(path: Path, sha256: str) -> bool:
 
 def _note(folder: Path, size: str, seed: int, done: dict[str, Written]) -> None:
     """Record what is written so far, so that an interrupted run can go on."""
-    content = {**manifest.settings(size, seed), "written": [vars(w) for w in done.values()]}
+    content = {
+        **manifest.settings(size, seed),
+        "planned": manifest.planned(size, seed),
+        "written": [vars(w) for w in done.values()],
+    }
     write_json(folder / PARTIAL, content)
 
 

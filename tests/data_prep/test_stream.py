@@ -170,6 +170,16 @@ def test_older_mixture_in_the_folder_is_refused(copy):
         write_stream(copy, "smoke")
 
 
+def test_older_mixture_in_an_unfinished_folder_is_refused(copy):
+    content = json.loads((copy / "stream.json").read_text())
+    (copy / "stream.json").unlink()
+    settings = {key: content[key] for key in ("format", "name", "generator", "seed")}
+    partial = {**settings, "planned": {"chunks/001.jsonl": 24}, "written": []}
+    (copy / PARTIAL).write_text(json.dumps(partial))
+    with pytest.raises(StreamError, match=r"partial.json: its files or their counts are not"):
+        write_stream(copy, "smoke")
+
+
 def test_missing_validation_file_is_made_again(copy, smoke):
     (copy / "validation/RS.jsonl").unlink()
     assert write_stream(copy, "smoke", workers=1)
