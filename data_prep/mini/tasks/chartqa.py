@@ -17,9 +17,7 @@ from data_prep.mini.tasks.base import Question, Scene, Task, partition
 
 NAMES = ("blue", "orange", "green")  # of the bars from left to right: matplotlib's colour cycle
 BARS = len(NAMES)
-FOOT = (
-    76  # row on which the bars stand; their numbers are written below, as in a chart with a table
-)
+FOOT = 76  # row on which the bars stand; their numbers are written below it
 WIDTH = 37  # pixels a bar
 SCALE = 84.0  # years at the upper edge; the highest value of the table is 83
 LEAST_GAP = 5  # years between the two highest and between the two lowest bars
