@@ -56,7 +56,6 @@ def test_too_long_samples_are_left_out_by_default(chunk, tmp_path):
     ("changes", "message"),
     [
         ({"freeze_vit": "false"}, "its layers cannot be routed"),
-        ({"packing": "true"}, "StrLoRA needs --packing false"),
         ({"target_modules": ["no_such_layer"]}, "matches no layer of the model"),
     ],
 )

@@ -48,12 +48,20 @@ def arguments_of(argv: Sequence[str]) -> dict[str, str]:
     return {key.removeprefix("--"): " ".join(values) for key, values in found.items()}
 
 
-def write_weights(path: Path, content: bytes, dtype: str = "U8") -> None:
-    """A safetensors file with one tensor."""
+# The tensors of one routed layer, which a StrLoRA adapter must hold: empty ones here.
+PARAMETERS = ("A", "B", "query", "key", "prototypes", "task")
+AVERAGES = ("ema_query", "ema_key", "ema_prototypes")
+ROUTED = [f"layer.strlora_mixture.{name}" for name in PARAMETERS + AVERAGES]
+
+
+def write_weights(path: Path, content: bytes, dtype: str = "U8", empty: Sequence[str] = ()) -> None:
+    """A safetensors file with one tensor, and empty ones of the names in `empty`."""
     size = {"U8": 1, "F16": 2, "BF16": 2, "F32": 4}[dtype]
     shape = [len(content) // size]
-    entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, len(content)]}
-    header = json.dumps({"weight": entry}).encode()
+    entries = {"weight": {"dtype": dtype, "shape": shape, "data_offsets": [0, len(content)]}}
+    for name in empty:
+        entries[name] = {"dtype": dtype, "shape": [0], "data_offsets": [len(content)] * 2}
+    header = json.dumps(entries).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + content)
 
 
@@ -62,10 +70,12 @@ def read_weights(path: Path) -> bytes:
     return path.read_bytes()[-32:]
 
 
-def write_checkpoint(path: Path, step: int, steps: int, weights: bytes) -> None:
+def write_checkpoint(
+    path: Path, step: int, steps: int, weights: bytes, empty: Sequence[str] = ()
+) -> None:
     """A host checkpoint, its files in the host's order with pauses in which a kill can fall."""
     path.mkdir(parents=True)
-    write_weights(path / "adapter_model.safetensors", weights)
+    write_weights(path / "adapter_model.safetensors", weights, empty=empty)
     (path / "adapter_config.json").write_text("{}", encoding="utf-8")
     time.sleep(STEP_SECONDS / 4)
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
@@ -117,7 +127,8 @@ def train(arguments: dict[str, str]) -> None:
         with (output / "logging.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
         if step == steps or step % int(arguments["save_steps"]) == 0 or asked:
-            write_checkpoint(output / f"checkpoint-{step}", step, steps, weights)
+            empty = ROUTED if arguments.get("tuner_type") == "strlora" else ()
+            write_checkpoint(output / f"checkpoint-{step}", step, steps, weights, empty)
         if os.environ.get("FAKE_STOP_AT") == str(step) or asked:
             return
 
