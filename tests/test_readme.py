@@ -64,7 +64,7 @@ def test_every_file_named_exists(page):
 def test_every_shipped_recipe_is_in_the_table():
     text = (ROOT / "README.md").read_text()
     assert all(f"`{name}`" in text for name in RECIPES)
-    assert RECIPES == ["gemma3-4b", "internvl3.5-4b", "internvl3.5-8b", "tiny"]
+    assert {"gemma3-4b", "internvl3.5-4b", "internvl3.5-8b", "tiny"} <= set(RECIPES)
 
 
 def test_the_dry_run_prints_every_chunk_and_says_what_is_missing():
