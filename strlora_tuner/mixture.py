@@ -200,9 +200,9 @@ class MixtureOfExperts(Float32Buffers):
         return fused_route()
 
     def _add(self, result: Tensor, weighted: Tensor) -> Tensor:
-        """Returns result + B weighted: one product that adds up, where dtypes allow it."""
-        autocast = autocast_on(result)
-        if not autocast and result.dtype != weighted.dtype:
+        """Returns result + B weighted: one product that adds up, where it can and where it pays."""
+        mixed = result.dtype != weighted.dtype and not autocast_on(result)
+        if mixed or weighted.shape[1] == 1:
             return result + F.linear(weighted, self.B).to(result.dtype)
         flat = torch.addmm(result.flatten(0, -2), weighted.flatten(0, -2), self.B.t())
         return flat.view_as(result)
@@ -235,9 +235,9 @@ class MixtureOfExperts(Float32Buffers):
                 self._decoding = (prompt.keys @ self.query.float()).transpose(1, 2)
             scores = torch.baddbmm(prompt.bias, x.float(), self._decoding)
             gates = token_gates(scores, settings.token_top_k, settings.top_k)
-            experts = hidden.unflatten(-1, (settings.num_experts, -1))
-            weighted = experts * (gates * settings.scale).to(hidden.dtype).unsqueeze(-1)
-        return weighted.flatten(-2)
+            weights = (gates * settings.scale).to(hidden.dtype).unsqueeze(-1)
+            weighted = hidden.view(*weights.shape[:-1], -1) * weights
+        return weighted.view_as(hidden)
 
     def _project(self, x: Tensor, stabilise: bool) -> Projected:
         """Multiplies x with A, after dropout, with Wq and, with the term on, with the teacher's.
