@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,7 +38,10 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 ReturnToService=2
 KillWait=5
-SchedulerParameters=sched_interval=1,batch_sched_delay=0,requeue_delay=1
+MessageTimeout=60
+BatchStartTimeout=120
+UnkillableStepTimeout=600
+SchedulerParameters=sched_interval=1,batch_sched_delay=0
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=1 RealMemory=500
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=1 RealMemory=500
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -53,14 +58,15 @@ def missing() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free now."""
-    listeners = [socket.socket() for _ in range(count)]
-    for listener in listeners:
-        listener.bind(("127.0.0.1", 0))
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
+    """Ports that are free now and that the kernel gives to no outgoing connection."""
+    found: list[int] = []
+    for port in random.sample(range(10000, 20000), 200):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError(f"fewer than {count} free ports between 10000 and 20000")
 
 
 class Cluster:
@@ -124,21 +130,34 @@ class Cluster:
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout
 
-    def wait_for(self, done, seconds: float = 120) -> None:
+    def wait_for(self, done: Callable[[], bool], seconds: float = 600) -> None:
         """Waits until `done()` is true; fails with the daemons' output."""
         deadline = time.monotonic() + seconds
         while True:
-            with suppress(AssertionError):
+            with suppress(AssertionError, subprocess.TimeoutExpired):
                 if done():
                     return
             if time.monotonic() > deadline:
-                logs = {p.name: p.read_text(errors="replace")[-1500:] for p in self._logs()}
-                raise AssertionError(f"not in {seconds:.0f} s: {logs}")
+                raise AssertionError(f"not in {seconds:.0f} s\n{self.logs()}")
             time.sleep(0.3)
 
-    def _logs(self) -> list[Path]:
-        return sorted([*self.root.glob("*.out"), *self.root.glob("*.log")])
+    def logs(self) -> str:
+        """The end of what the daemons wrote, for the message of a test that fails."""
+        paths = sorted([*self.root.glob("*.out"), *self.root.glob("*.log")])
+        return "\n".join(f"== {p.name}\n{p.read_text(errors='replace')[-3000:]}" for p in paths)
 
-    def wait_until_over(self, job: str, seconds: float = 300) -> None:
+    def wait_until_over(self, job: str) -> None:
         """Waits until no task of the job is queued or running."""
-        self.wait_for(lambda: job not in self.run("squeue", "-h", "-o", "%A %F").split(), seconds)
+        self.wait_for(lambda: job not in self.run("squeue", "-h", "-o", "%A %F").split())
+
+    def start_requeued(self, job: str) -> None:
+        """Starts a requeued job before the two minutes are over for which SLURM holds it.
+
+        Not at once: a node refuses what was requeued in the same second, and SLURM ends the job.
+        """
+        self.wait_for(lambda: self.state(job) == "PENDING")
+        self.run("scontrol", "update", f"jobid={job}", "starttime=now+3")
+
+    def state(self, job: str) -> str:
+        """A job's state; COMPLETING while its processes of the start before are being ended."""
+        return self.run("squeue", "-h", "-j", job, "-o", "%T").strip()

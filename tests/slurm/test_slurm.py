@@ -37,7 +37,8 @@ def recipe(folder: Path, nodes: int, step_seconds: float, **slurm: Any) -> Path:
     python = folder / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(
-        f"#!/bin/sh\nexport FAKE_STEP_SECONDS={step_seconds}\nshift 2\n"
+        f"#!/bin/sh\nexport FAKE_STEP_SECONDS={step_seconds}\n"
+        f"if [ -e {folder}/fast ]; then FAKE_STEP_SECONDS=0.02; fi\nshift 2\n"
         f'exec {sys.executable} -m tests.recipes.fake_run "$@"\n',
         encoding="utf-8",
     )
@@ -67,17 +68,21 @@ def submit(cluster: Cluster, path: Path, *options: str) -> str:
     return done.stdout.split("submitted job ")[1].split(";")[0]
 
 
-def state_of(run: Path) -> dict[str, Any]:
-    return json.loads((run / "state.json").read_text(encoding="utf-8"))
-
-
 def logs(folder: Path) -> str:
     return "\n".join(p.read_text(encoding="utf-8") for p in (folder / "logs").glob("*.out"))
 
 
+def finished(cluster: Cluster, folder: Path, name: str = "run") -> None:
+    """Fails with all logs unless the run is finished."""
+    text = f"{logs(folder)}\n{cluster.logs()}"
+    path = folder / name / "state.json"
+    assert path.is_file(), text
+    assert json.loads(path.read_text(encoding="utf-8"))["finished"], text
+
+
 def test_two_nodes_meet_and_train_the_stream(cluster: Cluster, tmp_path: Path) -> None:
     cluster.wait_until_over(submit(cluster, recipe(tmp_path, 2, 0.02)))
-    assert state_of(tmp_path / "run")["finished"], logs(tmp_path)
+    finished(cluster, tmp_path)
     nodes = [
         json.loads((tmp_path / "run/chunks/002" / f"node-{rank}.json").read_text(encoding="utf-8"))
         for rank in (0, 1)
@@ -93,27 +98,26 @@ def test_a_job_that_is_told_of_its_time_limit_saves_and_goes_on(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """What `--signal=B:USR1@N` does N seconds before the limit is done here once training runs."""
-    path = recipe(tmp_path, 1, 1.0)
+    path = recipe(tmp_path, 1, 5.0)  # seconds a step, of which the chunk has eight
     job = submit(cluster, path)
-    cluster.wait_for((tmp_path / "run/chunks/001/host/logging.jsonl").exists, 200)
+    cluster.wait_for((tmp_path / "run/chunks/001/host/logging.jsonl").exists)
+    (tmp_path / "fast").touch()  # what the next start finds
     cluster.run("scancel", "--batch", "--signal=USR1", job)
-    cluster.wait_for(lambda: "back into the queue" in logs(tmp_path), 200)
-    # SLURM holds a requeued job for two minutes, which the test need not wait for.
-    cluster.wait_for(lambda: cluster.run("squeue", "-h", "-o", "%T").strip() == "PENDING")
-    cluster.run("scontrol", "update", f"jobid={job}", "starttime=now")
+    cluster.wait_for(lambda: "back into the queue" in logs(tmp_path))
+    cluster.start_requeued(job)
     cluster.wait_until_over(job)
+    finished(cluster, tmp_path)
     text = logs(tmp_path)
     assert "stopped by SIGUSR1" in text
     assert "resuming at step" in text
     assert ", start 2, " in text
-    assert state_of(tmp_path / "run")["finished"], text
 
 
 def test_an_array_of_two_seeds(cluster: Cluster, tmp_path: Path) -> None:
     cluster.wait_until_over(submit(cluster, recipe(tmp_path, 1, 0.02), "--seeds", "3,4"))
     for seed in (3, 4):
         run = Path(f"{tmp_path / 'run'}-lora-seed{seed}")
-        assert state_of(run)["finished"], logs(tmp_path)
+        finished(cluster, tmp_path, run.name)
         manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
         assert manifest["seed"] == seed
 
@@ -123,5 +127,5 @@ def test_a_failed_job_is_told_and_not_requeued(cluster: Cluster, tmp_path: Path)
     os.remove(tmp_path / "stream" / "chunks" / "001.jsonl")
     cluster.wait_until_over(submit(cluster, path))
     text = logs(tmp_path)
-    assert "001.jsonl is missing" in text
+    assert "001.jsonl is missing" in text, cluster.logs()
     assert "back into the queue" not in text
