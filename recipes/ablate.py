@@ -82,7 +82,7 @@ def ablate(run: Path, only: Sequence[str], overrides: Sequence[str], again: bool
     if not layout.recipe.is_file():
         raise CannotAblate(f"{layout.recipe} is not there: {run} is no run folder")
     recipe = load_recipe(str(layout.recipe), [*overrides, f"run_dir={run}"])
-    if recipe.method != "strlora":
+    if recipe.tuner_type != "strlora":
         raise CannotAblate(f"the method {recipe.method} has no router: nothing to switch off")
     names = _chosen(recipe, only)
     chunk = max((r.index for r in load_state(layout.state).chunks if r.evaluated), default=0)

@@ -18,6 +18,7 @@ from typing import Any
 from recipes.host_arguments import host_fields
 from recipes.layout import RunLayout
 from recipes.schema import LaterPhase, Model, Recipe
+from strlora_tuner.methods import STRLORA
 
 REPO = Path(__file__).resolve().parent.parent
 PLUGIN = REPO / "strlora_tuner" / "strlora_swift_plugin.py"
@@ -141,7 +142,7 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
         arguments["adapters"] = str(layout.adapter(chunk))
         if recipe.eval.backend == "vllm":
             arguments["merge_lora"] = True
-        if recipe.method == "strlora":
+        if recipe.routed:
             arguments["external_plugins"].append(str(PLUGIN))
             environment["STRLORA_ROUTING_FILE"] = str(layout.routing(chunk))
             environment["STRLORA_PROBE_FILE"] = str(layout.probe)
@@ -172,8 +173,11 @@ def _container(recipe: Recipe) -> tuple[str, ...]:
 
 
 def tuner_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
-    """What `--model_kwargs` carries for `method: strlora` in chunk `chunk`, without the prefix."""
-    options = {k: v for k, v in recipe.tuner.items() if k not in _HOST_LORA and v is not None}
+    """What `--model_kwargs` carries for a tuner of ours in chunk `chunk`, without the prefix."""
+    unused = {*_HOST_LORA, *recipe.unused_tuner_keys}
+    options = {k: v for k, v in recipe.tuner.items() if k not in unused and v is not None}
+    if recipe.tuner_type != STRLORA:
+        return options
     options.setdefault("preset", "paper")
     phase = recipe.phase(chunk)
     if phase.stability_weight is not None:
@@ -208,9 +212,9 @@ def _model_arguments(recipe: Recipe) -> dict[str, Any]:
 
 
 def _adapter_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"tuner_type": recipe.method, **_aligner_arguments(recipe)}
+    arguments: dict[str, Any] = {"tuner_type": recipe.tuner_type, **_aligner_arguments(recipe)}
     arguments |= {"external_plugins": str(HOST_PLUGIN), "callbacks": "save_and_stop"}
-    if recipe.method == "strlora":
+    if recipe.routed:
         keywords = {f"strlora_{k}": v for k, v in tuner_arguments(recipe, chunk).items()}
         arguments |= {
             "external_plugins": [str(HOST_PLUGIN), str(PLUGIN)],
@@ -230,7 +234,7 @@ def _aligner_arguments(recipe: Recipe) -> dict[str, Any]:
     """
     if recipe.model.aligner is None:
         return {"freeze_aligner": True}
-    if recipe.method == "strlora":
+    if recipe.routed:
         return {"freeze_aligner": False}
     return {"freeze_aligner": True, "modules_to_save": recipe.model.aligner}
 

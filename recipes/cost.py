@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recipes.schema import Recipe
-from recipes.shapes import AdapterSize, Shape
+from recipes.shapes import Shape
+from strlora_tuner.schema import Size
 
 GIB = 2**30
 UTILISATION = 0.3  # share of the peak that training reaches; assumed
@@ -47,7 +48,7 @@ def find_gpu(name: str) -> Gpu | None:
     return next((gpu for gpu in GPUS if gpu.name.lower() in wanted), None)
 
 
-def memory_parts(recipe: Recipe, shape: Shape, adapter: AdapterSize) -> dict[str, float]:
+def memory_parts(recipe: Recipe, shape: Shape, adapter: Size) -> dict[str, float]:
     """GiB that one process needs while it trains, part by part.
 
     base        parameters x bytes of the dtype; divided by the processes under ZeRO-3
@@ -80,7 +81,7 @@ def memory_parts(recipe: Recipe, shape: Shape, adapter: AdapterSize) -> dict[str
     }
 
 
-def train_flops(recipe: Recipe, shape: Shape, adapter: AdapterSize, tokens: float) -> float:
+def train_flops(recipe: Recipe, shape: Shape, adapter: Size, tokens: float) -> float:
     """Operations that train on `tokens` tokens.
 
     A frozen base costs 2 P a token forward and 2 P backward (no gradient for its weights), 2 P more
@@ -92,9 +93,7 @@ def train_flops(recipe: Recipe, shape: Shape, adapter: AdapterSize, tokens: floa
     return per_token * tokens
 
 
-def train_seconds(
-    recipe: Recipe, shape: Shape, adapter: AdapterSize, gpu: Gpu, tokens: float
-) -> float:
+def train_seconds(recipe: Recipe, shape: Shape, adapter: Size, gpu: Gpu, tokens: float) -> float:
     """Seconds to train one chunk of `tokens` tokens on all GPUs of the recipe, start included."""
     rate = gpu.tflops * 1e12 * UTILISATION * recipe.launcher.nproc * recipe.launcher.nodes
     return START_SECONDS + train_flops(recipe, shape, adapter, tokens) / rate

@@ -42,7 +42,7 @@ def prepare(
     shutil.rmtree(layout.merged(chunk), ignore_errors=True)
     left = write_combined(stream.root, tasks, layout.prompts, recipe.eval.limit, answers)
     layout.routing(chunk).unlink(missing_ok=True)
-    if recipe.method == "strlora" and chunk > 0:
+    if recipe.routed and chunk > 0:
         write_probe(stream.root, tasks, layout.probe)
     if not left:
         return Questions(None, answered, answered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from recipes.arguments import shipped_recipes
 from recipes.host_arguments import check_swift_block
+from recipes.methods import Method, find_method
 from recipes.problems import (
     COMMAND_LINE,
     Place,
@@ -25,8 +27,10 @@ from recipes.problems import (
     leaf_names,
     shown,
 )
-from recipes.schema import SCHEDULED_TUNER_KEYS, Recipe, TunerBlock
-from strlora_tuner.presets import PRESETS, preset_options
+from recipes.schema import SCHEDULED_TUNER_KEYS, Recipe, known_tuner_keys, tuner_block
+from strlora_tuner.methods import LORA, STRLORA, options_class
+from strlora_tuner.presets import PRESETS
+from strlora_tuner.schema import with_preset
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -58,7 +62,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(name)
     places = Places(_short(path))
-    config, problems = _with_overrides(_read_with_parents(path, places, seen=()), overrides, places)
+    files = _read_with_parents(path, places, seen=())
+    config, problems = _with_overrides(_with_method(files, overrides, places), overrides, places)
     values = _resolve(config, places, problems)
     recipe = _check(values, places, problems)
     if problems or recipe is None:
@@ -66,8 +71,10 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def _read_with_parents(path: Path, places: Places, seen: tuple[Path, ...]) -> DictConfig:
-    """Reads a YAML file under the one it `extends`; fills `places`."""
+def _read_with_parents(
+    path: Path, places: Places, seen: tuple[Path, ...]
+) -> list[tuple[str, DictConfig]]:
+    """Reads a YAML file and those it `extends`, outermost first; fills `places`."""
     try:
         text = path.read_text(encoding="utf-8")
         lines = _line_numbers(text, _short(path))
@@ -80,14 +87,51 @@ def _read_with_parents(path: Path, places: Places, seen: tuple[Path, ...]) -> Di
         message = "must hold blocks such as `model:` at its top level"
         raise RecipeError([Problem(Place(_short(path)), "YAML", message)])
     parent = config.pop("extends", None)
+    above: list[tuple[str, DictConfig]] = []
     if parent is not None:
         base = _parent_path(str(parent), path, lines)
         if base.resolve() in (*seen, path.resolve()):
             raise RecipeError([Problem(lines["extends"], "extends", "goes round in a circle")])
-        merged = _read_with_parents(base, places, (*seen, path.resolve()))
-        config = _merge(merged, config)
+        above = _read_with_parents(base, places, (*seen, path.resolve()))
     places.update(lines)
-    return config
+    return [*above, (path.stem, config)]
+
+
+def _with_method(
+    files: list[tuple[str, DictConfig]], overrides: Sequence[str], places: Places
+) -> DictConfig:
+    """Merges the recipe's files with what its method says, see :mod:`recipes.methods`."""
+    name = _method_name(files, overrides)
+    merged = OmegaConf.create({})
+    try:
+        method = find_method(name)
+    except KeyError:  # the schema names it, and all other mistakes with it
+        method = Method(name, None)
+    fragments = method.fragments()
+    lines: dict[str, Place] = {}
+    if method.file.is_file():
+        lines = _line_numbers(method.file.read_text(encoding="utf-8"), _short(method.file))
+
+    def lay(over: DictConfig, part: str) -> DictConfig:
+        start = f"{part}."
+        own = {k.removeprefix(start): at for k, at in lines.items() if k.startswith(start)}
+        places.update(own)
+        return _merge(over, OmegaConf.create(fragments[part]))
+
+    recipes_own = places.copy()
+    merged = lay(merged, "defaults")
+    places.update(recipes_own)
+    for stem, config in files:
+        merged = _merge(merged, config)
+        if f"tuned.{stem}" in fragments:
+            merged = lay(merged, f"tuned.{stem}")
+    return lay(merged, "always")
+
+
+def _method_name(files: list[tuple[str, DictConfig]], overrides: Sequence[str]) -> str:
+    named = [str(config["method"]) for _, config in files if "method" in config]
+    named += [text.partition("=")[2] for text in overrides if text.startswith("method=")]
+    return named[-1] if named else str(Recipe.model_fields["method"].default)
 
 
 def _parent_path(parent: str, path: Path, places: dict[str, Place]) -> Path:
@@ -164,7 +208,7 @@ def _resolve(config: DictConfig, places: Places, problems: list[Problem]) -> dic
 def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> Recipe | None:
     """Checks all blocks and appends what is wrong; a Recipe only when the schema itself accepts."""
     elsewhere = {**leaf_names(Recipe)}
-    for name in TunerBlock.model_fields:
+    for name in sorted(known_tuner_keys() - {"preset"}):
         elsewhere.setdefault(name, f"tuner.{name}")
     recipe = None
     try:
@@ -172,30 +216,40 @@ def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> R
     except ValidationError as error:
         problems += from_pydantic(error, Recipe, places, elsewhere, also_known=("extends",))
     if isinstance(values.get("tuner"), dict):
-        problems += _check_tuner(values["tuner"], places, elsewhere)
+        tuner_type = STRLORA if recipe is None else recipe.tuner_type or LORA
+        problems += _check_tuner(values["tuner"], tuner_type, places, elsewhere)
     if isinstance(values.get("swift"), dict):
         problems += check_swift_block(values["swift"], places, "swift")
     return recipe
 
 
-def _check_tuner(tuner: dict[str, Any], places: Places, elsewhere: dict[str, str]) -> list[Problem]:
+def _check_tuner(
+    tuner: dict[str, Any], tuner_type: str, places: Places, elsewhere: dict[str, str]
+) -> list[Problem]:
+    """Checks the options of the method's tuner; other tuners' keys may stand there."""
     problems = []
-    options = dict(tuner)
-    preset = options.pop("preset", "paper")
-    if preset not in PRESETS:
+    kind = options_class(tuner_type)
+    own = {item.name for item in dataclasses.fields(kind)}
+    others = known_tuner_keys() - own - {"preset"}
+    options = {key: value for key, value in tuner.items() if key not in others}
+    preset = options.pop("preset", None)
+    if preset is not None and preset not in PRESETS:
         message = f"found {shown(preset)}, allowed: {', '.join(PRESETS)}"
         hint = did_you_mean(str(preset), PRESETS)
         problems.append(Problem(places["tuner.preset"], "tuner.preset", message, hint))
-        preset = "paper"
+        preset = None
     for key, advice in SCHEDULED_TUNER_KEYS.items():
         if options.pop(key, None) is not None:
             dotted = f"tuner.{key}"
             problems.append(Problem(places[dotted], dotted, f"changes with the chunks: {advice}"))
+    if kind.default_preset is not None:
+        options["preset"] = preset or kind.default_preset
+    block = tuner_block(tuner_type)
     try:
-        TunerBlock(**{**preset_options(preset), **options})
+        block(**with_preset(kind, options))
     except ValidationError as error:
         problems += from_pydantic(
-            error, TunerBlock, places, elsewhere, prefix="tuner", also_known=("preset",)
+            error, block, places, elsewhere, prefix="tuner", also_known=("preset",)
         )
     return problems
 

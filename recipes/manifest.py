@@ -65,7 +65,7 @@ def _new_manifest(recipe: Recipe, stream: Stream, session: dict[str, Any]) -> di
         "name": recipe.name,
         **session,
         "recipe": resolved(recipe),
-        "tuner": asdict(recipe.tuner_options) if recipe.method == "strlora" else None,
+        "tuner": asdict(recipe.tuner_options) if recipe.routed else None,
         "data": {
             "stream": recipe.data.stream,
             "name": stream.manifest.get("name"),

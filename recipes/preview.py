@@ -23,6 +23,8 @@ def preview(recipe: Recipe) -> Iterator[str]:
         stream = open_stream(recipe)
     count = recipe.data.chunks
     yield f"# {recipe.name}: {recipe.method}, {count} chunks, into {layout.root}/"
+    if recipe.unused_tuner_keys:
+        yield f"# {unused_text(recipe)}"
     if recipe.model.remote_code:
         yield f"# model.remote_code: Python files of {recipe.model.path} WILL BE RUN"
     yield f"# chunk 0 of {count}: evaluate the base model"
@@ -39,6 +41,12 @@ def preview(recipe: Recipe) -> Iterator[str]:
         yield f"# MISSING  {text}"
     if not missing:
         yield "# Nothing is missing: leave --dry-run out to run them."
+
+
+def unused_text(recipe: Recipe) -> str:
+    """Says which keys of the tuner block the recipe's method does not have."""
+    keys = ", ".join(f"tuner.{key}" for key in recipe.unused_tuner_keys)
+    return f"not used by method {recipe.method}: {keys}"
 
 
 def evaluated_after(recipe: Recipe, chunk: int) -> bool:
@@ -91,6 +99,6 @@ def what_is_missing(recipe: Recipe) -> list[str]:
             "(it brings its own torch: use an environment of its own), or set eval.backend: "
             "transformers"
         )
-    if recipe.method == "strlora" and not PLUGIN.is_file():
+    if recipe.routed and not PLUGIN.is_file():
         missing.append(f"tuner: {PLUGIN} is not there; the checkout is incomplete")
     return missing

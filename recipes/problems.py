@@ -56,6 +56,10 @@ class Places:
         self._default = Place(str(default))
         self._places: dict[str, Place] = {}
 
+    def copy(self) -> dict[str, Place]:
+        """All that is known so far, for :meth:`update`."""
+        return dict(self._places)
+
     def update(self, places: Mapping[str, Place]) -> None:
         self._places.update(places)
 

@@ -24,7 +24,7 @@ from recipes.manifest import (
     check_same_run,
     write_manifest,
 )
-from recipes.preview import evaluated_after, what_is_missing
+from recipes.preview import evaluated_after, unused_text, what_is_missing
 from recipes.process import HostProcess, exit_text, last_error
 from recipes.progress import Progress, duration, score_text
 from recipes.schema import Recipe
@@ -104,6 +104,8 @@ class _Run:
             f"[{recipe.name}] {where}: {recipe.method}, {count} chunks, {len(self.tasks)} tasks, "
             f"into {self.layout.root}/"
         )
+        if recipe.unused_tuner_keys:
+            self.progress.say(f"[{recipe.name}] {unused_text(recipe)}")
 
     def _do_chunk(self, index: int) -> bool:
         """Brings one chunk to its end; returns whether there was anything to do."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Annotated, Any, Literal, get_type_hints
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from strlora_tuner.presets import preset_options
-from strlora_tuner.schema import TunerOptions, bounds_of
-from strlora_tuner.schema import cross_field_problems as tuner_problems
+from recipes.methods import Method, find_method, method_names
+from strlora_tuner.methods import LORA, is_routed, options_class, tuner_types
+from strlora_tuner.schema import bounds_of, with_preset
 
 # Keys of TunerOptions that the schedule decides chunk by chunk.
 SCHEDULED_TUNER_KEYS = {
@@ -28,31 +29,34 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
 
-class _TunerRules(BaseModel):
-    """The rules over several options of the `tuner` block."""
+@cache
+def tuner_block(tuner_type: str) -> type[BaseModel]:
+    """A tuner's options as a pydantic model: the same fields, bounds, words and rules."""
+    options = options_class(tuner_type)
 
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="after")
-    def _check_together(self) -> Any:
-        problems = tuner_problems(self)
+    def check_together(block: Any) -> Any:
+        problems = options.cross_field_problems(block)
         if problems:
             raise ValueError("; ".join(problems))
-        return self
+        return block
 
-
-def _tuner_block() -> type[BaseModel]:
-    """The tuner's options as a pydantic model: the same fields, bounds, words and rules."""
-    hints = get_type_hints(TunerOptions)
-    options: dict[str, Any] = {}
-    for item in dataclasses.fields(TunerOptions):
+    hints = get_type_hints(options)
+    keys: dict[str, Any] = {}
+    for item in dataclasses.fields(options):
         bounds: dict[str, Any] = bounds_of(item)
         info = Field(item.default, description=item.metadata["description"], **bounds)
-        options[item.name] = (hints[item.name], info)
-    return create_model("TunerBlock", __base__=_TunerRules, **options)
+        keys[item.name] = (hints[item.name], info)
+    rules: dict[str, Any] = {"check_together": model_validator(mode="after")(check_together)}
+    forbid = ConfigDict(extra="forbid")
+    return create_model("TunerBlock", __config__=forbid, __validators__=rules, **keys)
 
 
-TunerBlock = _tuner_block()
+def known_tuner_keys() -> set[str]:
+    """Every key that the `tuner` block of some method has."""
+    options = {
+        item.name for kind in tuner_types() for item in dataclasses.fields(options_class(kind))
+    }
+    return options | {"preset"}
 
 
 class Block(BaseModel):
@@ -137,6 +141,25 @@ class Evaluation(Block):
     every: Positive = Field(1, description="evaluate after every n-th chunk, and after the last")
 
 
+class Replay(Block):
+    memory: Positive = Field(500, description="samples kept of all past chunks (a reservoir)")
+    share: Rate = Field(0.5, description="share of every global batch that is drawn from them")
+
+
+class Ewc(Block):
+    weight: float = Field(gt=0, description="lambda of lambda/2 sum F (theta - theta*)^2")
+    decay: float = Field(
+        0.9, ge=0, le=1, description="gamma: what is kept of the past Fisher information a chunk"
+    )
+    samples: Positive | None = Field(
+        None,
+        description="samples of a chunk that its Fisher information is estimated on; null: all",
+    )
+    released: bool = Field(
+        False, description="as in published code: F = 1, a plain pull to the last chunk's weights"
+    )
+
+
 # Words of sbatch and file names: nothing that a shell or sbatch could read as something else.
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:,@%/+=-]*$")]
 Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./~-][^\s]*$")]
@@ -186,6 +209,12 @@ class Launcher(Block):
     omp_threads: Positive | None = Field(None, description="null: the cores shared out, 8 at most")
 
 
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[method_names()]
+
+
 class Recipe(Block):
     """One run: a method on a stream."""
 
@@ -194,12 +223,16 @@ class Recipe(Block):
     run_dir: str | None = Field(
         None, description="null: runs/<name>, with -<method> behind it when method is not strlora"
     )
-    method: Literal["strlora", "lora"] = "strlora"
+    method: MethodName = Field("strlora", description="a file of recipes/methods/")
     model: Model
     data: Data
     tuner: dict[str, Any] = Field(
-        default_factory=dict, description="preset (released | paper) and keys of TunerOptions"
+        default_factory=dict,
+        description="options of the method's tuner; for strlora also preset (released | paper). "
+        "Keys that only other methods have stay unused, so that one recipe serves all",
     )
+    replay: Replay | None = Field(None, description="replay of past samples; null: none")
+    ewc: Ewc | None = Field(None, description="elastic weight consolidation; null: none")
     schedule: Schedule
     swift: dict[str, Any] = Field(
         default_factory=dict, description="further arguments of `swift sft`, by their own names"
@@ -234,11 +267,35 @@ class Recipe(Block):
         return self.launcher.nproc * self.launcher.nodes
 
     @property
-    def tuner_options(self) -> TunerOptions:
+    def definition(self) -> Method:
+        """What the method is, from its file."""
+        return find_method(self.method)
+
+    @property
+    def tuner_type(self) -> str | None:
+        """The tuner that trains; None where nothing is trained."""
+        return self.definition.tuner_type
+
+    @property
+    def routed(self) -> bool:
+        """Whether our plug-in supplies the tuner, with experts whose use is recorded."""
+        return self.tuner_type is not None and is_routed(self.tuner_type)
+
+    @property
+    def tuner_options(self) -> Any:
         """The tuner block over its preset, checked; the schedule's keys are not in it."""
-        options = dict(self.tuner)
-        preset = preset_options(options.pop("preset", "paper"))
-        return TunerOptions(**{**preset, **options})
+        kind = options_class(self.tuner_type or LORA)
+        unused = self.unused_tuner_keys
+        given = {key: value for key, value in self.tuner.items() if key not in unused}
+        return kind(**with_preset(kind, given))
+
+    @property
+    def unused_tuner_keys(self) -> list[str]:
+        """Keys of the tuner block that this method's tuner does not have, sorted."""
+        kind = options_class(self.tuner_type or LORA)
+        presets = set() if kind.default_preset is None else {"preset"}
+        own = {item.name for item in dataclasses.fields(kind)} | presets
+        return sorted(self.tuner.keys() - own)
 
     def phase(self, chunk: int) -> Phase:
         """The settings of chunk `chunk`, counted from 1."""
@@ -270,6 +327,12 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
             f"launcher.nodes = {launcher.nodes} needs something that starts processes on other "
             "machines: set launcher.kind to slurm"
         )
+    if recipe.replay and schedule.global_batch * recipe.replay.share % 1 != 0:
+        problems.append(
+            f"replay.share = {recipe.replay.share} of schedule.global_batch = "
+            f"{schedule.global_batch} is no whole number of samples: use a share of n / "
+            f"{schedule.global_batch}"
+        )
     if launcher.cpu and recipe.model.dtype == "float16":
         problems.append("model.dtype = float16 needs a GPU: with launcher.cpu use float32")
     if recipe.data.source == "mini" and not re.fullmatch(r"[a-z0-9_-]+", recipe.data.size):
@@ -277,7 +340,7 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
-# Methods whose adapter can be merged into the base weights, which is all that vLLM is given.
+# Tuners whose adapter can be merged into the base weights, which is all that vLLM is given.
 MERGEABLE = ("lora",)
 
 
@@ -285,7 +348,7 @@ def _backend_problems(recipe: Recipe) -> list[str]:
     if recipe.eval.backend != "vllm":
         return []
     problems = []
-    if recipe.method not in MERGEABLE:
+    if recipe.tuner_type not in MERGEABLE:
         problems.append(
             f"eval.backend = vllm cannot serve method = {recipe.method}: its expert weights depend "
             "on instruction and token, so the adapter cannot be merged into the model, and vLLM "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.schema import Recipe
+from strlora_tuner.schema import Size
 
 # Suffixes of the linear layers that carry an adapter, in every model this project knows.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -109,32 +110,17 @@ def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
                 yield name, math.prod(entry["shape"])
 
 
-@dataclass(frozen=True)
-class AdapterSize:
-    """Parameters of an adapter: trained by the optimizer, and stored in its file."""
+def adapter_size(recipe: Recipe, shape: Shape) -> Size:
+    """Counts the recipe's adapter on the seven linear layers of every decoder layer, aligner too.
 
-    trained: int
-    stored: int
-
-
-def adapter_size(recipe: Recipe, shape: Shape) -> AdapterSize:
-    """Counts an adapter on the seven linear layers of every decoder layer.
-
-    Per layer with input d, output o, hidden size H, total rank r, router width q, E experts
-    (strlora_tuner/mixture.py): A (r, d), B (o, r), query (q, d), key (q, H), prototypes (E, q)
-    train; the task router (E, H) trains unless it is frozen; stored are also the moving averages
-    of query, key and prototypes and, once, the instruction statistics. LoRA has A and B only.
+    What a layer has is counted by the method's options (strlora_tuner); 0 where nothing is trained.
     """
-    options, hidden = recipe.tuner_options, shape.hidden
-    trained = stored = 0
-    for d_in, d_out in shape.linears():
-        pair = options.rank * (d_in + d_out)
-        router = task = 0
-        if recipe.method != "lora":
-            router = options.router_dim * (d_in + hidden + options.num_experts)
-            task = options.num_experts * hidden
-        trained += pair + router + (0 if options.task_router == "frozen" else task)
-        stored += pair + 2 * router + task
-    once = 0 if recipe.method == "lora" else hidden + 3
+    if recipe.tuner_type is None:
+        return Size(0, 0)
+    options = recipe.tuner_options
+    layers = [options.layer_size(d_in, d_out, shape.hidden) for d_in, d_out in shape.linears()]
+    once = options.model_size(shape.hidden)
     aligner = shape.aligner if recipe.model.aligner else 0
-    return AdapterSize(shape.layers * trained + aligner, shape.layers * stored + once + aligner)
+    trained = shape.layers * sum(size.trained for size in layers) + once.trained + aligner
+    stored = shape.layers * sum(size.stored for size in layers) + once.stored + aligner
+    return Size(trained, stored)

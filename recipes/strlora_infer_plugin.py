@@ -3,12 +3,19 @@
 The host drops why an answer ended, and one question that cannot be encoded (a broken picture, a
 prompt longer than max_length) ends the whole process. With this file every result line holds
 `finish_reason` (stop | length | error), and a question that fails has no response but an `error`.
+A batch does not wait for its longest answer: row_generation.py.
 """
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
+# ms-swift imports this file by its stem, with only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from swift.infer_engine import TransformersEngine
 from swift.infer_engine.protocol import (
     ChatCompletionResponse,
     ChatCompletionResponseChoice,
@@ -17,6 +24,9 @@ from swift.infer_engine.protocol import (
 )
 from swift.pipelines.infer.infer import SwiftInfer
 from swift.utils import get_logger
+from tqdm import tqdm
+
+from recipes.row_generation import RowGeneration, applies_to
 
 logger = get_logger()
 
@@ -24,7 +34,7 @@ logger = get_logger()
 def answer_all(self: Any, requests: list[dict[str, Any]], *args: Any, **kwargs: Any) -> list[Any]:
     """Ask the engine; note in every request, which the host writes out, how its answer ended."""
     self.infer_engine.strict = False
-    responses = self.infer_engine.infer(requests, *args, **kwargs)
+    responses = ask(self.infer_engine, requests, *args, **kwargs)
     answers = []
     for request, response in zip(requests, responses, strict=True):
         if isinstance(response, Exception):
@@ -34,6 +44,44 @@ def answer_all(self: Any, requests: list[dict[str, Any]], *args: Any, **kwargs: 
         request["finish_reason"] = response.choices[0].finish_reason
         answers.append(response)
     return answers
+
+
+def ask(
+    engine: Any,
+    requests: list[dict[str, Any]],
+    config: Any,
+    metrics: Any = None,
+    use_tqdm: bool = False,
+    **kwargs: Any,
+) -> list[Any]:
+    """Return the engine's responses to all requests, in batches whose rows leave as they end.
+
+    An engine that is not PyTorch's own, or answers as a stream, is asked as the host does.
+    """
+    if not isinstance(engine, TransformersEngine) or config.stream:
+        return engine.infer(requests, config, metrics, use_tqdm=use_tqdm, **kwargs)
+    size = engine.max_batch_size if engine.max_batch_size > 0 else len(requests)
+    responses: list[Any] = []
+    with tqdm(total=len(requests), dynamic_ncols=True, disable=not use_tqdm) as bar:
+        for start in range(0, len(requests), size):
+            batch = requests[start : start + size]
+            responses += engine._infer(
+                batch, config, pre_infer_hook=_let_rows_leave(engine), **kwargs
+            )
+            bar.update(len(batch))
+    engine._update_metrics(responses, metrics)
+    return responses
+
+
+def _let_rows_leave(engine: Any) -> Any:
+    """Return the host's hook before a batch; it names our decoding loop where that fits."""
+
+    def hook(arguments: dict[str, Any]) -> dict[str, Any]:
+        if applies_to(engine.model, arguments["generation_config"]):
+            arguments["inputs"]["custom_generate"] = RowGeneration(engine.model)
+        return arguments
+
+    return hook
 
 
 def _no_answer() -> ChatCompletionResponse:

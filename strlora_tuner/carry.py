@@ -9,7 +9,7 @@ from typing import Any
 
 from strlora_tuner.config import StrLoraConfig, options_as_config
 from strlora_tuner.model import StrLoraModel
-from strlora_tuner.schema import NO_OPTIONS, PREFIX, options_from_host
+from strlora_tuner.schema import NO_OPTIONS, PREFIX, TunerOptions, options_from_host
 
 # Options that shape the adapter's tensors or their meaning: fixed for the whole stream.
 STRUCTURE = ("num_experts", "router_dim", "instruction_norm")
@@ -56,7 +56,7 @@ def options_from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         return {}
     # The rank follows the adapter; any that the experts divide will do here.
     rank = given.get(f"{PREFIX}num_experts", 64)
-    checked = options_from_host(given, rank=rank)
+    checked = options_from_host(given, TunerOptions, rank=rank)
     names = {key.removeprefix(PREFIX) for key in given} - {"preset"}
     if PREFIX + "preset" in given:
         names |= set(SCHEDULED) | set(STRUCTURE)

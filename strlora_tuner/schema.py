@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 PREFIX = "strlora_"
 # Environment variables of an inference run: where its routing record goes, which instructions
@@ -27,9 +27,16 @@ def option(default: Any, *, description: str, **bounds: float) -> Any:
     return field(default=default, metadata={"description": description, "bounds": bounds})
 
 
+class Size(NamedTuple):
+    """Parameters: trained by the optimizer, and stored in the adapter's file."""
+
+    trained: int
+    stored: int
+
+
 @dataclass
-class TunerOptions:
-    """Options of one StrLoRA adapter. The defaults are the `paper` preset.
+class AdapterOptions:
+    """What every adapter has; alone, the options of plain LoRA.
 
     Raises:
         ValueError: names every value that is out of its bounds, and every broken rule over several.
@@ -51,6 +58,89 @@ class TunerOptions:
         lt=1,
         description="Dropout on the experts' input, never on the routers' (published: 0.05).",
     )
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        problems = []
+        for item in fields(self):
+            value = getattr(self, item.name)
+            expected = expected_value(hints[item.name], bounds_of(item))
+            if not fits(value, hints[item.name], bounds_of(item)):
+                problems.append(f"{item.name} = {value!r}: expected {expected}")
+            elif hints[item.name] is float:
+                setattr(self, item.name, float(value))
+        problems = problems or self.cross_field_problems(self)
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    # The preset whose options are meant where none is named; None: there are no presets.
+    default_preset: ClassVar[str | None] = None
+
+    @staticmethod
+    def cross_field_problems(options: Any) -> list[str]:
+        """Names every rule over several fields that `options` (any object with them) breaks."""
+        return []
+
+    def layer_size(self, d_in: int, d_out: int, hidden: int) -> Size:
+        """Counts one adapted linear layer; `hidden` is the width of the instruction vector."""
+        pair = self.rank * (d_in + d_out)
+        return Size(pair, pair)
+
+    def model_size(self, hidden: int) -> Size:
+        """Counts what an adapter has once, beside its layers."""
+        return Size(0, 0)
+
+
+_COMPARISONS = {
+    "ge": (lambda value, bound: value >= bound, "at least"),
+    "gt": (lambda value, bound: value > bound, "above"),
+    "lt": (lambda value, bound: value < bound, "below"),
+}
+
+
+def bounds_of(item: Field[Any]) -> dict[str, float]:
+    """Returns the bounds of an option: ge, gt and lt, as far as it has them."""
+    return dict(item.metadata["bounds"])
+
+
+def fits(value: Any, kind: Any, bounds: dict[str, float]) -> bool:
+    """Whether `value` is of an option's type (bool, int, float or a Literal) and in its bounds."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if not isinstance(value, (int, float) if kind is float else int) or not math.isfinite(value):
+        return False
+    return all(_COMPARISONS[name][0](value, bound) for name, bound in bounds.items())
+
+
+def expected_value(kind: Any, bounds: dict[str, float]) -> str:
+    """Says in words what an option of this type and bounds accepts."""
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    if kind is bool:
+        return "True or False"
+    limits = " and ".join(f"{_COMPARISONS[name][1]} {bound}" for name, bound in bounds.items())
+    return f"{'an integer' if kind is int else 'a number'} {limits}".rstrip()
+
+
+def experts_problems(options: Any) -> list[str]:
+    """Names the rule that `rank` and `num_experts` break, if they do."""
+    if options.rank % options.num_experts == 0:
+        return []
+    below = max(options.rank // options.num_experts, 1) * options.num_experts
+    return [
+        f"rank = {options.rank} cannot be divided among num_experts = {options.num_experts}: "
+        f"every expert gets rank / num_experts rows; use rank {below} or "
+        f"{below + options.num_experts}"
+    ]
+
+
+@dataclass
+class TunerOptions(AdapterOptions):
+    """Options of one StrLoRA adapter. The defaults are the `paper` preset."""
+
+    default_preset: ClassVar[str | None] = "paper"
     num_experts: int = option(4, ge=1, description="Experts E a layer (published: 4).")
     top_k: int = option(
         2, ge=1, description="Experts that stage 1 keeps for an instruction, k <= E (published: 2)."
@@ -129,99 +219,76 @@ class TunerOptions:
         description="Refuse to train from an adapter that carries no moving average.",
     )
 
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        problems = []
-        for item in fields(self):
-            value = getattr(self, item.name)
-            expected = expected_value(hints[item.name], bounds_of(item))
-            if not fits(value, hints[item.name], bounds_of(item)):
-                problems.append(f"{item.name} = {value!r}: expected {expected}")
-            elif hints[item.name] is float:
-                setattr(self, item.name, float(value))
-        problems = problems or cross_field_problems(self)
-        if problems:
-            raise ValueError("; ".join(problems))
+    @staticmethod
+    def cross_field_problems(options: Any) -> list[str]:
+        """Names every rule over several fields that `options` (any object with them) breaks."""
+        problems = experts_problems(options)
+        if options.top_k > options.num_experts:
+            problems.append(
+                f"top_k = {options.top_k} exceeds num_experts = {options.num_experts}: "
+                f"use top_k <= {options.num_experts}"
+            )
+        if options.token_top_k > options.top_k:
+            problems.append(
+                f"token_top_k = {options.token_top_k} exceeds top_k = {options.top_k}: "
+                f"use token_top_k <= {options.top_k}"
+            )
+        return problems
+
+    def layer_size(self, d_in: int, d_out: int, hidden: int) -> Size:
+        """Counts A, B, query (D, d_in), key (D, hidden), prototypes, task router; averages too."""
+        pair = self.rank * (d_in + d_out)
+        routers = self.router_dim * (d_in + hidden + self.num_experts)
+        task = self.num_experts * hidden
+        trained = pair + (0 if self.freeze_routers else routers)
+        if self.task_router != "frozen" and not self.freeze_routers:
+            trained += task
+        return Size(trained, pair + 2 * routers + task)
+
+    def model_size(self, hidden: int) -> Size:
+        """Counts the instruction statistics: mean (hidden), count, spread, teacher steps."""
+        return Size(0, hidden + 3)
 
 
-_COMPARISONS = {
-    "ge": (lambda value, bound: value >= bound, "at least"),
-    "gt": (lambda value, bound: value > bound, "above"),
-    "lt": (lambda value, bound: value < bound, "below"),
-}
+def with_preset(options_class: type[AdapterOptions], given: dict[str, Any]) -> dict[str, Any]:
+    """Returns `given` over the options of the preset that it names; ValueError for an unknown one.
+
+    An option given as None counts as not given.
+    """
+    from strlora_tuner.presets import preset_options
+
+    named = {name: value for name, value in given.items() if value is not None}
+    if options_class.default_preset is None:
+        return named
+    preset = preset_options(named.pop("preset", options_class.default_preset))
+    return {**preset, **named}
 
 
-def bounds_of(item: Field[Any]) -> dict[str, float]:
-    """Returns the bounds of an option: ge, gt and lt, as far as it has them."""
-    return dict(item.metadata["bounds"])
-
-
-def fits(value: Any, kind: Any, bounds: dict[str, float]) -> bool:
-    """Whether `value` is of an option's type (bool, int, float or a Literal) and in its bounds."""
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    if not isinstance(value, (int, float) if kind is float else int) or not math.isfinite(value):
-        return False
-    return all(_COMPARISONS[name][0](value, bound) for name, bound in bounds.items())
-
-
-def expected_value(kind: Any, bounds: dict[str, float]) -> str:
-    """Says in words what an option of this type and bounds accepts."""
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(repr, get_args(kind)))
-    if kind is bool:
-        return "True or False"
-    limits = " and ".join(f"{_COMPARISONS[name][1]} {bound}" for name, bound in bounds.items())
-    return f"{'an integer' if kind is int else 'a number'} {limits}".rstrip()
-
-
-def cross_field_problems(options: Any) -> list[str]:
-    """Names every rule over several fields that `options` (any object with the fields) breaks."""
-    problems = []
-    if options.rank % options.num_experts:
-        below = max(options.rank // options.num_experts, 1) * options.num_experts
-        problems.append(
-            f"rank = {options.rank} cannot be divided among num_experts = {options.num_experts}: "
-            f"every expert gets rank / num_experts rows; use rank {below} or "
-            f"{below + options.num_experts}"
-        )
-    if options.top_k > options.num_experts:
-        problems.append(
-            f"top_k = {options.top_k} exceeds num_experts = {options.num_experts}: "
-            f"use top_k <= {options.num_experts}"
-        )
-    if options.token_top_k > options.top_k:
-        problems.append(
-            f"token_top_k = {options.token_top_k} exceeds top_k = {options.top_k}: "
-            f"use token_top_k <= {options.top_k}"
-        )
-    return problems
-
-
-def options_from_host(model_kwargs: dict[str, Any] | None, **lora: Any) -> TunerOptions:
-    """Builds the options from ms-swift's arguments.
+def options_from_host(
+    model_kwargs: dict[str, Any] | None,
+    options_class: type[AdapterOptions],
+    **lora: Any,
+) -> Any:
+    """Builds a tuner's options from ms-swift's arguments.
 
     Args:
         model_kwargs: the host's `--model_kwargs`; keys that start with ``strlora_`` are ours, the
             rest belongs to the model and is left alone. ``strlora_preset`` gives the defaults.
+        options_class: the tuner's options, :class:`TunerOptions` for StrLoRA.
         **lora: rank, alpha and dropout as the host parsed them.
 
     Raises:
         ValueError: an unknown key or preset, or values out of bounds, all of them named.
     """
-    from strlora_tuner.presets import preset_options
-
     given = {
         key[len(PREFIX) :]: value
         for key, value in (model_kwargs or {}).items()
         if key.startswith(PREFIX)
     }
-    preset = preset_options(given.pop("preset", "paper"))
-    known = [item.name for item in fields(TunerOptions)]
-    for key in given.keys() - set(known):
+    options = {**lora, **with_preset(options_class, given)}
+    known = [item.name for item in fields(options_class)]
+    for key in options.keys() - set(known):
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"; did you mean {PREFIX + near[0]!r}?" if near else ""
         raise ValueError(f"model_kwargs key {PREFIX + key!r} is no option of the tuner{hint}")
-    return TunerOptions(**{**preset, **lora, **given})
+    return options_class(**options)

@@ -32,7 +32,7 @@ from strlora_tuner.carry import carried_config, check_teacher, options_from_envi
 from strlora_tuner.config import StrLoraConfig
 from strlora_tuner.metrics import StepMetrics
 from strlora_tuner.routing_file import record_routing
-from strlora_tuner.schema import ABLATION, ROUTING_FILE, options_from_host
+from strlora_tuner.schema import ABLATION, ROUTING_FILE, TunerOptions, options_from_host
 
 logger = get_logger()
 
@@ -122,6 +122,7 @@ class StrLoraTuner(PeftTuner):
         _refuse_vision(args, model)
         options = options_from_host(
             args.model_kwargs,
+            TunerOptions,
             rank=args.lora_rank,
             alpha=args.lora_alpha,
             dropout=args.lora_dropout,

@@ -1,0 +1,90 @@
+"""`method: NAME`: every shipped method loads, lies in its place, and names what it leaves unused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recipes import methods
+from recipes.commands import train_command, tuner_arguments
+from recipes.layout import RunLayout
+from recipes.loading import load_recipe
+from recipes.preview import preview, unused_text
+from recipes.problems import RecipeError
+
+RUN = RunLayout(Path("runs/x"))
+
+
+@pytest.mark.parametrize("name", methods.method_names())
+@pytest.mark.parametrize("recipe", ["tiny", "internvl3.5-8b"])
+def test_every_method_is_one_override_away(recipe: str, name: str) -> None:
+    loaded = load_recipe(recipe, [f"method={name}"])
+    assert loaded.method == name
+    assert loaded.folder.endswith(recipe if name == "strlora" else f"{recipe}-{name}")
+    if loaded.definition.protocol == "stream":
+        command = train_command(loaded, RUN, Path("c.jsonl"), 1)
+        assert command.arguments[command.arguments.index("--tuner_type") + 1] == loaded.tuner_type
+
+
+def test_what_makes_a_method_lies_over_the_recipe_and_under_the_command_line() -> None:
+    released = load_recipe("tiny", ["method=strlora_released"])
+    assert released.tuner_options.token_top_k == 1, "tiny itself says 2"
+    assert released.tuner_options.task_router == "frozen"
+    assert tuner_arguments(released, 5)["freeze_routers"] is True
+    changed = load_recipe("tiny", ["method=strlora_released", "tuner.gate_scale=num_experts"])
+    assert changed.tuner_options.gate_scale == "num_experts"
+
+
+def test_defaults_lie_under_the_recipe(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: tiny\nmethod: er\nreplay: {memory: 7}\n", encoding="utf-8")
+    replay = load_recipe(str(own)).replay
+    assert replay is not None
+    assert (replay.memory, replay.share) == (7, 0.5)
+
+
+def test_tuned_values_lie_over_the_recipe_that_they_were_chosen_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = methods.Method(
+        "lora", "lora", tuned={"tiny": {"schedule": {"first": {"learning_rate": 0.5}}}}
+    )
+    monkeypatch.setattr("recipes.loading.find_method", lambda name: method)
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: tiny\nname: child\nmethod: lora\n", encoding="utf-8")
+    assert load_recipe("tiny", ["method=lora"]).schedule.first.learning_rate == 0.5
+    assert load_recipe(str(child)).schedule.first.learning_rate == 0.5
+    child.write_text(
+        "extends: tiny\nname: child\nmethod: lora\nschedule: {first: {learning_rate: 0.1}}\n",
+        encoding="utf-8",
+    )
+    assert load_recipe(str(child)).schedule.first.learning_rate == 0.1
+    assert load_recipe("internvl3.5-8b", ["method=lora"]).schedule.first.learning_rate == 1e-4
+
+
+def test_keys_of_other_methods_are_named_and_not_refused() -> None:
+    recipe = load_recipe("tiny", ["method=lora"])
+    assert "tuner.top_k" in unused_text(recipe)
+    assert unused_text(recipe) in "\n".join(preview(recipe))
+    with pytest.raises(RecipeError, match=r"tuner\.rnak"):
+        load_recipe("tiny", ["method=lora", "tuner.rnak=4"])
+
+
+def test_a_share_that_splits_no_batch_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"replay.share = 0.3 of schedule.global_batch = 4"):
+        load_recipe("tiny", ["method=er", "replay.share=0.3"])
+
+
+def test_a_method_file_with_a_wrong_key_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wrong.yaml").write_text("tuner_type: lora\nprotocl: joint\n", encoding="utf-8")
+    monkeypatch.setattr(methods, "FOLDER", tmp_path)
+    methods.method_names.cache_clear()
+    try:
+        with pytest.raises(ValueError, match="expected tuner_type"):
+            methods.find_method("wrong")
+    finally:
+        methods.method_names.cache_clear()
+        methods.find_method.cache_clear()
