@@ -1,4 +1,4 @@
-"""`method: NAME`: every shipped method loads, lies in its place, and names what it leaves unused."""
+"""`method: NAME`: every shipped method loads, lies in its place, and names what is unused."""
 
 from __future__ import annotations
 
