@@ -1,0 +1,316 @@
+"""Elastic weight consolidation, online: Fisher information, penalty, and the state they carry.
+
+Kirkpatrick et al. 2017 (eq. 3), in the online form of Schwarz et al. 2018 (section 4). After chunk
+c, with theta the trainable parameters and g the gradient of one sample's loss:
+
+    F_c = E[g^2] over the chunk's samples;   F <- gamma F + F_c;   theta* <- theta
+    L <- L + lambda / 2 sum F (theta - theta*)^2                               (from chunk 2 on)
+
+The released form keeps no Fisher information: F = 1. It works on any module; nothing here knows the
+tuner. All arithmetic is float32.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+FILE = "ewc.safetensors"
+FISHER, ANCHOR = "fisher.", "anchor."
+PREFIX = "EWC_"
+_FIX = "restore the file of the chunk before, or train that chunk again"
+
+
+@dataclass(frozen=True)
+class EwcOptions:
+    """What one chunk is told.
+
+    Attributes:
+        weight: lambda.
+        decay: gamma, what is kept of the Fisher information of earlier chunks.
+        samples: of a chunk, drawn at random for its Fisher information; None: all.
+        released: the plain pull to the previous weights, F = 1.
+        seed: of that draw.
+        state: the folder of the chunk before that holds `ewc.safetensors`; None in the first chunk.
+    """
+
+    weight: float
+    decay: float = 1.0
+    samples: int | None = None
+    released: bool = False
+    seed: int = 0
+    state: str | None = None
+
+
+def options_from_environment(environment: Mapping[str, str]) -> EwcOptions:
+    """Reads the options that ms-swift exported from `--model_kwargs '{"ewc_weight": ...}'`.
+
+    Raises:
+        ValueError: no weight, an unknown option, or a value that cannot be read.
+    """
+    readers: dict[str, Callable[[str], object]] = {
+        "weight": float,
+        "decay": float,
+        "samples": int,
+        "released": lambda text: {"True": True, "False": False}[text],
+        "seed": int,
+        "state": str,
+    }
+    given: dict[str, object] = {}
+    for key, text in environment.items():
+        if not key.startswith(PREFIX):
+            continue
+        name = key.removeprefix(PREFIX).lower()
+        if name not in readers:
+            raise ValueError(f"ewc_{name} is no option; there are: ewc_{', ewc_'.join(readers)}")
+        try:
+            given[name] = readers[name](text)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"ewc_{name} = {text!r} cannot be read") from error
+    if "weight" not in given:
+        raise ValueError("callback ewc needs its weight: --model_kwargs '{\"ewc_weight\": 100}'")
+    return EwcOptions(**given)  # type: ignore[arg-type]
+
+
+@dataclass
+class EwcState:
+    """What is carried: F (None in the released form) and theta*, float32, by parameter name."""
+
+    anchor: dict[str, Tensor]
+    fisher: dict[str, Tensor] | None = None
+
+
+def save_state(folder: Path, state: EwcState) -> Path:
+    """Writes `ewc.safetensors` into `folder`, atomically; returns its path."""
+    tensors = {ANCHOR + name: value for name, value in state.anchor.items()}
+    tensors |= {FISHER + name: value for name, value in (state.fisher or {}).items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    form = "released" if state.fisher is None else "online"
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{FILE}.")
+    os.close(descriptor)
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt", "ewc": json.dumps({"form": form})})
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, folder / FILE)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return folder / FILE
+
+
+def load_state(folder: Path, shapes: Mapping[str, torch.Size], released: bool) -> EwcState:
+    """Reads `ewc.safetensors` for parameters of these names and shapes.
+
+    Tensors of parameters that no longer train (frozen routers) are kept; they feel no pull but must
+    not be forgotten.
+
+    Raises:
+        ValueError: the file is missing or damaged, a trained parameter is missing or has another
+            shape, a value is not finite or a Fisher value negative, or its form is the other one.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file, but this chunk needs it for EWC; {_FIX}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged ({error}); {_FIX}") from error
+    anchor = {k.removeprefix(ANCHOR): v for k, v in tensors.items() if k.startswith(ANCHOR)}
+    fisher = {k.removeprefix(FISHER): v for k, v in tensors.items() if k.startswith(FISHER)}
+    if bool(fisher) == released:
+        words = ("holds Fisher information", "released") if released else ("holds none", "online")
+        raise ValueError(
+            f"{path} {words[0]}, but this run uses the {words[1]} form of EWC; keep one form for "
+            "the whole stream"
+        )
+    problems = _problems(anchor, fisher, shapes, released)
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"{path}: {'; '.join(problems[:3])}{more}; {_FIX}")
+    return EwcState(anchor, None if released else fisher)
+
+
+def _problems(
+    anchor: dict[str, Tensor],
+    fisher: dict[str, Tensor],
+    shapes: Mapping[str, torch.Size],
+    released: bool,
+) -> list[str]:
+    problems = []
+    for kind, held in ((ANCHOR, anchor), (FISHER, {} if released else fisher)):
+        wanted = shapes if kind == ANCHOR or not released else {}
+        for name in sorted(wanted.keys() - held.keys()):
+            problems.append(f"{kind}{name} is missing")
+        for name, value in held.items():
+            shape = tuple(shapes.get(name, anchor[name].shape if name in anchor else ()))
+            if tuple(value.shape) != shape:
+                problems.append(f"{kind}{name} is {tuple(value.shape)}, expected {shape}")
+            elif value.dtype != torch.float32:
+                problems.append(f"{kind}{name} is {value.dtype}, expected torch.float32")
+            elif not bool(value.isfinite().all()):
+                problems.append(f"{kind}{name} holds NaN or infinity")
+            elif kind == FISHER and bool((value < 0).any()):
+                problems.append(f"{kind}{name} holds negative values")
+    return problems
+
+
+class Penalty:
+    """Adds lambda F (theta - theta*) to the gradients of one optimizer step, once a parameter.
+
+    The pull is computed at the beginning of the step, while theta stands still, and added by a hook
+    on each parameter to the first gradient that reaches it in the step, before anything else sees
+    that gradient: accumulation adds it up once, DDP and ZeRO average equal pulls of all
+    ranks, clipping sees it, and reentrant checkpointing, which differentiates in pieces, does not
+    matter. A parameter without any gradient in a step is not pulled in it, as the optimizer does
+    not move it either.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], state: EwcState, weight: float
+    ) -> None:
+        self.parameters, self.weight = dict(parameters), weight
+        device = {name: parameter.device for name, parameter in self.parameters.items()}
+        self.anchor = {n: state.anchor[n].to(device[n]) for n in self.parameters}
+        fisher = state.fisher
+        self.fisher = None if fisher is None else {n: fisher[n].to(device[n]) for n in device}
+        self.pulls: dict[str, Tensor] = {}
+        self.gradient_scale = 1.0
+        self.handles: list[RemovableHandle] = [
+            parameter.register_hook(self._hook(name)) for name, parameter in self.parameters.items()
+        ]
+
+    @torch.no_grad()
+    def begin_step(self, gradient_scale: float = 1.0) -> Tensor:
+        """Prepares the pulls of a step; returns the penalty lambda/2 sum F (theta - theta*)^2.
+
+        Under ZeRO-3 the parameters must be gathered. `gradient_scale` is what the loss is
+        multiplied with before backward (a float16 scaler's).
+        """
+        self.gradient_scale = gradient_scale
+        total = torch.zeros((), device=next(iter(self.anchor.values())).device)
+        for name, parameter in self.parameters.items():
+            distance = parameter.detach().float() - self.anchor[name]
+            pull = distance * self.weight
+            if self.fisher is not None:
+                pull *= self.fisher[name]
+            total += (pull * distance).sum() / 2
+            self.pulls[name] = pull
+        return total
+
+    def _hook(self, name: str) -> Callable[[Tensor], Tensor]:
+        def add(gradient: Tensor) -> Tensor:
+            pull = self.pulls.pop(name, None)
+            if pull is None:
+                return gradient
+            return gradient + (pull * self.gradient_scale).to(gradient.dtype)
+
+        return add
+
+    def remove(self) -> None:
+        """Takes the hooks off."""
+        for handle in self.handles:
+            handle.remove()
+
+
+class FisherEstimate:
+    """Sums g^2 over samples, in float32; `mean` divides by how many there were."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, loss: Tensor, count: bool = True) -> None:
+        """Adds the squared gradient of one sample's loss; the parameters' own `.grad` stays.
+
+        Args:
+            loss: a scalar, of ONE sample: the square of a batch's mean gradient is something else.
+            count: False computes and forgets (a rank that must keep step with the others).
+        """
+        gradients = torch.autograd.grad(
+            loss, list(self.parameters.values()), allow_unused=True, materialize_grads=False
+        )
+        if not count:
+            return
+        self.count += 1
+        for name, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient is None:
+                continue
+            square = gradient.detach().float().square()
+            total = self.sums.get(name)
+            self.sums[name] = square if total is None else total.add_(square)
+
+    def mean(
+        self, shapes: Mapping[str, torch.Size], reduce: Callable[[Tensor], None] | None = None
+    ) -> dict[str, Tensor]:
+        """Returns E[g^2] by parameter name.
+
+        Args:
+            shapes: of all parameters.
+            reduce: sums a tensor over all processes, in place; called in the same order on all.
+
+        Raises:
+            ValueError: no sample was added, or a value is not finite.
+        """
+        device = next(iter(self.parameters.values())).device
+        count = torch.tensor(float(self.count), device=device)
+        sums = {n: self.sums.get(n, torch.zeros(s, device=device)) for n, s in shapes.items()}
+        if reduce is not None:
+            for value in (count, *sums.values()):
+                reduce(value)
+        if not count:
+            raise ValueError("EWC: the chunk has no sample to estimate the Fisher information from")
+        mean = {name: value / count for name, value in sums.items()}
+        bad = [name for name, value in mean.items() if not bool(value.isfinite().all())]
+        if bad:
+            raise ValueError(
+                f"EWC: the Fisher information of {len(bad)} parameters is not finite (first: "
+                f"{bad[0]}): a sample's loss overflowed; lower the learning rate"
+            )
+        return mean
+
+
+def drawn_samples(total: int, samples: int | None, seed: int) -> list[int]:
+    """The chunk's samples that the Fisher information is estimated from: all, or a seeded draw."""
+    if samples is None or samples >= total:
+        return list(range(total))
+    return sorted(random.Random(seed).sample(range(total), samples))
+
+
+def next_state(
+    previous: EwcState | None,
+    anchor: Mapping[str, Tensor],
+    fisher: Mapping[str, Tensor] | None,
+    decay: float,
+) -> EwcState:
+    """Returns F <- gamma F + F_c and theta* <- theta; what no longer trains keeps its theta*.
+
+    Args:
+        previous: the state that the chunk began with; None in the first.
+        anchor: theta after the chunk.
+        fisher: F_c; None in the released form.
+    """
+    anchors = {n: value.detach().float().cpu().clone() for n, value in anchor.items()}
+    anchors = {**(previous.anchor if previous else {}), **anchors}
+    if fisher is None:
+        return EwcState(anchors)
+    total = {n: value.detach().float().cpu() for n, value in fisher.items()}
+    for name, value in ((previous.fisher if previous else None) or {}).items():
+        kept = value.float().cpu() * decay
+        total[name] = total[name] + kept if name in total else kept
+    return EwcState(anchors, total)

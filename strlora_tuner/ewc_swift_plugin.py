@@ -1,0 +1,149 @@
+"""The ms-swift side of EWC: `--external_plugins <this file> --callbacks ewc`.
+
+A callback beside any tuner: it pulls the trained parameters to where the chunk before left them,
+logs `ewc_loss`, and after the last step writes `ewc.safetensors` into the host's last checkpoint,
+before the host completes that checkpoint. Options come through
+`--model_kwargs '{"ewc_weight": 100, "ewc_decay": 1.0, "ewc_state": "<the adapter before>"}'`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+# ms-swift imports this file by its stem, with only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch.distributed as dist
+from swift.callbacks import callbacks_map
+from swift.callbacks.base import TrainerCallback
+from swift.utils import get_logger
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from strlora_tuner.ewc import (
+    EwcState,
+    FisherEstimate,
+    Penalty,
+    drawn_samples,
+    load_state,
+    next_state,
+    options_from_environment,
+    save_state,
+)
+
+logger = get_logger()
+
+
+class EwcCallback(TrainerCallback):
+    """Pulls, logs, and estimates the Fisher information when the chunk's last step is done."""
+
+    def __init__(self, args: Any, trainer: Any) -> None:
+        super().__init__(args, trainer)
+        self.options = options_from_environment(os.environ)
+        self.previous: EwcState | None = None
+        self.penalty: Penalty | None = None
+        self.value: Tensor | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Reads what the chunk before left; without an `ewc_state` this chunk is the first."""
+        self._refuse()
+        self.parameters = _trained(self.trainer.model)
+        self.shapes = {n: getattr(p, "ds_shape", p.shape) for n, p in self.parameters.items()}
+        if self.options.state is None:
+            logger.info("EWC: first chunk, no pull")
+            return
+        self.previous = load_state(Path(self.options.state), self.shapes, self.options.released)
+        self.penalty = Penalty(self.parameters, self.previous, self.options.weight)
+        count = sum(shape.numel() for shape in self.shapes.values())
+        logger.info(f"EWC: {count:,} parameters are pulled to {self.options.state}")
+
+    def _refuse(self) -> None:
+        trainer = self.trainer
+        if trainer.is_deepspeed_enabled and getattr(self.args, "fp16", False):
+            raise ValueError(
+                "--fp16 true with DeepSpeed: its dynamic loss scale cannot be applied to the "
+                "penalty of EWC; use --bf16 true or --torch_dtype float32"
+            )
+        if trainer.is_fsdp_enabled:
+            raise ValueError(
+                "--fsdp: parameters are flattened, so EWC cannot tell them apart; use DDP or "
+                "--deepspeed zero2"
+            )
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Prepares the pulls of the step."""
+        if self.penalty is None:
+            return
+        scaler = getattr(self.trainer.accelerator, "scaler", None)
+        with _gathered(self.parameters):
+            self.value = self.penalty.begin_step(float(scaler.get_scale()) if scaler else 1.0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Logs the penalty; after the chunk's last step, writes the state that it leaves."""
+        if self.value is not None:
+            self.trainer.custom_metrics["train"]["ewc_loss"].update(self.value)
+        if state.global_step == state.max_steps:
+            self._finish(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def _finish(self, checkpoint: Path) -> None:
+        if self.penalty is not None:
+            self.penalty.remove()
+        fisher = None if self.options.released else self._fisher()
+        with _gathered(self.parameters):
+            anchor = {name: p.detach().float().cpu() for name, p in self.parameters.items()}
+        if self.args.should_save:
+            state = next_state(self.previous, anchor, fisher, self.options.decay)
+            path = save_state(checkpoint, state)
+            logger.info(f"EWC: wrote {path}")
+        if dist.is_initialized():
+            dist.barrier()
+
+    def _fisher(self) -> dict[str, Tensor]:
+        """Returns E[g^2] over the chunk's samples, one at a time, shared out over the processes."""
+        trainer, model = self.trainer, self.trainer.model
+        estimate = FisherEstimate(self.parameters)
+        model.eval()  # no dropout, no checkpointing, and no statistics of the tuner are touched
+        for index, counts in self._share(len(trainer.train_dataset)):
+            batch = trainer.data_collator([trainer.train_dataset[index]])
+            inputs = trainer._prepare_inputs(batch)
+            with (
+                trainer.template.forward_context(model, inputs),
+                trainer.compute_loss_context_manager(),
+            ):
+                loss = trainer.compute_loss(model, inputs)
+            estimate.add(loss, counts)
+        model.train()
+        trainer.custom_metrics["eval"].clear()  # accuracy of those forwards, which nobody asked for
+        return estimate.mean(self.shapes, dist.all_reduce if dist.is_initialized() else None)
+
+    def _share(self, total: int) -> Iterator[tuple[int, bool]]:
+        """This process's samples; filled up with ones that do not count, for all to keep step."""
+        chosen = drawn_samples(total, self.options.samples, self.options.seed)
+        rank, world = self.args.process_index, self.args.world_size
+        rounds = range(rank, -(-len(chosen) // world) * world, world)
+        shown = tqdm(rounds, desc="EWC: Fisher information", disable=rank > 0, mininterval=5)
+        for place in shown:
+            yield chosen[place % len(chosen)], place < len(chosen)
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that the optimizer moves, by name. Buffers (moving averages) are none."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _gathered(parameters: dict[str, nn.Parameter]) -> AbstractContextManager[Any]:
+    """Under ZeRO-3, the context in which the parameters are whole; else nothing."""
+    partitioned = [p for p in parameters.values() if hasattr(p, "ds_id")]
+    if not partitioned:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(partitioned)
+
+
+callbacks_map["ewc"] = EwcCallback
