@@ -123,8 +123,14 @@ def _grow(engine: Any, shape: dict[str, dict[str, Any]], options: argparse.Names
     engine.max_model_len = 8192
 
 
-def ask(engine: Any, lines: list[Line], batch: int, tokens: int) -> tuple[Seconds, dict[str, str]]:
-    """Return the time that all answers take, and the answers by question id."""
+def ask(
+    engine: Any, lines: list[Line], batch: int, tokens: int, published: bool = False
+) -> tuple[Seconds, dict[str, str]]:
+    """Return the time that all answers take, and the answers by question id.
+
+    `published`: by the host's engine as it is; otherwise as the orchestrator's plug-in asks it.
+    """
+    import strlora_infer_plugin
     from swift.infer_engine import RequestConfig
 
     engine.max_batch_size = batch
@@ -132,7 +138,10 @@ def ask(engine: Any, lines: list[Line], batch: int, tokens: int) -> tuple[Second
                 for line in lines]  # fmt: skip
     config = RequestConfig(max_tokens=tokens, temperature=0)
     started = Seconds(time.perf_counter(), time.process_time())
-    responses = engine.infer(requests, config, use_tqdm=False)
+    if published:
+        responses = engine.infer(requests, config, use_tqdm=False)
+    else:
+        responses = strlora_infer_plugin.ask(engine, requests, config)
     seconds = Seconds(time.perf_counter() - started.wall, time.process_time() - started.cpu)
     texts = [response.choices[0].message.content for response in responses]
     return seconds, {line["id"]: text for line, text in zip(lines, texts, strict=True)}
@@ -146,7 +155,8 @@ def measure(engine: Any, options: argparse.Namespace) -> dict[str, Any]:
     answers: dict[str, dict[str, str]] = {}
     for repeat in range(options.repeats):
         for name, lines, batch in (("published", published, 1), ("ours", ours, options.batch)):
-            spent, answers[name] = ask(engine, lines, batch, options.max_new_tokens)
+            tokens, single = options.max_new_tokens, name == "published"
+            spent, answers[name] = ask(engine, lines, batch, tokens, single)
             seconds[name].append(spent)
             rate = len(lines) / spent.wall
             print(f"repeat {repeat + 1}: {name}, {batch} at a time: {rate:.2f} samples/s")
