@@ -1,6 +1,7 @@
 """StrLoRA for PEFT: a mixture of LoRA experts routed by the instruction and by each token.
 
-Importing this package registers the method, so that `PeftModel.from_pretrained` loads our adapters.
+Importing this package registers it and the methods it is compared with, so that
+`PeftModel.from_pretrained` loads our adapters.
 The names below are resolved on first use: `import strlora_tuner.schema` needs no torch.
 """
 

@@ -40,9 +40,12 @@ def ablate(model: nn.Module, name: str) -> None:
         name: one of `ablation_names`.
 
     Raises:
-        ValueError: another name, an expert that the adapter does not have, or its only one.
+        ValueError: another name, an expert that the adapter does not have, or its only one; an
+            adapter of another method.
     """
     mixtures = [mixture for _, mixture in tuner_of(model).mixtures()]
+    if not isinstance(mixtures[0], MixtureOfExperts):
+        raise ValueError(f"ablation {name!r}: only the stages of a StrLoRA adapter can be switched")
     experts = mixtures[0].config.num_experts
     known = ablation_names(experts)
     if name not in known:

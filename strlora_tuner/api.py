@@ -1,4 +1,4 @@
-"""What a training loop or a script does with a model that carries a StrLoRA adapter."""
+"""What a training loop or a script does with a model that carries a routed adapter."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from strlora_tuner.model import StrLoraModel
+from strlora_tuner.routed_model import RoutedModel
 
 
-def tuner_of(model: nn.Module) -> StrLoraModel:
-    """Returns the StrLoRA tuner inside `model` (a PeftModel, possibly wrapped).
+def tuner_of(model: nn.Module) -> RoutedModel:
+    """Returns the routed tuner inside `model` (a PeftModel, possibly wrapped).
 
     Raises:
-        ValueError: the model carries no StrLoRA adapter.
+        ValueError: the model carries no adapter of this package.
     """
     for module in model.modules():
-        if isinstance(module, StrLoraModel):
+        if isinstance(module, RoutedModel):
             return module
     raise ValueError(
-        f"{type(model).__name__} carries no StrLoRA adapter: load one with "
+        f"{type(model).__name__} carries no routed adapter: load one with "
         "PeftModel.from_pretrained or add one with get_peft_model(model, StrLoraConfig(...))"
     )
 
@@ -31,7 +31,7 @@ def instruction_ids(model: nn.Module, ids: Tensor, mask: Tensor | None = None) -
     """Inside, the instruction vectors come from these token ids instead of from the prompt.
 
     Args:
-        model: a model with a StrLoRA adapter.
+        model: a model with a routed adapter.
         ids: (batch, tokens) token ids of the instructions.
         mask: (batch, tokens), non-zero where a position counts; None: every position counts, as in
             the published code.
@@ -63,27 +63,13 @@ def stability_loss(model: nn.Module) -> Tensor:
     It is lambda times the mean over layers and tokens of KL(teacher || student). Its gradient is
     already injected: do not add it to the loss. Zero when the term is off.
     """
-    tuner = tuner_of(model)
-    values = [m.divergence for _, m in tuner.mixtures() if m.divergence is not None]
-    if not values:
-        return torch.zeros(())
-    return torch.stack([value.to(values[0].device) for value in values]).sum()
+    return tuner_of(model).losses().get("stability_loss", torch.zeros(()))
 
 
 def after_optimizer_step(model: nn.Module) -> None:
-    """Moves the teacher by one step and merges the step's instruction statistics.
+    """Does what the method does once a step: for StrLoRA, moves the teacher and the statistics.
 
     Call it once after every optimizer step; the ms-swift plug-in does. Under ZeRO-3 call it inside
     `deepspeed.zero.GatheredParameters` of the routers.
     """
-    tuner = tuner_of(model)
-    adapter = tuner.active_adapters[0]
-    statistics = tuner.statistics(adapter)
-    statistics.commit()
-    moved = False
-    for _, mixture in tuner.mixtures(adapter):
-        if mixture.stability_on:
-            mixture.update_teacher()
-            moved = True
-    if moved:
-        statistics.teacher_steps += 1
+    tuner_of(model).after_optimizer_step()

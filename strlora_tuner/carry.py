@@ -7,26 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from strlora_tuner.config import StrLoraConfig, options_as_config
-from strlora_tuner.model import StrLoraModel
-from strlora_tuner.schema import NO_OPTIONS, PREFIX, TunerOptions, options_from_host
-
-# Options that shape the adapter's tensors or their meaning: fixed for the whole stream.
-STRUCTURE = ("num_experts", "router_dim", "instruction_norm")
-# Options that a chunk's schedule may set; the others follow the adapter.
-SCHEDULED = (
-    "ema_decay",
-    "stability_weight",
-    "stability_temperature",
-    "stability_reduction",
-    "freeze_routers",
-    "task_router",
-    "top_k",
-    "token_top_k",
-    "unused_expert_gradient",
-    "gate_scale",
-    "padding",
-)
+from strlora_tuner.routed_config import RoutedConfig
+from strlora_tuner.routed_model import RoutedModel
+from strlora_tuner.schema import NO_OPTIONS, PREFIX, AdapterOptions, options_from_host
 
 
 def _python_value(text: str) -> Any:
@@ -37,7 +20,9 @@ def _python_value(text: str) -> Any:
         return text
 
 
-def options_from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+def options_from_environment(
+    environment: Mapping[str, str], kind: type[AdapterOptions]
+) -> dict[str, Any]:
     """Returns the ``strlora_*`` options of this run, checked, as the host exported them.
 
     ms-swift gives a tuner's `from_pretrained` no arguments, but exports `--model_kwargs` in upper
@@ -56,16 +41,16 @@ def options_from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         return {}
     # The rank follows the adapter; any that the experts divide will do here.
     rank = given.get(f"{PREFIX}num_experts", 64)
-    checked = options_from_host(given, TunerOptions, rank=rank)
+    checked = options_from_host(given, kind, rank=rank)
     names = {key.removeprefix(PREFIX) for key in given} - {"preset"}
     if PREFIX + "preset" in given:
-        names |= set(SCHEDULED) | set(STRUCTURE)
+        names |= {*kind.scheduled, *kind.structure}
     return {name: getattr(checked, name) for name in names}
 
 
 def carried_config(
-    saved: StrLoraConfig, given: dict[str, Any], source: str
-) -> tuple[StrLoraConfig, bool]:
+    saved: RoutedConfig, given: dict[str, Any], source: str
+) -> tuple[RoutedConfig, bool]:
     """Applies a chunk's options to the configuration of the adapter it goes on from.
 
     Returns:
@@ -77,7 +62,7 @@ def carried_config(
     current = saved.options()
     problems = [
         f"{name} is {getattr(current, name)!r} in the adapter and {given[name]!r} in this run"
-        for name in STRUCTURE
+        for name in current.structure
         if name in given and given[name] != getattr(current, name)
     ]
     if problems:
@@ -85,14 +70,14 @@ def carried_config(
             f"{source} cannot be trained on: {'; '.join(problems)}; keep the adapter's values for "
             "the whole stream, or start a new one"
         )
-    changes = {name: value for name, value in given.items() if name in SCHEDULED}
+    changes = {name: value for name, value in given.items() if name in current.scheduled}
     options = replace(current, **changes)
-    for name, value in options_as_config(options).items():
+    for name, value in saved.as_config(options).items():
         setattr(saved, name, value)
     return saved, bool(given.get("require_teacher", False))
 
 
-def check_teacher(tuner: StrLoraModel, source: str) -> None:
+def check_teacher(tuner: RoutedModel, source: str) -> None:
     """Raises ValueError when the loaded adapter carries no moving average."""
     adapter = tuner.active_adapters[0]
     if int(tuner.statistics(adapter).teacher_steps) == 0:

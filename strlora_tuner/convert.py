@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from strlora_tuner.config import StrLoraConfig, options_as_config
+from strlora_tuner.config import StrLoraConfig
 from strlora_tuner.published import (
     ALIGNER,
     hf_native,
@@ -188,7 +188,7 @@ def convert(source: Path, target: Path) -> None:
     aligner = read_aligner(source / "non_lora_trainables.bin")
     tensors |= {f"base_model.model.{key}": tensor for key, tensor in aligner.items()}
     config = StrLoraConfig(
-        **options_as_config(options),
+        **StrLoraConfig.as_config(options),
         target_modules=_targets(tensors),
         modules_to_save=[ALIGNER] if aligner else None,
         base_model_name_or_path=raw.get("base_model_name_or_path") or None,

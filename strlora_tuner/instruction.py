@@ -13,7 +13,7 @@ from torch import Tensor
 from strlora_tuner.buffers import Float32Buffers
 
 if TYPE_CHECKING:
-    from strlora_tuner.config import StrLoraConfig
+    from strlora_tuner.routed_config import RoutedConfig
 
 PRIOR_COUNT = 8
 
@@ -29,7 +29,7 @@ def starts_of(ids: Tensor, pattern: list[int]) -> Tensor:
     return found
 
 
-def instruction_mask(ids: Tensor, config: StrLoraConfig) -> Tensor:
+def instruction_mask(ids: Tensor, config: RoutedConfig) -> Tensor:
     """Marks the tokens of the user's turns, without placeholders and special tokens.
 
     Args:
@@ -80,7 +80,7 @@ class InstructionStatistics(Float32Buffers):
     spread: Tensor
     teacher_steps: Tensor
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, config: RoutedConfig | None = None) -> None:
         super().__init__()
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("mean", torch.zeros(hidden))
@@ -146,7 +146,7 @@ class RoutingContext:
     """
 
     def __init__(self) -> None:
-        self.configs: dict[str, StrLoraConfig] = {}
+        self.configs: dict[str, RoutedConfig] = {}
         self.statistics: Any = {}  # by adapter name; the model's ModuleDict
         self.num_layers = 0
         self.recording = False
@@ -237,7 +237,7 @@ class RoutingContext:
         self.empty_rows = (~valid).sum()
         return self._normalise(adapter, vectors, valid)
 
-    def _from_prompt(self, config: StrLoraConfig) -> tuple[Tensor, Tensor]:
+    def _from_prompt(self, config: RoutedConfig) -> tuple[Tensor, Tensor]:
         assert self._ids is not None
         assert self._embeddings is not None
         mask = instruction_mask(self._ids, config)
@@ -292,12 +292,26 @@ class RoutingContext:
         return self.loss_scale * tokens / self.step_tokens.to(tokens.device)
 
     def has_routed(self, adapter: str) -> bool:
-        """Whether a routed layer has asked for the current prompt's instruction vector."""
-        return adapter in self._vectors
+        """Whether a routed layer has asked for the prompt's instruction or its tokens."""
+        return adapter in self._vectors or bool(self._weights)
 
     def rows(self, adapter: str) -> int:
         """Returns how many rows the current prompt has."""
         return int(self._vectors[adapter].shape[0])
+
+    def keep_rows(self, keep: Tensor) -> dict[str, Tensor]:
+        """Leaves the rows `keep` (indices) of a batch that is being decoded, the others ended.
+
+        Returns:
+            The instruction vectors by adapter, (rows, H).
+        """
+        self._vectors = {name: vectors[keep] for name, vectors in self._vectors.items()}
+        self._weights = {}
+        if self._ids is not None and self._embeddings is not None:
+            self._ids, self._embeddings = self._ids[keep], self._embeddings[keep]
+        if self.given is not None:
+            self.given = self.given[0][keep], self.given[1][keep]
+        return self._vectors
 
     def take_prompt(self) -> Tensor | None:
         """Returns the ids (B, L) of a prompt once; None while its decoding steps run."""

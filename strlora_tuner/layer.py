@@ -1,24 +1,28 @@
-"""A linear layer of the language model with its routed mixtures, one an adapter."""
+"""A linear layer of the language model with its banks of experts, one an adapter."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from strlora_tuner.config import StrLoraConfig
+from strlora_tuner.expert_bank import ExpertBank
 from strlora_tuner.instruction import RoutingContext
-from strlora_tuner.mixture import MixtureOfExperts
 from strlora_tuner.registration import register
+from strlora_tuner.routed_config import RoutedConfig
 
 CANNOT_MERGE = (
-    "a StrLoRA adapter cannot be merged into the base weights: its experts are chosen anew for "
-    "every instruction and token; run inference with the adapter loaded"
+    "a routed adapter cannot be merged into the base weights: its experts are weighed anew for "
+    "every instruction or token; run inference with the adapter loaded"
 )
 
 
-class StrLoraLinear(nn.Module, BaseTunerLayer):
+MakeBank = Callable[[int, int], ExpertBank]
+
+
+class RoutedLinear(nn.Module, BaseTunerLayer):
     """y = W x + the routed update of the active adapter."""
 
     adapter_layer_names = ("strlora_mixture",)
@@ -28,9 +32,9 @@ class StrLoraLinear(nn.Module, BaseTunerLayer):
         self,
         base_layer: nn.Linear,
         adapter_name: str,
-        config: StrLoraConfig,
+        config: RoutedConfig,
         context: RoutingContext,
-        hidden_size: int,
+        make_bank: MakeBank,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -42,19 +46,19 @@ class StrLoraLinear(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, hidden_size)
+        self.update_layer(adapter_name, config, make_bank)
 
-    def update_layer(self, adapter_name: str, config: StrLoraConfig, hidden_size: int) -> None:
-        """Adds a fresh mixture named `adapter_name`; hidden_size is the instruction vector's H."""
-        mixture = MixtureOfExperts(self.in_features, self.out_features, hidden_size, config)
+    def update_layer(self, adapter_name: str, config: RoutedConfig, make_bank: MakeBank) -> None:
+        """Adds a fresh bank named `adapter_name`, made from (d_in, d_out)."""
+        mixture = make_bank(self.in_features, self.out_features)
         self.strlora_mixture[adapter_name] = mixture
         self.r[adapter_name], self.scaling[adapter_name] = config.r, mixture.scaling
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def mixture(self, adapter_name: str) -> MixtureOfExperts:
-        """Returns this layer's mixture of the adapter."""
-        return cast(MixtureOfExperts, self.strlora_mixture[adapter_name])
+    def mixture(self, adapter_name: str) -> Any:
+        """Returns this layer's bank of experts of the adapter, an :class:`ExpertBank`."""
+        return cast(ExpertBank, self.strlora_mixture[adapter_name])
 
     def _freeze_non_trainable_peft_weights(self, adapter_names: Any = None) -> None:
         # PEFT calls this whenever it has switched gradients on; its own declarations cover whole

@@ -6,8 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from strlora_tuner.api import stability_loss
-from strlora_tuner.model import StrLoraModel
+from strlora_tuner.routed_model import RoutedModel
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -16,7 +15,7 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def routing_metrics(tuner: StrLoraModel) -> dict[str, Tensor]:
+def routing_metrics(tuner: RoutedModel) -> dict[str, Tensor]:
     """Returns scalars of the last recorded forward, averaged over layers and real tokens.
 
     `task_entropy` (stage 1) and `token_entropy` (stage 2) in nats, `expert_<e>` the mean share of
@@ -48,9 +47,9 @@ class StepMetrics:
         self._tokens: Tensor | float = 0.0
 
     @torch.no_grad()
-    def add(self, tuner: StrLoraModel, tokens: Tensor) -> None:
+    def add(self, tuner: RoutedModel, tokens: Tensor) -> None:
         """Counts the forward pass that just ended; `tokens` are those it averaged over."""
-        values = {"stability_loss": stability_loss(tuner), **routing_metrics(tuner)}
+        values = {**tuner.losses(), **routing_metrics(tuner)}
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value * tokens
         self._tokens = self._tokens + tokens

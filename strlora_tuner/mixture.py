@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from strlora_tuner.buffers import Float32Buffers
+from strlora_tuner.expert_bank import ExpertBank, float32_scores
 from strlora_tuner.instruction import RoutingContext
-from strlora_tuner.projection import autocast_on, shared_projection
+from strlora_tuner.projection import shared_projection
 from strlora_tuner.routing import InjectGradient, token_gates
 from strlora_tuner.two_stage import (
     Projected,
@@ -31,14 +30,7 @@ if TYPE_CHECKING:
 ROUTERS = ("query", "key", "prototypes")
 
 
-def float32_scores(x: Tensor) -> AbstractContextManager[Any]:
-    """Inside, autocast leaves the arithmetic on scores in float32."""
-    if autocast_on(x):
-        return torch.autocast(x.device.type, enabled=False)
-    return nullcontext()
-
-
-class MixtureOfExperts(Float32Buffers):
+class MixtureOfExperts(ExpertBank):
     """E LoRA experts of rank r / E, stacked, routed by the instruction and by each token.
 
     Parameters sit directly on this module: PEFT restores keys only one level deep, and DeepSpeed
@@ -52,12 +44,8 @@ class MixtureOfExperts(Float32Buffers):
     ema_prototypes: Tensor
 
     def __init__(self, d_in: int, d_out: int, hidden: int, config: StrLoraConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.scaling = config.lora_alpha / config.r
+        super().__init__(d_in, d_out, config)
         experts, width = config.num_experts, config.router_dim
-        self.A = nn.Parameter(torch.empty(config.r, d_in))
-        self.B = nn.Parameter(torch.empty(d_out, config.r))
         self.query = nn.Parameter(torch.empty(width, d_in))
         self.key = nn.Parameter(torch.empty(width, hidden))
         self.prototypes = nn.Parameter(torch.empty(experts, width))
@@ -69,13 +57,10 @@ class MixtureOfExperts(Float32Buffers):
         self._fixed: tuple[Tensor, Prompt] | None = None
         self._decoding: Tensor | None = None
         self.divergence: Tensor | None = None
-        self.record: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         self.without: int | None = None  # an expert left out at evaluation (ablation.py)
 
     def reset_parameters(self) -> None:
-        """Initialises as published: A normal with deviation 0.01, B zero, routers Xavier."""
-        nn.init.normal_(self.A, std=0.01)
-        nn.init.zeros_(self.B)
+        """Initialises the routers as published: Xavier, prototypes normal and then normalised."""
         nn.init.xavier_uniform_(self.query)
         nn.init.xavier_uniform_(self.key)
         nn.init.normal_(self.prototypes)
@@ -91,6 +76,10 @@ class MixtureOfExperts(Float32Buffers):
                 getattr(self, name).requires_grad_(False)
         if self.config.freeze_routers or self.config.task_router == "frozen":
             self.task.requires_grad_(False)
+
+    def losses(self) -> dict[str, Tensor]:
+        """Returns the layer's share of the stability loss, if it is on."""
+        return {} if self.divergence is None else {"stability_loss": self.divergence}
 
     @property
     def stability_on(self) -> bool:
@@ -110,26 +99,9 @@ class MixtureOfExperts(Float32Buffers):
             teacher = getattr(self, f"ema_{name}")
             teacher.lerp_(getattr(self, name).to(teacher), 1 - self.config.ema_decay)
 
-    def forward(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
-        """Returns result + the routed update, (B, L, d_out), in the dtype of `result`.
-
-        In training with the stability term on, its gradient is already attached to what is
-        returned.
-
-        Args:
-            x: (B, L, d_in), what the base layer read.
-            result: (B, L, d_out), what it returned.
-            context: gives the instruction vectors.
-            adapter: this mixture's adapter name.
-        """
+    def update(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
+        """Returns result + the routed update, in training with the stability term's gradient."""
         instruction = context.instruction(adapter, x)
-        if not autocast_on(x):
-            return self._update(x.to(self.A.dtype), result, instruction, context)
-        return self._update(x, result, instruction, context)
-
-    def _update(
-        self, x: Tensor, result: Tensor, instruction: Tensor, context: RoutingContext
-    ) -> Tensor:
         settings = self._settings()
         if not self.training and not torch.is_grad_enabled():
             prompt = self._remembered_prompt(instruction, settings)
@@ -139,14 +111,14 @@ class MixtureOfExperts(Float32Buffers):
                 hidden, query, *_ = self._project(x, stabilise=False)
                 with float32_scores(x):
                     weighted, gates = weigh_experts(hidden, query, prompt, settings)
-                self._record(context, x, gates, prompt)
+                self._note(context, x, gates, prompt)
             return self._add(result, weighted)
         if not self.training or not self.stability_on:
             hidden, query, *_ = self._project(x, stabilise=False)
             with float32_scores(x):
                 prompt = read_prompt(self._routers(), instruction, settings, self.without)
                 weighted, gates = weigh_experts(hidden, query, prompt, settings)
-            self._record(context, x, gates, prompt)
+            self._note(context, x, gates, prompt)
             return self._add(result, weighted)
         return self._stabilised(x, result, instruction, context, settings)
 
@@ -166,7 +138,7 @@ class MixtureOfExperts(Float32Buffers):
             weighted, gates, prompt, divergence = self._route(x)(
                 projected, instruction, routers, teacher, tokens, settings
             )
-        self._record(context, x, gates, prompt)
+        self._note(context, x, gates, prompt)
         value = divergence * (self.config.stability_weight / context.num_layers)
         self.divergence = value.detach()
         output = self._add(result, weighted)
@@ -199,19 +171,8 @@ class MixtureOfExperts(Float32Buffers):
             return route
         return fused_route()
 
-    def _add(self, result: Tensor, weighted: Tensor) -> Tensor:
-        """Returns result + B weighted: one product that adds up, where it can and where it pays."""
-        mixed = result.dtype != weighted.dtype and not autocast_on(result)
-        if mixed or weighted.shape[1] == 1:
-            return result + F.linear(weighted, self.B).to(result.dtype)
-        flat = torch.addmm(result.flatten(0, -2), weighted.flatten(0, -2), self.B.t())
-        return flat.view_as(result)
-
-    def _record(self, context: RoutingContext, x: Tensor, gates: Tensor, prompt: Prompt) -> None:
-        if context.recording:
-            weights = context.token_weights(x, "mask")
-            kept, probabilities = prompt.kept, prompt.probabilities.detach()
-            self.record = (gates.detach(), kept, probabilities, weights)
+    def _note(self, context: RoutingContext, x: Tensor, gates: Tensor, prompt: Prompt) -> None:
+        self.note(context, x, gates, prompt.kept, prompt.probabilities)
 
     def _remembered_prompt(self, instruction: Tensor, settings: Settings) -> Prompt:
         """The prompt's part, computed once a prompt and reused in every decoding step."""
@@ -222,6 +183,14 @@ class MixtureOfExperts(Float32Buffers):
                 prompt = read_prompt(self._routers(), instruction, settings, self.without)
             self._fixed, self._decoding = (instruction, prompt), None
         return self._fixed[1]
+
+    def keep_rows(self, keep: Tensor, instruction: Tensor) -> None:
+        """Leaves the rows `keep` of the remembered prompt, whose vectors are now `instruction`."""
+        if self._fixed is None:
+            return
+        self._fixed = instruction, Prompt(*(part[keep] for part in self._fixed[1]))
+        if self._decoding is not None:
+            self._decoding = self._decoding[keep]
 
     def _decoded(self, x: Tensor, prompt: Prompt, settings: Settings) -> Tensor:
         """Returns the weighted experts (B, 1, r) of one new token a row, x (B, 1, d_in).

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from strlora_tuner.api import tuner_of
-from strlora_tuner.config import StrLoraConfig
 from strlora_tuner.instruction import instruction_mask
-from strlora_tuner.layer import StrLoraLinear
+from strlora_tuner.layer import RoutedLinear
 from strlora_tuner.metrics import entropy
 from strlora_tuner.probe import Probe
 
@@ -123,7 +122,7 @@ class RoutingRecorder:
     def __init__(self, model: nn.Module, tokenizer: Any, probe: Probe) -> None:
         self.tuner = tuner_of(model)
         self.adapter = self.tuner.active_adapters[0]
-        self.config = cast(StrLoraConfig, self.tuner.peft_config[self.adapter])
+        self.config = cast(Any, self.tuner.peft_config[self.adapter])
         self.tokenizer, self.probe = tokenizer, probe
         self.layers: dict[str, LayerSums] = {}
         self.texts: dict[str, Text] = {}
@@ -143,14 +142,14 @@ class RoutingRecorder:
         self._open, self._begun, self._weights, self._codes = True, False, None, []
 
     def _layer_hook(self, name: str) -> Any:
-        def hook(layer: StrLoraLinear, args: tuple[Any, ...], output: Tensor) -> None:
+        def hook(layer: RoutedLinear, args: tuple[Any, ...], output: Tensor) -> None:
             if self._open:
                 self._after_layer(name, layer, args[0])
 
         return hook
 
     @torch.no_grad()
-    def _after_layer(self, name: str, layer: StrLoraLinear, x: Tensor) -> None:
+    def _after_layer(self, name: str, layer: RoutedLinear, x: Tensor) -> None:
         mixture = layer.mixture(self.adapter)
         if not self._begun:  # the first routed layer of this pass; the prompt is known by now
             self._begun = True

@@ -13,31 +13,41 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from strlora_tuner.methods import folders
+
+METHODS = "strlora_tuner.methods"
+_OWN = {"config": "Config", "model": "Model"}
+
 # Our modules that import PEFT, and what each defines last.
 _NEEDED = {
     "strlora_tuner.config": "StrLoraConfig",
-    "strlora_tuner.layer": "StrLoraLinear",
+    "strlora_tuner.layer": "RoutedLinear",
     "strlora_tuner.model": "StrLoraModel",
+    "strlora_tuner.routed_config": "RoutedConfig",
+    "strlora_tuner.routed_model": "RoutedModel",
+    "strlora_tuner.saved": "not_fitting",
 }
 
 
 def register() -> None:
-    """Registers StrLoRA with PEFT; a second call does nothing.
+    """Registers every method with PEFT; a second call does nothing.
 
     While one of the modules that it needs is still being imported (that one imported PEFT) it
     waits: each of them calls it again at its end.
     """
-    for module, name in _NEEDED.items():
-        if module in sys.modules and not hasattr(sys.modules[module], name):
+    others = {f"{METHODS}.{name}.{part}": last for name in folders() for part, last in _OWN.items()}
+    for module, last in {**_NEEDED, **others}.items():
+        if module in sys.modules and not hasattr(sys.modules[module], last):
             return
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     from peft.utils import register_peft_method
 
-    from strlora_tuner.config import StrLoraConfig
-    from strlora_tuner.model import StrLoraModel
+    from strlora_tuner.methods import STRLORA, classes_of
 
-    if StrLoraModel not in PEFT_TYPE_TO_TUNER_MAPPING.values():
-        register_peft_method(name="strlora", config_cls=StrLoraConfig, model_cls=StrLoraModel)
+    for name in (STRLORA, *folders()):
+        config, model = classes_of(name)
+        if model not in PEFT_TYPE_TO_TUNER_MAPPING.values():
+            register_peft_method(name=name, config_cls=config, model_cls=model, prefix=model.prefix)
 
 
 class _AfterPeft(importlib.abc.MetaPathFinder):

@@ -19,10 +19,11 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from strlora_tuner.mixture import MixtureOfExperts
+from strlora_tuner.registration import register
 
 if TYPE_CHECKING:
-    from strlora_tuner.config import StrLoraConfig
+    from strlora_tuner.routed_config import RoutedConfig
+    from strlora_tuner.routed_model import RoutedModel
 
 Shape = tuple[int, ...]
 FILE = "adapter_model.safetensors"
@@ -73,7 +74,7 @@ def read_saved(folder: Path) -> SavedAdapter | None:
     return SavedAdapter(path, shapes)
 
 
-def matched_layers(model: nn.Module, config: StrLoraConfig) -> dict[str, nn.Module]:
+def matched_layers(model: nn.Module, config: RoutedConfig) -> dict[str, nn.Module]:
     """Returns the modules that PEFT will wrap, by name.
 
     Raises:
@@ -99,7 +100,7 @@ def matched_layers(model: nn.Module, config: StrLoraConfig) -> dict[str, nn.Modu
 
 
 def _check_targets(
-    model: nn.Module, config: StrLoraConfig, names: list[str], matched: Mapping[str, nn.Module]
+    model: nn.Module, config: RoutedConfig, names: list[str], matched: Mapping[str, nn.Module]
 ) -> None:
     linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     targets = config.target_modules
@@ -114,27 +115,34 @@ def _check_targets(
     for name, module in matched.items():
         if not isinstance(module, (nn.Linear, BaseTunerLayer)):
             raise ValueError(
-                f"target module {name!r} is a {type(module).__name__}: StrLoRA wraps linear layers "
-                f"only; correct target_modules; {there}"
+                f"target module {name!r} is a {type(module).__name__}: an adapter wraps linear "
+                f"layers only; correct target_modules; {there}"
             )
 
 
 def check_fit(
-    saved: SavedAdapter, model: nn.Module, config: StrLoraConfig, layers: Mapping[str, nn.Module]
+    saved: SavedAdapter,
+    model: nn.Module,
+    config: RoutedConfig,
+    layers: Mapping[str, nn.Module],
+    tuner: type[RoutedModel],
 ) -> None:
     """Raises ValueError, layer by layer, when the saved tensors are not those of this model.
 
-    `layers` are the modules that the adapter will wrap, from :func:`matched_layers`.
+    `layers` are the modules that the adapter will wrap, from :func:`matched_layers`; `tuner` knows
+    what each of them will hold.
     """
     hidden = int(model.get_input_embeddings().embedding_dim)  # type: ignore[operator]
+    with torch.device("meta"):
+        state = tuner.new_state(hidden, config)
     expected: dict[str, Shape] = {
-        f"base_model.strlora_statistics.{part}": (hidden,) if part == "mean" else ()
-        for part in ("count", "mean", "spread", "teacher_steps")
+        f"base_model.strlora_statistics.{part}": tuple(tensor.shape)
+        for part, tensor in (state.state_dict() if state is not None else {}).items()
     }
     for name, layer in layers.items():
         with torch.device("meta"):
-            mixture = MixtureOfExperts(layer.in_features, layer.out_features, hidden, config)  # type: ignore[arg-type]
-        for part, tensor in mixture.state_dict().items():
+            bank = tuner.new_bank(layer.in_features, layer.out_features, hidden, config)  # type: ignore[arg-type]
+        for part, tensor in bank.state_dict().items():
             expected[f"{BASE}{name}{MIXTURE}{part}"] = tuple(tensor.shape)
     for name, module in model.named_modules():
         if any(name.endswith(suffix) for suffix in config.modules_to_save or []):
@@ -173,3 +181,6 @@ def not_fitting(what: str, problems: Iterable[str]) -> str:
         f"{what} does not fit this model (nothing was loaded):\n  {shown}\n"
         "Load it into the base model it was trained on, or take an undamaged copy."
     )
+
+
+register()

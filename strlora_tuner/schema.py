@@ -14,12 +14,18 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 PREFIX = "strlora_"
-# Environment variables of an inference run: where its routing record goes, which instructions
-# belong to which task, and what to switch off.
+# Environment variables that are no options. Of an inference run: where its routing record goes,
+# which instructions belong to which task, what to switch off. Of the orchestrator: see recipes/.
 ROUTING_FILE = "STRLORA_ROUTING_FILE"
 PROBE_FILE = "STRLORA_PROBE_FILE"
 ABLATION = "STRLORA_ABLATION"
-NO_OPTIONS = (ROUTING_FILE, PROBE_FILE, ABLATION)
+NO_OPTIONS = (
+    ROUTING_FILE,
+    PROBE_FILE,
+    ABLATION,
+    "STRLORA_REMOTE_CODE",
+    "STRLORA_MAX_REQUEUES",
+)
 
 
 def option(default: Any, *, description: str, **bounds: float) -> Any:
@@ -73,6 +79,10 @@ class AdapterOptions:
         if problems:
             raise ValueError("; ".join(problems))
 
+    # Options that shape the adapter's tensors or their meaning: fixed for the whole stream.
+    structure: ClassVar[tuple[str, ...]] = ()
+    # Options that a chunk's schedule may set; all others follow the adapter.
+    scheduled: ClassVar[tuple[str, ...]] = ()
     # The preset whose options are meant where none is named; None: there are no presets.
     default_preset: ClassVar[str | None] = None
 
@@ -140,6 +150,20 @@ def experts_problems(options: Any) -> list[str]:
 class TunerOptions(AdapterOptions):
     """Options of one StrLoRA adapter. The defaults are the `paper` preset."""
 
+    structure: ClassVar[tuple[str, ...]] = ("num_experts", "router_dim", "instruction_norm")
+    scheduled: ClassVar[tuple[str, ...]] = (
+        "ema_decay",
+        "stability_weight",
+        "stability_temperature",
+        "stability_reduction",
+        "freeze_routers",
+        "task_router",
+        "top_k",
+        "token_top_k",
+        "unused_expert_gradient",
+        "gate_scale",
+        "padding",
+    )
     default_preset: ClassVar[str | None] = "paper"
     num_experts: int = option(4, ge=1, description="Experts E a layer (published: 4).")
     top_k: int = option(

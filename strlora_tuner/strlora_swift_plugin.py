@@ -1,8 +1,8 @@
-"""The ms-swift side of StrLoRA: `--external_plugins <this file> --tuner_type strlora`.
+"""The ms-swift side of our tuners: `--external_plugins <this file> --tuner_type strlora`.
 
-The only module here that imports swift. It registers a tuner (prepare, save, load) and a callback
-(`--callbacks strlora`: moving averages, statistics, loss scale, metrics, and the checks that refuse
-a run in which the adapter would do nothing).
+It registers a tuner for StrLoRA and each folder of methods/ (prepare, save, load), and a callback
+(`--callbacks strlora`, for all of them: moving averages, statistics, loss scale, metrics, and the
+checks that refuse a run in which the adapter would do nothing).
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from strlora_tuner.ablation import ablate
 from strlora_tuner.api import after_optimizer_step, tuner_of
 from strlora_tuner.carry import carried_config, check_teacher, options_from_environment
-from strlora_tuner.config import StrLoraConfig
+from strlora_tuner.methods import STRLORA, classes_of, folders
 from strlora_tuner.metrics import StepMetrics
+from strlora_tuner.routed_config import RoutedConfig
 from strlora_tuner.routing_file import record_routing
-from strlora_tuner.schema import ABLATION, ROUTING_FILE, TunerOptions, options_from_host
+from strlora_tuner.schema import ABLATION, ROUTING_FILE, options_from_host
 
 logger = get_logger()
 
@@ -42,12 +43,12 @@ def _refuse_packing(args: Any) -> None:
         if getattr(args, name, False):
             raise ValueError(
                 f"--{name} true: several samples share a row, so their instructions would be "
-                f"mixed; StrLoRA needs --{name} false"
+                f"mixed; a routed tuner needs --{name} false"
             )
     if (getattr(args, "sequence_parallel_size", 1) or 1) > 1:
         raise ValueError(
             f"--sequence_parallel_size {args.sequence_parallel_size}: a rank would see only "
-            "part of the instruction; StrLoRA needs 1"
+            "part of the instruction; a routed tuner needs 1"
         )
 
 
@@ -109,20 +110,23 @@ def _report(model: nn.Module, what: str) -> None:
     tuner = tuner_of(model)
     layers = sum(1 for _ in tuner.routed_layers())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    logger.info(f"StrLoRA: {what}, {layers} layers routed, {trainable:,} parameters train")
+    method = type(tuner.peft_config[tuner.active_adapters[0]]).method  # type: ignore[attr-defined]
+    logger.info(f"{method}: {what}, {layers} layers routed, {trainable:,} parameters train")
 
 
-class StrLoraTuner(PeftTuner):
-    """Creates, saves and loads StrLoRA adapters for the host."""
+class RoutedTuner(PeftTuner):
+    """Creates, saves and loads adapters of one method for the host."""
 
-    @staticmethod
-    def prepare_model(args: Any, model: Any) -> nn.Module:
+    config_class: type[RoutedConfig]
+
+    @classmethod
+    def prepare_model(cls, args: Any, model: Any) -> nn.Module:  # type: ignore[override]
         """Returns `model` with a fresh adapter on the linear layers of its language model."""
         _refuse_packing(args)
         _refuse_vision(args, model)
         options = options_from_host(
             args.model_kwargs,
-            TunerOptions,
+            cls.config_class.options_class,
             rank=args.lora_rank,
             alpha=args.lora_alpha,
             dropout=args.lora_dropout,
@@ -135,7 +139,7 @@ class StrLoraTuner(PeftTuner):
             targets = get_multimodal_target_regex(model) if model.model_meta.is_multimodal else None
         if targets is None:
             targets = r".*\.(?:[qkvo]_proj|gate_proj|up_proj|down_proj)"
-        config = StrLoraConfig.from_options(
+        config = cls.config_class.from_options(
             options,
             task_type=args.task_type.upper(),
             target_modules=targets,
@@ -163,28 +167,31 @@ class StrLoraTuner(PeftTuner):
             save_directory, state_dict=state_dict, safe_serialization=safe_serialization, **kwargs
         )
 
-    @staticmethod
-    def from_pretrained(model: Any, model_id: str, **kwargs: Any) -> nn.Module:
+    @classmethod
+    def from_pretrained(cls, model: Any, model_id: str, **kwargs: Any) -> nn.Module:  # type: ignore[override]
         """Returns `model` with the saved adapter; in training with this run's schedule applied."""
-        config = StrLoraConfig.from_pretrained(model_id)
+        config = cls.config_class.from_pretrained(model_id)
         trainable = bool(kwargs.get("is_trainable", False))
         require_teacher = False
         if trainable:
-            options = options_from_environment(os.environ)
+            options = options_from_environment(os.environ, cls.config_class.options_class)
             config, require_teacher = carried_config(config, options, model_id)
         wrapped = PeftModel.from_pretrained(model, model_id, config=config, **kwargs)
+        tuner = tuner_of(wrapped)
         if require_teacher:
-            check_teacher(tuner_of(wrapped), model_id)
+            check_teacher(tuner, model_id)
+        if trainable:
+            tuner.begin_chunk()
         if not trainable and os.environ.get(ABLATION):
             ablate(wrapped, os.environ[ABLATION])
-            logger.info(f"StrLoRA: ablation {os.environ[ABLATION]}")
+            logger.info(f"ablation {os.environ[ABLATION]}")
         if not trainable and os.environ.get(ROUTING_FILE):
             record_routing(wrapped, os.environ)
         _report(wrapped, f"adapter loaded from {model_id}")
         return wrapped
 
 
-class StrLoraCallback(TrainerCallback):
+class RoutedCallback(TrainerCallback):
     """Keeps the carried state, scales the stability term like the main loss, logs, and refuses."""
 
     def __init__(self, args: Any, trainer: Any) -> None:
@@ -204,7 +211,7 @@ class StrLoraCallback(TrainerCallback):
         config = tuner.peft_config[tuner.active_adapters[0]]
         world = self.args.world_size
         total = None
-        if config.stability_reduction == "mean" and samples:
+        if config.side_loss_reduction == "mean" and samples:
             masks = [_counted(sample, config.padding) for sample in samples]
             count = torch.stack([mask.sum() for mask in masks]).sum().to(self.args.device).float()
             if dist.is_initialized() and world > 1:
@@ -269,16 +276,7 @@ class StrLoraCallback(TrainerCallback):
                 "the first training step ran without the adapter: no routed layer was called; "
                 "check that target_modules names layers of this model's language model"
             )
-        empty, rows = tuner.routing.empty_rows, tuner.routing.rows(adapter)
-        if empty is not None and int(empty) == rows:
-            raise RuntimeError(
-                "no row of the first batch holds an instruction: the user turn's markers "
-                f"{tuner.peft_config[adapter].turn_start} were not found in the input ids; check "
-                "the template, or max_length if prompts are cut"
-            )
-        for name, mixture in tuner.mixtures(adapter):
-            if mixture.stability_on and mixture.divergence is None:
-                raise RuntimeError(f"the stability loss is on but layer {name} computed none")
+        tuner.check_alive()
 
 
 def _counted(sample: dict[str, Any], padding: str) -> Tensor:
@@ -293,8 +291,8 @@ def _gathered(tuner: Any) -> Any:
     partitioned = [
         parameter
         for _, mixture in tuner.mixtures()
-        for name, parameter in mixture.named_parameters(recurse=False)
-        if name not in ("A", "B") and hasattr(parameter, "ds_id")
+        for parameter in mixture.routers()
+        if hasattr(parameter, "ds_id")
     ]
     if not partitioned:
         return nullcontext()
@@ -303,5 +301,7 @@ def _gathered(tuner: Any) -> Any:
     return deepspeed.zero.GatheredParameters(partitioned)
 
 
-tuners_map["strlora"] = StrLoraTuner
-callbacks_map["strlora"] = StrLoraCallback
+for method in (STRLORA, *folders()):
+    own = {"config_class": classes_of(method)[0]}
+    tuners_map[method] = type(f"{method.capitalize()}Tuner", (RoutedTuner,), own)
+callbacks_map["strlora"] = RoutedCallback

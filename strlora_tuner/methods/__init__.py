@@ -1,8 +1,9 @@
 """The tuners that a recipe can name: StrLoRA, the host's LoRA, and one folder here for each other.
 
 A folder `NAME/` holds `options.py` (a dataclass `Options`, standard library only, so that a laptop
-can check a recipe), `config.py` (`Config`, as PEFT stores it) and `mixture.py` (`Mixture`, the
-formula of one layer). Nothing else names the method: it is found by its folder.
+can check a recipe), `config.py` (`Config`, a RoutedConfig: what PEFT stores) and `model.py`
+(`Model`, a RoutedModel, which names the bank of experts that is the formula). config.py and
+model.py end in `register()`. Nothing else names the method: it is found by its folder.
 """
 
 from __future__ import annotations
@@ -10,8 +11,13 @@ from __future__ import annotations
 import importlib
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from strlora_tuner.schema import AdapterOptions, TunerOptions
+
+if TYPE_CHECKING:
+    from strlora_tuner.routed_config import RoutedConfig
+    from strlora_tuner.routed_model import RoutedModel
 
 STRLORA, LORA = "strlora", "lora"
 
@@ -50,3 +56,15 @@ def options_class(tuner_type: str) -> type[AdapterOptions]:
         f"{__name__}.{tuner_type}.options"
     ).Options
     return found
+
+
+def classes_of(tuner_type: str) -> tuple[type[RoutedConfig], type[RoutedModel]]:
+    """Returns the configuration and the PEFT model of a tuner of ours; imports torch and PEFT."""
+    if tuner_type == STRLORA:
+        from strlora_tuner.config import StrLoraConfig
+        from strlora_tuner.model import StrLoraModel
+
+        return StrLoraConfig, StrLoraModel
+    folder = f"{__name__}.{tuner_type}"
+    config = importlib.import_module(f"{folder}.config").Config
+    return config, importlib.import_module(f"{folder}.model").Model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from strlora_tuner.carry import carried_config, options_from_environment
+from strlora_tuner.schema import TunerOptions
 from tests.strlora_tuner.models import config
 
 
@@ -16,8 +17,10 @@ def test_options_come_from_the_environment_checked():
             "STRLORA_TOP_K": "1",
             "STRLORA_TOKEN_TOP_K": "1",
             "STRLORA_ROUTING_FILE": "somewhere.json",
+            "STRLORA_REMOTE_CODE": "1",
             "PATH": "x",
-        }
+        },
+        TunerOptions,
     )
     assert given == {
         "stability_weight": 0.3,
@@ -25,10 +28,12 @@ def test_options_come_from_the_environment_checked():
         "top_k": 1,
         "token_top_k": 1,
     }
-    assert options_from_environment({"PATH": "x"}) == {}
+    assert options_from_environment({"PATH": "x"}, TunerOptions) == {}
     for experts in (3, 7, 64):  # whatever the rank is, the adapter's own decides
         number = {"num_experts": experts}
-        assert options_from_environment({"STRLORA_NUM_EXPERTS": str(experts)}) == number
+        assert (
+            options_from_environment({"STRLORA_NUM_EXPERTS": str(experts)}, TunerOptions) == number
+        )
 
 
 @pytest.mark.parametrize(
@@ -41,7 +46,7 @@ def test_options_come_from_the_environment_checked():
 )
 def test_wrong_options_are_refused(name, value, message):
     with pytest.raises(ValueError, match=message):
-        options_from_environment({name: value})
+        options_from_environment({name: value}, TunerOptions)
 
 
 def test_schedule_changes_and_structure_does_not():
@@ -57,7 +62,9 @@ def test_schedule_changes_and_structure_does_not():
 
 
 def test_a_preset_that_disagrees_with_the_adapter_is_refused():
-    given = options_from_environment({"STRLORA_PRESET": "released", "STRLORA_ROUTER_DIM": "6"})
+    given = options_from_environment(
+        {"STRLORA_PRESET": "released", "STRLORA_ROUTER_DIM": "6"}, TunerOptions
+    )
     assert given["token_top_k"] == 1
     with pytest.raises(ValueError, match="instruction_norm is 'running' in the adapter"):
         carried_config(config(), given, "chunk-1")

@@ -12,7 +12,8 @@ from torch import nn
 
 from strlora_tuner import StrLoraConfig
 from strlora_tuner.instruction import InstructionStatistics, RoutingContext
-from strlora_tuner.layer import StrLoraLinear
+from strlora_tuner.layer import RoutedLinear
+from strlora_tuner.mixture import MixtureOfExperts
 from tests.strlora_tuner.reference import Instructions, Weights, routed_update
 
 NAMES = ("A", "B", "query", "key", "prototypes", "task")
@@ -65,7 +66,13 @@ class Pair:
         self.statistics = InstructionStatistics(width)
         self.context.statistics = {"default": self.statistics}
         base = nn.Linear(width, width + 1, bias=False)
-        layer = StrLoraLinear(base, "default", self.config, self.context, width)
+        layer = RoutedLinear(
+            base,
+            "default",
+            self.config,
+            self.context,
+            lambda d_in, d_out: MixtureOfExperts(d_in, d_out, width, self.config),
+        )
         self.layer = layer.to(dtype).train()
         self.mixture = self.layer.mixture("default")
         with torch.no_grad():
