@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from strlora_tuner.config import StrLoraConfig
 from strlora_tuner.instruction import InstructionStatistics
 from strlora_tuner.mixture import MixtureOfExperts
@@ -14,6 +17,10 @@ class StrLoraModel(RoutedModel):
 
     bank_class = MixtureOfExperts
     state_class = InstructionStatistics
+
+    def losses(self) -> dict[str, Tensor]:
+        """Returns the stability loss; zero where it is off."""
+        return super().losses() or {"stability_loss": torch.zeros(())}
 
     def after_optimizer_step(self) -> None:
         """Merges the step's instruction statistics and moves the teacher by one step."""

@@ -43,7 +43,7 @@ def tensors(folder, chunk):
 
 def test_the_log_says_what_is_routed_and_how(stream):
     folder, first, second = stream
-    assert "StrLoRA: new adapter, 28 layers routed" in first
+    assert "strlora: new adapter, 28 layers routed" in first
     assert "28 layers routed" in second
     steps = logged(folder / "out2")
     assert len(steps) == 3
