@@ -50,12 +50,13 @@ def find_recipe(name: str) -> Path:
     raise RecipeError([Problem(Place(COMMAND_LINE), "RECIPE", message, did_you_mean(name, names))])
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] = (), tuned: bool = True) -> Recipe:
     """Loads, merges and checks a recipe.
 
     Args:
         name: a shipped recipe's name or a YAML file.
         overrides: `dotted.key=value`, the value in YAML.
+        tuned: whether the values that recipes.tune chose for the method count.
 
     Raises:
         RecipeError: with every problem found, not only the first.
@@ -63,7 +64,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     path = find_recipe(name)
     places = Places(_short(path))
     files = _read_with_parents(path, places, seen=())
-    config, problems = _with_overrides(_with_method(files, overrides, places), overrides, places)
+    merged = _with_method(files, overrides, places, tuned)
+    config, problems = _with_overrides(merged, overrides, places)
     values = _resolve(config, places, problems)
     recipe = _check(values, places, problems)
     if problems or recipe is None:
@@ -98,7 +100,7 @@ def _read_with_parents(
 
 
 def _with_method(
-    files: list[tuple[str, DictConfig]], overrides: Sequence[str], places: Places
+    files: list[tuple[str, DictConfig]], overrides: Sequence[str], places: Places, tuned: bool
 ) -> DictConfig:
     """Merges the recipe's files with what its method says, see :mod:`recipes.methods`."""
     name = _method_name(files, overrides)
@@ -123,7 +125,7 @@ def _with_method(
     places.update(recipes_own)
     for stem, config in files:
         merged = _merge(merged, config)
-        if f"tuned.{stem}" in fragments:
+        if tuned and f"tuned.{stem}" in fragments:
             merged = lay(merged, f"tuned.{stem}")
     return lay(merged, "always")
 

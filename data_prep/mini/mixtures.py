@@ -120,6 +120,7 @@ class Size:
 SIZES = {
     "smoke": Size(64, test=6, validation=4, mixture=lambda seed: SMOKE),
     "tiny": Size(300, test=80, validation=0, mixture=lambda seed: TINY),
+    "tiny-tuning": Size(300, test=80, validation=40, mixture=lambda seed: TINY),
     "mini": Size(400, test=100, validation=50, mixture=published),
     "full": Size(2000, test=200, validation=100, mixture=published),
     "task-incremental": Size(400, test=100, validation=50, mixture=pure),
