@@ -25,6 +25,12 @@ def float32_scores(x: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def init_router(weight: Tensor) -> None:
+    """Fills a router (rows, features) as nn.Linear fills its weight."""
+    bound = weight.shape[-1] ** -0.5
+    nn.init.uniform_(weight, -bound, bound)
+
+
 class ExpertBank(Float32Buffers):
     """Experts of one layer: A (r, d_in) stacked, B (d_out, r) side by side; y = B (g * (A x)).
 
@@ -72,10 +78,26 @@ class ExpertBank(Float32Buffers):
         rate = self.config.lora_dropout if self.training else 0.0
         return F.linear(F.dropout(x, rate) if rate > 0 else x, self.A)
 
-    def mixed(self, x: Tensor, result: Tensor, gates: Tensor) -> Tensor:
-        """Returns result + s * sum_e g_e B_e A_e dropout(x) with gates (B, L, E) or (B, 1, E)."""
-        hidden = self.hidden(x)
-        weights = (gates * self.scaling).to(hidden.dtype).unsqueeze(-1)
+    def projected(self, x: Tensor, router: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns A dropout(x), (B, L, r), and router x, (B, L, rows of router) in float32.
+
+        Without dropout it is one product, which reads x once.
+        """
+        if self.training and self.config.lora_dropout > 0:
+            return self.hidden(x), F.linear(x, router).float()
+        both = F.linear(x, torch.cat([self.A, router]))
+        rank = self.A.shape[0]
+        return both[..., :rank], both[..., rank:].float()
+
+    @property
+    def scale(self) -> float:
+        """alpha / r, times E where the gates are to sum to E."""
+        times = self.config.num_experts if self.config.gate_scale == "num_experts" else 1
+        return self.scaling * times
+
+    def mixed(self, hidden: Tensor, result: Tensor, gates: Tensor) -> Tensor:
+        """Returns result + scale * sum_e g_e B_e h_e with h (B, L, r), gates (B, L or 1, E)."""
+        weights = (gates * self.scale).to(hidden.dtype).unsqueeze(-1)
         experts = hidden.view(*hidden.shape[:-1], gates.shape[-1], -1)
         return self._add(result, (experts * weights).view_as(hidden))
 
@@ -107,9 +129,26 @@ class ExpertBank(Float32Buffers):
         return flat.view_as(result)
 
     def note(
-        self, context: RoutingContext, x: Tensor, gates: Tensor, kept: Tensor, preference: Tensor
+        self,
+        context: RoutingContext,
+        x: Tensor,
+        gates: Tensor,
+        kept: Tensor | None = None,
+        preference: Tensor | None = None,
     ) -> None:
-        """Keeps in `record` how x (B, L, d_in) was routed, if recording was asked for."""
-        if context.recording:
-            weights = context.token_weights(x, "mask")
-            self.record = (gates.detach(), kept, preference.detach(), weights)
+        """Keeps in `record` how x (B, L, d_in) was routed, if recording was asked for.
+
+        Without a choice of experts a prompt keeps all of them, and prefers them by its mean gates.
+        """
+        if not (context.recording or self.training):
+            return
+        weights = context.token_weights(x, "mask")  # in training also the sign that it has routed
+        if not context.recording:
+            return
+        gates = gates.detach().expand(*x.shape[:2], -1)
+        if kept is None:
+            kept = torch.ones_like(gates[:, 0], dtype=torch.bool)
+        if preference is None:
+            preference = torch.einsum("ble,bl->be", gates.float(), weights)
+            preference = preference / preference.sum(-1, keepdim=True).clamp_min(1e-30)
+        self.record = (gates, kept, preference.detach(), weights)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from strlora_tuner.expert_bank import ExpertBank, float32_scores
+from strlora_tuner.expert_bank import ExpertBank, float32_scores, init_router
 from strlora_tuner.instruction import RoutingContext
 from strlora_tuner.projection import shared_projection
 from strlora_tuner.routing import InjectGradient, token_gates
@@ -66,8 +66,7 @@ class MixtureOfExperts(ExpertBank):
         nn.init.normal_(self.prototypes)
         with torch.no_grad():
             self.prototypes.copy_(F.normalize(self.prototypes, dim=-1))
-        bound = self.task.shape[-1] ** -0.5  # nn.Linear's default
-        nn.init.uniform_(self.task, -bound, bound)
+        init_router(self.task)
 
     def freeze_untrained(self) -> None:
         """Freezes the routers that the configuration does not train."""
@@ -154,7 +153,7 @@ class MixtureOfExperts(ExpertBank):
             config.token_top_k,
             config.task_router,
             config.unused_expert_gradient,
-            self.scaling * (config.num_experts if config.gate_scale == "num_experts" else 1),
+            self.scale,
             config.stability_temperature,
         )
 

@@ -53,6 +53,7 @@ class RoutedConfig(PeftConfig):
     options_class: ClassVar[type[AdapterOptions]] = AdapterOptions
     # What the shared parts ask for, where a method does not make an option of it.
     num_experts = 1
+    gate_scale = "one"
     instruction_norm = "none"
     padding = "mask"
 
@@ -142,6 +143,11 @@ class RoutedConfig(PeftConfig):
                 "saved by a newer version of strlora_tuner; update it"
             )
         return super().check_kwargs(**kwargs)
+
+    @property
+    def kept_experts(self) -> int:
+        """How many experts a prompt can use: all, where it chooses none."""
+        return int(getattr(self, "top_k", self.num_experts))
 
     @property
     def side_loss_reduction(self) -> str:

@@ -120,7 +120,7 @@ def routing_content(
         "ablation": ablation,
         "layers": names,
         "num_experts": recorder.config.num_experts,
-        "top_k": recorder.config.top_k,
+        "top_k": recorder.config.kept_experts,
         "rows": round(float(sums["rows"].sum()), 6),
         "groups": [_group(recorder.probe, sums, layers, g) for g in present],
         "cka": [

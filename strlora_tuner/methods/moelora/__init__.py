@@ -1,0 +1,1 @@
+"""MoELoRA (CoIN, arXiv 2403.08350): dense gates, softmax(R x) for every token."""

@@ -1,0 +1,18 @@
+"""Options of a MoELoRA adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from strlora_tuner.mixture_options import MixtureOptions
+from strlora_tuner.schema import Size
+
+
+@dataclass
+class Options(MixtureOptions):
+    """MoELoRA has no options of its own."""
+
+    def layer_size(self, d_in: int, d_out: int, hidden: int) -> Size:
+        """Counts A, B and the router (E, d_in)."""
+        count = self.rank * (d_in + d_out) + self.num_experts * d_in
+        return Size(count, count)

@@ -1,0 +1,36 @@
+"""Independent float64 implementations of the methods, straight from their formulas.
+
+Loops over samples, tokens and experts; shares no code with the package. Each returns the update of
+one layer, (B, L, d_out), for x (B, L, d_in), from its weights by name; `scale` is alpha / r.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+
+
+def softmax(values: list[Tensor]) -> list[Tensor]:
+    exponentials = [torch.exp(value) for value in values]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def expert(weights: Weights, index: int, rank: int, x: Tensor) -> Tensor:
+    """B_e A_e x of one token."""
+    part = slice(index * rank, (index + 1) * rank)
+    return weights["B"][:, part] @ (weights["A"][part] @ x)
+
+
+def moelora(x: Tensor, weights: Weights, experts: int, scale: float) -> Tensor:
+    rank = len(weights["A"]) // experts
+    rows = []
+    for sample in x:
+        tokens = []
+        for token in sample:
+            gates = softmax([row @ token for row in weights["router"]])
+            parts = [gates[e] * expert(weights, e, rank, token) for e in range(experts)]
+            tokens.append(scale * sum(parts))
+        rows.append(torch.stack(tokens))
+    return torch.stack(rows)

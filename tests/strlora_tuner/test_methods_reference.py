@@ -1,0 +1,84 @@
+"""Every method's layer against a float64 loop over samples, tokens and experts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from strlora_tuner.instruction import RoutingContext
+from strlora_tuner.layer import RoutedLinear
+from strlora_tuner.methods import classes_of
+from tests.strlora_tuner import methods_reference as reference
+
+SAMPLES, TOKENS, D_IN, D_OUT, HIDDEN = 3, 5, 7, 6, 9
+
+
+class Layer:
+    """One routed layer with random weights, a batch for it, and float64 copies of its tensors."""
+
+    def __init__(self, method: str, seed: int = 0, **options):
+        torch.manual_seed(seed)
+        config_class, model_class = classes_of(method)
+        self.config = config_class(target_modules=["x"], lora_dropout=0.0, **options)
+        self.context = RoutingContext()
+        self.context.configs, self.context.num_layers = {"default": self.config}, 1
+        make = lambda d_in, d_out: model_class.new_bank(d_in, d_out, HIDDEN, self.config)  # noqa: E731
+        base = nn.Linear(D_IN, D_OUT, bias=False)
+        self.layer = RoutedLinear(base, "default", self.config, self.context, make).train()
+        self.bank = self.layer.mixture("default")
+        self.fill()
+        self.x = torch.randn(SAMPLES, TOKENS, D_IN)
+        self.upstream = torch.randn(SAMPLES, TOKENS, D_OUT)
+        self.mask = torch.ones(SAMPLES, TOKENS, dtype=torch.long)
+        self.mask[0, 3:] = self.mask[1, 4:] = 0
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Gives every tensor of the bank a random value, and the reference a copy of it."""
+        for tensor in self.bank.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.normal_()
+        self.leaves = {k: v.double().clone() for k, v in self.bank.state_dict().items()}
+        for name, _ in self.bank.named_parameters():
+            self.leaves[name].requires_grad_(True)
+
+    def run(self):
+        """Returns the layer's output and x's gradient after a training step's backward."""
+        self.context.begin_forward(self.mask, training=True)
+        x = self.x.clone().requires_grad_(True)
+        output = self.layer(x)
+        output.backward(self.upstream)
+        self.context.end_forward()
+        return output, x.grad
+
+    def check(self, reference_update, loss=None):
+        """Compares output and all gradients; `reference_update` maps (leaves, x) to the update.
+
+        `loss` is a scalar of the reference that is added to what is differentiated.
+        """
+        x = self.x.double().requires_grad_(True)
+        wanted = x @ self.layer.base_layer.weight.detach().double().T
+        wanted = wanted + reference_update(self.leaves, x)
+        total = (wanted * self.upstream.double()).sum()
+        (total if loss is None else total + loss(self.leaves)).backward()
+        output, grad_x = self.run()
+        close(output, wanted, "output")
+        close(grad_x, x.grad, "x")
+        for name, parameter in self.bank.named_parameters():
+            expected = self.leaves[name].grad
+            assert expected.abs().sum() > 0, f"{name}: the reference has no gradient"
+            close(parameter.grad, expected, name)
+
+
+def close(found, wanted, what):
+    error = (found.double() - wanted).norm() / wanted.norm()
+    assert error < 1e-5, f"{what}: relative error {error}"
+
+
+@pytest.mark.parametrize("gate_scale", ["one", "num_experts"])
+@pytest.mark.parametrize("num_experts", [2, 4])
+def test_moelora(num_experts, gate_scale):
+    layer = Layer("moelora", r=8, lora_alpha=16, num_experts=num_experts, gate_scale=gate_scale)
+    times = num_experts if gate_scale == "num_experts" else 1
+    layer.check(lambda w, x: reference.moelora(x, w, num_experts, 2 * times))
