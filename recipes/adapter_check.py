@@ -7,9 +7,20 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from recipes.checkpoints import CONFIG, TRAINER_STATE, WEIGHTS, CheckpointError, check_weights
+from recipes.checkpoints import (
+    CONFIG,
+    EWC_STATE,
+    TRAINER_STATE,
+    WEIGHTS,
+    CheckpointError,
+    check_finite,
+    check_weights,
+)
+from strlora_tuner.methods import STRLORA, is_routed
 
 _MIXTURE = ".strlora_mixture."
+# Every routed layer stores its experts.
+_EXPERTS = {"A", "B"}
 # Every routed layer of a StrLoRA adapter stores these; the moving averages are the teacher.
 _PARAMETERS = {"A", "B", "query", "key", "prototypes", "task"}
 _AVERAGES = {"ema_query", "ema_key", "ema_prototypes"}
@@ -20,11 +31,11 @@ class AdapterError(Exception):
     """An adapter that is not whole; the message says what is missing and what to do."""
 
 
-def check_adapter(folder: Path, method: str, previous: Path | None = None) -> None:
+def check_adapter(folder: Path, tuner_type: str | None, previous: Path | None = None) -> None:
     """Checks a chunk's adapter before it is recorded, and again when a run is verified.
 
     Args:
-        method: the recipe's method.
+        tuner_type: the recipe's; None where nothing is trained.
         previous: the adapter of the chunk before, which must hold the same tensors.
 
     Raises:
@@ -38,13 +49,39 @@ def check_adapter(folder: Path, method: str, previous: Path | None = None) -> No
         keys = set(check_weights(folder / WEIGHTS))
     except CheckpointError as error:
         raise AdapterError(f"{error}; {_FIX}") from error
-    if method == "strlora":
-        _check_mixtures(folder / WEIGHTS, keys)
+    if tuner_type is not None and is_routed(tuner_type):
+        wanted = _PARAMETERS | _AVERAGES if tuner_type == STRLORA else _EXPERTS
+        _check_mixtures(folder / WEIGHTS, keys, wanted)
         _check_statistics(folder / WEIGHTS, keys, config)
     if previous is not None and (previous / WEIGHTS).is_file():
         _same_keys(folder / WEIGHTS, keys, set(check_weights(previous / WEIGHTS)))
 
 
+def check_ewc(folder: Path, released: bool) -> None:
+    """Checks the state of elastic weight consolidation that lies beside an adapter.
+
+    Raises:
+        AdapterError: it is missing, cut short, not finite, without a value for some parameter of
+            the adapter, or of the other form.
+    """
+    path = folder / EWC_STATE
+    if not path.is_file():
+        raise AdapterError(f"{path} is missing, but the recipe uses ewc; {_FIX}")
+    try:
+        keys = check_weights(path)
+        check_finite(path)
+    except CheckpointError as error:
+        raise AdapterError(f"{error}; {_FIX}") from error
+    names = {kind: {k.removeprefix(kind) for k in keys if k.startswith(kind)} for kind in _EWC}
+    anchor, fisher = (names[kind] for kind in _EWC)
+    if not anchor or fisher != (set() if released else anchor):
+        raise AdapterError(
+            f"{path} holds {len(anchor)} weights and {len(fisher)} values of Fisher information, "
+            f"expected {'weights only' if released else 'one for each'}; {_FIX}"
+        )
+
+
+_EWC = ("anchor.", "fisher.")
 _FIX = "bring it back from a copy, or remove this chunk's folder to train the chunk again"
 
 
@@ -58,7 +95,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _check_mixtures(path: Path, keys: set[str]) -> None:
+def _check_mixtures(path: Path, keys: set[str], wanted: set[str]) -> None:
     layers: dict[str, set[str]] = defaultdict(set)
     for key in keys:
         layer, found, leaf = key.partition(_MIXTURE)
@@ -70,7 +107,7 @@ def _check_mixtures(path: Path, keys: set[str]) -> None:
             f"was not trained. {_FIX.capitalize()}"
         )
     for layer, leaves in sorted(layers.items()):
-        missing = sorted((_PARAMETERS | _AVERAGES) - leaves)
+        missing = sorted(wanted - leaves)
         if missing:
             what = "moving averages" if set(missing) <= _AVERAGES else "tensors"
             raise AdapterError(f"{path}: {layer} lacks {what} {', '.join(missing)}; {_FIX}")

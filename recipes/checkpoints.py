@@ -24,6 +24,7 @@ from recipes.stream import file_sha256
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 TRAINER_STATE = "trainer_state.json"
+EWC_STATE = "ewc.safetensors"
 # What only an interrupted chunk needs; it stays behind when an adapter is installed.
 _RESUME_ONLY: tuple[str, ...] = (
     "optimizer.pt",
@@ -168,8 +169,9 @@ def _sync_file(path: Path) -> None:
 
 
 def adapter_hashes(adapter: Path) -> dict[str, str]:
-    """sha256 of the files that decide what an adapter computes."""
-    return {name: file_sha256(adapter / name) for name in (CONFIG, WEIGHTS)}
+    """sha256 of the files that decide what an adapter computes, and what it carries beside them."""
+    carried = [EWC_STATE] if (adapter / EWC_STATE).is_file() else []
+    return {name: file_sha256(adapter / name) for name in (CONFIG, WEIGHTS, *carried)}
 
 
 def verify_adapter(adapter: Path, expected: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ The policy, chunk by chunk:
 
 - never removed: state, manifest, recipe, matrix, report, logs, metrics, predictions, scores, and
   the adapter of the newest finished chunk, from which the next one starts;
-- a trained chunk: its host folder (checkpoints), merged weights;
+- a trained chunk: its host folder (checkpoints), merged weights, the file of mixed-in samples;
 - the chunk that is being trained: every checkpoint but the newest complete one;
 - an evaluated chunk: raw answers (they are in predictions/);
 - everywhere: temporary files of a process that was killed;
@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from recipes.checkpoints import WEIGHTS, newest_checkpoint
+from recipes.checkpoints import EWC_STATE, WEIGHTS, newest_checkpoint
 from recipes.layout import RunLayout
 from recipes.lock import RunLock
 from recipes.schema import Recipe
@@ -40,6 +40,7 @@ _LEFTOVERS = tuple(
         "routing.json.",
         "train_metrics",
         "answers.jsonl.",
+        "mixed.jsonl.",
     )
 )
 
@@ -80,13 +81,14 @@ def removable(layout: RunLayout, state: RunState, old_adapters: bool) -> Iterato
         yield from _leftovers(layout.chunk(index))
         host = layout.host(index)
         if record.trained:
-            yield from _existing(host)
+            yield from _existing(host, layout.mixed(index))
         else:
             yield from _spare_checkpoints(host)
         if record.evaluated:
             yield from _existing(layout.answers(index), layout.merged(index))
         if old_adapters and record.trained and 0 < index < _newest_trained(state):
-            yield from _existing(layout.adapter(index) / WEIGHTS)
+            adapter = layout.adapter(index)
+            yield from _existing(adapter / WEIGHTS, adapter / EWC_STATE)
 
 
 def _newest_trained(state: RunState) -> int:

@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from strlora_tuner.methods import STRLORA
 
 REPO = Path(__file__).resolve().parent.parent
 PLUGIN = REPO / "strlora_tuner" / "strlora_swift_plugin.py"
+EWC_PLUGIN = REPO / "strlora_tuner" / "ewc_swift_plugin.py"
 HOST_PLUGIN = REPO / "recipes" / "strlora_host_plugin.py"
 INFER_PLUGIN = REPO / "recipes" / "strlora_infer_plugin.py"
 # LoRA options that the host has arguments of its own for.
@@ -77,19 +79,20 @@ class Command:
 def train_command(
     recipe: Recipe,
     layout: RunLayout,
-    chunk_file: Path,
+    data: Path | Sequence[Path],
     chunk: int,
     resume_from: Path | None = None,
 ) -> Command:
-    """The command that trains chunk `chunk` (from 1) on `chunk_file`.
+    """The command that trains chunk `chunk` (from 1) on `data`.
 
     Args:
+        data: the training file, or several, which the host reads as one.
         resume_from: a complete host checkpoint of this very chunk to go on from.
     """
     arguments = {
         **_model_arguments(recipe),
-        **_adapter_arguments(recipe, chunk),
-        **_data_arguments(recipe, chunk_file, chunk),
+        **_adapter_arguments(recipe, layout, chunk),
+        **_data_arguments(recipe, [data] if isinstance(data, Path) else data, chunk),
         **_optimizer_arguments(recipe, chunk),
         "output_dir": str(layout.host(chunk)),
         "add_version": False,
@@ -100,8 +103,9 @@ def train_command(
         "eval_strategy": "no",
         "seed": recipe.seed,
     }
-    if chunk > 1:
-        arguments["adapters"] = str(layout.adapter(chunk - 1))
+    previous = recipe.previous(chunk)
+    if previous is not None:
+        arguments["adapters"] = str(layout.adapter(previous))
     if resume_from is not None:
         arguments["resume_from_checkpoint"] = str(resume_from)
     if recipe.launcher.cpu:
@@ -211,19 +215,33 @@ def _model_arguments(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _adapter_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"tuner_type": recipe.tuner_type, **_aligner_arguments(recipe)}
-    arguments |= {"external_plugins": str(HOST_PLUGIN), "callbacks": "save_and_stop"}
+def _adapter_arguments(recipe: Recipe, layout: RunLayout, chunk: int) -> dict[str, Any]:
+    plugins, callbacks, keywords = [str(HOST_PLUGIN)], ["save_and_stop"], {}
     if recipe.routed:
+        plugins.append(str(PLUGIN))
+        callbacks.append("strlora")
         keywords = {f"strlora_{k}": v for k, v in tuner_arguments(recipe, chunk).items()}
-        arguments |= {
-            "external_plugins": [str(HOST_PLUGIN), str(PLUGIN)],
-            "callbacks": ["save_and_stop", "strlora"],
-            "model_kwargs": keywords,
-        }
+    if recipe.ewc is not None:
+        plugins.append(str(EWC_PLUGIN))
+        callbacks.append("ewc")
+        keywords |= _ewc_arguments(recipe, layout, chunk)
+    arguments: dict[str, Any] = {"tuner_type": recipe.tuner_type, **_aligner_arguments(recipe)}
+    arguments |= {"external_plugins": plugins, "callbacks": callbacks}
+    if keywords:
+        arguments["model_kwargs"] = keywords
     for ours, hosts in _HOST_LORA.items():
         arguments[hosts] = getattr(recipe.tuner_options, ours)
     return arguments
+
+
+def _ewc_arguments(recipe: Recipe, layout: RunLayout, chunk: int) -> dict[str, Any]:
+    assert recipe.ewc is not None
+    options = {k: v for k, v in recipe.ewc.model_dump().items() if v is not None}
+    options["seed"] = chunk_seed(recipe, chunk)
+    previous = recipe.previous(chunk)
+    if previous is not None:
+        options["state"] = str(layout.adapter(previous))
+    return {f"ewc_{key}": value for key, value in options.items()}
 
 
 def _aligner_arguments(recipe: Recipe) -> dict[str, Any]:
@@ -239,21 +257,29 @@ def _aligner_arguments(recipe: Recipe) -> dict[str, Any]:
     return {"freeze_aligner": True, "modules_to_save": recipe.model.aligner}
 
 
-def _data_arguments(recipe: Recipe, chunk_file: Path, chunk: int) -> dict[str, Any]:
-    return {
-        "dataset": str(chunk_file),
+def _data_arguments(recipe: Recipe, files: Sequence[Path], chunk: int) -> dict[str, Any]:
+    arguments = {
+        "dataset": [str(file) for file in files],
         "split_dataset_ratio": 0,
         "strict": True,
         "dataset_num_proc": 1,
         "dataset_shuffle": False,  # the trainer shuffles; a second shuffle would only cost time
-        "data_seed": recipe.seed * 1000 + chunk,
+        "data_seed": chunk_seed(recipe, chunk),
     }
+    if recipe.replays(chunk):  # the order, of all epochs, is in the file
+        arguments["train_dataloader_shuffle"] = False
+    return arguments
+
+
+def chunk_seed(recipe: Recipe, chunk: int) -> int:
+    """The seed of everything that is drawn for one chunk."""
+    return recipe.seed * 1000 + chunk
 
 
 def _optimizer_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
     schedule, phase = recipe.schedule, recipe.phase(chunk)
     arguments: dict[str, Any] = {
-        "num_train_epochs": schedule.epochs,
+        "num_train_epochs": 1 if recipe.replays(chunk) else schedule.epochs,
         "per_device_train_batch_size": schedule.per_device_batch,
         "gradient_accumulation_steps": recipe.accumulation,
         "learning_rate": phase.learning_rate,

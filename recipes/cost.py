@@ -60,6 +60,8 @@ def memory_parts(recipe: Recipe, shape: Shape, adapter: Size) -> dict[str, float
                 sdpa does not keep); without it every layer in full
     overhead    CUDA context, kernels' workspaces, fragmentation: 2 GiB on a GPU, assumed
     logits      vocabulary x 4 bytes x 2 for the longest answer, 256 tokens a sample at most
+    ewc         4 bytes a trained parameter for each of theta*, the pull and, unless it is the
+                released form, the Fisher information
     """
     world = recipe.launcher.nproc * recipe.launcher.nodes
     zero = (recipe.launcher.deepspeed or "").lower()
@@ -70,7 +72,8 @@ def memory_parts(recipe: Recipe, shape: Shape, adapter: Size) -> dict[str, float
     full_layer = tokens * 34 * shape.hidden * bytes_each / 2
     stored = shape.layers * tokens * shape.hidden * bytes_each + full_layer
     checkpointed = recipe.swift.get("gradient_checkpointing", True)
-    return {
+    ewc = 0 if recipe.ewc is None else 8 if recipe.ewc.released else 12
+    parts = {
         "base": shape.parameters * bytes_each / (world if "zero3" in zero else 1) / GIB,
         "adapter": adapter.trained * 4 / (world if "zero3" in zero else 1) / GIB,
         "gradients": adapter.trained * 4 / sliced / GIB,
@@ -79,6 +82,7 @@ def memory_parts(recipe: Recipe, shape: Shape, adapter: Size) -> dict[str, float
         "overhead": 0.0 if recipe.launcher.cpu else 2.0,
         "logits": min(tokens, rows * 256) * shape.vocabulary * 4 * 2 / GIB,
     }
+    return {**parts, "ewc": adapter.trained * ewc / GIB} if ewc else parts
 
 
 def train_flops(recipe: Recipe, shape: Shape, adapter: Size, tokens: float) -> float:

@@ -75,6 +75,21 @@ def score(
     return scores
 
 
+def repeat_base_model(layout: RunLayout, chunk: int) -> None:
+    """Records the base model's scores as those after `chunk`: what a stream without training gives.
+
+    Predictions are copied, so that the run is compared like any other.
+    """
+    scores = {**read_json(layout.scores(0)), "chunk": chunk}
+    temporary = layout.predictions(chunk).with_name(".predictions")
+    for leftover in (layout.predictions(chunk), temporary):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(layout.predictions(0), temporary)
+    temporary.rename(layout.predictions(chunk))
+    write_json(layout.scores(chunk), scores)
+    append_scores(layout.matrix, chunk, scores)
+
+
 def _note_unrouted(routing: Path, answers: int) -> None:
     """Notes in routing.json how many answers it does not cover: those before a kill."""
     if not routing.is_file():

@@ -56,6 +56,14 @@ class RunLayout:
     def adapter(self, index: int) -> Path:
         return self.chunk(index) / "adapter"
 
+    def replay(self, index: int) -> Path:
+        """The samples kept of all chunks up to this one, and the state of their reservoir."""
+        return self.chunk(index) / "replay"
+
+    def mixed(self, index: int) -> Path:
+        """The training file with replayed samples; pruned when the chunk is done."""
+        return self.chunk(index) / "mixed.jsonl"
+
     def train_log(self, index: int) -> Path:
         return self.chunk(index) / "train.log"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.mini.mixtures import SIZES
+from recipes.carried import mixture_of
 from recipes.cost import (
     ANSWER_TOKENS,
     DECODE_SHARE,
@@ -28,7 +29,8 @@ from recipes.progress import duration
 from recipes.schema import Data, Recipe
 from recipes.shapes import adapter_size, model_shape
 from recipes.state import load_state
-from recipes.stream import Stream, StreamError, open_stream
+from recipes.stream import Stream, StreamError, open_stream, training_chunks
+from strlora_tuner.schema import Size
 
 # Used only while the stream is not here: StrCVIT's chunks, and a usual length of its samples.
 ASSUMED_SAMPLES, ASSUMED_TESTS, ASSUMED_TEXT = 2000, 11000, 80
@@ -46,7 +48,7 @@ def make_plan(recipe: Recipe, gpu: str | None = None, price: float | None = None
     stream: Stream | None = None
     with suppress(StreamError):
         stream = open_stream(recipe)
-    chunks = [_chunk(recipe, stream, index) for index in range(1, recipe.data.chunks + 1)]
+    chunks = [_chunk(recipe, stream, index) for index in recipe.trained_chunks]
     plan: dict[str, Any] = {"recipe": recipe.name, "method": recipe.method, "run": recipe.folder}
     plan["chunks"] = chunks
     plan["questions"] = _questions(recipe, stream)
@@ -57,16 +59,45 @@ def make_plan(recipe: Recipe, gpu: str | None = None, price: float | None = None
 
 
 def _chunk(recipe: Recipe, stream: Stream | None, index: int) -> dict[str, Any]:
-    samples = int(stream.chunk(index)["samples"]) if stream else _planned_samples(recipe.data)
-    each = _mean_tokens(recipe, stream.chunk_file(index)) if stream else _assumed_tokens(recipe)
-    batch, epochs = recipe.schedule.global_batch, recipe.schedule.epochs
+    chunks = training_chunks(recipe, index)
+    counts = [_samples(recipe, stream, chunk) for chunk in chunks]
+    samples = sum(counts)
+    trained, steps = _trained(recipe, index, samples)
+    each = [
+        _mean_tokens(recipe, stream.chunk_file(chunk)) if stream else _assumed_tokens(recipe)
+        for chunk in chunks
+    ]
+    mean = sum(n * tokens for n, tokens in zip(counts, each, strict=True)) / max(samples, 1)
+    fisher = _fisher_samples(recipe, samples)
     return {
         "chunk": index,
         "samples": samples,
-        "steps": -(-samples // batch) * epochs,
-        "tokens": round(samples * epochs * each),
+        "replayed": trained - samples * recipe.schedule.epochs,
+        "fisher": fisher,
+        "steps": steps,
+        "tokens": round((trained + fisher) * mean),
         "evaluated": evaluated_after(recipe, index),
     }
+
+
+def _samples(recipe: Recipe, stream: Stream | None, chunk: int) -> int:
+    return int(stream.chunk(chunk)["samples"]) if stream else _planned_samples(recipe.data)
+
+
+def _trained(recipe: Recipe, index: int, samples: int) -> tuple[int, int]:
+    """Samples that training reads, with replayed ones and all epochs, and optimizer steps."""
+    epochs = recipe.schedule.epochs
+    if recipe.replays(index):
+        mixture = mixture_of(recipe)
+        return mixture.lines(samples * epochs), mixture.steps(samples * epochs)
+    return samples * epochs, -(-samples // recipe.schedule.global_batch) * epochs
+
+
+def _fisher_samples(recipe: Recipe, samples: int) -> int:
+    """Samples of a chunk that are read once more, one at a time, for EWC's Fisher information."""
+    if recipe.ewc is None or recipe.ewc.released:
+        return 0
+    return min(samples, recipe.ewc.samples or samples)
 
 
 def _planned_samples(data: Data) -> int:
@@ -143,15 +174,22 @@ def _add_model(plan: dict[str, Any], recipe: Recipe) -> None:
     plan["model"] = {
         "parameters": shape.parameters,
         "trained_parameters": size.trained,
-        "stored_parameters": size.stored,
+        "stored_parameters": _stored(recipe, size),
         "trained_share": size.trained / shape.parameters,
-        "adapters_gib": recipe.data.chunks * size.stored * 4 / 2**30,
+        "adapters_gib": len(recipe.trained_chunks) * _stored(recipe, size) * 4 / 2**30,
     }
     plan["memory_gib"] = memory_parts(recipe, shape, size)
     plan["sources"]["model"] = f"{shape.source}; adapter counted (recipes/shapes.py)"
     plan["sources"]["memory"] = (
         "estimated for the longest sample allowed (model.max_length), formula in recipes/cost.py"
     )
+
+
+def _stored(recipe: Recipe, size: Size) -> int:
+    """Numbers that a chunk leaves: the adapter, and with EWC theta* and F of what trains."""
+    if recipe.ewc is None:
+        return size.stored
+    return size.stored + size.trained * (1 if recipe.ewc.released else 2)
 
 
 def _gpu(name: str | None) -> Gpu:
@@ -199,12 +237,14 @@ def _estimated(plan: dict[str, Any], recipe: Recipe, gpu: Gpu | None) -> dict[st
     if shape is None or gpu is None:
         return None
     chunks = plan["chunks"]
-    tokens = sum(chunk["tokens"] for chunk in chunks) / len(chunks)
-    samples = sum(chunk["samples"] for chunk in chunks) * recipe.schedule.epochs / len(chunks)
+    tokens = sum(chunk["tokens"] for chunk in chunks) / max(len(chunks), 1)
+    read = sum(chunk["samples"] * recipe.schedule.epochs + chunk["replayed"] + chunk["fisher"]
+               for chunk in chunks)  # fmt: skip
+    each = tokens * len(chunks) / read if read else _assumed_tokens(recipe)
     size = adapter_size(recipe, shape)
     return {
         "train": train_seconds(recipe, shape, size, gpu, tokens),
-        "evaluate": evaluation_seconds(recipe, shape, gpu, plan["questions"], tokens / samples),
+        "evaluate": evaluation_seconds(recipe, shape, gpu, plan["questions"], each),
         "source": f"estimated: operations / ({gpu.tflops:g} TFLOP/s x {UTILISATION:g} assumed), "
         f"answers of {ANSWER_TOKENS} tokens at {DECODE_SHARE:g} of the bandwidth, "
         f"{START_SECONDS:g} s a process start; formulas in recipes/cost.py, not measured",
@@ -221,10 +261,21 @@ def as_text(plan: dict[str, Any]) -> Iterator[str]:
     total = {key: sum(chunk[key] for chunk in plan["chunks"]) for key in keys}
     evaluations = 1 + sum(chunk["evaluated"] for chunk in plan["chunks"])
     yield _chunk_line("   all", total, f"{evaluations} x {plan['questions']} questions")
+    yield from _extra_text(plan["chunks"])
     yield from _model_text(plan)
     yield from _time_text(plan)
     yield "\nwhere the figures come from"
     yield from (f"  {name:<8} {text}" for name, text in plan["sources"].items())
+
+
+def _extra_text(chunks: list[dict[str, Any]]) -> Iterator[str]:
+    """What steps and tokens hold beside the chunks' own samples."""
+    replayed = sum(chunk["replayed"] for chunk in chunks)
+    fisher = sum(chunk["fisher"] for chunk in chunks)
+    if replayed:
+        yield f"steps and tokens hold {replayed:,} replayed samples"
+    if fisher:
+        yield f"tokens hold {fisher:,} samples read once more for the Fisher information of EWC"
 
 
 def _chunk_line(name: str, counts: dict[str, Any], last: str) -> str:

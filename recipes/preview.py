@@ -12,7 +12,7 @@ from recipes.commands import PLUGIN, infer_command, is_local, train_command
 from recipes.layout import RunLayout
 from recipes.machine import gpu_count
 from recipes.schema import Recipe
-from recipes.stream import Stream, StreamError, missing_text, open_stream, planned_chunk_file
+from recipes.stream import Stream, StreamError, missing_text, open_stream, training_files
 
 
 def preview(recipe: Recipe) -> Iterator[str]:
@@ -29,18 +29,26 @@ def preview(recipe: Recipe) -> Iterator[str]:
         yield f"# model.remote_code: Python files of {recipe.model.path} WILL BE RUN"
     yield f"# chunk 0 of {count}: evaluate the base model"
     yield infer_command(recipe, layout, layout.prompts, 0).as_shell()
-    for chunk in range(1, count + 1):
-        file = stream.chunk_file(chunk) if stream else planned_chunk_file(recipe.data, chunk)
-        yield f"\n# chunk {chunk} of {count}: train, then evaluate"
-        yield train_command(recipe, layout, file, chunk).as_shell()
+    for chunk in recipe.trained_chunks:
+        files = training_files(recipe, layout, chunk, stream)
+        yield f"\n# chunk {chunk} of {count}: {_what(recipe, chunk)}, then evaluate"
+        yield train_command(recipe, layout, files, chunk).as_shell()
         if evaluated_after(recipe, chunk):
             yield infer_command(recipe, layout, layout.prompts, chunk).as_shell()
-    yield f"\n# {count} chunk commands above; nothing was run."
+    yield f"\n# {len(recipe.trained_chunks)} chunk commands above; nothing was run."
     missing = what_is_missing(recipe)
     for text in missing:
         yield f"# MISSING  {text}"
     if not missing:
         yield "# Nothing is missing: leave --dry-run out to run them."
+
+
+def _what(recipe: Recipe, chunk: int) -> str:
+    if recipe.definition.protocol == "joint":
+        return "train on all chunks shuffled together"
+    if recipe.replay is not None and recipe.replays(chunk):
+        return f"mix in {recipe.replay.share:g} of past samples, train"
+    return "train"
 
 
 def unused_text(recipe: Recipe) -> str:

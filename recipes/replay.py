@@ -96,17 +96,6 @@ def load_reservoir(folder: Path, expected: dict[str, str]) -> Reservoir:
 _FIX = "bring it back from a copy, or train again with another run_dir"
 
 
-def replayed_in_batch(global_batch: int, share: float) -> int | None:
-    """Samples of a global batch that are replayed; None when `share` gives no whole number of them.
-
-    At least one sample of each kind must be left.
-    """
-    count = round(share * global_batch)
-    if abs(count - share * global_batch) > 1e-6 or not 0 < count < global_batch:
-        return None
-    return count
-
-
 @dataclass(frozen=True)
 class Mixture:
     """How a training file is laid out.

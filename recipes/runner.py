@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes import checkpoints, evaluation
-from recipes.adapter_check import AdapterError, check_adapter
+from recipes.adapter_check import AdapterError, check_adapter, check_ewc
+from recipes.carried import check_carried, mix_in, remember
 from recipes.checkpoints import Checkpoint, CheckpointError
 from recipes.commands import Command, train_command
 from recipes.layout import RunLayout
@@ -27,9 +28,16 @@ from recipes.manifest import (
 from recipes.preview import evaluated_after, unused_text, what_is_missing
 from recipes.process import HostProcess, exit_text, last_error
 from recipes.progress import Progress, duration, score_text
+from recipes.replay import ReplayError
 from recipes.schema import Recipe
 from recipes.state import ChunkRecord, RunState, load_state, save_state, write_text
-from recipes.stream import Stream, ensure_stream, open_stream
+from recipes.stream import (
+    Stream,
+    ensure_stream,
+    open_stream,
+    training_chunks,
+    training_files,
+)
 
 
 class RunError(Exception):
@@ -83,7 +91,7 @@ class _Run:
         write_manifest(self.layout, self.recipe, self.stream)
         count = self.recipe.data.chunks
         self._announce()
-        for index in range(count + 1):
+        for index in self.recipe.stops:
             started = time.monotonic()
             worked = self._do_chunk(index)
             if worked and index > 0:
@@ -114,7 +122,7 @@ class _Run:
         if self._is_done(record, wanted):
             self.state.done = max(self.state.done, index)  # killed before it was counted
             return False
-        if index > 0 and not record.trained:
+        if self._trains(index) and not record.trained:
             self._train(index, record)
         if wanted and not record.evaluated:
             self._evaluate(index, record)
@@ -124,10 +132,13 @@ class _Run:
             evaluation.write_report(self.layout, self.progress.say)
         return True
 
+    def _trains(self, index: int) -> bool:
+        return index in self.recipe.trained_chunks
+
     def _is_done(self, record: ChunkRecord, wanted: bool) -> bool:
-        trained = record.index == 0 or record.trained
-        done = trained and (record.evaluated or not wanted)
-        if done and record.index == self.state.done and record.index > 0:
+        trains = self._trains(record.index)
+        done = (record.trained or not trains) and (record.evaluated or not wanted)
+        if done and trains and record.index == self.state.done:
             self._verify(record)  # the next chunk starts from this adapter
         return done
 
@@ -135,8 +146,9 @@ class _Run:
         adapter = self.layout.adapter(record.index)
         try:
             checkpoints.verify_adapter(adapter, record.adapter_sha256)
-            check_adapter(adapter, self.recipe.method)
-        except (AdapterError, CheckpointError) as error:
+            check_adapter(adapter, self.recipe.tuner_type)
+            check_carried(self.recipe, self.layout, record)
+        except (AdapterError, CheckpointError, ReplayError) as error:
             raise RunError(
                 f"chunk {record.index}: {error}. The run cannot go on from it: bring the file back "
                 "from a copy, or train again with another run_dir"
@@ -146,16 +158,19 @@ class _Run:
 
     def _train(self, index: int, record: ChunkRecord) -> None:
         started = time.monotonic()
-        if index > 1:
-            self._verify(self.state.record(index - 1))
+        previous = self.recipe.previous(index)
+        if previous is not None:
+            self._verify(self.state.record(previous))
         adapter = self.layout.adapter(index)
         if not adapter.is_dir():
-            self.stream.verify_chunk(index)
+            for chunk in training_chunks(self.recipe, index):
+                self.stream.verify_chunk(chunk)
             checkpoint = self._finished_checkpoint(index, record)
             self._keep_metrics(index)
             self._install(index, checkpoint)
         self._record_training(index, record, time.monotonic() - started)
         shutil.rmtree(self.layout.host(index), ignore_errors=True)
+        self.layout.mixed(index).unlink(missing_ok=True)
         loss = "" if record.loss is None else f", loss {record.loss:.4f}"
         self.progress.say(
             f"[{self.recipe.name}] chunk {index}/{self.recipe.data.chunks} trained: "
@@ -171,20 +186,24 @@ class _Run:
         if resume is not None:
             _check_processes(resume, self.recipe.processes, index)
         checkpoints.clean_host_folder(host, resume)
-        file = self.stream.chunk_file(index)
-        samples = self.stream.chunk(index)["samples"]
-        text = f"training on {samples} samples"
+        mixed = mix_in(self.recipe, self.layout, self.stream, self.state, index)
+        text = f"training on {self._samples(index)} samples{mixed}"
         if resume is not None:
             text += f", resuming at step {resume.step} of {resume.max_steps}"
         self.progress.begin(index, "train", text)
+        files = training_files(self.recipe, self.layout, index, self.stream)
         command = train_command(
-            self.recipe, self.layout, file, index, resume.path if resume else None
+            self.recipe, self.layout, files, index, resume.path if resume else None
         )
         log = self.layout.train_log(index)
         tick = self.progress.watch_training(host / "logging.jsonl")
         peak = self._host(command, log, tick, f"training chunk {index}")
         record.train_memory_gib = round(max(peak, record.train_memory_gib or 0.0), 3)
         return self._check_finished(index, log)
+
+    def _samples(self, index: int) -> int:
+        chunks = training_chunks(self.recipe, index)
+        return sum(int(self.stream.chunk(chunk)["samples"]) for chunk in chunks)
 
     def _check_finished(self, index: int, log: Path) -> Checkpoint:
         last = checkpoints.newest_checkpoint(self.layout.host(index))
@@ -196,9 +215,12 @@ class _Run:
         return last
 
     def _install(self, index: int, checkpoint: Checkpoint) -> None:
-        previous = self.layout.adapter(index - 1) if index > 1 else None
+        before = self.recipe.previous(index)
+        previous = None if before is None else self.layout.adapter(before)
         try:
-            check_adapter(checkpoint.path, self.recipe.method, previous)
+            check_adapter(checkpoint.path, self.recipe.tuner_type, previous)
+            if self.recipe.ewc is not None:
+                check_ewc(checkpoint.path, self.recipe.ewc.released)
         except AdapterError as error:
             raise RunError(
                 f"chunk {index} was trained, but its adapter is not whole: {error}"
@@ -223,7 +245,9 @@ class _Run:
         record.steps = int(trainer["global_step"])
         losses = [row["loss"] for row in trainer["log_history"] if "loss" in row]
         record.loss = float(losses[-1]) if losses else None
-        record.data_sha256 = self.stream.chunk(index)["sha256"]
+        joint = len(training_chunks(self.recipe, index)) > 1
+        record.data_sha256 = self.stream.sha256 if joint else self.stream.chunk(index)["sha256"]
+        record.replay_sha256 = remember(self.recipe, self.layout, self.stream, self.state, index)
         record.adapter_sha256 = checkpoints.adapter_hashes(adapter)
         record.train_seconds += round(seconds, 1)
         record.trained = True
@@ -233,6 +257,10 @@ class _Run:
 
     def _evaluate(self, index: int, record: ChunkRecord) -> None:
         started = time.monotonic()
+        if index > 0 and not self._trains(index):
+            evaluation.repeat_base_model(self.layout, index)
+            record.evaluated = True
+            return
         what = "the base model" if index == 0 else f"{len(self.tasks)} tasks"
         self.progress.begin(index, "evaluate", f"evaluating {what}")
         command, answered, total = evaluation.prepare(

@@ -8,13 +8,13 @@ from :mod:`recipes.loading`, which names file and line of every problem.
 from __future__ import annotations
 
 import dataclasses
-import re
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from recipes.methods import Method, find_method, method_names
+from recipes.rules import cross_field_problems
 from strlora_tuner.methods import LORA, is_routed, options_class, tuner_types
 from strlora_tuner.schema import bounds_of, with_preset
 
@@ -145,6 +145,13 @@ class Replay(Block):
     memory: Positive = Field(500, description="samples kept of all past chunks (a reservoir)")
     share: Rate = Field(0.5, description="share of every global batch that is drawn from them")
 
+    def replayed(self, global_batch: int) -> int | None:
+        """Replayed samples of a global batch; None when `share` gives no whole number of them."""
+        count = round(self.share * global_batch)
+        if abs(count - self.share * global_batch) > 1e-6 or not 0 < count < global_batch:
+            return None
+        return count
+
 
 class Ewc(Block):
     weight: float = Field(gt=0, description="lambda of lambda/2 sum F (theta - theta*)^2")
@@ -158,6 +165,25 @@ class Ewc(Block):
     released: bool = Field(
         False, description="as in published code: F = 1, a plain pull to the last chunk's weights"
     )
+
+
+class Pool(Block):
+    samples: Positive = Field(
+        20, description="samples of a chunk that every later router is trained on (published: 20)"
+    )
+    learning_rate: Rate | None = Field(
+        None, description="the router's; null: a quarter of schedule.first's, as published"
+    )
+    epochs: Positive = Field(5, description="passes of the router over its samples")
+    fallback: Literal["newest", "largest"] = Field(
+        "newest",
+        description="whose adapter answers when the router names none: the newest chunk's, or that "
+        "of the chunk with most steps",
+    )
+
+    def router_rate(self, first: Phase) -> float:
+        """The router's learning rate (published: 5e-6 beside 2e-5 for the experts)."""
+        return self.learning_rate or first.learning_rate / 4
 
 
 # Words of sbatch and file names: nothing that a shell or sbatch could read as something else.
@@ -233,6 +259,9 @@ class Recipe(Block):
     )
     replay: Replay | None = Field(None, description="replay of past samples; null: none")
     ewc: Ewc | None = Field(None, description="elastic weight consolidation; null: none")
+    pool: Pool | None = Field(
+        None, description="the router over adapters of single chunks; method mr_lora has one"
+    )
     schedule: Schedule
     swift: dict[str, Any] = Field(
         default_factory=dict, description="further arguments of `swift sft`, by their own names"
@@ -297,65 +326,29 @@ class Recipe(Block):
         own = {item.name for item in dataclasses.fields(kind)} | presets
         return sorted(self.tuner.keys() - own)
 
+    @property
+    def trained_chunks(self) -> list[int]:
+        """The chunks that leave an adapter: all; of joint training the last, which stands for all
+        of them; none where nothing is trained."""
+        count = self.data.chunks
+        if self.definition.protocol == "joint":
+            return [count]
+        return [] if self.definition.protocol == "zero_shot" else list(range(1, count + 1))
+
+    @property
+    def stops(self) -> list[int]:
+        """The chunks after which scores may be taken: 0 (the base model), and up to the last."""
+        return [0, *(self.trained_chunks or [self.data.chunks])]
+
+    def previous(self, chunk: int) -> int | None:
+        """The chunk whose adapter chunk `chunk` goes on from; None: it starts a fresh one."""
+        return chunk - 1 if self.definition.protocol == "stream" and chunk > 1 else None
+
+    def replays(self, chunk: int) -> bool:
+        """Whether samples of past chunks are mixed into chunk `chunk`."""
+        return self.replay is not None and self.previous(chunk) is not None
+
     def phase(self, chunk: int) -> Phase:
-        """The settings of chunk `chunk`, counted from 1."""
-        return self.schedule.first if chunk == 1 else self.schedule.later
-
-
-def cross_field_problems(recipe: Recipe) -> list[str]:
-    """Names every rule over several keys that `recipe` breaks."""
-    schedule, launcher = recipe.schedule, recipe.launcher
-    problems = []
-    step = schedule.per_device_batch * recipe.processes
-    if schedule.global_batch % step:
-        below = max(schedule.global_batch // step, 1) * step
-        problems.append(
-            f"schedule.global_batch = {schedule.global_batch} cannot be made of per_device_batch "
-            f"{schedule.per_device_batch} x {recipe.processes} processes (launcher.nproc"
-            f"{' x launcher.nodes' if launcher.nodes > 1 else ''}) x a whole "
-            f"accumulation: use a global batch of {below} or {below + step}, or change the others"
-        )
-    for phase, name in ((schedule.first, "first"), (schedule.later, "later")):
-        if phase.aligner_lr is not None and recipe.model.aligner is None:
-            problems.append(
-                f"schedule.{name}.aligner_lr = {phase.aligner_lr} has nothing to act on: set "
-                "model.aligner (multi_modal_projector) or remove the rate"
-            )
-    problems += _backend_problems(recipe)
-    if launcher.nodes > 1 and launcher.kind != "slurm":
-        problems.append(
-            f"launcher.nodes = {launcher.nodes} needs something that starts processes on other "
-            "machines: set launcher.kind to slurm"
-        )
-    if recipe.replay and schedule.global_batch * recipe.replay.share % 1 != 0:
-        problems.append(
-            f"replay.share = {recipe.replay.share} of schedule.global_batch = "
-            f"{schedule.global_batch} is no whole number of samples: use a share of n / "
-            f"{schedule.global_batch}"
-        )
-    if launcher.cpu and recipe.model.dtype == "float16":
-        problems.append("model.dtype = float16 needs a GPU: with launcher.cpu use float32")
-    if recipe.data.source == "mini" and not re.fullmatch(r"[a-z0-9_-]+", recipe.data.size):
-        problems.append(f"data.size = {recipe.data.size!r} is no size of the mini stream")
-    return problems
-
-
-# Tuners whose adapter can be merged into the base weights, which is all that vLLM is given.
-MERGEABLE = ("lora",)
-
-
-def _backend_problems(recipe: Recipe) -> list[str]:
-    if recipe.eval.backend != "vllm":
-        return []
-    problems = []
-    if recipe.tuner_type not in MERGEABLE:
-        problems.append(
-            f"eval.backend = vllm cannot serve method = {recipe.method}: its expert weights depend "
-            "on instruction and token, so the adapter cannot be merged into the model, and vLLM "
-            "knows plain LoRA only; use eval.backend: transformers"
-        )
-    if recipe.launcher.cpu:
-        problems.append(
-            "eval.backend = vllm needs a GPU: with launcher.cpu use eval.backend: transformers"
-        )
-    return problems
+        """The settings of chunk `chunk`, counted from 1; one that starts afresh is a first."""
+        first = self.previous(chunk) is None
+        return self.schedule.first if first else self.schedule.later

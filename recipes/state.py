@@ -66,6 +66,7 @@ class ChunkRecord:
     loss: float | None = None
     data_sha256: str = ""
     adapter_sha256: dict[str, str] = field(default_factory=dict)
+    replay_sha256: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

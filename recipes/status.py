@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from recipes.adapter_check import AdapterError, check_adapter
+from recipes.carried import check_carried
 from recipes.checkpoints import CheckpointError, complete_lines, verify_adapter
 from recipes.layout import RunLayout
 from recipes.lock import is_held, is_here, read_holder
 from recipes.progress import duration, score_text
+from recipes.replay import ReplayError
 from recipes.schema import Recipe
 from recipes.state import ChunkRecord, load_state
 
@@ -100,8 +102,9 @@ def verify(recipe: Recipe) -> Iterator[str]:
             continue
         try:
             verify_adapter(adapter, record.adapter_sha256)
-            check_adapter(adapter, recipe.method)
-        except (AdapterError, CheckpointError) as error:
+            check_adapter(adapter, recipe.tuner_type)
+            check_carried(recipe, layout, record)
+        except (AdapterError, CheckpointError, ReplayError) as error:
             yield f"chunk {record.index}: {error}"
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.layout import RunLayout
 from recipes.schema import Data, Recipe
 
 MANIFEST = "stream.json"
@@ -68,6 +69,25 @@ class Stream:
 def planned_chunk_file(data: Data, index: int) -> Path:
     """Where chunk `index` will lie, for commands printed before the stream exists."""
     return Path(data.stream) / "chunks" / f"{index:03d}.jsonl"
+
+
+def training_chunks(recipe: Recipe, chunk: int) -> list[int]:
+    """The chunks whose samples are trained on for the first time at `chunk`: itself, or all."""
+    joint = recipe.definition.protocol == "joint"
+    return list(range(1, recipe.data.chunks + 1)) if joint else [chunk]
+
+
+def training_files(
+    recipe: Recipe, layout: RunLayout, chunk: int, stream: Stream | None = None
+) -> list[Path]:
+    """What the host reads at `chunk`: chunk files, or the file into which past samples are mixed.
+
+    Without a stream, where they will lie.
+    """
+    if recipe.replays(chunk):
+        return [layout.mixed(chunk)]
+    chunks = training_chunks(recipe, chunk)
+    return [stream.chunk_file(i) if stream else planned_chunk_file(recipe.data, i) for i in chunks]
 
 
 def open_stream(recipe: Recipe) -> Stream:

@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from eval.compare.costs import COSTS, costs_of
-from eval.compare.evidence import LAST, Result, differences, intervals, values_by_seed
+from eval.compare.evidence import (
+    LAST,
+    Result,
+    differences,
+    intervals,
+    is_last,
+    values_by_seed,
+)
 from eval.compare.methods import Comparable, Method, load_methods
 from eval.metrics import STREAM_SCORES, mean_over
 from eval.report.data import Gap
@@ -167,7 +174,7 @@ def _tests(
     for column in (c for c in columns if c.group != "cost"):
         leader = _leader(found.methods, column, cells)
         for other in found.methods if leader else []:
-            if leader is None or other is leader:
+            if leader is None or other is leader or _has_no(column.key, other):
                 continue
             pair = leader.name, other.name
             if pair not in pairs:
@@ -180,6 +187,11 @@ def _tests(
         for family in families.values()
         for test, p in zip(family, holm([t.p for t in family]), strict=True)
     ]
+
+
+def _has_no(column: str, method: Method) -> bool:
+    """Return whether a method cannot have the score: joint training forgets nothing."""
+    return any(entry.run.ends_only for entry in method.entries) and not is_last(column)
 
 
 def _leader(
@@ -198,7 +210,8 @@ def _mark(
     for test in tests:
         by_column.setdefault((test.leader, test.column), []).append(test)
     for key, against in by_column.items():
-        if len(against) == len(methods) - 1 and all(t.adjusted <= SIGNIFICANT for t in against):
+        others = sum(not _has_no(key[1], method) for method in methods) - 1
+        if len(against) == others and all(t.adjusted <= SIGNIFICANT for t in against):
             cells[key] = replace(cells[key], best=True)
 
 

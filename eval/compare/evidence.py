@@ -59,9 +59,18 @@ def column_values(a: Array, tasks: Sequence[str], first: First) -> dict[str, Arr
 
 
 def values_by_seed(found: Comparable, method: Method) -> dict[str, list[float]]:
-    """Return for every column the values of the method's runs."""
+    """Return for every column the values of the method's runs; without a stream only the last."""
     rows = [column_values(e.values, found.tasks, e.first) for e in method.entries]
-    return {key: [float(row[key]) for row in rows] for key in rows[0]}
+    ends_only = any(entry.run.ends_only for entry in method.entries)
+    return {
+        key: [math.nan if ends_only and not is_last(key) else float(row[key]) for row in rows]
+        for key in rows[0]
+    }
+
+
+def is_last(key: str) -> bool:
+    """Return whether a column holds last scores, of all tasks or of one."""
+    return key.split("/")[0] == LAST
 
 
 def intervals(found: Comparable, method: Method) -> dict[str, Interval]:

@@ -77,7 +77,8 @@ def load_methods(folders: Sequence[Path]) -> Comparable:
     """Read runs and cut them to what they share.
 
     Runs of one stream are compared over the chunks that all of them have evaluated; a run on
-    another stream (joint training) only by its own last chunk. What is left out becomes a gap.
+    another stream, and one without a stream (joint training, zero-shot), only by its own last
+    scores. What is left out becomes a gap.
 
     Raises:
         FileNotFoundError: there is no such run.
@@ -107,7 +108,9 @@ def _read(folders: Sequence[Path]) -> list[RunData]:
 
 
 def _stream_of(run: RunData) -> str:
-    return str((run.manifest.get("data") or {}).get("sha256"))
+    """Return what runs must share to be compared chunk by chunk."""
+    stream = str((run.manifest.get("data") or {}).get("sha256"))
+    return f"{stream} without chunks" if run.ends_only else stream
 
 
 def _aggregate(runs: Sequence[RunData], task: str) -> Callable[[Array], Array]:
@@ -161,7 +164,7 @@ def _common_rows(runs: Sequence[RunData], gaps: list[Gap]) -> dict[str, list[int
             gaps.append(Gap(f"{run.root.name}: chunks after {common[-1]}", why))
         if not run.finished:
             gaps.append(Gap(f"{run.root.name}", f"still going on; chunk {run.evaluated} so far"))
-    if len(rows) > 1:
+    if len({stream.split()[0] for stream in rows}) > 1:
         why = "runs of different streams are compared by their last scores only"
         gaps.append(Gap("Streams", why))
     return {stream: sorted(found) for stream, found in rows.items()}

@@ -106,8 +106,18 @@ class RunData:
         chunks = self.state.get("chunks")
         return [r for r in chunks if isinstance(r, dict)] if isinstance(chunks, list) else []
 
+    @property
+    def ends_only(self) -> bool:
+        """Return whether there is nothing between base model and end: joint training, zero-shot.
+
+        Of such a run only the last scores mean something: it has no stream to forget in.
+        """
+        return self.manifest.get("protocol") in ("joint", "zero_shot")
+
     def first_seen(self) -> list[int | None]:
         """Return for each task the first chunk that held it, None: never or not known."""
+        if self.ends_only:
+            return [None] * len(self.tasks)
         seen = self.stream.first_seen() if self.stream else {}
         return [seen.get(task) for task in self.tasks]
 

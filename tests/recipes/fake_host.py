@@ -74,7 +74,7 @@ def write_checkpoint(
     path: Path, step: int, steps: int, weights: bytes, empty: Sequence[str] = ()
 ) -> None:
     """A host checkpoint, its files in the host's order with pauses in which a kill can fall."""
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
     write_weights(path / "adapter_model.safetensors", weights, empty=empty)
     (path / "adapter_config.json").write_text("{}", encoding="utf-8")
     time.sleep(STEP_SECONDS / 4)
@@ -85,6 +85,18 @@ def write_checkpoint(
     history = [{"loss": 1.0 / (n + 1), "step": n + 1} for n in range(step)]
     state = {"global_step": step, "max_steps": steps, "log_history": history}
     (path / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+
+
+def carry_ewc(checkpoint: Path, weights: bytes, options: str) -> None:
+    """What the callback `ewc` leaves, a hash of what the chunk before left and the weights."""
+    given = json.loads(options)
+    before = b""
+    if "ewc_state" in given:
+        before = read_weights(Path(given["ewc_state"]) / "ewc.safetensors")
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    names = ["anchor.weight"] if given["ewc_released"] else ["anchor.weight", "fisher.weight"]
+    content = hashlib.sha256(before + weights).digest()
+    write_weights(checkpoint / "ewc.safetensors", content, empty=names)
 
 
 def train(arguments: dict[str, str]) -> None:
@@ -98,7 +110,7 @@ def train(arguments: dict[str, str]) -> None:
         (output.parent / f"node-{rank}.json").write_text(json.dumps(content), encoding="utf-8")
         if rank != "0":
             return
-    data = Path(arguments["dataset"]).read_bytes()
+    data = b"".join(Path(name).read_bytes() for name in arguments["dataset"].split(" "))
     batch = int(arguments["per_device_train_batch_size"])
     steps = -(-data.count(b"\n") // batch)
     first, weights = 0, b"\0" * 32
@@ -127,7 +139,10 @@ def train(arguments: dict[str, str]) -> None:
         with (output / "logging.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
         if step == steps or step % int(arguments["save_steps"]) == 0 or asked:
-            empty = ROUTED if arguments.get("tuner_type") == "strlora" else ()
+            routed = {"strlora": ROUTED, "lora": []}  # of any other tuner the experts
+            empty = routed.get(arguments["tuner_type"], ROUTED[:2])
+            if step == steps and "ewc" in arguments["callbacks"].split(" "):
+                carry_ewc(output / f"checkpoint-{step}", weights, arguments["model_kwargs"])
             write_checkpoint(output / f"checkpoint-{step}", step, steps, weights, empty)
         if os.environ.get("FAKE_STOP_AT") == str(step) or asked:
             return

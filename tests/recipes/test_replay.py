@@ -18,10 +18,10 @@ from recipes.replay import (
     Reservoir,
     load_reservoir,
     mixed_lines,
-    replayed_in_batch,
     save_reservoir,
     write_mixed,
 )
+from recipes.schema import Replay
 
 
 def line(kind: str, number: int) -> str:
@@ -84,7 +84,7 @@ def test_a_changed_or_missing_memory_is_refused(tmp_path: Path, name: str) -> No
 def test_a_share_must_be_a_whole_number_of_samples(
     batch: int, share: float, expected: int | None
 ) -> None:
-    assert replayed_in_batch(batch, share) == expected
+    assert Replay(share=share).replayed(batch) == expected
 
 
 CASES = [  # samples, memory, global batch, replayed, a process's batch, processes, epochs

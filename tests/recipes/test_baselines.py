@@ -1,0 +1,242 @@
+"""er, ewc, joint and zero_shot through the orchestrator, with a stand-in host, killed and not."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import random
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.compare.comparison import compare
+from recipes.carried import mix_in, mixture_of
+from recipes.commands import train_command
+from recipes.layout import RunLayout
+from recipes.loading import load_recipe
+from recipes.plan import make_plan
+from recipes.preview import preview
+from recipes.problems import RecipeError
+from recipes.replay import read_lines
+from recipes.schema import Recipe
+from recipes.state import load_state
+from recipes.status import verify
+from recipes.stream import open_stream
+from tests.recipes.test_runner import finish, start
+from tests.recipes.toy import recipe_values, write_recipe, write_stream
+
+METHODS = ("er", "ewc", "ewc_released", "joint", "zero_shot")
+
+
+@pytest.fixture
+def three(tmp_path: Path, model: Path) -> Callable[..., Path]:
+    """Writes a recipe on a stream of three chunks of 10; keyword arguments replace blocks."""
+    stream = write_stream(tmp_path / "three", chunks=3, samples=10)
+
+    def write(method: str, **changes: Any) -> Path:
+        values = recipe_values(stream, tmp_path / f"run-{method}", model, method=method)
+        values["data"]["chunks"] = 3
+        return write_recipe(tmp_path / f"{method}.yaml", {**values, **changes})
+
+    return write
+
+
+def rows(run: Path) -> list[tuple[str, str, str]]:
+    with (run / "matrix.csv").open(encoding="utf-8") as file:
+        return [(row["chunk"], row["task"], row["score"]) for row in csv.DictReader(file)]
+
+
+def option(recipe: Recipe, chunk: int, name: str) -> str | None:
+    layout = RunLayout(Path(recipe.folder))
+    arguments = train_command(recipe, layout, Path("c.jsonl"), chunk).arguments
+    return arguments[arguments.index(name) + 1] if name in arguments else None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_baseline_runs_to_its_end_and_is_compared(
+    three: Callable[..., Path], tmp_path: Path, method: str
+) -> None:
+    path = three(method)
+    code, out, err = finish(path)
+    assert code == 0, err
+    recipe, run = load_recipe(str(path)), tmp_path / f"run-{method}"
+    state = load_state(run / "state.json")
+    assert (state.done, state.finished) == (3, True)
+    assert [record.index for record in state.chunks if record.trained] == recipe.trained_chunks
+    expected = ["0", "3"] if method in ("joint", "zero_shot") else ["0", "1", "2", "3"]
+    assert sorted({chunk for chunk, *_ in rows(run)}) == expected
+    assert (run / "report.html").is_file()
+    assert "could not be written" not in out
+    assert list(verify(recipe)) == []
+    assert not list(run.glob("chunks/*/mixed.jsonl"))
+    code, out, _ = finish(path)
+    assert (code, "is finished" in out) == (0, True)
+
+
+def test_what_has_no_stream_is_compared_by_its_last_scores(
+    three: Callable[..., Path], tmp_path: Path
+) -> None:
+    for method in ("joint", "lora", "zero_shot"):
+        code, _, err = finish(three(method))
+        assert code == 0, err
+    names = ("lora", "joint", "zero_shot")
+    found = compare([tmp_path / f"run-{name}" for name in names])
+    assert found.names[1:] == list(names)
+    alone = compare([tmp_path / "run-lora"])
+    for column in ("last", "average", "forgetting", "backward", "forward", "plasticity"):
+        cells = [found.cell(name, column).value for name in names]
+        same = alone.cell("lora", column).value
+        assert cells[0] == pytest.approx(same, nan_ok=True), "joint must not cut the others' chunks"
+        assert [math.isfinite(cell) for cell in cells[1:]] == [column == "last"] * 2
+    assert found.cell("zero_shot", "last").value == found.cell(found.names[0], "last").value
+    assert {test.other for test in found.tests if test.column == "forgetting"} == set()
+
+
+def test_joint_trains_once_on_all_chunks_as_a_first_chunk(
+    three: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = three("joint")
+    recipe = load_recipe(str(path))
+    text = "\n".join(preview(recipe))
+    assert text.count("swift sft") == 1
+    assert "chunk 3 of 3: train on all chunks shuffled together" in text
+    assert all(f"chunks/00{n}.jsonl" in text for n in (1, 2, 3))
+    assert "--train_dataloader_shuffle" not in text
+    assert option(recipe, 3, "--adapters") is None
+    finish(path)
+    record = load_state(tmp_path / "run-joint" / "state.json").record(3)
+    assert record.steps == 8  # 30 samples in batches of 4
+    assert [chunk["samples"] for chunk in make_plan(recipe)["chunks"]] == [30]
+
+
+def test_zero_shot_repeats_the_base_model(three: Callable[..., Path], tmp_path: Path) -> None:
+    finish(three("zero_shot"))
+    run = tmp_path / "run-zero_shot"
+    before = [(task, score) for chunk, task, score in rows(run) if chunk == "0"]
+    assert before == [(task, score) for chunk, task, score in rows(run) if chunk == "3"]
+    for task in ("Fin", "VQAv2"):
+        first, last = (run / "chunks" / n / "predictions" / f"{task}.jsonl" for n in ("000", "003"))
+        assert first.read_bytes() == last.read_bytes()
+    assert not list(run.glob("chunks/*/adapter"))
+
+
+def test_replayed_files_hold_the_share_and_only_past_samples(
+    three: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = three("er", replay={"memory": 6, "share": 0.25})
+    code, out, err = finish(path)
+    assert code == 0, err
+    assert "training on 10 samples, 1 of 4 in a batch replayed from 6 kept" in out
+    recipe = load_recipe(str(path))
+    layout, stream = RunLayout(tmp_path / "run-er"), open_stream(recipe)
+    state = load_state(layout.state)
+    assert [record.steps for record in state.chunks] == [0, 3, 4, 4]
+    planned = make_plan(recipe)["chunks"]
+    assert [(c["steps"], c["replayed"]) for c in planned] == [(3, 0), (4, 4), (4, 4)]
+    for chunk in (2, 3):
+        past = {line for n in range(1, chunk) for line in read_lines(stream.chunk_file(n))}
+        memory = read_lines(layout.replay(chunk - 1) / "memory.jsonl")
+        assert len(set(memory)) == 6
+        assert set(memory) <= past
+        mix_in(recipe, layout, stream, state, chunk)
+        lines = read_lines(layout.mixed(chunk))
+        for first in range(0, len(lines), 4):
+            assert sum(line in past for line in lines[first : first + 4]) == 1
+        current = [line for line in lines if line not in past]
+        assert Counter(current) == Counter(read_lines(stream.chunk_file(chunk)))
+    assert mixture_of(recipe).steps(10) == 4
+    assert option(recipe, 1, "--train_dataloader_shuffle") is None
+    assert option(recipe, 2, "--train_dataloader_shuffle") == "false"
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    kept = [*run.glob("chunks/*/adapter/*.safetensors"), *run.glob("chunks/*/replay/*")]
+    return {str(p.relative_to(run)): p.read_bytes() for p in [*kept, run / "matrix.csv"]}
+
+
+@pytest.mark.parametrize("method", ["er", "ewc"])
+def test_killed_at_random_moments_it_carries_the_same(
+    three: Callable[..., Path], tmp_path: Path, method: str
+) -> None:
+    path, run = three(method), tmp_path / f"run-{method}"
+    code, _, err = finish(path)
+    assert code == 0, err
+    expected = files_of(run)
+    assert len(expected) == 3 + 1 + (6 if method == "er" else 3)
+    run.rename(tmp_path / "undisturbed")
+    draw = random.Random(method)
+    for _ in range(4):
+        process = start(path, FAKE_STEP_SECONDS="0.05")
+        try:
+            process.wait(timeout=draw.uniform(1.0, 4.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+    code, _, err = finish(path)
+    assert code == 0, err
+    assert files_of(run) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "message"),
+    [
+        ("er", "replay/memory.jsonl", "was changed after"),
+        ("er", "replay/state.json", "is missing"),
+        ("ewc", "adapter/ewc.safetensors", "was changed after"),
+        ("ewc", "adapter/ewc.safetensors", "is missing"),
+    ],
+)
+def test_what_is_carried_is_checked_before_the_next_chunk(
+    three: Callable[..., Path], tmp_path: Path, method: str, name: str, message: str
+) -> None:
+    path, run = three(method), tmp_path / f"run-{method}"
+    finish(path)
+    state = json.loads((run / "state.json").read_text(encoding="utf-8"))
+    state = {**state, "chunks": state["chunks"][:2], "done": 1, "finished": False}
+    (run / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    file = run / "chunks" / "001" / name
+    if message == "is missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert any(name.split("/")[1] in text for text in verify(load_recipe(str(path))))
+    code, _, err = finish(path)
+    assert code == 1
+    assert message in err
+    assert name.split("/")[1] in err
+
+
+def test_ewc_tells_every_chunk_where_its_state_is(three: Callable[..., Path]) -> None:
+    path = three("strlora", ewc={"weight": 5, "samples": 7}, seed=2)
+    recipe = load_recipe(str(path))
+    first, second = (json.loads(option(recipe, n, "--model_kwargs") or "") for n in (1, 2))
+    assert "ewc_state" not in first
+    assert second["ewc_state"] == str(RunLayout(Path(recipe.folder)).adapter(1))
+    assert (second["ewc_weight"], second["ewc_samples"], second["ewc_seed"]) == (5, 7, 2002)
+    assert second["strlora_num_experts"] == 4
+    words = " ".join(train_command(recipe, RunLayout(Path("x")), Path("c"), 2).arguments)
+    assert "--callbacks save_and_stop strlora ewc" in words
+    assert [chunk["fisher"] for chunk in make_plan(recipe)["chunks"]] == [7, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("er", {"ewc": {"weight": 1}}, "ewc and replay together"),
+        ("joint", {"replay": {}}, "replay has nothing to act on with method = joint"),
+        ("zero_shot", {"ewc": {"weight": 1}}, "ewc has nothing to act on"),
+        ("er", {"replay": {"share": 0.3}}, "is no whole number of samples between 1 and 3"),
+        ("er", {"swift": {"group_by_length": True}}, "would break the share of replayed samples"),
+    ],
+)
+def test_what_cannot_go_together_is_refused(
+    three: Callable[..., Path], method: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(str(three(method, **changes)))
