@@ -198,8 +198,7 @@ class Penalty:
     def begin_step(self, gradient_scale: float = 1.0) -> Tensor:
         """Prepares the pulls of a step; returns the penalty lambda/2 sum F (theta - theta*)^2.
 
-        Under ZeRO-3 the parameters must be gathered. `gradient_scale` is what the loss is
-        multiplied with before backward (a float16 scaler's).
+        `gradient_scale` is what the loss is multiplied with before backward (a float16 scaler's).
         """
         self.gradient_scale = gradient_scale
         total = torch.zeros((), device=next(iter(self.anchor.values())).device)
@@ -235,18 +234,14 @@ class FisherEstimate:
         self.sums: dict[str, Tensor] = {}
         self.count = 0
 
-    def add(self, loss: Tensor, count: bool = True) -> None:
+    def add(self, loss: Tensor) -> None:
         """Adds the squared gradient of one sample's loss; the parameters' own `.grad` stays.
 
         Args:
             loss: a scalar, of ONE sample: the square of a batch's mean gradient is something else.
-            count: False computes and forgets (a rank that must keep step with the others).
         """
-        gradients = torch.autograd.grad(
-            loss, list(self.parameters.values()), allow_unused=True, materialize_grads=False
-        )
-        if not count:
-            return
+        parameters = list(self.parameters.values())
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         self.count += 1
         for name, gradient in zip(self.parameters, gradients, strict=True):
             if gradient is None:
@@ -255,13 +250,10 @@ class FisherEstimate:
             total = self.sums.get(name)
             self.sums[name] = square if total is None else total.add_(square)
 
-    def mean(
-        self, shapes: Mapping[str, torch.Size], reduce: Callable[[Tensor], None] | None = None
-    ) -> dict[str, Tensor]:
+    def mean(self, reduce: Callable[[Tensor], None] | None = None) -> dict[str, Tensor]:
         """Returns E[g^2] by parameter name.
 
         Args:
-            shapes: of all parameters.
             reduce: sums a tensor over all processes, in place; called in the same order on all.
 
         Raises:
@@ -269,7 +261,10 @@ class FisherEstimate:
         """
         device = next(iter(self.parameters.values())).device
         count = torch.tensor(float(self.count), device=device)
-        sums = {n: self.sums.get(n, torch.zeros(s, device=device)) for n, s in shapes.items()}
+        sums = {
+            name: self.sums.get(name, torch.zeros(parameter.shape, device=device))
+            for name, parameter in self.parameters.items()
+        }
         if reduce is not None:
             for value in (count, *sums.values()):
                 reduce(value)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +50,15 @@ class EwcCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Reads what the chunk before left; without an `ewc_state` this chunk is the first."""
-        self._refuse()
         self.parameters = _trained(self.trainer.model)
-        self.shapes = {n: getattr(p, "ds_shape", p.shape) for n, p in self.parameters.items()}
+        self._refuse()
         if self.options.state is None:
             logger.info("EWC: first chunk, no pull")
             return
-        self.previous = load_state(Path(self.options.state), self.shapes, self.options.released)
+        shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
+        self.previous = load_state(Path(self.options.state), shapes, self.options.released)
         self.penalty = Penalty(self.parameters, self.previous, self.options.weight)
-        count = sum(shape.numel() for shape in self.shapes.values())
+        count = sum(shape.numel() for shape in shapes.values())
         logger.info(f"EWC: {count:,} parameters are pulled to {self.options.state}")
 
     def _refuse(self) -> None:
@@ -69,9 +68,10 @@ class EwcCallback(TrainerCallback):
                 "--fp16 true with DeepSpeed: its dynamic loss scale cannot be applied to the "
                 "penalty of EWC; use --bf16 true or --torch_dtype float32"
             )
-        if trainer.is_fsdp_enabled:
+        if trainer.is_fsdp_enabled or any(hasattr(p, "ds_id") for p in self.parameters.values()):
             raise ValueError(
-                "--fsdp: parameters are flattened, so EWC cannot tell them apart; use DDP or "
+                "--fsdp or --deepspeed zero3: parameters lie in pieces, and DeepSpeed leaves them "
+                "so after the gradient of a single sample, which EWC needs; use DDP or "
                 "--deepspeed zero2"
             )
 
@@ -80,8 +80,7 @@ class EwcCallback(TrainerCallback):
         if self.penalty is None:
             return
         scaler = getattr(self.trainer.accelerator, "scaler", None)
-        with _gathered(self.parameters):
-            self.value = self.penalty.begin_step(float(scaler.get_scale()) if scaler else 1.0)
+        self.value = self.penalty.begin_step(float(scaler.get_scale()) if scaler else 1.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Logs the penalty; after the chunk's last step, writes the state that it leaves."""
@@ -94,10 +93,8 @@ class EwcCallback(TrainerCallback):
         if self.penalty is not None:
             self.penalty.remove()
         fisher = None if self.options.released else self._fisher()
-        with _gathered(self.parameters):
-            anchor = {name: p.detach().float().cpu() for name, p in self.parameters.items()}
         if self.args.should_save:
-            state = next_state(self.previous, anchor, fisher, self.options.decay)
+            state = next_state(self.previous, self.parameters, fisher, self.options.decay)
             path = save_state(checkpoint, state)
             logger.info(f"EWC: wrote {path}")
         if dist.is_initialized():
@@ -108,7 +105,7 @@ class EwcCallback(TrainerCallback):
         trainer, model = self.trainer, self.trainer.model
         estimate = FisherEstimate(self.parameters)
         model.eval()  # no dropout, no checkpointing, and no statistics of the tuner are touched
-        for index, counts in self._share(len(trainer.train_dataset)):
+        for index in self._share(len(trainer.train_dataset)):
             batch = trainer.data_collator([trainer.train_dataset[index]])
             inputs = trainer._prepare_inputs(batch)
             with (
@@ -116,34 +113,22 @@ class EwcCallback(TrainerCallback):
                 trainer.compute_loss_context_manager(),
             ):
                 loss = trainer.compute_loss(model, inputs)
-            estimate.add(loss, counts)
+            estimate.add(loss)
         model.train()
         trainer.custom_metrics["eval"].clear()  # accuracy of those forwards, which nobody asked for
-        return estimate.mean(self.shapes, dist.all_reduce if dist.is_initialized() else None)
+        return estimate.mean(dist.all_reduce if dist.is_initialized() else None)
 
-    def _share(self, total: int) -> Iterator[tuple[int, bool]]:
-        """This process's samples; filled up with ones that do not count, for all to keep step."""
+    def _share(self, total: int) -> Iterator[int]:
+        """This process's samples."""
         chosen = drawn_samples(total, self.options.samples, self.options.seed)
         rank, world = self.args.process_index, self.args.world_size
-        rounds = range(rank, -(-len(chosen) // world) * world, world)
-        shown = tqdm(rounds, desc="EWC: Fisher information", disable=rank > 0, mininterval=5)
-        for place in shown:
-            yield chosen[place % len(chosen)], place < len(chosen)
+        own = chosen[rank::world]
+        yield from tqdm(own, desc="EWC: Fisher information", disable=rank > 0, mininterval=5)
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that the optimizer moves, by name. Buffers (moving averages) are none."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _gathered(parameters: dict[str, nn.Parameter]) -> AbstractContextManager[Any]:
-    """Under ZeRO-3, the context in which the parameters are whole; else nothing."""
-    partitioned = [p for p in parameters.values() if hasattr(p, "ds_id")]
-    if not partitioned:
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(partitioned)
 
 
 callbacks_map["ewc"] = EwcCallback
