@@ -1,0 +1,174 @@
+"""EWC in the real host: two chunks, alone and beside StrLoRA, on one process and on two."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from strlora_tuner.ewc import ANCHOR, FILE, FISHER
+from tests.host.swift import HERE, PLUGIN, ROOT, attempt, logged, make_chunk, run, train_arguments
+
+pytestmark = pytest.mark.slow
+full = pytest.mark.skipif(
+    os.environ.get("FULL_METHODS") != "1", reason="minutes more; FULL_METHODS=1 runs it"
+)
+EWC = ROOT / "strlora_tuner" / "ewc_swift_plugin.py"
+STEPS = 3
+WEIGHT = 50.0
+
+
+def arguments(folder, name, chunk, previous=None, **changes):
+    """Arguments of chunk `chunk`; `changes` may hold `tuner` (lora | strlora) and `ewc` options."""
+    options = {"ewc_weight": WEIGHT, "ewc_decay": 0.5, **changes.pop("ewc", {})}
+    plugins, callbacks = [PLUGIN, EWC], ["strlora", "ewc"]
+    if changes.pop("tuner", "strlora") == "lora":
+        plugins, callbacks, changes["tuner_type"] = [EWC], ["ewc"], "lora"
+    if previous is not None:
+        changes["adapters"] = previous
+        options.setdefault("ewc_state", str(previous))
+    if "deepspeed" in changes:  # its communication must be up before anything asks for it
+        plugins.append(HERE / "rank_check_plugin.py")
+    values = train_arguments(
+        folder / f"{chunk}.jsonl",
+        folder / f"{name}-{chunk}",
+        max_steps=STEPS,
+        save_steps=1,
+        save_only_model="false",
+        optim="sgd",  # Adam divides by tiny gradients and so blows up rounding
+        learning_rate=0.1,
+        max_grad_norm=1.0,
+        **{"per_device_train_batch_size": 8, **changes},
+    )
+    values["external_plugins"], values["callbacks"] = plugins, callbacks
+    values["model_kwargs"] = {**values["model_kwargs"], **options}  # type: ignore[dict-item]
+    return values
+
+
+def train(folder, name, chunk, previous=None, processes=1, **changes):
+    """Trains a chunk; returns its log, its checkpoint and the carried tensors."""
+    values = arguments(folder, name, chunk, previous, **changes)
+    more = {"RANK_CHECK_DEEPSPEED": "1"} if "deepspeed" in changes else {}
+    run("sft", values, processes, **more)
+    checkpoint = folder / f"{name}-{chunk}" / f"checkpoint-{STEPS}"
+    return logged(folder / f"{name}-{chunk}"), checkpoint, load_file(checkpoint / FILE)
+
+
+def kind(state, prefix):
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ewc")
+    for chunk in (1, 2):
+        make_chunk(folder / f"{chunk}.jsonl", 8 * STEPS, seed=chunk)
+    first = train(folder, "single", 1)
+    return folder, [first, train(folder, "single", 2, first[1])]
+
+
+def test_the_state_is_what_the_formula_says(single):
+    _, ((steps, one, before), (later, two, after)) = single
+    assert all("ewc_loss" not in step for step in steps), "nothing can pull in the first chunk"
+    assert later[0]["ewc_loss"] == 0, "the chunk starts where the one before ended"
+    assert later[-1]["ewc_loss"] > later[1]["ewc_loss"] > 0
+
+    for checkpoint, state in ((one, before), (two, after)):
+        weights = load_file(checkpoint / "adapter_model.safetensors")
+        trained = {k: v for k, v in weights.items() if "ema_" not in k and "statistics" not in k}
+        anchor = {k.replace(".default", ""): v for k, v in kind(state, ANCHOR).items()}
+        assert anchor.keys() == trained.keys()
+        assert all(torch.equal(anchor[key], trained[key]) for key in trained)
+        assert all(v.dtype == torch.float32 and bool((v >= 0).all())
+                   for v in kind(state, FISHER).values())  # fmt: skip
+    routers = [v for k, v in kind(before, FISHER).items() if k.endswith((".query", ".task"))]
+    assert all(float(value.max()) > 0 for value in routers), "routers are parameters, too"
+    old = kind(before, FISHER)
+    fresh = {k: v - 0.5 * old[k] for k, v in kind(after, FISHER).items()}
+    assert all(float(v.min()) >= -1e-7 * float(old[k].max() + 1e-12) for k, v in fresh.items())
+    assert sum(float(v.sum()) for v in fresh.values()) > 0
+
+
+VARIANTS = {
+    "accumulation": (1, dict(per_device_train_batch_size=2, gradient_accumulation_steps=4)),
+    "checkpointing": (1, dict(gradient_checkpointing="true")),
+    "ddp": (2, dict(per_device_train_batch_size=2, gradient_accumulation_steps=2)),
+    "zero2": (2, dict(per_device_train_batch_size=2, gradient_accumulation_steps=2,
+                      deepspeed="zero2")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "zero2" else full) for name in VARIANTS]
+)
+def test_any_split_of_the_batch_equals_one_process(single, name):
+    folder, wanted = single
+    processes, changes = VARIANTS[name]
+    previous = None
+    for chunk, (steps, _, state) in enumerate(wanted, start=1):
+        found, previous, carried = train(folder, name, chunk, previous, processes, **changes)
+        for a, b in zip(found, steps, strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=2e-3), (name, chunk)
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=5e-3), (name, chunk)
+            assert a.get("ewc_loss", 0) == pytest.approx(b.get("ewc_loss", 0), rel=2e-2, abs=1e-6)
+        assert carried.keys() == state.keys()
+        for key, value in state.items():
+            near = 1e-2 * float(value.abs().max()) + 1e-7
+            torch.testing.assert_close(carried[key], value, rtol=2e-2, atol=near, msg=key)
+
+
+def test_an_interrupted_chunk_ends_bit_for_bit_the_same(single):
+    folder, ((_, one, _), (_, two, _)) = single
+    out = folder / "resumed-2"
+    shutil.copytree(two.parent / "checkpoint-1", out / "checkpoint-1")
+    values = arguments(folder, "resumed", 2, one, resume_from_checkpoint=out / "checkpoint-1")
+    run("sft", values)
+    for name in ("adapter_model.safetensors", FILE):
+        found, expected = (p / f"checkpoint-{STEPS}" / name for p in (out, two.parent))
+        assert found.read_bytes() == expected.read_bytes(), name
+
+
+@full
+def test_a_strong_pull_holds_the_weights_with_plain_lora(single):
+    folder, _ = single
+    _, start, before = train(folder, "lora", 1, tuner="lora")
+    moved = []
+    for weight in (0.0, 1e4):
+        options = {"ewc_weight": weight, "ewc_samples": 5, "ewc_seed": 3}
+        _, _, state = train(folder, f"lora-{weight:g}", 2, start, tuner="lora", ewc=options)
+        fisher, anchor = kind(before, FISHER), kind(before, ANCHOR)
+        now = kind(state, ANCHOR)
+        moved.append(sum(float((fisher[k] * (now[k] - anchor[k]) ** 2).sum()) for k in anchor))
+    assert moved[1] < 0.3 * moved[0], moved
+
+
+@full
+def test_the_released_form_pulls_without_fisher_information(single):
+    folder, _ = single
+    released = {"ewc_released": True, "ewc_weight": 0.5}
+    _, start, before = train(folder, "released", 1, tuner="lora", ewc=released)
+    steps, _, state = train(folder, "released", 2, start, tuner="lora", ewc=released)
+    assert not kind(before, FISHER)
+    assert not kind(state, FISHER)
+    assert steps[-1]["ewc_loss"] > 0
+
+
+@full
+def test_what_cannot_be_pulled_is_refused(single):
+    folder, ((_, one, _), _) = single
+    (folder / "empty").mkdir()
+    for changes, message in (
+        ({"ewc": {"ewc_state": str(folder / "empty")}}, "no such file, but this chunk needs it"),
+        ({"ewc": {"ewc_released": True}}, "holds Fisher information, but this run uses the rel"),
+        ({"ewc": {"ewc_typo": 1}}, "ewc_typo is no option"),
+        ({"deepspeed": "zero3"}, "parameters lie in pieces"),
+    ):
+        processes = 2 if "deepspeed" in changes else 1
+        more = {"RANK_CHECK_DEEPSPEED": "1"} if "deepspeed" in changes else {}
+        values = arguments(folder, "refused", 2, one, **changes)
+        done = attempt("sft", values, processes, **more)
+        assert done.returncode != 0
+        assert message in done.stdout

@@ -1,0 +1,90 @@
+"""Replay through the real host: killed inside a chunk, it ends bit for bit the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes.carried import mix_in
+from recipes.checkpoints import newest_checkpoint
+from recipes.commands import REPO, train_command
+from recipes.host_arguments import installed_version
+from recipes.layout import RunLayout
+from recipes.loading import load_recipe
+from recipes.process import HostProcess
+from recipes.state import load_state
+from recipes.status import verify
+from recipes.stream import open_stream
+from tests.recipes.test_real_stream import orchestrator, sha256
+from tests.recipes.test_runner import wait_for
+from tests.recipes.toy import recipe_values, write_recipe, write_stream
+
+BASE = REPO / "assets" / "tiny_base"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        installed_version() is None or not BASE.is_dir(),
+        reason="needs ms-swift and assets/tiny_base",
+    ),
+]
+
+
+def test_a_chunk_with_replay_survives_sigkill_bit_for_bit(tmp_path: Path) -> None:
+    stream = write_stream(tmp_path / "stream", chunks=2, samples=18)
+    values = recipe_values(stream, tmp_path / "run", BASE, method="er")
+    values["replay"] = {"memory": 5, "share": 0.5}
+    values["schedule"] |= {"save_steps": 2, "per_device_batch": 2, "epochs": 2}
+    values["eval"] |= {"every": 2, "limit": 1, "tasks": ["Fin"]}
+    path = write_recipe(tmp_path / "toy.yaml", values)
+    layout = RunLayout(tmp_path / "run")
+
+    process = orchestrator(path)
+    wait_for(layout.host(2) / "checkpoint-2" / "trainer_state.json", seconds=1800)
+    process.kill()
+    process.communicate()
+    interrupted = newest_checkpoint(layout.host(2))
+    assert interrupted is not None
+    assert not interrupted.finished
+    layout.mixed(2).unlink()  # it follows from what is recorded, and is written again
+    process = orchestrator(path)
+    out, err = process.communicate(timeout=1800)
+    assert process.returncode == 0, err
+    assert "resuming at step" in out
+
+    recipe = load_recipe(str(path))
+    other = RunLayout(tmp_path / "other")
+    other.chunk(1).mkdir(parents=True)
+    for folder in ("adapter", "replay"):
+        (other.chunk(1) / folder).symlink_to(layout.chunk(1) / folder)
+    mix_in(recipe, other, open_stream(recipe), load_state(layout.state), 2)
+    command = train_command(recipe, other, other.mixed(2), 2)
+    assert HostProcess(command, tmp_path / "reference.log").wait(lambda: None) == 0
+    reference = newest_checkpoint(other.host(2))
+    assert reference is not None
+    # 18 samples twice, two beside two replayed ones in a batch of 4.
+    assert reference.step == reference.max_steps == 18
+    name = "adapter_model.safetensors"
+    assert sha256(layout.adapter(2) / name) == sha256(reference.path / name)
+    assert sha256(layout.adapter(2) / name) != sha256(layout.adapter(1) / name)
+    assert [record.steps for record in load_state(layout.state).chunks] == [0, 10, 18]
+
+
+@pytest.mark.skipif(
+    os.environ.get("FULL_METHODS") != "1", reason="minutes more; FULL_METHODS=1 runs it"
+)
+@pytest.mark.parametrize("method", ["er", "ewc", "ewc_released", "joint", "zero_shot"])
+def test_a_baseline_runs_the_smoke_stream(tmp_path: Path, method: str) -> None:
+    run = tmp_path / method
+    overrides = [f"method={method}", f"run_dir={run}", "eval.limit=1", "eval.every=3"]
+    command = [sys.executable, "-m", "recipes.cli", "smoke", *overrides]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads((run / "state.json").read_text(encoding="utf-8"))["finished"] is True
+    assert (run / "report.html").is_file()
+    assert list(verify(load_recipe("smoke", overrides))) == []
