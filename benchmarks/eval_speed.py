@@ -186,7 +186,9 @@ def main() -> int:
     parser.add_argument("--adapter", type=Path, help="an adapter folder of a run")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this size")
     parser.add_argument("--stream", type=Path, default=REPO / "data" / "mini-tiny")
-    parser.add_argument("--samples", type=int, default=8, help="questions a task")
+    parser.add_argument(
+        "--samples", type=int, default=25, help="questions a task; 25: three full batches"
+    )
     parser.add_argument("--batch", type=int, default=50, help="as eval.batch_size of recipe tiny")
     parser.add_argument(
         "--max-new-tokens", type=int, default=32, help="as recipe tiny; published: 100"

@@ -81,7 +81,8 @@ class RowGeneration:
             tokens = scores.argmax(-1)
             rows.add(tokens if pad is None else torch.where(rows.ended, pad, tokens))
             if rows.all_ended():
-                return GenerateDecoderOnlyOutput(sequences=rows.sequences(pad))
+                found: Any = rows.sequences(pad)
+                return GenerateDecoderOnlyOutput(sequences=found)
             model_kwargs = rows.drop_ended(model_kwargs)
             inputs = model.prepare_inputs_for_generation(
                 rows.ids, next_sequence_length=1, **model_kwargs
