@@ -37,6 +37,11 @@ class RunLayout:
         return self.root / "run.lock"
 
     @property
+    def worker_log(self) -> Path:
+        """What the resident worker itself says, between its jobs."""
+        return self.root / "worker.log"
+
+    @property
     def prompts(self) -> Path:
         """All test questions of all tasks, for one `swift infer` process."""
         return self.root / "test_prompts.jsonl"

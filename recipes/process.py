@@ -12,9 +12,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 from recipes.commands import Command
 from recipes.machine import gpu_count
+
+if TYPE_CHECKING:
+    from recipes.worker import Job, Worker
 
 POLL_SECONDS = 0.2
 SAVE_PATIENCE = 240.0  # seconds that a trainer gets to end its step and write a checkpoint
@@ -28,20 +32,14 @@ _LIBC = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 class HostProcess:
     """A running `swift sft` or `swift infer` with all its children, in a session of its own."""
 
-    def __init__(self, command: Command, log: Path) -> None:
-        """Starts `command`; stdout and stderr are appended to `log`."""
+    def __init__(self, command: Command, log: Path, worker: Worker | None = None) -> None:
+        """Starts `command`, by the resident worker if there is one; output is appended to `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             file.write(f"\n$ {' '.join(command.argv())}\n".encode())
             file.flush()
-            self._process = subprocess.Popen(
-                command.argv(),
-                env=child_environment(command),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_die_with_parent(os.getpid()),
+            self._process: subprocess.Popen[bytes] | Job = (
+                worker.start(command, log) if worker else _start(command, file)
             )
         self.pid = self._process.pid
         self.peak_gib = 0.0
@@ -86,6 +84,18 @@ class HostProcess:
             self._process.wait(timeout=END_PATIENCE)
         kill_group(self.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def _start(command: Command, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command.argv(),
+        env=child_environment(command),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=die_with_parent(os.getpid()),
+    )
 
 
 def kill_running() -> None:
@@ -161,7 +171,9 @@ def peak_memory(pid: int) -> float:
     return total
 
 
-def _die_with_parent(parent: int) -> Callable[[], None]:
+def die_with_parent(parent: int) -> Callable[[], None]:
+    """What a child does before it becomes a program: the kernel kills it when `parent` ends."""
+
     def prepare() -> None:
         if _LIBC is not None and hasattr(_LIBC, "prctl"):
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -188,19 +200,30 @@ def start_time(pid: int) -> int | None:
 
 
 _ERROR = re.compile(r"^(\[rank\d+\]:\s*)?[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Killed)\b")
+# torchrun's first words on a process that failed, and its own exceptions after that.
+_FAILED_RANK = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
+_FOLLOWS = re.compile("ChildFailedError|SignalException")
 
 
 def last_error(log: Path, limit: int = 12) -> list[str]:
-    """The lines of a log that say why a process failed: the last exception, else its end."""
+    """The lines of a log that say why a process failed: the last exception, else its end.
+
+    Where torchrun says that a process was killed, this is the cause, and what others say follows.
+    """
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 200_000))
             text = file.read().decode(errors="replace")
     except OSError as error:
         return [f"(the log cannot be read: {error})"]
+    text = text.rpartition("\n$ ")[2]  # what was started last
     lines = [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    first = _FAILED_RANK.search(text)
+    if first and int(first.group(1)) < 0:
+        number, rank, pid = first.groups()
+        return [f"local rank {rank} (process {pid}) {exit_text(int(number))}"]
     for index in range(len(lines) - 1, -1, -1):
-        if _ERROR.match(lines[index]) and "ChildFailedError" not in lines[index]:
+        if _ERROR.match(lines[index]) and not _FOLLOWS.search(lines[index]):
             return lines[index : index + limit]
     return lines[-limit:]
 

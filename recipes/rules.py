@@ -29,6 +29,7 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
                 "model.aligner (multi_modal_projector) or remove the rate"
             )
     problems += _backend_problems(recipe)
+    problems += _resident_problems(recipe)
     if launcher.nodes > 1 and launcher.kind != "slurm":
         problems.append(
             f"launcher.nodes = {launcher.nodes} needs something that starts processes on other "
@@ -137,3 +138,14 @@ def _backend_problems(recipe: Recipe) -> list[str]:
             "eval.backend = vllm needs a GPU: with launcher.cpu use eval.backend: transformers"
         )
     return problems
+
+
+def _resident_problems(recipe: Recipe) -> list[str]:
+    launcher = recipe.launcher
+    plain = recipe.processes == 1 and launcher.kind != "torchrun" and not launcher.slurm.container
+    if not launcher.resident or (plain and recipe.eval.backend == "transformers"):
+        return []
+    return [
+        "launcher.resident = True is for one process that loads the model itself: not with several "
+        "processes, kind torchrun, a container or eval.backend vllm; set it to false"
+    ]

@@ -38,6 +38,7 @@ from recipes.stream import (
     training_chunks,
     training_files,
 )
+from recipes.worker import Worker
 
 
 class RunError(Exception):
@@ -64,7 +65,11 @@ def run(recipe: Recipe, progress: Progress) -> None:
         stream = open_stream(recipe)
         check_same_data(layout, stream)
         check_same_model(layout, recipe)
-        _Run(recipe, layout, stream, lock, progress).to_the_end()
+        work = _Run(recipe, layout, stream, lock, progress)
+        try:
+            work.to_the_end()
+        finally:
+            work.close()
 
 
 def _say_finished(layout: RunLayout, progress: Progress) -> None:
@@ -84,6 +89,7 @@ class _Run:
         self.lock, self.progress = lock, progress
         self.state: RunState = load_state(layout.state)
         self.tasks = recipe.eval.tasks or stream.tasks
+        self.worker = Worker(layout.worker_log) if recipe.launcher.resident else None
 
     def to_the_end(self) -> None:
         """Does every chunk that is not done yet."""
@@ -286,9 +292,14 @@ class _Run:
 
     # Processes ----------------------------------------------------------------------------------
 
+    def close(self) -> None:
+        """Ends the resident worker, if there is one."""
+        if self.worker is not None:
+            self.worker.close()
+
     def _host(self, command: Command, log: Path, tick: Any, what: str) -> float:
         """Runs a host process to its end; returns its peak main memory in GiB."""
-        process = HostProcess(command, log)
+        process = HostProcess(command, log, self.worker)
         self.lock.note_child(process.pid)
 
         def watch() -> None:

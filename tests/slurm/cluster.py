@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 CONFIG = """\
 ClusterName=test
@@ -69,6 +71,20 @@ def free_ports(count: int) -> list[int]:
     raise AssertionError(f"fewer than {count} free ports between 10000 and 20000")
 
 
+def parent_of(pid: int) -> int:
+    """The parent of a process; 0 once it is gone."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+def name_of(pid: int) -> str:
+    """The name of a process's program; empty once it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
 class Cluster:
     """Two virtual nodes of one core each; `environment` is what its clients need."""
 
@@ -79,6 +95,7 @@ class Cluster:
             "SLURM_CONF": str(root / "slurm.conf"),
             "PATH": os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]),
         }
+        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Cluster:
@@ -90,8 +107,8 @@ class Cluster:
         self._munge()
         self._start("slurmctld", "-D", "-c")
         for node in ("n1", "n2"):
-            self._start("slurmd", "-D", "-c", "-N", node)
-        self.wait_for(lambda: self.run("sinfo", "-h", "-o", "%T %D").strip() == "idle 2")
+            self.nodes[node] = self._start("slurmd", "-D", "-c", "-N", node)
+        self.wait_until_idle()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,13 +131,50 @@ class Cluster:
         self._start("munged", "--foreground", *options)
         self.wait_for((self.root / "munge.socket").exists)
 
-    def _start(self, *command: str) -> None:
+    def _start(self, *command: str) -> subprocess.Popen[bytes]:
         log = (self.root / f"{len(self._daemons)}-{command[0]}.out").open("wb")
-        self._daemons.append(
-            subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=log, start_new_session=True
-            )
+        daemon = subprocess.Popen(
+            command, env=self.environment, stdout=log, stderr=log, start_new_session=True
         )
+        self._daemons.append(daemon)
+        return daemon
+
+    def processes_on(self, node: str) -> list[int]:
+        """Processes of jobs on a node; all nodes are this machine, their environment differs."""
+        wanted = {f"SLURMD_NODENAME={node}", f"SLURM_CONF={self.root}/slurm.conf"}
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                if wanted <= set(path.read_text(errors="replace").split("\0")):
+                    found.append(int(path.parent.name))
+        return found
+
+    def fail_node(self, node: str) -> None:
+        """Ends a node as a power cut does: its daemon, the daemons of its jobs, their processes.
+
+        SLURM would notice after SlurmdTimeout (five minutes); here it is told.
+        """
+        tasks = self.processes_on(node)
+        steps = {parent_of(pid) for pid in tasks}
+        for pid in [
+            self.nodes[node].pid,
+            *(p for p in steps if name_of(p) == "slurmstepd"),
+            *tasks,
+        ]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=power")
+
+    def repair_node(self, node: str) -> None:
+        """Starts a failed node again."""
+        self.nodes[node].wait(timeout=60)
+        self.nodes[node] = self._start("slurmd", "-D", "-c", "-N", node)
+        self.run("scontrol", "update", f"nodename={node}", "state=resume")
+        self.wait_until_idle()
+
+    def wait_until_idle(self) -> None:
+        """Waits until both nodes are up and free."""
+        self.wait_for(lambda: self.run("sinfo", "-h", "-o", "%T %D").strip() == "idle 2")
 
     def run(self, *command: str) -> str:
         """The output of a client command."""
@@ -150,6 +204,17 @@ class Cluster:
         """Waits until no task of the job is queued or running."""
         self.wait_for(lambda: job not in self.run("squeue", "-h", "-o", "%A %F").split())
 
+    def wait_in(self, job: str, done: Callable[[], bool]) -> None:
+        """Waits until `done()` is true; fails when the job ends before."""
+
+        def look() -> bool:
+            over = not self.state(job)
+            if not done() and over:
+                pytest.fail(f"job {job} ended before\n{self.logs()}")
+            return done()
+
+        self.wait_for(look)
+
     def start_requeued(self, job: str) -> None:
         """Starts a requeued job before the two minutes are over for which SLURM holds it.
 
@@ -159,5 +224,9 @@ class Cluster:
         self.run("scontrol", "update", f"jobid={job}", "starttime=now+3")
 
     def state(self, job: str) -> str:
-        """A job's state; COMPLETING while its processes of the start before are being ended."""
-        return self.run("squeue", "-h", "-j", job, "-o", "%T").strip()
+        """A job's state, empty once it has ended.
+
+        COMPLETING while the processes of the start before are being ended.
+        """
+        jobs = self.run("squeue", "-h", "-o", "%A %T").splitlines()
+        return next((words.split()[1] for words in jobs if words.split()[0] == job), "")

@@ -100,10 +100,10 @@ def test_a_job_that_is_told_of_its_time_limit_saves_and_goes_on(
     """What `--signal=B:USR1@N` does N seconds before the limit is done here once training runs."""
     path = recipe(tmp_path, 1, 5.0)  # seconds a step, of which the chunk has eight
     job = submit(cluster, path)
-    cluster.wait_for((tmp_path / "run/chunks/001/host/logging.jsonl").exists)
+    cluster.wait_in(job, (tmp_path / "run/chunks/001/host/logging.jsonl").exists)
     (tmp_path / "fast").touch()  # what the next start finds
     cluster.run("scancel", "--batch", "--signal=USR1", job)
-    cluster.wait_for(lambda: "back into the queue" in logs(tmp_path))
+    cluster.wait_in(job, lambda: "back into the queue" in logs(tmp_path))
     cluster.start_requeued(job)
     cluster.wait_until_over(job)
     finished(cluster, tmp_path)

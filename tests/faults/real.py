@@ -1,0 +1,61 @@
+"""What the tests of faults need of the real host: a small stream, its processes, its results."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from recipes.checkpoints import WEIGHTS
+from recipes.commands import REPO
+from recipes.host_arguments import installed_version
+from recipes.layout import RunLayout
+
+BASE = REPO / "assets" / "tiny_base"
+
+needs_host = pytest.mark.skipif(
+    installed_version() is None or not BASE.is_dir(), reason="needs ms-swift and assets/tiny_base"
+)
+
+
+def rows_of(layout: RunLayout) -> list[tuple[str, str, str]]:
+    """(chunk, task, n) of every row of matrix.csv."""
+    with layout.matrix.open(encoding="utf-8") as file:
+        return [(row["chunk"], row["task"], row["n"]) for row in csv.DictReader(file)]
+
+
+def parameters_of(layout: RunLayout, chunk: int) -> str:
+    """sha256 of a chunk's adapter weights."""
+    return sha256(layout.adapter(chunk) / WEIGHTS)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def training_processes(run: Path) -> dict[int, str]:
+    """Process id -> rank (0 without torchrun) of the trainers that write into a run folder."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (path / "cmdline").read_text(errors="replace").split("\0")
+            if not any(word.startswith(f"{run}/") for word in words):
+                continue
+            variables = (path / "environ").read_text(errors="replace").split("\0")
+            ranks = [v.removeprefix("RANK=") for v in variables if v.startswith("RANK=")]
+            if ranks or "swift.cli.sft" in words:
+                found[int(path.name)] = ranks[0] if ranks else "0"
+    return found
+
+
+def result_of(layout: RunLayout) -> dict[str, str]:
+    """sha256 of all that must not depend on where a run was killed."""
+    names = ["matrix.csv"]
+    for chunk in sorted((layout.root / "chunks").iterdir()):
+        inner = [f"adapter/{WEIGHTS}", "train_metrics.jsonl", "scores.json"]
+        inner += [f"predictions/{path.name}" for path in (chunk / "predictions").glob("*")]
+        names += [f"chunks/{chunk.name}/{name}" for name in inner if (chunk / name).is_file()]
+    return {name: sha256(layout.root / name) for name in names}

@@ -1,0 +1,213 @@
+"""The real host, killed at seeded moments: every chunk ends bit for bit as in the undisturbed run.
+
+In CI one stream gets four kills; `make faults` (FULL_FAULTS=1) adds 16 more to four other streams.
+Starts take turns with and without `launcher.resident`, which must change nothing either.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.commands import REPO
+from recipes.layout import RunLayout
+from recipes.lock import read_holder
+from tests.faults.real import BASE, needs_host, result_of, training_processes
+from tests.recipes.toy import recipe_values, write_recipe, write_stream
+
+pytestmark = [pytest.mark.slow, needs_host]
+FULL = os.environ.get("FULL_FAULTS") == "1"
+CHUNKS, STEPS = 3, 8
+PATIENCE = 900.0  # seconds that one moment may take to come on a busy machine
+
+
+class Kill:
+    """One moment of a run and who is killed there."""
+
+    def __init__(self, phase: str, chunk: int, target: str, number: signal.Signals) -> None:
+        self.phase, self.chunk, self.target, self.number = phase, chunk, target, number
+
+    def __repr__(self) -> str:
+        return f"{self.number.name}-{self.target}-{self.phase}-{self.chunk}"
+
+    def has_come(self, layout: RunLayout, step: int) -> bool:
+        """Whether the run is in the moment; `step` says how far into it."""
+        host, chunk = layout.host(self.chunk), layout.chunk(self.chunk)
+        if self.phase == "training":
+            return lines_of(host / "logging.jsonl") >= step
+        if self.phase == "saving":  # the host writes trainer_state.json last
+            return any(not (c / "trainer_state.json").exists() for c in host.glob("checkpoint-*"))
+        if self.phase == "between":
+            return chunk.is_dir() and any(p.name.endswith("adapter") for p in chunk.iterdir())
+        if self.phase == "evaluating":
+            return lines_of(chunk / "answers.jsonl") >= 1
+        assert self.phase == "state"
+        return any(layout.root.glob(".state.json.*")) or recorded(layout, self.chunk)
+
+
+def lines_of(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def recorded(layout: RunLayout, chunk: int) -> bool:
+    """Whether state.json says that the chunk was trained."""
+    try:
+        state = json.loads(layout.state.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    return any(c["trained"] for c in state["chunks"] if c["index"] == chunk)
+
+
+def make_recipe(folder: Path, processes: int) -> Path:
+    """A stream of three chunks of eight steps, every chunk evaluated."""
+    stream = write_stream(folder / "stream", chunks=CHUNKS, samples=4 * STEPS, tests=6)
+    values = recipe_values(stream, folder / "run", BASE, method="strlora")
+    values["data"]["chunks"] = CHUNKS
+    values["tuner"] |= {"dropout": 0.05}  # so that a lost random state is seen
+    values["schedule"] |= {"save_steps": 2, "per_device_batch": 4 // processes}
+    values["eval"] |= {"batch_size": 2}
+    values["launcher"] |= {"nproc": processes}
+    return write_recipe(folder / "kills.yaml", values)
+
+
+def start(recipe: Path, run: Path, *overrides: str) -> subprocess.Popen[str]:
+    words = [str(recipe), f"run_dir={run}", *overrides]
+    return subprocess.Popen(
+        [sys.executable, "-m", "recipes.cli", *words],
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def to_the_end(recipe: Path, run: Path, *overrides: str) -> str:
+    """Runs to the end and returns what was printed."""
+    out, _ = (process := start(recipe, run, *overrides)).communicate(timeout=1800)
+    assert process.returncode == 0, out
+    return out
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Path, Any]]:
+    """(recipe, result) of a run that nothing disturbs, with one process or two."""
+    known: dict[int, tuple[Path, Any]] = {}
+
+    def get(processes: int) -> tuple[Path, Any]:
+        if processes not in known:
+            folder = tmp_path_factory.mktemp(f"undisturbed-{processes}")
+            recipe = make_recipe(folder, processes)
+            to_the_end(recipe, folder / "run", f"launcher.resident={str(processes == 1).lower()}")
+            known[processes] = recipe, result_of(RunLayout(folder / "run"))
+        return known[processes]
+
+    return get
+
+
+def strike(kill: Kill, process: subprocess.Popen[str], layout: RunLayout, draw: Any) -> bool:
+    """Waits for the moment and kills; False when the run went past it."""
+    step = draw.randint(1, STEPS - 2)
+    deadline = time.monotonic() + PATIENCE
+    while not kill.has_come(layout, step):
+        assert time.monotonic() < deadline, f"{kill} did not come"
+        if process.poll() is not None:
+            return False
+        time.sleep(0.0005)
+    time.sleep(draw.choice([0.0, draw.uniform(0, 0.05), draw.uniform(0, 0.5)]))
+    for pid in victims(kill.target, process, layout):
+        try:
+            os.kill(pid, kill.number)
+        except ProcessLookupError:
+            return False
+        return True
+    return False
+
+
+def victims(target: str, process: subprocess.Popen[str], layout: RunLayout) -> list[int]:
+    """Process ids of the target: orchestrator, trainer (whatever runs for it), or rank 1."""
+    if target == "orchestrator":
+        return [process.pid]
+    if target == "rank":
+        return [pid for pid, rank in training_processes(layout.root).items() if rank == "1"]
+    child = read_holder(layout.lock).get("child")
+    return [child] if child else []
+
+
+def walk(recipe: Path, run: Path, kills: list[Kill], seed: int, processes: int = 1) -> list[str]:
+    """Runs with all kills, one after the other, then to the end; returns the kills that struck."""
+    draw = random.Random(seed)
+    layout, struck = RunLayout(run), []
+    turns = itertools.cycle(["launcher.resident=true", "launcher.resident=false"])
+    for kill in kills:
+        process = start(recipe, run, next(turns) if processes == 1 else "launcher.nproc=2")
+        if strike(kill, process, layout, draw):
+            struck.append(repr(kill))
+        out, _ = process.communicate(timeout=1800)
+        print(f"{kill}: {out}")  # shown when the test fails
+        assert "Traceback" not in out, out
+    to_the_end(recipe, run, f"launcher.resident={str(processes == 1).lower()}")
+    return struck
+
+
+KILL, TERM = signal.SIGKILL, signal.SIGTERM
+CI = [
+    Kill("saving", 1, "orchestrator", KILL),
+    Kill("training", 2, "trainer", KILL),
+    Kill("evaluating", 2, "orchestrator", TERM),
+    Kill("state", 3, "orchestrator", KILL),
+]
+ONE = [
+    [
+        Kill("training", 1, "orchestrator", KILL),
+        Kill("evaluating", 1, "trainer", KILL),
+        Kill("saving", 2, "trainer", TERM),
+        Kill("between", 3, "orchestrator", KILL),
+    ],
+    [
+        Kill("evaluating", 0, "orchestrator", KILL),
+        Kill("saving", 1, "trainer", KILL),
+        Kill("training", 2, "orchestrator", TERM),
+        Kill("state", 2, "orchestrator", KILL),
+    ],
+]
+TWO = [
+    Kill("training", 1, "rank", KILL),
+    Kill("saving", 2, "orchestrator", KILL),
+    Kill("training", 2, "rank", TERM),
+    Kill("saving", 3, "rank", KILL),
+]
+
+
+def test_four_kills(undisturbed, tmp_path: Path) -> None:
+    recipe, expected = undisturbed(1)
+    assert len(walk(recipe, tmp_path / "run", CI, 0)) >= 3
+    assert result_of(RunLayout(tmp_path / "run")) == expected
+
+
+@pytest.mark.skipif(not FULL, reason="set FULL_FAULTS=1 (make faults)")
+@pytest.mark.parametrize("seed", [0, 1])
+def test_kills_of_one_process(undisturbed, tmp_path: Path, seed: int) -> None:
+    recipe, expected = undisturbed(1)
+    assert len(walk(recipe, tmp_path / "run", ONE[seed], seed)) >= 3
+    assert result_of(RunLayout(tmp_path / "run")) == expected
+
+
+@pytest.mark.skipif(not FULL, reason="set FULL_FAULTS=1 (make faults)")
+def test_kills_of_one_of_two_ranks(undisturbed, tmp_path: Path) -> None:
+    recipe, expected = undisturbed(2)
+    assert len(walk(recipe, tmp_path / "run", TWO, 3, processes=2)) >= 3
+    assert result_of(RunLayout(tmp_path / "run")) == expected
