@@ -30,9 +30,10 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
 
 wanted=("$root/requirements.txt")
+alone=$root/requirements-no-deps.txt
 if $dev; then wanted+=("$root/requirements-dev.txt"); fi
 
-missing() { "$1" "$root/recipes/support/missing_requirements.py" "${wanted[@]}"; }
+missing() { "$1" "$root/recipes/support/missing_requirements.py" "${wanted[@]}" "$alone"; }
 
 finish() {
   if $print_python; then printf '%s\n' "$1"; else say "ready: $1"; fi
@@ -88,6 +89,7 @@ if ! "$venv" -c 'import torchvision' > /dev/null 2>&1; then
 fi
 install "ms-swift, transformers, peft, deepspeed and the rest (about two minutes)" \
   ${constraints[@]+"${constraints[@]}"} "${files[@]}"
+install "the sentence embedder of SMoLoRA" --no-deps -r "$alone"
 if ! "$venv" -c 'import torchvision' > /dev/null 2>&1; then
   site=$("$venv" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   cp "$root/recipes/support/torchvision_cpu_shim.py" "$site/"

@@ -50,7 +50,7 @@ def instruction_ids(model: nn.Module, ids: Tensor, mask: Tensor | None = None) -
     assert routing.embed is not None
     with torch.no_grad():
         embeddings = routing.embed(ids)
-    routing.give(embeddings, counted)
+    routing.give(embeddings, counted, ids)
     try:
         yield
     finally:

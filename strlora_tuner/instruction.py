@@ -29,17 +29,16 @@ def starts_of(ids: Tensor, pattern: list[int]) -> Tensor:
     return found
 
 
-def instruction_mask(ids: Tensor, config: RoutedConfig) -> Tensor:
-    """Marks the tokens of the user's turns, without placeholders and special tokens.
+def turns_mask(ids: Tensor, config: RoutedConfig) -> Tensor:
+    """Marks the user's turns, image placeholders included, without the turns' markers.
 
     Args:
         ids: (B, L) prompt or training ids, padded on either side.
-        config: gives the turn markers and the ids to ignore.
+        config: gives the turn markers; without them every token counts.
 
     Returns:
-        (B, L) bool. Without turn markers every token that is not ignored counts. No host
-        synchronisation: a position is inside a turn when the last opening marker that ended before
-        it comes after the last closing marker that began before it.
+        (B, L) bool. No host synchronisation: a position is inside a turn when the last opening
+        marker that ended before it comes after the last closing marker that began before it.
     """
     inside = torch.ones_like(ids, dtype=torch.bool)
     if config.turn_start:
@@ -49,8 +48,14 @@ def instruction_mask(ids: Tensor, config: RoutedConfig) -> Tensor:
         opened, closed = opened.cummax(1).values, closed.cummax(1).values
         # `opened` holds, once a marker has begun, the (1-based) position of its last token.
         inside = (opened > 0) & (position > opened) & (closed <= opened)
+    return inside
+
+
+def instruction_mask(ids: Tensor, config: RoutedConfig) -> Tensor:
+    """Marks the tokens of the user's turns, (B, L) bool, without those of `ignored_ids`."""
+    inside = turns_mask(ids, config)
     if config.ignored_ids:
-        inside &= ~torch.isin(ids, torch.tensor(config.ignored_ids, device=ids.device))
+        inside = inside & ~torch.isin(ids, torch.tensor(config.ignored_ids, device=ids.device))
     return inside
 
 
@@ -152,12 +157,15 @@ class RoutingContext:
         self.recording = False
         self.training = False
         self.embed: Callable[[Tensor], Tensor] | None = None
+        # The embedding of an adapter's instruction from its token ids, for methods that want one.
+        self.embed_sentence: Callable[[str, tuple[int, ...]], Tensor] | None = None
         # Set by a host before each optimizer step. step_tokens: the tokens of the global batch,
         # divided by the number of processes; None: the micro-batch's own mean is used.
         self.step_tokens: Tensor | None = None
         self.loss_scale = 1.0
         self.attention_mask: Tensor | None = None
         self.given: tuple[Tensor, Tensor] | None = None
+        self._given_ids: Tensor | None = None
         self.empty_rows: Tensor | None = None
         self._in_forward = False
         self._fresh = False
@@ -167,6 +175,9 @@ class RoutingContext:
         self._vectors: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
         self._tokens: dict[str, Tensor] = {}
+        self._turns: dict[str, Tensor] = {}
+        self._rows: dict[str, list[tuple[int, ...]]] = {}
+        self._sentences: dict[str, Tensor] = {}
 
     def see_prompt(self, ids: Tensor, embeddings: Tensor) -> None:
         """Takes ids (B, L) and embeddings (B, L, H) of a new prompt."""
@@ -175,11 +186,13 @@ class RoutingContext:
         self._forget()
 
     def _forget(self) -> None:
-        self._vectors, self._weights = {}, {}
+        self._vectors, self._weights, self._turns = {}, {}, {}
+        self._rows, self._sentences = {}, {}
 
     def begin_forward(self, attention_mask: Tensor | None, training: bool) -> None:
         """Called before the base model runs; a 2-d attention mask (B, L) tells real tokens."""
-        self._in_forward, self._weights, self.training = True, {}, training
+        self._in_forward, self.training = True, training
+        self._weights, self._turns = {}, {}
         is_mask = attention_mask is not None and attention_mask.dim() == 2
         self.attention_mask = attention_mask if is_mask else None
 
@@ -187,9 +200,12 @@ class RoutingContext:
         """Called after the base model ran: a later forward pass needs a prompt of its own."""
         self._in_forward = self._fresh = False
 
-    def give(self, embeddings: Tensor | None, mask: Tensor | None = None) -> None:
-        """Fixes the instruction to these embeddings (B, L, H) and mask; None ends it."""
+    def give(
+        self, embeddings: Tensor | None, mask: Tensor | None = None, ids: Tensor | None = None
+    ) -> None:
+        """Fixes the instruction to these embeddings (B, L, H), mask and ids; None ends it."""
         self.given = None if embeddings is None or mask is None else (embeddings.detach(), mask)
+        self._given_ids = ids
         self._forget()
 
     def instruction(self, adapter: str, x: Tensor) -> Tensor:
@@ -237,12 +253,63 @@ class RoutingContext:
         self.empty_rows = (~valid).sum()
         return self._normalise(adapter, vectors, valid)
 
+    def instruction_tokens(self, adapter: str) -> list[tuple[int, ...]]:
+        """Returns the ids of every row's instruction, fetched from the device once a prompt.
+
+        Call it after :meth:`instruction`, which sees to it that there is a prompt.
+        """
+        if adapter not in self._rows:
+            if self.given is not None and self._given_ids is not None:
+                ids, mask = self._given_ids, self.given[1]
+            else:
+                assert self._ids is not None
+                ids, mask = self._ids, instruction_mask(self._ids, self.configs[adapter])
+                mask = self._real(mask)
+            pairs = zip(ids.tolist(), mask.tolist(), strict=True)
+            self._rows[adapter] = [
+                tuple(token for token, marked in zip(row, marks, strict=True) if marked)
+                for row, marks in pairs
+            ]
+        return self._rows[adapter]
+
+    def sentences(self, adapter: str, x: Tensor) -> Tensor:
+        """Returns the sentence embedding of every row's instruction, (B, width), on x's device."""
+        found = self._sentences.get(adapter)
+        if found is None or found.shape[0] != x.shape[0]:
+            assert self.embed_sentence is not None
+            rows = self.instruction_tokens(adapter)
+            found = torch.stack([self.embed_sentence(adapter, row) for row in rows]).to(x.device)
+            found = found.repeat_interleave(x.shape[0] // len(rows), 0)
+            self._sentences[adapter] = found
+        return found
+
+    def turns(self, adapter: str, x: Tensor) -> Tensor:
+        """Returns (B, L) bool: the tokens of x (B, L, d) in the user's turns, images included.
+
+        All real tokens for a row without a turn, or when x is not of the prompt that was seen.
+        """
+        mask = self._turns.get(adapter)
+        if mask is not None and mask.shape == x.shape[:2]:
+            return mask
+        real = self._real(torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
+        mask = real
+        if self._ids is not None and self._ids.shape[1] == x.shape[1]:
+            found = turns_mask(self._ids, self.configs[adapter])
+            found = found.repeat_interleave(x.shape[0] // found.shape[0], 0) & real
+            mask = torch.where(found.any(1, keepdim=True), found, real)
+        self._turns[adapter] = mask
+        return mask
+
+    def _real(self, mask: Tensor) -> Tensor:
+        """Returns the mask (B, L) without padding, where the attention mask tells it."""
+        if self.attention_mask is not None and self.attention_mask.shape == mask.shape:
+            return mask & self.attention_mask.bool()
+        return mask
+
     def _from_prompt(self, config: RoutedConfig) -> tuple[Tensor, Tensor]:
         assert self._ids is not None
         assert self._embeddings is not None
-        mask = instruction_mask(self._ids, config)
-        if self.attention_mask is not None and self.attention_mask.shape == mask.shape:
-            mask = mask & self.attention_mask.bool()
+        mask = self._real(instruction_mask(self._ids, config))
         vectors = mean_embedding(self._embeddings, mask)
         if config.padding == "include" and config.pad_id is not None and self.embed is not None:
             # As released: the texts of a batch are padded to the longest and padding counts.
@@ -306,11 +373,13 @@ class RoutingContext:
             The instruction vectors by adapter, (rows, H).
         """
         self._vectors = {name: vectors[keep] for name, vectors in self._vectors.items()}
-        self._weights = {}
+        self._weights, self._turns, self._rows, self._sentences = {}, {}, {}, {}
         if self._ids is not None and self._embeddings is not None:
             self._ids, self._embeddings = self._ids[keep], self._embeddings[keep]
         if self.given is not None:
             self.given = self.given[0][keep], self.given[1][keep]
+        if self._given_ids is not None:
+            self._given_ids = self._given_ids[keep]
         return self._vectors
 
     def take_prompt(self) -> Tensor | None:

@@ -36,6 +36,7 @@ class RoutedModel(BaseTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         self.routing = RoutingContext()
+        self._tokenizer: Any = None
         self.strlora_statistics = nn.ModuleDict()
         self.routing.statistics = self.strlora_statistics
         self.routing.embed = model.get_input_embeddings()  # type: ignore[operator]
@@ -89,6 +90,30 @@ class RoutedModel(BaseTuner):
     def new_state(cls, hidden: int, config: RoutedConfig) -> nn.Module | None:
         """Returns what a fresh adapter carries beside its layers; None if nothing."""
         return None if cls.state_class is None else cls.state_class(hidden, config)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer, read on first use; a script may set another.
+
+        Raises:
+            RuntimeError: the base model does not know the folder that it came from.
+        """
+        if self._tokenizer is None:
+            folder = getattr(self.model.config, "name_or_path", "")
+            folder = folder or getattr(self.model, "model_dir", "")
+            if not folder:
+                raise RuntimeError(
+                    "the instruction's text is needed, but the base model names no folder with its "
+                    "tokenizer: set model.config.name_or_path, or tuner_of(model).tokenizer"
+                )
+            from transformers import AutoTokenizer
+
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
 
     def _hidden_size(self) -> int:
         return int(self.model.get_input_embeddings().embedding_dim)  # type: ignore[operator]

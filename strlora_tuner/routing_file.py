@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from strlora_tuner.api import tuner_of
 from strlora_tuner.probe import Probe, load_probe
 from strlora_tuner.recorder import RoutingRecorder, Text, fewest
 from strlora_tuner.schema import ABLATION, PROBE_FILE, ROUTING_FILE
@@ -44,12 +45,9 @@ def record_routing(model: Any, environment: Mapping[str, str]) -> None:
     Raises:
         FileNotFoundError, ValueError: the probe file cannot be read.
     """
-    from transformers import AutoTokenizer
-
     path = Path(environment[ROUTING_FILE])
     probe = load_probe(Path(environment[PROBE_FILE]) if environment.get(PROBE_FILE) else None)
-    folder = getattr(model.config, "name_or_path", "") or getattr(model, "model_dir", "")
-    recorder = RoutingRecorder(model, AutoTokenizer.from_pretrained(folder), probe)
+    recorder = RoutingRecorder(model, tuner_of(model).tokenizer, probe)
     rank, world = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
     _part(path, rank).unlink(missing_ok=True)  # of a process that was killed
     ablation = environment.get(ABLATION) or None

@@ -114,11 +114,13 @@ def bounds_of(item: Field[Any]) -> dict[str, float]:
 
 
 def fits(value: Any, kind: Any, bounds: dict[str, float]) -> bool:
-    """Whether `value` is of an option's type (bool, int, float or a Literal) and in its bounds."""
+    """Whether `value` is of an option's type (bool, int, float, str, Literal) and in its bounds."""
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
+    if kind is str:
+        return isinstance(value, str) and bool(value)
     if not isinstance(value, (int, float) if kind is float else int) or not math.isfinite(value):
         return False
     return all(_COMPARISONS[name][0](value, bound) for name, bound in bounds.items())
@@ -130,6 +132,8 @@ def expected_value(kind: Any, bounds: dict[str, float]) -> str:
         return "one of " + ", ".join(map(repr, get_args(kind)))
     if kind is bool:
         return "True or False"
+    if kind is str:
+        return "a text"
     limits = " and ".join(f"{_COMPARISONS[name][1]} {bound}" for name, bound in bounds.items())
     return f"{'an integer' if kind is int else 'a number'} {limits}".rstrip()
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model
 
 from strlora_tuner.methods import classes_of, folders
-from tests.strlora_tuner.models import END, IMAGE, LANGUAGE_LINEARS, PAD, USER
+from tests.strlora_tuner.models import END, IMAGE, LANGUAGE_LINEARS, MODELS, PAD, USER
 
 METHODS = folders()
+TOKENIZER = Path(__file__).parents[2] / "assets" / "tiny_base"
 # What keeps a method's adapter small, over its defaults.
 SMALL: dict[str, dict[str, Any]] = {}
+
+
+def base_model(name: str) -> Any:
+    """Returns a tiny model that knows where its tokenizer is."""
+    model = MODELS[name]()
+    model.config.name_or_path = str(TOKENIZER)
+    return model
 
 
 def method_config(method: str, **changes: Any) -> Any:

