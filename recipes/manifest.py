@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from pydantic import ValidationError
 
 from recipes.commands import REPO, default_threads
 from recipes.layout import RunLayout
@@ -111,8 +113,7 @@ def check_same_run(layout: RunLayout, recipe: Recipe) -> None:
     """Raises RunChanged when `recipe` is not the one that the run folder was started with."""
     if not layout.manifest.is_file():
         return
-    old = dict(_flat(read_manifest(layout)["recipe"]))
-    new = dict(_flat(resolved(recipe)))
+    old, new = dict(_flat(_of_today(read_manifest(layout)["recipe"]))), dict(_flat(_meant(recipe)))
     changed = [
         f"  {key}: {shown(old.get(key))} in the run, {shown(new.get(key))} now"
         for key in sorted(old.keys() | new.keys())
@@ -124,6 +125,25 @@ def check_same_run(layout: RunLayout, recipe: Recipe) -> None:
             "Its numbers would no longer mean one thing. Go on with the old values, or give this "
             f"recipe its own folder: run_dir={layout.root}-2"
         )
+
+
+def _of_today(values: dict[str, Any]) -> dict[str, Any]:
+    """A recorded recipe with the keys that came since at their defaults.
+
+    One that today's schema no longer accepts stays as it is: every difference will be named.
+    """
+    try:
+        return _meant(Recipe.model_validate(values))
+    except ValidationError:
+        return values
+
+
+def _meant(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, its tuner's options over their preset and defaults."""
+    values = resolved(recipe)
+    with suppress(ValueError, TypeError):  # options that are refused are told when they are used
+        values["tuner"] = asdict(recipe.tuner_options)
+    return values
 
 
 def check_same_data(layout: RunLayout, stream: Stream) -> None:
