@@ -11,6 +11,7 @@ import numpy as np
 from eval import metrics
 from eval.compare import tables
 from eval.compare.comparison import BASE, Column, Comparison
+from eval.compare.routing_part import routing_part
 from eval.report.bars import Bar, intervals
 from eval.report.charts import Series, composition, heat_map, line_chart, percent
 from eval.report.figure import Figure, Table, both
@@ -38,6 +39,7 @@ def page_context(found: Comparison) -> dict[str, Any]:
         "scores": [f for c in found.columns if c.group == "stream" if (f := _score(found, c))],
         "last": _last(found),
         "tests": _tests(found),
+        "routing": routing_part(found),
         "runs": _runs(found),
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }

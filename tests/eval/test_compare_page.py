@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -75,6 +76,30 @@ def test_the_page_stands_alone(page: str) -> None:
     assert "<script" not in page
     assert "http" not in page
     assert "tests of every leader against every other method" in tables_of(page)
+
+
+def test_routing_from_the_files(page: str, runs: list[Path]) -> None:
+    """Expert weight of the routed run, by task; the other is named as without a record."""
+    assert "Without a routing record: lora." in page
+    last = json.loads((runs[0] / "chunks" / "003" / "routing.json").read_text("utf-8"))
+    rows = tables_of(page)["expert weight by run and task, in percent"]
+    found = {row[0]: row[1:] for row in rows[1:]}
+    assert found.keys() == {f"strlora, {group['name']}" for group in last["groups"]}
+    for group in last["groups"]:
+        layers = group["use"]
+        means = [mean([layer[e] for layer in layers]) for e in range(last["num_experts"])]
+        assert found[f"strlora, {group['name']}"] == [shown(value) for value in means]
+    separation = tables_of(page)["mutual information of task and expert set"]
+    assert separation[0] == ["after", "strlora", "lora"]
+    assert [row[0] for row in separation[1:]] == ["chunk 1", "chunk 2", "chunk 3"]
+    for row in separation[1:]:
+        assert 0 <= float(row[1]) <= 1
+        assert row[2] == "\u2013"
+
+
+def test_runs_without_routing_have_no_section(runs: list[Path], tmp_path: Path) -> None:
+    assert main([str(runs[1]), "--out", str(tmp_path)]) == 0
+    assert 'id="routing"' not in (tmp_path / "compare.html").read_text("utf-8")
 
 
 def test_unmeasured_scores_are_dashes(runs: list[Path], tmp_path: Path) -> None:
