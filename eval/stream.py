@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from eval.files import Record, read_json, read_jsonl
 from eval.scorers import find_scorer
 
 STREAM_FORMAT = "strlora-stream/1"
+CANDIDATES = 30  # most frequent training answers tried as the best constant
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,42 @@ class Stream:
         return str(self._task(task)["scorer"])
 
     def majority(self, task: str) -> float:
-        """Return the score of the best constant answer, NaN where the manifest has none."""
+        """Return the score of the best constant answer, 0..1; NaN for captions.
+
+        Where the manifest does not have it: of the most frequent training answers the one that
+        scores best on the test set (a floor that is a little too high rather than too low).
+        """
         value = self._task(task).get("majority")
-        return float("nan") if value is None else float(value)
+        if value is None:
+            if task not in self._constant:
+                self._constant[task] = self._best_constant(task)
+            value = self._constant[task]
+        return float(value)
+
+    @cached_property
+    def _constant(self) -> dict[str, float]:
+        return {}
+
+    def _best_constant(self, task: str) -> float:
+        scorer = find_scorer(self.scorer_name(task))
+        if scorer.sample is None:  # CIDEr is no share of right answers
+            return float("nan")
+        records, common = self.test_records(task), self._common_answers(task)
+        scores = [fmean(scorer.score_all([answer] * len(records), records)) for answer in common]
+        return max(scores, default=float("nan"))
+
+    def _common_answers(self, task: str) -> list[str]:
+        """Return the most frequent answers in the chunk that holds most of the task's samples."""
+        chunk = max(self.chunks, key=lambda entry: entry["tasks"].get(task, 0), default=None)
+        path = self.folder / str(chunk["file"]) if chunk and "file" in chunk else None
+        if chunk is None or path is None or not chunk["tasks"].get(task) or not path.is_file():
+            return []
+        answers = Counter(
+            str(record["messages"][-1]["content"])
+            for record in read_jsonl(path)
+            if record.get("task") == task and record.get("messages")
+        )
+        return [answer for answer, _ in answers.most_common(CANDIDATES)]
 
     def first_seen(self) -> dict[str, int]:
         """Return for each task the first chunk (from 1) that holds it; absent: never."""
