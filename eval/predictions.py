@@ -23,6 +23,8 @@ Question = tuple[tuple[tuple[str, str], ...], tuple[str, ...]]
 GOLD_FIELDS = (
     "references", "answer_bbox", "size", "options", "synonyms", "box_format", "answer_type"
 )  # fmt: skip
+# What a pool of adapters notes in its results: who answered, and what its router said.
+CHOICE_FIELDS = ("expert", "router_answer", "routed")
 
 
 def question_of(record: Record, folder: Path) -> Question:
@@ -204,6 +206,7 @@ def _prediction_line(task: str, record: Record, result: Record | None) -> Record
         "images": record.get("images") or [],
     }
     line |= {key: record[key] for key in GOLD_FIELDS if key in record}
+    line |= {key: result[key] for key in CHOICE_FIELDS if result is not None and key in result}
     if result is None:
         line["error"] = "no answer in the host's results"
     elif result.get("error") or line["prediction"] is None:

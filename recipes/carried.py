@@ -1,10 +1,11 @@
-"""What a chunk leaves for the next beside its adapter: replayed samples and the state of EWC."""
+"""What a chunk leaves beside its adapter: replayed samples, the state of EWC, a pool's router."""
 
 from __future__ import annotations
 
 from recipes.adapter_check import check_ewc
 from recipes.commands import chunk_seed
 from recipes.layout import RunLayout
+from recipes.pool import check_router
 from recipes.replay import (
     Mixture,
     Reservoir,
@@ -23,12 +24,15 @@ def check_carried(recipe: Recipe, layout: RunLayout, record: ChunkRecord) -> Non
 
     Raises:
         AdapterError: the state of EWC is missing or damaged.
+        CheckpointError: so is the router of a pool, or its samples.
         ReplayError: so is the memory of replayed samples.
     """
     if recipe.ewc is not None:
         check_ewc(layout.adapter(record.index), recipe.ewc.released)
     if recipe.replay is not None:
         load_reservoir(layout.replay(record.index), record.replay_sha256)
+    if recipe.pool is not None:
+        check_router(layout, record)
 
 
 def mix_in(recipe: Recipe, layout: RunLayout, stream: Stream, state: RunState, chunk: int) -> str:

@@ -8,7 +8,8 @@ The policy, chunk by chunk:
 - the chunk that is being trained: every checkpoint but the newest complete one;
 - an evaluated chunk: raw answers (they are in predictions/);
 - everywhere: temporary files of a process that was killed;
-- only when asked (`--old-adapters`): adapters of chunks before the newest finished one.
+- only when asked (`--old-adapters`): adapters of chunks before the newest finished one; of a pool,
+  in which every adapter answers, the routers of those chunks instead.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from recipes.checkpoints import EWC_STATE, WEIGHTS, newest_checkpoint
 from recipes.layout import RunLayout
 from recipes.lock import RunLock
+from recipes.pool import RouterLayout
 from recipes.schema import Recipe
 from recipes.state import RunState, load_state
 
@@ -41,6 +43,8 @@ _LEFTOVERS = tuple(
         "train_metrics",
         "answers.jsonl.",
         "mixed.jsonl.",
+        "router",
+        "pool.json.",
     )
 )
 
@@ -81,13 +85,15 @@ def removable(layout: RunLayout, state: RunState, old_adapters: bool) -> Iterato
         yield from _leftovers(layout.chunk(index))
         host = layout.host(index)
         if record.trained:
-            yield from _existing(host, layout.mixed(index))
+            yield from _existing(host, layout.mixed(index), RouterLayout(layout.root).host(index))
         else:
             yield from _spare_checkpoints(host)
+            yield from _spare_checkpoints(RouterLayout(layout.root).host(index))
         if record.evaluated:
             yield from _existing(layout.answers(index), layout.merged(index))
         if old_adapters and record.trained and 0 < index < _newest_trained(state):
-            adapter = layout.adapter(index)
+            pool = bool(record.router_sha256)
+            adapter = (RouterLayout(layout.root) if pool else layout).adapter(index)
             yield from _existing(adapter / WEIGHTS, adapter / EWC_STATE)
 
 

@@ -153,9 +153,9 @@ def _print_all(lines: Iterable[str]) -> int:
 
 def _told(work: Callable[[], int]) -> int:
     """Does the work; what can go wrong in it is told in words, without a traceback."""
+    from recipes.jobs import RunError
     from recipes.lock import RunLocked
     from recipes.manifest import RunChanged
-    from recipes.runner import RunError
     from recipes.state import StateError
     from recipes.stream import StreamError
     from recipes.submit import SubmitError

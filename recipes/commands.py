@@ -26,6 +26,8 @@ PLUGIN = REPO / "strlora_tuner" / "strlora_swift_plugin.py"
 EWC_PLUGIN = REPO / "strlora_tuner" / "ewc_swift_plugin.py"
 HOST_PLUGIN = REPO / "recipes" / "strlora_host_plugin.py"
 INFER_PLUGIN = REPO / "recipes" / "strlora_infer_plugin.py"
+POOL_PLUGIN = REPO / "recipes" / "strlora_pool_plugin.py"
+POOL_BLOCK = 8  # batches that are routed together, so that each adapter's share fills its batches
 # LoRA options that the host has arguments of its own for.
 _HOST_LORA = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 
@@ -150,6 +152,10 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
             arguments["external_plugins"].append(str(PLUGIN))
             environment["STRLORA_ROUTING_FILE"] = str(layout.routing(chunk))
             environment["STRLORA_PROBE_FILE"] = str(layout.probe)
+        if recipe.pool is not None:
+            arguments["external_plugins"].append(str(POOL_PLUGIN))
+            arguments["write_batch_size"] *= POOL_BLOCK
+            environment["MR_LORA_POOL_FILE"] = str(layout.pool(chunk))
     fields = host_fields()
     arguments |= {key: v for key, v in recipe.swift.items() if fields[key]["model_side"]}
     if recipe.launcher.nodes > 1:  # this machine alone answers

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eval.expert_choice import score_choices
 from eval.matrix import append_scores
 from eval.predictions import repair_results, split_results, write_combined
 from eval.routing import write_probe
@@ -69,6 +70,8 @@ def score(
     scores = score_chunk(folder, stream.root, chunk)
     write_json(layout.scores(chunk), scores)
     append_scores(layout.matrix, chunk, scores)
+    if recipe.pool is not None and chunk > 0:
+        write_json(layout.router_scores(chunk), score_choices(folder, stream.root, chunk))
     _note_unrouted(layout.routing(chunk), repair_results(layout.answers(chunk)))
     layout.answers(chunk).unlink()
     shutil.rmtree(layout.merged(chunk), ignore_errors=True)

@@ -69,6 +69,14 @@ class RunLayout:
         """The training file with replayed samples; pruned when the chunk is done."""
         return self.chunk(index) / "mixed.jsonl"
 
+    def pool(self, index: int) -> Path:
+        """Which adapters may answer after this chunk: what the plug-in of a pool reads."""
+        return self.chunk(index) / "pool.json"
+
+    def router_scores(self, index: int) -> Path:
+        """Which adapter answered which task, and how often the router was right."""
+        return self.chunk(index) / "router.json"
+
     def train_log(self, index: int) -> Path:
         return self.chunk(index) / "train.log"
 

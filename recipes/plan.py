@@ -24,6 +24,7 @@ from recipes.cost import (
 )
 from recipes.layout import RunLayout
 from recipes.machine import gpus
+from recipes.pool import router_lines
 from recipes.preview import evaluated_after
 from recipes.progress import duration
 from recipes.schema import Data, Recipe
@@ -69,13 +70,15 @@ def _chunk(recipe: Recipe, stream: Stream | None, index: int) -> dict[str, Any]:
     ]
     mean = sum(n * tokens for n, tokens in zip(counts, each, strict=True)) / max(samples, 1)
     fisher = _fisher_samples(recipe, samples)
+    routed, router_steps = _router(recipe, stream, index)
     return {
         "chunk": index,
         "samples": samples,
         "replayed": trained - samples * recipe.schedule.epochs,
         "fisher": fisher,
-        "steps": steps,
-        "tokens": round((trained + fisher) * mean),
+        "routed": routed,
+        "steps": steps + router_steps,
+        "tokens": round((trained + fisher + routed) * mean),
         "evaluated": evaluated_after(recipe, index),
     }
 
@@ -91,6 +94,13 @@ def _trained(recipe: Recipe, index: int, samples: int) -> tuple[int, int]:
         mixture = mixture_of(recipe)
         return mixture.lines(samples * epochs), mixture.steps(samples * epochs)
     return samples * epochs, -(-samples // recipe.schedule.global_batch) * epochs
+
+
+def _router(recipe: Recipe, stream: Stream | None, index: int) -> tuple[int, int]:
+    """Samples that a router reads after chunk `index`, with all its passes, and its steps."""
+    lines = router_lines(recipe, [_samples(recipe, stream, c) for c in range(1, index + 1)])
+    epochs = recipe.pool.epochs if recipe.pool else 0
+    return lines * epochs, -(-lines // recipe.schedule.global_batch) * epochs
 
 
 def _fisher_samples(recipe: Recipe, samples: int) -> int:
@@ -176,13 +186,19 @@ def _add_model(plan: dict[str, Any], recipe: Recipe) -> None:
         "trained_parameters": size.trained,
         "stored_parameters": _stored(recipe, size),
         "trained_share": size.trained / shape.parameters,
-        "adapters_gib": len(recipe.trained_chunks) * _stored(recipe, size) * 4 / 2**30,
+        "adapters_gib": _adapters(recipe) * _stored(recipe, size) * 4 / 2**30,
     }
     plan["memory_gib"] = memory_parts(recipe, shape, size)
     plan["sources"]["model"] = f"{shape.source}; adapter counted (recipes/shapes.py)"
     plan["sources"]["memory"] = (
         "estimated for the longest sample allowed (model.max_length), formula in recipes/cost.py"
     )
+
+
+def _adapters(recipe: Recipe) -> int:
+    """Adapters that a run leaves; a pool has a router for every chunk but the first, too."""
+    count = len(recipe.trained_chunks)
+    return count if recipe.pool is None else 2 * count - 1
 
 
 def _stored(recipe: Recipe, size: Size) -> int:
@@ -239,6 +255,7 @@ def _estimated(plan: dict[str, Any], recipe: Recipe, gpu: Gpu | None) -> dict[st
     chunks = plan["chunks"]
     tokens = sum(chunk["tokens"] for chunk in chunks) / max(len(chunks), 1)
     read = sum(chunk["samples"] * recipe.schedule.epochs + chunk["replayed"] + chunk["fisher"]
+               + chunk["routed"]
                for chunk in chunks)  # fmt: skip
     each = tokens * len(chunks) / read if read else _assumed_tokens(recipe)
     size = adapter_size(recipe, shape)
@@ -272,6 +289,9 @@ def _extra_text(chunks: list[dict[str, Any]]) -> Iterator[str]:
     """What steps and tokens hold beside the chunks' own samples."""
     replayed = sum(chunk["replayed"] for chunk in chunks)
     fisher = sum(chunk["fisher"] for chunk in chunks)
+    routed = sum(chunk["routed"] for chunk in chunks)
+    if routed:
+        yield f"steps and tokens hold {routed:,} samples read by the routers, all their passes"
     if replayed:
         yield f"steps and tokens hold {replayed:,} replayed samples"
     if fisher:

@@ -11,6 +11,7 @@ from pathlib import Path
 from recipes.commands import PLUGIN, infer_command, is_local, train_command
 from recipes.layout import RunLayout
 from recipes.machine import gpu_count
+from recipes.pool import ROUTER_DATA, RouterLayout, has_router, router_recipe
 from recipes.schema import Recipe
 from recipes.stream import Stream, StreamError, missing_text, open_stream, training_files
 
@@ -33,6 +34,11 @@ def preview(recipe: Recipe) -> Iterator[str]:
         files = training_files(recipe, layout, chunk, stream)
         yield f"\n# chunk {chunk} of {count}: {_what(recipe, chunk)}, then evaluate"
         yield train_command(recipe, layout, files, chunk).as_shell()
+        if recipe.pool is not None and has_router(chunk):
+            yield f"# chunk {chunk} of {count}: its router"
+            router = RouterLayout(layout.root)
+            file = layout.chunk(chunk) / ROUTER_DATA
+            yield train_command(router_recipe(recipe), router, file, chunk).as_shell()
         if evaluated_after(recipe, chunk):
             yield infer_command(recipe, layout, layout.prompts, chunk).as_shell()
     yield f"\n# {len(recipe.trained_chunks)} chunk commands above; nothing was run."

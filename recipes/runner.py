@@ -9,14 +9,24 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from recipes import checkpoints, evaluation
-from recipes.adapter_check import AdapterError, check_adapter, check_ewc
+from recipes.adapter_check import AdapterError, check_adapter
 from recipes.carried import check_carried, mix_in, remember
 from recipes.checkpoints import Checkpoint, CheckpointError
 from recipes.commands import Command, train_command
+from recipes.jobs import (
+    Job,
+    RunError,
+    check_finished,
+    check_processes,
+    failed,
+    install,
+    keep_metrics,
+)
 from recipes.layout import RunLayout
 from recipes.lock import RunLock
 from recipes.manifest import (
@@ -25,12 +35,22 @@ from recipes.manifest import (
     check_same_run,
     write_manifest,
 )
+from recipes.pool import (
+    RouterLayout,
+    check_pool,
+    has_router,
+    keep_samples,
+    router_hashes,
+    router_recipe,
+    write_pool,
+    write_router_data,
+)
 from recipes.preview import evaluated_after, unused_text, what_is_missing
-from recipes.process import HostProcess, exit_text, last_error
+from recipes.process import HostProcess, exit_text
 from recipes.progress import Progress, duration, score_text
 from recipes.replay import ReplayError
 from recipes.schema import Recipe
-from recipes.state import ChunkRecord, RunState, load_state, save_state, write_text
+from recipes.state import ChunkRecord, RunState, load_state, save_state
 from recipes.stream import (
     Stream,
     ensure_stream,
@@ -39,10 +59,6 @@ from recipes.stream import (
     training_files,
 )
 from recipes.worker import Worker
-
-
-class RunError(Exception):
-    """The run stopped; the message says where, why, and what to do."""
 
 
 def run(recipe: Recipe, progress: Progress) -> None:
@@ -167,15 +183,10 @@ class _Run:
         previous = self.recipe.previous(index)
         if previous is not None:
             self._verify(self.state.record(previous))
-        adapter = self.layout.adapter(index)
-        if not adapter.is_dir():
-            for chunk in training_chunks(self.recipe, index):
-                self.stream.verify_chunk(chunk)
-            checkpoint = self._finished_checkpoint(index, record)
-            self._keep_metrics(index)
-            self._install(index, checkpoint)
+        self._make_adapter(self._chunk_job(index), record)
+        if self.recipe.pool is not None:
+            self._make_router(index, record)
         self._record_training(index, record, time.monotonic() - started)
-        shutil.rmtree(self.layout.host(index), ignore_errors=True)
         self.layout.mixed(index).unlink(missing_ok=True)
         loss = "" if record.loss is None else f", loss {record.loss:.4f}"
         self.progress.say(
@@ -183,67 +194,66 @@ class _Run:
             f"{record.steps} steps in {duration(record.train_seconds)}{loss}"
         )
 
-    def _finished_checkpoint(self, index: int, record: ChunkRecord) -> Checkpoint:
-        """Trains until the host's last checkpoint of the chunk is there, and returns it."""
-        host = self.layout.host(index)
+    def _chunk_job(self, index: int) -> Job:
+        def data() -> tuple[Sequence[Path], str]:
+            for chunk in training_chunks(self.recipe, index):
+                self.stream.verify_chunk(chunk)
+            mixed = mix_in(self.recipe, self.layout, self.stream, self.state, index)
+            files = training_files(self.recipe, self.layout, index, self.stream)
+            return files, f"training on {self._samples(index)} samples{mixed}"
+
+        return Job(self.recipe, self.layout, index, f"chunk {index}", data)
+
+    def _make_router(self, index: int, record: ChunkRecord) -> None:
+        """Trains the router over all adapters so far, see recipes.pool."""
+        keep_samples(self.recipe, self.layout, self.stream, index)
+        if not has_router(index):
+            return
+
+        def data() -> tuple[Sequence[Path], str]:
+            try:
+                file, lines = write_router_data(self.layout, self.state, index)
+            except CheckpointError as error:
+                raise RunError(f"the router of chunk {index}: {error}") from error
+            return [file], f"training the router on {lines} samples"
+
+        layout = RouterLayout(self.layout.root)
+        job = Job(router_recipe(self.recipe), layout, index, f"the router of chunk {index}", data)
+        self._make_adapter(job, record)
+
+    def _make_adapter(self, job: Job, record: ChunkRecord) -> None:
+        """Brings one adapter into its place, from wherever its training stands."""
+        if not job.layout.adapter(job.index).is_dir():
+            checkpoint = self._finished_checkpoint(job, record)
+            keep_metrics(job)
+            install(job, checkpoint)
+        shutil.rmtree(job.layout.host(job.index), ignore_errors=True)
+
+    def _finished_checkpoint(self, job: Job, record: ChunkRecord) -> Checkpoint:
+        """Trains until the host's last checkpoint of the adapter is there, and returns it."""
+        host = job.layout.host(job.index)
         resume = checkpoints.newest_checkpoint(host)
         if resume is not None and resume.finished:
             return resume  # killed between the host's last save and our copy
         if resume is not None:
-            _check_processes(resume, self.recipe.processes, index)
+            check_processes(resume, job.recipe.processes, job.index)
         checkpoints.clean_host_folder(host, resume)
-        mixed = mix_in(self.recipe, self.layout, self.stream, self.state, index)
-        text = f"training on {self._samples(index)} samples{mixed}"
+        files, text = job.data()
         if resume is not None:
             text += f", resuming at step {resume.step} of {resume.max_steps}"
-        self.progress.begin(index, "train", text)
-        files = training_files(self.recipe, self.layout, index, self.stream)
+        self.progress.begin(job.index, "train", text)
         command = train_command(
-            self.recipe, self.layout, files, index, resume.path if resume else None
+            job.recipe, job.layout, files, job.index, resume.path if resume else None
         )
-        log = self.layout.train_log(index)
+        log = job.layout.train_log(job.index)
         tick = self.progress.watch_training(host / "logging.jsonl")
-        peak = self._host(command, log, tick, f"training chunk {index}")
+        peak = self._host(command, log, tick, f"training {job.what}")
         record.train_memory_gib = round(max(peak, record.train_memory_gib or 0.0), 3)
-        return self._check_finished(index, log)
+        return check_finished(job, log)
 
     def _samples(self, index: int) -> int:
         chunks = training_chunks(self.recipe, index)
         return sum(int(self.stream.chunk(chunk)["samples"]) for chunk in chunks)
-
-    def _check_finished(self, index: int, log: Path) -> Checkpoint:
-        last = checkpoints.newest_checkpoint(self.layout.host(index))
-        if last is None:
-            raise RunError(_failed(f"training chunk {index}", "left no complete checkpoint", log))
-        if not last.finished:
-            words = f"stopped after {last.step} of {last.max_steps} steps without an error"
-            raise RunError(_failed(f"training chunk {index}", words, log))
-        return last
-
-    def _install(self, index: int, checkpoint: Checkpoint) -> None:
-        before = self.recipe.previous(index)
-        previous = None if before is None else self.layout.adapter(before)
-        try:
-            check_adapter(checkpoint.path, self.recipe.tuner_type, previous)
-            if self.recipe.ewc is not None:
-                check_ewc(checkpoint.path, self.recipe.ewc.released)
-        except AdapterError as error:
-            raise RunError(
-                f"chunk {index} was trained, but its adapter is not whole: {error}"
-            ) from error
-        try:
-            checkpoints.install_adapter(checkpoint, self.layout.adapter(index))
-        except CheckpointError as error:
-            raise RunError(
-                f"chunk {index}: {error}. Look at {self.layout.train_metrics(index)}, then start "
-                "again with a lower learning rate and another run_dir"
-            ) from error
-
-    def _keep_metrics(self, index: int) -> None:
-        """Copies the host's metrics beside the adapter, one row a step."""
-        source = self.layout.host(index) / "logging.jsonl"
-        rows = [line for line in checkpoints.complete_lines(source) if '"loss"' in line[:12]]
-        write_text(self.layout.train_metrics(index), "".join(rows))
 
     def _record_training(self, index: int, record: ChunkRecord, seconds: float) -> None:
         adapter = self.layout.adapter(index)
@@ -255,6 +265,8 @@ class _Run:
         record.data_sha256 = self.stream.sha256 if joint else self.stream.chunk(index)["sha256"]
         record.replay_sha256 = remember(self.recipe, self.layout, self.stream, self.state, index)
         record.adapter_sha256 = checkpoints.adapter_hashes(adapter)
+        if self.recipe.pool is not None:
+            record.router_sha256 = router_hashes(self.layout, index)
         record.train_seconds += round(seconds, 1)
         record.trained = True
         self._save()
@@ -269,6 +281,8 @@ class _Run:
             return
         what = "the base model" if index == 0 else f"{len(self.tasks)} tasks"
         self.progress.begin(index, "evaluate", f"evaluating {what}")
+        if self.recipe.pool is not None and index > 0:
+            self._open_pool(index)
         command, answered, total = evaluation.prepare(
             self.recipe, self.layout, self.stream, self.tasks, index
         )
@@ -279,7 +293,7 @@ class _Run:
             tick = self.progress.watch_answers(self.layout.answers(index), total)
             self._host(command, log, tick, f"evaluating chunk {index}")
         if not self.layout.answers(index).is_file():
-            raise RunError(_failed(f"evaluating chunk {index}", "left no answers", log))
+            raise RunError(failed(f"evaluating chunk {index}", "left no answers", log))
         scores = evaluation.score(self.recipe, self.layout, self.stream, self.tasks, index)
         record.eval_seconds += round(time.monotonic() - started, 1)
         record.evaluated = True
@@ -289,6 +303,17 @@ class _Run:
             f"[{self.recipe.name}] chunk {index}/{self.recipe.data.chunks} scores: "
             f"{score_text(self.progress.scores)}  ({duration(record.eval_seconds)})"
         )
+
+    def _open_pool(self, index: int) -> None:
+        """Checks every adapter that may answer, and writes down for the host which they are."""
+        try:
+            check_pool(self.layout, self.state, index)
+        except CheckpointError as error:
+            raise RunError(
+                f"evaluating chunk {index}: {error}. Every adapter so far answers: bring the file "
+                "back from a copy, or train again with another run_dir"
+            ) from error
+        write_pool(self.recipe, self.layout, self.state, index)
 
     # Processes ----------------------------------------------------------------------------------
 
@@ -311,7 +336,7 @@ class _Run:
         finally:
             self.lock.note_child(None)
         if code:
-            raise RunError(_failed(what, exit_text(code), log))
+            raise RunError(failed(what, exit_text(code), log))
         return process.peak_gib
 
     def _save(self) -> None:
@@ -322,26 +347,3 @@ def means(scores: dict[str, Any]) -> dict[str, float]:
     """Task -> score of a scores.json; tasks of which no sample was answered are left out."""
     tasks = scores["tasks"].items()
     return {task: entry["score"] for task, entry in tasks if entry["score"] is not None}
-
-
-def _check_processes(resume: Checkpoint, processes: int, index: int) -> None:
-    """Raises RunError when a half-trained chunk was begun by another number of processes.
-
-    The host stores one random state for each process; the order of samples follows their number.
-    """
-    states = len(list(resume.path.glob("rng_state_*.pth"))) or 1
-    if states != processes:
-        raise RunError(
-            f"chunk {index} was trained up to step {resume.step} by {states} process(es), now it "
-            f"would be {processes}: inside a chunk their number cannot change. End the chunk with "
-            f"launcher.nproc x launcher.nodes = {states}, or remove {resume.path.parent} to train "
-            f"the chunk again with {processes}"
-        )
-
-
-def _failed(what: str, how: str, log: Path) -> str:
-    cause = "\n".join(f"    {line}" for line in last_error(log))
-    return (
-        f"{what} {how}. The log ends with:\n{cause}\n"
-        f"Whole log: {log}\nMend the cause and give the same command again; it goes on from here."
-    )

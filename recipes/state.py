@@ -67,6 +67,7 @@ class ChunkRecord:
     data_sha256: str = ""
     adapter_sha256: dict[str, str] = field(default_factory=dict)
     replay_sha256: dict[str, str] = field(default_factory=dict)
+    router_sha256: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

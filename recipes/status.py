@@ -10,9 +10,10 @@ from typing import Any
 
 from recipes.adapter_check import AdapterError, check_adapter
 from recipes.carried import check_carried
-from recipes.checkpoints import CheckpointError, complete_lines, verify_adapter
+from recipes.checkpoints import WEIGHTS, CheckpointError, complete_lines, verify_adapter
 from recipes.layout import RunLayout
 from recipes.lock import is_held, is_here, read_holder
+from recipes.pool import RouterLayout
 from recipes.progress import duration, score_text
 from recipes.replay import ReplayError
 from recipes.schema import Recipe
@@ -91,19 +92,22 @@ def _scores(layout: RunLayout, chunk: int) -> dict[str, float]:
 def verify(recipe: Recipe) -> Iterator[str]:
     """Yields what is wrong with the files of trained chunks; nothing when all are as recorded.
 
-    An adapter whose weights were pruned by `clean --old-adapters` is no damage.
+    An adapter whose weights were pruned by `clean --old-adapters` is no damage; of a pool, in which
+    every adapter answers, the same holds for routers.
     """
     layout = RunLayout(Path(recipe.folder))
     state = load_state(layout.state)
     for record in state.chunks:
         adapter = layout.adapter(record.index)
-        pruned = record.index < state.done and not (adapter / "adapter_model.safetensors").exists()
-        if not record.trained or pruned:
+        spare = adapter if recipe.pool is None else RouterLayout(layout.root).adapter(record.index)
+        pruned = record.index < state.done and not (spare / WEIGHTS).exists()
+        if not record.trained or (pruned and recipe.pool is None):
             continue
         try:
             verify_adapter(adapter, record.adapter_sha256)
             check_adapter(adapter, recipe.tuner_type)
-            check_carried(recipe, layout, record)
+            if not pruned:
+                check_carried(recipe, layout, record)
         except (AdapterError, CheckpointError, ReplayError) as error:
             yield f"chunk {record.index}: {error}"
 

@@ -6,7 +6,8 @@ from 20 samples of every task so far which expert a question belongs to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -18,32 +19,65 @@ from data_prep.records import PLACEHOLDER, Record, encode
 FOLDER = "router"
 
 
-def router_prompt(tasks: list[str], question: str) -> str:
-    """Return the question put to the router: which of the experts should answer."""
-    experts = "\n".join(
-        f"{letter}. {EXPERTS.get(task, task)}"
-        for letter, task in zip(ascii_uppercase, tasks, strict=False)
-    )
+def expert_letters(count: int) -> list[str]:
+    """Return the names of experts: A to Z; of more than 26, two letters each: AA, AB, ... ZZ.
+
+    Raises:
+        ValueError: more than 676 experts.
+    """
+    if count <= len(ascii_uppercase):
+        return list(ascii_uppercase[:count])
+    if count > len(ascii_uppercase) ** 2:
+        raise ValueError(f"{count} experts: two letters name {len(ascii_uppercase) ** 2} at most")
+    pairs = (first + second for first in ascii_uppercase for second in ascii_uppercase)
+    return list(islice(pairs, count))
+
+
+def router_prompt(experts: Sequence[str], question: str) -> str:
+    """Return the question put to the router: which of the experts should answer.
+
+    Args:
+        experts: what each expert is for; "" where nothing is known but its letter.
+        question: the text without image placeholders.
+    """
+    names = expert_letters(len(experts))
+    lines = [f"{name}. {text}" if text else name for name, text in zip(names, experts, strict=True)]
+    answer = "one letter" if len(names[0]) == 1 else "its two letters"
     return (
-        "Which expert should answer the question below? Do not answer it; reply with one letter.\n"
-        f"{experts}\nQuestion: {question}\nLetter of the expert:"
+        f"Which expert should answer the question below? Do not answer it; reply with {answer}.\n"
+        + "\n".join(lines)
+        + f"\nQuestion: {question}\nLetter of the expert:"
     )
 
 
-def router_record(record: Record, tasks: list[str]) -> Record:
-    """Return a training sample as the router sees it: its first question, the expert's letter."""
-    first = next(turn["content"] for turn in record["messages"] if turn["role"] == "user")
-    question = first.replace(PLACEHOLDER, "").strip()
-    shown = first.count(PLACEHOLDER)
-    return {
-        "messages": [
-            {"role": "user", "content": PLACEHOLDER * shown + router_prompt(tasks, question)},
-            {"role": "assistant", "content": ascii_uppercase[tasks.index(record["task"])]},
-        ],
-        "images": record["images"][:shown],
-        "task": record["task"],
-        "id": f"router-{record['id']}",
-    }
+def router_question(record: Record, experts: Sequence[str]) -> Record:
+    """Return what the router is asked about a sample: `messages`, one user turn, and `images`.
+
+    The first question's image placeholders come first, then the prompt. Pictures that no turn
+    has a placeholder for belong to the first question, as the host reads them.
+    """
+    asked = [str(turn["content"]) for turn in record["messages"] if turn["role"] == "user"]
+    images = list(record.get("images") or [])
+    if any(PLACEHOLDER in text for text in asked):
+        images = images[: asked[0].count(PLACEHOLDER)]
+    prompt = router_prompt(experts, asked[0].replace(PLACEHOLDER, "").strip())
+    content = PLACEHOLDER * len(images) + prompt
+    return {"messages": [{"role": "user", "content": content}], "images": images}
+
+
+def router_record(record: Record, experts: Sequence[str], right: int) -> Record:
+    """Return a training sample as the router sees it: its first question, the expert's letter.
+
+    Args:
+        record: a training sample.
+        experts: as for `router_prompt`.
+        right: place of the expert (from 0) that the sample belongs to.
+    """
+    new = router_question(record, experts)
+    letter = expert_letters(len(experts))[right]
+    new["messages"].append({"role": "assistant", "content": letter})
+    new |= {"task": record["task"]} if "task" in record else {}
+    return {**new, "id": f"router-{record['id']}"} if "id" in record else new
 
 
 def write_router(staging: Path, pools: dict[str, Pool], samples: int, seed: int) -> None:
@@ -66,6 +100,7 @@ def write_router(staging: Path, pools: dict[str, Pool], samples: int, seed: int)
 
 
 def _lines(chosen: dict[str, list[Record]], tasks: list[str]) -> Iterator[bytes]:
-    for task in tasks:
+    experts = [EXPERTS.get(task, task) for task in tasks]
+    for place, task in enumerate(tasks):
         for record in chosen[task]:
-            yield encode(router_record(record, tasks))
+            yield encode(router_record(record, experts, place))

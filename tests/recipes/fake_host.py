@@ -132,7 +132,8 @@ def train(arguments: dict[str, str]) -> None:
         time.sleep(STEP_SECONDS)
         if os.environ.get("FAKE_FAIL_AT") == str(step):
             raise ValueError("the loss is not a number")
-        if os.environ.get("FAKE_KILL_AT") == str(step):
+        router = os.environ.get("FAKE_KILL_ROUTER") and output.name == "router_host" and step == 2
+        if os.environ.get("FAKE_KILL_AT") == str(step) or router:
             os.kill(os.getpid(), signal.SIGKILL)  # what the kernel does when memory runs out
         weights = hashlib.sha256(weights + data + bytes([step])).digest()
         row = {"loss": 1.0 / step, "global_step/max_steps": f"{step}/{steps}"}
@@ -146,6 +147,17 @@ def train(arguments: dict[str, str]) -> None:
             write_checkpoint(output / f"checkpoint-{step}", step, steps, weights, empty)
         if os.environ.get("FAKE_STOP_AT") == str(step) or asked:
             return
+
+
+def routed(draw: int) -> dict[str, Any]:
+    """What the plug-in of a pool adds to a result; the adapters must be where its file says."""
+    if "MR_LORA_POOL_FILE" not in os.environ:
+        return {}
+    pool = json.loads(Path(os.environ["MR_LORA_POOL_FILE"]).read_text(encoding="utf-8"))
+    expert = pool["experts"][draw % len(pool["experts"])]
+    for folder in (expert["adapter"], pool["router"]):
+        assert folder is None or (Path(folder) / "adapter_config.json").is_file(), folder
+    return {"expert": expert["chunk"], "router_answer": expert["letter"], "routed": True}
 
 
 def answer(arguments: dict[str, str]) -> None:
@@ -163,6 +175,7 @@ def answer(arguments: dict[str, str]) -> None:
             images = [{"bytes": None, "path": image} for image in row["images"]]
             out = {"response": response, "labels": None, "messages": turns, "images": images}
             out["finish_reason"] = "stop"
+            out |= routed(digest)
             results.write(json.dumps(out) + "\n")
             results.flush()
             time.sleep(STEP_SECONDS / 8)

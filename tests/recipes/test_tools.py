@@ -20,13 +20,13 @@ from recipes.checkpoints import Checkpoint, newest_checkpoint
 from recipes.clean import clean
 from recipes.cli import main
 from recipes.commands import REPO, train_command
+from recipes.jobs import RunError, check_processes
 from recipes.layout import RunLayout
 from recipes.loading import load_recipe
 from recipes.lock import RunLock, RunLocked, boot_id
 from recipes.node import node_environment
 from recipes.plan import as_text, make_plan
 from recipes.process import ask_to_save
-from recipes.runner import RunError, _check_processes
 from recipes.schema import Recipe
 from recipes.state import RunState, save_state
 from recipes.status import as_text as status_text
@@ -227,9 +227,9 @@ def test_inside_a_chunk_the_number_of_processes_stays(tmp_path: Path) -> None:
     (tmp_path / "rng_state_0.pth").touch()
     (tmp_path / "rng_state_1.pth").touch()
     checkpoint = Checkpoint(tmp_path, 5, 9)
-    _check_processes(checkpoint, 2, 3)
+    check_processes(checkpoint, 2, 3)
     with pytest.raises(RunError, match=r"by 2 process\(es\), now it would be 1"):
-        _check_processes(checkpoint, 1, 3)
+        check_processes(checkpoint, 1, 3)
 
 
 def test_a_signal_saves_inside_a_chunk(toy_yaml: Callable[..., Path], tmp_path: Path) -> None:
