@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from strlora_tuner.methods import options_class
+
 if TYPE_CHECKING:
     from recipes.schema import Recipe
 
@@ -84,7 +86,17 @@ def _ewc_problems(recipe: Recipe) -> list[str]:
             f"ewc with launcher.deepspeed = {recipe.launcher.deepspeed}: parameters lie in pieces, "
             "so the gradient of a single sample cannot be taken; use zero2 or null"
         )
+    if recipe.tuner_type is not None and _grows(recipe.tuner_type):
+        problems.append(
+            f"ewc with method = {recipe.method}: every chunk starts parameters of its own there, "
+            "and the weights of the chunk before say nothing about them; set ewc: null"
+        )
     return problems + _stream_only(recipe, "ewc")
+
+
+def _grows(tuner_type: str) -> bool:
+    """Whether a tuner's adapter gets new tensors with every chunk: then it says how many."""
+    return bool({"layer_growth", "model_growth"} & vars(options_class(tuner_type)).keys())
 
 
 def _pool_problems(recipe: Recipe) -> list[str]:
