@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.schema import Recipe
-from strlora_tuner.schema import Size
+from strlora_tuner.schema import AdapterOptions, Size
 
 # Suffixes of the linear layers that carry an adapter, in every model this project knows.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -110,17 +110,22 @@ def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
                 yield name, math.prod(entry["shape"])
 
 
-def adapter_size(recipe: Recipe, shape: Shape) -> Size:
-    """Counts the recipe's adapter on the seven linear layers of every decoder layer, aligner too.
+def tuner_size(options: AdapterOptions, shape: Shape) -> Size:
+    """Counts a tuner on the seven linear layers of every decoder layer.
 
-    What a layer has is counted by the method's options (strlora_tuner); 0 where nothing is trained.
+    What a layer has is counted by the method's options (strlora_tuner).
     """
-    if recipe.tuner_type is None:
-        return Size(0, 0)
-    options = recipe.tuner_options
     layers = [options.layer_size(d_in, d_out, shape.hidden) for d_in, d_out in shape.linears()]
     once = options.model_size(shape.hidden)
-    aligner = shape.aligner if recipe.model.aligner else 0
-    trained = shape.layers * sum(size.trained for size in layers) + once.trained + aligner
-    stored = shape.layers * sum(size.stored for size in layers) + once.stored + aligner
+    trained = shape.layers * sum(size.trained for size in layers) + once.trained
+    stored = shape.layers * sum(size.stored for size in layers) + once.stored
     return Size(trained, stored)
+
+
+def adapter_size(recipe: Recipe, shape: Shape) -> Size:
+    """Counts what the recipe's method trains and stores, aligner too; 0 where nothing is trained."""
+    if recipe.tuner_type is None:
+        return Size(0, 0)
+    size = tuner_size(recipe.tuner_options, shape)
+    aligner = shape.aligner if recipe.model.aligner else 0
+    return Size(size.trained + aligner, size.stored + aligner)

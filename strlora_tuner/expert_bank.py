@@ -120,12 +120,16 @@ class ExpertBank(Float32Buffers):
             if name not in ("A", "B"):
                 yield parameter
 
-    def _add(self, result: Tensor, weighted: Tensor) -> Tensor:
-        """Returns result + B weighted: one product that adds up, where it can and where it pays."""
+    def _add(self, result: Tensor, weighted: Tensor, out: Tensor | None = None) -> Tensor:
+        """Returns result + B weighted: one product that adds up, where it can and where it pays.
+
+        `out` (d_out, columns of `weighted`) stands for B where a method puts it together.
+        """
+        out = self.B if out is None else out
         mixed = result.dtype != weighted.dtype and not autocast_on(result)
         if mixed or weighted.shape[1] == 1:
-            return result + F.linear(weighted, self.B).to(result.dtype)
-        flat = torch.addmm(result.flatten(0, -2), weighted.flatten(0, -2), self.B.t())
+            return result + F.linear(weighted, out).to(result.dtype)
+        flat = torch.addmm(result.flatten(0, -2), weighted.flatten(0, -2), out.t())
         return flat.view_as(result)
 
     def note(

@@ -167,7 +167,8 @@ class RoutingContext:
         self.given: tuple[Tensor, Tensor] | None = None
         self._given_ids: Tensor | None = None
         self.empty_rows: Tensor | None = None
-        self._in_forward = False
+        # Whether the base model runs: a layer that runs outside is recomputed by checkpointing.
+        self.in_forward = False
         self._fresh = False
         self._untaken = False
         self._ids: Tensor | None = None
@@ -191,14 +192,14 @@ class RoutingContext:
 
     def begin_forward(self, attention_mask: Tensor | None, training: bool) -> None:
         """Called before the base model runs; a 2-d attention mask (B, L) tells real tokens."""
-        self._in_forward, self.training = True, training
+        self.in_forward, self.training = True, training
         self._weights, self._turns = {}, {}
         is_mask = attention_mask is not None and attention_mask.dim() == 2
         self.attention_mask = attention_mask if is_mask else None
 
     def end_forward(self) -> None:
         """Called after the base model ran: a later forward pass needs a prompt of its own."""
-        self._in_forward = self._fresh = False
+        self.in_forward = self._fresh = False
 
     def give(
         self, embeddings: Tensor | None, mask: Tensor | None = None, ids: Tensor | None = None
@@ -222,7 +223,7 @@ class RoutingContext:
             )
         if adapter not in self._vectors:
             self._vectors[adapter] = self._compute(adapter)
-        stale = self._in_forward and not self._fresh and self.given is None and x.shape[1] > 1
+        stale = self.in_forward and not self._fresh and self.given is None and x.shape[1] > 1
         vectors = self._vectors[adapter]
         if stale or x.shape[0] % vectors.shape[0]:
             raise RuntimeError(

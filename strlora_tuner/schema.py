@@ -96,6 +96,14 @@ class AdapterOptions:
         pair = self.rank * (d_in + d_out)
         return Size(pair, pair)
 
+    def layer_growth(self, d_in: int, d_out: int, hidden: int) -> int:
+        """Counts what every chunk after the first adds to a layer's part of the file."""
+        return 0
+
+    def model_growth(self, hidden: int) -> int:
+        """Counts what every chunk after the first adds beside the layers."""
+        return 0
+
     def model_size(self, hidden: int) -> Size:
         """Counts what an adapter has once, beside its layers."""
         return Size(0, 0)

@@ -1,17 +1,24 @@
-"""Small adapters of every method of strlora_tuner/methods/, for the tests."""
+"""Small adapters of every method of strlora_tuner/methods/, for the tests.
+
+`python -m tests.strlora_tuner.methods` writes the golden file of their saved keys anew.
+"""
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model
+from safetensors import safe_open
 
 from strlora_tuner.methods import classes_of, folders
 from tests.strlora_tuner.models import END, IMAGE, LANGUAGE_LINEARS, MODELS, PAD, USER
 
 METHODS = folders()
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "method_keys.json"
 TOKENIZER = Path(__file__).parents[2] / "assets" / "tiny_base"
 # What keeps a method's adapter small, over its defaults.
 SMALL: dict[str, dict[str, Any]] = {}
@@ -56,3 +63,16 @@ def randomise(model: Any, adapter: str = "default") -> None:
         for tensor in bank.state_dict().values():
             if tensor.is_floating_point():
                 tensor.normal_(std=0.2)
+
+
+def saved_keys(method: str) -> list[str]:
+    """Returns name and shape of every tensor that an adapter of the method saves."""
+    with tempfile.TemporaryDirectory() as folder:
+        adapted(base_model("text"), method).save_pretrained(folder)
+        with safe_open(Path(folder) / "adapter_model.safetensors", framework="pt") as file:
+            return sorted(f"{key} {file.get_slice(key).get_shape()}" for key in file.keys())  # noqa: SIM118
+
+
+if __name__ == "__main__":
+    content = {method: saved_keys(method) for method in METHODS}
+    GOLDEN.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

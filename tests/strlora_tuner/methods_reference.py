@@ -57,3 +57,25 @@ def smolora(
             tokens.append(a * seen + b * read)
         rows.append(torch.stack(tokens))
     return torch.stack(rows)
+
+
+def olora(x: Tensor, weights: Weights, chunks: int, scale: float) -> Tensor:
+    """The sum of the current and all earlier updates."""
+    rank, past_a, past_b = len(weights["A"]), weights["past_A"], weights["past_B"]
+    rows = []
+    for sample in x:
+        tokens = []
+        for token in sample:
+            update = weights["B"] @ (weights["A"] @ token)
+            for chunk in range(chunks):
+                part = slice(chunk * rank, (chunk + 1) * rank)
+                update = update + past_b[:, part] @ (past_a[part] @ token)
+            tokens.append(scale * update)
+        rows.append(torch.stack(tokens))
+    return torch.stack(rows)
+
+
+def orthogonality(weights: Weights, weight: float) -> Tensor:
+    """lambda times the sum of the squared products of every earlier row with every row of A."""
+    products = [(old * new).sum() for old in weights["past_A"] for new in weights["A"]]
+    return weight * sum(product**2 for product in products)

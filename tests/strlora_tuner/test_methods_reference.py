@@ -103,3 +103,23 @@ def test_smolora(num_experts, gate_scale):
     sentences = torch.stack(list(vectors.values())).double()
     scale = 2.0 * (num_experts if gate_scale == "num_experts" else 1)
     layer.check(lambda w, x: reference.smolora(x, w, counted, sentences, scale))
+
+
+@pytest.mark.parametrize("subspaces", [1, 3])
+def test_olora(subspaces):
+    layer = Layer("olora", r=4, lora_alpha=8, orthogonality_weight=0.3, subspaces=subspaces)
+    penalty = lambda weights: reference.orthogonality(weights, 0.3)  # noqa: E731
+    layer.check(lambda w, x: reference.olora(x, w, subspaces, 2.0), penalty)
+    close(layer.bank.losses()["orthogonality_loss"], penalty(layer.leaves).detach(), "loss")
+
+
+def test_olora_counts_the_penalty_once_a_step():
+    """Two micro-batches of one step: each injects its share of tokens."""
+    layer = Layer("olora", r=4, lora_alpha=8, orthogonality_weight=0.3, subspaces=2)
+    layer.upstream.zero_()
+    layer.run()
+    whole = layer.bank.A.grad.clone()
+    layer.bank.A.grad = None
+    layer.context.step_tokens = torch.tensor(2.0 * layer.mask.sum())
+    layer.run()
+    torch.testing.assert_close(layer.bank.A.grad, whole / 2)

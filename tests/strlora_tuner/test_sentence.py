@@ -28,7 +28,7 @@ def test_meaning_decides_the_distance():
     assert float(colour @ shade) > float(colour @ count) + 0.2
 
 
-def test_every_text_is_embedded_once(monkeypatch):
+def test_every_text_is_embedded_once():
     model = adapted(base_model("text"), "smolora").eval()
     embedder = sentence_embedder(PACKAGE)
     embedder.embed.cache_clear()

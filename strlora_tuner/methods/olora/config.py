@@ -1,0 +1,27 @@
+"""The O-LoRA adapter's configuration as PEFT stores it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from strlora_tuner.methods.olora.options import Options
+from strlora_tuner.registration import register
+from strlora_tuner.routed_config import RoutedConfig, option_field
+from strlora_tuner.schema import AdapterOptions
+
+
+@dataclass
+class Config(RoutedConfig):
+    """Configuration of an O-LoRA adapter; :class:`Options` explains the options."""
+
+    method: ClassVar[str] = "olora"
+    options_class: ClassVar[type[AdapterOptions]] = Options
+
+    orthogonality_weight: float = option_field(Options, "orthogonality_weight")
+    subspaces: int = field(
+        default=0, metadata={"help": "Frozen subspaces of earlier chunks that the adapter holds."}
+    )
+
+
+register()

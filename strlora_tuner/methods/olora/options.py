@@ -1,0 +1,25 @@
+"""Options of an O-LoRA adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from strlora_tuner.schema import AdapterOptions, option
+
+
+@dataclass
+class Options(AdapterOptions):
+    """LoRA whose A is kept orthogonal to the frozen ones of earlier chunks."""
+
+    scheduled: ClassVar[tuple[str, ...]] = ("orthogonality_weight",)
+    orthogonality_weight: float = option(
+        0.5,
+        ge=0,
+        description="Weight lambda of the sum over layers and earlier chunks of |A_i A^T|^2 "
+        "(published: 0.5).",
+    )
+
+    def layer_growth(self, d_in: int, d_out: int, hidden: int) -> int:
+        """Counts the frozen A and B that every further chunk leaves."""
+        return self.rank * (d_in + d_out)
