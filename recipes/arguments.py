@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "status": "where a run stands, from its files alone; also of a run on another machine",
     "validate": "check a recipe; all mistakes are named at once",
     "report": "write report.html from a run's files, finished or not",
+    "reproduce": "run a recorded run again into a new folder and say what differs",
     "clean": "remove what is not needed to go on; only shows it until --yes is given",
 }
 _TARGET = "a shipped recipe ({}), a YAML file, or a run folder (runs/tiny)"
@@ -68,6 +69,7 @@ def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
         "run": _run_options,
         "plan": _plan_options,
         "status": _status_options,
+        "reproduce": _reproduce_options,
         "clean": _clean_options,
     }.get(command, lambda parser: None)(parser)
     parser.add_argument(
@@ -101,6 +103,11 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         help="print every command, and what this machine lacks; with --slurm print the job file "
         "and the sbatch command; nothing is run or written",
     )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="should the host fail, print all that it wrote instead of the cause alone",
+    )
     jobs = parser.add_argument_group("with --slurm")
     jobs.add_argument("--seeds", metavar="0,1,2", default="", help="one array task for each seed")
     jobs.add_argument(
@@ -129,6 +136,16 @@ def _status_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="also check every file that the run has recorded"
     )
+
+
+def _reproduce_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--into", metavar="FOLDER", help="default: the run's folder with -again")
+    parser.add_argument(
+        "--compare-only",
+        action="store_true",
+        help="only compare with the folder, which another machine may have made",
+    )
+    parser.add_argument("--json", action="store_true", help="print the differences as JSON")
 
 
 def _clean_options(parser: argparse.ArgumentParser) -> None:

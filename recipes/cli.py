@@ -79,6 +79,9 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> int:
         from recipes.preview import preview
 
         return _print_all(preview(recipe))
+    from recipes import process
+
+    process.verbose = options.verbose
     return _told(lambda: _train(recipe))
 
 
@@ -129,6 +132,26 @@ def _report(recipe: Recipe, options: argparse.Namespace) -> int:
     return _told(lambda: _print_all([f"report: {write_report(folder)}"]))
 
 
+def _reproduce(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.reproduce import as_text, differences, is_same
+
+    first = Path(recipe.folder)
+    second = Path(options.into or f"{first}-again")
+    if not (first / "manifest.json").is_file():
+        print(f"{first}: not started; there is nothing to reproduce", file=sys.stderr)
+        return FAILED
+
+    def work() -> int:
+        if not options.compare_only:
+            _train(recipe.model_copy(update={"run_dir": str(second)}))
+        found = differences(first, second)
+        lines = [json.dumps(found, indent=2)] if options.json else as_text(first, second, found)
+        _print_all(lines)
+        return DONE if is_same(found) else FAILED
+
+    return _told(work)
+
+
 def _clean(recipe: Recipe, options: argparse.Namespace) -> int:
     from recipes.clean import clean
 
@@ -141,6 +164,7 @@ _COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
     "status": _status,
     "validate": _validate,
     "report": _report,
+    "reproduce": _reproduce,
     "clean": _clean,
 }
 

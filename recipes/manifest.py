@@ -113,7 +113,7 @@ def check_same_run(layout: RunLayout, recipe: Recipe) -> None:
     """Raises RunChanged when `recipe` is not the one that the run folder was started with."""
     if not layout.manifest.is_file():
         return
-    old, new = dict(_flat(_of_today(read_manifest(layout)["recipe"]))), dict(_flat(_meant(recipe)))
+    old, new = dict(flat(_of_today(read_manifest(layout)["recipe"]))), dict(flat(_meant(recipe)))
     changed = [
         f"  {key}: {shown(old.get(key))} in the run, {shown(new.get(key))} now"
         for key in sorted(old.keys() | new.keys())
@@ -183,9 +183,10 @@ def check_same_model(layout: RunLayout, recipe: Recipe) -> None:
         )
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of nested dicts."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+            yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value

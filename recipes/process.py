@@ -200,6 +200,8 @@ def start_time(pid: int) -> int | None:
 
 
 _ERROR = re.compile(r"^(\[rank\d+\]:\s*)?[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Killed)\b")
+# --verbose: all that the process that failed has said, instead of the cause alone.
+verbose = False
 # torchrun's first words on a process that failed, and its own exceptions after that.
 _FAILED_RANK = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
 _FOLLOWS = re.compile("ChildFailedError|SignalException")
@@ -212,12 +214,14 @@ def last_error(log: Path, limit: int = 12) -> list[str]:
     """
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 200_000))
+            file.seek(0 if verbose else max(0, log.stat().st_size - 200_000))
             text = file.read().decode(errors="replace")
     except OSError as error:
         return [f"(the log cannot be read: {error})"]
     text = text.rpartition("\n$ ")[2]  # what was started last
     lines = [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    if verbose:
+        return lines
     first = _FAILED_RANK.search(text)
     if first and int(first.group(1)) < 0:
         number, rank, pid = first.groups()

@@ -18,6 +18,7 @@ from recipes.adapter_check import AdapterError, check_adapter
 from recipes.carried import check_carried, mix_in, remember
 from recipes.checkpoints import Checkpoint, CheckpointError
 from recipes.commands import Command, train_command
+from recipes.energy import EnergyMeter, added
 from recipes.jobs import (
     Job,
     RunError,
@@ -144,10 +145,13 @@ class _Run:
         if self._is_done(record, wanted):
             self.state.done = max(self.state.done, index)  # killed before it was counted
             return False
+        meter = EnergyMeter(0 if self.recipe.launcher.cpu else self.recipe.launcher.nproc)
         if self._trains(index) and not record.trained:
             self._train(index, record)
         if wanted and not record.evaluated:
             self._evaluate(index, record)
+        record.gpu_seconds = added(record.gpu_seconds, meter.gpu_seconds())
+        record.gpu_joules = added(record.gpu_joules, meter.joules())
         self.state.done = index
         self._save()
         if wanted:

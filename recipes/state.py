@@ -54,6 +54,8 @@ class ChunkRecord:
 
     `trained` and `evaluated` turn true only after their files are in place; seconds are wall time
     over all starts of the chunk; `train_memory_gib` is the most main memory that training held.
+    GPU time and energy are of starts that reached the chunk's end; None on CPU, or where the driver
+    does not tell.
     """
 
     index: int
@@ -64,6 +66,8 @@ class ChunkRecord:
     eval_seconds: float = 0.0
     train_memory_gib: float | None = None
     loss: float | None = None
+    gpu_seconds: float | None = None
+    gpu_joules: float | None = None
     data_sha256: str = ""
     adapter_sha256: dict[str, str] = field(default_factory=dict)
     replay_sha256: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,124 @@
+"""Faults of the real host: an image gone, memory that runs out, a clock that jumps, ranks changed.
+
+After each the run stops with what is wrong, or goes on; in the end it is what it would have been.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recipes.layout import RunLayout
+from recipes.lock import read_holder
+from tests.faults.real import needs_host, parameters_of, rows_of
+from tests.faults.test_kills import FULL, STEPS, make_recipe, recorded, start, to_the_end
+from tests.recipes.test_runner import wait_for
+
+pytestmark = [pytest.mark.slow, needs_host]
+# Version 1 of the kernel's control groups, then version 2: folder and the file of the limit.
+GROUPS = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]
+
+
+@contextmanager
+def little_memory(mebibytes: int) -> Iterator[Path | None]:
+    """A control group; a process written into its cgroup.procs is killed above the limit.
+
+    None where this machine does not let us make one.
+    """
+    for root, limit in GROUPS:
+        group = Path(root) / f"test-{os.getpid()}"
+        with suppress(OSError):
+            group.mkdir()
+        try:
+            if not (group / limit).exists():
+                continue
+            (group / limit).write_text(str(mebibytes * 2**20), encoding="utf-8")
+            yield group
+            return
+        except OSError:
+            continue
+        finally:
+            with suppress(OSError):
+                group.rmdir()
+    yield None
+
+
+def end_of(recipe: Path, run: Path, *overrides: str) -> str:
+    """What a run prints that must stop by itself with exit code 1."""
+    out, _ = (process := start(recipe, run, *overrides)).communicate(timeout=1800)
+    assert process.returncode == 1, out
+    assert "Traceback" not in out, out
+    return out
+
+
+def few_answers(folder: Path) -> Path:
+    """The recipe of the kills, with one question and only at the ends of the stream."""
+    path = make_recipe(folder, 1)
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values["schedule"]["per_device_batch"] = 2
+    values["eval"] |= {"every": 3, "limit": 1, "tasks": ["Fin"]}
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def test_missing_image_and_memory_and_clock(tmp_path: Path) -> None:
+    recipe, run = few_answers(tmp_path), tmp_path / "run"
+    layout, one = RunLayout(run), "data.chunks=1"
+    rows = (tmp_path / "stream/chunks/001.jsonl").read_text(encoding="utf-8").splitlines()
+    image = tmp_path / "stream" / json.loads(rows[len(rows) // 2])["images"][0]
+    image.rename(image.with_suffix(".gone"))
+    out = end_of(recipe, run, one)
+    assert "training chunk 1 ended with exit code 1" in out
+    assert image.name in out
+    image.with_suffix(".gone").rename(image)
+
+    with little_memory(150) as group:
+        if group is not None:
+            process = start(recipe, run, one)
+            while not (child := read_holder(layout.lock).get("child")):
+                assert process.poll() is None
+                time.sleep(0.01)
+            (group / "cgroup.procs").write_text(str(child), encoding="utf-8")
+            out, _ = process.communicate(timeout=1800)
+            assert process.returncode == 1, out
+            assert "was ended by SIGKILL (out of memory? see dmesg)" in out
+
+    for path in run.rglob("*"):
+        os.utime(path, (4e9, 4e9))  # as if the clock had been far ahead
+    to_the_end(recipe, run, one)
+    to_the_end(recipe, tmp_path / "undisturbed", one, "launcher.resident=true")
+    assert parameters_of(layout, 1) == parameters_of(RunLayout(tmp_path / "undisturbed"), 1)
+    assert rows_of(layout) == [("0", "Fin", "1"), ("1", "Fin", "1")]
+
+
+@pytest.mark.skipif(not FULL, reason="set FULL_FAULTS=1 (make faults)")
+def test_the_number_of_processes_changes_between_chunks(tmp_path: Path) -> None:
+    recipe, run = few_answers(tmp_path), tmp_path / "run"
+    layout = RunLayout(run)
+    for chunk, processes in ((1, 1), (2, 2)):
+        process = start(recipe, run, f"launcher.nproc={processes}")
+        while not recorded(layout, chunk):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+    process = start(recipe, run, "launcher.nproc=1")
+    wait_for(layout.host(3) / "checkpoint-2" / "trainer_state.json", seconds=1800)
+    process.kill()
+    process.communicate()
+    out = end_of(recipe, run, "launcher.nproc=2")
+    assert "inside a chunk their number cannot change" in out
+    to_the_end(recipe, run, "launcher.nproc=1")
+    manifest = json.loads(layout.manifest.read_text(encoding="utf-8"))
+    assert [session["processes"] for session in manifest["sessions"]] == [1, 2, 1, 2, 1]
+    state = json.loads(layout.state.read_text(encoding="utf-8"))
+    assert [chunk["steps"] for chunk in state["chunks"]] == [0, STEPS, STEPS, STEPS]
+    assert rows_of(layout) == [("0", "Fin", "1"), ("3", "Fin", "1")]
+    assert len({parameters_of(layout, chunk) for chunk in (1, 2, 3)}) == 3
