@@ -1,9 +1,10 @@
 """Speed and memory of data_prep.chunk and data_prep.check, against plain `datasets`, in one run.
 
     python benchmarks/data_speed.py --records 20000 200000 1000000 --images 10000 --json speed.json
+    python benchmarks/data_speed.py --records --images 50000 --pixels 112 112 --no-datasets
 
-Every measurement is a process of its own; seconds are wall clock, start-up included; memory is the
-peak of the process and of its largest child.
+Every measurement is a process of its own; seconds are wall clock, start-up included, and processor
+seconds count all its processes; memory is the peak of the process and of its largest child.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
-SIZE = (448, 336)  # pixels of the benchmark's pictures
 # Runs the rest of its arguments as a program, then prints peak memory in KiB: self, largest child.
 WRAP = """
 import resource, runpy, sys
@@ -34,7 +35,8 @@ try:
 except SystemExit as stop:
     assert not stop.code, stop.code
 peaks = [resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-print("PEAK", *peaks)
+times = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print("PEAK", *peaks, sum(used.ru_utime + used.ru_stime for used in times))
 """
 LOAD = """
 import sys
@@ -67,7 +69,7 @@ def decode(path):
         return image.size[0]
 
 if __name__ == "__main__":
-    paths = sorted(Path(sys.argv[1]).glob("images/*.jpg"))
+    paths = sorted(Path(sys.argv[1]).glob("images/*.*"))
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         print(sum(pool.map(decode, paths, chunksize=64)))
 """
@@ -83,8 +85,13 @@ def measure(arguments: list[str]) -> dict[str, float]:
     seconds = time.monotonic() - started
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
-    own, child = (int(word) / 1024 for word in done.stdout.split("PEAK")[1].split())
-    return {"seconds": round(seconds, 2), "mb": round(own), "child_mb": round(child)}
+    own, child, cpu = (float(word) for word in done.stdout.split("PEAK")[1].split())
+    return {
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu, 2),
+        "mb": round(own / 1024),
+        "child_mb": round(child / 1024),
+    }
 
 
 def write_records(path: Path, count: int) -> None:
@@ -115,8 +122,11 @@ def write_host(source: Path, target: Path) -> None:
             out.write(json.dumps(content | {"task": record["task"]}) + "\n")
 
 
-def write_pictures(folder: Path, count: int) -> None:
-    """Write a stream folder of `count` samples with a JPEG each (soft noise, about 15 kB)."""
+def write_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """Write a stream folder of `count` samples with a picture of soft noise each.
+
+    Every fourth is a PNG, the others JPEG (about 15 kB at 448 x 336 pixels).
+    """
     import numpy as np
     from PIL import Image
 
@@ -125,10 +135,10 @@ def write_pictures(folder: Path, count: int) -> None:
     (folder / "chunks").mkdir()
     with (folder / "chunks/001.jsonl").open("w", encoding="utf-8") as file:
         for number in range(count):
-            coarse = state.randint(0, 256, (SIZE[1] // 8, SIZE[0] // 8, 3)).astype("uint8")
-            picture = Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)
-            name = f"images/{number:06d}.jpg"
-            picture.save(folder / name, quality=85)
+            coarse = state.randint(0, 256, (size[1] // 8, size[0] // 8, 3)).astype("uint8")
+            picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+            name = f"images/{number:06d}.{'jpg' if number % 4 else 'png'}"
+            picture.save(folder / name, None, **({"quality": 85} if number % 4 else {}))
             turns = [
                 {"role": "user", "content": f"<image>\nWhat is number {number}?"},
                 {"role": "assistant", "content": "noise"},
@@ -150,21 +160,32 @@ def chunking(folder: Path, count: int) -> dict[str, Any]:
     return _row(count, {"chunk": ours, "datasets": peer}, "chunk", "datasets")
 
 
-def checking(folder: Path, count: int) -> dict[str, Any]:
-    """Return seconds and memory of check, of `datasets` and of bare decoding on all cores."""
+def checking(
+    folder: Path, count: int, size: tuple[int, int], repeats: int, datasets: bool
+) -> dict[str, Any]:
+    """Return seconds and memory of check, of `datasets` and of bare decoding on all cores.
+
+    Decoding and check alternate; the ratios are medians over the pairs.
+    """
     stream = folder / "pictures"
-    write_pictures(stream, count)
+    write_pictures(stream, count, size)
     load, decode = folder / "load_images.py", folder / "decode.py"
     load.write_text(LOAD_IMAGES)
     decode.write_text(DECODE)
     report = ["--report", str(folder / "report.json"), "--allow", "manifest-missing"]
-    runs = {
-        "decode": measure([str(decode), str(stream)]),
-        "check": measure(["data_prep.check", str(stream), *report]),
-        "datasets": measure([str(load), str(stream), str(folder / "cache-images")]),
-    }
-    row = _row(count, runs, "check", "datasets")
-    row["check_over_decode"] = round(runs["check"]["seconds"] / runs["decode"]["seconds"], 2)
+    pairs = []
+    for _ in range(repeats):
+        bare = measure([str(decode), str(stream)])
+        pairs.append((bare, measure(["data_prep.check", str(stream), *report])))
+    runs = {"decode": pairs[-1][0], "check": pairs[-1][1]}
+    if datasets:
+        runs["datasets"] = measure([str(load), str(stream), str(folder / "cache-images")])
+    row = _row(count, runs, "check", "datasets" if datasets else "decode")
+    row["pixels"] = list(size)
+    for key, name in (("seconds", "check_over_decode"), ("cpu_seconds", "check_over_decode_cpu")):
+        ratios = [check[key] / bare[key] for bare, check in pairs]
+        row[name] = round(statistics.median(ratios), 2)
+        row[f"{name}_each"] = [round(ratio, 2) for ratio in ratios]
     return row
 
 
@@ -179,8 +200,11 @@ def main() -> None:
     """Measure, print a table and the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--records", type=int, nargs="+", default=[20_000, 200_000])
+    parser.add_argument("--records", type=int, nargs="*", default=[20_000, 200_000])
     parser.add_argument("--images", type=int, default=5_000, help="0: leave checking out")
+    parser.add_argument("--pixels", type=int, nargs=2, default=[448, 336], help="of a picture")
+    parser.add_argument("--repeats", type=int, default=1, help="of decoding and checking")
+    parser.add_argument("--no-datasets", action="store_true", help="check against decoding only")
     parser.add_argument("--json", type=Path, help="keep the result")
     args = parser.parse_args()
     result: dict[str, Any] = {
@@ -194,18 +218,23 @@ def main() -> None:
         folder = Path(name)
         result["chunking"] = [chunking(folder, count) for count in args.records]
         if args.images:
-            result["checking"] = checking(folder, args.images)
-    rows = result["chunking"]
-    growth = rows[-1]["chunk"]["mb"] / rows[0]["chunk"]["mb"]
-    result["memory_growth"] = {
-        "records": round(rows[-1]["records"] / rows[0]["records"], 1),
-        "chunk": round(growth, 2),
-        "datasets": round(rows[-1]["datasets"]["mb"] / rows[0]["datasets"]["mb"], 2),
-    }
+            size, repeats = (args.pixels[0], args.pixels[1]), args.repeats
+            result["checking"] = checking(folder, args.images, size, repeats, not args.no_datasets)
+    if args.records:
+        result["memory_growth"] = _growth(result["chunking"])
     text = json.dumps(result, indent=1)
     print(text)
     if args.json:
         args.json.write_text(text + "\n")
+
+
+def _growth(rows: list[dict[str, Any]]) -> dict[str, float]:
+    growth = rows[-1]["chunk"]["mb"] / rows[0]["chunk"]["mb"]
+    return {
+        "records": round(rows[-1]["records"] / rows[0]["records"], 1),
+        "chunk": round(growth, 2),
+        "datasets": round(rows[-1]["datasets"]["mb"] / rows[0]["datasets"]["mb"], 2),
+    }
 
 
 if __name__ == "__main__":

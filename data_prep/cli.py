@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_prep.download import download
 from data_prep.files import sha256_file
 from data_prep.problems import Refused, listing
 from data_prep.progress import Progress
@@ -33,6 +34,20 @@ def source_facts(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise Refused("no-data", f"{path}: no such file; check the path")
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def fetch(repository: str, folder: Path, note: str) -> int:
+    """Download the JSON of a published benchmark into `folder`; return the exit code.
+
+    `note` ends the sentence that says it is there.
+    """
+    try:
+        download(repository, folder, ["*.json"])
+    except Refused as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    print(f"{folder}: the JSON of {repository} is there{note}")
+    return OK
 
 
 def run_plan(

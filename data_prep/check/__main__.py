@@ -12,6 +12,7 @@ from pathlib import Path
 from data_prep.check.fix import write_clean
 from data_prep.check.layout import read_layout
 from data_prep.check.lengths import Lengths
+from data_prep.check.recipe import read_recipe
 from data_prep.check.report import as_json, as_text
 from data_prep.check.run import Check, Result, Settings
 from data_prep.cli import FAILED, OK, UNUSABLE
@@ -37,8 +38,9 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--near", action="store_true", help="find images that look alike, too")
     out.add_argument("--no-decode", action="store_true", help="only look whether images are there")
-    out.add_argument("--model", type=Path, help="folder of the recipe's model: estimates lengths")
-    out.add_argument("--max-length", type=int, default=4096, help="model.max_length of the recipe")
+    out.add_argument("--recipe", help="estimates lengths with this recipe's model and max_length")
+    out.add_argument("--model", type=Path, help="folder of a model: estimates lengths with it")
+    out.add_argument("--max-length", type=int, help="longest sample (default: the recipe's, 4096)")
     out.add_argument("--image-tokens", type=int, help="tokens of an image (default: the model's)")
     out.add_argument(
         "--allow", action="append", default=[], metavar="CODE", help="take this error as a warning"
@@ -53,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     """Check, report, and with --fix write the cleaned copy; return the exit code."""
     args = parser().parse_args(argv)
     try:
-        lengths = Lengths(args.model, args.max_length, args.image_tokens) if args.model else None
-        settings = Settings(args.near, not args.no_decode, lengths, tuple(args.allow), args.strict)
+        allow = tuple(args.allow)
+        settings = Settings(args.near, not args.no_decode, _lengths(args), allow, args.strict)
         result = Check(read_layout(args.folder, args.images), settings, args.workers).run()
         print(as_text(result, args.show))
         report = args.report or beside(args.folder, ".check.json")
@@ -66,6 +68,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
     return FAILED if result.errors else OK
+
+
+def _lengths(args: argparse.Namespace) -> Lengths | None:
+    """Return the estimate of lengths, None without --recipe and --model."""
+    if args.recipe is None:
+        most = 4096 if args.max_length is None else args.max_length
+        return Lengths(args.model, most, args.image_tokens) if args.model else None
+    model = read_recipe(args.recipe)
+    most = model.max_length if args.max_length is None else args.max_length
+    return Lengths(args.model or model.path, most, args.image_tokens)
 
 
 def beside(folder: Path, ending: str) -> Path:

@@ -14,10 +14,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from data_prep.cli import OK, UNUSABLE, add_common, run_plan, source_facts
+from data_prep.cli import OK, add_common, fetch, run_plan, source_facts
 from data_prep.compose.plan import drawn
 from data_prep.converting import expect_folder
-from data_prep.download import download
 from data_prep.mllm_cl import GENERATOR, REPOSITORY, VERSION
 from data_prep.mllm_cl.router import FOLDER, write_router
 from data_prep.parallel import cores
@@ -52,14 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     args = options.parse_args(argv)
     if args.out is None and not args.download:
         options.error("--out DIR is needed, or --download")
-    try:
-        if args.download:
-            download(REPOSITORY, args.source, ["*.json"])
-            print(f"{args.source}: the JSON of {REPOSITORY} is there; images are not in it")
-    except Refused as error:
-        print(f"error: {error}", file=sys.stderr)
-        return UNUSABLE
-    return OK if args.out is None else run_plan(args, partial(_plan, args))
+    code = fetch(REPOSITORY, args.source, "; images are not in it") if args.download else OK
+    return code if code or args.out is None else run_plan(args, partial(_plan, args))
 
 
 def _plan(args: argparse.Namespace) -> Plan:

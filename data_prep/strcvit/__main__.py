@@ -12,11 +12,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from data_prep.cli import FAILED, OK, UNUSABLE, add_common, run_plan, source_facts
+from data_prep.cli import FAILED, OK, add_common, fetch, run_plan, source_facts
 from data_prep.converting import expect_folder
-from data_prep.download import download
 from data_prep.placing import LINK, Places
-from data_prep.problems import ERROR, Problem, Refused, listing
+from data_prep.problems import ERROR, Problem, listing
 from data_prep.published import STRCVIT
 from data_prep.strcvit import GENERATOR, MARKER, REPOSITORY, VERSION, checklist
 from data_prep.strcvit.published_counts import against_manifest, against_mixture
@@ -54,15 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         return OK if checklist.all_present(args.images) else FAILED
     if args.source is None or not (args.download or args.out):
         options.error("--source DIR is needed, with --images ROOT and --out DIR, or --download")
-    try:
-        if args.download:
-            download(REPOSITORY, args.source, ["*.json"])
-            print(f"{args.source}: {REPOSITORY} is there (CC BY-NC 4.0)")
-    except Refused as error:
-        print(f"error: {error}", file=sys.stderr)
-        return UNUSABLE
-    if args.out is None:
-        return OK
+    code = fetch(REPOSITORY, args.source, " (CC BY-NC 4.0)") if args.download else OK
+    if code or args.out is None:
+        return code
     if args.images is None:
         options.error("--images ROOT is needed")
     return run_plan(args, partial(_plan, args), partial(_report, args))
