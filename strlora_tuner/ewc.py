@@ -12,7 +12,6 @@ tuner. All arithmetic is float32.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import tempfile
@@ -96,12 +95,11 @@ def save_state(folder: Path, state: EwcState) -> Path:
     tensors = {ANCHOR + name: value for name, value in state.anchor.items()}
     tensors |= {FISHER + name: value for name, value in (state.fisher or {}).items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    form = "released" if state.fisher is None else "online"
     folder.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{FILE}.")
     os.close(descriptor)
     try:
-        save_file(tensors, temporary, metadata={"format": "pt", "ewc": json.dumps({"form": form})})
+        save_file(tensors, temporary, metadata={"format": "pt"})
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o644)
@@ -138,34 +136,27 @@ def load_state(folder: Path, shapes: Mapping[str, torch.Size], released: bool) -
             f"{path} {words[0]}, but this run uses the {words[1]} form of EWC; keep one form for "
             "the whole stream"
         )
-    problems = _problems(anchor, fisher, shapes, released)
+    problems = _problems(ANCHOR, anchor, shapes)
+    if not released:
+        problems += _problems(FISHER, fisher, {name: v.shape for name, v in anchor.items()})
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(f"{path}: {'; '.join(problems[:3])}{more}; {_FIX}")
     return EwcState(anchor, None if released else fisher)
 
 
-def _problems(
-    anchor: dict[str, Tensor],
-    fisher: dict[str, Tensor],
-    shapes: Mapping[str, torch.Size],
-    released: bool,
-) -> list[str]:
-    problems = []
-    for kind, held in ((ANCHOR, anchor), (FISHER, {} if released else fisher)):
-        wanted = shapes if kind == ANCHOR or not released else {}
-        for name in sorted(wanted.keys() - held.keys()):
-            problems.append(f"{kind}{name} is missing")
-        for name, value in held.items():
-            shape = tuple(shapes.get(name, anchor[name].shape if name in anchor else ()))
-            if tuple(value.shape) != shape:
-                problems.append(f"{kind}{name} is {tuple(value.shape)}, expected {shape}")
-            elif value.dtype != torch.float32:
-                problems.append(f"{kind}{name} is {value.dtype}, expected torch.float32")
-            elif not bool(value.isfinite().all()):
-                problems.append(f"{kind}{name} holds NaN or infinity")
-            elif kind == FISHER and bool((value < 0).any()):
-                problems.append(f"{kind}{name} holds negative values")
+def _problems(kind: str, held: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> list[str]:
+    problems = [f"{kind}{name} is missing" for name in sorted(wanted.keys() - held.keys())]
+    for name, value in held.items():
+        shape = wanted.get(name, value.shape)
+        if value.shape != shape:
+            problems.append(f"{kind}{name} is {tuple(value.shape)}, expected {tuple(shape)}")
+        elif value.dtype != torch.float32:
+            problems.append(f"{kind}{name} is {value.dtype}, expected torch.float32")
+        elif not bool(value.isfinite().all()):
+            problems.append(f"{kind}{name} holds NaN or infinity")
+        elif kind == FISHER and bool((value < 0).any()):
+            problems.append(f"{kind}{name} holds negative values")
     return problems
 
 
