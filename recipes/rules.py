@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from strlora_tuner.methods import options_class
+from strlora_tuner.schema import AdapterOptions
 
 if TYPE_CHECKING:
     from recipes.schema import Recipe
@@ -96,7 +97,8 @@ def _ewc_problems(recipe: Recipe) -> list[str]:
 
 def _grows(tuner_type: str) -> bool:
     """Whether a tuner's adapter gets new tensors with every chunk: then it says how many."""
-    return bool({"layer_growth", "model_growth"} & vars(options_class(tuner_type)).keys())
+    own = [kind for kind in options_class(tuner_type).__mro__ if kind is not AdapterOptions]
+    return any({"layer_growth", "model_growth"} & vars(kind).keys() for kind in own)
 
 
 def _pool_problems(recipe: Recipe) -> list[str]:
