@@ -16,7 +16,7 @@ format:  ## let ruff format the code
 	.venv/bin/ruff format . && .venv/bin/ruff check --fix .
 
 faults:  ## kills, faults, signals and a real SLURM, slow ones included
-	.venv/bin/python -m pytest tests/faults tests/slurm tests/recipes/test_runner.py tests/recipes/test_real_stop.py \
+	FULL_FAULTS=1 .venv/bin/python -m pytest tests/faults tests/slurm tests/recipes/test_runner.py tests/recipes/test_real_stop.py \
 		tests/recipes/test_real_stream.py
 
 ci:      ## everything, slow suites included

@@ -97,6 +97,7 @@ def train_command(
         **_data_arguments(recipe, [data] if isinstance(data, Path) else data, chunk),
         **_optimizer_arguments(recipe, chunk),
         "output_dir": str(layout.host(chunk)),
+        "logging_dir": str(layout.trackers(chunk)),
         "add_version": False,
         "save_strategy": "steps",
         "save_steps": recipe.schedule.save_steps,

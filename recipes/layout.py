@@ -77,6 +77,10 @@ class RunLayout:
         """Which adapter answered which task, and how often the router was right."""
         return self.chunk(index) / "router.json"
 
+    def trackers(self, index: int) -> Path:
+        """What TensorBoard writes (`swift.report_to`); kept when the host's folder goes."""
+        return self.chunk(index) / "trackers"
+
     def train_log(self, index: int) -> Path:
         return self.chunk(index) / "train.log"
 

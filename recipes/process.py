@@ -204,6 +204,7 @@ _ERROR = re.compile(r"^(\[rank\d+\]:\s*)?[A-Za-z_][\w.]*(Error|Exception|Interru
 verbose = False
 # torchrun's first words on a process that failed, and its own exceptions after that.
 _FAILED_RANK = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
+_PROGRESS = re.compile(r"\d%\||^\{'")  # a bar, or a step's metrics, which are kept elsewhere
 _FOLLOWS = re.compile("ChildFailedError|SignalException")
 
 
@@ -218,7 +219,8 @@ def last_error(log: Path, limit: int = 12) -> list[str]:
             text = file.read().decode(errors="replace")
     except OSError as error:
         return [f"(the log cannot be read: {error})"]
-    text = text.rpartition("\n$ ")[2]  # what was started last
+    _, command, last = text.rpartition("\n$ ")
+    text = last.partition("\n")[2] if command else text  # of what was started last
     lines = [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
     if verbose:
         return lines
@@ -229,7 +231,7 @@ def last_error(log: Path, limit: int = 12) -> list[str]:
     for index in range(len(lines) - 1, -1, -1):
         if _ERROR.match(lines[index]) and not _FOLLOWS.search(lines[index]):
             return lines[index : index + limit]
-    return lines[-limit:]
+    return [line for line in lines if not _PROGRESS.search(line)][-limit:]
 
 
 def exit_text(code: int) -> str:

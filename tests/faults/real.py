@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,10 +53,19 @@ def training_processes(run: Path) -> dict[int, str]:
 
 
 def result_of(layout: RunLayout) -> dict[str, str]:
-    """sha256 of all that must not depend on where a run was killed."""
-    names = ["matrix.csv"]
+    """Steps, and sha256 of all that must not depend on where a run was killed."""
+    names, metrics = ["matrix.csv"], {}
     for chunk in sorted((layout.root / "chunks").iterdir()):
-        inner = [f"adapter/{WEIGHTS}", "train_metrics.jsonl", "scores.json"]
+        inner = [f"adapter/{WEIGHTS}", "scores.json"]
         inner += [f"predictions/{path.name}" for path in (chunk / "predictions").glob("*")]
         names += [f"chunks/{chunk.name}/{name}" for name in inner if (chunk / name).is_file()]
-    return {name: sha256(layout.root / name) for name in names}
+        metrics[chunk.name] = steps_of(chunk / "train_metrics.jsonl")
+    return {**metrics, **{name: sha256(layout.root / name) for name in names}}
+
+
+def steps_of(metrics: Path) -> str:
+    """Step, loss and norm of the gradient of every row: all but the times."""
+    if not metrics.is_file():
+        return ""
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return str([(r["global_step/max_steps"], r["loss"], r["grad_norm"]) for r in rows])

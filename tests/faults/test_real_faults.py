@@ -93,7 +93,9 @@ def test_missing_image_and_memory_and_clock(tmp_path: Path) -> None:
     for path in run.rglob("*"):
         os.utime(path, (4e9, 4e9))  # as if the clock had been far ahead
     to_the_end(recipe, run, one)
-    to_the_end(recipe, tmp_path / "undisturbed", one, "launcher.resident=true")
+    trackers = "swift.report_to=tensorboard"
+    to_the_end(recipe, tmp_path / "undisturbed", one, "launcher.resident=true", trackers)
+    assert list((tmp_path / "undisturbed/chunks/001/trackers").glob("events.out.tfevents.*"))
     assert parameters_of(layout, 1) == parameters_of(RunLayout(tmp_path / "undisturbed"), 1)
     assert rows_of(layout) == [("0", "Fin", "1"), ("1", "Fin", "1")]
 

@@ -50,6 +50,7 @@ GOLDEN_FIRST = {
     "weight_decay": "0.1",
     "aligner_lr": "1e-05",
     "output_dir": "runs/x/chunks/001/host",
+    "logging_dir": "runs/x/chunks/001/trackers",
     "add_version": "false",
     "save_strategy": "steps",
     "save_steps": "20",
@@ -98,6 +99,7 @@ def test_golden_second_chunk() -> None:
         "lr_scheduler_type": "constant",
         "warmup_ratio": "0.0",
         "output_dir": "runs/x/chunks/002/host",
+        "logging_dir": "runs/x/chunks/002/trackers",
         "adapters": "runs/x/chunks/001/adapter",
     }
     assert keywords == {**RELEASED, "strlora_stability_weight": 0.1}
@@ -162,6 +164,7 @@ def test_vllm_gets_a_merged_adapter() -> None:
         (["eval.backend=vllm"], "cannot serve method = strlora"),
         (["eval.backend=vllm", "method=lora", "launcher.cpu=true"], "needs a GPU"),
         (["eval.backend=sglang"], "eval.backend"),
+        (["launcher.resident=true", "launcher.nproc=2"], "launcher.resident"),
     ],
 )
 def test_a_backend_that_cannot_serve_the_method_is_refused(
