@@ -238,6 +238,7 @@ def test_ewc_tells_every_chunk_where_its_state_is(three: Callable[..., Path]) ->
         ("er", {"ewc": {"weight": 1}}, "ewc and replay together"),
         ("joint", {"replay": {}}, "replay has nothing to act on with method = joint"),
         ("zero_shot", {"ewc": {"weight": 1}}, "ewc has nothing to act on"),
+        ("olora", {"ewc": {"weight": 1}}, "every chunk starts parameters of its own there"),
         ("er", {"replay": {"share": 0.3}}, "is no whole number of samples between 1 and 3"),
         ("er", {"swift": {"group_by_length": True}}, "would break the share of replayed samples"),
         ("ewc", {"launcher": {"cpu": True, "deepspeed": "zero3"}}, "parameters lie in pieces"),
