@@ -52,10 +52,12 @@ def _load(options: argparse.Namespace) -> Recipe:
             message = f"{folder} is no run folder: it holds no recipe.yaml"
             raise RecipeError([Problem(Place(COMMAND_LINE), "RECIPE", message)])
         overrides.insert(0, f"run_dir={_from_root(folder)}")
+    options.of_run = name != options.recipe
     if getattr(options, "grid", None):
         overrides += _grid_overrides(Path(options.grid), options.grid_task)
     recipe_here = str(find_recipe(name).resolve())
     os.chdir(REPO)
+    options.loaded = recipe_here, overrides
     return load_recipe(recipe_here, overrides)
 
 
@@ -102,9 +104,12 @@ def _validate(recipe: Recipe, options: argparse.Namespace) -> int:
 
 
 def _plan(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.budget import sizes_of_methods
     from recipes.plan import as_text, make_plan
 
-    plan = make_plan(recipe, options.gpu, options.price)
+    # A run folder's recipe is resolved for one method: what others would take is not in it.
+    methods = [] if options.of_run else sizes_of_methods(*options.loaded)
+    plan = make_plan(recipe, options.gpu, options.price, methods)
     return _print_all([json.dumps(plan, indent=2)] if options.json else as_text(plan))
 
 

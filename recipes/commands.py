@@ -186,7 +186,7 @@ def _container(recipe: Recipe) -> tuple[str, ...]:
 def tuner_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
     """What `--model_kwargs` carries for a tuner of ours in chunk `chunk`, without the prefix."""
     unused = {*_HOST_LORA, *recipe.unused_tuner_keys}
-    options = {k: v for k, v in recipe.tuner.items() if k not in unused and v is not None}
+    options = {k: v for k, v in recipe.tuner_given.items() if k not in unused and v is not None}
     if recipe.tuner_type != STRLORA:
         return options
     options.setdefault("preset", "paper")

@@ -14,8 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from recipes.arguments import shipped_recipes
+from recipes.budget import BudgetError, budget_method, with_budget
 from recipes.host_arguments import check_swift_block
-from recipes.methods import Method, find_method
+from recipes.methods import Method, find_method, method_names
 from recipes.problems import (
     COMMAND_LINE,
     Place,
@@ -70,7 +71,26 @@ def load_recipe(name: str, overrides: Sequence[str] = (), tuned: bool = True) ->
     recipe = _check(values, places, problems)
     if problems or recipe is None:
         raise RecipeError(problems)
-    return recipe
+    return _budgeted(recipe, name, overrides, tuned, places)
+
+
+def _budgeted(
+    recipe: Recipe, name: str, overrides: Sequence[str], tuned: bool, places: Places
+) -> Recipe:
+    """The recipe with what its budget derives; a run's own recipe.yaml holds that already."""
+    other = budget_method(recipe)
+    if other is None or recipe.matched is not None:
+        return recipe
+    place = places["budget"]
+    if other not in method_names():
+        hint = did_you_mean(other, method_names())
+        message = f"no method is called {other!r}; there are: {', '.join(method_names())}"
+        raise RecipeError([Problem(place, "budget", message, hint)])
+    try:
+        like = [*overrides, f"method={other}", "budget=null"]
+        return with_budget(recipe, load_recipe(name, like, tuned))
+    except BudgetError as error:
+        raise RecipeError([Problem(place, "budget", str(error))]) from error
 
 
 def _read_with_parents(

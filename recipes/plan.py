@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from data_prep.mini.mixtures import SIZES
+from recipes.budget import sizes_text
 from recipes.carried import mixture_of
 from recipes.cost import (
     ANSWER_TOKENS,
@@ -39,10 +40,16 @@ COUNTED_LINES = 200  # of a file, to find the mean length of its samples
 TEMPLATE_TOKENS = 16  # turn markers around question and answer
 
 
-def make_plan(recipe: Recipe, gpu: str | None = None, price: float | None = None) -> dict[str, Any]:
+def make_plan(
+    recipe: Recipe,
+    gpu: str | None = None,
+    price: float | None = None,
+    methods: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
     """Returns the plan as plain values; `as_text` turns it into tables.
 
     Args:
+        methods: what all methods would train and store, from recipes.budget.sizes_of_methods.
         gpu: a name such as H100; None takes this machine's, else H100.
         price: what a GPU hour costs, in any currency; None leaves the cost out.
     """
@@ -51,7 +58,11 @@ def make_plan(recipe: Recipe, gpu: str | None = None, price: float | None = None
         stream = open_stream(recipe)
     chunks = [_chunk(recipe, stream, index) for index in recipe.trained_chunks]
     plan: dict[str, Any] = {"recipe": recipe.name, "method": recipe.method, "run": recipe.folder}
-    plan["chunks"] = chunks
+    plan["chunks_in_all"] = recipe.data.chunks
+    plan["chunks"], plan["methods"] = chunks, list(methods)
+    plan["budget"] = None
+    if recipe.matched is not None:
+        plan["budget"] = {"asked": recipe.budget, **recipe.matched.model_dump()}
     plan["questions"] = _questions(recipe, stream)
     plan["sources"] = _data_sources(recipe, stream)
     _add_model(plan, recipe)
@@ -270,7 +281,7 @@ def _estimated(plan: dict[str, Any], recipe: Recipe, gpu: Gpu | None) -> dict[st
 
 def as_text(plan: dict[str, Any]) -> Iterator[str]:
     """Yields the plan as tables, each followed by where its figures come from."""
-    yield f"{plan['recipe']}: {plan['method']}, {len(plan['chunks'])} chunks, into {plan['run']}/"
+    yield f"{plan['recipe']}: {plan['method']}, {plan['chunks_in_all']} chunks, into {plan['run']}/"
     yield "\n chunk   samples   steps      tokens   evaluated"
     for chunk in plan["chunks"]:
         yield _chunk_line(f"{chunk['chunk']:6d}", chunk, "yes" if chunk["evaluated"] else "no")
@@ -280,6 +291,7 @@ def as_text(plan: dict[str, Any]) -> Iterator[str]:
     yield _chunk_line("   all", total, f"{evaluations} x {plan['questions']} questions")
     yield from _extra_text(plan["chunks"])
     yield from _model_text(plan)
+    yield from sizes_text(plan["methods"])
     yield from _time_text(plan)
     yield "\nwhere the figures come from"
     yield from (f"  {name:<8} {text}" for name, text in plan["sources"].items())
@@ -313,6 +325,13 @@ def _model_text(plan: dict[str, Any]) -> Iterator[str]:
         f"  stored   {model['stored_parameters'] / 1e6:,.2f} M a chunk; "
         f"{model['adapters_gib']:.2f} GiB of adapters (float32)"
     )
+    if plan["budget"] is not None:
+        budget = plan["budget"]
+        found = ", ".join(f"{key} {value:g}" for key, value in budget["tuner"].items())
+        yield (
+            f"  budget   {budget['asked']}: {found}; the adapter trains {budget['trained']:,} "
+            f"for {budget['wanted']:,}"
+        )
     parts = ", ".join(f"{name} {value:.2f}" for name, value in memory.items())
     what = "GPU" if plan["gpu"] else "process"
     yield f"memory     {sum(memory.values()):.1f} GiB a {what} (estimated): {parts}"

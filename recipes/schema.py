@@ -186,6 +186,19 @@ class Pool(Block):
         return self.learning_rate or first.learning_rate / 4
 
 
+class Matched(Block):
+    """What `budget` derived; the loader fills it in."""
+
+    tuner: dict[str, Any] = Field(description="the derived options, over those of the tuner block")
+    trained: int = Field(ge=0, description="trainable parameters that they give, aligner left out")
+    wanted: int = Field(ge=1, description="those of the method that was to be matched")
+
+    @property
+    def gap(self) -> float:
+        """How far `trained` is from `wanted`, as a part of it."""
+        return abs(self.trained - self.wanted) / self.wanted
+
+
 # Words of sbatch and file names: nothing that a shell or sbatch could read as something else.
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:,@%/+=-]*$")]
 Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./~-][^\s]*$")]
@@ -265,6 +278,12 @@ class Recipe(Block):
     pool: Pool | None = Field(
         None, description="the router over adapters of single chunks; method mr_lora has one"
     )
+    budget: Annotated[str, Field(pattern=r"^match\(\w+\)$")] | None = Field(
+        None,
+        description="match(NAME): the rank is derived so that the method trains as many parameters "
+        "as NAME does at the recipe's rank; null: the rank is taken as it is",
+    )
+    matched: Matched | None = Field(None, description="filled in by budget; leave it out")
     schedule: Schedule
     swift: dict[str, Any] = Field(
         default_factory=dict, description="further arguments of `swift sft`, by their own names"
@@ -318,8 +337,13 @@ class Recipe(Block):
         """The tuner block over its preset, checked; the schedule's keys are not in it."""
         kind = options_class(self.tuner_type or LORA)
         unused = self.unused_tuner_keys
-        given = {key: value for key, value in self.tuner.items() if key not in unused}
+        given = {key: value for key, value in self.tuner_given.items() if key not in unused}
         return kind(**with_preset(kind, given))
+
+    @property
+    def tuner_given(self) -> dict[str, Any]:
+        """The tuner block, with what a budget derived."""
+        return {**self.tuner, **(self.matched.tuner if self.matched else {})}
 
     @property
     def unused_tuner_keys(self) -> list[str]:

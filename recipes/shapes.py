@@ -122,10 +122,20 @@ def tuner_size(options: AdapterOptions, shape: Shape) -> Size:
     return Size(trained, stored)
 
 
+def tuner_growth(options: AdapterOptions, shape: Shape) -> int:
+    """Counts what every chunk after the first adds to a tuner's file."""
+    layers = [options.layer_growth(d_in, d_out, shape.hidden) for d_in, d_out in shape.linears()]
+    return shape.layers * sum(layers) + options.model_growth(shape.hidden)
+
+
 def adapter_size(recipe: Recipe, shape: Shape) -> Size:
-    """Counts what the recipe's method trains and stores, aligner too; 0 where nothing is trained."""
+    """Counts what the recipe's method trains, and stores in the last chunk's file; aligner too.
+
+    0 where nothing is trained.
+    """
     if recipe.tuner_type is None:
         return Size(0, 0)
     size = tuner_size(recipe.tuner_options, shape)
     aligner = shape.aligner if recipe.model.aligner else 0
-    return Size(size.trained + aligner, size.stored + aligner)
+    grown = (recipe.data.chunks - 1) * tuner_growth(recipe.tuner_options, shape)
+    return Size(size.trained + aligner, size.stored + grown + aligner)
