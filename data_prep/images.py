@@ -76,33 +76,51 @@ def check_name(name: str) -> None:
         raise Refused("image-escape", f"image {name!r} leaves the stream folder by '..'")
 
 
-def resolve(root: Path, name: str, allowed: tuple[Path, ...]) -> Path:
+def resolve(
+    root: Path, name: str, allowed: tuple[Path, ...], known: dict[str, str] | None = None
+) -> Path:
     """Return the file that `name` leads to under `root`, links followed.
 
     Args:
         root: the stream folder.
         name: as it stands in the sample.
         allowed: resolved folders in which the file may lie.
+        known: where folders of names were found to lead; filled here, for the next name.
 
     Raises:
         Refused: a bad name, a loop of links, no such file, a folder, or a link out of `allowed`.
     """
     check_name(name)
-    path = root / name
     try:
-        real = Path(os.path.realpath(path, strict=True))
-        mode = real.stat().st_mode
+        real, mode = _follow(root, name, {} if known is None else known)
     except OSError as error:
-        raise _no_file(name, path, error) from error
-    if not any(real.is_relative_to(folder) for folder in allowed):
+        raise _no_file(name, root / name, error) from error
+    if not any(real == str(folder) or real.startswith(f"{folder}{os.sep}") for folder in allowed):
         raise Refused(
             "image-escape",
-            f"image {name!r} is a link out of the stream, to {str(real)!r}; copy the file in",
+            f"image {name!r} is a link out of the stream, to {real!r}; copy the file in",
         )
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
         raise Refused("image-not-file", f"image {name!r} is {what}; expected an image file")
-    return real
+    return Path(real)
+
+
+def _follow(root: Path, name: str, known: dict[str, str]) -> tuple[str, int]:
+    """Return the path and mode that `name` leads to. Raises OSError where it leads nowhere.
+
+    A folder is followed once for all its files: for small pictures it would cost more than reading.
+    """
+    folder, _, last = name.rpartition("/")
+    if _PLAIN.fullmatch(name):
+        if folder not in known:
+            known[folder] = os.path.realpath(f"{root}{os.sep}{folder}", strict=True)
+        path = f"{known[folder]}{os.sep}{last}"
+        mode = os.lstat(path).st_mode
+        if not stat.S_ISLNK(mode):
+            return path, mode
+    real = os.path.realpath(root / name, strict=True)
+    return real, os.stat(real).st_mode
 
 
 def _no_file(name: str, path: Path, error: OSError) -> Refused:
@@ -189,7 +207,7 @@ def _look(image: Any, name: str, picture: Picture) -> None:
             f"image {name!r} has 16 or 32 bits a pixel (mode {image.mode}): the host cuts it to "
             "8 bits and it turns white; convert it to 8 bits",
         )
-    wanted, ending = _EXTENSIONS.get(image.format or ""), Path(name).suffix.lower()
+    wanted, ending = _EXTENSIONS.get(image.format or ""), os.path.splitext(name)[1].lower()
     if wanted and ending not in wanted:
         text = f"image {name!r} ends in {ending or 'nothing'}, but holds {image.format}"
         picture.add("image-extension", text, WARNING)

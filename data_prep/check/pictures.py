@@ -60,12 +60,13 @@ def _batches(names: list[str]) -> Iterator[list[str]]:
 
 
 def _inspect_batch(job: _Job) -> dict[str, Picture]:
-    return {name: _inspect(job, name) for name in job.names}
+    known: dict[str, str] = {}
+    return {name: _inspect(job, name, known) for name in job.names}
 
 
-def _inspect(job: _Job, name: str) -> Picture:
+def _inspect(job: _Job, name: str, known: dict[str, str]) -> Picture:
     try:
-        path = resolve(job.root, name, job.allowed)
+        path = resolve(job.root, name, job.allowed, known)
     except Refused as refused:
         picture = Picture()
         picture.add(refused.code, refused.text)
