@@ -62,15 +62,20 @@ def trainable_millions(run: Path) -> float:
 
 
 def stored_millions(run: Path) -> float:
-    """Return the numbers in the newest adapter's safetensors files, in millions.
+    """Return the numbers that are kept to answer after the newest chunk, in millions.
 
-    What a method carries besides its trained parameters (moving averages, statistics) counts here.
+    Those in the newest adapter's safetensors files, with what a method carries besides its trained
+    parameters (moving averages, statistics); of a pool those of every adapter and of its router.
     """
-    adapters = sorted(run.glob("chunks/*/adapter"))
-    if not adapters:
+    folders = sorted(run.glob("chunks/*/adapter"))
+    if not folders:
         return math.nan
+    if not any(run.glob("chunks/*/pool.json")):
+        folders = folders[-1:]
+    folders += sorted(run.glob("chunks/*/router"))[-1:]
     try:
-        return sum(_numbers_in(file) for file in adapters[-1].glob("*.safetensors")) / 1e6
+        files = [file for folder in folders for file in folder.glob("*.safetensors")]
+        return sum(map(_numbers_in, files)) / 1e6
     except (OSError, ValueError, struct.error):
         return math.nan
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.mllm_cl.router import expert_letters, router_prompt, router_question, router_record
+from eval.compare.costs import stored_millions
 from eval.expert_choice import score_choices
 from recipes.checkpoints import CheckpointError
 from recipes.clean import removable
@@ -213,6 +214,9 @@ def test_a_pool_runs_keeps_what_it_needs_and_finds_damage(
     assert set(state.record(1).router_sha256) == {SAMPLES}
     assert state.record(2).router_sha256 == router_hashes(layout, 2)
     assert read_json(layout.router_scores(2))["tasks"]["Fin"]["unrouted"] == 0
+    report = layout.report.read_text(encoding="utf-8")
+    assert "Which adapter answered after chunk 2" in report
+    assert stored_millions(layout.root) == pytest.approx(3 * 32 / 1e6), "two adapters, one router"
     check_pool(layout, state, 2)
     assert list(verify(recipe)) == []
     spare = list(removable(layout, state, old_adapters=True))

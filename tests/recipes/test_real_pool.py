@@ -1,0 +1,104 @@
+"""MR-LoRA on the real host: killed in a router's training, it ends bit for bit the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from eval.predictions import split_results
+from recipes.checkpoints import newest_checkpoint
+from recipes.commands import REPO, infer_command, train_command
+from recipes.host_arguments import installed_version
+from recipes.layout import RunLayout
+from recipes.loading import load_recipe
+from recipes.pool import ROUTER_DATA, RouterLayout, router_recipe
+from recipes.process import HostProcess
+from recipes.state import read_json
+from tests.recipes.test_real_stream import orchestrator, sha256
+from tests.recipes.test_runner import wait_for
+from tests.recipes.toy import recipe_values, write_recipe, write_stream
+
+BASE = REPO / "assets" / "tiny_base"
+WEIGHTS = "adapter_model.safetensors"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        installed_version() is None or not BASE.is_dir(), reason="needs ms-swift and the tiny base"
+    ),
+]
+
+
+def make_pure(stream: Path, tasks: Sequence[str]) -> None:
+    """Leaves each chunk the samples of one task, as in a task-incremental stream."""
+    manifest = read_json(stream / "stream.json")
+    for chunk, task in zip(manifest["chunks"], tasks, strict=True):
+        path = stream / chunk["file"]
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["task"] == task]
+        path.write_text("".join(kept), encoding="utf-8")
+        chunk["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        chunk |= {"samples": len(kept), "tasks": {task: len(kept)}}
+    (stream / "stream.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_a_pool_survives_sigkill_and_answers_with_the_adapters_it_says(tmp_path: Path) -> None:
+    stream = write_stream(tmp_path / "stream", chunks=3, samples=64)
+    make_pure(stream, ["VQAv2", "Fin", "VQAv2"])
+    values = recipe_values(stream, tmp_path / "run", BASE, method="mr_lora")
+    values["data"] |= {"chunks": 3}
+    values["pool"] = {"samples": 12, "epochs": 8, "learning_rate": 2e-3}
+    values["schedule"] |= {"save_steps": 8}
+    values["eval"] |= {"every": 3}
+    values["launcher"] |= {"resident": True}
+    path = write_recipe(tmp_path / "toy.yaml", values)
+    recipe, layout = load_recipe(str(path)), RunLayout(tmp_path / "run")
+    router = RouterLayout(layout.root)
+
+    process = orchestrator(path)
+    wait_for(router.host(2) / "checkpoint-8" / "trainer_state.json", seconds=1800)
+    process.kill()
+    process.communicate()
+    interrupted = newest_checkpoint(router.host(2))
+    assert interrupted is not None
+    assert not interrupted.finished
+    process = orchestrator(path)
+    out, err = process.communicate(timeout=1800)
+    assert process.returncode == 0, err
+    assert "training the router on 24 samples, resuming at step" in out
+
+    # The same router, undisturbed.
+    other = RouterLayout(tmp_path / "other")
+    command = train_command(router_recipe(recipe), other, layout.chunk(2) / ROUTER_DATA, 2)
+    assert HostProcess(command, tmp_path / "reference.log").wait(lambda: None) == 0
+    reference = newest_checkpoint(other.host(2))
+    assert reference is not None
+    assert sha256(reference.path / WEIGHTS) == sha256(router.adapter(2) / WEIGHTS)
+    assert sha256(layout.adapter(1) / WEIGHTS) != sha256(layout.adapter(3) / WEIGHTS)
+
+    # Two questions that never change: which chunks know them is easily learned.
+    found = read_json(layout.router_scores(3))
+    assert (found["illegal"], found["held"]) == (0, 1.0)
+    assert found["tasks"]["Fin"]["experts"] == {"2": 4}
+    assert all(entry["unrouted"] == 0 for entry in found["tasks"].values())
+
+    # What chunk 2's adapter answered is what it answers alone.
+    alone = RunLayout(tmp_path / "alone")
+    alone.chunk(2).mkdir(parents=True)
+    alone.adapter(2).symlink_to(layout.adapter(2))
+    plain = recipe.model_copy(update={"pool": None})
+    command = infer_command(plain, alone, layout.prompts, 2)
+    assert HostProcess(command, tmp_path / "alone.log").wait(lambda: None) == 0
+    split_results(alone.answers(2), stream, alone.predictions(2))
+    lines = {}
+    for place in (layout.predictions(3), alone.predictions(2)):
+        text = (place / "Fin.jsonl").read_text(encoding="utf-8")
+        lines[place] = [json.loads(line) for line in text.splitlines()]
+    pooled, single = lines.values()
+    assert [row["id"] for row in pooled] == [row["id"] for row in single]
+    assert [row["prediction"] for row in pooled] == [row["prediction"] for row in single]
+    assert {row["router_answer"] for row in pooled} == {"B"}
