@@ -47,7 +47,7 @@ def numbered_jsonl(path: Path, torn_tail: bool = False) -> list[tuple[int, Recor
             line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # editors add a mark
     except UnicodeDecodeError as error:
         at = path.read_bytes().count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}:{at}: not UTF-8 ({error.reason}); save it as UTF-8") from error

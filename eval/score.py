@@ -134,7 +134,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = numbered_jsonl(options.file)
         if not lines:
             raise ValueError(f"{options.file}:1: no samples, nothing to score")
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        text = f"{options.file}: {error.strerror}; give a JSON Lines file"
+        print(f"eval.score: {text}", file=sys.stderr)
+        return 2
+    except ValueError as error:
         print(f"eval.score: {error}", file=sys.stderr)
         return 2
     results = score_records([record for _, record in lines], scorer)

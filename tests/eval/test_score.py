@@ -168,6 +168,21 @@ def test_a_file_that_is_no_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f"{path}:2: not UTF-8" in err
 
 
+def test_a_file_with_a_byte_order_mark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"question_id": 1, "gold": "a", "prediction": "a"}\r\n', "utf-8-sig")
+    code, lines, _ = _run(capsys, "--task", "OCRVQA", str(path))
+    assert (code, lines) == (0, [{"question_id": 1, "score": 1.0}])
+
+
+def test_what_is_no_file_is_told_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, why in ((tmp_path, "Is a directory"), (tmp_path / "x", "No such file or directory")):
+        code, _, err = _run(capsys, "--task", "OCRVQA", str(path))
+        assert (code, err) == (2, f"eval.score: {path}: {why}; give a JSON Lines file\n")
+
+
 def test_many_failures_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [{"question_id": n, "gold": "a", "prediction": None} for n in range(50)]
     _, _, err = _run(capsys, "--task", "OCRVQA", _file(tmp_path / "x.jsonl", records))
