@@ -99,13 +99,15 @@ def _user_text(record: Record) -> str:
 
 
 def write_probe(stream_dir: Path, tasks: Sequence[str], path: Path) -> None:
-    """Write the probe file: the instructions of the test sets, each with its task.
+    """Write the probe file: the test sets' instructions with their tasks, and the chunks' tasks.
 
     The tuner reads it through STRLORA_PROBE_FILE; the test sets are the same after every chunk, so
     routing is always measured on the same questions.
     """
-    shares = task_shares(load_stream(stream_dir), tasks)
-    write_json(path, {"tasks": list(tasks), "texts": shares})
+    stream = load_stream(stream_dir)
+    chunks = [chunk["tasks"] for chunk in stream.manifest["chunks"]]
+    shares = task_shares(stream, tasks)
+    write_json(path, {"tasks": list(tasks), "texts": shares, "chunks": chunks})
 
 
 def load_routing(path: Path, tasks: Sequence[str]) -> Routing:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,6 +24,14 @@ def float32_scores(x: Tensor) -> AbstractContextManager[Any]:
     if autocast_on(x):
         return torch.autocast(x.device.type, enabled=False)
     return nullcontext()
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Returns the sum of what all processes hold; call it on all of them or on none."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
 
 
 def init_router(weight: Tensor) -> None:
@@ -77,6 +86,14 @@ class ExpertBank(Float32Buffers):
         """Returns A dropout(x), (B, L, r)."""
         rate = self.config.lora_dropout if self.training else 0.0
         return F.linear(F.dropout(x, rate) if rate > 0 else x, self.A)
+
+    def every_hidden(self, x: Tensor) -> Tensor:
+        """Returns A_e x of all experts, without dropout, (B, L, r), for the routing record."""
+        return F.linear(x.to(self.A.dtype), self.A)
+
+    def every_output(self) -> Tensor:
+        """Returns B_e of all experts side by side, (d_out, r), for the routing record."""
+        return self.B
 
     def projected(self, x: Tensor, router: Tensor) -> tuple[Tensor, Tensor]:
         """Returns A dropout(x), (B, L, r), and router x, (B, L, rows of router) in float32.

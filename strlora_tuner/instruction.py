@@ -173,6 +173,7 @@ class RoutingContext:
         self._untaken = False
         self._ids: Tensor | None = None
         self._embeddings: Tensor | None = None
+        self._inputs: Tensor | None = None
         self._vectors: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
         self._tokens: dict[str, Tensor] = {}
@@ -182,7 +183,7 @@ class RoutingContext:
 
     def see_prompt(self, ids: Tensor, embeddings: Tensor) -> None:
         """Takes ids (B, L) and embeddings (B, L, H) of a new prompt."""
-        self._ids, self._embeddings = ids, embeddings.detach()
+        self._ids, self._embeddings, self._inputs = ids, embeddings.detach(), None
         self._fresh = self._untaken = True
         self._forget()
 
@@ -301,6 +302,35 @@ class RoutingContext:
         self._turns[adapter] = mask
         return mask
 
+    def see_inputs(self, embeddings: Tensor) -> None:
+        """Takes what the language model reads of a prompt, (B, L, H), image features included."""
+        self._inputs = embeddings.detach()
+
+    @torch.no_grad()
+    def image_vectors(self, adapter: str, x: Tensor) -> Tensor:
+        """Returns the mean input embedding of the image's tokens for the rows of x, (B, H) float32.
+
+        They are what stands in the user's turns and is no instruction text; zero without an image.
+        """
+        ids, inputs = self._ids, self._inputs
+        if ids is None or self._embeddings is None:
+            return torch.zeros_like(self.instruction(adapter, x))
+        if inputs is None or inputs.shape[1] != ids.shape[1]:
+            inputs = self._embeddings
+        config = self.configs[adapter]
+        mask = turns_mask(ids, config) & ~instruction_mask(ids, config)
+        mask = mask.repeat_interleave(inputs.shape[0] // ids.shape[0], 0)
+        vectors = mean_embedding(inputs, self._real(mask))
+        return vectors.repeat_interleave(x.shape[0] // vectors.shape[0], 0)
+
+    def first_token(self, x: Tensor) -> Tensor:
+        """Returns the first real token of every row of x (B, L, d), (B, d)."""
+        mask = self.attention_mask
+        if mask is None or mask.shape != x.shape[:2]:
+            return x[:, 0]
+        first = (mask.cumsum(1) == 1) & mask.bool()
+        return x[torch.arange(x.shape[0], device=x.device), first.int().argmax(1)]
+
     def _real(self, mask: Tensor) -> Tensor:
         """Returns the mask (B, L) without padding, where the attention mask tells it."""
         if self.attention_mask is not None and self.attention_mask.shape == mask.shape:
@@ -377,6 +407,7 @@ class RoutingContext:
         self._weights, self._turns, self._rows, self._sentences = {}, {}, {}, {}
         if self._ids is not None and self._embeddings is not None:
             self._ids, self._embeddings = self._ids[keep], self._embeddings[keep]
+            self._inputs = None
         if self.given is not None:
             self.given = self.given[0][keep], self.given[1][keep]
         if self._given_ids is not None:

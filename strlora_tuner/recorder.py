@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from strlora_tuner.api import tuner_of
@@ -127,6 +126,7 @@ class RoutingRecorder:
         self.layers: dict[str, LayerSums] = {}
         self.texts: dict[str, Text] = {}
         self.rows = torch.zeros(len(probe.groups), dtype=torch.float64)
+        self.chosen: dict[int, Tensor] = {}  # by number of the chunk whose router a prompt took
         self._decoded: dict[tuple[int, ...], str] = {}
         self._open = self._begun = False
         self._weights: Tensor | None = None
@@ -157,13 +157,13 @@ class RoutingRecorder:
         record, mixture.record = mixture.record, None
         if self._weights is None or record is None:  # a decoding step
             return
+        step = x.shape[0] // self._weights.shape[0]  # beams repeat rows
+        hidden = mixture.every_hidden(x[::step]).float()
         if name not in self.layers:
             groups, experts = len(self.probe.groups), self.config.num_experts
-            self.layers[name] = LayerSums.zeros(groups, experts, mixture.A.shape[0], x.device)
+            self.layers[name] = LayerSums.zeros(groups, experts, hidden.shape[-1], x.device)
         sums = self.layers[name]
-        step = x.shape[0] // self._weights.shape[0]  # beams repeat rows
         parts = [part[::step].float() for part in record]
-        hidden = F.linear(x[::step].to(mixture.A.dtype), mixture.A).float()
         sums.add(self._weights.to(x.device), hidden, *parts)
         bits = 2 ** torch.arange(parts[1].shape[-1], device=x.device, dtype=torch.float64)
         self._codes.append((sums, parts[1].double() @ bits))
@@ -188,7 +188,16 @@ class RoutingRecorder:
         if len(self.texts) > 4 * MOST_TEXTS * len(self.probe.groups):
             self.texts = fewest(self.texts)
         self.rows += weights.sum(0)
+        for chunk, row in zip(self._choices(len(rows)), weights, strict=False):
+            self.chosen[chunk] = self.chosen.get(chunk, torch.zeros_like(row)) + row
         self._weights = weights
+
+    def _choices(self, rows: int) -> list[int]:
+        """Returns the chunk, from 0, whose router each row took, if the method chooses one."""
+        if self.adapter not in self.tuner.strlora_statistics:
+            return []
+        choices = getattr(self.tuner.statistics(self.adapter), "choices", None)
+        return [] if choices is None else choices[:: len(choices) // rows].tolist()
 
     def _text(self, ids: tuple[int, ...]) -> str:
         if ids not in self._decoded:
@@ -209,4 +218,4 @@ class RoutingRecorder:
             for name, s in self.layers.items()
         }
         texts = {key: vars(text) for key, text in fewest(self.texts).items()}
-        return {"rows": self.rows, "layers": layers, "texts": texts}
+        return {"rows": self.rows, "layers": layers, "texts": texts, "chosen": self.chosen}

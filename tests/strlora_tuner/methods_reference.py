@@ -79,3 +79,27 @@ def orthogonality(weights: Weights, weight: float) -> Tensor:
     """lambda times the sum of the squared products of every earlier row with every row of A."""
     products = [(old * new).sum() for old in weights["past_A"] for new in weights["A"]]
     return weight * sum(product**2 for product in products)
+
+
+def branchlora(
+    x: Tensor, weights: Weights, first: list[int], routers: list[Tensor], top_k: int, scale: float
+) -> Tensor:
+    """`first` is each sample's first real token, `routers` the router (N, d_in) that it uses."""
+    width = len(weights["A"])
+    sides = torch.cat([weights["frozen_B"], weights["B"]], 1)
+    branches = {}
+    for place, branch in enumerate(weights["order"].tolist()):
+        branches[branch] = sides[:, place * width : (place + 1) * width]
+    rows = []
+    for sample, start, router in zip(x, first, routers, strict=True):
+        scores = [row @ sample[start] for row in router]
+        best = sorted(range(len(scores)), key=lambda i: -float(scores[i].detach()))[:top_k]
+        gates = softmax([scores[i] for i in best])
+        tokens = []
+        for token in sample:
+            parts = [
+                g * (branches[i] @ (weights["A"] @ token)) for g, i in zip(gates, best, strict=True)
+            ]
+            tokens.append(scale * sum(parts))
+        rows.append(torch.stack(tokens))
+    return torch.stack(rows)

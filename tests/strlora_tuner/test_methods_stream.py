@@ -8,11 +8,14 @@ from peft import PeftModel
 
 import strlora_tuner
 from strlora_tuner.api import tuner_of
+from strlora_tuner.probe import Probe, instruction_key
+from strlora_tuner.recorder import RoutingRecorder
+from strlora_tuner.routing_file import add_sums, routing_content
 from tests.strlora_tuner.methods import adapted, base_model
-from tests.strlora_tuner.models import prompts
+from tests.strlora_tuner.models import END, USER, prompts
 from tests.strlora_tuner.test_methods_behaviour import logits
 
-GROWING = pytest.mark.parametrize("method", ["olora"])
+GROWING = pytest.mark.parametrize("method", ["branchlora", "olora"])
 
 
 def begin(folder):
@@ -98,3 +101,97 @@ def test_olora_keeps_a_new_subspace_orthogonal(tmp_path):
         optimizer.zero_grad()
         found.append(float(model.base_model.losses()["orthogonality_loss"]))
     assert found[-1] < found[0] / 20
+
+
+def used_branches(model, layer="model.layers.0.mlp.up_proj"):
+    return dict(model.base_model.mixtures())[layer]
+
+
+def branch(bank, number):
+    return bank.every_output()[:, number * bank.width : (number + 1) * bank.width].clone()
+
+
+@pytest.mark.parametrize("checkpointing", [None, True, False])
+def test_branchlora_freezes_what_a_chunk_used_most(tmp_path, checkpointing):
+    model = adapted(base_model("text"), "branchlora").train()
+    if checkpointing is not None:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+    for seed in (3, 4):
+        step(model, seed)
+    bank = used_branches(model)
+    assert int(bank.uses.sum()) == 2 * 3 * 2, "two steps of three prompts, two branches each"
+    most = int(bank.uses.argmax())
+    kept = branch(bank, most)
+    model.save_pretrained(tmp_path)
+    second = begin(tmp_path)
+    bank = used_branches(second)
+    assert bank.frozen_B.shape[1] == bank.width
+    assert int(bank.order[0]) == most
+    assert int(bank.uses.sum()) == 0
+    before = [branch(bank, number) for number in range(8)]
+    for seed in (5, 6):
+        step(second, seed)  # with weight decay
+    assert torch.equal(branch(bank, most), kept), "a frozen branch never moves"
+    others = [n for n in range(8) if n != most]
+    assert all(not torch.equal(branch(bank, n), before[n]) for n in others)
+
+
+def test_branchlora_always_leaves_branches_to_train(tmp_path):
+    adapted(base_model("text"), "branchlora", frozen_per_chunk=5).save_pretrained(tmp_path)
+    for _ in range(3):
+        model = begin(tmp_path)
+        model.save_pretrained(tmp_path)
+    bank = used_branches(model)
+    assert bank.frozen_B.shape[1] == 6 * bank.width
+    assert bank.past_routers.shape[0] == 3
+    step(model, seed=3)
+
+
+def images(seed):
+    """Returns a batch of an InternVL with one image a row, of a brightness of its own."""
+    batch = prompts(image_tokens=4)
+    torch.manual_seed(seed)
+    batch["pixel_values"] = torch.randn(3, 3, 28, 28) + 3 * seed
+    return batch
+
+
+def test_branchlora_chooses_the_router_by_what_the_image_shows():
+    """Two chunks with the same instructions and other images."""
+    first, second = (images(seed) for seed in (0, 1))
+    model = adapted(base_model("internvl"), "branchlora").train()
+    model(**first).loss.backward()
+    strlora_tuner.after_optimizer_step(model)
+    tuner_of(model).begin_chunk()
+    model(**second).loss.backward()
+    strlora_tuner.after_optimizer_step(model)
+    model.eval()
+    keys = model.base_model.statistics()
+    for chunk, batch in enumerate((first, second)):
+        with torch.no_grad():
+            model(**batch)
+        assert keys.choices.tolist() == [chunk] * 3
+
+
+def test_routing_json_tells_how_well_the_selector_chooses():
+    """Three prompts, of which the first two ask what chunk 1 taught."""
+    model = adapted(base_model("text"), "branchlora").train()
+    ids = torch.tensor([[USER, 11, 12, END], [USER, 11, 12, END], [USER, 40, 41, END]])
+    for chunk, rows in enumerate((ids[:2], ids[2:])):
+        if chunk:
+            tuner_of(model).begin_chunk()
+        model(input_ids=rows, attention_mask=torch.ones_like(rows), labels=rows).loss.backward()
+        strlora_tuner.after_optimizer_step(model)
+    tokenizer = tuner_of(model).tokenizer
+    texts = [tokenizer.decode(row).strip() for row in ([11, 12], [40, 41])]
+    shares = {
+        instruction_key(texts[0]): [1.0, 0.0, 0.0],
+        instruction_key(texts[1]): [0.0, 1.0, 0.0],
+    }
+    probe = Probe(["a", "b", "other"], shares, [{"a": 5}, {"a": 1, "b": 9}])
+    recorder = RoutingRecorder(model.eval(), tokenizer, probe)
+    with torch.no_grad():
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    groups = routing_content(recorder, add_sums([recorder.sums(), recorder.sums()]))["groups"]
+    assert groups[0]["selector"] == {"chunks": {"1": 1.0}, "accuracy": 1.0, "chance": 1.0}
+    assert groups[1]["selector"] == {"chunks": {"2": 1.0}, "accuracy": 1.0, "chance": 0.5}

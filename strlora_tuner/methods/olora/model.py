@@ -5,7 +5,7 @@ The pairs (A_i, B_i) of earlier chunks are frozen; a new chunk starts with a fre
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,7 @@ class OrthogonalExperts(ExpertBank):
     def update(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
         """Returns result + the sum of all subspaces' updates, in training with the penalty."""
         self.note(context, x, torch.ones_like(x[..., :1], dtype=torch.float32))
-        hidden, out = self.hidden(x), self.B
+        hidden, out = self.hidden(x), cast(Tensor, self.B)
         if self.past_A.shape[0]:
             hidden = torch.cat([hidden, F.linear(x, self.past_A.to(self.A.dtype))], -1)
             out = torch.cat([out, self.past_B.to(out.dtype)], 1)

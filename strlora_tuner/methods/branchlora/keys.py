@@ -1,0 +1,84 @@
+"""BranchLoRA's selector: an image and a text key for each chunk; a prompt takes the nearest.
+
+The published keys minimise 1 - cos(key, feature), summed over a chunk's samples, with the features
+fixed. The minimiser is known: the direction of the sum of unit features. Here keys are that sum, so
+they are exact, need no learning rate, and the weight of the alignment loss cannot matter.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from strlora_tuner.buffers import Float32Buffers
+from strlora_tuner.expert_bank import sum_over_processes
+from strlora_tuner.instruction import RoutingContext
+
+if TYPE_CHECKING:
+    from strlora_tuner.methods.branchlora.config import Config
+
+
+class ChunkKeys(Float32Buffers):
+    """Keys of earlier chunks, `keys` (chunks, 2, H), and the sums of the current one, (2, H).
+
+    Feature 0 is the mean input embedding of the image's tokens, as the language model reads them;
+    feature 1 the instruction vector. Both have norm 1, or are zero where a prompt has none.
+    """
+
+    keys: Tensor
+    sums: Tensor
+
+    def __init__(self, hidden: int, config: Config) -> None:
+        super().__init__()
+        self.register_buffer("keys", torch.zeros(config.past_chunks, 2, hidden))
+        self.register_buffer("sums", torch.zeros(2, hidden))
+        self._pending: Tensor | None = None
+        self._seen: Tensor | None = None
+        self._chosen: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def observe(self, context: RoutingContext, adapter: str, x: Tensor) -> None:
+        """Counts the prompt's features, once however many layers call it."""
+        instruction = context.instruction(adapter, x)
+        if self._seen is instruction or not context.in_forward:
+            return
+        self._seen = instruction
+        found = features(context, adapter, x).sum(0)
+        self._pending = found if self._pending is None else self._pending + found
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Adds what all processes have counted; call once after an optimizer step."""
+        if self._pending is not None:
+            self.sums += sum_over_processes(self._pending)
+            self._pending = None
+
+    @torch.no_grad()
+    def choose(self, context: RoutingContext, adapter: str, x: Tensor) -> Tensor:
+        """Returns the number of the chunk with the nearest keys for each row, (B); 0 the first."""
+        instruction = context.instruction(adapter, x)
+        if self._chosen is None or self._chosen[0] is not instruction:
+            known = F.normalize(torch.cat([self.keys, self.sums[None]]), dim=-1)
+            near = torch.einsum("bmh,cmh->bc", features(context, adapter, x), known)
+            self._chosen = instruction, near.argmax(-1)
+        return self._chosen[1]
+
+    @property
+    def choices(self) -> Tensor | None:
+        """What :meth:`choose` returned last."""
+        return None if self._chosen is None else self._chosen[1]
+
+    @torch.no_grad()
+    def close_chunk(self) -> None:
+        """Makes the sums the keys of a past chunk and starts them anew."""
+        self.keys = torch.cat([self.keys, F.normalize(self.sums, dim=-1)[None]])
+        self.sums.zero_()
+
+
+def features(context: RoutingContext, adapter: str, x: Tensor) -> Tensor:
+    """Returns image and text feature of every row, (B, 2, H) float32 of norm 1 or 0."""
+    image = context.image_vectors(adapter, x)
+    return F.normalize(torch.stack([image, context.instruction(adapter, x)], 1), dim=-1)

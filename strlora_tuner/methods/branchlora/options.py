@@ -1,0 +1,55 @@
+"""Options of a BranchLoRA adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from strlora_tuner.mixture_options import MixtureOptions
+from strlora_tuner.schema import Size, experts_problems, option
+
+
+@dataclass
+class Options(MixtureOptions):
+    """One A for all branches, of which a prompt uses `top_k`."""
+
+    scheduled: ClassVar[tuple[str, ...]] = ("gate_scale", "top_k", "frozen_per_chunk")
+    num_experts: int = option(
+        8, ge=1, description="Branches N of B a layer (published: 8); each has rank / N."
+    )
+    top_k: int = option(2, ge=1, description="Branches that a prompt uses (published: 2).")
+    frozen_per_chunk: int = option(
+        1,
+        ge=0,
+        description="The most used trainable branches of a layer that freeze when a chunk ends; "
+        "top_k branches always stay trainable.",
+    )
+
+    @staticmethod
+    def cross_field_problems(options: Any) -> list[str]:
+        """Names every rule over several fields that `options` (any object with them) breaks."""
+        problems = experts_problems(options)
+        if options.top_k > options.num_experts:
+            problems.append(
+                f"top_k = {options.top_k} exceeds num_experts = {options.num_experts}: "
+                f"use top_k <= {options.num_experts}"
+            )
+        return problems
+
+    def layer_size(self, d_in: int, d_out: int, hidden: int) -> Size:
+        """Counts the shared A, all branches and the router; stored also their order and use."""
+        router = self.num_experts * d_in
+        count = self.rank // self.num_experts * d_in + self.rank * d_out + router
+        return Size(count, count + 2 * self.num_experts)
+
+    def layer_growth(self, d_in: int, d_out: int, hidden: int) -> int:
+        """Counts the router that every further chunk leaves."""
+        return self.num_experts * d_in
+
+    def model_size(self, hidden: int) -> Size:
+        """Counts the sums that become the chunk's image and text key."""
+        return Size(0, 2 * hidden)
+
+    def model_growth(self, hidden: int) -> int:
+        """Counts both keys of a further chunk."""
+        return 2 * hidden
