@@ -116,6 +116,11 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     jobs.add_argument(
         "--chain", type=_positive, default=1, metavar="N", help="N jobs, each after the one before"
     )
+    parser.add_argument(
+        "--train-only",
+        action="store_true",
+        help="train all chunks and leave evaluation to the same command without this",
+    )
     # How an array task finds its own overrides; written by --slurm.
     parser.add_argument("--grid", help=argparse.SUPPRESS)
     parser.add_argument("--grid-task", type=int, help=argparse.SUPPRESS)

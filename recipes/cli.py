@@ -84,17 +84,17 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> int:
     from recipes import process
 
     process.verbose = options.verbose
-    return _told(lambda: _train(recipe))
+    return _told(lambda: _train(recipe, options.train_only))
 
 
-def _train(recipe: Recipe) -> int:
+def _train(recipe: Recipe, train_only: bool = False) -> int:
     from recipes.progress import Progress
     from recipes.runner import run
 
     for number in STOPPING:
         signal.signal(number, _stop)
     with Progress(recipe.name, recipe.data.chunks) as progress:
-        run(recipe, progress)
+        run(recipe, progress, train_only)
     return DONE
 
 

@@ -62,8 +62,8 @@ from recipes.stream import (
 from recipes.worker import Worker
 
 
-def run(recipe: Recipe, progress: Progress) -> None:
-    """Runs a recipe from wherever it stands to its end.
+def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
+    """Runs a recipe from wherever it stands to its end; with `train_only` evaluates nothing.
 
     Raises:
         RunError: a chunk failed, or something is missing.
@@ -82,7 +82,7 @@ def run(recipe: Recipe, progress: Progress) -> None:
         stream = open_stream(recipe)
         check_same_data(layout, stream)
         check_same_model(layout, recipe)
-        work = _Run(recipe, layout, stream, lock, progress)
+        work = _Run(recipe, layout, stream, lock, progress, train_only)
         try:
             work.to_the_end()
         finally:
@@ -100,10 +100,16 @@ class _Run:
     """One start of the orchestrator on one run folder."""
 
     def __init__(
-        self, recipe: Recipe, layout: RunLayout, stream: Stream, lock: RunLock, progress: Progress
+        self,
+        recipe: Recipe,
+        layout: RunLayout,
+        stream: Stream,
+        lock: RunLock,
+        progress: Progress,
+        train_only: bool = False,
     ) -> None:
         self.recipe, self.layout, self.stream = recipe, layout, stream
-        self.lock, self.progress = lock, progress
+        self.lock, self.progress, self.train_only = lock, progress, train_only
         self.state: RunState = load_state(layout.state)
         self.tasks = recipe.eval.tasks or stream.tasks
         self.worker = Worker(layout.worker_log) if recipe.launcher.resident else None
@@ -119,6 +125,11 @@ class _Run:
             worked = self._do_chunk(index)
             if worked and index > 0:
                 self.progress.chunk_took(time.monotonic() - started, count - index)
+        if self.train_only:
+            self.progress.say(
+                f"trained: {count} chunks; the same command without --train-only ends"
+            )
+            return
         self.state.finished = True
         self._save()
         evaluation.write_report(self.layout, self.progress.say)
@@ -141,7 +152,7 @@ class _Run:
     def _do_chunk(self, index: int) -> bool:
         """Brings one chunk to its end; returns whether there was anything to do."""
         record = self.state.record(index)
-        wanted = index == 0 or evaluated_after(self.recipe, index)
+        wanted = (index == 0 or evaluated_after(self.recipe, index)) and not self.train_only
         if self._is_done(record, wanted):
             self.state.done = max(self.state.done, index)  # killed before it was counted
             return False

@@ -227,6 +227,10 @@ class Slurm(Block):
     srun_options: list[Word] = Field(
         default_factory=list, description="further srun options without --, e.g. mpi=none"
     )
+    eval_jobs: bool = Field(
+        False,
+        description="--slurm submits two jobs: one trains all chunks, the next evaluates them",
+    )
     modules: list[Word] = Field(default_factory=list, description="environment modules to load")
     venv: Folder | None = Field(None, description="virtual environment; null: the repository's")
     container: Folder | None = Field(

@@ -1,7 +1,9 @@
 """What every host process is told: `--external_plugins <this file> --callbacks save_and_stop`.
 
-It mends two defaults of ms-swift. Its graceful exit also stops whenever the file /tmp/stop exists,
-which on a shared machine is anybody's; and it runs Python files that come with a model.
+It mends three defaults. The graceful exit of ms-swift also stops whenever the file /tmp/stop
+exists, which on a shared machine is anybody's; it runs Python files that come with a model; and
+transformers takes the files' times for the order of checkpoints, so that a clock that jumps has it
+remove the newest of them.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 from swift.callbacks import callbacks_map
 from swift.callbacks.deepspeed_elastic import GracefulExitCallback
 from swift.model.register import ModelLoader
-from transformers import dynamic_module_utils
+from transformers import dynamic_module_utils, trainer, trainer_utils
 
 
 class SaveAndStop(GracefulExitCallback):
@@ -31,6 +33,12 @@ def refuse_remote_code(repo_id: str, module: str, *args: Any, **kwargs: Any) -> 
     )
 
 
+def keep_newest_steps(*args: Any, use_mtime: bool = False, **kwargs: Any) -> None:
+    """Stands for the function that removes old checkpoints: old is what has fewer steps."""
+    trainer_utils.rotate_checkpoints(*args, use_mtime=False, **kwargs)
+
+
+vars(trainer)["rotate_checkpoints"] = keep_newest_steps
 callbacks_map["save_and_stop"] = SaveAndStop
 if os.environ.get("STRLORA_REMOTE_CODE") != "1":
     ModelLoader.default_trust_remote_code = False

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 from recipes.commands import REPO
 from recipes.schema import Recipe
@@ -39,28 +40,62 @@ def submit(recipe: Recipe, options: argparse.Namespace) -> Iterator[str]:
     grid = make_grid(recipe, options)
     folder = REPO / recipe.folder / "slurm"
     name = "array.sbatch" if grid else "stream.sbatch"
-    script = render(recipe, name)
     arguments = [_recipe_word(options.recipe), *options.overrides]
-    extra = []
+    extra: list[str] = []
     if grid:
         arguments += ["--grid", str(folder / "grid.jsonl")]
         extra = [f"--array=0-{len(grid) - 1}"]
+    scripts = {name: render(recipe, name)}
+    evaluate = _Evaluation(folder / f"evaluate-{name}", arguments, extra, bool(grid))
+    if recipe.launcher.slurm.eval_jobs:
+        scripts[f"evaluate-{name}"] = render(_on_one_node(recipe), name)
+        arguments = [*arguments, "--train-only"]
     if options.dry_run:
-        yield script
+        yield from scripts.values()
         yield from (f"# task {i}: {' '.join(words)}" for i, words in enumerate(grid))
         yield "# " + shlex.join(sbatch_command(folder / name, arguments, extra, None))
+        if len(scripts) > 1:
+            yield "# " + shlex.join(evaluate.after("JOB"))
         yield "# nothing was written or submitted."
         return
-    write_text(folder / name, script)
+    for file, script in scripts.items():
+        write_text(folder / file, script)
     (REPO / recipe.launcher.slurm.logs).mkdir(parents=True, exist_ok=True)
     if grid:
         text = "".join(json.dumps(words) + "\n" for words in grid)
         write_text(folder / "grid.jsonl", text)
-    after: str | None = None
+    job = ""
     for _ in range(options.chain):
-        after = _sbatch(sbatch_command(folder / name, arguments, extra, after))
-        yield f"submitted job {after}; logs in {recipe.launcher.slurm.logs}/"
+        after = f"afterany:{job}" if job else None
+        job = _sbatch(sbatch_command(folder / name, arguments, extra, after))
+        yield f"submitted job {job}; logs in {recipe.launcher.slurm.logs}/"
+    if len(scripts) > 1:
+        yield f"submitted job {_sbatch(evaluate.after(job))} for the evaluation, after job {job}"
     yield "bash recipes/run_stream.sh status " + shlex.join(arguments[:1] + list(options.overrides))
+
+
+def _on_one_node(recipe: Recipe) -> Recipe:
+    launcher = recipe.launcher.model_copy(update={"nodes": 1})
+    return recipe.model_copy(update={"launcher": launcher})
+
+
+class _Evaluation(NamedTuple):
+    """The job that evaluates what a training job has left, on one machine."""
+
+    script: Path
+    arguments: list[str]
+    extra: list[str]
+    is_array: bool
+
+    def after(self, job: str) -> list[str]:
+        """Its sbatch command: it waits until the training has ended well, and goes if it has not.
+
+        Of an array each task waits for its own.
+        """
+        extra = [*self.extra, "--kill-on-invalid-dep=yes"]
+        dependency = f"{'aftercorr' if self.is_array else 'afterok'}:{job}"
+        arguments = [*self.arguments, "launcher.nodes=1"]
+        return sbatch_command(self.script, arguments, extra, dependency)
 
 
 def make_grid(recipe: Recipe, options: argparse.Namespace) -> list[list[str]]:
@@ -79,8 +114,8 @@ def make_grid(recipe: Recipe, options: argparse.Namespace) -> list[list[str]]:
 def sbatch_command(
     script: Path, arguments: list[str], extra: list[str], after: str | None
 ) -> list[str]:
-    """The argument list of sbatch; `after` is a job that must have ended before."""
-    chain = [] if after is None else [f"--dependency=afterany:{after}"]
+    """The argument list of sbatch; `after` is a dependency such as afterany:7."""
+    chain = [] if after is None else [f"--dependency={after}"]
     return ["sbatch", "--parsable", f"--chdir={REPO}", *extra, *chain, str(script), *arguments]
 
 

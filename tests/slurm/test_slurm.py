@@ -122,6 +122,30 @@ def test_an_array_of_two_seeds(cluster: Cluster, tmp_path: Path) -> None:
         assert manifest["seed"] == seed
 
 
+def test_the_evaluation_is_a_job_of_its_own(cluster: Cluster, tmp_path: Path) -> None:
+    path = recipe(tmp_path, 2, 0.02, eval_jobs=True)
+    words = [sys.executable, "-m", "recipes.cli", "run", str(path), "--slurm"]
+    shown = subprocess.run([*words, "--dry-run"], cwd=REPO, capture_output=True, text=True).stdout
+    assert "--train-only" in shown
+    assert "--dependency=afterok:JOB" in shown
+    assert "#SBATCH --nodes=1\n" in shown
+    done = subprocess.run(
+        words, cwd=REPO, env=cluster.environment, capture_output=True, text=True, check=True
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("submitted job ")]
+    jobs = [line.removeprefix("submitted job ") for line in lines]
+    training, evaluation = jobs[0].split(";")[0], jobs[1].split()[0]
+    cluster.wait_until_over(training)
+    cluster.wait_until_over(evaluation)
+    finished(cluster, tmp_path)
+    trained = (tmp_path / f"logs/toy-{training}.out").read_text(encoding="utf-8")
+    assert "trained: 2 chunks; the same command without --train-only ends" in trained
+    assert "scores:" not in trained
+    evaluated = (tmp_path / f"logs/toy-{evaluation}.out").read_text(encoding="utf-8")
+    assert "on n1, start 1" in evaluated
+    assert "chunk 2/2 scores:" in evaluated
+
+
 def test_a_failed_job_is_told_and_not_requeued(cluster: Cluster, tmp_path: Path) -> None:
     path = recipe(tmp_path, 2, 0.02)
     os.remove(tmp_path / "stream" / "chunks" / "001.jsonl")
