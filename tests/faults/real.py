@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from recipes.checkpoints import WEIGHTS
 from recipes.commands import REPO
@@ -29,8 +30,18 @@ def rows_of(layout: RunLayout) -> list[tuple[str, str, str]]:
 
 
 def parameters_of(layout: RunLayout, chunk: int) -> str:
-    """sha256 of a chunk's adapter weights."""
-    return sha256(layout.adapter(chunk) / WEIGHTS)
+    """sha256 of a chunk's adapter weights, bit for bit.
+
+    Without a moving average that no step has moved yet: the next chunk sets it anew, and so does a
+    start that goes on inside the chunk.
+    """
+    weights = load_file(layout.adapter(chunk) / WEIGHTS)
+    moved = any(key.endswith("teacher_steps") and value > 0 for key, value in weights.items())
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        if moved or ".ema_" not in key:
+            digest.update(key.encode() + weights[key].tobytes())
+    return digest.hexdigest()
 
 
 def sha256(path: Path) -> str:
@@ -56,16 +67,16 @@ def result_of(layout: RunLayout) -> dict[str, str]:
     """Steps, and sha256 of all that must not depend on where a run was killed."""
     names, metrics = ["matrix.csv"], {}
     for chunk in sorted((layout.root / "chunks").iterdir()):
-        inner = [f"adapter/{WEIGHTS}", "scores.json"]
+        inner = ["scores.json"]
         inner += [f"predictions/{path.name}" for path in (chunk / "predictions").glob("*")]
         names += [f"chunks/{chunk.name}/{name}" for name in inner if (chunk / name).is_file()]
-        metrics[chunk.name] = steps_of(chunk / "train_metrics.jsonl")
+        if (chunk / "adapter").is_dir():
+            metrics[f"adapter {chunk.name}"] = parameters_of(layout, int(chunk.name))
+            metrics[f"steps {chunk.name}"] = steps_of(chunk / "train_metrics.jsonl")
     return {**metrics, **{name: sha256(layout.root / name) for name in names}}
 
 
 def steps_of(metrics: Path) -> str:
     """Step, loss and norm of the gradient of every row: all but the times."""
-    if not metrics.is_file():
-        return ""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     return str([(r["global_step/max_steps"], r["loss"], r["grad_norm"]) for r in rows])
