@@ -33,9 +33,9 @@ def refuse_remote_code(repo_id: str, module: str, *args: Any, **kwargs: Any) -> 
     )
 
 
-def keep_newest_steps(*args: Any, use_mtime: bool = False, **kwargs: Any) -> None:
+def keep_newest_steps(*args: Any, **kwargs: Any) -> None:
     """Stands for the function that removes old checkpoints: old is what has fewer steps."""
-    trainer_utils.rotate_checkpoints(*args, use_mtime=False, **kwargs)
+    trainer_utils.rotate_checkpoints(*args, **{**kwargs, "use_mtime": False})
 
 
 vars(trainer)["rotate_checkpoints"] = keep_newest_steps
