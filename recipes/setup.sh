@@ -33,7 +33,7 @@ wanted=("$root/requirements.txt")
 alone=$root/requirements-no-deps.txt
 if $dev; then wanted+=("$root/requirements-dev.txt"); fi
 
-missing() { "$1" "$root/recipes/support/missing_requirements.py" "${wanted[@]}" "$alone"; }
+missing() { "$1" "$root/recipes/support/missing_requirements.py" "${wanted[@]}" "${@:2}"; }
 
 finish() {
   if $print_python; then printf '%s\n' "$1"; else say "ready: $1"; fi
@@ -44,8 +44,10 @@ finish() {
 active=$(command -v "${PYTHON:-python3}" || true)
 [ -n "$active" ] || fail "no ${PYTHON:-python3} found; install Python 3.11 or set PYTHON"
 venv="$root/.venv/bin/python"
-if missing "$active" > /dev/null 2>&1; then finish "$active"; fi
-if [ -e "$root/.venv/.ready" ] && missing "$venv" > /dev/null 2>&1; then finish "$venv"; fi
+needed=()  # a cluster image need not have the embedder: method smolora names it when it is missing
+if $dev; then needed=("$alone"); fi
+if missing "$active" ${needed[@]+"${needed[@]}"} > /dev/null 2>&1; then finish "$active"; fi
+if [ -e "$root/.venv/.ready" ] && missing "$venv" "$alone" > /dev/null 2>&1; then finish "$venv"; fi
 
 # 2. Otherwise make .venv and install what is missing.
 "$active" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
@@ -97,7 +99,7 @@ if ! "$venv" -c 'import torchvision' > /dev/null 2>&1; then
   "$venv" -c 'import torchvision' > /dev/null 2>&1 ||
     fail "torchvision cannot be imported beside torch; see: $venv -c 'import torchvision'"
 fi
-left=$(missing "$venv" 2>&1) || fail "still missing after installation: $left"
+left=$(missing "$venv" "$alone" 2>&1) || fail "still missing after installation: $left"
 touch "$root/.venv/.ready"
 say "installed in $((SECONDS - started)) s"
 finish "$venv"

@@ -50,7 +50,7 @@ def embedder_folder(name: str) -> Path:
         name: :data:`PACKAGE`, a local folder, or the id of a model on the hub.
 
     Raises:
-        ValueError: the package is not installed.
+        ValueError: the package is not installed, or the folder does not exist.
     """
     if name == PACKAGE:
         found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
@@ -62,6 +62,8 @@ def embedder_folder(name: str) -> Path:
         return Path(found.origin).parent / "model"
     if Path(name).is_dir():
         return Path(name)
+    if name.startswith((".", "/", "~")):
+        raise ValueError(f"tuner.embedder = {name!r}: there is no such folder")
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))

