@@ -58,7 +58,7 @@ def _separation(found: Comparison) -> Figure:
     routed = [method.name for method in found.methods if _recorded(method)]
     series = [Series(name, values[name].tolist(), colour(list(values).index(name)))
               for name in routed]  # fmt: skip
-    title = f"Mutual information of task and expert set of {len(series)} methods over the stream."
+    title = f"Mutual information of task and expert set over the stream: {', '.join(routed)}."
     x = [float(chunk) for chunk in chunks]
     chart = both(
         lambda w: line_chart(title, series, x, w, "chunk", "NMI(task, expert set)",
@@ -92,7 +92,10 @@ def _shares(found: Comparison) -> Figure:
     weights = {n: _expert_weight(e, found.tasks, experts) for n, e in entries.items()}
     columns = [f"E{number}" for number in range(experts)]
     means = np.array([metrics.mean_over(weight, axis=0) for weight in weights.values()])
-    title = f"Share of {experts} experts (columns) in {len(entries)} runs (rows), in percent."
+    plural = "s" if len(entries) > 1 else ""
+    title = (
+        f"Share of {experts} experts (columns) in {len(entries)} run{plural} (rows), in percent."
+    )
     chart = both(lambda w: heat_map(title, means, list(weights), columns, w, ""))
     body = [
         [f"{name}, {task}", *(percent(float(v)) for v in weight[row])]
