@@ -183,6 +183,12 @@ ONE = [
         Kill("training", 2, "orchestrator", TERM),
         Kill("state", 2, "orchestrator", KILL),
     ],
+    [
+        Kill("state", 1, "orchestrator", TERM),
+        Kill("training", 2, "trainer", TERM),
+        Kill("between", 2, "orchestrator", TERM),
+        Kill("evaluating", 3, "trainer", TERM),
+    ],
 ]
 TWO = [
     Kill("training", 1, "rank", KILL),
@@ -199,7 +205,7 @@ def test_four_kills(undisturbed, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not FULL, reason="set FULL_FAULTS=1 (make faults)")
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(len(ONE)))
 def test_kills_of_one_process(undisturbed, tmp_path: Path, seed: int) -> None:
     recipe, expected = undisturbed(1)
     assert len(walk(recipe, tmp_path / "run", ONE[seed], seed)) >= 3
