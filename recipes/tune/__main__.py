@@ -130,8 +130,8 @@ def make_plan(path: Path, options: argparse.Namespace) -> Plan:
     methods = list(dict.fromkeys(options.methods.split(",")))
     base = load_recipe(str(path), options.overrides, tuned=False)
     data = tuning_data(base, options.stream)
-    overrides = [*options.overrides, *(f"data.{key}={value}" for key, value in data.items())]
-    overrides.append(f"eval.every={base.data.chunks}")
+    overrides = [f"eval.every={base.data.chunks}", *options.overrides]
+    overrides += [f"data.{key}={value}" for key, value in data.items()]
     stream = "" if options.stream is None else f"-{options.stream.name}"
     folder = FOLDER / f"{path.stem}{stream}-{base.data.chunks}chunks"
     bases: dict[str, Recipe] = {}
@@ -251,7 +251,7 @@ def _write_choices(plan: Plan, results: Sequence[Result]) -> int:
             continue
         path = find_method(method).file
         write_tuned(path, plan.recipe, dict(best.trial.settings), _comments(plan, own, best))
-        print(f"{method}: written into {path.relative_to(REPO)}")
+        print(f"{method}: written into {os.path.relpath(path, REPO)}")
     return code
 
 
@@ -260,9 +260,7 @@ def _comments(plan: Plan, results: Sequence[Result], best: Result) -> list[str]:
     day = datetime.now(timezone.utc).date().isoformat()
     recipe = plan.bases[best.trial.method]
     how = f"chosen by recipes.tune on {day}: highest Last after {recipe.data.chunks} chunks"
-    where = (
-        f"stream {_stream_of(plan)} (validation split, seed kept for tuning), seed {recipe.seed}"
-    )
+    where = f"on {_stream_of(plan)}, a stream kept for tuning, seed {recipe.seed}"
     return [how, where, *as_markdown(rows(results, [best])).splitlines()]
 
 
