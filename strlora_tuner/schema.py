@@ -158,6 +158,16 @@ def experts_problems(options: Any) -> list[str]:
     ]
 
 
+def top_k_problems(options: Any) -> list[str]:
+    """Names the rule that `top_k` and `num_experts` break, if they do."""
+    if options.top_k <= options.num_experts:
+        return []
+    return [
+        f"top_k = {options.top_k} exceeds num_experts = {options.num_experts}: "
+        f"use top_k <= {options.num_experts}"
+    ]
+
+
 @dataclass
 class TunerOptions(AdapterOptions):
     """Options of one StrLoRA adapter. The defaults are the `paper` preset."""
@@ -258,12 +268,7 @@ class TunerOptions(AdapterOptions):
     @staticmethod
     def cross_field_problems(options: Any) -> list[str]:
         """Names every rule over several fields that `options` (any object with them) breaks."""
-        problems = experts_problems(options)
-        if options.top_k > options.num_experts:
-            problems.append(
-                f"top_k = {options.top_k} exceeds num_experts = {options.num_experts}: "
-                f"use top_k <= {options.num_experts}"
-            )
+        problems = [*experts_problems(options), *top_k_problems(options)]
         if options.token_top_k > options.top_k:
             problems.append(
                 f"token_top_k = {options.token_top_k} exceeds top_k = {options.top_k}: "

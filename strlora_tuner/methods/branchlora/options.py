@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from strlora_tuner.mixture_options import MixtureOptions
-from strlora_tuner.schema import Size, experts_problems, option
+from strlora_tuner.schema import Size, experts_problems, option, top_k_problems
 
 
 @dataclass
@@ -28,13 +28,7 @@ class Options(MixtureOptions):
     @staticmethod
     def cross_field_problems(options: Any) -> list[str]:
         """Names every rule over several fields that `options` (any object with them) breaks."""
-        problems = experts_problems(options)
-        if options.top_k > options.num_experts:
-            problems.append(
-                f"top_k = {options.top_k} exceeds num_experts = {options.num_experts}: "
-                f"use top_k <= {options.num_experts}"
-            )
-        return problems
+        return [*experts_problems(options), *top_k_problems(options)]
 
     def layer_size(self, d_in: int, d_out: int, hidden: int) -> Size:
         """Counts the shared A, all branches and the router; stored also their order and use."""
