@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,22 +33,37 @@ def little_memory(mebibytes: int) -> Iterator[Path | None]:
 
     None where this machine does not let us make one.
     """
-    for root, limit in GROUPS:
-        group = Path(root) / f"test-{os.getpid()}"
+    group = next(
+        (found for root, limit in GROUPS if (found := make_group(root, limit, mebibytes))), None
+    )
+    yield group
+    if group is not None:
         with suppress(OSError):
-            group.mkdir()
-        try:
-            if not (group / limit).exists():
-                continue
-            (group / limit).write_text(str(mebibytes * 2**20), encoding="utf-8")
-            yield group
-            return
-        except OSError:
-            continue
-        finally:
+            group.rmdir()
+
+
+def make_group(root: str, limit: str, mebibytes: int) -> Path | None:
+    """A control group that takes processes, without swap; None where the kernel refuses."""
+    group = Path(root) / f"test-{os.getpid()}"
+    trial = subprocess.Popen(["sleep", "60"])
+    try:
+        group.mkdir()
+        if not (group / limit).exists():
+            raise OSError(f"{root} is no control group with a limit of memory")
+        (group / limit).write_text(str(mebibytes * 2**20), encoding="utf-8")
+        (group / "cgroup.procs").write_text(str(trial.pid), encoding="utf-8")
+    except OSError:
+        with suppress(OSError):
+            group.rmdir()
+        return None
+    finally:
+        trial.kill()
+        trial.wait()
+    for name in ("memory.swappiness", "memory.swap.max"):
+        if (group / name).exists():
             with suppress(OSError):
-                group.rmdir()
-    yield None
+                (group / name).write_text("0", encoding="utf-8")
+    return group
 
 
 def end_of(recipe: Path, run: Path, *overrides: str) -> str:

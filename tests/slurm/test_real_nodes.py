@@ -34,8 +34,8 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def recipe(folder: Path) -> Path:
-    """Two chunks of 24 steps on two nodes, one process each."""
-    stream = write_stream(folder / "stream", samples=96, tests=2)
+    """Two chunks of 40 steps on two nodes, one process each."""
+    stream = write_stream(folder / "stream", samples=160, tests=2)
     values = recipe_values(stream, folder / "run", BASE, method="strlora")
     values["schedule"] |= {"per_device_batch": 2, "save_steps": 2}
     values["eval"] |= {"every": 2}
@@ -61,7 +61,7 @@ def test_a_stream_on_two_nodes_survives_a_node_and_a_rank(cluster: Cluster, tmp_
     cluster.wait_in(job, lambda: newest_checkpoint(layout.host(2)) is not None)
     text = logs(tmp_path)
     assert ", start 2, " in text
-    assert "chunk 1/2 training on 96 samples, resuming at step" in text
+    assert "chunk 1/2 training on 160 samples, resuming at step" in text
     ranks = {rank: pid for pid, rank in training_processes(layout.root).items()}
     assert set(ranks) == {"0", "1"}
     os.kill(ranks["1"], signal.SIGKILL)
@@ -74,8 +74,8 @@ def test_a_stream_on_two_nodes_survives_a_node_and_a_rank(cluster: Cluster, tmp_
 
     cluster.wait_until_over(submit(cluster, path))
     finished(cluster, tmp_path)
-    assert "chunk 2/2 training on 96 samples, resuming at step" in logs(tmp_path)
+    assert "chunk 2/2 training on 160 samples, resuming at step" in logs(tmp_path)
     assert rows_of(layout) == [(c, t, "2") for c in ("0", "2") for t in ("VQAv2", "Fin")]
     assert parameters_of(layout, 1) != parameters_of(layout, 2)
     record = json.loads(layout.state.read_text(encoding="utf-8"))["chunks"]
-    assert [chunk["steps"] for chunk in record] == [0, 24, 24]
+    assert [chunk["steps"] for chunk in record] == [0, 40, 40]
