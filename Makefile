@@ -1,4 +1,4 @@
-.PHONY: help setup test check format faults ci
+.PHONY: help setup test check format faults methods ci
 
 help:    ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -18,6 +18,10 @@ format:  ## let ruff format the code
 faults:  ## kills, faults, signals and a real SLURM, slow ones included
 	FULL_FAULTS=1 .venv/bin/python -m pytest tests/faults tests/slurm tests/recipes/test_runner.py tests/recipes/test_real_stop.py \
 		tests/recipes/test_real_stream.py
+
+methods: ## every method in the real host, slow ones included
+	FULL_METHODS=1 .venv/bin/python -m pytest -m slow tests/host/test_ewc.py tests/host/test_methods.py \
+		tests/recipes/test_real_baselines.py
 
 ci:      ## everything, slow suites included
 	bash .ci/run
