@@ -19,6 +19,7 @@ from transformers import GenerationConfig, StoppingCriteria
 
 from recipes.commands import REPO
 from recipes.row_generation import RowGeneration, applies_to
+from tests.strlora_tuner import methods
 from tests.strlora_tuner.models import END, MODELS, USER, VOCAB, adapted, prompts
 
 ROWS, STEPS = 12, 24
@@ -100,6 +101,13 @@ def test_sequences_are_those_of_the_hosts_loop(family: str, adapter: str) -> Non
     assert widths[0] == ROWS
     assert len(set(widths)) > 2, widths  # rows left more than once
     assert widths == sorted(widths, reverse=True)
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_every_method_follows_the_rows(method: str) -> None:
+    expected, found, widths = both(methods.adapted(methods.base_model("text"), method).eval())
+    assert torch.equal(found, expected)
+    assert len(set(widths)) > 2, widths
 
 
 def test_an_adapter_that_would_not_notice_keeps_its_rows() -> None:
