@@ -74,7 +74,7 @@ class Widths(RowGeneration):
             handle.remove()
 
 
-def both(model: nn.Module) -> tuple[Tensor, Tensor, list[int]]:
+def both(model: Any) -> tuple[Tensor, Tensor, list[int]]:
     """The sequences by the host's loop and by ours, and the rows of each of our steps."""
     assert applies_to(model, CONFIG)
     ours = Widths(model)
@@ -89,7 +89,7 @@ def both(model: nn.Module) -> tuple[Tensor, Tensor, list[int]]:
 @pytest.mark.parametrize("family", sorted(MODELS))
 @pytest.mark.parametrize("adapter", ["none", "lora", "strlora"])
 def test_sequences_are_those_of_the_hosts_loop(family: str, adapter: str) -> None:
-    model = MODELS[family]()
+    model: Any = MODELS[family]()
     if adapter == "strlora":
         model = adapted(model)
     elif adapter == "lora":
@@ -139,7 +139,7 @@ def test_nothing_is_left_of_a_batch() -> None:
 
 
 def test_all_rows_end_at_once() -> None:
-    model = MODELS["text"]()
+    model: Any = MODELS["text"]()
     config = GenerationConfig(**{**CONFIG.to_diff_dict(), "eos_token_id": list(range(VOCAB))})
     with torch.inference_mode():
         found = model.generate(
