@@ -7,6 +7,7 @@ checks that refuse a run in which the adapter would do nothing).
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from contextlib import nullcontext
@@ -114,6 +115,15 @@ def _report(model: nn.Module, what: str) -> None:
     logger.info(f"{method}: {what}, {layers} layers routed, {trainable:,} parameters train")
 
 
+def _interrupted(checkpoint: Path) -> bool:
+    """Whether `checkpoint` was saved inside a chunk, which the host now resumes."""
+    path = checkpoint / "trainer_state.json"
+    if not path.is_file():
+        return False
+    state = json.loads(path.read_text(encoding="utf-8"))
+    return bool(state["global_step"] < state["max_steps"])
+
+
 class RoutedTuner(PeftTuner):
     """Creates, saves and loads adapters of one method for the host."""
 
@@ -180,7 +190,7 @@ class RoutedTuner(PeftTuner):
         tuner = tuner_of(wrapped)
         if require_teacher:
             check_teacher(tuner, model_id)
-        if trainable:
+        if trainable and not _interrupted(Path(model_id)):
             tuner.begin_chunk()
         if not trainable and os.environ.get(ABLATION):
             ablate(wrapped, os.environ[ABLATION])

@@ -55,13 +55,14 @@ def test_a_second_and_third_chunk_save_and_load(method, tmp_path):
 
 @GROWING
 def test_an_interrupted_chunk_goes_on_exactly(method, tmp_path):
-    """As the host resumes: the adapter of the chunk before, then the checkpoint's tensors."""
+    """As the host resumes: it loads the checkpoint as an adapter, then its tensors once more."""
     adapted(base_model("text"), method).save_pretrained(tmp_path / "1")
     model = begin(tmp_path / "1")
     step(model, seed=3)
     model.save_pretrained(tmp_path / "checkpoint")
-    resumed = begin(tmp_path / "1")
-    resumed.load_adapter(str(tmp_path / "checkpoint"), "default", is_trainable=True)
+    checkpoint = str(tmp_path / "checkpoint")
+    resumed = PeftModel.from_pretrained(base_model("text"), checkpoint, is_trainable=True)
+    resumed.load_adapter(checkpoint, "default", is_trainable=True)
     for key, value in tensors(model).items():
         assert torch.equal(resumed.state_dict()[key], value), key
     assert {k for k, p in resumed.named_parameters() if p.requires_grad} == {
