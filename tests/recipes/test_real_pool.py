@@ -51,6 +51,7 @@ def test_a_pool_survives_sigkill_and_answers_with_the_adapters_it_says(tmp_path:
     make_pure(stream, ["VQAv2", "Fin", "VQAv2"])
     values = recipe_values(stream, tmp_path / "run", BASE, method="mr_lora")
     values["data"] |= {"chunks": 3}
+    values["model"] |= {"aligner": "multi_modal_projector"}  # each adapter has one of its own
     values["pool"] = {"samples": 12, "epochs": 8, "learning_rate": 2e-3}
     values["schedule"] |= {"save_steps": 8}
     values["eval"] |= {"every": 3}
