@@ -23,17 +23,22 @@ class StrLoraModel(RoutedModel):
         return super().losses() or {"stability_loss": torch.zeros(())}
 
     def after_optimizer_step(self) -> None:
-        """Merges the step's instruction statistics and moves the teacher by one step."""
+        """Merges the step's instruction statistics and moves the teacher by one step.
+
+        A teacher that never moved stays a copy of its routers, in what is saved too: an adapter is
+        then the same whether or not its chunk was interrupted.
+        """
         adapter = self.active_adapters[0]
         statistics = self.statistics(adapter)
         statistics.commit()
-        moved = False
-        for _, mixture in self.mixtures(adapter):
-            if mixture.stability_on:
+        mixtures = [mixture for _, mixture in self.mixtures(adapter)]
+        if any(mixture.stability_on for mixture in mixtures):
+            for mixture in mixtures:
                 mixture.update_teacher()
-                moved = True
-        if moved:
             statistics.teacher_steps += 1
+        elif int(statistics.teacher_steps) == 0:
+            for mixture in mixtures:
+                mixture.start_teacher()
 
     def after_load(self, adapter_name: str) -> None:
         """A loaded adapter that carries no teacher gets one: a copy of its routers."""

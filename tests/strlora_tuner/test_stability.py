@@ -88,3 +88,16 @@ def test_padding_counts_only_when_it_is_included():
 
     assert term(longer, "mask") == pytest.approx(term(short, "mask"), rel=1e-5)
     assert term(longer, "include") != pytest.approx(term(short, "include"), rel=1e-3)
+
+
+def test_a_teacher_that_never_moved_stays_a_copy_of_its_routers():
+    # Else a chunk without the term, interrupted and gone on with, would save another teacher.
+    model = adapted(text_model(), stability_weight=0.0).train()
+    with torch.no_grad():
+        for _, mixture in model.base_model.mixtures():
+            mixture.query.add_(1.0)
+    strlora_tuner.after_optimizer_step(model)
+    for _, mixture in model.base_model.mixtures():
+        for name in ROUTERS:
+            assert torch.equal(getattr(mixture, f"ema_{name}"), getattr(mixture, name).float())
+    assert int(model.base_model.statistics().teacher_steps) == 0
