@@ -93,6 +93,7 @@ def test_padding_counts_only_when_it_is_included():
 def test_a_teacher_that_never_moved_stays_a_copy_of_its_routers():
     # Else a chunk without the term, interrupted and gone on with, would save another teacher.
     model = adapted(text_model(), stability_weight=0.0).train()
+    model.base_model.statistics().teacher_steps.zero_()
     with torch.no_grad():
         for _, mixture in model.base_model.mixtures():
             mixture.query.add_(1.0)
