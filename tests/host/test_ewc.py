@@ -134,15 +134,15 @@ def test_an_interrupted_chunk_ends_bit_for_bit_the_same(single):
 @full
 def test_a_strong_pull_holds_the_weights_with_plain_lora(single):
     folder, _ = single
-    _, start, before = train(folder, "lora", 1, tuner="lora")
+    form = {"ewc_released": True}  # F = 1: rate times weight, 0.9, is what a step takes back
+    _, start, before = train(folder, "lora", 1, tuner="lora", ewc={**form, "ewc_weight": 9.0})
     moved = []
-    for weight in (0.0, 1e4):
-        options = {"ewc_weight": weight, "ewc_samples": 5, "ewc_seed": 3}
+    for weight in (1e-6, 9.0):
+        options = {**form, "ewc_weight": weight}
         _, _, state = train(folder, f"lora-{weight:g}", 2, start, tuner="lora", ewc=options)
-        fisher, anchor = kind(before, FISHER), kind(before, ANCHOR)
-        now = kind(state, ANCHOR)
-        moved.append(sum(float((fisher[k] * (now[k] - anchor[k]) ** 2).sum()) for k in anchor))
-    assert moved[1] < 0.3 * moved[0], moved
+        anchor, now = kind(before, ANCHOR), kind(state, ANCHOR)
+        moved.append(sum(float((now[k] - anchor[k]).square().sum()) for k in anchor))
+    assert moved[1] < 0.5 * moved[0], moved
 
 
 @full

@@ -11,28 +11,16 @@ from pathlib import Path
 import pytest
 
 from recipes.carried import mix_in
-from recipes.checkpoints import newest_checkpoint
 from recipes.commands import REPO, train_command
-from recipes.host_arguments import installed_version
 from recipes.layout import RunLayout
 from recipes.loading import load_recipe
-from recipes.process import HostProcess
 from recipes.state import load_state
 from recipes.status import verify
 from recipes.stream import open_stream
-from tests.recipes.test_real_stream import orchestrator, sha256
-from tests.recipes.test_runner import wait_for
+from tests.recipes.real_host import BASE, gone_on, killed_inside, needs_host, sha256, undisturbed
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
-BASE = REPO / "assets" / "tiny_base"
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        installed_version() is None or not BASE.is_dir(),
-        reason="needs ms-swift and assets/tiny_base",
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_host]
 
 
 def test_a_chunk_with_replay_survives_sigkill_bit_for_bit(tmp_path: Path) -> None:
@@ -44,18 +32,9 @@ def test_a_chunk_with_replay_survives_sigkill_bit_for_bit(tmp_path: Path) -> Non
     path = write_recipe(tmp_path / "toy.yaml", values)
     layout = RunLayout(tmp_path / "run")
 
-    process = orchestrator(path)
-    wait_for(layout.host(2) / "checkpoint-2" / "trainer_state.json", seconds=1800)
-    process.kill()
-    process.communicate()
-    interrupted = newest_checkpoint(layout.host(2))
-    assert interrupted is not None
-    assert not interrupted.finished
+    killed_inside(path, layout.host(2), step=2)
     layout.mixed(2).unlink()  # it follows from what is recorded, and is written again
-    process = orchestrator(path)
-    out, err = process.communicate(timeout=1800)
-    assert process.returncode == 0, err
-    assert "resuming at step" in out
+    assert "resuming at step" in gone_on(path)
 
     recipe = load_recipe(str(path))
     other = RunLayout(tmp_path / "other")
@@ -64,9 +43,7 @@ def test_a_chunk_with_replay_survives_sigkill_bit_for_bit(tmp_path: Path) -> Non
         (other.chunk(1) / folder).symlink_to(layout.chunk(1) / folder)
     mix_in(recipe, other, open_stream(recipe), load_state(layout.state), 2)
     command = train_command(recipe, other, other.mixed(2), 2)
-    assert HostProcess(command, tmp_path / "reference.log").wait(lambda: None) == 0
-    reference = newest_checkpoint(other.host(2))
-    assert reference is not None
+    reference = undisturbed(command, other.host(2), tmp_path / "reference.log")
     # 18 samples twice, two beside two replayed ones in a batch of 4.
     assert reference.step == reference.max_steps == 18
     name = "adapter_model.safetensors"

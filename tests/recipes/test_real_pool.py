@@ -10,27 +10,19 @@ from pathlib import Path
 import pytest
 
 from eval.predictions import split_results
-from recipes.checkpoints import newest_checkpoint
-from recipes.commands import REPO, infer_command, train_command
-from recipes.host_arguments import installed_version
+from recipes.commands import infer_command, train_command
 from recipes.layout import RunLayout
 from recipes.loading import load_recipe
 from recipes.pool import ROUTER_DATA, RouterLayout, router_recipe
 from recipes.process import HostProcess
 from recipes.state import read_json
-from tests.recipes.test_real_stream import orchestrator, sha256
-from tests.recipes.test_runner import wait_for
+from tests.recipes.real_host import BASE, gone_on, killed_inside, needs_host, sha256, undisturbed
+from tests.recipes.test_real_stream import sha256
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
-BASE = REPO / "assets" / "tiny_base"
 WEIGHTS = "adapter_model.safetensors"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        installed_version() is None or not BASE.is_dir(), reason="needs ms-swift and the tiny base"
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_host]
 
 
 def make_pure(stream: Path, tasks: Sequence[str]) -> None:
@@ -60,24 +52,13 @@ def test_a_pool_survives_sigkill_and_answers_with_the_adapters_it_says(tmp_path:
     recipe, layout = load_recipe(str(path)), RunLayout(tmp_path / "run")
     router = RouterLayout(layout.root)
 
-    process = orchestrator(path)
-    wait_for(router.host(2) / "checkpoint-8" / "trainer_state.json", seconds=1800)
-    process.kill()
-    process.communicate()
-    interrupted = newest_checkpoint(router.host(2))
-    assert interrupted is not None
-    assert not interrupted.finished
-    process = orchestrator(path)
-    out, err = process.communicate(timeout=1800)
-    assert process.returncode == 0, err
-    assert "training the router on 24 samples, resuming at step" in out
+    killed_inside(path, router.host(2), step=8)
+    assert "training the router on 24 samples, resuming at step" in gone_on(path)
 
     # The same router, undisturbed.
     other = RouterLayout(tmp_path / "other")
     command = train_command(router_recipe(recipe), other, layout.chunk(2) / ROUTER_DATA, 2)
-    assert HostProcess(command, tmp_path / "reference.log").wait(lambda: None) == 0
-    reference = newest_checkpoint(other.host(2))
-    assert reference is not None
+    reference = undisturbed(command, other.host(2), tmp_path / "reference.log")
     assert sha256(reference.path / WEIGHTS) == sha256(router.adapter(2) / WEIGHTS)
     assert sha256(layout.adapter(1) / WEIGHTS) != sha256(layout.adapter(3) / WEIGHTS)
 

@@ -3,45 +3,17 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-from recipes.checkpoints import newest_checkpoint
-from recipes.commands import REPO, train_command
-from recipes.host_arguments import installed_version
+from recipes.commands import train_command
 from recipes.layout import RunLayout
 from recipes.loading import load_recipe
-from recipes.process import HostProcess
 from recipes.stream import open_stream
-from tests.recipes.test_runner import wait_for
+from tests.recipes.real_host import BASE, gone_on, killed_inside, needs_host, sha256, undisturbed
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
-BASE = REPO / "assets" / "tiny_base"
-
-pytestmark = pytest.mark.skipif(
-    installed_version() is None or not BASE.is_dir(), reason="needs ms-swift and assets/tiny_base"
-)
-
-
-def orchestrator(recipe: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "recipes.cli", str(recipe)],
-        cwd=REPO,
-        env=dict(os.environ),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+pytestmark = needs_host
 
 
 def test_a_real_stream_survives_sigkill_bit_for_bit(tmp_path: Path) -> None:
@@ -54,18 +26,8 @@ def test_a_real_stream_survives_sigkill_bit_for_bit(tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "toy.yaml", values)
     layout = RunLayout(tmp_path / "run")
 
-    process = orchestrator(path)
-    wait_for(layout.host(2) / "checkpoint-2" / "trainer_state.json", seconds=1800)
-    process.kill()
-    process.communicate()
-    interrupted = newest_checkpoint(layout.host(2))
-    assert interrupted is not None
-    assert not interrupted.finished
-
-    process = orchestrator(path)
-    out, err = process.communicate(timeout=1800)
-    assert process.returncode == 0, err
-    assert "resuming at step" in out
+    killed_inside(path, layout.host(2), step=2)
+    assert "resuming at step" in gone_on(path)
 
     # The same chunk, undisturbed, from the same adapter of chunk 1.
     recipe = load_recipe(str(path))
@@ -73,9 +35,7 @@ def test_a_real_stream_survives_sigkill_bit_for_bit(tmp_path: Path) -> None:
     other.chunk(1).mkdir(parents=True)
     other.adapter(1).symlink_to(layout.adapter(1))
     command = train_command(recipe, other, open_stream(recipe).chunk_file(2), 2)
-    assert HostProcess(command, tmp_path / "reference.log").wait(lambda: None) == 0
-    reference = newest_checkpoint(other.host(2))
-    assert reference is not None
+    reference = undisturbed(command, other.host(2), tmp_path / "reference.log")
     assert reference.step == reference.max_steps == 12
     name = "adapter_model.safetensors"
     assert sha256(layout.adapter(2) / name) == sha256(reference.path / name)

@@ -1,0 +1,64 @@
+"""What tests of the orchestrator with the real host share: a kill in a chunk, and its reference."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes.checkpoints import Checkpoint, newest_checkpoint
+from recipes.commands import REPO, Command
+from recipes.host_arguments import installed_version
+from recipes.process import HostProcess
+from tests.recipes.test_runner import wait_for
+
+BASE = REPO / "assets" / "tiny_base"
+needs_host = pytest.mark.skipif(
+    installed_version() is None or not BASE.is_dir(), reason="needs ms-swift and assets/tiny_base"
+)
+
+
+def orchestrator(recipe: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "recipes.cli", str(recipe)],
+        cwd=REPO,
+        env=dict(os.environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def killed_inside(recipe: Path, host: Path, step: int) -> None:
+    """Starts a run and kills it with SIGKILL once `host` holds the checkpoint of `step`."""
+    process = orchestrator(recipe)
+    wait_for(host / f"checkpoint-{step}" / "trainer_state.json", seconds=1800)
+    process.kill()
+    process.communicate()
+    interrupted = newest_checkpoint(host)
+    assert interrupted is not None
+    assert not interrupted.finished
+
+
+def gone_on(recipe: Path) -> str:
+    """Gives the same command again; returns what it printed."""
+    process = orchestrator(recipe)
+    out, err = process.communicate(timeout=1800)
+    assert process.returncode == 0, err
+    return out
+
+
+def undisturbed(command: Command, host: Path, log: Path) -> Checkpoint:
+    """Runs a training command to its end; returns the last checkpoint in its folder `host`."""
+    assert HostProcess(command, log).wait(lambda: None) == 0
+    reference = newest_checkpoint(host)
+    assert reference is not None
+    return reference
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
