@@ -17,7 +17,6 @@ from recipes.pool import ROUTER_DATA, RouterLayout, router_recipe
 from recipes.process import HostProcess
 from recipes.state import read_json
 from tests.recipes.real_host import BASE, gone_on, killed_inside, needs_host, sha256, undisturbed
-from tests.recipes.test_real_stream import sha256
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
 WEIGHTS = "adapter_model.safetensors"
