@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from strlora_tuner.config import StrLoraConfig
-from strlora_tuner.instruction import InstructionStatistics
+from strlora_tuner.instruction_statistics import InstructionStatistics
 from strlora_tuner.mixture import MixtureOfExperts
 from strlora_tuner.registration import register
 from strlora_tuner.routed_model import RoutedModel

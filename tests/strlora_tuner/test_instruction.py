@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 
 from strlora_tuner import StrLoraConfig
 from strlora_tuner.instruction import (
-    PRIOR_COUNT,
-    InstructionStatistics,
     instruction_mask,
     mean_embedding,
 )
+from strlora_tuner.instruction_statistics import PRIOR_COUNT, InstructionStatistics
 
 START, END, IMAGE, PAD = [7, 8], [9], 5, 0
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from strlora_tuner import StrLoraConfig
-from strlora_tuner.instruction import InstructionStatistics, RoutingContext
+from strlora_tuner.instruction import RoutingContext
+from strlora_tuner.instruction_statistics import InstructionStatistics
 from strlora_tuner.layer import RoutedLinear
 from strlora_tuner.mixture import MixtureOfExperts
 from tests.strlora_tuner.reference import Instructions, Weights, routed_update

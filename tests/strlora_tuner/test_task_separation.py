@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from data_prep.mini.stream import write_stream
-from strlora_tuner.instruction import InstructionStatistics
+from strlora_tuner.instruction_statistics import InstructionStatistics
 from strlora_tuner.routing import select_experts
 
 BASE = Path(__file__).parents[2] / "assets" / "tiny_base"
