@@ -39,9 +39,12 @@ def arguments(folder, name, chunk, previous=None, **changes):
         save_steps=1,
         save_only_model="false",
         optim="sgd",  # Adam divides by tiny gradients and so blows up rounding
-        learning_rate=0.1,
-        max_grad_norm=1.0,
-        **{"per_device_train_batch_size": 8, **changes},
+        **{
+            "per_device_train_batch_size": 8,
+            "learning_rate": 0.1,
+            "max_grad_norm": 1.0,
+            **changes,
+        },
     )
     values["external_plugins"], values["callbacks"] = plugins, callbacks
     values["model_kwargs"] = {**values["model_kwargs"], **options}  # type: ignore[dict-item]
@@ -134,12 +137,14 @@ def test_an_interrupted_chunk_ends_bit_for_bit_the_same(single):
 @full
 def test_a_strong_pull_holds_the_weights_with_plain_lora(single):
     folder, _ = single
-    form = {"ewc_released": True}  # F = 1: rate times weight, 0.9, is what a step takes back
-    _, start, before = train(folder, "lora", 1, tuner="lora", ewc={**form, "ewc_weight": 9.0})
+    # F = 1 and no clipping: rate times weight, 0.9, is the share that a step takes back.
+    form = {"ewc_released": True, "ewc_weight": 90.0}
+    plain = {"tuner": "lora", "learning_rate": 0.01, "max_grad_norm": 1e6}
+    _, start, before = train(folder, "lora", 1, ewc=form, **plain)
     moved = []
-    for weight in (1e-6, 9.0):
+    for weight in (1e-6, 90.0):
         options = {**form, "ewc_weight": weight}
-        _, _, state = train(folder, f"lora-{weight:g}", 2, start, tuner="lora", ewc=options)
+        _, _, state = train(folder, f"lora-{weight:g}", 2, start, ewc=options, **plain)
         anchor, now = kind(before, ANCHOR), kind(state, ANCHOR)
         moved.append(sum(float((now[k] - anchor[k]).square().sum()) for k in anchor))
     assert moved[1] < 0.5 * moved[0], moved
