@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from recipes.process import kill_group, start_time
+from recipes.process import kill_group, kill_marked, start_time
 
 BEAT_SECONDS = 10.0
 
@@ -52,6 +52,7 @@ class RunLock:
                 "stop it first"
             ) from error
         _end_leftover(read_holder(self.path))
+        kill_marked(self.path.parent)
         self._write({})
         return self
 

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.2
 SAVE_PATIENCE = 240.0  # seconds that a trainer gets to end its step and write a checkpoint
 END_PATIENCE = 10.0
-# Leaders of the process groups that run now: what a second signal kills.
-_RUNNING: set[int] = set()
+# Leaders of the process groups that run now, with their logs: what a second signal kills.
+_RUNNING: dict[int, Path] = {}
+# In the environment of a host process and all that it starts: its log file.
+LOG_MARK = "RECIPES_HOST_LOG"
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
@@ -39,12 +41,12 @@ class HostProcess:
             file.write(f"\n$ {' '.join(command.argv())}\n".encode())
             file.flush()
             self._process: subprocess.Popen[bytes] | Job = (
-                worker.start(command, log) if worker else _start(command, file)
+                worker.start(command, log) if worker else _start(command, log, file)
             )
         self.pid = self._process.pid
         self.peak_gib = 0.0
-        self._command = command
-        _RUNNING.add(self.pid)
+        self._command, self._log = command, log
+        _RUNNING[self.pid] = log
 
     def wait(self, tick: Callable[[], None]) -> int:
         """Calls `tick` five times a second until the process ends; returns its exit code.
@@ -63,7 +65,7 @@ class HostProcess:
             self.save_and_stop()
             raise
         finally:
-            _RUNNING.discard(self.pid)
+            _RUNNING.pop(self.pid, None)
         return self._process.returncode
 
     def save_and_stop(self) -> None:
@@ -84,14 +86,15 @@ class HostProcess:
             self._process.wait(timeout=END_PATIENCE)
         kill_group(self.pid, signal.SIGKILL)
         self._process.wait()
+        kill_marked(self._log)
 
 
-def _start(command: Command, log: IO[bytes]) -> subprocess.Popen[bytes]:
+def _start(command: Command, log: Path, output: IO[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command.argv(),
-        env=child_environment(command),
+        env=child_environment(command) | {LOG_MARK: str(log.resolve())},
         stdin=subprocess.DEVNULL,
-        stdout=log,
+        stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
         preexec_fn=die_with_parent(os.getpid()),
@@ -100,8 +103,34 @@ def _start(command: Command, log: IO[bytes]) -> subprocess.Popen[bytes]:
 
 def kill_running() -> None:
     """Kills every host process at once; for a second signal."""
-    for leader in list(_RUNNING):
+    for leader, log in list(_RUNNING.items()):
         kill_group(leader, signal.SIGKILL)
+        kill_marked(log)
+
+
+def kill_marked(where: Path) -> None:
+    """Kills the processes of this machine whose log is `where`, or lies in it, and waits for that.
+
+    torchrun starts its workers in sessions of their own: ending a group does not reach them, and
+    they would write into the run for a while beside those that take over.
+    """
+    deadline = time.monotonic() + END_PATIENCE
+    while (left := _marked(where.resolve())) and time.monotonic() < deadline:
+        for pid in left:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _marked(where: Path) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            for variable in path.read_bytes().split(b"\0"):
+                name, _, log = variable.decode(errors="replace").partition("=")
+                if name == LOG_MARK and Path(log).is_relative_to(where):
+                    found.append(int(path.parent.name))
+    return [pid for pid in found if pid != os.getpid()]
 
 
 def ask_to_save(leader: int, remote: bool = False) -> bool:

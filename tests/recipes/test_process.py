@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
+import pytest
+
 from recipes.commands import Command
-from recipes.process import HostProcess, last_error, peak_memory
+from recipes.lock import RunLock
+from recipes.process import HostProcess, kill_group, last_error, peak_memory, start_time
 
 ALLOCATE = "import time; block = bytearray(200 * 2**20); time.sleep(1.5)"
 PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{ALLOCATE}'])"
@@ -29,6 +34,36 @@ def test_memory_of_a_grandchild_counts(tmp_path: Path) -> None:
 def test_a_process_that_is_gone_has_no_memory() -> None:
     assert peak_memory(os.getpid()) > 0
     assert peak_memory(2**22 + 1) == 0.0
+
+
+# As torchrun starts its workers: in a session of their own, which no signal to the group reaches.
+WORKER = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"],
+                         start_new_session=True)
+open(sys.argv[1], "w").write(f"{child.pid}\\n")
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("ended_by", ["stop", "the next start"])
+def test_a_worker_in_a_session_of_its_own_never_outlives_its_run(
+    tmp_path: Path, ended_by: str
+) -> None:
+    number = tmp_path / "pid"
+    process = HostProcess(Python("infer", ("-c", WORKER, str(number)), {}), tmp_path / "1/log")
+    while not (number.exists() and number.read_text().endswith("\n")):
+        time.sleep(0.01)
+    worker = int(number.read_text())
+    assert start_time(worker) is not None
+    if ended_by == "stop":
+        process.stop()
+    else:  # the orchestrator died, and with it the group, but not the worker
+        kill_group(process.pid, signal.SIGKILL)
+        assert start_time(worker) is not None
+        with RunLock(tmp_path / "run.lock"):
+            pass
+    assert start_time(worker) is None
 
 
 def test_a_rank_that_was_killed_is_the_cause_and_not_what_others_say_of_it(tmp_path: Path) -> None:
