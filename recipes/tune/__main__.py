@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from recipes.commands import REPO
 from recipes.loading import find_recipe, load_recipe
@@ -163,9 +162,10 @@ def _tune(plan: Plan, options: argparse.Namespace) -> int:
         print(f"[tune] trial {number}/{len(plan.trials)}: {trial.method} {trial.name}", flush=True)
         results.append(_run(plan, trial))
         _print_result(results[-1])
-        _write_tables(plan, results)
-    table = _write_tables(plan, results)
-    print(f"\n{as_markdown(table)}\ntables: {plan.folder / RESULTS}.json, .csv, .md")
+        _write_table(plan, [r for r in results if r.trial.method == trial.method])
+    of_method = [[r for r in results if r.trial.method == m] for m in plan.bases]
+    table = rows(results, [best for group in of_method if (best := choose(group)) is not None])
+    print(f"\n{as_markdown(table)}\ntables: {plan.folder}/METHOD/{RESULTS}.json, .csv, .md")
     bad = [r for r in results if r.state in (FAILED, OPEN)]
     if bad:
         names = ", ".join(f"{r.trial.method}/{r.trial.name}" for r in bad)
@@ -230,14 +230,14 @@ def _print_result(result: Result) -> None:
         print(f"[tune]   {result.state}: {result.why}", flush=True)
 
 
-def _write_tables(plan: Plan, results: Sequence[Result]) -> list[dict[str, Any]]:
-    of_method = [[r for r in results if r.trial.method == m] for m in plan.bases]
-    chosen = [best for group in of_method if (best := choose(group)) is not None]
-    table = rows(results, chosen)
-    write_json(plan.folder / f"{RESULTS}.json", table)
-    write_text(plan.folder / f"{RESULTS}.csv", as_csv(table))
-    write_text(plan.folder / f"{RESULTS}.md", as_markdown(table))
-    return table
+def _write_table(plan: Plan, results: Sequence[Result]) -> None:
+    """One method's table, beside its trials: other methods may be tuned at the same time."""
+    best = choose(results)
+    table = rows(results, [] if best is None else [best])
+    file = plan.folder / results[0].trial.method / RESULTS
+    write_json(file.with_suffix(".json"), table)
+    write_text(file.with_suffix(".csv"), as_csv(table))
+    write_text(file.with_suffix(".md"), as_markdown(table))
 
 
 def _write_choices(plan: Plan, results: Sequence[Result]) -> int:

@@ -157,11 +157,11 @@ def test_an_interrupted_tuning_goes_on_where_it_was(
     finished = (first / "state.json").stat().st_mtime_ns
     assert tune.main([*words, "scale=1,2"]) == 0
     assert (first / "state.json").stat().st_mtime_ns == finished, "a finished trial is left alone"
-    table = json.loads((folder / "trials.json").read_text(encoding="utf-8"))
+    table = json.loads((folder / "lora" / "trials.json").read_text(encoding="utf-8"))
     assert [row["state"] for row in table] == ["done", "done"]
     assert [row["chosen"] for row in table].count(True) == 1
-    assert (folder / "trials.csv").is_file()
-    assert "chosen" in (folder / "trials.md").read_text(encoding="utf-8")
+    assert (folder / "lora" / "trials.csv").is_file()
+    assert "chosen" in (folder / "lora" / "trials.md").read_text(encoding="utf-8")
 
 
 def test_the_reported_stream_is_refused_for_tuning(
