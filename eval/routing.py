@@ -50,9 +50,12 @@ class Routing:
         cosine: (T, T), cosine between the tasks' mean instruction vectors.
         top_k: experts that stage 1 keeps.
         rows: routed rows with a known task.
+        task_rows: (T,), the same by task.
         unknown_rows: routed rows whose text is in no test file (left out).
         instructions: some of the distinct instructions, at most a few dozen a task.
         variance: share of variance on each axis of the map.
+        selector: task -> chunk -> share of rows that took the router of that chunk; empty for
+            methods with one router.
     """
 
     tasks: list[str]
@@ -66,9 +69,11 @@ class Routing:
     cosine: Array
     top_k: int
     rows: float
+    task_rows: Array
     unknown_rows: float
     instructions: list[Instruction]
     variance: list[float]
+    selector: dict[str, dict[int, float]]
 
     @property
     def experts(self) -> int:
@@ -144,6 +149,7 @@ def load_routing(path: Path, tasks: Sequence[str]) -> Routing:
         cosine=_matrix(content["vector_cosine"], len(places))[np.ix_(at, at)],
         top_k=int(content["top_k"]),
         rows=float(rows.sum()),
+        task_rows=rows,
         unknown_rows=float(content["rows"]) - float(rows.sum()),
         instructions=[
             Instruction(str(e["text"]), str(e["group"]), int(e["rows"]), tuple(e["vector"]))
@@ -151,6 +157,11 @@ def load_routing(path: Path, tasks: Sequence[str]) -> Routing:
             if e["group"] in present
         ],
         variance=[float(v) for v in content["vector_variance"]],
+        selector={
+            str(group["name"]): {int(c): float(s) for c, s in group["selector"]["chunks"].items()}
+            for group in groups
+            if "selector" in group
+        },
     )
 
 

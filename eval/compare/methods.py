@@ -55,6 +55,10 @@ class Method:
     name: str
     entries: list[Entry]
 
+    def name_of(self, entry: Entry) -> str:
+        """Return the name of one of its runs: with the seed where there are several."""
+        return f"{self.name}, seed {entry.seed}" if len(self.entries) > 1 else self.name
+
 
 @dataclass(frozen=True)
 class Comparable:

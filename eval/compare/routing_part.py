@@ -1,5 +1,7 @@
 """The routing of compared runs side by side: do expert sets tell the tasks, who uses which expert.
 
+How well chunks were chosen (MR-LoRA, BranchLoRA) stands in `choice_part`.
+
 Runs whose method routes nothing have no record; they are named, never drawn as zero.
 """
 
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from eval import diagnosis, metrics
+from eval.compare.choice_part import choice_figure
 from eval.compare.comparison import Comparison
 from eval.compare.methods import Entry, Method
 from eval.metrics import Array
@@ -22,10 +25,11 @@ from eval.report.svg import colour
 def routing_part(found: Comparison) -> dict[str, Any] | None:
     """Return what is told about the runs without a record, and the figures of those with one.
 
-    None where no run has a record.
+    None where no run has a record of experts, nor of choices among chunks.
     """
+    choices = choice_figure(found)
     if not any(_recorded(method) for method in found.methods):
-        return None
+        return {"gaps": [], "figures": [choices]} if choices else None
     without = [
         f"{method.name} (seed {entry.seed})" if len(method.entries) > 1 else method.name
         for method in found.methods
@@ -34,7 +38,7 @@ def routing_part(found: Comparison) -> dict[str, Any] | None:
     ]
     gaps = [f"Without a routing record: {', '.join(without)}."] if without else []
     makers = (_separation, _shares)
-    figures = [figure for make in makers if (figure := make(found)) is not None]
+    figures = [*(make(found) for make in makers), *([choices] if choices else [])]
     return {"gaps": gaps, "figures": figures}
 
 
@@ -87,7 +91,7 @@ def _expert_weight(entry: Entry, tasks: list[str], experts: int) -> Array:
 
 def _shares(found: Comparison) -> Figure:
     """Return expert shares by run: experts of two seeds have nothing in common but their number."""
-    entries = {_name(m, e): e for m in found.methods for e in m.entries if e.run.routing}
+    entries = {m.name_of(e): e for m in found.methods for e in m.entries if e.run.routing}
     experts = max(r.experts for e in entries.values() for r in e.run.routing.values())
     weights = {n: _expert_weight(e, found.tasks, experts) for n, e in entries.items()}
     columns = [f"E{number}" for number in range(experts)]
@@ -108,7 +112,3 @@ def _shares(found: Comparison) -> Figure:
         " table. The experts of two runs share a number, nothing else."
     )
     return Figure("Who uses which expert", chart, [table], note)
-
-
-def _name(method: Method, entry: Entry) -> str:
-    return f"{method.name}, seed {entry.seed}" if len(method.entries) > 1 else method.name

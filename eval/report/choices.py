@@ -1,37 +1,107 @@
-"""Which adapter of a pool answered which task (MR-LoRA), as a table of the report."""
+"""Which chunk answered which task: MR-LoRA's adapters, BranchLoRA's routers chosen by keys."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from eval.files import read_json
+from eval.expert_choice import FIGURES, Choices
+from eval.report.charts import Series, line_chart, percent
 from eval.report.data import RunData
-from eval.report.figure import Table
+from eval.report.figure import Figure, Table, both
+from eval.report.svg import colour
+
+TITLES = {
+    "adapter": "Does the router pick the right adapter?",
+    "router": "Do the keys pick the right router?",
+}
+RIGHT = (
+    "Home: the chunk so far with most samples of the question's task. Held: any chunk so far that"
+    " held the task. By lot: how often a blind choice among the chunks so far would be right. Tasks"
+    " that no chunk held yet are left out; no task was told to the model."
+)
+_MEANS = {
+    "adapter": "An adapter's stage is its chunk, which stands for its most common instructions.",
+    "router": "Each chunk has a router of its own; a question takes that of the chunk whose image"
+    " and text key are nearest.",
+}
 
 
-def choice_table(run: RunData) -> Table | None:
-    """Return the router's choices after the newest chunk that has them; None where none has.
-
-    The stage of an adapter is its chunk: no task label was told. `home`: the chunk with most
-    samples of the task; `held`: any chunk that held it (eval/expert_choice.py).
-    """
-    files = sorted(run.root.glob("chunks/*/router.json"))
-    if not files:
+def choice_part(run: RunData) -> dict[str, Any] | None:
+    """Return title, lead, figures and tables of the choices; None for runs that have none."""
+    if not run.choices:
         return None
-    content = read_json(files[-1])
-    rows = [_row(task, entry) for task, entry in content["tasks"].items()]
-    rows.append(_row("all", {**content, "experts": {}}))
-    chunk = content["chunk"]
-    caption = (
-        f"Which adapter answered after chunk {chunk}. An adapter's stage is its chunk, which stands"
-        " for the chunk's most common instructions; no task was told. Right: the chunk with most"
-        " samples of the task (home), any chunk that held it (held)"
-    )
-    head = ["task", "questions", "home, %", "held, %", "no legal letter", "answered by chunk"]
+    chunk = max(run.choices)
+    last = run.choices[chunk]
+    return {
+        "title": TITLES[last.what],
+        "lead": f"{_lead(last)} {_MEANS[last.what]} {RIGHT}",
+        "figures": [_course(run)] if len(run.choices) > 1 else [],
+        "tables": [_by_task(last), *([_by_chunk(run)] if len(run.choices) > 1 else [])],
+    }
+
+
+def _lead(last: Choices) -> str:
+    total = last.total
+    text = f"After chunk {last.chunk} no question had a task that a chunk held."
+    if not math.isnan(total.home):
+        text = (
+            f"After chunk {last.chunk} {percent(total.home)} % of the questions went to the home"
+            f" of their task (by lot {percent(total.home_by_lot)} %) and {percent(total.held)} %"
+            f" to a chunk that held it (by lot {percent(total.held_by_lot)} %)."
+        )
+    if last.illegal:
+        text += f" The router named no adapter for {sum(last.illegal.values())} questions."
+    return text
+
+
+def _course(run: RunData) -> Figure:
+    chunks = sorted(run.choices)
+    totals = [run.choices[chunk].total for chunk in chunks]
+    series = [Series(name.replace("_", " "), [getattr(t, name) for t in totals], colour(i))
+              for i, name in enumerate(FIGURES)]  # fmt: skip
+    title = f"Share of questions that went to a right chunk, after each of {len(chunks)} chunks."
+    chart = both(
+        lambda w: line_chart(title, series, [float(c) for c in chunks], w, "chunk", "Right, %",
+                             y_max=1.0, height=220.0)
+    )  # fmt: skip
+    head = ["after", *(name.replace("_", " ") for name in FIGURES), "no legal letter"]
+    rows = [
+        [f"chunk {c}", *(percent(getattr(t, name)) for name in FIGURES),
+         percent(run.choices[c].illegal_share)]
+        for c, t in zip(chunks, totals, strict=True)
+    ]  # fmt: skip
+    table = Table("Right choices over the stream, in percent of the questions", head, rows)
+    legend = [{"name": s.name, "class_": s.class_} for s in series]
+    note = "Over all questions whose task a chunk held so far."
+    return Figure("Right choices over the stream", chart, [table], note, legend=legend)
+
+
+def _by_task(last: Choices) -> Table:
+    """Return the choices after the newest chunk that has them, one row a task."""
+    head = ["task", "questions", "home, %", "by lot, %", "held, %", "by lot, %", "no legal letter",
+            "share by chunk, %"]  # fmt: skip
+    rows = []
+    for task, chosen in last.chosen.items():
+        asked, found = last.questions[task], last.judged[task]
+        shares = ", ".join(f"{c}: {percent(n / asked)}" for c, n in chosen.items() if n and asked)
+        figures = (found.home, found.home_by_lot, found.held, found.held_by_lot)
+        illegal = str(last.illegal.get(task, "–"))  # noqa: RUF001
+        rows.append([task, f"{asked:.0f}", *map(percent, figures), illegal, shares])
+    caption = f"Which chunk's {last.what} each task took after chunk {last.chunk}"
     return Table(caption, head, rows)
 
 
-def _row(task: str, entry: dict[str, Any]) -> list[str]:
-    shares = [("" if entry[key] is None else f"{100 * entry[key]:.1f}") for key in ("home", "held")]
-    experts = ", ".join(f"{chunk}: {n}" for chunk, n in entry["experts"].items())
-    return [task, str(entry["n"]), *shares, str(entry["illegal"]), experts]
+def _by_chunk(run: RunData) -> Table:
+    """Return home and held of every task after every chunk."""
+    tasks = list(
+        dict.fromkeys(t for chunk in sorted(run.choices) for t in run.choices[chunk].judged)
+    )
+    rows = [
+        [f"chunk {chunk}, {name}",
+         *(percent(getattr(found.judged[t], name)) if t in found.judged else percent(math.nan)
+           for t in tasks)]
+        for chunk, found in sorted(run.choices.items())
+        for name in ("home", "held")
+    ]  # fmt: skip
+    return Table("Right choices by task and chunk, in percent", ["after", *tasks], rows)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.ablation import load_ablation
+from eval.expert_choice import Choices, chosen_adapters, chosen_routers
 from eval.files import Record, read_json, read_jsonl
 from eval.matrix import Matrix, load_matrix
 from eval.report.score_cache import ScoreCache
@@ -28,7 +29,7 @@ Array = NDArray[np.float64]
 T = TypeVar("T")
 # So many chunks show how routing went; a file of a large model has half a megabyte.
 MOST_ROUTING_FILES = 26
-UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class RunData:
         scored: sample scores by (chunk, task).
         training: the host's log lines by chunk.
         routing: expert use by chunk.
+        choices: by chunk, which chunk's adapter or router the questions took; empty for methods
+            that do not choose among chunks.
         gaps: what is missing.
         ablation: what parts of the router are worth (eval/ablation.py); empty where not measured.
         last_scores: scores.json of the last evaluated chunk; empty where missing.
@@ -66,6 +69,7 @@ class RunData:
     scored: dict[tuple[int, str], TaskScores] = field(default_factory=dict)
     training: dict[int, list[Record]] = field(default_factory=dict)
     routing: dict[int, Routing] = field(default_factory=dict)
+    choices: dict[int, Choices] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
     ablation: dict[str, Any] = field(default_factory=dict)
     last_scores: dict[str, Any] = field(default_factory=dict)
@@ -164,6 +168,7 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
     _read_predictions(run)
     _read_training(run)
     _read_routing(run)
+    _read_choices(run)
     path = run_dir / "chunks" / f"{run.evaluated:03d}" / "scores.json"
     if path.is_file():
         run.last_scores = _try(gaps, "Scores of the last chunk", lambda: _object(path), _NOTHING)
@@ -281,6 +286,20 @@ def _read_routing(run: RunData) -> None:
         routing = _try(run.gaps, what, partial(load_routing, path, stream.tasks), None)
         if routing is not None:
             run.routing[chunk] = routing
+
+
+def _read_choices(run: RunData) -> None:
+    mixtures = run.composition()
+    for chunk, routing in run.routing.items():
+        if found := chosen_routers(chunk, routing, mixtures):
+            run.choices[chunk] = found
+    for chunk, folder in _chunk_dirs(run):
+        path = folder / "router.json"
+        if mixtures and path.is_file():
+            what = f"Choice of adapters after chunk {chunk}"
+            read = partial(chosen_adapters, path, mixtures)
+            if found := _try(run.gaps, what, read, None):
+                run.choices[chunk] = found
 
 
 def _spaced(items: list[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:

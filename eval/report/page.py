@@ -18,7 +18,7 @@ from eval import metrics
 from eval.report import charts
 from eval.report.bars import Bar, bars
 from eval.report.charts import Series, percent
-from eval.report.choices import choice_table
+from eval.report.choices import choice_part
 from eval.report.data import RunData
 from eval.report.figure import Chart, Table, both
 from eval.report.numbers import Number, Summary
@@ -87,6 +87,7 @@ def page_context(run: RunData, summary: Summary) -> dict[str, Any]:
         "heat": _heat(run) if scored else None,
         "forgetting": _forgetting(summary) if run.evaluated > 1 else None,
         "routing": routing_section(run),
+        "choices": choice_part(run),
         "experts_why": _experts_why(run),
         "stories": stories(run),
         "losses": _losses(run),
@@ -212,7 +213,7 @@ def _forgetting(summary: Summary) -> Chart:
 def _experts_why(run: RunData) -> str:
     method = (run.manifest.get("recipe") or {}).get("method")
     if run.manifest.get("protocol") == "pool":
-        return "Each question went whole to one adapter: the table below says to which."
+        return "Each question went whole to one adapter: below stands to which."
     if method and method != "strlora":
         return f"The method {method} has no routed experts."
     return "No chunk has a routing.json that can be read (the tuner writes it while evaluating)."
@@ -254,5 +255,4 @@ def _tables(run: RunData, summary: Summary) -> dict[str, Table | None]:
         "tasks": task_table(summary),
         "timing": timing_table(run),
         "published": published_table(run),
-        "choices": choice_table(run),
     }

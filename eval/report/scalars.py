@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from eval import diagnosis
+from eval.expert_choice import FIGURES
 from eval.files import write_bytes
 from eval.metrics import STREAM_SCORES, mean_over
 from eval.report.data import RunData
@@ -23,7 +24,7 @@ def scalars_of(run: RunData, chunk: int) -> dict[str, float]:
     """Return the numbers of one chunk by tag; what is not known is left out.
 
     `score/<task>` and `stream/<score>` in 0..1 as they were after this chunk, `routing/...` where
-    the tuner recorded it.
+    the tuner recorded it, `choice/...` where questions were sent to chunks.
     """
     a, first = run.matrix.values[: chunk + 1], run.first_seen()
     found = {f"score/{task}": float(a[chunk, i]) for i, task in enumerate(run.tasks)}
@@ -35,6 +36,10 @@ def scalars_of(run: RunData, chunk: int) -> dict[str, float]:
         found["routing/overlap"] = diagnosis.off_diagonal(diagnosis.overlap(routing.use))
         found["routing/task_entropy"] = float(mean_over(routing.task_entropy.ravel()))
         found["routing/token_entropy"] = float(mean_over(routing.token_entropy.ravel()))
+    choices = run.choices.get(chunk)
+    if choices is not None:
+        found |= {f"choice/{name}": getattr(choices.total, name) for name in FIGURES}
+        found["choice/illegal"] = choices.illegal_share
     return {tag: value for tag, value in found.items() if math.isfinite(value)}
 
 

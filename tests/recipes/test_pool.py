@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -215,7 +216,7 @@ def test_a_pool_runs_keeps_what_it_needs_and_finds_damage(
     assert state.record(2).router_sha256 == router_hashes(layout, 2)
     assert read_json(layout.router_scores(2))["tasks"]["Fin"]["unrouted"] == 0
     report = layout.report.read_text(encoding="utf-8")
-    assert "Which adapter answered after chunk 2" in report
+    assert "Which chunk's adapter each task took after chunk 2" in unescape(report)
     assert stored_millions(layout.root) == pytest.approx(3 * 32 / 1e6), "two adapters, one router"
     check_pool(layout, state, 2)
     assert list(verify(recipe)) == []
