@@ -18,7 +18,7 @@ from recipes.layout import RunLayout
 from recipes.machine import git, hardware, versions
 from recipes.problems import shown
 from recipes.schema import Recipe, Slurm
-from recipes.state import write_json, write_text
+from recipes.state import RunState, write_json, write_text
 from recipes.stream import Stream, file_sha256
 
 # Keys that may change while a run goes on: none of them changes a number in its matrix.
@@ -43,7 +43,7 @@ class RunChanged(Exception):
     """The recipe or the data differ from those that the run was started with."""
 
 
-def write_manifest(layout: RunLayout, recipe: Recipe, stream: Stream) -> None:
+def write_manifest(layout: RunLayout, recipe: Recipe, stream: Stream, state: RunState) -> None:
     """Writes manifest.json and recipe.yaml at the first start; later starts are only added."""
     session = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -58,7 +58,31 @@ def write_manifest(layout: RunLayout, recipe: Recipe, stream: Stream) -> None:
         manifest = _new_manifest(recipe, stream, session)
         write_text(layout.recipe, OmegaConf.to_yaml(OmegaConf.create(resolved(recipe))))
     manifest["sessions"].append(session)
+    manifest["chunks"] = chunk_costs(state)
     write_json(layout.manifest, manifest)
+
+
+def write_costs(layout: RunLayout, state: RunState) -> None:
+    """Brings the costs of the chunks in manifest.json to what `state` says; nothing reads them."""
+    write_json(layout.manifest, {**read_manifest(layout), "chunks": chunk_costs(state)})
+
+
+def chunk_costs(state: RunState) -> list[dict[str, Any]]:
+    """What each chunk took so far: seconds of wall clock and of GPUs, and joules.
+
+    Chunk 0 is the evaluation of the base model; None: on CPU, or not told by the driver.
+    """
+    return [
+        {
+            "chunk": record.index,
+            "wall_seconds": round(record.train_seconds + record.eval_seconds, 1),
+            "train_seconds": record.train_seconds,
+            "eval_seconds": record.eval_seconds,
+            "gpu_seconds": record.gpu_seconds,
+            "joules": record.gpu_joules,
+        }
+        for record in state.chunks
+    ]
 
 
 def _new_manifest(recipe: Recipe, stream: Stream, session: dict[str, Any]) -> dict[str, Any]:
@@ -80,6 +104,7 @@ def _new_manifest(recipe: Recipe, stream: Stream, session: dict[str, Any]) -> di
         "threads": recipe.launcher.omp_threads or default_threads(recipe),
         "global_batch": recipe.schedule.global_batch,
         "sessions": [],
+        "chunks": [],
     }
 
 

@@ -34,6 +34,7 @@ from recipes.manifest import (
     check_same_data,
     check_same_model,
     check_same_run,
+    write_costs,
     write_manifest,
 )
 from recipes.pool import (
@@ -56,6 +57,7 @@ from recipes.stream import (
     Stream,
     ensure_stream,
     open_stream,
+    own_samples,
     training_chunks,
     training_files,
 )
@@ -117,7 +119,7 @@ class _Run:
     def to_the_end(self) -> None:
         """Does every chunk that is not done yet."""
         self.stream.verify_tests(self.tasks)
-        write_manifest(self.layout, self.recipe, self.stream)
+        write_manifest(self.layout, self.recipe, self.stream, self.state)
         count = self.recipe.data.chunks
         self._announce()
         for index in self.recipe.stops:
@@ -165,6 +167,7 @@ class _Run:
         record.gpu_joules = added(record.gpu_joules, meter.joules())
         self.state.done = index
         self._save()
+        write_costs(self.layout, self.state)
         if wanted:
             evaluation.write_report(self.layout, self.progress.say)
         return True
@@ -257,8 +260,9 @@ class _Run:
         if resume is not None:
             text += f", resuming at step {resume.step} of {resume.max_steps}"
         self.progress.begin(job.index, "train", text)
+        own = own_samples(job.recipe, job.index, self.stream)
         command = train_command(
-            job.recipe, job.layout, files, job.index, resume.path if resume else None
+            job.recipe, job.layout, files, job.index, resume.path if resume else None, own
         )
         log = job.layout.train_log(job.index)
         tick = self.progress.watch_training(host / "logging.jsonl")

@@ -12,6 +12,9 @@ import pytest
 
 from recipes import energy
 from recipes.energy import EnergyMeter, added
+from recipes.layout import RunLayout
+from recipes.manifest import write_costs
+from recipes.state import ChunkRecord, RunState, read_json, write_json
 from tests.recipes.test_runner import finish
 
 
@@ -77,3 +80,16 @@ def test_energy_is_told_where_the_driver_tells_it(monkeypatch: pytest.MonkeyPatc
     cpu = EnergyMeter(0)
     assert (cpu.joules(), cpu.gpu_seconds()) == (None, None)
     assert (added(None, None), added(None, 2.0), added(1.0, 2.0)) == (None, 2.0, 3.0)
+
+
+def test_the_manifest_tells_what_each_chunk_took(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    write_json(layout.manifest, {"name": "toy", "chunks": []})
+    trained = ChunkRecord(1, train_seconds=8.1, eval_seconds=2.2)
+    trained.gpu_seconds, trained.gpu_joules = 41.2, 2500.0
+    write_costs(layout, RunState([ChunkRecord(0, eval_seconds=2.0), trained]))
+    manifest = read_json(layout.manifest)
+    assert manifest["name"] == "toy"
+    assert [chunk["wall_seconds"] for chunk in manifest["chunks"]] == [2.0, 10.3]
+    assert [chunk["gpu_seconds"] for chunk in manifest["chunks"]] == [None, 41.2]
+    assert [chunk["joules"] for chunk in manifest["chunks"]] == [None, 2500.0]

@@ -76,6 +76,10 @@ def test_a_whole_run_leaves_what_is_promised(recipe: Path, run_dir: Path) -> Non
     manifest = json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))
     for key in ("git", "versions", "recipe", "data", "model", "seed", "processes", "global_batch"):
         assert key in manifest
+    for cost, chunk in zip(manifest["chunks"], state["chunks"], strict=True):
+        seconds = round(chunk["train_seconds"] + chunk["eval_seconds"], 1)
+        assert (cost["chunk"], cost["wall_seconds"]) == (chunk["index"], seconds)
+        assert cost["wall_seconds"] > 0
     for name in ("report.html", "recipe.yaml", "chunks/001/train.log", "chunks/002/scores.json"):
         assert (run_dir / name).is_file(), name
     assert not (run_dir / "chunks" / "001" / "host").exists()
@@ -339,6 +343,10 @@ def test_killed_between_the_last_scores_and_the_count(recipe: Path, run_dir: Pat
     path = run_dir / "state.json"
     state = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**state, "done": 1, "finished": False}), encoding="utf-8")
+    file = run_dir / "manifest.json"
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**manifest, "chunks": manifest["chunks"][:1]}), encoding="utf-8")
     code, _, err = finish(recipe)
     assert code == 0, err
     assert json.loads(path.read_text(encoding="utf-8")) == state
+    assert json.loads(file.read_text(encoding="utf-8"))["chunks"] == manifest["chunks"]
