@@ -134,28 +134,39 @@ def _marked(where: Path) -> list[int]:
 
 
 def ask_to_save(leader: int, remote: bool = False) -> bool:
-    """Sends SIGUSR1 to the processes of a group that handle it; returns whether there was one.
+    """Sends SIGUSR1 to the processes of a family that handle it; returns whether there was one.
+
+    The trainers of several ranks agree at the end of each step on whether one of them was asked, so
+    that all save at the same step, also those that had no handler yet.
 
     Args:
         remote: the leader is srun, which passes the signal on to its tasks on all nodes.
     """
-    members = [leader] if remote else [pid for pid in group_members(leader) if _handles_usr1(pid)]
-    for pid in members:
+    asked = [leader] if remote else [pid for pid in family(leader) if _handles_usr1(pid)]
+    for pid in asked:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGUSR1)
-    return bool(members)
+    return bool(asked)
 
 
-def group_members(leader: int) -> list[int]:
-    """Process ids of a process group."""
-    members = []
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            with suppress(OSError, IndexError):
-                stat = (path / "stat").read_text(encoding="utf-8", errors="replace")
-                if int(stat.rpartition(")")[2].split()[2]) == leader:
-                    members.append(int(path.name))
-    return members
+def family(leader: int) -> set[int]:
+    """Process ids of a process group and of all that its members started.
+
+    torchrun's workers have sessions of their own, which the group alone would miss.
+    """
+    children: dict[int, list[int]] = {}
+    found, new = set[int](), list[int]()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            stat = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            pid, parent, group = int(path.parent.name), int(stat[1]), int(stat[2])
+            children.setdefault(parent, []).append(pid)
+            if group == leader:
+                new.append(pid)
+    while new:
+        found.update(new)
+        new = [child for pid in new for child in children.get(pid, []) if child not in found]
+    return found
 
 
 def _handles_usr1(pid: int) -> bool:

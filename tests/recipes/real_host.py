@@ -22,9 +22,9 @@ needs_host = pytest.mark.skipif(
 )
 
 
-def orchestrator(recipe: Path) -> subprocess.Popen[str]:
+def orchestrator(recipe: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "recipes.cli", str(recipe)],
+        [sys.executable, "-m", "recipes.cli", "run", str(recipe), *options],
         cwd=REPO,
         env=dict(os.environ),
         stdout=subprocess.PIPE,
@@ -44,9 +44,9 @@ def killed_inside(recipe: Path, host: Path, step: int) -> None:
     assert not interrupted.finished
 
 
-def gone_on(recipe: Path) -> str:
+def gone_on(recipe: Path, *options: str) -> str:
     """Gives the same command again; returns what it printed."""
-    process = orchestrator(recipe)
+    process = orchestrator(recipe, *options)
     out, err = process.communicate(timeout=1800)
     assert process.returncode == 0, err
     return out

@@ -12,7 +12,13 @@ import pytest
 
 from recipes.commands import Command
 from recipes.lock import RunLock
-from recipes.process import HostProcess, kill_group, last_error, peak_memory, start_time
+from recipes.process import (
+    HostProcess,
+    kill_group,
+    last_error,
+    peak_memory,
+    start_time,
+)
 
 ALLOCATE = "import time; block = bytearray(200 * 2**20); time.sleep(1.5)"
 PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{ALLOCATE}'])"
@@ -64,6 +70,43 @@ def test_a_worker_in_a_session_of_its_own_never_outlives_its_run(
         with RunLock(tmp_path / "run.lock"):
             pass
     assert start_time(worker) is None
+
+
+# Two trainers as torchrun starts them; each says when it can save, and that it was asked to.
+TRAINERS = """
+import pathlib, signal, subprocess, sys, time
+child = '''import pathlib, signal, sys, time
+answer = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGUSR1, lambda *_: (answer.write_text("saved"), sys.exit()))
+answer.write_text("ready")
+while True:
+    time.sleep(0.02)
+'''
+children = [subprocess.Popen([sys.executable, "-c", child, path], start_new_session=True)
+            for path in sys.argv[1:]]
+sys.exit(sum(child.wait() for child in children))
+"""
+
+
+@pytest.mark.parametrize("through", ["the orchestrator", "a node of SLURM"])
+def test_all_workers_of_torchrun_are_asked_to_save(tmp_path: Path, through: str) -> None:
+    answers = [tmp_path / "rank-0", tmp_path / "rank-1"]
+    arguments = ("-c", TRAINERS, *map(str, answers))
+    if through == "the orchestrator":
+        process = HostProcess(Python("sft", arguments, {}), tmp_path / "log")
+    else:
+        slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_NODEID": "0"}
+        node = Python("sft", ("-m", "recipes.node", sys.executable, *arguments), slurm)
+        node.environment["MASTER_ADDR"] = "localhost"
+        process = HostProcess(node, tmp_path / "log")
+    while not all(answer.exists() and answer.read_text() == "ready" for answer in answers):
+        time.sleep(0.01)
+    if through == "the orchestrator":
+        process.save_and_stop()
+    else:  # srun would pass it on to the node's task
+        os.kill(process.pid, signal.SIGUSR1)
+        assert process.wait(lambda: None) == 0
+    assert [answer.read_text() for answer in answers] == ["saved", "saved"]
 
 
 def test_a_rank_that_was_killed_is_the_cause_and_not_what_others_say_of_it(tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
-"""SIGUSR1 at the real `swift sft`: it saves where it is, and the run goes on from there."""
+"""A signal at the real `swift sft`: it saves where it is, and the run goes on from there."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,48 +11,54 @@ from pathlib import Path
 import pytest
 
 from recipes.checkpoints import newest_checkpoint
-from recipes.commands import REPO
-from recipes.host_arguments import installed_version
+from recipes.commands import REPO, train_command
 from recipes.layout import RunLayout
+from recipes.loading import load_recipe
+from recipes.stream import open_stream
+from tests.recipes.real_host import BASE, gone_on, needs_host, orchestrator, sha256, undisturbed
 from tests.recipes.test_runner import wait_for
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
-BASE = Path(os.environ.get("TEST_BASE_MODEL", REPO / "assets" / "tiny_base"))
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        installed_version() is None or not BASE.is_dir(),
-        reason="needs ms-swift and assets/tiny_base",
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_host]
 
 
-def test_a_signal_saves_between_two_checkpoints_and_the_run_goes_on(tmp_path: Path) -> None:
-    stream = write_stream(tmp_path / "stream", chunks=1, samples=4 * 150)
+STEPS = 120
+
+
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
+def test_a_signal_saves_the_current_step_and_the_run_goes_on_from_it(
+    tmp_path: Path, processes: int, number: signal.Signals
+) -> None:
+    stream = write_stream(tmp_path / "stream", chunks=1, samples=4 * STEPS)
     values = recipe_values(stream, tmp_path / "run", BASE, method="strlora")
     values["data"]["chunks"] = 1
-    values["schedule"] |= {"save_steps": 1000}  # so that only the signal can have saved
-    values["eval"] |= {"limit": 1}
+    values["tuner"] |= {"dropout": 0.05}  # so that a lost random state is seen
+    # Only the signal can have saved.
+    values["schedule"] |= {"save_steps": 1000, "per_device_batch": 4 // processes}
+    values["launcher"] |= {"nproc": processes}
     path = write_recipe(tmp_path / "toy.yaml", values)
     layout = RunLayout(tmp_path / "run")
-    command = [sys.executable, "-m", "recipes.cli", str(path)]
 
-    process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True)
+    process = orchestrator(path, "--train-only")
     wait_for(layout.host(1) / "logging.jsonl", seconds=1800)
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(number)
     _, err = process.communicate(timeout=900)
-    assert process.returncode == 128 + signal.SIGUSR1, err
-    assert "the same command goes on" in err
+    assert process.returncode == 128 + number, err
+    assert f"stopped by {number.name}: what is done is safe, and the same command goes on" in err
     saved = newest_checkpoint(layout.host(1))
-    assert saved is not None
-    assert 0 < saved.step < saved.max_steps == 150
+    assert saved is not None, layout.train_log(1).read_text(encoding="utf-8")
+    assert 0 < saved.step < saved.max_steps == STEPS
 
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"resuming at step {saved.step} of 150" in done.stdout
-    state = json.loads(layout.state.read_text(encoding="utf-8"))
-    assert (state["finished"], state["chunks"][1]["steps"]) == (True, 150)
+    assert f"resuming at step {saved.step} of {STEPS}" in gone_on(path, "--train-only")
+    recipe, other = load_recipe(str(path)), RunLayout(tmp_path / "other")
+    command = train_command(recipe, other, open_stream(recipe).chunk_file(1), 1)
+    reference = undisturbed(command, other.host(1), tmp_path / "reference.log")
+    assert reference.step == STEPS
+    name = "adapter_model.safetensors"
+    assert sha256(layout.adapter(1) / name) == sha256(reference.path / name)
+    rows = layout.train_metrics(1).read_text(encoding="utf-8").splitlines()
+    steps = [json.loads(row)["global_step/max_steps"] for row in rows]
+    assert steps == [f"{step}/{STEPS}" for step in range(1, STEPS + 1)]
 
 
 GUARD = """
