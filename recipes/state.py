@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -101,21 +101,43 @@ def load_state(path: Path) -> RunState:
     """Reads state.json; a fresh state when the file does not exist.
 
     Raises:
-        StateError: the file is no JSON of this format.
+        StateError: the file is no JSON of this format, or has what only a newer version writes.
     """
     if not path.exists():
         return RunState()
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT:
-            raise ValueError(f"format {raw['format']!r}, expected {FORMAT}")
+        _check_version(path, raw)
         chunks = [ChunkRecord(**chunk) for chunk in raw["chunks"]]
         return RunState(chunks, int(raw["done"]), bool(raw["finished"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StateError(
             f"{path} is damaged ({error}). This program did not write it as it stands: restore "
             "it from a copy, or start again with another run_dir."
         ) from error
+
+
+def _check_version(path: Path, raw: dict[str, Any]) -> None:
+    """Raises StateError for a newer version's file, ValueError or KeyError for a damaged one."""
+    version = raw["format"]
+    if not isinstance(version, int) or version < 1:
+        raise ValueError(f"format {version!r}, expected {FORMAT}")
+    new = raw.keys() - _names(RunState) - {"format"}
+    if version == FORMAT:
+        keys = (chunk.keys() for chunk in raw["chunks"])
+        new |= {f"chunks: {key}" for key in set().union(*keys) - _names(ChunkRecord)}
+    if version > FORMAT or new:
+        unknown = f", unknown keys {', '.join(sorted(new))}" if new else ""
+        manifest = path.with_name("manifest.json")
+        raise StateError(
+            f"{path} was written by a newer version of this program (format {version}, this one "
+            f"writes {FORMAT}{unknown}). Go on with that version ({manifest} names its git "
+            "commit) or a later one, or start again with another run_dir. Nothing was changed."
+        )
+
+
+def _names(record: type[ChunkRecord] | type[RunState]) -> set[str]:
+    return {each.name for each in fields(record)}
 
 
 def save_state(path: Path, state: RunState) -> None:

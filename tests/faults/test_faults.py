@@ -107,6 +107,13 @@ def chunk_missing(half: Half) -> None:
     (half.stream / "chunks" / "002.jsonl").unlink()
 
 
+def newer_state(half: Half) -> None:
+    path = half.run / "state.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["chunks"][1]["tokens"] = 7
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
 def lock_of_the_dead(half: Half) -> None:
     holder = {"pid": 2**22 - 1, "start": 1, "machine": socket.gethostname(), "boot": boot_id()}
     holder |= {"child": 2**22 - 2, "child_start": 2}
@@ -142,6 +149,7 @@ ROWS = [
     Row("adapter gone", remove(WEIGHTS), ["adapter_model.safetensors is missing"]),
     Row("config altered", alter("chunks/001/adapter/adapter_config.json"), ["was changed after"]),
     Row("truncated state", cut("state.json"), ["state.json is damaged", "restore it from a copy"]),
+    Row("newer state", newer_state, ["was written by a newer version", "or a later one"]),
     Row("chunk changed", chunk_changed, ["002.jsonl was changed", "prepare the stream again"]),
     Row("chunk gone", chunk_missing, ["002.jsonl is missing", "prepare the stream again"]),
     Row("stale lock", lock_of_the_dead),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,13 +47,36 @@ def test_state_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"format": 2}', '{"format": 1, "chunks": [{"x": 1}], "done": 0}']
+    "text",
+    ["", "[]", '{"format": "x"}', '{"format": 1, "chunks": [{}], "done": 0}', '{"format": 1}'],
 )
 def test_damaged_state_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "state.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(state.StateError, match="is damaged"):
         state.load_state(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 2}, "format 2, this one writes 1)"),
+        ({"format": 2, "chunks": {"of": "another shape"}}, "format 2, this one writes 1)"),
+        ({"later": 3}, "unknown keys later)"),
+        ({"chunks": [{"index": 0}, {"index": 1, "tokens": 7}]}, "unknown keys chunks: tokens)"),
+    ],
+)
+def test_the_state_of_a_newer_version_is_no_damage(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / "state.json"
+    state.save_state(path, state.RunState([state.ChunkRecord(0)]))
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(raw | change), encoding="utf-8")
+    with pytest.raises(state.StateError, match="was written by a newer version") as caught:
+        state.load_state(path)
+    assert words in str(caught.value)
+    assert "manifest.json names its git commit) or a later one" in str(caught.value)
 
 
 def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
