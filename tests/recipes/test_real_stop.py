@@ -46,8 +46,10 @@ def test_a_signal_saves_the_current_step_and_the_run_goes_on_from_it(
     assert process.returncode == 128 + number, err
     assert f"stopped by {number.name}: what is done is safe, and the same command goes on" in err
     saved = newest_checkpoint(layout.host(1))
-    assert saved is not None, layout.train_log(1).read_text(encoding="utf-8")
+    log = layout.train_log(1).read_text(encoding="utf-8")
+    assert saved is not None, log
     assert 0 < saved.step < saved.max_steps == STEPS
+    assert "death signal" not in log  # torchrun's word when it ends its workers: they were asked
 
     assert f"resuming at step {saved.step} of {STEPS}" in gone_on(path, "--train-only")
     recipe, other = load_recipe(str(path)), RunLayout(tmp_path / "other")
