@@ -84,16 +84,18 @@ def train_command(
     data: Path | Sequence[Path],
     chunk: int,
     resume_from: Path | None = None,
+    own: Path | None = None,
 ) -> Command:
     """The command that trains chunk `chunk` (from 1) on `data`.
 
     Args:
         data: the training file, or several, which the host reads as one.
         resume_from: a complete host checkpoint of this very chunk to go on from.
+        own: the chunk's own samples, where `data` holds replayed ones, too.
     """
     arguments = {
         **_model_arguments(recipe),
-        **_adapter_arguments(recipe, layout, chunk),
+        **_adapter_arguments(recipe, layout, chunk, own),
         **_data_arguments(recipe, [data] if isinstance(data, Path) else data, chunk),
         **_optimizer_arguments(recipe, chunk),
         "output_dir": str(layout.host(chunk)),
@@ -222,7 +224,9 @@ def _model_arguments(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _adapter_arguments(recipe: Recipe, layout: RunLayout, chunk: int) -> dict[str, Any]:
+def _adapter_arguments(
+    recipe: Recipe, layout: RunLayout, chunk: int, own: Path | None
+) -> dict[str, Any]:
     plugins, callbacks, keywords = [str(HOST_PLUGIN)], ["save_and_stop"], {}
     if recipe.routed:
         plugins.append(str(PLUGIN))
@@ -231,7 +235,7 @@ def _adapter_arguments(recipe: Recipe, layout: RunLayout, chunk: int) -> dict[st
     if recipe.ewc is not None:
         plugins.append(str(EWC_PLUGIN))
         callbacks.append("ewc")
-        keywords |= _ewc_arguments(recipe, layout, chunk)
+        keywords |= _ewc_arguments(recipe, layout, chunk, own)
     arguments: dict[str, Any] = {"tuner_type": recipe.tuner_type, **_aligner_arguments(recipe)}
     arguments |= {"external_plugins": plugins, "callbacks": callbacks}
     if keywords:
@@ -241,13 +245,17 @@ def _adapter_arguments(recipe: Recipe, layout: RunLayout, chunk: int) -> dict[st
     return arguments
 
 
-def _ewc_arguments(recipe: Recipe, layout: RunLayout, chunk: int) -> dict[str, Any]:
+def _ewc_arguments(
+    recipe: Recipe, layout: RunLayout, chunk: int, own: Path | None
+) -> dict[str, Any]:
     assert recipe.ewc is not None
     options = {k: v for k, v in recipe.ewc.model_dump().items() if v is not None}
     options["seed"] = chunk_seed(recipe, chunk)
     previous = recipe.previous(chunk)
     if previous is not None:
         options["state"] = str(layout.adapter(previous))
+    if own is not None and not recipe.ewc.released:
+        options["data"] = str(own)
     return {f"ewc_{key}": value for key, value in options.items()}
 
 

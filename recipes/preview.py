@@ -13,7 +13,14 @@ from recipes.layout import RunLayout
 from recipes.machine import gpu_count
 from recipes.pool import ROUTER_DATA, RouterLayout, has_router, router_recipe
 from recipes.schema import Recipe
-from recipes.stream import Stream, StreamError, missing_text, open_stream, training_files
+from recipes.stream import (
+    Stream,
+    StreamError,
+    missing_text,
+    open_stream,
+    own_samples,
+    training_files,
+)
 
 
 def preview(recipe: Recipe) -> Iterator[str]:
@@ -33,7 +40,8 @@ def preview(recipe: Recipe) -> Iterator[str]:
     for chunk in recipe.trained_chunks:
         files = training_files(recipe, layout, chunk, stream)
         yield f"\n# chunk {chunk} of {count}: {_what(recipe, chunk)}, then evaluate"
-        yield train_command(recipe, layout, files, chunk).as_shell()
+        own = own_samples(recipe, chunk, stream)
+        yield train_command(recipe, layout, files, chunk, own=own).as_shell()
         if recipe.pool is not None and has_router(chunk):
             yield f"# chunk {chunk} of {count}: its router"
             router = RouterLayout(layout.root)

@@ -4,14 +4,17 @@ A job is a host command. It runs `swift.cli.sft` or `swift.cli.infer` as `python
 process of its own with its own log, so that signals, kills and memory are as without this worker;
 what it need not do again is import the host and read the base model. Requests are JSON lines on
 standard input, replies on standard output: {"pid": n} when a job starts, {"code": n} when it ends.
+
+A job of several processes is a leader and its ranks (recipes.ranks), all forked from here. This
+process itself never touches a GPU, since its forks could not then.
 """
 
 from __future__ import annotations
 
 import atexit
-import ctypes
 import importlib
 import json
+import logging
 import os
 import random
 import runpy
@@ -19,12 +22,14 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from functools import partial
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
+from recipes.ranks import die_with, rank_environment, run_ranks
+
 # Packages whose modules are worth having before a job starts; never a plug-in of a job.
 _HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "swift")
-_PR_SET_PDEATHSIG = 1
 
 
 class BaseModels:
@@ -43,14 +48,14 @@ class BaseModels:
         load = base_args.get_model_processor
 
         def get_model_processor(**wanted: Any) -> tuple[Any, Any]:
-            key = key_of(wanted)
-            if key is None or not wanted.get("load_model", True):
+            key, device = key_of(wanted), single_device(wanted.get("device_map"))
+            if key is None or device is None or not wanted.get("load_model", True):
                 return load(**wanted)
             if key not in self.loaded:
                 missed.append(key)
                 return load(**wanted)
             model, processor = self.loaded[key]
-            return on_device(model, wanted.get("device_map")), processor
+            return on_device(model, device), processor
 
         base_args.get_model_processor = get_model_processor
 
@@ -80,17 +85,24 @@ def key_of(wanted: dict[str, Any]) -> str | None:
         return None
 
 
-def on_device(model: Any, device_map: Any) -> Any:
-    """The model where the host would have put it, which is one device."""
+def single_device(device_map: Any) -> str | None:
+    """The one device where the host would put the model, a rank's own GPU for example.
+
+    None where it would split it over several, or over the processes (ZeRO-3).
+    """
     from swift.model.utils import get_default_device_map
 
     target = device_map or get_default_device_map()
     if isinstance(target, dict):
-        target = target[""]
-    if str(target) in ("cpu", "None"):
-        return model
-    model.to(target)
-    model.hf_device_map = {"": target}
+        target = target[""] if target.keys() == {""} else None
+    return None if target in (None, "auto", "balanced", "sequential") else str(target)
+
+
+def on_device(model: Any, device: str) -> Any:
+    """The model on a device, as the host would have loaded it there."""
+    if device != "cpu":
+        model.to(device)
+        model.hf_device_map = {"": device}
     return model
 
 
@@ -103,16 +115,24 @@ def random_state() -> tuple[Any, ...]:
     return random.getstate(), repr(drawn), torch.get_rng_state().numpy().tobytes()
 
 
-def run_job(job: dict[str, Any], models: BaseModels, report: int) -> NoReturn:
-    """The life of a forked job: its log, its environment, the host, and what it was missing."""
+def run_job(
+    job: dict[str, Any], models: BaseModels, report: int, rank: int | None = None
+) -> NoReturn:
+    """The life of a forked process: its environment and the host, and what it was missing.
+
+    `rank` is one of several processes, of which the first reports; None: it is the only one.
+    """
     before, missed = set(sys.modules), list[str]()
     code = 1
     try:
         os.environ.clear()
         os.environ.update(job["environment"])
+        if rank is not None:
+            os.environ.update(rank_environment(rank, job["processes"]))
         import torch
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        prepare_output(quiet=bool(rank))
         models.install(missed)
         name = f"swift.cli.{job['kind']}"
         sys.argv = [name, *job["arguments"]]
@@ -121,16 +141,28 @@ def run_job(job: dict[str, Any], models: BaseModels, report: int) -> NoReturn:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # noqa: BLE001 - the end of a process, told as Python tells it
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())  # torch's own names the rank in every line
     with suppress(Exception):
         atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     new = [m for m in sys.modules.keys() - before if m.split(".")[0] in _HEAVY]
     text = json.dumps({"modules": sorted(new), "models": missed})
-    with suppress(OSError):
-        os.write(report, text.encode())
+    if not rank:
+        with suppress(OSError):
+            os.write(report, text.encode())
     os._exit(code)
+
+
+def prepare_output(quiet: bool) -> None:
+    """Lines reach the log as they are written; `quiet` as the host is on ranks above 0."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if quiet:
+        from swift.utils.logger import logger, ms_logger
+
+        logger.setLevel(logging.ERROR)
+        ms_logger.setLevel(logging.ERROR)
 
 
 def start_job(job: dict[str, Any], models: BaseModels) -> tuple[int, int]:
@@ -142,14 +174,15 @@ def start_job(job: dict[str, Any], models: BaseModels) -> tuple[int, int]:
         os.close(writing)
         return pid, reading
     os.setsid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    die_with(parent)
     log = os.open(job["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for target, source in ((0, nothing), (1, log), (2, log)):
         os.dup2(source, target)
-    run_job(job, models, writing)
+    if job["processes"] is None:
+        run_job(job, models, writing)
+    code = run_ranks(job["processes"], partial(run_job, job, models, writing))
+    os._exit(code)
 
 
 def end_job(pid: int, reading: int) -> tuple[int, dict[str, list[str]]]:
@@ -202,6 +235,9 @@ def serve(requests: TextIO, replies: TextIO) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whether there is a GPU is asked of the driver's library: the runtime, once asked, would not
+    # work in forks.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no reply
     serve(sys.stdin, channel)

@@ -156,10 +156,18 @@ def _backend_problems(recipe: Recipe) -> list[str]:
 
 def _resident_problems(recipe: Recipe) -> list[str]:
     launcher = recipe.launcher
-    plain = recipe.processes == 1 and launcher.kind != "torchrun" and not launcher.slurm.container
-    if not launcher.resident or (plain and recipe.eval.backend == "transformers"):
+    if not launcher.resident:
         return []
+    others = {
+        f"launcher.nodes = {launcher.nodes}: its processes are of one machine": launcher.nodes > 1,
+        "launcher.kind = torchrun, whose place it takes; use local": launcher.kind == "torchrun",
+        f"launcher.deepspeed = {launcher.deepspeed}: each process loads a part of the model; use "
+        "zero2 or null": "zero3" in (launcher.deepspeed or "").lower(),
+        "launcher.slurm.container: the host runs in there": bool(launcher.slurm.container),
+        "eval.backend = vllm, which loads the model itself": recipe.eval.backend == "vllm",
+    }
     return [
-        "launcher.resident = True is for one process that loads the model itself: not with several "
-        "processes, kind torchrun, a container or eval.backend vllm; set it to false"
+        f"launcher.resident = True does not go with {reason}; or set launcher.resident to false"
+        for reason, found in others.items()
+        if found
     ]

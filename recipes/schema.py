@@ -251,7 +251,7 @@ class Launcher(Block):
     deepspeed: str | None = Field(None, description="zero2, zero3, ... or a DeepSpeed JSON file")
     omp_threads: Positive | None = Field(None, description="null: the cores shared out, 8 at most")
     resident: bool = Field(
-        False, description="keep host and base model in memory between chunks; one process only"
+        False, description="keep host and base model in memory between chunks; on one machine"
     )
 
 

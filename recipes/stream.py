@@ -90,6 +90,13 @@ def training_files(
     return [stream.chunk_file(i) if stream else planned_chunk_file(recipe.data, i) for i in chunks]
 
 
+def own_samples(recipe: Recipe, chunk: int, stream: Stream | None = None) -> Path | None:
+    """The chunk's own file where the host reads one with replayed samples; else None."""
+    if not recipe.replays(chunk):
+        return None
+    return stream.chunk_file(chunk) if stream else planned_chunk_file(recipe.data, chunk)
+
+
 def open_stream(recipe: Recipe) -> Stream:
     """Reads the manifest and checks it against the recipe.
 

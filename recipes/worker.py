@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from recipes.commands import Command
-from recipes.process import child_environment, die_with_parent, kill_group, start_time
+from recipes.process import (
+    LOG_MARK,
+    child_environment,
+    die_with_parent,
+    kill_group,
+    start_time,
+)
 
 _LAST_WORD = 10.0  # seconds that the worker gets to tell how a job ended that is gone
 
@@ -40,8 +46,9 @@ class Worker:
         request = {
             "kind": command.kind,
             "arguments": list(command.arguments),
-            "environment": environment,
+            "environment": environment | {LOG_MARK: str(log.resolve())},
             "log": str(log.resolve()),
+            "processes": command.processes if "NPROC_PER_NODE" in command.environment else None,
         }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")

@@ -42,6 +42,8 @@ class EwcOptions:
         released: the plain pull to the previous weights, F = 1.
         seed: of that draw.
         state: the folder of the chunk before that holds `ewc.safetensors`; None in the first chunk.
+        data: the chunk's own samples, where the training file also holds replayed ones; None: the
+            training file itself.
     """
 
     weight: float
@@ -50,6 +52,7 @@ class EwcOptions:
     released: bool = False
     seed: int = 0
     state: str | None = None
+    data: str | None = None
 
 
 def options_from_environment(environment: Mapping[str, str]) -> EwcOptions:
@@ -65,6 +68,7 @@ def options_from_environment(environment: Mapping[str, str]) -> EwcOptions:
         "released": lambda text: {"True": True, "False": False}[text],
         "seed": int,
         "state": str,
+        "data": str,
     }
     given: dict[str, object] = {}
     for key, text in environment.items():

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch.distributed as dist
 from swift.callbacks import callbacks_map
 from swift.callbacks.base import TrainerCallback
+from swift.dataset import LazyLLMDataset, load_dataset
 from swift.utils import get_logger
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -52,6 +53,7 @@ class EwcCallback(TrainerCallback):
         """Reads what the chunk before left; without an `ewc_state` this chunk is the first."""
         self.parameters = _trained(self.trainer.model)
         self._refuse()
+        self.samples = self._own_samples()
         if self.options.state is None:
             logger.info("EWC: first chunk, no pull")
             return
@@ -74,6 +76,15 @@ class EwcCallback(TrainerCallback):
                 "so after the gradient of a single sample, which EWC needs; use DDP or "
                 "--deepspeed zero2"
             )
+
+    def _own_samples(self) -> Any:
+        """The chunk's samples, encoded one by one when asked for, without replayed ones."""
+        if self.options.data is None:
+            return self.trainer.train_dataset
+        if not Path(self.options.data).is_file():
+            raise ValueError(f"ewc_data = {self.options.data}: no such file of samples")
+        samples, _ = load_dataset([self.options.data], strict=True)
+        return LazyLLMDataset(samples, self.trainer.template.encode, strict=True)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Prepares the pulls of the step."""
@@ -105,8 +116,8 @@ class EwcCallback(TrainerCallback):
         trainer, model = self.trainer, self.trainer.model
         estimate = FisherEstimate(self.parameters)
         model.eval()  # no dropout, no checkpointing, and no statistics of the tuner are touched
-        for index in self._share(len(trainer.train_dataset)):
-            batch = trainer.data_collator([trainer.train_dataset[index]])
+        for index in self._share(len(self.samples)):
+            batch = trainer.data_collator([self.samples[index]])
             inputs = trainer._prepare_inputs(batch)
             with (
                 trainer.template.forward_context(model, inputs),

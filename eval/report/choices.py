@@ -46,7 +46,7 @@ def _lead(last: Choices) -> str:
     text = f"After chunk {last.chunk} no question had a task that a chunk held."
     if not math.isnan(total.home):
         text = (
-            f"After chunk {last.chunk} {percent(total.home)} % of the questions went to the home"
+            f"After chunk {last.chunk}, {percent(total.home)} % of the questions went to the home"
             f" of their task (by lot {percent(total.home_by_lot)} %) and {percent(total.held)} %"
             f" to a chunk that held it (by lot {percent(total.held_by_lot)} %)."
         )

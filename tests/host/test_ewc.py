@@ -134,6 +134,20 @@ def test_an_interrupted_chunk_ends_bit_for_bit_the_same(single):
         assert found.read_bytes() == expected.read_bytes(), name
 
 
+def test_fisher_information_does_not_count_replayed_samples(single):
+    """At a standstill (rate 0) a mixed file gives, bit for bit, the chunk's own information."""
+    folder, _ = single
+    own, replayed = ((folder / f"{chunk}.jsonl").read_text() for chunk in (2, 1))
+    (folder / "mixed.jsonl").write_text(replayed + own)
+    still = {"tuner": "lora", "learning_rate": 0.0}
+    _, start, _ = train(folder, "standstill", 2, tuner="lora")
+    options = {"ewc_data": str(folder / "2.jsonl")}
+    _, _, mixed = train(folder, "standstill", "mixed", start, ewc=options, **still)
+    _, _, alone = train(folder, "standstill-alone", 2, start, **still)
+    assert mixed.keys() == alone.keys()
+    assert all(torch.equal(mixed[key], alone[key]) for key in mixed)
+
+
 @full
 def test_a_strong_pull_holds_the_weights_with_plain_lora(single):
     folder, _ = single

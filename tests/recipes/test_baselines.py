@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import random
+import re
 import signal
 import subprocess
 from collections import Counter
@@ -218,6 +219,15 @@ def test_what_is_carried_is_checked_before_the_next_chunk(
         (run / "state.json").write_text(state, encoding="utf-8")
 
 
+def test_ewc_beside_replay_is_told_the_chunk_s_own_samples(three: Callable[..., Path]) -> None:
+    recipe = load_recipe(str(three("er", ewc={"weight": 5}, run_dir=Path("both"))))
+    commands = "\n".join(preview(recipe)).split("swift sft")[1:]
+    files = [re.findall(r'"ewc_data": "([^"]*)"', text) for text in commands]
+    stream = open_stream(recipe)
+    assert files == [[], [str(stream.chunk_file(2))], [str(stream.chunk_file(3))]]
+    assert [chunk["fisher"] for chunk in make_plan(recipe)["chunks"]] == [10, 10, 10]
+
+
 def test_ewc_tells_every_chunk_where_its_state_is(three: Callable[..., Path]) -> None:
     path = three("strlora", ewc={"weight": 5, "samples": 7}, seed=2)
     recipe = load_recipe(str(path))
@@ -235,7 +245,6 @@ def test_ewc_tells_every_chunk_where_its_state_is(three: Callable[..., Path]) ->
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
-        ("er", {"ewc": {"weight": 1}}, "ewc and replay together"),
         ("joint", {"replay": {}}, "replay has nothing to act on with method = joint"),
         ("zero_shot", {"ewc": {"weight": 1}}, "ewc has nothing to act on"),
         ("olora", {"ewc": {"weight": 1}}, "every chunk starts parameters of its own there"),

@@ -164,7 +164,10 @@ def test_vllm_gets_a_merged_adapter() -> None:
         (["eval.backend=vllm"], "cannot serve method = strlora"),
         (["eval.backend=vllm", "method=lora", "launcher.cpu=true"], "needs a GPU"),
         (["eval.backend=sglang"], "eval.backend"),
-        (["launcher.resident=true", "launcher.nproc=2"], "launcher.resident"),
+        (["launcher.resident=true", "launcher.kind=torchrun"], "kind = torchrun.*use local"),
+        (["launcher.resident=true", "launcher.kind=slurm", "launcher.nodes=2"], "of one machine"),
+        (["launcher.resident=true", "launcher.deepspeed=zero3"], "resident.*use zero2 or null"),
+        (["launcher.resident=true", "method=lora", "eval.backend=vllm"], "loads the model itself"),
     ],
 )
 def test_a_backend_that_cannot_serve_the_method_is_refused(

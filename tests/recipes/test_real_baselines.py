@@ -1,4 +1,4 @@
-"""Replay through the real host: killed inside a chunk, it ends bit for bit the same."""
+"""Replay and EWC through the real host: killed inside a chunk, it ends bit for bit the same."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from recipes.loading import load_recipe
 from recipes.state import load_state
 from recipes.status import verify
 from recipes.stream import open_stream
+from strlora_tuner.ewc import FILE
 from tests.recipes.real_host import BASE, gone_on, killed_inside, needs_host, sha256, undisturbed
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
 pytestmark = [pytest.mark.slow, needs_host]
 
 
-def test_a_chunk_with_replay_survives_sigkill_bit_for_bit(tmp_path: Path) -> None:
+def test_a_chunk_with_replay_and_ewc_survives_sigkill_bit_for_bit(tmp_path: Path) -> None:
     stream = write_stream(tmp_path / "stream", chunks=2, samples=18)
     values = recipe_values(stream, tmp_path / "run", BASE, method="er")
     values["replay"] = {"memory": 5, "share": 0.5}
+    values["ewc"] = {"weight": 100}
     values["schedule"] |= {"save_steps": 2, "per_device_batch": 2, "epochs": 2}
     values["eval"] |= {"every": 2, "limit": 1, "tasks": ["Fin"]}
     path = write_recipe(tmp_path / "toy.yaml", values)
@@ -42,12 +44,14 @@ def test_a_chunk_with_replay_survives_sigkill_bit_for_bit(tmp_path: Path) -> Non
     for folder in ("adapter", "replay"):
         (other.chunk(1) / folder).symlink_to(layout.chunk(1) / folder)
     mix_in(recipe, other, open_stream(recipe), load_state(layout.state), 2)
-    command = train_command(recipe, other, other.mixed(2), 2)
+    own = open_stream(recipe).chunk_file(2)
+    command = train_command(recipe, other, other.mixed(2), 2, own=own)
     reference = undisturbed(command, other.host(2), tmp_path / "reference.log")
     # 18 samples twice, two beside two replayed ones in a batch of 4.
     assert reference.step == reference.max_steps == 18
     name = "adapter_model.safetensors"
     assert sha256(layout.adapter(2) / name) == sha256(reference.path / name)
+    assert sha256(layout.adapter(2) / FILE) == sha256(reference.path / FILE)
     assert sha256(layout.adapter(2) / name) != sha256(layout.adapter(1) / name)
     assert [record.steps for record in load_state(layout.state).chunks] == [0, 10, 18]
 
