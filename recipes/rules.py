@@ -72,11 +72,6 @@ def _ewc_problems(recipe: Recipe) -> list[str]:
     if recipe.ewc is None:
         return []
     problems = []
-    if recipe.replay is not None:
-        problems.append(
-            "ewc and replay together: the Fisher information of a chunk would count replayed "
-            "samples, too; set one of them to null"
-        )
     if recipe.model.dtype == "float16" and recipe.launcher.deepspeed:
         problems.append(
             "ewc with model.dtype = float16 under DeepSpeed: its dynamic loss scale cannot be "
