@@ -20,7 +20,7 @@ from recipes.layout import RunLayout
 from recipes.lock import read_holder
 from tests.faults.real import needs_host, parameters_of, rows_of
 from tests.faults.test_kills import FULL, STEPS, make_recipe, recorded, start, to_the_end
-from tests.recipes.test_runner import wait_for
+from tests.recipes.real_host import wait_while
 
 pytestmark = [pytest.mark.slow, needs_host]
 # Version 1 of the kernel's control groups, then version 2: folder and the file of the limit.
@@ -128,7 +128,7 @@ def test_the_number_of_processes_changes_between_chunks(tmp_path: Path) -> None:
         process.kill()
         process.communicate()
     process = start(recipe, run, "launcher.nproc=1")
-    wait_for(layout.host(3) / "checkpoint-2" / "trainer_state.json", seconds=1800)
+    wait_while(process, layout.host(3) / "checkpoint-2" / "trainer_state.json")
     process.kill()
     process.communicate()
     out = end_of(recipe, run, "launcher.nproc=2")

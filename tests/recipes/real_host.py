@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from recipes.checkpoints import Checkpoint, newest_checkpoint
 from recipes.commands import REPO, Command
 from recipes.host_arguments import installed_version
 from recipes.process import HostProcess
-from tests.recipes.test_runner import wait_for
 
 BASE = REPO / "assets" / "tiny_base"
 needs_host = pytest.mark.skipif(
@@ -33,10 +33,17 @@ def orchestrator(recipe: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
+def wait_while(process: subprocess.Popen[str], path: Path) -> None:
+    """Waits until `path` exists; fails, with what it printed, when the process ends before."""
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
 def killed_inside(recipe: Path, host: Path, step: int) -> None:
     """Starts a run and kills it with SIGKILL once `host` holds the checkpoint of `step`."""
     process = orchestrator(recipe)
-    wait_for(host / f"checkpoint-{step}" / "trainer_state.json", seconds=1800)
+    wait_while(process, host / f"checkpoint-{step}" / "trainer_state.json")
     process.kill()
     process.communicate()
     interrupted = newest_checkpoint(host)

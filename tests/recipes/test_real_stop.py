@@ -15,8 +15,15 @@ from recipes.commands import REPO, train_command
 from recipes.layout import RunLayout
 from recipes.loading import load_recipe
 from recipes.stream import open_stream
-from tests.recipes.real_host import BASE, gone_on, needs_host, orchestrator, sha256, undisturbed
-from tests.recipes.test_runner import wait_for
+from tests.recipes.real_host import (
+    BASE,
+    gone_on,
+    needs_host,
+    orchestrator,
+    sha256,
+    undisturbed,
+    wait_while,
+)
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
 pytestmark = [pytest.mark.slow, needs_host]
@@ -40,7 +47,7 @@ def test_a_signal_saves_the_current_step_and_the_run_goes_on_from_it(
     layout = RunLayout(tmp_path / "run")
 
     process = orchestrator(path, "--train-only")
-    wait_for(layout.host(1) / "logging.jsonl", seconds=1800)
+    wait_while(process, layout.host(1) / "logging.jsonl")
     process.send_signal(number)
     _, err = process.communicate(timeout=900)
     assert process.returncode == 128 + number, err
