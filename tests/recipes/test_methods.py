@@ -10,7 +10,7 @@ from recipes import methods
 from recipes.commands import train_command, tuner_arguments
 from recipes.layout import RunLayout
 from recipes.loading import load_recipe
-from recipes.preview import preview, unused_text
+from recipes.preview import preview, unused_text, what_is_missing
 from recipes.problems import RecipeError
 
 RUN = RunLayout(Path("runs/x"))
@@ -34,6 +34,18 @@ def test_what_makes_a_method_lies_over_the_recipe_and_under_the_command_line() -
     assert tuner_arguments(released, 5)["freeze_routers"] is True
     changed = load_recipe("tiny", ["method=strlora_released", "tuner.gate_scale=num_experts"])
     assert changed.tuner_options.gate_scale == "num_experts"
+
+
+def test_a_sentence_embedder_that_is_not_there_is_named_before_anything_runs(
+    tmp_path: Path,
+) -> None:
+    for folder, problem in ((tmp_path / "none", "there is no such folder"),
+                            (tmp_path, "the folder has no model.safetensors")):  # fmt: skip
+        recipe = load_recipe("tiny", ["method=smolora", f"tuner.embedder={folder}"])
+        (named,) = [text for text in what_is_missing(recipe) if text.startswith("embedder")]
+        assert problem in named
+    found = what_is_missing(load_recipe("tiny", ["method=lora", f"tuner.embedder={tmp_path}"]))
+    assert "embedder" not in " ".join(found), "other methods need none"
 
 
 def test_defaults_lie_under_the_recipe(tmp_path: Path) -> None:

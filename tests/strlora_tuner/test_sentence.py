@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from strlora_tuner.api import tuner_of
-from strlora_tuner.sentence import PACKAGE, embedder_folder, sentence_embedder
-from tests.strlora_tuner.methods import adapted, base_model
-from tests.strlora_tuner.models import END, PAD, USER
+from strlora_tuner.embedder_files import PACKAGE, embedder_folder
+from strlora_tuner.sentence import sentence_embedder
+from tests.strlora_tuner.models import END, PAD, USER, adapted, base_model
 
 # Of the model's card: what sentence-transformers gives for this sentence, its first numbers.
 SENTENCE = "This is an example sentence"
@@ -28,7 +28,7 @@ def test_meaning_decides_the_distance():
     assert float(colour @ shade) > float(colour @ count) + 0.2
 
 
-def test_every_text_is_embedded_once():
+def test_every_text_is_embedded_once_in_a_process_of_several_chunks():
     model = adapted(base_model("text"), "smolora").eval()
     embedder = sentence_embedder(PACKAGE)
     embedder.embed.cache_clear()
@@ -38,6 +38,10 @@ def test_every_text_is_embedded_once():
             model(input_ids=torch.tensor(rows))
         padded = torch.tensor([[PAD, PAD, *rows[0]]])
         model(input_ids=padded, attention_mask=(padded != PAD).long())
+    assert embedder.embed.cache_info().misses == 2
+    second = adapted(base_model("text"), "smolora").eval()  # as the next chunk loads it
+    with torch.no_grad():
+        second(input_ids=torch.tensor(rows))
     assert embedder.embed.cache_info().misses == 2
     text = tuner_of(model).tokenizer.decode([11, 12]).strip()
     assert torch.equal(
@@ -53,3 +57,12 @@ def test_a_missing_package_is_named(monkeypatch):
         adapted(base_model("text"), "smolora")
     with pytest.raises(ValueError, match="there is no such folder"):
         embedder_folder("./nowhere")
+
+
+def test_a_folder_without_weights_and_an_id_nobody_has_are_named(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r"the folder has no model\.safetensors"):
+        embedder_folder(str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("nobody/has-this", "no id/at/all"):
+        with pytest.raises(ValueError, match=r"no folder here, .* pip install"):
+            embedder_folder(name)

@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from strlora_tuner.embedder_files import embedder_folder
 from strlora_tuner.expert_bank import ExpertBank, float32_scores, init_router
 from strlora_tuner.instruction import RoutingContext
 from strlora_tuner.registration import register
 from strlora_tuner.routed_model import RoutedModel
 from strlora_tuner.routing import largest
-from strlora_tuner.sentence import embedder_folder, sentence_embedder
+from strlora_tuner.sentence import sentence_embedder
 
 if TYPE_CHECKING:
     from strlora_tuner.methods.smolora.config import Config
