@@ -19,6 +19,7 @@ from typing import Any
 from recipes.host_arguments import host_fields
 from recipes.layout import RunLayout
 from recipes.schema import LaterPhase, Model, Recipe
+from recipes.trackers import tracker_arguments, tracker_environment
 from strlora_tuner.methods import STRLORA
 
 REPO = Path(__file__).resolve().parent.parent
@@ -107,6 +108,7 @@ def train_command(
         "save_only_model": False,
         "eval_strategy": "no",
         "seed": recipe.seed,
+        **tracker_arguments(recipe, chunk),
     }
     previous = recipe.previous(chunk)
     if previous is not None:
@@ -121,7 +123,7 @@ def train_command(
     return Command(
         "sft",
         _flags(arguments),
-        _environment(recipe),
+        _environment(recipe) | tracker_environment(recipe, layout.trackers(chunk)),
         recipe.processes,
         _srun(recipe),
         _container(recipe),

@@ -78,7 +78,7 @@ class RunLayout:
         return self.chunk(index) / "router.json"
 
     def trackers(self, index: int) -> Path:
-        """What TensorBoard writes (`swift.report_to`); kept when the host's folder goes."""
+        """What trackers write (`swift.report_to`); kept when the host's folder goes."""
         return self.chunk(index) / "trackers"
 
     def train_log(self, index: int) -> Path:

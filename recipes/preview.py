@@ -21,6 +21,7 @@ from recipes.stream import (
     own_samples,
     training_files,
 )
+from recipes.trackers import missing_trackers
 from strlora_tuner.embedder_files import embedder_problem
 
 
@@ -123,6 +124,7 @@ def what_is_missing(recipe: Recipe) -> list[str]:
             "transformers"
         )
     if not recipe.launcher.slurm.container:
+        missing += missing_trackers(recipe)
         embedder = getattr(recipe.tuner_options, "embedder", None)
         problem = embedder_problem(embedder) if embedder else None
         missing += [f"embedder: {problem}"] if problem else []
