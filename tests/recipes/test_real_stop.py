@@ -29,7 +29,7 @@ from tests.recipes.toy import recipe_values, write_recipe, write_stream
 pytestmark = [pytest.mark.slow, needs_host]
 
 
-STEPS = 120
+STEPS = 60
 
 
 @pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
