@@ -19,8 +19,16 @@ from transformers import GenerationConfig, StoppingCriteria
 
 from recipes.commands import REPO
 from recipes.row_generation import RowGeneration, applies_to
-from tests.strlora_tuner import methods
-from tests.strlora_tuner.models import END, MODELS, USER, VOCAB, adapted, prompts
+from tests.strlora_tuner.models import (
+    END,
+    METHODS,
+    MODELS,
+    USER,
+    VOCAB,
+    adapted,
+    base_model,
+    prompts,
+)
 
 ROWS, STEPS = 12, 24
 CONFIG = GenerationConfig(
@@ -103,9 +111,9 @@ def test_sequences_are_those_of_the_hosts_loop(family: str, adapter: str) -> Non
     assert widths == sorted(widths, reverse=True)
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_follows_the_rows(method: str) -> None:
-    expected, found, widths = both(methods.adapted(methods.base_model("text"), method).eval())
+    expected, found, widths = both(adapted(base_model("text"), method).eval())
     assert torch.equal(found, expected)
     assert len(set(widths)) > 2, widths
 

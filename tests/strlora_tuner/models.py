@@ -1,9 +1,18 @@
-"""Tiny random models for the tests, made in memory."""
+"""Tiny random models for the tests, made in memory, and small adapters of every routed tuner.
+
+`python -m tests.strlora_tuner.models` writes the golden file of the adapters' saved keys anew.
+"""
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
 import torch
 from peft import get_peft_model
+from safetensors import safe_open
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -16,8 +25,17 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from strlora_tuner import StrLoraConfig
+from strlora_tuner.methods import STRLORA, classes_of, folders
+from strlora_tuner.mixture import MixtureOfExperts
+from strlora_tuner.model import StrLoraModel
 
+METHODS = folders()  # StrLoRA aside
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "adapter_keys.json"
+TOKENIZER = Path(__file__).parents[2] / "assets" / "tiny_base"
+# Architectures whose costly tests are in CI's slow part only.
+SLOW = ("gemma3", "qwen_vl")
+# What keeps a method's adapter small, over its defaults.
+SMALL: dict[str, dict[str, Any]] = {STRLORA: {"router_dim": 6}}
 VOCAB, HIDDEN = 96, 32
 USER, END, PAD, IMAGE = 90, 91, 0, 92
 LANGUAGE_LINEARS = r".*(?:language_model|model)\.layers\.\d+\.(?:self_attn|mlp)\.[a-z]+_proj"
@@ -131,13 +149,19 @@ MODELS = {
 }
 
 
-def config(**changes: object) -> StrLoraConfig:
-    """Returns a small configuration with turn markers; `changes` override it."""
-    settings: dict[str, object] = dict(
+def base_model(name: str) -> Any:
+    """Returns a tiny model that knows where its tokenizer is."""
+    model = MODELS[name]()
+    model.config.name_or_path = str(TOKENIZER)
+    return model
+
+
+def config(method: str = STRLORA, **changes: Any) -> Any:
+    """Returns a method's small configuration with turn markers; `changes` override it."""
+    settings: dict[str, Any] = dict(
         r=8,
         lora_alpha=16,
         lora_dropout=0.0,
-        router_dim=6,
         task_type="CAUSAL_LM",
         target_modules=LANGUAGE_LINEARS,
         exclude_modules=r".*(?:vision|visual).*",
@@ -146,35 +170,46 @@ def config(**changes: object) -> StrLoraConfig:
         ignored_ids=[PAD, USER, END, IMAGE, 93, 94, 95],
         pad_id=PAD,
     )
-    return StrLoraConfig(**{**settings, **changes})
+    return classes_of(method)[0](**{**settings, **SMALL.get(method, {}), **changes})
 
 
-def adapted(base: torch.nn.Module, seed: int = 1, **changes: object) -> torch.nn.Module:
-    """Returns `base` with an adapter whose B, prototypes and statistics are random, not initial."""
+def adapted(base: torch.nn.Module, method: str = STRLORA, seed: int = 1, **changes: Any) -> Any:
+    """Returns `base` with a method's adapter whose tensors are random, as after training."""
     torch.manual_seed(seed)
-    model = get_peft_model(base, config(**changes))
+    model = get_peft_model(base, config(method, **changes))
     randomise(model)
     return model
 
 
 @torch.no_grad()
-def randomise(model: torch.nn.Module, adapter: str = "default") -> None:
-    """Gives every tensor of an adapter a random value, as after training."""
+def randomise(model: Any, adapter: str = "default") -> None:
+    """Gives every tensor that an adapter has learnt or counted a random value."""
     tuner = model.base_model
-    for _, mixture in tuner.mixtures(adapter):
-        mixture.A.normal_(std=0.2)
-        mixture.B.normal_(std=0.2)
-        mixture.task.normal_(std=0.3)
-        mixture.prototypes.normal_()
-        mixture.query.mul_(0.3)
-        for name in ("query", "key", "prototypes"):
-            teacher = getattr(mixture, f"ema_{name}")
-            teacher.copy_(getattr(mixture, name) + 0.3 * torch.randn_like(teacher))
-    statistics = tuner.statistics(adapter)
-    statistics.count.fill_(50)
-    statistics.mean.normal_(std=0.02)
-    statistics.spread.fill_(0.5)
-    statistics.teacher_steps.fill_(3)
+    for _, bank in tuner.mixtures(adapter):
+        if isinstance(bank, MixtureOfExperts):
+            _randomise_strlora(bank)
+            continue
+        for tensor in bank.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.normal_(std=0.2)
+    if isinstance(tuner, StrLoraModel):
+        statistics = tuner.statistics(adapter)
+        statistics.count.fill_(50)
+        statistics.mean.normal_(std=0.02)
+        statistics.spread.fill_(0.5)
+        statistics.teacher_steps.fill_(3)
+
+
+def _randomise_strlora(mixture: MixtureOfExperts) -> None:
+    """As above; the teacher stays near its routers."""
+    mixture.A.normal_(std=0.2)
+    mixture.B.normal_(std=0.2)
+    mixture.task.normal_(std=0.3)
+    mixture.prototypes.normal_()
+    mixture.query.mul_(0.3)
+    for name in ("query", "key", "prototypes"):
+        teacher = getattr(mixture, f"ema_{name}")
+        teacher.copy_(getattr(mixture, name) + 0.3 * torch.randn_like(teacher))
 
 
 def prompts(batch: int = 3, seed: int = 2, image_tokens: int = 0) -> dict[str, torch.Tensor]:
@@ -193,3 +228,47 @@ def prompts(batch: int = 3, seed: int = 2, image_tokens: int = 0) -> dict[str, t
         ids[index, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
         labels[index, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
     return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "labels": labels}
+
+
+@torch.no_grad()
+def logits(model: Any, batch: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+    """Returns what the model says to a batch, (batch, tokens, vocabulary)."""
+    batch = batch or prompts()
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+
+def for_training(
+    name: str, batch: dict[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """Returns a batch with what the architecture asks for in training."""
+    batch = batch or prompts()
+    if name == "gemma3":
+        return {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
+    return batch
+
+
+def with_an_empty_instruction(
+    model: Any, name: str
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Returns a batch whose first row has none, and its loss."""
+    ids = torch.tensor([[USER, END, 5, 6], [USER, 9, END, 7]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return batch, model(**for_training(name, batch), labels=ids).loss
+
+
+def golden_rows() -> list[tuple[str, str]]:
+    """(tuner, architecture) of every adapter whose saved keys stand in the golden file."""
+    return [*((STRLORA, name) for name in MODELS), *((method, "text") for method in METHODS)]
+
+
+def saved_keys(method: str, name: str) -> list[str]:
+    """Returns name and shape of every tensor that an adapter of the method saves."""
+    with tempfile.TemporaryDirectory() as folder:
+        adapted(base_model(name), method).save_pretrained(folder)
+        with safe_open(Path(folder) / "adapter_model.safetensors", framework="pt") as file:
+            return sorted(f"{key} {file.get_slice(key).get_shape()}" for key in file.keys())  # noqa: SIM118
+
+
+if __name__ == "__main__":
+    content = {f"{method}/{name}": saved_keys(method, name) for method, name in golden_rows()}
+    GOLDEN.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

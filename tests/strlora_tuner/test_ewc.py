@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -91,6 +92,24 @@ def test_fisher_is_the_mean_of_squares_sample_by_sample(net: Net) -> None:
         nn.functional.cross_entropy(net(inputs), targets), list(trained(net).values())
     )
     assert not torch.allclose(batch[0] ** 2, found["first.weight"], rtol=0.1)
+
+
+def test_gradients_read_inside_a_backward_pass_are_the_same(net: Net) -> None:
+    """ZeRO-3 has whole gradients nowhere else; tests/host/zero3_ewc.py runs it."""
+    inputs, targets = samples(4)
+    inside, after = FisherEstimate(trained(net)), FisherEstimate(trained(net))
+    for place, (x, y) in enumerate(zip(inputs, targets, strict=True)):
+        loss = nn.functional.cross_entropy(net(x[None]), y[None])
+        counts = place < 3  # the last one only keeps other processes company
+        inside.add_from(partial(loss.backward, retain_graph=True), counts)
+        if counts:
+            after.add(loss)
+    assert inside.count == after.count == 3
+    for name, value in after.mean().items():
+        assert torch.equal(inside.mean()[name], value)
+    before = inside.mean()
+    net.first.weight.sum().backward()
+    assert torch.equal(inside.mean()["first.weight"], before["first.weight"]), "hooks are off"
 
 
 def test_two_processes_sum_to_what_one_finds(net: Net) -> None:

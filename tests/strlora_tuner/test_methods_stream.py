@@ -11,9 +11,7 @@ from strlora_tuner.api import tuner_of
 from strlora_tuner.probe import Probe, instruction_key
 from strlora_tuner.recorder import RoutingRecorder
 from strlora_tuner.routing_file import add_sums, routing_content
-from tests.strlora_tuner.methods import adapted, base_model
-from tests.strlora_tuner.models import END, USER, prompts
-from tests.strlora_tuner.test_methods_behaviour import logits
+from tests.strlora_tuner.models import END, USER, adapted, base_model, logits, prompts
 
 GROWING = pytest.mark.parametrize("method", ["branchlora", "olora"])
 
