@@ -63,9 +63,9 @@ def write_combined(
 ) -> int:
     """Write one question file of all tasks for one `swift infer` process; return its lines.
 
-    Questions come without the gold answer and each only once. They are grouped by task, tasks with
-    long answers first (a memory limit shows at once), and sorted by length inside, so that batches
-    are even.
+    Questions come without the gold answer and their task, and each only once. They are grouped by
+    task, tasks with long answers first (a memory limit shows at once), and sorted by length inside,
+    so that batches are even.
 
     Args:
         stream_dir: the stream folder.
@@ -105,15 +105,11 @@ def _question_length(record: Record) -> tuple[int, int]:
 
 
 def _question_line(record: Record) -> Record:
+    """Return what the host may know: no answer, no task, and no id, which names the task."""
     turns = list(record["messages"])
     while turns and turns[-1]["role"] == "assistant":
         turns.pop()
-    return {
-        "messages": turns,
-        "images": record.get("images") or [],
-        "task": record.get("task"),
-        "id": record["id"],
-    }
+    return {"messages": turns, "images": record.get("images") or []}
 
 
 def repair_results(path: Path) -> int:

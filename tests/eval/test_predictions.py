@@ -36,9 +36,12 @@ def test_question_file(stream: Path, tmp_path: Path) -> None:
     lines = read_jsonl(tmp_path / "val.jsonl")
     assert count == len(lines) == 18
     assert all(m["role"] != "assistant" for line in lines for m in line["messages"])
-    assert {line["id"] for line in lines} == {f"{t}-test-{n:06d}" for t in TASKS for n in range(6)}
+    assert all(line.keys() == {"messages", "images"} for line in lines), "nobody is told the task"
+    pictures = {f"images/test/{t}/{n:06d}.png" for t in TASKS for n in range(6)}
+    assert {line["images"][0] for line in lines} == pictures
     # Long answers first, then sorted by length inside a task.
-    assert [line["task"] for line in lines[::6]] == ["Grounding", "OCRVQA", "VQAv2"]
+    tasks = [Path(line["images"][0]).parent.name for line in lines[::6]]
+    assert tasks == ["Grounding", "OCRVQA", "VQAv2"]
     lengths = [len(line["messages"][0]["content"]) for line in lines[:6]]
     assert lengths == sorted(lengths, reverse=True)
     assert write_combined(stream, ["VQAv2"], tmp_path / "few.jsonl", limit=2) == 2
