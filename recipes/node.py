@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from types import FrameType
 
-from recipes.process import ask_to_save
+from recipes.process import ask_to_save, kill_group
 
 FIRST_PORT, PORTS = 20000, 20000
 
@@ -47,16 +47,27 @@ def first_node(nodes: str) -> str:
 def main(command: list[str]) -> int:
     """Runs the command to its end and returns its exit code."""
     process = subprocess.Popen(
-        command, env={**os.environ, **node_environment(os.environ)}, start_new_session=True
+        command,
+        env={**os.environ, **node_environment(os.environ)},
+        start_new_session=True,
+        preexec_fn=_ignore_requests,
     )
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         if number != signal.SIGUSR1 or not ask_to_save(process.pid):
-            os.killpg(process.pid, signal.SIGTERM)
+            kill_group(process.pid, signal.SIGTERM)
 
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
     return process.wait()
+
+
+def _ignore_requests() -> None:
+    """SLURM gives a step's signal to all its processes: torchrun must not die of a request to save.
+
+    What is ignored stays so in children; a trainer sets its own handler.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

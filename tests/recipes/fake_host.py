@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import struct
+import subprocess
 import sys
 import time
 import zipfile
@@ -78,7 +79,9 @@ def write_checkpoint(
     write_weights(path / "adapter_model.safetensors", weights, empty=empty)
     (path / "adapter_config.json").write_text("{}", encoding="utf-8")
     time.sleep(STEP_SECONDS / 4)
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+    ranks = int(os.environ.get("NNODES", "1")) * int(os.environ.get("NPROC_PER_NODE", "1"))
+    random = [f"rng_state_{rank}.pth" for rank in range(ranks)] if ranks > 1 else ["rng_state.pth"]
+    for name in ("optimizer.pt", "scheduler.pt", *random):
         with zipfile.ZipFile(path / name, "w") as archive:
             archive.writestr("data", b"0")
     time.sleep(STEP_SECONDS / 4)
@@ -181,6 +184,15 @@ def answer(arguments: dict[str, str]) -> None:
             time.sleep(STEP_SECONDS / 8)
 
 
+def as_torchrun_does(kind: str, words: Sequence[str]) -> int:
+    """Runs the host as a worker in a session of its own, which no signal to our group reaches."""
+    command = [sys.executable, "-m", "tests.recipes.fake_host", kind, *words]
+    environment = {**os.environ, "RANK": os.environ["NODE_RANK"]}
+    return subprocess.run(command, env=environment, start_new_session=True).returncode
+
+
 if __name__ == "__main__":
     kind, *rest = sys.argv[1:]
+    if "NODE_RANK" in os.environ and "RANK" not in os.environ:
+        sys.exit(as_torchrun_does(kind, rest))
     (train if kind == "sft" else answer)(arguments_of(rest))

@@ -14,6 +14,7 @@ from recipes.commands import Command
 from recipes.lock import RunLock
 from recipes.process import (
     HostProcess,
+    family,
     kill_group,
     last_error,
     peak_memory,
@@ -72,13 +73,13 @@ def test_a_worker_in_a_session_of_its_own_never_outlives_its_run(
     assert start_time(worker) is None
 
 
-# Two trainers as torchrun starts them; each says when it can save, and that it was asked to.
+# Two trainers as torchrun starts them; each writes its number when it can save, then that it has.
 TRAINERS = """
-import pathlib, signal, subprocess, sys, time
-child = '''import pathlib, signal, sys, time
+import pathlib, os, signal, subprocess, sys, time
+child = '''import os, pathlib, signal, sys, time
 answer = pathlib.Path(sys.argv[1])
-signal.signal(signal.SIGUSR1, lambda *_: (answer.write_text("saved"), sys.exit()))
-answer.write_text("ready")
+signal.signal(signal.SIGUSR1, lambda *_: (answer.write_text("saved"), os._exit(0)))
+answer.write_text(f"{os.getpid()};")
 while True:
     time.sleep(0.02)
 '''
@@ -99,12 +100,14 @@ def test_all_workers_of_torchrun_are_asked_to_save(tmp_path: Path, through: str)
         node = Python("sft", ("-m", "recipes.node", sys.executable, *arguments), slurm)
         node.environment["MASTER_ADDR"] = "localhost"
         process = HostProcess(node, tmp_path / "log")
-    while not all(answer.exists() and answer.read_text() == "ready" for answer in answers):
+    while not all(answer.exists() and answer.read_text().endswith(";") for answer in answers):
         time.sleep(0.01)
     if through == "the orchestrator":
         process.save_and_stop()
-    else:  # srun would pass it on to the node's task
-        os.kill(process.pid, signal.SIGUSR1)
+    else:  # SLURM signals every process of a step, torchrun among them
+        workers = {int(answer.read_text().rstrip(";")) for answer in answers}
+        for pid in [*(family(process.pid) - workers - {process.pid}), process.pid]:
+            os.kill(pid, signal.SIGUSR1)
         assert process.wait(lambda: None) == 0
     assert [answer.read_text() for answer in answers] == ["saved", "saved"]
 

@@ -1,7 +1,7 @@
 """A stream through a real SLURM with two virtual nodes; what is trained is the stand-in host's.
 
 The stand-in keeps this cheap; that two real processes train what one trains is in
-tests/host/test_distributed.py.
+tests/host/test_methods.py.
 """
 
 from __future__ import annotations
@@ -94,16 +94,22 @@ def test_two_nodes_meet_and_train_the_stream(cluster: Cluster, tmp_path: Path) -
     assert len({node["MASTER_PORT"] for node in nodes}) == 1
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
 def test_a_job_that_is_told_of_its_time_limit_saves_and_goes_on(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, tmp_path: Path, nodes: int
 ) -> None:
-    """What `--signal=B:USR1@N` does N seconds before the limit is done here once training runs."""
-    path = recipe(tmp_path, 1, 5.0)  # seconds a step, of which the chunk has eight
+    """What `--signal=B:USR1@N` does N seconds before the limit is done here once training runs.
+
+    On two nodes the signal goes through srun to the workers' own sessions.
+    """
+    path = recipe(tmp_path, nodes, 5.0)  # seconds a step, of which the chunk has eight
     job = submit(cluster, path)
     cluster.wait_in(job, (tmp_path / "run/chunks/001/host/logging.jsonl").exists)
     (tmp_path / "fast").touch()  # what the next start finds
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     cluster.wait_in(job, lambda: "back into the queue" in logs(tmp_path))
+    log = (tmp_path / "run/chunks/001/train.log").read_text(encoding="utf-8")
+    assert "Exited with exit code" not in log  # srun's word when a launcher died of the signal
     cluster.start_requeued(job)
     cluster.wait_until_over(job)
     finished(cluster, tmp_path)
