@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
@@ -11,11 +10,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from recipes.commands import Command
 from recipes.machine import gpu_count
+from recipes.ranks import die_with
 
 if TYPE_CHECKING:
     from recipes.worker import Job, Worker
@@ -27,8 +28,6 @@ END_PATIENCE = 10.0
 _RUNNING: dict[int, Path] = {}
 # In the environment of a host process and all that it starts: its log file.
 LOG_MARK = "RECIPES_HOST_LOG"
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
 
 class HostProcess:
@@ -213,14 +212,7 @@ def peak_memory(pid: int) -> float:
 
 def die_with_parent(parent: int) -> Callable[[], None]:
     """What a child does before it becomes a program: the kernel kills it when `parent` ends."""
-
-    def prepare() -> None:
-        if _LIBC is not None and hasattr(_LIBC, "prctl"):
-            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # we died in between: the signal would never come
-            os._exit(1)
-
-    return prepare
+    return partial(die_with, parent)
 
 
 def kill_group(leader: int, number: int) -> None:

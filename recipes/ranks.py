@@ -15,6 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if os.name == "posix" else None
 
 
 def rank_environment(rank: int, count: int) -> dict[str, str]:
@@ -70,8 +71,9 @@ def run_ranks(count: int, run: Callable[[int], NoReturn]) -> int:
 
 
 def die_with(parent: int) -> None:
-    """Has the kernel kill this process when `parent`, which forked it, ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Has the kernel kill this process when `parent`, which forked it, ends (on Linux)."""
+    if _LIBC is not None and hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended in between: the signal would never come
         os._exit(1)
 
