@@ -2,12 +2,14 @@
 
     python benchmarks/stream_overhead.py                              # recipe tiny, three chunks
     python benchmarks/stream_overhead.py my.yaml --chunks 5 --json overhead.json
+    python benchmarks/stream_overhead.py tiny swift.max_steps=1       # starts alone: processor time
 
 Runs the same stream twice, cold first, both through the orchestrator, into a temporary folder, and
 checks that both leave the same adapters bit for bit. Training is what the host itself counts as
 training (train_runtime: its loop over the steps, with saving); everything else a chunk takes counts
 as overhead, evaluation too, which by default is one question a task, so that it is all start-up.
-The first chunk is left out of the means: it starts the worker.
+The first chunk is left out of the means: it starts the worker. Processor seconds of a chunk are
+those of the orchestrator and all that it started, training included.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +36,50 @@ def run(words: list[str], folder: Path, resident: bool) -> dict[str, Any]:
     """Runs the stream; seconds of wall clock and of processors, and the chunks one by one."""
     options = [f"run_dir={folder}", f"launcher.resident={str(resident).lower()}"]
     command = [sys.executable, "-m", "recipes.cli", "run", *words, *options]
-    before, started = os.times(), time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    after = os.times()
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    used = after.children_user + after.children_system
+    started = time.monotonic()
+    used: dict[int, float] = {}  # chunk -> processor seconds when it was done
+    with (folder.parent / f"{folder.name}.log").open("w+") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        while process.poll() is None:
+            now = processor_seconds(process.pid)
+            used.setdefault(chunks_done(folder), now)
+            time.sleep(0.1)
+        if process.returncode:
+            log.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed:\n{log.read()}")
     return {
         "wall_seconds": round(time.monotonic() - started, 1),
-        "cpu_seconds": round(used - before.children_user - before.children_system, 1),
-        "chunks": chunks(folder),
+        "cpu_seconds": round(now, 1),
+        "load": [round(value, 1) for value in os.getloadavg()],
+        "chunks": chunks(folder, used),
     }
 
 
-def chunks(folder: Path) -> list[dict[str, float]]:
-    """Of every trained chunk: seconds of training, of all else, and the share of training."""
+def chunks_done(folder: Path) -> int:
+    """The chunk that state.json counts as done; 0 before the first."""
+    try:
+        return int(json.loads((folder / "state.json").read_text(encoding="utf-8"))["done"])
+    except FileNotFoundError:
+        return 0
+
+
+def processor_seconds(root: int) -> float:
+    """Seconds that a process, its descendants and those of them that ended have computed so far."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text(errors="replace").rpartition(")")[2].split()
+            pid = int(path.parent.name)
+            parents[pid], ticks[pid] = int(fields[1]), sum(map(int, fields[11:15]))
+    family = {root}
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(ticks.get(pid, 0) for pid in family) / os.sysconf("SC_CLK_TCK")
+
+
+def chunks(folder: Path, used: dict[int, float]) -> list[dict[str, float]]:
+    """Of every trained chunk: seconds of training, of all else, of processors; training's share."""
     rows = []
     for record in json.loads((folder / "state.json").read_text(encoding="utf-8"))["chunks"]:
         if not record["steps"]:
@@ -58,6 +90,9 @@ def chunks(folder: Path) -> list[dict[str, float]]:
         row = {"chunk": record["index"], "training": training, "other": total - training}
         row |= {"starting_to_train": record["train_seconds"] - training}
         row |= {"evaluating": record["eval_seconds"], "training_share": training / total}
+        done = record["index"]
+        if done in used and done - 1 in used:
+            row["cpu_seconds"] = used[done] - used[done - 1]
         rows.append({key: round(value, 3) for key, value in row.items()})
     return rows
 
@@ -99,6 +134,9 @@ def main() -> None:
         "ratio": round(other["cold"] / other["resident"], 2),
         "training_share": {
             kind: round(mean_of(result, "training_share"), 3) for kind, result in found.items()
+        },
+        "cpu_seconds_a_chunk": {
+            kind: round(mean_of(result, "cpu_seconds"), 1) for kind, result in found.items()
         },
         "runs": found,
     }
