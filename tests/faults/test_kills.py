@@ -89,7 +89,7 @@ def make_recipe(folder: Path, processes: int) -> Path:
     values["tuner"] |= {"dropout": 0.05}  # so that a lost random state is seen
     values["schedule"] |= {"save_steps": 2, "per_device_batch": 4 // processes}
     values["eval"] |= {"batch_size": 2}
-    values["launcher"] |= {"nproc": processes}
+    values["launcher"] |= {"nproc": processes, "resident": True}
     return write_recipe(folder / "kills.yaml", values)
 
 
@@ -106,7 +106,7 @@ def start(recipe: Path, run: Path, *overrides: str) -> subprocess.Popen[str]:
 
 def to_the_end(recipe: Path, run: Path, *overrides: str) -> str:
     """Runs to the end and returns what was printed."""
-    out, _ = (process := start(recipe, run, *overrides)).communicate(timeout=1800)
+    out, _ = (process := start(recipe, run, *overrides)).communicate(timeout=3600)
     assert process.returncode == 0, out
     return out
 
@@ -120,7 +120,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tup
         if processes not in known:
             folder = tmp_path_factory.mktemp(f"undisturbed-{processes}")
             recipe = make_recipe(folder, processes)
-            to_the_end(recipe, folder / "run", f"launcher.resident={str(processes == 1).lower()}")
+            to_the_end(recipe, folder / "run")
             known[processes] = recipe, result_of(RunLayout(folder / "run"))
         return known[processes]
 
@@ -163,18 +163,20 @@ def trainer_of(layout: RunLayout) -> list[int]:
     return [child] if child and start_time(child) is not None else []
 
 
-def walk(recipe: Path, run: Path, kills: list[Kill], seed: int, processes: int = 1) -> None:
+def walk(recipe: Path, run: Path, kills: list[Kill], seed: int) -> None:
     """Runs with all kills, one after the other, each of which must strike; then to the end."""
     draw, layout = random.Random(seed), RunLayout(run)
-    turns = itertools.cycle(["launcher.resident=true", "launcher.resident=false"])
+    turns = itertools.cycle(["true", "false"])
     for kill in kills:
-        process = start(recipe, run, next(turns) if processes == 1 else "launcher.nproc=2")
+        # A rank is found by the environment that torchrun starts it with.
+        resident = "false" if kill.target == "rank" else next(turns)
+        process = start(recipe, run, f"launcher.resident={resident}")
         struck = strike(kill, process, layout, draw)
         out, _ = process.communicate(timeout=1800)
         print(f"{kill}: {out}")  # shown when the test fails
         assert struck, f"{kill} came after the run's end"
         assert "Traceback" not in out, out
-    to_the_end(recipe, run, f"launcher.resident={str(processes == 1).lower()}")
+    to_the_end(recipe, run)
 
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
@@ -229,5 +231,5 @@ def test_kills_of_one_process(undisturbed, tmp_path: Path, seed: int) -> None:
 @pytest.mark.skipif(not FULL, reason="set FULL_FAULTS=1 (make faults)")
 def test_kills_of_one_of_two_ranks(undisturbed, tmp_path: Path) -> None:
     recipe, expected = undisturbed(2)
-    walk(recipe, tmp_path / "run", TWO, 3, processes=2)
+    walk(recipe, tmp_path / "run", TWO, 3)
     assert result_of(RunLayout(tmp_path / "run")) == expected

@@ -79,6 +79,7 @@ def few_answers(folder: Path) -> Path:
     path = make_recipe(folder, 1)
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     values["schedule"]["per_device_batch"] = 2
+    values["launcher"]["resident"] = False
     values["eval"] |= {"every": 3, "limit": 1, "tasks": ["Fin"]}
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
