@@ -33,12 +33,12 @@ from tests.recipes.test_runner import wait_for
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
 pytestmark = [pytest.mark.slow, needs_host]
-STEPS = 12
+STEPS = 30
 
 
-def two_processes(folder: Path, **launcher: Any) -> Path:
+def two_processes(folder: Path, steps: int, **launcher: Any) -> Path:
     """A recipe of two chunks on two processes; no checkpoint between its start and its end."""
-    stream = write_stream(folder / "stream", chunks=2, samples=4 * STEPS)
+    stream = write_stream(folder / "stream", chunks=2, samples=4 * steps)
     values = recipe_values(stream, folder / "run", BASE, method="strlora")
     values["tuner"] |= {"dropout": 0.05}  # each rank draws its own
     values["schedule"] |= {"save_steps": 100, "per_device_batch": 2}
@@ -71,7 +71,7 @@ def wait_for_steps(process: subprocess.Popen[str], host: Path, steps: int) -> No
 
 
 def test_two_ranks_leave_the_adapters_of_torchrun(tmp_path: Path) -> None:
-    path, layout = two_processes(tmp_path), RunLayout(tmp_path / "run")
+    path, layout = two_processes(tmp_path, STEPS), RunLayout(tmp_path / "run")
 
     process = orchestrator(path)
     wait_for_steps(process, layout.host(1), 2)
@@ -98,7 +98,7 @@ def test_two_ranks_leave_the_adapters_of_torchrun(tmp_path: Path) -> None:
         reference = by_torchrun(path, other, chunk, tmp_path / f"{chunk}.log")
         assert sha256(layout.adapter(chunk) / WEIGHTS) == reference
     log = layout.train_log(2).read_text(encoding="utf-8")
-    assert "torch.distributed.run" not in log.replace("swift.cli.main", "")
+    assert "torch.distributed.run" not in log
     assert len(answers(layout, ("VQAv2", "Fin"))) == 4
 
 
@@ -110,7 +110,7 @@ def answers(layout: RunLayout, tasks: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def test_zero2_leaves_the_adapter_of_torchrun(tmp_path: Path) -> None:
-    path, layout = two_processes(tmp_path, deepspeed="zero2"), RunLayout(tmp_path / "run")
+    path, layout = two_processes(tmp_path, 6, deepspeed="zero2"), RunLayout(tmp_path / "run")
     recipe = load_recipe(str(path))
     command = train_command(recipe, layout, open_stream(recipe).chunk_file(1), 1)
     found = []
