@@ -77,11 +77,6 @@ def _ewc_problems(recipe: Recipe) -> list[str]:
             "ewc with model.dtype = float16 under DeepSpeed: its dynamic loss scale cannot be "
             "applied to the penalty; use model.dtype: bfloat16"
         )
-    if "zero3" in (recipe.launcher.deepspeed or "").lower():
-        problems.append(
-            f"ewc with launcher.deepspeed = {recipe.launcher.deepspeed}: parameters lie in pieces, "
-            "so the gradient of a single sample cannot be taken; use zero2 or null"
-        )
     if recipe.tuner_type is not None and _grows(recipe.tuner_type):
         problems.append(
             f"ewc with method = {recipe.method}: every chunk starts parameters of its own there, "

@@ -16,6 +16,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,9 +177,21 @@ class Penalty:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], state: EwcState, weight: float
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        state: EwcState,
+        weight: float,
+        whole: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self.parameters, self.weight = dict(parameters), weight
+        """Puts the hooks on.
+
+        Args:
+            parameters: what trains, by name.
+            state: theta* and F of the chunk before.
+            weight: lambda.
+            whole: opens a context in which every process can read whole parameters (ZeRO-3).
+        """
+        self.parameters, self.weight, self.whole = dict(parameters), weight, whole
         device = {name: parameter.device for name, parameter in self.parameters.items()}
         self.anchor = {n: state.anchor[n].to(device[n]) for n in self.parameters}
         fisher = state.fisher
@@ -197,13 +210,14 @@ class Penalty:
         """
         self.gradient_scale = gradient_scale
         total = torch.zeros((), device=next(iter(self.anchor.values())).device)
-        for name, parameter in self.parameters.items():
-            distance = parameter.detach().float() - self.anchor[name]
-            pull = distance * self.weight
-            if self.fisher is not None:
-                pull *= self.fisher[name]
-            total += (pull * distance).sum() / 2
-            self.pulls[name] = pull
+        with self.whole():
+            for name, parameter in self.parameters.items():
+                distance = parameter.detach().float() - self.anchor[name]
+                pull = distance * self.weight
+                if self.fisher is not None:
+                    pull *= self.fisher[name]
+                total += (pull * distance).sum() / 2
+                self.pulls[name] = pull
         return total
 
     def _hook(self, name: str) -> Callable[[Tensor], Tensor]:
@@ -219,6 +233,11 @@ class Penalty:
         """Takes the hooks off."""
         for handle in self.handles:
             handle.remove()
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """A parameter's shape, also where DeepSpeed keeps a part of it on each process (ZeRO-3)."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 class FisherEstimate:
@@ -237,10 +256,33 @@ class FisherEstimate:
         """
         parameters = list(self.parameters.values())
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        found = zip(self.parameters, gradients, strict=True)
+        self._count({name: gradient for name, gradient in found if gradient is not None})
+
+    def add_from(self, backward: Callable[[], object], counts: bool = True) -> None:
+        """The same where whole gradients exist only inside a backward pass (ZeRO-3).
+
+        Args:
+            backward: differentiates the loss of one sample, once.
+            counts: False for a sample that is differentiated for other processes' sake alone.
+        """
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[[Tensor], None]:
+            return lambda gradient: found.__setitem__(name, gradient.detach().clone())
+
+        handles = [p.register_hook(keep(name)) for name, p in self.parameters.items()]
+        try:
+            backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+        if counts:
+            self._count(found)
+
+    def _count(self, gradients: Mapping[str, Tensor]) -> None:
         self.count += 1
-        for name, gradient in zip(self.parameters, gradients, strict=True):
-            if gradient is None:
-                continue
+        for name, gradient in gradients.items():
             square = gradient.detach().float().square()
             total = self.sums.get(name)
             self.sums[name] = square if total is None else total.add_(square)
@@ -257,7 +299,7 @@ class FisherEstimate:
         device = next(iter(self.parameters.values())).device
         count = torch.tensor(float(self.count), device=device)
         sums = {
-            name: self.sums.get(name, torch.zeros(parameter.shape, device=device))
+            name: self.sums.get(name, torch.zeros(whole_shape(parameter), device=device))
             for name, parameter in self.parameters.items()
         }
         if reduce is not None:

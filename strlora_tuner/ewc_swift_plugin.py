@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from strlora_tuner.ewc import (
     next_state,
     options_from_environment,
     save_state,
+    whole_shape,
 )
 
 logger = get_logger()
@@ -57,9 +60,9 @@ class EwcCallback(TrainerCallback):
         if self.options.state is None:
             logger.info("EWC: first chunk, no pull")
             return
-        shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
+        shapes = {name: whole_shape(parameter) for name, parameter in self.parameters.items()}
         self.previous = load_state(Path(self.options.state), shapes, self.options.released)
-        self.penalty = Penalty(self.parameters, self.previous, self.options.weight)
+        self.penalty = Penalty(self.parameters, self.previous, self.options.weight, self._whole)
         count = sum(shape.numel() for shape in shapes.values())
         logger.info(f"EWC: {count:,} parameters are pulled to {self.options.state}")
 
@@ -70,12 +73,22 @@ class EwcCallback(TrainerCallback):
                 "--fp16 true with DeepSpeed: its dynamic loss scale cannot be applied to the "
                 "penalty of EWC; use --bf16 true or --torch_dtype float32"
             )
-        if trainer.is_fsdp_enabled or any(hasattr(p, "ds_id") for p in self.parameters.values()):
+        if trainer.is_fsdp_enabled:
             raise ValueError(
-                "--fsdp or --deepspeed zero3: parameters lie in pieces, and DeepSpeed leaves them "
-                "so after the gradient of a single sample, which EWC needs; use DDP or "
-                "--deepspeed zero2"
+                "--fsdp: parameters lie in pieces, and EWC knows only how DeepSpeed puts them "
+                "together; use DDP or --deepspeed zero2 or zero3"
             )
+
+    def _sharded(self) -> bool:
+        return any(hasattr(parameter, "ds_id") for parameter in self.parameters.values())
+
+    def _whole(self) -> AbstractContextManager[object]:
+        """While it is open, every process can read whole parameters; all must open it."""
+        if not self._sharded():
+            return nullcontext()
+        import deepspeed  # only ZeRO-3 needs it
+
+        return deepspeed.zero.GatheredParameters(list(self.parameters.values()))
 
     def _own_samples(self) -> Any:
         """The chunk's samples, encoded one by one when asked for, without replayed ones."""
@@ -104,8 +117,9 @@ class EwcCallback(TrainerCallback):
         if self.penalty is not None:
             self.penalty.remove()
         fisher = None if self.options.released else self._fisher()
-        if self.args.should_save:
+        with self._whole():
             state = next_state(self.previous, self.parameters, fisher, self.options.decay)
+        if self.args.should_save:
             path = save_state(checkpoint, state)
             logger.info(f"EWC: wrote {path}")
         if dist.is_initialized():
@@ -114,26 +128,44 @@ class EwcCallback(TrainerCallback):
     def _fisher(self) -> dict[str, Tensor]:
         """Returns E[g^2] over the chunk's samples, one at a time, shared out over the processes."""
         trainer, model = self.trainer, self.trainer.model
+        sharded = self._sharded()
         estimate = FisherEstimate(self.parameters)
         model.eval()  # no dropout, no checkpointing, and no statistics of the tuner are touched
-        for index in self._share(len(self.samples)):
-            batch = trainer.data_collator([self.samples[index]])
-            inputs = trainer._prepare_inputs(batch)
-            with (
-                trainer.template.forward_context(model, inputs),
-                trainer.compute_loss_context_manager(),
-            ):
-                loss = trainer.compute_loss(model, inputs)
-            estimate.add(loss)
+        for index, counts in self._share(len(self.samples), even=sharded):
+            loss = self._loss(index)
+            if sharded:  # all processes must differentiate together, and through DeepSpeed
+                engine = trainer.model_wrapped
+                backward = partial(engine.backward, loss, scale_wrt_gas=False)
+                estimate.add_from(backward, counts)
+                engine.optimizer.zero_grad()
+            else:
+                estimate.add(loss)
         model.train()
         trainer.custom_metrics["eval"].clear()  # accuracy of those forwards, which nobody asked for
         return estimate.mean(dist.all_reduce if dist.is_initialized() else None)
 
-    def _share(self, total: int) -> Iterator[int]:
-        """This process's samples."""
+    def _loss(self, index: int) -> Tensor:
+        """The loss that the host gives one sample alone."""
+        trainer = self.trainer
+        model = trainer.model_wrapped if self._sharded() else trainer.model
+        inputs = trainer._prepare_inputs(trainer.data_collator([self.samples[index]]))
+        with (
+            trainer.template.forward_context(trainer.model, inputs),
+            trainer.compute_loss_context_manager(),
+        ):
+            return trainer.compute_loss(model, inputs)
+
+    def _share(self, total: int, even: bool) -> Iterator[tuple[int, bool]]:
+        """This process's samples, and whether they count.
+
+        Args:
+            even: give every process as many, the last ones of some for company only.
+        """
         chosen = drawn_samples(total, self.options.samples, self.options.seed)
         rank, world = self.args.process_index, self.args.world_size
-        own = chosen[rank::world]
+        own = [(index, True) for index in chosen[rank::world]]
+        if even and len(own) * world < len(chosen):
+            own.append((chosen[0], False))
         yield from tqdm(own, desc="EWC: Fisher information", disable=rank > 0, mininterval=5)
 
 

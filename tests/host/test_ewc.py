@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from strlora_tuner.ewc import ANCHOR, FILE, FISHER
-from tests.host.swift import HERE, PLUGIN, ROOT, attempt, logged, make_chunk, run, train_arguments
+from tests.host.swift import (
+    HERE,
+    PLUGIN,
+    ROOT,
+    attempt,
+    environment,
+    logged,
+    make_chunk,
+    run,
+    train_arguments,
+)
 
 pytestmark = pytest.mark.slow
 full = pytest.mark.skipif(
@@ -101,6 +113,8 @@ VARIANTS = {
     "ddp": (2, dict(per_device_train_batch_size=2, gradient_accumulation_steps=2)),
     "zero2": (2, dict(per_device_train_batch_size=2, gradient_accumulation_steps=2,
                       deepspeed="zero2")),
+    "zero3": (2, dict(per_device_train_batch_size=2, gradient_accumulation_steps=2,
+                      deepspeed="zero3")),
 }  # fmt: skip
 
 
@@ -148,6 +162,23 @@ def test_fisher_information_does_not_count_replayed_samples(single):
     assert all(torch.equal(mixed[key], alone[key]) for key in mixed)
 
 
+def test_zero3_steps_and_estimates_as_one_process():
+    """DeepSpeed itself on two processes, every parameter in pieces; see zero3_ewc.py."""
+    script = [str(HERE / "zero3_ewc.py")]
+    port = environment(2)["MASTER_PORT"]
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    done = subprocess.run(
+        [sys.executable, *command, *script],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("as one process") == 2
+
+
 @full
 def test_a_strong_pull_holds_the_weights_with_plain_lora(single):
     folder, _ = single
@@ -183,11 +214,8 @@ def test_what_cannot_be_pulled_is_refused(single):
         ({"ewc": {"ewc_state": str(folder / "empty")}}, "no such file, but this chunk needs it"),
         ({"ewc": {"ewc_released": True}}, "holds Fisher information, but this run uses the rel"),
         ({"ewc": {"ewc_typo": 1}}, "ewc_typo is no option"),
-        ({"deepspeed": "zero3"}, "parameters lie in pieces"),
+        ({"ewc": {"ewc_data": "/no/where.jsonl"}}, "no such file of samples"),
     ):
-        processes = 2 if "deepspeed" in changes else 1
-        more = {"RANK_CHECK_DEEPSPEED": "1"} if "deepspeed" in changes else {}
-        values = arguments(folder, "refused", 2, one, **changes)
-        done = attempt("sft", values, processes, **more)
+        done = attempt("sft", arguments(folder, "refused", 2, one, **changes))
         assert done.returncode != 0
         assert message in done.stdout

@@ -250,7 +250,6 @@ def test_ewc_tells_every_chunk_where_its_state_is(three: Callable[..., Path]) ->
         ("olora", {"ewc": {"weight": 1}}, "every chunk starts parameters of its own there"),
         ("er", {"replay": {"share": 0.3}}, "is no whole number of samples between 1 and 3"),
         ("er", {"swift": {"group_by_length": True}}, "would break the share of replayed samples"),
-        ("ewc", {"launcher": {"cpu": True, "deepspeed": "zero3"}}, "parameters lie in pieces"),
     ],
 )
 def test_what_cannot_go_together_is_refused(
