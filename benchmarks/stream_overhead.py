@@ -43,7 +43,7 @@ def run(words: list[str], folder: Path, resident: bool) -> dict[str, Any]:
         while process.poll() is None:
             now = processor_seconds(process.pid)
             used.setdefault(chunks_done(folder), now)
-            time.sleep(0.1)
+            time.sleep(0.5)
         if process.returncode:
             log.seek(0)
             raise SystemExit(f"{' '.join(command)} failed:\n{log.read()}")
