@@ -47,13 +47,14 @@ def _load(folder: Path) -> tuple[Any, Any]:
     """Returns the encoder and its tokenizer.
 
     Not by from_pretrained: under DeepSpeed ZeRO-3 that would cut the encoder's weights into slices.
+    The random state stays: a training that is resumed loads the encoder in another step.
     """
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
     config = AutoConfig.from_pretrained(folder)
-    with torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         model: Any = MODEL_MAPPING[type(config)](config)  # type: ignore[operator]
     weights = load_file(folder / "model.safetensors")
     missing = model.load_state_dict(weights, strict=False).missing_keys

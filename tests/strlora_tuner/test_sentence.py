@@ -7,7 +7,7 @@ import torch
 
 from strlora_tuner.api import tuner_of
 from strlora_tuner.embedder_files import PACKAGE, embedder_folder
-from strlora_tuner.sentence import sentence_embedder
+from strlora_tuner.sentence import SentenceEmbedder, sentence_embedder
 from tests.strlora_tuner.models import END, PAD, USER, adapted, base_model
 
 # Of the model's card: what sentence-transformers gives for this sentence, its first numbers.
@@ -19,6 +19,13 @@ def test_vectors_are_those_of_the_published_model():
     vector = sentence_embedder(PACKAGE).embed(SENTENCE)
     assert vector.shape == (384,)
     torch.testing.assert_close(vector[:4], torch.tensor(FIRST), rtol=1e-4, atol=1e-5)
+
+
+def test_loading_it_draws_no_random_number():
+    """A resumed training loads it in another step than an undisturbed one."""
+    before = torch.get_rng_state()
+    SentenceEmbedder(PACKAGE)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_meaning_decides_the_distance():
