@@ -14,6 +14,7 @@ from recipes.carried import mix_in
 from recipes.commands import REPO, train_command
 from recipes.layout import RunLayout
 from recipes.loading import load_recipe
+from recipes.methods import method_names
 from recipes.state import load_state
 from recipes.status import verify
 from recipes.stream import open_stream
@@ -59,10 +60,11 @@ def test_a_chunk_with_replay_and_ewc_survives_sigkill_bit_for_bit(tmp_path: Path
 @pytest.mark.skipif(
     os.environ.get("FULL_METHODS") != "1", reason="minutes more; FULL_METHODS=1 runs it"
 )
-@pytest.mark.parametrize("method", ["er", "ewc", "ewc_released", "joint", "zero_shot"])
-def test_a_baseline_runs_the_smoke_stream(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("method", method_names())
+def test_a_method_runs_the_smoke_stream(tmp_path: Path, method: str) -> None:
     run = tmp_path / method
-    overrides = [f"method={method}", f"run_dir={run}", "eval.limit=1", "eval.every=3"]
+    overrides = [f"method={method}", f"run_dir={run}", "launcher.resident=true"]
+    overrides += ["eval.limit=1", "eval.every=3"]
     command = [sys.executable, "-m", "recipes.cli", "smoke", *overrides]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -173,6 +173,12 @@ def config(method: str = STRLORA, **changes: Any) -> Any:
     return classes_of(method)[0](**{**settings, **SMALL.get(method, {}), **changes})
 
 
+def adapted_linears() -> list[torch.nn.Linear]:
+    """Returns the layers of the text model that `config` wraps."""
+    layers = text_model().model.layers.modules()
+    return [module for module in layers if isinstance(module, torch.nn.Linear)]
+
+
 def adapted(base: torch.nn.Module, method: str = STRLORA, seed: int = 1, **changes: Any) -> Any:
     """Returns `base` with a method's adapter whose tensors are random, as after training."""
     torch.manual_seed(seed)

@@ -26,6 +26,7 @@ from tests.strlora_tuner.models import (
     SLOW,
     USER,
     adapted,
+    adapted_linears,
     base_model,
     config,
     for_training,
@@ -245,7 +246,7 @@ def test_counted_sizes_are_the_real_ones(tuner, tmp_path):
         model = get_peft_model(base_model("text"), config(tuner))
         options = config(tuner).options()
     model.save_pretrained(tmp_path)
-    linears = [m for m in base_model("text").model.layers.modules() if hasattr(m, "in_features")]
+    linears = adapted_linears()
     sizes = [options.layer_size(m.in_features, m.out_features, HIDDEN) for m in linears]
     once = options.model_size(HIDDEN)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

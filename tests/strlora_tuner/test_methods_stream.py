@@ -5,15 +5,27 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 import strlora_tuner
 from strlora_tuner.api import tuner_of
 from strlora_tuner.probe import Probe, instruction_key
 from strlora_tuner.recorder import RoutingRecorder
 from strlora_tuner.routing_file import add_sums, routing_content
-from tests.strlora_tuner.models import END, USER, adapted, base_model, logits, prompts
+from tests.strlora_tuner.models import (
+    END,
+    HIDDEN,
+    METHODS,
+    USER,
+    adapted,
+    adapted_linears,
+    base_model,
+    config,
+    logits,
+    prompts,
+)
 
-GROWING = pytest.mark.parametrize("method", ["branchlora", "olora"])
+ALL = pytest.mark.parametrize("method", METHODS)
 
 
 def begin(folder):
@@ -38,9 +50,19 @@ def tensors(model):
     return {k: v.clone() for k, v in model.state_dict().items() if "strlora_" in k}
 
 
-@GROWING
-def test_a_second_and_third_chunk_save_and_load(method, tmp_path):
+def stored(folder):
+    """Numbers in an adapter's file."""
+    return sum(t.numel() for t in load_file(folder / "adapter_model.safetensors").values())
+
+
+@ALL
+def test_a_second_and_third_chunk_save_and_load_and_grow_as_counted(method, tmp_path):
     adapted(base_model("text"), method).save_pretrained(tmp_path / "1")
+    options = config(method).options()
+    growth = options.model_growth(HIDDEN) + sum(
+        options.layer_growth(layer.in_features, layer.out_features, HIDDEN)
+        for layer in adapted_linears()
+    )
     for chunk in (2, 3):
         model = begin(tmp_path / str(chunk - 1))
         step(model, seed=chunk)
@@ -49,9 +71,10 @@ def test_a_second_and_third_chunk_save_and_load(method, tmp_path):
         for key, value in tensors(model).items():
             assert torch.equal(loaded.state_dict()[key], value), key
         assert torch.equal(logits(loaded.eval()), logits(model.eval()))
+        assert stored(tmp_path / str(chunk)) - stored(tmp_path / str(chunk - 1)) == growth
 
 
-@GROWING
+@ALL
 def test_an_interrupted_chunk_goes_on_exactly(method, tmp_path):
     """As the host resumes: it loads the checkpoint as an adapter, then its tensors once more."""
     adapted(base_model("text"), method).save_pretrained(tmp_path / "1")
