@@ -1,9 +1,12 @@
 """What a run imports. Only the fork server of tests/recipes/forked.py imports this module."""
 
 import importlib
+import os
 
+from recipes.process import die_with_parent
 from recipes.resident import prepare
 
+die_with_parent(os.getppid())()  # of the tests; runs die with the server
 prepare()
 for name in (
     "deepspeed",
