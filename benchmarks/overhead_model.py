@@ -1,6 +1,6 @@
 """The share of a chunk that is not work at the scale of a large model: by a model, from `plan`.
 
-    python benchmarks/overhead_model.py internvl3.5-8b --gpu H100 --cold 19 --resident 4
+    python benchmarks/overhead_model.py internvl3.5-8b --gpu H100 --cold 21 --resident 7
 
 A chunk starts the host twice, to train and to evaluate. A cold start imports the host (`--cold`
 processor seconds, measured by stream_overhead.py) and reads the weights of the base model from a
