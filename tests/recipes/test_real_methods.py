@@ -56,8 +56,6 @@ def test_a_method_runs_the_stream_and_goes_on_after_a_kill(
 ) -> None:
     path = make_recipe(method, stream, tmp_path)
     recipe, whole = load_recipe(str(path)), run_twice(path, tmp_path)
-    stops = (0, CHUNKS)
-    assert rows_of(whole) == [(str(c), task, str(QUESTIONS)) for c in stops for task in SCORERS]
     assert all(learned(whole, chunk) for chunk in recipe.trained_chunks)
     different = {parameters_of(whole, chunk) for chunk in recipe.trained_chunks}
     assert len(different) == len(recipe.trained_chunks)
@@ -94,6 +92,8 @@ def run_twice(path: Path, folder: Path) -> RunLayout:
     whole, gone_on = RunLayout(folder / "whole"), RunLayout(run)
     assert result_of(gone_on) == result_of(whole), moment
     assert carried_of(gone_on) == carried_of(whole), moment
+    stops = (0, CHUNKS)
+    assert rows_of(whole) == [(str(c), task, str(QUESTIONS)) for c in stops for task in SCORERS]
     return whole
 
 
