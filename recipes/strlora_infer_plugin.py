@@ -3,7 +3,8 @@
 The host drops why an answer ended, and one question that cannot be encoded (a broken picture, a
 prompt longer than max_length) ends the whole process. With this file every result line holds
 `finish_reason` (stop | length | error), and a question that fails has no response but an `error`.
-A batch does not wait for its longest answer: row_generation.py.
+A batch does not wait for its longest answer: row_generation.py. On a CPU the answers of all
+processes are written, not only the first one's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from typing import Any
 # ms-swift imports this file by its stem, with only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from swift.infer_engine import TransformersEngine
 from swift.infer_engine.protocol import (
     ChatCompletionResponse,
@@ -44,6 +49,25 @@ def answer_all(self: Any, requests: list[dict[str, Any]], *args: Any, **kwargs: 
         request["finish_reason"] = response.choices[0].finish_reason
         answers.append(response)
     return answers
+
+
+def gather_on_cpu() -> None:
+    """Let the host gather what all processes answered, where there is no accelerator.
+
+    It does so by accelerate's gather_object, which takes a CPU process for the only one unless
+    accelerate was told of the CPU: what the others answered would be lost.
+    """
+    if not dist.is_initialized() or torch.accelerator.is_available():
+        return
+    if PartialState(cpu=True).distributed_type == DistributedType.NO:  # something was first
+        PartialState._reset_state()
+        PartialState(cpu=True)
+
+
+def infer_dataset(self: Any) -> list[dict[str, Any]]:
+    """Answer the questions as the host does; every process comes here, also one without any."""
+    gather_on_cpu()
+    return _INFER_DATASET(self)
 
 
 def ask(
@@ -90,5 +114,7 @@ def _no_answer() -> ChatCompletionResponse:
     return ChatCompletionResponse(model="", choices=[choice], usage=UsageInfo(0, 0, 0))
 
 
+_INFER_DATASET = SwiftInfer.infer_dataset
+SwiftInfer.infer_dataset = infer_dataset
 # The host looks `infer` up on its engine when it has none of its own.
 SwiftInfer.infer = answer_all

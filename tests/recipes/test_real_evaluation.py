@@ -84,3 +84,23 @@ def test_killed_it_goes_on_and_a_broken_picture_is_an_error(tmp_path: Path) -> N
         assert isinstance(line["prediction"], str)
         assert line["prompt"]
         assert line["gold"]
+
+
+@pytest.mark.slow
+def test_two_processes_leave_the_answers_of_both(tmp_path: Path) -> None:
+    """Five questions in blocks of four: of the last block one process gets none."""
+    stream = write_stream(tmp_path / "stream", chunks=1, samples=4, tests=5)
+    values = recipe_values(stream, tmp_path / "run", BASE)
+    values["data"]["chunks"] = 1
+    values["schedule"] |= {"per_device_batch": 2}
+    values["eval"] |= {"batch_size": 2}
+    values["launcher"] |= {"nproc": 2}
+    recipe = load_recipe(str(write_recipe(tmp_path / "toy.yaml", values)))
+    layout, opened = RunLayout(tmp_path / "run"), open_stream(recipe)
+    questions = evaluation.prepare(recipe, layout, opened, TASKS[:1], 0)
+    assert questions.command is not None
+    assert HostProcess(questions.command, layout.eval_log(0)).wait(lambda: None) == 0
+    assert len(lines_of(layout.answers(0))) == questions.total == 5
+    evaluation.score(recipe, layout, opened, TASKS[:1], 0)
+    lines = lines_of(layout.predictions(0) / f"{TASKS[0]}.jsonl")
+    assert [line["error"] for line in lines if "error" in line] == []
