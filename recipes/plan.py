@@ -197,7 +197,7 @@ def _add_model(plan: dict[str, Any], recipe: Recipe) -> None:
         "trained_parameters": size.trained,
         "stored_parameters": _stored(recipe, size),
         "trained_share": size.trained / shape.parameters,
-        "adapters_gib": _adapters(recipe) * _stored(recipe, size) * 4 / 2**30,
+        "adapters_gib": _stored_by_all(recipe, size) * 4 / 2**30,
     }
     plan["memory_gib"] = memory_parts(recipe, shape, size)
     plan["sources"]["model"] = f"{shape.source}; adapter counted (recipes/shapes.py)"
@@ -206,14 +206,16 @@ def _add_model(plan: dict[str, Any], recipe: Recipe) -> None:
     )
 
 
-def _adapters(recipe: Recipe) -> int:
-    """Adapters that a run leaves; a pool has a router for every chunk but the first, too."""
-    count = len(recipe.trained_chunks)
-    return count if recipe.pool is None else 2 * count - 1
+def _stored_by_all(recipe: Recipe, size: Size) -> int:
+    """Numbers that all chunks leave; a pool's first chunk has no router."""
+    total = len(recipe.trained_chunks) * _stored(recipe, size)
+    return total if recipe.pool is None else total - size.stored
 
 
 def _stored(recipe: Recipe, size: Size) -> int:
-    """Numbers that a chunk leaves: the adapter, and with EWC theta* and F of what trains."""
+    """Numbers that a chunk leaves: adapter, a pool's router, EWC's theta* and F of what trains."""
+    if recipe.pool is not None:
+        return 2 * size.stored
     if recipe.ewc is None:
         return size.stored
     return size.stored + size.trained * (1 if recipe.ewc.released else 2)
