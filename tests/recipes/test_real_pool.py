@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.mllm_cl.__main__ import main as mllm_cl
+from data_prep.published import MLLM_CL
 from eval.predictions import split_results
 from recipes.commands import infer_command, train_command
 from recipes.layout import RunLayout
@@ -16,6 +18,7 @@ from recipes.loading import load_recipe
 from recipes.pool import ROUTER_DATA, RouterLayout, router_recipe
 from recipes.process import HostProcess
 from recipes.state import read_json
+from tests.data_prep import trees
 from tests.recipes.real_host import BASE, gone_on, killed_inside, needs_host, sha256, undisturbed
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
@@ -83,3 +86,42 @@ def test_a_pool_survives_sigkill_and_answers_with_the_adapters_it_says(tmp_path:
     assert [row["id"] for row in pooled] == [row["id"] for row in single]
     assert [row["prediction"] for row in pooled] == [row["prediction"] for row in single]
     assert {row["router_answer"] for row in pooled} == {"B"}
+
+
+def test_mllm_cl_s_five_domains_in_their_order_and_two_processes_answer_as_one(
+    tmp_path: Path,
+) -> None:
+    source, stream = trees.mllm_cl(tmp_path / "source", train=8, tests=2), tmp_path / "stream"
+    assert mllm_cl(["--source", str(source), "--out", str(stream), "--workers", "1"]) == 0
+    values = recipe_values(stream, tmp_path / "run", BASE, method="mr_lora")
+    values["data"] |= {"chunks": 5}
+    values["pool"] = {"samples": 4, "epochs": 2, "learning_rate": 2e-3}
+    values["schedule"] |= {"save_steps": 100}
+    values["eval"] |= {"every": 5}
+    values["launcher"] |= {"resident": True}
+    path = write_recipe(tmp_path / "toy.yaml", values)
+    gone_on(path)
+    layout = RunLayout(tmp_path / "run")
+
+    domains = list(MLLM_CL["DCL"])
+    rows = [json.loads(line) for line in (layout.chunk(5) / ROUTER_DATA).read_text().splitlines()]
+    taught = [(row["task"], row["messages"][-1]["content"]) for row in rows]
+    assert taught == [pair for pair in zip(domains, "ABCDE", strict=True) for _ in range(4)]
+    found = read_json(layout.router_scores(5))
+    assert found["tasks"].keys() == set(domains)
+    assert all(entry["unrouted"] == 0 and entry["n"] == 2 for entry in found["tasks"].values())
+    for chunk, domain in enumerate(domains, 1):  # pure chunks: one adapter is the right one
+        right = found["tasks"][domain]["experts"].get(str(chunk), 0) / 2
+        assert found["tasks"][domain]["home"] == found["tasks"][domain]["held"] == right
+
+    words = ["launcher.nproc=2", "launcher.resident=false", "schedule.per_device_batch=2"]
+    other = RunLayout(tmp_path / "two")
+    other.chunk(5).mkdir(parents=True)
+    other.adapter(5).symlink_to(layout.adapter(5))
+    other.pool(5).write_bytes(layout.pool(5).read_bytes())
+    command = infer_command(load_recipe(str(path), words), other, layout.prompts, 5)
+    assert HostProcess(command, tmp_path / "two.log").wait(lambda: None) == 0
+    split_results(other.answers(5), stream, other.predictions(5))
+    for domain in domains:
+        one, two = (place.predictions(5) / f"{domain}.jsonl" for place in (layout, other))
+        assert one.read_text() == two.read_text(), domain
