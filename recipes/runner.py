@@ -313,6 +313,11 @@ class _Run:
             self._host(command, log, tick, f"evaluating chunk {index}")
         if not self.layout.answers(index).is_file():
             raise RunError(failed(f"evaluating chunk {index}", "left no answers", log))
+        if missing := total - evaluation.repair_results(self.layout.answers(index)):
+            self.progress.say(
+                f"warning: the host left {missing} of {total} questions without an answer; each "
+                f"counts as wrong and stands as failed in {self.layout.scores(index)}. See {log}"
+            )
         scores = evaluation.score(self.recipe, self.layout, self.stream, self.tasks, index)
         record.eval_seconds += round(time.monotonic() - started, 1)
         record.evaluated = True

@@ -169,6 +169,7 @@ def answer(arguments: dict[str, str]) -> None:
     if "adapters" in arguments:
         seed = read_weights(Path(arguments["adapters"]) / "adapter_model.safetensors")
     lines = Path(arguments["val_dataset"]).read_text(encoding="utf-8").splitlines()
+    lines = lines[: len(lines) - int(os.environ.get("FAKE_LOST_ANSWERS", "0"))]
     with Path(arguments["result_path"]).open("a", encoding="utf-8") as results:
         for line in lines:
             row: dict[str, Any] = json.loads(line)

@@ -88,6 +88,15 @@ def test_a_whole_run_leaves_what_is_promised(recipe: Path, run_dir: Path) -> Non
     assert "finished: 2 chunks" in out
 
 
+def test_answers_that_the_host_lost_are_told(recipe: Path, run_dir: Path) -> None:
+    code, out, err = finish(recipe, "data.chunks=1", FAKE_LOST_ANSWERS="3")
+    assert code == 0, err
+    told = "warning: the host left 3 of 8 questions without an answer"
+    assert out.count(told) == 2, "the base model's and chunk 1's"
+    scores = json.loads((run_dir / "chunks" / "001" / "scores.json").read_text(encoding="utf-8"))
+    assert sum(task["failed"] for task in scores["tasks"].values()) == 3
+
+
 def test_a_finished_run_says_so_quickly(recipe: Path, run_dir: Path) -> None:
     finish(recipe)
     before = result(run_dir)
