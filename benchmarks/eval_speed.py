@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.files import read_jsonl
-from eval.predictions import write_combined
+from eval.predictions import Question, question_of, write_combined
 from eval.stream import load_stream
 from recipes.commands import INFER_PLUGIN, PLUGIN, REPO
 
@@ -69,9 +69,10 @@ def questions(options: argparse.Namespace) -> tuple[list[Line], list[Line]]:
         path = Path(folder) / "questions.jsonl"
         write_combined(options.stream, stream.tasks, path, options.samples)
         ours = read_jsonl(path)
-    by_id = {line["id"]: line for line in ours}
-    ids = [r["id"] for task in stream.tasks for r in stream.test_records(task, options.samples)]
-    return [by_id[name] for name in ids if name in by_id], ours
+    lines = {question_of(line, options.stream): line for line in ours}
+    records = [r for task in stream.tasks for r in stream.test_records(task, options.samples)]
+    published = dict.fromkeys(question_of(record, options.stream) for record in records)
+    return [lines[question] for question in published], ours
 
 
 def load_engine(options: argparse.Namespace) -> Any:
@@ -125,8 +126,8 @@ def _grow(engine: Any, shape: dict[str, dict[str, Any]], options: argparse.Names
 
 def ask(
     engine: Any, lines: list[Line], batch: int, tokens: int, published: bool = False
-) -> tuple[Seconds, dict[str, str]]:
-    """Return the time that all answers take, and the answers by question id.
+) -> tuple[Seconds, dict[Question, str]]:
+    """Return the time that all answers take, and the answers by question (images as asked).
 
     `published`: by the host's engine as it is; otherwise as the orchestrator's plug-in asks it.
     """
@@ -144,7 +145,8 @@ def ask(
         responses = strlora_infer_plugin.ask(engine, requests, config)
     seconds = Seconds(time.perf_counter() - started.wall, time.process_time() - started.cpu)
     texts = [response.choices[0].message.content for response in responses]
-    return seconds, {line["id"]: text for line, text in zip(lines, texts, strict=True)}
+    asked = [question_of(line, REPO) for line in lines]
+    return seconds, dict(zip(asked, texts, strict=True))
 
 
 def measure(engine: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def measure(engine: Any, options: argparse.Namespace) -> dict[str, Any]:
     published, ours = questions(options)
     ask(engine, ours[:2], 2, 4)  # warm-up
     seconds: dict[str, list[Seconds]] = {"published": [], "ours": []}
-    answers: dict[str, dict[str, str]] = {}
+    answers: dict[str, dict[Question, str]] = {}
     for repeat in range(options.repeats):
         for name, lines, batch in (("published", published, 1), ("ours", ours, options.batch)):
             tokens, single = options.max_new_tokens, name == "published"
@@ -162,7 +164,7 @@ def measure(engine: Any, options: argparse.Namespace) -> dict[str, Any]:
             print(f"repeat {repeat + 1}: {name}, {batch} at a time: {rate:.2f} samples/s")
     pairs = list(zip(*seconds.values(), strict=True))
     ratios = [one.wall / other.wall for one, other in pairs]
-    same = sum(answers["ours"][name] == text for name, text in answers["published"].items())
+    same = sum(answers["ours"][asked] == text for asked, text in answers["published"].items())
     walls = {name: statistics.median(s.wall for s in spent) for name, spent in seconds.items()}
     rates = {name: len(ours) / wall for name, wall in walls.items()}
     return {
