@@ -20,7 +20,8 @@ faults:  ## kills, faults, signals and a real SLURM, slow ones included
 		tests/recipes/test_real_stream.py
 
 methods: ## every method in the real host, slow ones included
-	FULL_METHODS=1 .venv/bin/python -m pytest -m slow tests/host tests/recipes/test_real_methods.py tests/recipes/test_real_baselines.py
+	FULL_METHODS=1 .venv/bin/python -m pytest -m slow tests/host tests/recipes/test_real_methods.py tests/recipes/test_real_baselines.py \
+		tests/recipes/test_real_pool.py tests/recipes/test_real_resident.py
 
 ci:      ## everything, slow suites included
 	bash .ci/run

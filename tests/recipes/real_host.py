@@ -20,6 +20,9 @@ BASE = REPO / "assets" / "tiny_base"
 needs_host = pytest.mark.skipif(
     installed_version() is None or not BASE.is_dir(), reason="needs ms-swift and assets/tiny_base"
 )
+full_methods = pytest.mark.skipif(
+    os.environ.get("FULL_METHODS") != "1", reason="minutes more; FULL_METHODS=1 runs it"
+)
 
 
 def orchestrator(recipe: Path, *options: str) -> subprocess.Popen[str]:

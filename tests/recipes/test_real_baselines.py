@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +18,21 @@ from recipes.state import load_state
 from recipes.status import verify
 from recipes.stream import open_stream
 from strlora_tuner.ewc import FILE
-from tests.recipes.real_host import BASE, gone_on, killed_inside, needs_host, sha256, undisturbed
+from tests.recipes.real_host import (
+    BASE,
+    full_methods,
+    gone_on,
+    killed_inside,
+    needs_host,
+    sha256,
+    undisturbed,
+)
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
 pytestmark = [pytest.mark.slow, needs_host]
 
 
+@full_methods
 def test_a_chunk_with_replay_and_ewc_survives_sigkill_bit_for_bit(tmp_path: Path) -> None:
     stream = write_stream(tmp_path / "stream", chunks=2, samples=18)
     values = recipe_values(stream, tmp_path / "run", BASE, method="er")
@@ -57,9 +65,7 @@ def test_a_chunk_with_replay_and_ewc_survives_sigkill_bit_for_bit(tmp_path: Path
     assert [record.steps for record in load_state(layout.state).chunks] == [0, 10, 18]
 
 
-@pytest.mark.skipif(
-    os.environ.get("FULL_METHODS") != "1", reason="minutes more; FULL_METHODS=1 runs it"
-)
+@full_methods
 @pytest.mark.parametrize("method", method_names())
 def test_a_method_runs_the_smoke_stream(tmp_path: Path, method: str) -> None:
     run = tmp_path / method

@@ -29,13 +29,11 @@ from recipes.state import load_state, read_json
 from tests.faults.real import BASE, needs_host, parameters_of, result_of, rows_of
 from tests.faults.test_kills import Kill
 from tests.recipes.forked import ForkedRun
+from tests.recipes.real_host import full_methods
 from tests.recipes.toy import SCORERS, recipe_values, write_recipe, write_stream
 
 pytestmark = [pytest.mark.slow, needs_host]
 CHUNKS, STEPS, QUESTIONS = 3, 5, 4
-full = pytest.mark.skipif(
-    os.environ.get("FULL_METHODS") != "1", reason="minutes more; FULL_METHODS=1 runs it"
-)
 PATIENCE = 1800.0  # seconds that the moment may take to come on a busy machine
 # What makes the small stream ask something of a method, over its own defaults.
 SMALL: dict[str, dict[str, Any]] = {
@@ -67,7 +65,7 @@ def test_a_method_runs_the_stream_and_goes_on_after_a_kill(
         ]
 
 
-@full
+@full_methods
 @pytest.mark.parametrize("method", ["er", "ewc", "mr_lora"])
 def test_two_processes_train_what_one_trains_and_go_on_after_a_kill(
     method: str, stream: Path, tmp_path: Path

@@ -19,7 +19,15 @@ from recipes.pool import ROUTER_DATA, RouterLayout, router_recipe
 from recipes.process import HostProcess
 from recipes.state import read_json
 from tests.data_prep import trees
-from tests.recipes.real_host import BASE, gone_on, killed_inside, needs_host, sha256, undisturbed
+from tests.recipes.real_host import (
+    BASE,
+    full_methods,
+    gone_on,
+    killed_inside,
+    needs_host,
+    sha256,
+    undisturbed,
+)
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
 WEIGHTS = "adapter_model.safetensors"
@@ -40,6 +48,7 @@ def make_pure(stream: Path, tasks: Sequence[str]) -> None:
     (stream / "stream.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
+@full_methods
 def test_a_pool_survives_sigkill_and_answers_with_the_adapters_it_says(tmp_path: Path) -> None:
     stream = write_stream(tmp_path / "stream", chunks=3, samples=64)
     make_pure(stream, ["VQAv2", "Fin", "VQAv2"])

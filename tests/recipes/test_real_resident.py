@@ -23,6 +23,7 @@ from recipes.stream import open_stream
 from recipes.worker import Worker
 from tests.recipes.real_host import (
     BASE,
+    full_methods,
     gone_on,
     needs_host,
     orchestrator,
@@ -109,6 +110,7 @@ def answers(layout: RunLayout, tasks: Sequence[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+@full_methods
 def test_zero2_leaves_the_adapter_of_torchrun(tmp_path: Path) -> None:
     path, layout = two_processes(tmp_path, 6, deepspeed="zero2"), RunLayout(tmp_path / "run")
     recipe = load_recipe(str(path))
