@@ -79,7 +79,9 @@ def test_what_ends_the_leader_ends_the_ranks(tmp_path: Path, number: signal.Sign
     ranks = pids(tmp_path, process)
     process.send_signal(number)
     process.wait(timeout=250)
+    deadline = time.monotonic() + 100  # far less than they would sleep
     while any(start_time(rank) is not None for rank in ranks):  # the kernel's part is not at once
+        assert time.monotonic() < deadline, f"{number.name} to the leader left a rank alive"
         time.sleep(0.01)
 
 
