@@ -8,19 +8,12 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
 from safetensors.numpy import load_file
 
 from recipes.checkpoints import WEIGHTS
-from recipes.commands import REPO
-from recipes.host_arguments import installed_version
 from recipes.layout import RunLayout
-
-BASE = REPO / "assets" / "tiny_base"
-
-needs_host = pytest.mark.skipif(
-    installed_version() is None or not BASE.is_dir(), reason="needs ms-swift and assets/tiny_base"
-)
+from tests.recipes.real_host import BASE as BASE
+from tests.recipes.real_host import needs_host as needs_host
 
 
 def rows_of(layout: RunLayout) -> list[tuple[str, str, str]]:
