@@ -16,7 +16,7 @@ from recipes.commands import REPO
 from recipes.process import last_error, start_time
 from recipes.ranks import rank_environment
 
-# Each rank writes its process id; then it does what the last argument says.
+# Each rank writes its process id; then it runs the last argument.
 LEADER = """
 import os, sys, time
 from pathlib import Path
@@ -55,8 +55,11 @@ def test_all_end_well(tmp_path: Path) -> None:
 
 
 def test_the_first_that_fails_ends_the_others(tmp_path: Path) -> None:
-    process = start(tmp_path, "time.sleep(300 * (1 - rank)); os._exit(3)")
+    # The second rank may not fail before the first has told its process id.
+    waits = "while not Path(sys.argv[1], 'go').exists(): time.sleep(0.01)"
+    process = start(tmp_path, f"{waits}\ntime.sleep(300 * (1 - rank)); os._exit(3)")
     first, second = pids(tmp_path, process)
+    (tmp_path / "go").touch()
     assert process.wait(timeout=250) == 1
     assert start_time(first) is None
     words = f"failed (exitcode: 3) local_rank: 1 (pid: {second})"
