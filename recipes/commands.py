@@ -18,6 +18,7 @@ from typing import Any
 
 from recipes.host_arguments import host_fields
 from recipes.layout import RunLayout
+from recipes.sample_cache import FOLDER, LIMIT
 from recipes.schema import LaterPhase, Model, Recipe
 from recipes.trackers import tracker_arguments, tracker_environment
 from strlora_tuner.methods import STRLORA
@@ -325,6 +326,9 @@ def _environment(recipe: Recipe) -> dict[str, str]:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     if recipe.model.remote_code:
         environment["STRLORA_REMOTE_CODE"] = "1"
+    if launcher.sample_cache is not None:
+        environment[FOLDER] = launcher.sample_cache
+        environment[LIMIT] = str(launcher.sample_cache_gb)
     if launcher.nodes > 1:
         environment["NNODES"] = str(launcher.nodes)
     if recipe.processes > 1 or launcher.kind == "torchrun":

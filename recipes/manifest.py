@@ -32,6 +32,7 @@ FREE_KEYS: tuple[str, ...] = (
 FREE_KEYS += ("schedule.save_steps", "schedule.keep_checkpoints")
 # Processes and machines: between chunks only (recipes.runner); the global batch is the same.
 FREE_KEYS += ("launcher.kind", "launcher.nodes", "launcher.nproc", "launcher.resident")
+FREE_KEYS += ("launcher.sample_cache", "launcher.sample_cache_gb")
 FREE_KEYS += tuple(f"launcher.slurm.{key}" for key in Slurm.model_fields)
 FREE_KEYS += ("swift.logging_steps", "swift.report_to", "swift.run_name")
 FREE_KEYS += ("swift.swanlab_mode", "swift.swanlab_project", "swift.dataloader_num_workers")

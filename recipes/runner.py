@@ -51,6 +51,7 @@ from recipes.preview import evaluated_after, unused_text, what_is_missing
 from recipes.process import HostProcess, exit_text
 from recipes.progress import Progress, duration, score_text
 from recipes.replay import ReplayError
+from recipes.sample_cache import trim
 from recipes.schema import Recipe
 from recipes.state import ChunkRecord, RunState, load_state, save_state
 from recipes.stream import (
@@ -81,6 +82,8 @@ def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
         missing = what_is_missing(recipe)
         if missing:
             raise RunError("this machine cannot run the recipe yet:\n  " + "\n  ".join(missing))
+        if recipe.launcher.sample_cache is not None:
+            trim(Path(recipe.launcher.sample_cache), 1e9 * recipe.launcher.sample_cache_gb)
         stream = open_stream(recipe)
         check_same_data(layout, stream)
         check_same_model(layout, recipe)

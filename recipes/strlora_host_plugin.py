@@ -3,18 +3,21 @@
 It mends three defaults. The graceful exit of ms-swift also stops whenever the file /tmp/stop
 exists, which on a shared machine is anybody's; it runs Python files that come with a model; and
 transformers takes the files' times for the order of checkpoints, so that a clock that jumps has it
-remove the newest of them.
+remove the newest of them. It also puts the sample cache, where the recipe has one, before the host.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from swift.callbacks import callbacks_map
 from swift.callbacks.deepspeed_elastic import GracefulExitCallback
 from swift.model.register import ModelLoader
 from transformers import dynamic_module_utils, trainer, trainer_utils
+
+from recipes.sample_cache import FOLDER, LIMIT, install
 
 
 class SaveAndStop(GracefulExitCallback):
@@ -43,3 +46,5 @@ callbacks_map["save_and_stop"] = SaveAndStop
 if os.environ.get("STRLORA_REMOTE_CODE") != "1":
     ModelLoader.default_trust_remote_code = False
     vars(dynamic_module_utils)["get_cached_module_file"] = refuse_remote_code
+if FOLDER in os.environ:
+    install(Path(os.environ[FOLDER]), float(os.environ[LIMIT]))
