@@ -16,7 +16,6 @@ import importlib
 import json
 import logging
 import os
-import random
 import runpy
 import signal
 import sys
@@ -26,6 +25,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
+from recipes import sample_cache
 from recipes.ranks import die_with, rank_environment, run_ranks
 
 # Packages whose modules are worth having before a job starts; never a plug-in of a job.
@@ -69,9 +69,9 @@ class BaseModels:
 
         wanted = json.loads(key)
         wanted["torch_dtype"] = getattr(torch, wanted["torch_dtype"].removeprefix("torch."))
-        before = random_state()
+        before = sample_cache.random_state()
         found = get_model_processor(**wanted, device_map="cpu")
-        if random_state() == before:
+        if sample_cache.random_state() == before:
             self.loaded[key] = found
 
 
@@ -104,15 +104,6 @@ def on_device(model: Any, device: str) -> Any:
         model.to(device)
         model.hf_device_map = {"": device}
     return model
-
-
-def random_state() -> tuple[Any, ...]:
-    """The state of every generator that the host seeds."""
-    import numpy as np
-    import torch
-
-    drawn = np.random.get_state(legacy=False)
-    return random.getstate(), repr(drawn), torch.get_rng_state().numpy().tobytes()
 
 
 def run_job(
@@ -212,6 +203,7 @@ def prepare() -> ModuleType:
     import torch
 
     torch.set_num_threads(1)
+    os.environ.pop(sample_cache.FOLDER, None)  # each job brings its own
     importlib.import_module("recipes.strlora_host_plugin")  # refuses a model's own code here too
     return importlib.import_module("swift.pipelines")
 

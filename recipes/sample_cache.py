@@ -17,6 +17,7 @@ import importlib
 import json
 import logging
 import os
+import random
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,9 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from recipes.resident import random_state
-
-FOLDER, LIMIT = "STRLORA_SAMPLE_CACHE", "STRLORA_SAMPLE_CACHE_GB"
+FOLDER, LIMIT = "SAMPLE_CACHE", "SAMPLE_CACHE_GB"  # of the environment; STRLORA_* are options
 _SUFFIX = ".sample"
 _DIGEST = 32  # bytes of SHA-256 before each file's safetensors
 _TRIMMED_TO = 0.8  # of the limit
@@ -162,6 +161,7 @@ def key_of(template: Any, sample: dict[str, Any], with_length: bool) -> str:
         NotCacheable: the content of a part cannot be told.
     """
     content = {name: value for name, value in sample.items() if value not in (None, [], {})}
+    content.pop("dataset", None)  # the file that the host read it from
     pictures = [_picture(image) for image in content.pop("images", [])]
     if content.keys() & {"videos", "audios"}:
         raise NotCacheable("videos and audio are not read")
@@ -237,6 +237,15 @@ def _environment_names() -> list[str]:
     pattern = re.compile(r"(?:get_env_args|environ\.get)\(\s*'(\w+)'")
     text = "".join(file.read_text(encoding="utf-8") for file in folder.rglob("*.py"))
     return sorted({name.upper() for name in pattern.findall(text)} - {"ROOT_IMAGE_DIR"})
+
+
+def random_state() -> tuple[Any, ...]:
+    """The state of every generator that the host seeds."""
+    import numpy as np
+    import torch
+
+    drawn = np.random.get_state(legacy=False)
+    return random.getstate(), repr(drawn), torch.get_rng_state().numpy().tobytes()
 
 
 # In the host --------------------------------------------------------------------------------------
