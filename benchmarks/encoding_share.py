@@ -54,9 +54,10 @@ def through_cache(clock: Clock, folder: Path) -> dict[str, float]:
         for template, sample in clock.asked:
             encode(template, sample, return_length=True)
         spent.append(1000 * (time.process_time() - started) / len(clock.asked))
-    if cache.found != cache.encoded or cache.encoded != len(clock.asked):
-        raise SystemExit(f"{cache.found} found, {cache.encoded} encoded of {len(clock.asked)}")
-    size = sum(file.stat().st_size for file in folder.glob("*/*")) / len(clock.asked)
+    sizes = [file.stat().st_size for file in folder.glob("*/*")]
+    if cache.encoded != len(sizes):  # a sample that occurs twice is encoded once
+        raise SystemExit(f"{cache.encoded} samples were encoded, {len(sizes)} were kept")
+    size = sum(sizes) / len(sizes)
     return {"first_ms": round(spent[0], 2), "then_ms": round(spent[1], 2), "bytes": round(size)}
 
 
