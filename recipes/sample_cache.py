@@ -19,14 +19,13 @@ import logging
 import os
 import random
 import re
-import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 FOLDER, LIMIT = "SAMPLE_CACHE", "SAMPLE_CACHE_GB"  # of the environment; STRLORA_* are options
-_SUFFIX = ".sample"
 _DIGEST = 32  # bytes of SHA-256 before each file's safetensors
 _TRIMMED_TO = 0.8  # of the limit
 _VERSIONS = ("ms-swift", "transformers", "tokenizers", "torch", "torchvision", "pillow")
@@ -98,10 +97,13 @@ class SampleCache:
             return
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-            file = Path(folder) / path.name
-            file.write_bytes(hashlib.sha256(content).digest() + content)
-            file.replace(path)
+        temporary = path.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            temporary.write_bytes(hashlib.sha256(content).digest() + content)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         self._room -= len(content) + _DIGEST
 
     def tell(self, words: str) -> None:
@@ -111,7 +113,7 @@ class SampleCache:
             logger.warning(f"sample cache: {words}")
 
     def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / (key + _SUFFIX)
+        return self.folder / key[:2] / f"{key}.sample"
 
 
 def _plain(content: bytes) -> dict[str, Any]:
@@ -142,8 +144,8 @@ def trim(folder: Path, limit: float) -> None:
 
 
 def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """Last use, size and path of all kept samples."""
-    for path in folder.glob(f"??/*{_SUFFIX}"):
+    """Last use, size and path of all kept samples, and of what a killed process left of one."""
+    for path in folder.glob("??/*"):
         try:
             known = path.stat()
         except FileNotFoundError:  # another process trims
@@ -244,8 +246,9 @@ def random_state() -> tuple[Any, ...]:
     import numpy as np
     import torch
 
-    drawn = np.random.get_state(legacy=False)
-    return random.getstate(), repr(drawn), torch.get_rng_state().numpy().tobytes()
+    drawn: dict[str, Any] = np.random.get_state(legacy=False)  # type: ignore[assignment]
+    keys = drawn["state"].pop("key").tobytes()  # its words would take longer than the encoding
+    return random.getstate(), keys, repr(drawn), torch.get_rng_state().numpy().tobytes()
 
 
 # In the host --------------------------------------------------------------------------------------
