@@ -1,9 +1,9 @@
 """The share of a chunk that is not work at the scale of a large model: by a model, from `plan`.
 
-    python benchmarks/overhead_model.py internvl3.5-8b --gpu H100 --cold 21 --resident 7
+    python benchmarks/overhead_model.py internvl3.5-8b --gpu H100 --cold 12.1 --resident 1.5
 
 A chunk starts the host twice, to train and to evaluate. A cold start imports the host (`--cold`
-processor seconds, measured by stream_overhead.py) and reads the weights of the base model from a
+seconds, measured by stream_overhead.py) and reads the weights of the base model from a
 disk (`--disk`), once for all processes, since the page cache serves the others; a resident start
 (`--resident`) is a fork. Both copy the weights to each GPU at the same time (`--copy`, for each).
 Work is what `plan` estimates for a chunk, its own allowance for starts taken off. What neither way
