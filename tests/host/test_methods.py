@@ -34,8 +34,10 @@ VARIANTS = {
 }
 OPTIONS = {STRLORA: {"strlora_stability_weight": 5.0, "strlora_ema_decay": 0.5}}
 METRICS = ("stability_loss", "task_entropy", "token_entropy", "expert_0", "expert_3")
-# What CI has time for: the default method, and the one that carries most.
-QUICK = {(STRLORA, name) for name in VARIANTS.keys() - {"resumed", "not-reentrant"}}
+# What CI has time for: the default method, and the one that carries most. "ddp-accumulation" holds
+# what "ddp" and "accumulation" hold.
+LONG = {"resumed", "not-reentrant", "ddp", "accumulation"}
+QUICK = {(STRLORA, name) for name in VARIANTS.keys() - LONG}
 QUICK |= {("branchlora", "zero2"), ("branchlora", "resumed")}
 FULL = os.environ.get("FULL_METHODS") == "1"
 CASES = [
