@@ -2,7 +2,6 @@
 
     python benchmarks/stream_overhead.py                              # recipe tiny, three chunks
     python benchmarks/stream_overhead.py my.yaml --chunks 5 --json overhead.json
-    python benchmarks/stream_overhead.py tiny swift.max_steps=1       # starts alone: processor time
 
 Runs the same stream twice, cold first, both through the orchestrator, into a temporary folder, and
 checks that both leave the same adapters bit for bit. Training is what the host itself counts as
