@@ -150,8 +150,13 @@ def is_over(kill: Kill, layout: RunLayout) -> bool:
 
 
 def carried_of(layout: RunLayout) -> list[dict[str, Any]]:
-    """What state.json says of each chunk, but for time, memory and energy."""
+    """What state.json says of each chunk, but for time, memory and energy.
+
+    PEFT writes the set of LoRA's target modules in the order of their hashes: new in each process.
+    """
     chunks = [asdict(record) for record in load_state(layout.state).chunks]
+    for chunk in chunks:
+        chunk["adapter_sha256"].pop("adapter_config.json", None)
     words = ("seconds", "gib", "joules")
     return [{k: v for k, v in c.items() if not k.endswith(words)} for c in chunks]
 
