@@ -265,8 +265,10 @@ class RoutingContext:
         assert self._embeddings is not None
         mask = self._real(instruction_mask(self._ids, config))
         vectors = mean_embedding(self._embeddings, mask)
-        if config.padding == "include" and config.pad_id is not None and self.embed is not None:
-            # As released: the texts of a batch are padded to the longest and padding counts.
+        released = config.padding == "include" and self.training
+        if released and config.pad_id is not None and self.embed is not None:
+            # As released: the texts of a batch are padded to the longest and padding counts. They
+            # were evaluated one by one, without padding, whatever the size of the batch here.
             lengths = mask.sum(1, keepdim=True)
             longest = lengths.max()
             pad = self.embed(torch.full((1, 1), config.pad_id, device=mask.device))[0].float()

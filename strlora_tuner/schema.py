@@ -247,8 +247,8 @@ class TunerOptions(AdapterOptions):
     )
     padding: Literal["mask", "include"] = option(
         "mask",
-        description="mask: only real tokens count. include: the instruction vector and the "
-        "stability term also average over padding, as the released code does.",
+        description="mask: only real tokens count. include: in training the instruction vector and "
+        "the stability term also average over padding, as the released code does.",
     )
     freeze_routers: bool = option(
         False,

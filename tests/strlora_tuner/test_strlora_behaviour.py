@@ -56,6 +56,26 @@ def test_eval_and_train_are_restored(name):
 
 
 @COSTLY
+def test_as_released_padding_counts_in_training_and_no_answer_depends_on_its_batch(name):
+    """Published checkpoints were evaluated one prompt at a time, where nothing is padded."""
+    model = adapted(base_model(name), padding="include", instruction_norm="none").eval()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[PAD] = 1.0
+    rows = [[USER, 11, 12, 13, END], [USER, 40, 41, 42, 43, 44, 45, END]]
+    length = max(map(len, rows))
+    ids = torch.tensor([[PAD] * (length - len(row)) + row for row in rows])
+
+    def last(ids):
+        with torch.no_grad():
+            return model(input_ids=ids, attention_mask=(ids != PAD).long()).logits[:, -1]
+
+    alone = torch.cat([last(torch.tensor([row])) for row in rows])
+    torch.testing.assert_close(last(ids), alone, rtol=1e-4, atol=1e-4)
+    model.train()
+    assert not torch.allclose(last(ids)[0], alone[0], rtol=1e-3, atol=1e-3)
+
+
+@COSTLY
 def test_all_user_turns_of_a_conversation_count(name):
     model = adapted(base_model(name)).eval()
     ids = torch.tensor([[USER, 11, 12, END, 50, 51, END, USER, 13, 14, 15, END, 52, END]])
