@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from recipes.methods import method_names
+from recipes.methods import MethodError, find_method, method_names
+from recipes.rules import METHOD_BLOCKS
 from recipes.schema import Matched, Recipe
 from recipes.shapes import Shape, adapter_size, model_shape, tuner_size
 
@@ -63,7 +64,8 @@ def _experts(options: Any) -> list[int | None]:
     own = getattr(options, "num_experts", None)
     if own is None:
         return [None]
-    return sorted(range(2, max(MOST_EXPERTS, own) + 1), key=lambda count: abs(count - own))
+    counts = {own, *range(2, MOST_EXPERTS + 1)}
+    return sorted(counts, key=lambda count: (abs(count - own), count))
 
 
 def _nearest(recipe: Recipe, shape: Shape, experts: int | None, wanted: int) -> Matched | None:
@@ -104,6 +106,18 @@ def _refusal(recipe: Recipe, other: Recipe, best: Matched | None, wanted: int) -
     )
 
 
+def as_method(overrides: Sequence[str], name: str) -> list[str]:
+    """Overrides that make the same recipe one of method `name`, in its sizes alone.
+
+    A budget, and what goes beside a method (replay, EWC, a pool), is left out.
+    """
+    beside = tuple(f"{block}{end}" for block in METHOD_BLOCKS for end in "=.")
+    kept = [text for text in overrides if not text.startswith(("method=", "budget=", *beside))]
+    own = find_method(name).own_blocks
+    nulls = [f"{block}=null" for block in METHOD_BLOCKS if block not in own]
+    return [*kept, f"method={name}", "budget=null", *nulls]
+
+
 def stored_at_end(recipe: Recipe, shape: Shape) -> int:
     """Numbers that must be kept to answer after the last chunk (a pool: every adapter, a router).
 
@@ -129,13 +143,13 @@ def sizes_of_methods(name: str, overrides: Sequence[str]) -> list[dict[str, Any]
     from recipes.loading import load_recipe
     from recipes.problems import RecipeError
 
-    kept = [text for text in overrides if not text.startswith(("method=", "budget=", "pool."))]
     rows: list[dict[str, Any]] = []
     for method in method_names():
         try:
-            recipe = load_recipe(name, [*kept, f"method={method}", "budget=null"])
-        except RecipeError as error:
-            rows.append({"method": method, "why": error.problems[0].message})
+            recipe = load_recipe(name, as_method(overrides, method))
+        except (RecipeError, MethodError) as error:
+            why = error.message if isinstance(error, MethodError) else error.problems[0].message
+            rows.append({"method": method, "why": why})
             continue
         shape = model_shape(recipe)
         if shape is None:

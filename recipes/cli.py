@@ -175,8 +175,12 @@ _COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
 
 
 def _print_all(lines: Iterable[str]) -> int:
-    for line in lines:
-        print(line)
+    try:
+        for line in lines:
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from recipes.arguments import shipped_recipes
-from recipes.budget import BudgetError, budget_method, with_budget
+from recipes.budget import BudgetError, as_method, budget_method, with_budget
 from recipes.host_arguments import check_swift_block
-from recipes.methods import Method, find_method, method_names
+from recipes.methods import Method, MethodError, find_method, method_names
 from recipes.problems import (
     COMMAND_LINE,
     Place,
@@ -87,8 +88,9 @@ def _budgeted(
         message = f"no method is called {other!r}; there are: {', '.join(method_names())}"
         raise RecipeError([Problem(place, "budget", message, hint)])
     try:
-        like = [*overrides, f"method={other}", "budget=null"]
-        return with_budget(recipe, load_recipe(name, like, tuned))
+        return with_budget(recipe, load_recipe(name, as_method(overrides, other), tuned))
+    except MethodError as error:
+        raise RecipeError([_of_method(error)]) from error
     except BudgetError as error:
         raise RecipeError([Problem(place, "budget", str(error))]) from error
 
@@ -129,6 +131,8 @@ def _with_method(
         method = find_method(name)
     except KeyError:  # the schema names it, and all other mistakes with it
         method = Method(name, None)
+    except MethodError as error:
+        raise RecipeError([_of_method(error)]) from error
     fragments = method.fragments()
     lines: dict[str, Place] = {}
     if method.file.is_file():
@@ -148,6 +152,15 @@ def _with_method(
         if tuned and f"tuned.{stem}" in fragments:
             merged = lay(merged, f"tuned.{stem}")
     return lay(merged, "always")
+
+
+def _of_method(error: MethodError) -> Problem:
+    place = Place(_short(error.file))
+    with suppress(yaml.YAMLError, UnicodeDecodeError):
+        place = _line_numbers(error.file.read_text(encoding="utf-8"), place.source).get(
+            error.key, place
+        )
+    return Problem(place, error.key, error.message)
 
 
 def _method_name(files: list[tuple[str, DictConfig]], overrides: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ Keys of such a file, all but the first optional:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,14 @@ from strlora_tuner.methods import tuner_types
 
 FOLDER = Path(__file__).resolve().parent / "methods"
 Protocol = Literal["stream", "joint", "zero_shot", "pool"]
+
+
+class MethodError(ValueError):
+    """A method's YAML is wrong; `file` and `key` say where, the message what and the remedy."""
+
+    def __init__(self, file: Path, key: str, message: str) -> None:
+        super().__init__(f"{file}: {key}: {message}")
+        self.file, self.key, self.message = file, key, message
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,11 @@ class Method:
     def file(self) -> Path:
         """The YAML that declares it."""
         return FOLDER / f"{self.name}.yaml"
+
+    @property
+    def own_blocks(self) -> set[str]:
+        """Blocks of a recipe that it brings along."""
+        return self.defaults.keys() | self.always.keys()
 
     def fragments(self) -> dict[str, dict[str, Any]]:
         """Its recipe fragments by the dotted key that they stand under in the file."""
@@ -62,24 +76,31 @@ def find_method(name: str) -> Method:
 
     Raises:
         KeyError: no method is called so.
-        ValueError: its YAML has an unknown key, tuner or protocol.
+        MethodError: its YAML cannot be read, or holds what no method has.
     """
     if name not in method_names():
         raise KeyError(name)
     path = FOLDER / f"{name}.yaml"
-    values = cast(dict[str, Any], yaml.safe_load(path.read_text(encoding="utf-8")))
-    known = {"tuner_type", "protocol", "defaults", "always", "tuned"}
-    if not isinstance(values, dict) or "tuner_type" not in values or values.keys() - known:
-        raise ValueError(
-            f"{path}: expected tuner_type and, where needed, {', '.join(sorted(known))}"
-        )
-    method = Method(name, **values)
-    for key, known_values in (
-        ("tuner_type", (None, *tuner_types())),
-        ("protocol", get_args(Protocol)),
-    ):
-        value = getattr(method, key)
-        if value not in known_values:
-            allowed = ", ".join(map(str, known_values))
-            raise ValueError(f"{path}: {key} = {value!r}, expected one of {allowed}")
-    return method
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MethodError(path, "YAML", f"cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise MethodError(path, "YAML", f"found {values!r}, expected a mapping with tuner_type")
+    allowed: dict[str, Sequence[Any] | None] = {  # None: a mapping
+        "tuner_type": (None, *tuner_types()),
+        "protocol": get_args(Protocol),
+        "defaults": None,
+        "always": None,
+        "tuned": None,
+    }
+    for key, value in {**values, "tuner_type": values.get("tuner_type", "nothing")}.items():
+        if key not in allowed:
+            raise MethodError(path, str(key), f"unknown key, expected {', '.join(allowed)}")
+        known = allowed[key]
+        if known is not None and value not in known:
+            names = ", ".join("null" if each is None else each for each in known)
+            raise MethodError(path, key, f"found {value!r}, expected one of {names}")
+        if known is None and not isinstance(value, dict):
+            raise MethodError(path, key, f"found {value!r}, expected a mapping of recipe keys")
+    return Method(name, **cast(dict[str, Any], values))

@@ -134,12 +134,21 @@ def from_pydantic(
         elif detail["type"] == "value_error":
             others += _rules(detail["msg"], places, prefix, dotted)
         else:
-            others.append(Problem(places[dotted], dotted, _sentence(detail, owner, path)))
+            message = _sentence(detail, owner, path)
+            others.append(Problem(places[dotted], dotted, message, _meant(detail)))
     for problem in unknown:
         block = problem.key.rpartition(".")[0]
         meant = problem.hint.partition("'")[2].partition("'")[0]
         missing.pop(f"{block}.{meant}" if block else meant, None)
     return [*unknown, *missing.values(), *others]
+
+
+def _meant(detail: Mapping[str, Any]) -> str:
+    """The nearest of a closed list of words, whatever its case."""
+    if detail["type"] != "literal_error":
+        return ""
+    known = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
+    return did_you_mean(str(detail["input"]).lower(), known)
 
 
 def _rules(message: str, places: Places, prefix: str, dotted: str) -> list[Problem]:

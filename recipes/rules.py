@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from strlora_tuner.methods import options_class
 from strlora_tuner.schema import AdapterOptions
@@ -38,6 +38,7 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
             f"launcher.nodes = {launcher.nodes} needs something that starts processes on other "
             "machines: set launcher.kind to slurm"
         )
+    problems += _identity_problems(recipe)
     problems += _replay_problems(recipe) + _ewc_problems(recipe) + _pool_problems(recipe)
     if launcher.cpu and recipe.model.dtype == "float16":
         problems.append("model.dtype = float16 needs a GPU: with launcher.cpu use float32")
@@ -46,8 +47,42 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
+# Blocks that are a method, or go beside one.
+METHOD_BLOCKS = ("replay", "ewc", "pool")
+
+
+def _identity_problems(recipe: Recipe) -> list[str]:
+    """Names what would leave of a method only its name."""
+    problems = []
+    for block in METHOD_BLOCKS:
+        if block not in recipe.definition.own_blocks:
+            continue
+        found = getattr(recipe, block)
+        if found is None:
+            problems.append(
+                f"method = {recipe.method} needs its block `{block}`, found null: leave it out, "
+                "set its keys, or name the method that is left (lora)"
+            )
+            continue
+        for key, value in recipe.definition.always.get(block, {}).items():
+            if getattr(found, key) != value:
+                problems.append(
+                    f"{block}.{key} = {getattr(found, key)} makes method {recipe.method} another "
+                    f"one, expected {value}: leave it out"
+                )
+    return problems
+
+
 # Arguments under which the host would not read a training file in its order, or not all of it.
-_ORDER = {"train_dataloader_shuffle": True, "group_by_length": True, "dataloader_drop_last": True}
+_ORDER: dict[str, Any] = {
+    "train_dataloader_shuffle": True,
+    "dataset_shuffle": True,
+    "group_by_length": True,
+    "dataloader_drop_last": True,
+    "packing": True,
+    "padding_free": True,
+    "truncation_strategy": "split",
+}
 
 
 def _replay_problems(recipe: Recipe) -> list[str]:
@@ -74,14 +109,20 @@ def _ewc_problems(recipe: Recipe) -> list[str]:
     problems = []
     if recipe.model.dtype == "float16" and recipe.launcher.deepspeed:
         problems.append(
-            "ewc with model.dtype = float16 under DeepSpeed: its dynamic loss scale cannot be "
+            "model.dtype = float16 with ewc under DeepSpeed: its dynamic loss scale cannot be "
             "applied to the penalty; use model.dtype: bfloat16"
         )
     if recipe.tuner_type is not None and _grows(recipe.tuner_type):
         problems.append(
-            f"ewc with method = {recipe.method}: every chunk starts parameters of its own there, "
-            "and the weights of the chunk before say nothing about them; set ewc: null"
+            f"method = {recipe.method} has nothing for ewc to act on: every chunk starts "
+            "parameters of its own, of which the weights before say nothing; set ewc: null"
         )
+    for key in ("packing", "padding_free"):
+        if recipe.swift.get(key):
+            problems.append(
+                f"swift.{key} = true would make one sample of several, and the Fisher information "
+                "of ewc is taken sample by sample: leave it out"
+            )
     return problems + _stream_only(recipe, "ewc")
 
 
@@ -93,12 +134,10 @@ def _grows(tuner_type: str) -> bool:
 
 def _pool_problems(recipe: Recipe) -> list[str]:
     has_pool = recipe.definition.protocol == "pool"
-    if has_pool and recipe.pool is None:
-        return [f"method = {recipe.method} needs its block `pool`: leave it out, or set its keys"]
     if recipe.pool is not None and not has_pool:
         return [
-            f"pool has nothing to act on with method = {recipe.method}, which keeps one adapter; "
-            "set pool: null or method: mr_lora"
+            f"method = {recipe.method} keeps one adapter, so pool has nothing to act on; set pool: "
+            "null or method: mr_lora"
         ]
     if has_pool and recipe.data.chunks > MOST_EXPERTS:
         return [f"data.chunks = {recipe.data.chunks}: a pool has names for {MOST_EXPERTS} adapters"]
@@ -113,7 +152,7 @@ def _stream_only(recipe: Recipe, block: str) -> list[str]:
     if protocol == "stream":
         return []
     return [
-        f"{block} has nothing to act on with method = {recipe.method}: no chunk goes on from the "
+        f"method = {recipe.method} has nothing for {block} to act on: no chunk goes on from the "
         f"one before (protocol {protocol}); set {block}: null"
     ]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.files import Record
-from eval.report.data import RunData
+from eval.report.data import RunData, logged_whole, steps_logged
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,12 @@ def _numbers_in(file: Path) -> int:
 
 
 def seconds_a_step(run: RunData) -> float:
-    """Return the mean wall seconds of a training step over all chunks, as the host measured it."""
-    ends = [lines[-1] for lines in run.training.values() if lines]
-    pairs = [(_number(line, "train_speed(s/it)"), _steps(line)) for line in ends]
+    """Return the mean wall seconds of a training step over all chunks, as the host measured it.
+
+    A chunk whose log is cut short is left out: its last line would tell another mean.
+    """
+    whole = {c: lines[-1] for c, lines in run.training.items() if lines and logged_whole(run, c)}
+    pairs = [(_number(end, "train_speed(s/it)"), steps_logged(run, c)) for c, end in whole.items()]
     known = [(speed, steps) for speed, steps in pairs if math.isfinite(speed) and steps]
     total = sum(steps for _, steps in known)
     return sum(speed * steps for speed, steps in known) / total if total else math.nan
@@ -119,8 +122,3 @@ def peak_memory(run: RunData) -> float:
 def _number(line: Record, key: str) -> float:
     value = line.get(key)
     return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _steps(line: Record) -> int:
-    written = str(line.get("global_step/max_steps", "")).split("/")[0]
-    return int(written) if written.isdigit() else 0

@@ -274,6 +274,32 @@ def _read_training(run: RunData) -> None:
             what = f"Training log of chunk {chunk}"
             none: list[Record] = []
             run.training[chunk] = _try(run.gaps, what, partial(read_jsonl, path, True), none)
+            ended, steps = steps_logged(run, chunk), _steps_trained(run, chunk)
+            if not logged_whole(run, chunk):
+                why = f"train_metrics.jsonl ends at step {ended} of {steps}: its end is lost"
+                run.gaps.append(Gap(what, why))
+
+
+def steps_logged(run: RunData, chunk: int) -> int:
+    """Return the step that a chunk's training log ends with; 0 without one."""
+    lines = run.training.get(chunk) or [{}]
+    written = str(lines[-1].get("global_step/max_steps", "")).split("/")[0]
+    return int(written) if written.isdigit() else 0
+
+
+def logged_whole(run: RunData, chunk: int) -> bool:
+    """Return whether a chunk's log goes on to the last step that state.json counts, if it does.
+
+    The host logs every `logging_steps` steps, so that fewer than that may lack.
+    """
+    swift = (run.manifest.get("recipe") or {}).get("swift") or {}
+    lacking = _steps_trained(run, chunk) - steps_logged(run, chunk)
+    return lacking < max(1, int(swift.get("logging_steps") or 1))
+
+
+def _steps_trained(run: RunData, chunk: int) -> int:
+    records = [r for r in run.state.get("chunks") or [] if r.get("index") == chunk]
+    return int(records[0].get("steps") or 0) if records and records[0].get("trained") else 0
 
 
 def _read_routing(run: RunData) -> None:

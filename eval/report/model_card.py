@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from eval import metrics
-from eval.files import write_text
+from eval.files import read_json, write_text
 from eval.report.charts import percent
 from eval.report.data import RunData, without_folders
 from eval.report.numbers import Summary
 
-LOAD_STRLORA = """import strlora_tuner  # registers the method with PEFT; from this pack's root
+LOAD_OURS = """import strlora_tuner  # registers the method with PEFT; from this pack's root
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 base = AutoModelForImageTextToText.from_pretrained("{base}")
 model = PeftModel.from_pretrained(base, "{folder}").eval()
 processor = AutoProcessor.from_pretrained("{base}")"""
-LOAD_PLAIN = LOAD_STRLORA.split("\n", 1)[1]
+LOAD_PLAIN = LOAD_OURS.split("\n", 1)[1]
 
 
 def write_model_card(run: RunData, summary: Summary) -> Path | None:
@@ -34,13 +34,14 @@ def write_model_card(run: RunData, summary: Summary) -> Path | None:
         return None
     path = adapter / "README.md"
     # The recipe may name folders of this machine; a card is for others.
-    text = model_card(run, summary, chunk).replace(str(run.root.resolve()), run.root.name)
+    ours = str(read_json(adapter / "adapter_config.json").get("peft_type", "")) != "LORA"
+    text = model_card(run, summary, chunk, ours).replace(str(run.root.resolve()), run.root.name)
     write_text(path, without_folders(text, run))
     return path
 
 
-def model_card(run: RunData, summary: Summary, chunk: int) -> str:
-    """Return the text of the card of one chunk's adapter."""
+def model_card(run: RunData, summary: Summary, chunk: int, ours: bool) -> str:
+    """Return the text of the card of one chunk's adapter; `ours`: PEFT alone does not know it."""
     recipe = run.manifest.get("recipe") or {}
     method = str(recipe.get("method", "unknown"))
     base = base_name(str((recipe.get("model") or {}).get("path", "unknown")))
@@ -53,8 +54,8 @@ def model_card(run: RunData, summary: Summary, chunk: int) -> str:
         f"An adapter for `{base}`, trained on the stream `{stream}` chunk after chunk, one pass,"
         f" seed {run.manifest.get('seed', 'unknown')} ({what}).",
         "## How to load it",
-        _code(LOAD_STRLORA if method == "strlora" else LOAD_PLAIN, base, _folder(run, chunk)),
-        _host(method),
+        _code(LOAD_OURS if ours else LOAD_PLAIN, base, _folder(run, chunk)),
+        _host(ours),
         "## Scores",
         "Percent, on the stream's test sets; ± one standard error over test samples.",
         _scores(summary),
@@ -86,15 +87,14 @@ def _code(template: str, base: str, folder: str) -> str:
     return f"```python\n{template.format(base=base, folder=folder)}\n```"
 
 
-def _host(method: str) -> str:
-    text = "With ms-swift: `swift infer --adapters <this folder>`"
-    if method == "strlora":
-        text += (
-            " --external_plugins strlora_tuner/strlora_swift_plugin.py`. Keep the adapter loaded: a"
-            " routed mixture cannot be merged into the base weights."
+def _host(ours: bool) -> str:
+    text = "With ms-swift: `swift infer --adapters <this folder>`."
+    if ours:
+        text = text.replace("folder>`.", "folder>") + (
+            " --external_plugins strlora_tuner/strlora_swift_plugin.py`. Keep the adapter loaded:"
+            " it is not merged into the base weights."
         )
-        return text.replace("folder>`", "folder>")
-    return f"{text}."
+    return text
 
 
 def _scores(summary: Summary) -> str:

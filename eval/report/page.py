@@ -214,7 +214,7 @@ def _experts_why(run: RunData) -> str:
     method = (run.manifest.get("recipe") or {}).get("method")
     if run.manifest.get("protocol") == "pool":
         return "Each question went whole to one adapter: below stands to which."
-    if method and method != "strlora":
+    if method and run.manifest.get("tuner") is None:
         return f"The method {method} has no routed experts."
     return "No chunk has a routing.json that can be read (the tuner writes it while evaluating)."
 

@@ -13,16 +13,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 
 from recipes.commands import REPO
+from recipes.layout import RunLayout
 from recipes.loading import find_recipe, load_recipe
+from recipes.manifest import RunChanged, check_same_run
 from recipes.methods import find_method
 from recipes.problems import RecipeError
-from recipes.schema import Recipe
+from recipes.rules import METHOD_BLOCKS
+from recipes.schema import Recipe, known_tuner_keys
 from recipes.state import StateError, write_json, write_text
 from recipes.stream import StreamError
 from recipes.tune.grid import Trial, default_axes, parse_axes, trials
@@ -143,15 +146,37 @@ def make_plan(path: Path, options: argparse.Namespace) -> Plan:
         found += trials(recipe, axes or default_axes(recipe))
     plan = Plan(path.stem, str(path), folder, tuple(overrides), bases, found)
     for trial in found:
+        _check_axes(bases[trial.method], trial)
         load_recipe(str(path), plan.overrides_of(trial))
     return plan
+
+
+def _check_axes(base: Recipe, trial: Trial) -> None:
+    """Refuses a setting that the method does not have: its trials would differ in nothing, or it
+    would be another method."""
+    unused = {f"tuner.{key}" for key in known_tuner_keys() - _own_tuner_keys(base)}
+    for key, _ in trial.settings:
+        block = key.partition(".")[0]
+        added = block in METHOD_BLOCKS and getattr(base, block) is None
+        if key in unused or added:
+            raise CannotTune(
+                f"--grid {key}: method {trial.method} has no {key if key in unused else block}; "
+                "leave the axis out, or tune the method that has it in a call of its own"
+            )
+
+
+def _own_tuner_keys(recipe: Recipe) -> set[str]:
+    return {item.name for item in fields(recipe.tuner_options)}
 
 
 def _show(plan: Plan) -> None:
     for trial in plan.trials:
         words = " ".join(shlex.quote(text) for text in plan.overrides_of(trial))
         print(f"bash recipes/run_stream.sh {plan.recipe} {words}")
-    print(f"# {len(plan.trials)} trials; nothing was run")
+    print(
+        f"# {len(plan.trials)} trials, each with eval.tasks=[those that its chunks hold] besides; "
+        "nothing was run"
+    )
 
 
 def _tune(plan: Plan, options: argparse.Namespace) -> int:
@@ -178,14 +203,20 @@ def _run(plan: Plan, trial: Trial) -> Result:
     """Brings one trial to its end as an ordinary run, or finds it there.
 
     Raises:
-        CannotTune: a signal stopped the run: so the whole tuning stops.
+        CannotTune: a signal stopped the run, so the whole tuning stops; or what lies there was
+            run with other settings.
     """
     run = plan.run_of(trial)
+    tasks = seen_tasks(load_recipe(plan.path, plan.overrides_of(trial)), _stream_of(plan))
+    words = [*plan.overrides_of(trial), f"eval.tasks=[{','.join(tasks)}]"]
+    try:
+        check_same_run(RunLayout(run), load_recipe(plan.path, words))
+    except RunChanged as error:
+        told = str(error).partition("\nIts numbers")[0]
+        raise CannotTune(f"{told}\nRemove or rename {run}, and the trial is run anew") from error
     found = read_result(trial, run)
     if found.state not in (FAILED, OPEN):
         return found
-    tasks = seen_tasks(load_recipe(plan.path, plan.overrides_of(trial)), _stream_of(plan))
-    words = [*plan.overrides_of(trial), f"eval.tasks=[{','.join(tasks)}]"]
     command = [sys.executable, "-m", RUNNER, plan.path, *words]
     run.mkdir(parents=True, exist_ok=True)
     code = _start(command, run / "tune.log")
@@ -260,7 +291,8 @@ def _comments(plan: Plan, results: Sequence[Result], best: Result) -> list[str]:
     day = datetime.now(timezone.utc).date().isoformat()
     recipe = plan.bases[best.trial.method]
     how = f"chosen by recipes.tune on {day}: highest Last after {recipe.data.chunks} chunks"
-    where = f"on {_stream_of(plan)}, a stream kept for tuning, seed {recipe.seed}"
+    where = f"on {_stream_of(plan)}, a stream kept for tuning, seed {recipe.seed}; what the table"
+    where += " does not name was kept"
     return [how, where, *as_markdown(rows(results, [best])).splitlines()]
 
 

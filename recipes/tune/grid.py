@@ -51,7 +51,7 @@ def parse_axes(texts: Sequence[str]) -> Axes:
     """Reads `--grid key=a,b,...` arguments.
 
     Raises:
-        ValueError: no key or no values, a key twice, or a factor that is no positive number.
+        ValueError: no key or no values, either of them twice, or a factor that is not positive.
     """
     axes: Axes = {}
     for text in texts:
@@ -61,6 +61,8 @@ def parse_axes(texts: Sequence[str]) -> Axes:
         if key in axes:
             raise ValueError(f"--grid {text}: {key} was given before; put all values into one list")
         found = tuple(_number(yaml.safe_load(value)) for value in values.split(","))
+        if len({str(value) for value in found}) < len(found):
+            raise ValueError(f"--grid {text}: a value stands there twice; write each once")
         if key in RELATIVE and not all(isinstance(v, (int, float)) and v > 0 for v in found):
             raise ValueError(f"--grid {text}: {key} is a factor, expected positive numbers")
         axes[key] = found

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from recipes.manifest import flat
 from recipes.state import write_text
 
 _ENTRY = re.compile(r"^  \S")
@@ -17,7 +18,10 @@ _ENTRY = re.compile(r"^  \S")
 def write_tuned(
     path: Path, recipe: str, settings: dict[str, Any], comments: Sequence[str]
 ) -> dict[str, Any]:
-    """Sets `tuned.<recipe>` in a method's YAML and returns it; other lines are kept as they are.
+    """Sets values of `tuned.<recipe>` in a method's YAML; returns the whole entry.
+
+    Values that were tuned before and are not set anew stay: the trials ran with them. Other lines
+    are kept as they are.
 
     Args:
         settings: dotted recipe keys and values.
@@ -27,8 +31,8 @@ def write_tuned(
         ValueError: the file would no longer say the same beside that entry; nothing is written.
     """
     text = path.read_text(encoding="utf-8")
-    tree = _tree(settings)
     before = yaml.safe_load(text)
+    tree = _tree({**dict(flat((before.get("tuned") or {}).get(recipe) or {})), **settings})
     wanted = {**before, "tuned": {**(before.get("tuned") or {}), recipe: tree}}
     new = _with_entry(text, recipe, _entry(recipe, tree, comments))
     if yaml.safe_load(new) != wanted:

@@ -19,6 +19,7 @@ from eval.compare.__main__ import main
 from eval.files import read_json, read_jsonl, write_json, write_jsonl
 from eval.matrix import append_scores
 from eval.predictions import split_results
+from eval.report.data import load_run
 from eval.scores import score_chunk
 from tests.eval.make_run import host_results, make_stream
 
@@ -210,13 +211,17 @@ def test_another_stream_is_compared_by_its_last_score(
 
 
 def test_costs(good: Path, poor: Path) -> None:
+    steps_of = {1: 10, 2: 30}
     for run, speed, trainable in ((good, 0.3, "0.5711"), (poor, 0.2, "0.2867")):
+        state = read_json(run / "state.json")
+        records = [{"index": c, "trained": True, "steps": n} for c, n in steps_of.items()]
+        write_json(run / "state.json", {**state, "chunks": records})
         adapter = run / "chunks" / "003" / "adapter"
         adapter.mkdir()
         header = json.dumps({"w": {"dtype": "F32", "shape": [30, 50], "data_offsets": [0, 0]}})
         content = struct.pack("<Q", len(header)) + header.encode()
         (adapter / "adapter_model.safetensors").write_bytes(content)
-        for chunk, steps in ((1, 10), (2, 30)):
+        for chunk, steps in steps_of.items():
             begin = {"train_speed(s/it)": 9.9, "global_step/max_steps": "1/9", "memory(GiB)": 1.5}
             end = {"train_speed(s/it)": speed * chunk, "global_step/max_steps": f"{steps}/{steps}"}
             write_jsonl(run / "chunks" / f"00{chunk}" / "train_metrics.jsonl", [begin, end])
@@ -228,6 +233,13 @@ def test_costs(good: Path, poor: Path) -> None:
     # (0.3 x 10 + 0.6 x 30) / 40 seconds a step; LoRA takes two thirds of that.
     assert ours == pytest.approx([0.5711, 0.0015, 0.525, 1.5, 1.5])
     assert "Step time to LoRA [x]" in tables.text(found)
+    # A log that lost its end says so, and its chunk is left out: (0.3 x 10) / 10.
+    assert load_run(good).gaps == []
+    log = good / "chunks" / "002" / "train_metrics.jsonl"
+    log.write_text(log.read_text("utf-8").splitlines()[0] + '\n{"loss": 0', "utf-8")
+    assert compare([good, poor]).cell("strlora", "seconds_a_step").value == pytest.approx(0.3)
+    told = [gap.why for gap in load_run(good).gaps]
+    assert told == ["train_metrics.jsonl ends at step 1 of 30: its end is lost"]
     # Without an accelerator's figure, the main memory that the orchestrator saw.
     for log in good.glob("chunks/*/train_metrics.jsonl"):
         log.unlink()

@@ -21,7 +21,7 @@ def run(tmp_path: Path) -> Path:
     run, _ = make_run(tmp_path, chunks=4, done=3, tests=6)
     adapter = run / "chunks" / "003" / "adapter"
     adapter.mkdir()
-    (adapter / "adapter_config.json").write_text("{}", "utf-8")
+    (adapter / "adapter_config.json").write_text('{"peft_type": "STRLORA"}', "utf-8")
     return run
 
 
@@ -91,7 +91,9 @@ def test_the_model_card(run: Path) -> None:
 def test_no_folder_of_this_machine_in_a_card(run: Path) -> None:
     path = run / "manifest.json"
     manifest = json.loads(path.read_text("utf-8"))
-    manifest["recipe"] |= {"method": "lora", "model": {"path": "/home/somebody/models/base"}}
+    adapter = run / "chunks" / "003" / "adapter" / "adapter_config.json"
+    adapter.write_text('{"peft_type": "LORA"}', "utf-8")
+    manifest["recipe"] |= {"method": "er", "model": {"path": "/home/somebody/models/base"}}
     path.write_text(json.dumps(manifest), "utf-8")
     (run / "recipe.yaml").write_text(f"run_dir: {run.resolve()}\n", "utf-8")
     write_report(run)
@@ -100,6 +102,20 @@ def test_no_folder_of_this_machine_in_a_card(run: Path) -> None:
     assert "/home/somebody" not in body
     assert "run_dir: fixture" in body
     assert "strlora_tuner" not in body, "plain LoRA needs nothing of ours"
+
+
+@pytest.mark.parametrize("name", ["branchlora", "moelora", "olora", "smolora", "an_own_one"])
+def test_the_card_of_every_tuner_of_ours_says_how_peft_gets_to_know_it(
+    run: Path, name: str
+) -> None:
+    adapter = run / "chunks" / "003" / "adapter" / "adapter_config.json"
+    adapter.write_text(json.dumps({"peft_type": name.upper()}), "utf-8")
+    path = run / "manifest.json"
+    path.write_text(path.read_text("utf-8").replace('"strlora"', f'"{name}"'), "utf-8")
+    write_report(run)
+    _, body = _card(run)
+    assert "import strlora_tuner" in body
+    assert "--external_plugins strlora_tuner/strlora_swift_plugin.py`" in body
 
 
 def test_no_adapter_no_card(tmp_path: Path) -> None:

@@ -245,9 +245,9 @@ def test_ewc_tells_every_chunk_where_its_state_is(three: Callable[..., Path]) ->
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
-        ("joint", {"replay": {}}, "replay has nothing to act on with method = joint"),
-        ("zero_shot", {"ewc": {"weight": 1}}, "ewc has nothing to act on"),
-        ("olora", {"ewc": {"weight": 1}}, "every chunk starts parameters of its own there"),
+        ("joint", {"replay": {}}, "method = joint has nothing for replay to act on"),
+        ("zero_shot", {"ewc": {"weight": 1}}, "method = zero_shot has nothing for ewc to act on"),
+        ("olora", {"ewc": {"weight": 1}}, "every chunk starts parameters of its own"),
         ("er", {"replay": {"share": 0.3}}, "is no whole number of samples between 1 and 3"),
         ("er", {"swift": {"group_by_length": True}}, "would break the share of replayed samples"),
     ],

@@ -134,3 +134,27 @@ def test_plan_shows_the_budget_and_every_method() -> None:
     text = "\n".join(as_text(make_plan(recipe, methods=rows)))
     assert "match(strlora): rank" in text
     assert "methods at these settings" in text
+
+
+@pytest.mark.skipif(not BASE.is_dir(), reason="needs assets/tiny_base")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["method=mr_lora", "pool.samples=10", "budget=match(lora)"],
+        ["method=ewc", "ewc.weight=10", "budget=match(branchlora)"],
+        ["method=er", "replay.memory=10", "budget=match(joint)"],
+    ],
+)
+def test_what_goes_beside_a_method_is_no_part_of_the_other_ones_size(words: list[str]) -> None:
+    matched = load_recipe("tiny", words).matched
+    assert matched is not None
+    assert matched.gap <= TOLERANCE
+
+
+@pytest.mark.skipif(not BASE.is_dir(), reason="needs assets/tiny_base")
+def test_one_expert_is_tried_when_the_recipe_has_one() -> None:
+    words = ["method=moelora", "tuner.num_experts=1", "tuner.rank=24", "budget=match(lora)"]
+    recipe = load_recipe("tiny", words)
+    assert recipe.matched is not None
+    assert recipe.tuner_options.num_experts == 1
+    assert recipe.tuner_options.rank == 24

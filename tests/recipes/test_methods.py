@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from recipes import methods
+from recipes.budget import sizes_of_methods
 from recipes.commands import train_command, tuner_arguments
 from recipes.layout import RunLayout
 from recipes.loading import load_recipe
@@ -88,15 +89,84 @@ def test_a_share_that_splits_no_batch_is_refused() -> None:
         load_recipe("tiny", ["method=er", "replay.share=0.3"])
 
 
-def test_a_method_file_with_a_wrong_key_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "tuner_type: lora\nprotocl: joint\n",
+            "wrong.yaml:2: protocl: unknown key, expected tuner",
+        ),
+        ("tuner_typ: lora\n", "wrong.yaml:1: tuner_typ: unknown key"),
+        ("protocol: stream\n", "wrong.yaml: tuner_type: found 'nothing', expected one of null"),
+        ("tuner_type: sigmo\n", "wrong.yaml:1: tuner_type: found 'sigmo', expected one of"),
+        ("tuner_type: lora\ndefaults: [1]\n", "wrong.yaml:2: defaults: found [1], expected a mapp"),
+        ("", "wrong.yaml: YAML: found None, expected a mapping"),
+        ("{", "wrong.yaml: YAML: cannot be read"),
+    ],
+)
+def test_a_mistake_in_a_method_file_is_named_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str
 ) -> None:
-    (tmp_path / "wrong.yaml").write_text("tuner_type: lora\nprotocl: joint\n", encoding="utf-8")
+    (tmp_path / "wrong.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "lora.yaml").write_text("tuner_type: lora\n", encoding="utf-8")
     monkeypatch.setattr(methods, "FOLDER", tmp_path)
     methods.method_names.cache_clear()
+    methods.find_method.cache_clear()
     try:
-        with pytest.raises(ValueError, match="expected tuner_type"):
-            methods.find_method("wrong")
+        with pytest.raises(RecipeError) as caught:
+            load_recipe("tiny", ["method=wrong"])
+        assert told in str(caught.value)
+        rows = {row["method"]: row for row in sizes_of_methods("tiny", [])}
+        assert rows["lora"]["ratio"] == 1, "the other methods are counted all the same"
+        assert "why" in rows["wrong"]
     finally:
         methods.method_names.cache_clear()
         methods.find_method.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["method=er", "replay=null"], "method: method = er needs its block `replay`, found null"),
+        (["method=ewc", "ewc=null"], "method: method = ewc needs its block `ewc`, found null"),
+        (["method=mr_lora", "pool=null"], "method = mr_lora needs its block `pool`"),
+        (["method=ewc_released", "ewc.released=false"], "ewc.released = False makes method ewc_re"),
+        (["method=ewc", "ewc.released=true"], "ewc.released = True makes method ewc another"),
+        (["method=olora", "ewc.weight=3"], "method: method = olora has nothing for ewc"),
+        (["method=LoRA"], "did you mean 'lora'?"),
+    ],
+)
+def test_a_method_keeps_what_makes_it(words: list[str], told: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny", words)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dataset_shuffle", "true"),
+        ("packing", "true"),
+        ("padding_free", "true"),
+        ("truncation_strategy", "split"),
+    ],
+)
+def test_what_would_break_the_order_of_replay_is_refused(key: str, value: str) -> None:
+    with pytest.raises(RecipeError, match=rf"swift.{key} = {value} would break the share"):
+        load_recipe("tiny", ["method=er", f"swift.{key}={value}"])
+
+
+def test_released_strlora_has_its_preset_and_a_recipe_says_when_its_routers_freeze(
+    tmp_path: Path,
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "extends: tiny\nmethod: strlora_released\ntuner: {stability_reduction: mean, "
+        "unused_expert_gradient: true}\nschedule: {later: {freeze_routers_from_chunk: 4}}\n",
+        encoding="utf-8",
+    )
+    recipe = load_recipe(str(own))
+    assert recipe.tuner_options.stability_reduction == "sum"
+    assert recipe.tuner_options.unused_expert_gradient is False
+    assert "freeze_routers" not in tuner_arguments(recipe, 3)
+    assert tuner_arguments(recipe, 4)["freeze_routers"] is True

@@ -155,7 +155,7 @@ def test_the_pool_file_tells_the_plug_in_everything(pool: Recipe, tmp_path: Path
 
 
 def test_a_pool_without_its_method_and_the_other_way_round_is_refused() -> None:
-    with pytest.raises(RecipeError, match="pool has nothing to act on"):
+    with pytest.raises(RecipeError, match="keeps one adapter, so pool has nothing to act on"):
         load_recipe("tiny", ["method=lora", "pool.samples=3"])
     with pytest.raises(RecipeError, match="needs its block `pool`"):
         load_recipe("tiny", ["method=mr_lora", "pool=null"])

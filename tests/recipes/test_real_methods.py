@@ -156,7 +156,9 @@ def carried_of(layout: RunLayout) -> list[dict[str, Any]]:
     """
     chunks = [asdict(record) for record in load_state(layout.state).chunks]
     for chunk in chunks:
-        chunk["adapter_sha256"].pop("adapter_config.json", None)
+        for kind in ("adapter_sha256", "router_sha256"):
+            files = chunk[kind].items()
+            chunk[kind] = {k: v for k, v in files if not k.endswith("adapter_config.json")}
     words = ("seconds", "gib", "joules")
     return [{k: v for k, v in c.items() if not k.endswith(words)} for c in chunks]
 

@@ -45,7 +45,9 @@ def test_the_default_grid_follows_the_method() -> None:
     assert list(default_axes(lora)) == ["scale", "later"]
 
 
-@pytest.mark.parametrize("text", ["scale", "scale=", "=1", "scale=0", "later=-1", "scale=x"])
+@pytest.mark.parametrize(
+    "text", ["scale", "scale=", "=1", "scale=0", "later=-1", "scale=x", "scale=1,1"]
+)
 def test_a_wrong_axis_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="--grid"):
         parse_axes([text])
@@ -93,7 +95,8 @@ def test_choices_are_written_with_their_table_and_the_rest_is_kept(tmp_path: Pat
     assert "    # of mini\n" in text
     assert yaml.safe_load(text)["tuned"] == {
         "tiny": {
-            "schedule": {"first": {"learning_rate": 0.004}, "later": {"learning_rate": 0.001}}
+            "schedule": {"first": {"learning_rate": 0.004}, "later": {"learning_rate": 0.001}},
+            "tuner": {"gate_scale": "one"},  # the trials ran with it
         },
         "mini": {"schedule": {"first": {"learning_rate": 0.003}}},
     }
@@ -162,6 +165,26 @@ def test_an_interrupted_tuning_goes_on_where_it_was(
     assert [row["chosen"] for row in table].count(True) == 1
     assert (folder / "lora" / "trials.csv").is_file()
     assert "chosen" in (folder / "lora" / "trials.md").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert tune.main([*words, "scale=1", "tuner.rank=2"]) == 1, "results of another rank"
+    told = capsys.readouterr().err
+    assert "tuner.rank: " in told
+    assert f"Remove or rename {first}" in told
+
+
+@pytest.mark.parametrize(
+    ("axis", "lacks"),
+    [
+        ("tuner.gate_scale=one", "tuner.gate_scale"),
+        ("ewc.weight=1", "ewc"),
+        ("pool.samples=2", "pool"),
+    ],
+)
+def test_an_axis_that_the_method_does_not_have_is_refused(
+    axis: str, lacks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune.main(["tiny", "--methods", "lora", "--grid", axis, "--dry-run"]) == 2
+    assert f"method lora has no {lacks};" in capsys.readouterr().err
 
 
 def test_the_reported_stream_is_refused_for_tuning(
