@@ -23,7 +23,6 @@ from typing import Any
 
 from eval.files import Record, read_json
 from eval.predictions import read_predictions
-from eval.routing import Routing
 from eval.stream import Stream, load_stream
 
 
@@ -94,8 +93,8 @@ class Choices:
 FIGURES = ("home", "held", "home_by_lot", "held_by_lot")
 
 
-def chosen_adapters(path: Path, mixtures: Sequence[Mapping[str, int]]) -> Choices:
-    """Return the choices of a pool's router from `chunks/NNN/router.json`.
+def read_choices(path: Path, mixtures: Sequence[Mapping[str, int]]) -> Choices:
+    """Return the choices that `chunks/NNN/router.json` counts.
 
     Args:
         path: the file.
@@ -106,33 +105,10 @@ def chosen_adapters(path: Path, mixtures: Sequence[Mapping[str, int]]) -> Choice
     """
     content = read_json(path)
     tasks: dict[str, Record] = content["tasks"]
+    chunk, what = int(content["chunk"]), str(content.get("what", "adapter"))
     chosen = {t: {int(c): float(n) for c, n in e["experts"].items()} for t, e in tasks.items()}
     asked = {task: float(entry["n"]) for task, entry in tasks.items()}
-    illegal = {task: int(entry["illegal"]) for task, entry in tasks.items()}
-    return _choices(int(content["chunk"]), "adapter", asked, chosen, mixtures, illegal)
-
-
-def chosen_routers(
-    chunk: int, routing: Routing, mixtures: Sequence[Mapping[str, int]]
-) -> Choices | None:
-    """Return which chunks' routers the keys chose (BranchLoRA); None where none was chosen."""
-    if not routing.selector:
-        return None
-    rows = dict(zip(routing.tasks, routing.task_rows.tolist(), strict=True))
-    asked = {task: rows[task] for task in routing.selector}
-    chosen = {task: {c: share * asked[task] for c, share in shares.items()}
-              for task, shares in routing.selector.items()}  # fmt: skip
-    return _choices(chunk, "router", asked, chosen, mixtures, {})
-
-
-def _choices(
-    chunk: int,
-    what: str,
-    asked: dict[str, float],
-    chosen: dict[str, dict[int, float]],
-    mixtures: Sequence[Mapping[str, int]],
-    illegal: dict[str, int],
-) -> Choices:
+    illegal = {task: int(entry["illegal"]) for task, entry in tasks.items() if what == "adapter"}
     past = list(enumerate(mixtures[:chunk], start=1))
     judged = {
         task: judge(by_chunk, asked[task], {c: mixture.get(task, 0) for c, mixture in past})
@@ -141,25 +117,35 @@ def _choices(
     return Choices(chunk, what, asked, chosen, judged, illegal)
 
 
-def score_choices(predictions_dir: Path, stream_dir: Path, chunk: int) -> dict[str, Any]:
+def score_choices(predictions_dir: Path, stream_dir: Path, chunk: int) -> dict[str, Any] | None:
     """Return how the questions of each task were routed after `chunk`, from the predictions alone.
 
-    By task: `n` questions, `experts` (chunk -> questions), `home`, `held` (parts of 1, null for a
-    task not held yet), `illegal` (answers of the router that named no adapter), `unrouted`
-    (questions without a record). Over all questions of held tasks: `home`, `held`; over all:
-    `illegal`, `n`.
+    None where no prediction says which chunk was taken. `what`: adapter, where a router was asked
+    (MR-LoRA), or router, chosen by keys (BranchLoRA). By task: `n` questions, `experts` (chunk ->
+    questions), `home`, `held` (parts of 1, null for a task not held yet), `illegal` (answers of the
+    router that named no adapter), `unrouted` (questions without a record). Over all questions of
+    held tasks: `home`, `held`; over all: `illegal`, `n`.
 
     Raises:
         ValueError: a prediction file does not fit the stream.
     """
     stream = load_stream(stream_dir)
-    tasks = {
-        path.stem: _task(read_predictions(predictions_dir, stream, path.stem), stream, chunk)
+    lines = {
+        path.stem: read_predictions(predictions_dir, stream, path.stem)
         for path in sorted(predictions_dir.glob("*.jsonl"))
     }
+    every = [line for of_task in lines.values() for line in of_task]
+    if not any("expert" in line for line in every):
+        return None
+    what = "adapter" if any("routed" in line for line in every) else "router"
+    tasks = {task: _task(of_task, stream, chunk) for task, of_task in lines.items()}
     judged = [entry for entry in tasks.values() if entry["home"] is not None]
     total = sum(entry["n"] for entry in judged)
-    content: dict[str, Any] = {"chunk": chunk, "n": sum(e["n"] for e in tasks.values())}
+    content: dict[str, Any] = {
+        "chunk": chunk,
+        "what": what,
+        "n": sum(e["n"] for e in tasks.values()),
+    }
     for key in ("home", "held"):
         right = sum(entry[key] * entry["n"] for entry in judged)
         content[key] = round(right / total, 6) if total else None

@@ -23,7 +23,8 @@ Question = tuple[tuple[tuple[str, str], ...], tuple[str, ...]]
 GOLD_FIELDS = (
     "references", "answer_bbox", "size", "options", "synonyms", "box_format", "answer_type"
 )  # fmt: skip
-# What a pool of adapters notes in its results: who answered, and what its router said.
+# What methods that choose a chunk note in their results: the chunk whose adapter or router was
+# taken, and, where a model was asked for it, what it said.
 CHOICE_FIELDS = ("expert", "router_answer", "routed")
 
 

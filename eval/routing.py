@@ -54,8 +54,6 @@ class Routing:
         unknown_rows: routed rows whose text is in no test file (left out).
         instructions: some of the distinct instructions, at most a few dozen a task.
         variance: share of variance on each axis of the map.
-        selector: task -> chunk -> share of rows that took the router of that chunk; empty for
-            methods with one router.
     """
 
     tasks: list[str]
@@ -73,7 +71,6 @@ class Routing:
     unknown_rows: float
     instructions: list[Instruction]
     variance: list[float]
-    selector: dict[str, dict[int, float]]
 
     @property
     def experts(self) -> int:
@@ -104,15 +101,14 @@ def _user_text(record: Record) -> str:
 
 
 def write_probe(stream_dir: Path, tasks: Sequence[str], path: Path) -> None:
-    """Write the probe file: the test sets' instructions with their tasks, and the chunks' tasks.
+    """Write the probe file: the test sets' instructions with their tasks.
 
     The tuner reads it through STRLORA_PROBE_FILE; the test sets are the same after every chunk, so
     routing is always measured on the same questions.
     """
     stream = load_stream(stream_dir)
-    chunks = [chunk["tasks"] for chunk in stream.manifest["chunks"]]
     shares = task_shares(stream, tasks)
-    write_json(path, {"tasks": list(tasks), "texts": shares, "chunks": chunks})
+    write_json(path, {"tasks": list(tasks), "texts": shares})
 
 
 def load_routing(path: Path, tasks: Sequence[str]) -> Routing:
@@ -157,11 +153,6 @@ def load_routing(path: Path, tasks: Sequence[str]) -> Routing:
             if e["group"] in present
         ],
         variance=[float(v) for v in content["vector_variance"]],
-        selector={
-            str(group["name"]): {int(c): float(s) for c, s in group["selector"]["chunks"].items()}
-            for group in groups
-            if "selector" in group
-        },
     )
 
 

@@ -70,8 +70,9 @@ def score(
     scores = score_chunk(folder, stream.root, chunk)
     write_json(layout.scores(chunk), scores)
     append_scores(layout.matrix, chunk, scores)
-    if recipe.pool is not None and chunk > 0:
-        write_json(layout.router_scores(chunk), score_choices(folder, stream.root, chunk))
+    choices = score_choices(folder, stream.root, chunk) if chunk > 0 else None
+    if choices is not None:
+        write_json(layout.router_scores(chunk), choices)
     _note_unrouted(layout.routing(chunk), repair_results(layout.answers(chunk)))
     layout.answers(chunk).unlink()
     shutil.rmtree(layout.merged(chunk), ignore_errors=True)

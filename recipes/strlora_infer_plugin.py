@@ -2,7 +2,8 @@
 
 The host drops why an answer ended, and one question that cannot be encoded (a broken picture, a
 prompt longer than max_length) ends the whole process. With this file every result line holds
-`finish_reason` (stop | length | error), and a question that fails has no response but an `error`.
+`finish_reason` (stop | length | error), and a question that fails has no response but an `error`;
+where a method has a router a chunk, `expert` is the chunk whose router the question took.
 A batch does not wait for its longest answer: row_generation.py. On a CPU the answers of all
 processes are written, not only the first one's.
 """
@@ -92,6 +93,7 @@ def ask(
             responses += engine._infer(
                 batch, config, pre_infer_hook=_let_rows_leave(engine), **kwargs
             )
+            _note_chunks(engine.model, batch, responses[start:])
             bar.update(len(batch))
     engine._update_metrics(responses, metrics)
     return responses
@@ -106,6 +108,20 @@ def _let_rows_leave(engine: Any) -> Any:
         return arguments
 
     return hook
+
+
+def _note_chunks(model: Any, batch: list[dict[str, Any]], responses: list[Any]) -> None:
+    """Note in every request that was answered which chunk's router it took."""
+    chosen_chunks = getattr(getattr(model, "base_model", None), "chosen_chunks", None)
+    chunks = chosen_chunks() if callable(chosen_chunks) else None
+    asked = [
+        r for r, found in zip(batch, responses, strict=True) if not isinstance(found, Exception)
+    ]
+    if not chunks or not asked:
+        return
+    beams = len(chunks) // len(asked)
+    for request, chunk in zip(asked, chunks[::beams], strict=True):
+        request["expert"] = chunk
 
 
 def _no_answer() -> ChatCompletionResponse:

@@ -1,8 +1,7 @@
 """Which task an instruction belongs to: known to the diagnosis of routing, never to the model.
 
-A probe file is JSON: {"tasks": ["VQAv2", ...], "texts": {text: {task: share}},
-"chunks": [{task: n}]}; an instruction that several tasks use is shared out among them; `chunks`
-(optional) counts the samples of every chunk by task.
+A probe file is JSON: {"tasks": ["VQAv2", ...], "texts": {text: {task: share}}}; an instruction that
+several tasks use is shared out among them.
 """
 
 from __future__ import annotations
@@ -31,12 +30,10 @@ class Probe:
     Attributes:
         groups: the tasks, and at the end :data:`OTHER` for every text that belongs to none.
         shares: for each known instruction key its weight in every group; weights sum to 1.
-        chunks: samples of every chunk by task; empty where nobody knows.
     """
 
     groups: list[str] = field(default_factory=lambda: [OTHER])
     shares: dict[str, list[float]] = field(default_factory=dict)
-    chunks: list[dict[str, int]] = field(default_factory=list)
 
     def weights(self, text: str) -> list[float]:
         """Returns the weight of an instruction in every group."""
@@ -60,10 +57,9 @@ def load_probe(path: Path | None) -> Probe:
             instruction_key(text): [float(by_task.get(group, 0.0)) for group in groups]
             for text, by_task in content["texts"].items()
         }
-        chunks = [dict(chunk) for chunk in content.get("chunks", [])]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: not a probe file ({error!r}); expected "
             '{"tasks": [...], "texts": {text: {task: share}}}'
         ) from error
-    return Probe(groups, shares, chunks)
+    return Probe(groups, shares)

@@ -126,7 +126,6 @@ class RoutingRecorder:
         self.layers: dict[str, LayerSums] = {}
         self.texts: dict[str, Text] = {}
         self.rows = torch.zeros(len(probe.groups), dtype=torch.float64)
-        self.chosen: dict[int, Tensor] = {}  # by number of the chunk whose router a prompt took
         self._decoded: dict[tuple[int, ...], str] = {}
         self._open = self._begun = False
         self._weights: Tensor | None = None
@@ -188,16 +187,7 @@ class RoutingRecorder:
         if len(self.texts) > 4 * MOST_TEXTS * len(self.probe.groups):
             self.texts = fewest(self.texts)
         self.rows += weights.sum(0)
-        for chunk, row in zip(self._choices(len(rows)), weights, strict=False):
-            self.chosen[chunk] = self.chosen.get(chunk, torch.zeros_like(row)) + row
         self._weights = weights
-
-    def _choices(self, rows: int) -> list[int]:
-        """Returns the chunk, from 0, whose router each row took, if the method chooses one."""
-        if self.adapter not in self.tuner.strlora_statistics:
-            return []
-        choices = getattr(self.tuner.statistics(self.adapter), "choices", None)
-        return [] if choices is None else choices[:: len(choices) // rows].tolist()
 
     def _text(self, ids: tuple[int, ...]) -> str:
         if ids not in self._decoded:
@@ -218,4 +208,4 @@ class RoutingRecorder:
             for name, s in self.layers.items()
         }
         texts = {key: vars(text) for key, text in fewest(self.texts).items()}
-        return {"rows": self.rows, "layers": layers, "texts": texts, "chosen": self.chosen}
+        return {"rows": self.rows, "layers": layers, "texts": texts}

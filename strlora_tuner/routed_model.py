@@ -214,6 +214,13 @@ class RoutedModel(BaseTuner):
             for _, mixture in self.mixtures(name):
                 mixture.keep_rows(keep, vectors[name])
 
+    def chosen_chunks(self) -> list[int] | None:
+        """Returns the chunk, from 1, whose router each row of the last prompt took.
+
+        None for a method with one router. Several beams of a row are several rows.
+        """
+        return None
+
     def unload(self) -> nn.Module:
         """Returns the base model without adapters and without our hooks."""
         for handle in self._handles:

@@ -2,17 +2,14 @@
 
 {"format": 2, "ablation": null, "layers": [...], "num_experts": E, "top_k": k, "rows": N,
  "groups": [{"name": task, "rows", "use": [layer][expert], "selected": [layer][expert],
-             "task_entropy": [layer], "token_entropy": [layer], "sets": [layer]{mask: share},
-             "selector": {"chunks": {chunk: share}, "accuracy": a, "chance": c}}],
+             "task_entropy": [layer], "token_entropy": [layer], "sets": [layer]{mask: share}}],
  "cka": [layer][pair of groups], "vector_cosine": [group][group], "vector_variance": [component],
  "instructions": [{"text", "group", "rows", "vector": [component]}]}
 
 `use` is the mean stage-2 weight over tokens, `selected` the share of rows in which stage 1 kept the
-expert, `selector` (of a method with a router a chunk) the share of rows that took each chunk's
-router, the share whose chunk had trained their task, and that of a blind choice, `sets` the share
-of rows by kept set (bit e of the mask: expert e). Entropies in nats. `cka` holds the pairs (i, j),
-i < j, row by row. `vector` are the coordinates of the instruction's mean vector on the first
-principal components of all, every group weighing the same.
+expert, `sets` the share of rows by kept set (bit e of the mask: expert e). Entropies in nats. `cka`
+holds the pairs (i, j), i < j, row by row. `vector` are the coordinates of the instruction's mean
+vector on the first principal components of all, every group weighing the same.
 """
 
 from __future__ import annotations
@@ -86,10 +83,7 @@ def _finish(
 def add_sums(parts: list[Sums]) -> Sums:
     """Returns the sums of several processes as one."""
     total: Sums = {"rows": sum(part["rows"] for part in parts), "layers": {}, "texts": {}}
-    total["chosen"] = {}
     for part in parts:
-        for chunk, rows in part["chosen"].items():
-            total["chosen"][chunk] = total["chosen"].get(chunk, 0) + rows
         for name, sums in part["layers"].items():
             total["layers"][name] = _plus(total["layers"].get(name), sums)
         for key, text in part["texts"].items():
@@ -144,21 +138,6 @@ def _group(recorder: RoutingRecorder, sums: Sums, layers: list[Sums], group: int
         {str(m): round(float(w[group]) / rows, 6) for m, w in sorted(s["sets"].items()) if w[group]}
         for s in layers
     ]
-    if sums["chosen"]:
-        entry["selector"] = _selector(recorder, sums, group)
-    return entry
-
-
-def _selector(recorder: RoutingRecorder, sums: Sums, group: int) -> dict[str, Any]:
-    """Returns which chunks' routers a task's prompts took, and how often these had trained it."""
-    probe, total = recorder.probe, float(sums["rows"][group])
-    shares = {c: float(rows[group]) / total for c, rows in sorted(sums["chosen"].items())}
-    entry: dict[str, Any] = {"chunks": {str(c + 1): round(s, 6) for c, s in shares.items() if s}}
-    known = probe.chunks[: recorder.config.past_chunks + 1]
-    held = [c for c, tasks in enumerate(known) if tasks.get(probe.groups[group], 0) > 0]
-    if held:
-        entry["accuracy"] = round(sum(shares.get(c, 0.0) for c in held), 6)
-        entry["chance"] = round(len(held) / len(known), 6)
     return entry
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.ablation import load_ablation
-from eval.expert_choice import Choices, chosen_adapters, chosen_routers
+from eval.expert_choice import Choices, read_choices
 from eval.files import Record, read_json, read_jsonl
 from eval.matrix import Matrix, load_matrix
 from eval.report.score_cache import ScoreCache
@@ -316,14 +316,11 @@ def _read_routing(run: RunData) -> None:
 
 def _read_choices(run: RunData) -> None:
     mixtures = run.composition()
-    for chunk, routing in run.routing.items():
-        if found := chosen_routers(chunk, routing, mixtures):
-            run.choices[chunk] = found
     for chunk, folder in _chunk_dirs(run):
         path = folder / "router.json"
         if mixtures and path.is_file():
-            what = f"Choice of adapters after chunk {chunk}"
-            read = partial(chosen_adapters, path, mixtures)
+            what = f"Choice of chunks after chunk {chunk}"
+            read = partial(read_choices, path, mixtures)
             if found := _try(run.gaps, what, read, None):
                 run.choices[chunk] = found
 

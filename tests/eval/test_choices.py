@@ -37,16 +37,10 @@ def _choose(run: Path, method: str) -> None:
         tasks = [path.stem for path in sorted((folder / "predictions").glob("*.jsonl"))]
         picked = {task: draw.choices(range(1, chunk + 1), k=QUESTIONS) for task in tasks}
         counts = {t: {str(c): p.count(c) for c in sorted(set(p))} for t, p in picked.items()}
-        if method == "mr_lora":
-            entries = {t: {"n": QUESTIONS, "experts": counts[t], "illegal": 1} for t in tasks}
-            text = json.dumps({"chunk": chunk, "tasks": entries})
-            (folder / "router.json").write_text(text, "utf-8")
-            continue
-        content = json.loads((folder / "routing.json").read_text("utf-8"))
-        for group in content["groups"]:
-            shares = {c: n / QUESTIONS for c, n in counts[group["name"]].items()}
-            group["selector"] = {"chunks": shares}
-        (folder / "routing.json").write_text(json.dumps(content), "utf-8")
+        illegal, what = (1, "adapter") if method == "mr_lora" else (0, "router")
+        entries = {t: {"n": QUESTIONS, "experts": counts[t], "illegal": illegal} for t in tasks}
+        text = json.dumps({"chunk": chunk, "what": what, "tasks": entries})
+        (folder / "router.json").write_text(text, "utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +61,8 @@ def _recomputed(run: Path, chunk: int) -> dict[str, tuple[float, float]]:
     stream = json.loads((run / "manifest.json").read_text("utf-8"))["data"]["stream"]
     mixtures = json.loads((Path(stream) / "stream.json").read_text("utf-8"))["chunks"][:chunk]
     folder = run / "chunks" / f"{chunk:03d}"
-    if (folder / "router.json").is_file():
-        entries = json.loads((folder / "router.json").read_text("utf-8"))["tasks"]
-        shares = {t: {c: n / e["n"] for c, n in e["experts"].items()} for t, e in entries.items()}
-    else:
-        groups = json.loads((folder / "routing.json").read_text("utf-8"))["groups"]
-        shares = {group["name"]: group["selector"]["chunks"] for group in groups}
+    entries = json.loads((folder / "router.json").read_text("utf-8"))["tasks"]
+    shares = {t: {c: n / e["n"] for c, n in e["experts"].items()} for t, e in entries.items()}
     found = {}
     for task, chosen in shares.items():
         samples = [mixture["tasks"].get(task, 0) for mixture in mixtures]
@@ -152,6 +142,6 @@ def test_damaged_choices_are_a_gap(runs: dict[str, Path]) -> None:
     try:
         path.write_text('{"chunk": 2, "tasks": []}', "utf-8")
         page = write_report(runs["mr_lora"]).read_text("utf-8")
-        assert "Choice of adapters after chunk 2" in page
+        assert "Choice of chunks after chunk 2" in page
     finally:
         path.write_text(whole, "utf-8")

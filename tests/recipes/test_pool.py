@@ -187,6 +187,8 @@ def test_choices_are_judged_by_the_mixture_of_the_chunks(stream: Path, tmp_path:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / f"{task}.jsonl").write_text(text, encoding="utf-8")
     found = score_choices(tmp_path, stream, 2)
+    assert found is not None
+    assert found["what"] == "adapter"
     assert found["tasks"]["VQAv2"] == {
         "n": 4, "home": 0.5, "held": 0.75, "illegal": 1, "unrouted": 1,
         "experts": {"1": 1, "2": 2},
@@ -196,8 +198,34 @@ def test_choices_are_judged_by_the_mixture_of_the_chunks(stream: Path, tmp_path:
     manifest["chunks"][0]["tasks"] = {"VQAv2": 9}
     (stream / "stream.json").write_text(json.dumps(manifest), encoding="utf-8")
     unseen = score_choices(tmp_path, stream, 2)
+    assert unseen is not None
     assert unseen["tasks"]["Fin"]["home"] is None, "no chunk held it: there is no right adapter"
     assert unseen["home"] == 0.5
+
+
+def test_routers_are_judged_by_question_though_tasks_share_a_text(
+    stream: Path, tmp_path: Path
+) -> None:
+    """BranchLoRA's predictions name a chunk, and the prediction file the task."""
+    manifest = read_json(stream / "stream.json")
+    manifest["chunks"][0]["tasks"], manifest["chunks"][1]["tasks"] = {"VQAv2": 9}, {"Fin": 9}
+    (stream / "stream.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+    def write(key: str) -> None:
+        for chunk, task in ((1, "VQAv2"), (2, "Fin")):
+            lines = [
+                {"id": f"{task}-test-{i:06d}", "task": task, "prompt": "Say it.", key: chunk}
+                for i in range(4)
+            ]
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (tmp_path / f"{task}.jsonl").write_text(text, encoding="utf-8")
+
+    write("expert")
+    found = score_choices(tmp_path, stream, 2)
+    assert found is not None
+    assert (found["what"], found["home"], found["held"]) == ("router", 1.0, 1.0)
+    write("nothing")
+    assert score_choices(tmp_path, stream, 2) is None
 
 
 def test_a_pool_runs_keeps_what_it_needs_and_finds_damage(

@@ -58,6 +58,7 @@ def test_a_method_runs_the_stream_and_goes_on_after_a_kill(
     different = {parameters_of(whole, chunk) for chunk in recipe.trained_chunks}
     assert len(different) == len(recipe.trained_chunks)
     assert whole.routing(CHUNKS).is_file() == recipe.routed
+    assert whole.router_scores(CHUNKS).is_file() == (method in ("branchlora", "mr_lora"))
     if recipe.routed:
         groups = read_json(whole.routing(CHUNKS))["groups"]
         assert [(group["name"], group["rows"]) for group in groups] == [

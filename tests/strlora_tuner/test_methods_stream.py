@@ -9,9 +9,6 @@ from safetensors.torch import load_file
 
 import strlora_tuner
 from strlora_tuner.api import tuner_of
-from strlora_tuner.probe import Probe, instruction_key
-from strlora_tuner.recorder import RoutingRecorder
-from strlora_tuner.routing_file import add_sums, routing_content
 from tests.strlora_tuner.models import (
     END,
     HIDDEN,
@@ -195,7 +192,7 @@ def test_branchlora_chooses_the_router_by_what_the_image_shows():
         assert keys.choices.tolist() == [chunk] * 3
 
 
-def test_routing_json_tells_how_well_the_selector_chooses():
+def test_every_row_of_a_prompt_tells_whose_router_it_took():
     """Three prompts, of which the first two ask what chunk 1 taught."""
     model = adapted(base_model("text"), "branchlora").train()
     ids = torch.tensor([[USER, 11, 12, END], [USER, 11, 12, END], [USER, 40, 41, END]])
@@ -204,16 +201,7 @@ def test_routing_json_tells_how_well_the_selector_chooses():
             tuner_of(model).begin_chunk()
         model(input_ids=rows, attention_mask=torch.ones_like(rows), labels=rows).loss.backward()
         strlora_tuner.after_optimizer_step(model)
-    tokenizer = tuner_of(model).tokenizer
-    texts = [tokenizer.decode(row).strip() for row in ([11, 12], [40, 41])]
-    shares = {
-        instruction_key(texts[0]): [1.0, 0.0, 0.0],
-        instruction_key(texts[1]): [0.0, 1.0, 0.0],
-    }
-    probe = Probe(["a", "b", "other"], shares, [{"a": 5}, {"a": 1, "b": 9}])
-    recorder = RoutingRecorder(model.eval(), tokenizer, probe)
     with torch.no_grad():
-        model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    groups = routing_content(recorder, add_sums([recorder.sums(), recorder.sums()]))["groups"]
-    assert groups[0]["selector"] == {"chunks": {"1": 1.0}, "accuracy": 1.0, "chance": 1.0}
-    assert groups[1]["selector"] == {"chunks": {"2": 1.0}, "accuracy": 1.0, "chance": 0.5}
+        model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert tuner_of(model).chosen_chunks() == [1, 1, 2]
+    assert tuner_of(adapted(base_model("text"), "moelora")).chosen_chunks() is None

@@ -152,6 +152,11 @@ class Model(RoutedModel):
             bank.uses += count.to(bank.uses)
             bank.counted = None
 
+    def chosen_chunks(self) -> list[int] | None:
+        """Returns the chunk, from 1, whose router each row of the last prompt took."""
+        choices = self.statistics().choices
+        return None if choices is None else (choices + 1).tolist()
+
     def begin_chunk(self) -> None:
         """Freezes what the chunk before used most; opens a router and keys of its own."""
         config: Config = self.peft_config[self.active_adapters[0]]  # type: ignore[assignment]
