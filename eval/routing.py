@@ -88,14 +88,15 @@ def task_shares(stream: Stream, tasks: Sequence[str]) -> dict[str, dict[str, flo
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for task in tasks:
         for record in stream.test_records(task):
-            counts[_user_text(record)][task] += 1
+            counts[user_text(record)][task] += 1
     return {
         text: {task: round(count / by_task.total(), 6) for task, count in by_task.items()}
         for text, by_task in counts.items()
     }
 
 
-def _user_text(record: Record) -> str:
+def user_text(record: Record) -> str:
+    """Return the key of a sample's instruction: all its user turns."""
     turns = (str(m["content"]) for m in record["messages"] if m["role"] == "user")
     return instruction_key(" ".join(turns))
 

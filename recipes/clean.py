@@ -36,6 +36,7 @@ _LEFTOVERS = tuple(
         "report.html.",
         "test_prompts.jsonl.",
         "routing_probe.json.",
+        "tasks_told.json.",
         "adapter.",
         "predictions",
         "scores.json.",

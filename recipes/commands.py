@@ -22,6 +22,7 @@ from recipes.sample_cache import FOLDER, LIMIT
 from recipes.schema import LaterPhase, Model, Recipe
 from recipes.trackers import tracker_arguments, tracker_environment
 from strlora_tuner.methods import STRLORA
+from strlora_tuner.schema import TASKS_FILE
 
 REPO = Path(__file__).resolve().parent.parent
 PLUGIN = REPO / "strlora_tuner" / "strlora_swift_plugin.py"
@@ -124,7 +125,7 @@ def train_command(
     return Command(
         "sft",
         _flags(arguments),
-        _environment(recipe) | tracker_environment(recipe, layout.trackers(chunk)),
+        _environment(recipe, layout) | tracker_environment(recipe, layout.trackers(chunk)),
         recipe.processes,
         _srun(recipe),
         _container(recipe),
@@ -149,7 +150,7 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
         "result_path": str(layout.answers(chunk)),
         "external_plugins": [str(HOST_PLUGIN), str(INFER_PLUGIN)],
     }
-    environment = _environment(recipe)
+    environment = _environment(recipe, layout)
     if chunk > 0:
         arguments["adapters"] = str(layout.adapter(chunk))
         if recipe.eval.backend == "vllm":
@@ -310,7 +311,7 @@ def _optimizer_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
     return arguments
 
 
-def _environment(recipe: Recipe) -> dict[str, str]:
+def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
     """What the host's process needs beside its arguments; all of it is printed by --dry-run."""
     launcher = recipe.launcher
     environment = {
@@ -329,6 +330,8 @@ def _environment(recipe: Recipe) -> dict[str, str]:
     if launcher.sample_cache is not None:
         environment[FOLDER] = launcher.sample_cache
         environment[LIMIT] = str(launcher.sample_cache_gb)
+    if recipe.told_task:
+        environment[TASKS_FILE] = str(layout.tasks.resolve())
     if launcher.nodes > 1:
         environment["NNODES"] = str(launcher.nodes)
     if recipe.processes > 1 or launcher.kind == "torchrun":

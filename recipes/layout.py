@@ -51,6 +51,11 @@ class RunLayout:
         """Which instruction belongs to which task, for the routing record."""
         return self.root / "routing_probe.json"
 
+    @property
+    def tasks(self) -> Path:
+        """The task of every text, for a method that is told it; no other run has this file."""
+        return self.root / "tasks_told.json"
+
     def chunk(self, index: int) -> Path:
         return self.root / "chunks" / f"{index:03d}"
 

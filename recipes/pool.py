@@ -77,13 +77,16 @@ def keep_samples(recipe: Recipe, layout: RunLayout, stream: Stream, index: int) 
     return {SAMPLES: file_sha256(path)}
 
 
-def write_router_data(layout: RunLayout, state: RunState, index: int) -> tuple[Path, int]:
+def write_router_data(
+    recipe: Recipe, layout: RunLayout, state: RunState, index: int
+) -> tuple[Path, int]:
     """Writes what the router after chunk `index` is trained on; returns the file and its lines.
 
     Raises:
         CheckpointError: samples of a chunk were changed since they were drawn.
     """
-    experts = [""] * index  # known by their letters only
+    assert recipe.pool is not None
+    experts = recipe.pool.described(index)
     rows = []
     for chunk in range(1, index + 1):
         if chunk < index:
@@ -136,8 +139,15 @@ def write_pool(recipe: Recipe, layout: RunLayout, state: RunState, index: int) -
     assert recipe.pool is not None
     names = expert_letters(index)
     experts = [
-        {"letter": name, "chunk": chunk, "adapter": str(layout.adapter(chunk).resolve())}
-        for chunk, name in enumerate(names, 1)
+        {
+            "letter": name,
+            "text": text,
+            "chunk": chunk,
+            "adapter": str(layout.adapter(chunk).resolve()),
+        }
+        for chunk, (name, text) in enumerate(
+            zip(names, recipe.pool.described(index), strict=True), 1
+        )
     ]
     router = str((layout.chunk(index) / ROUTER).resolve()) if has_router(index) else None
     content: dict[str, Any] = {"experts": experts, "router": router}

@@ -139,6 +139,12 @@ def _pool_problems(recipe: Recipe) -> list[str]:
             f"method = {recipe.method} keeps one adapter, so pool has nothing to act on; set pool: "
             "null or method: mr_lora"
         ]
+    texts = 0 if recipe.pool is None else len(recipe.pool.descriptions)
+    if texts and texts != recipe.data.chunks:
+        return [
+            f"pool.descriptions = {texts} texts for data.chunks = {recipe.data.chunks}: give one a "
+            "chunk, in their order, or none"
+        ]
     if has_pool and recipe.data.chunks > MOST_EXPERTS:
         return [f"data.chunks = {recipe.data.chunks}: a pool has names for {MOST_EXPERTS} adapters"]
     return []

@@ -62,6 +62,7 @@ from recipes.stream import (
     training_chunks,
     training_files,
 )
+from recipes.told import write_task_table
 from recipes.worker import Worker
 
 
@@ -123,6 +124,8 @@ class _Run:
         """Does every chunk that is not done yet."""
         self.stream.verify_tests(self.tasks)
         write_manifest(self.layout, self.recipe, self.stream, self.state)
+        if self.recipe.told_task:
+            write_task_table(self.stream, self.recipe.data.chunks, self.layout.tasks)
         count = self.recipe.data.chunks
         self._announce()
         for index in self.recipe.stops:
@@ -233,7 +236,7 @@ class _Run:
 
         def data() -> tuple[Sequence[Path], str]:
             try:
-                file, lines = write_router_data(self.layout, self.state, index)
+                file, lines = write_router_data(self.recipe, self.layout, self.state, index)
             except CheckpointError as error:
                 raise RunError(f"the router of chunk {index}: {error}") from error
             return [file], f"training the router on {lines} samples"

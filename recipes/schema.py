@@ -181,6 +181,16 @@ class Pool(Block):
         "of the chunk with most steps",
     )
 
+    descriptions: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="what each chunk's adapter is for, one text a chunk, shown to the router beside "
+        "its letter (published, for a task or domain a chunk); empty: letters only",
+    )
+
+    def described(self, count: int) -> list[str]:
+        """What the router is shown of the first `count` chunks beside their letters."""
+        return self.descriptions[:count] or [""] * count
+
     def router_rate(self, first: Phase) -> float:
         """The router's learning rate (published: 5e-6 beside 2e-5 for the experts)."""
         return self.learning_rate or first.learning_rate / 4
@@ -343,6 +353,11 @@ class Recipe(Block):
     def routed(self) -> bool:
         """Whether our plug-in supplies the tuner, with experts whose use is recorded."""
         return self.tuner_type is not None and is_routed(self.tuner_type)
+
+    @property
+    def told_task(self) -> bool:
+        """Whether the model is told each question's task, as some published code is."""
+        return bool(getattr(self.tuner_options, "sentence", "") == "task")
 
     @property
     def tuner_options(self) -> Any:

@@ -64,7 +64,7 @@ class Pool:
         self.use(ROUTER)
         config = deepcopy(config)
         config.max_tokens = ROUTER_TOKENS
-        experts = [""] * len(self.letters)
+        experts = [entry["text"] for entry in self.content["experts"]]
         questions = [router_question(request, experts) for request in requests]
         answers = host.ask(engine, questions, config)
         return [read_letter(_text(answer), self.letters, fallback) for answer in answers]

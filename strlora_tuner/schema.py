@@ -19,9 +19,12 @@ PREFIX = "strlora_"
 ROUTING_FILE = "STRLORA_ROUTING_FILE"
 PROBE_FILE = "STRLORA_PROBE_FILE"
 ABLATION = "STRLORA_ABLATION"
+# Of training and inference: the task of every text, for a method that is told it (SMoLoRA).
+TASKS_FILE = "STRLORA_TASKS_FILE"
 NO_OPTIONS = (
     ROUTING_FILE,
     PROBE_FILE,
+    TASKS_FILE,
     ABLATION,
     "STRLORA_REMOTE_CODE",
     "STRLORA_MAX_REQUEUES",

@@ -234,8 +234,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _names(groups: dict[str, list[Entry]]) -> dict[str, str]:
     """Return a name for each group: the method, and where that is not enough what differs."""
     recipes = {key: _flat(g[0].run.manifest.get("recipe") or {}) for key, g in groups.items()}
-    short = {key: str(recipe.get("method") or groups[key][0].run.name)
-             for key, recipe in recipes.items()}  # fmt: skip
+    short = {key: group[0].run.method or group[0].run.name for key, group in groups.items()}
     names = {}
     for key, name in short.items():
         twins = [recipes[other] for other in groups if short[other] == name]

@@ -125,6 +125,13 @@ class RunData:
         seen = self.stream.first_seen() if self.stream else {}
         return [seen.get(task) for task in self.tasks]
 
+    @property
+    def method(self) -> str:
+        """Return the method's name, and whether it is told what no method should know."""
+        name = str((self.manifest.get("recipe") or {}).get("method") or "")
+        told = (self.manifest.get("tuner") or {}).get("sentence") == "task"
+        return f"{name} (told the task)" if told else name
+
     def composition(self) -> list[dict[str, int]]:
         """Return for every planned chunk the samples of each task."""
         if self.stream is None:

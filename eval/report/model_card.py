@@ -43,7 +43,7 @@ def write_model_card(run: RunData, summary: Summary) -> Path | None:
 def model_card(run: RunData, summary: Summary, chunk: int, ours: bool) -> str:
     """Return the text of the card of one chunk's adapter; `ours`: PEFT alone does not know it."""
     recipe = run.manifest.get("recipe") or {}
-    method = str(recipe.get("method", "unknown"))
+    method = run.method or "unknown"
     base = base_name(str((recipe.get("model") or {}).get("path", "unknown")))
     stream = run.stream.manifest.get("name", "") if run.stream else "unknown"
     planned = f" of {run.planned}" if run.planned else ""

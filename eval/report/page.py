@@ -102,7 +102,7 @@ def page_context(run: RunData, summary: Summary) -> dict[str, Any]:
 
 def _lead(run: RunData) -> str:
     recipe = run.manifest.get("recipe") or {}
-    method = str(recipe.get("method", "unknown method"))
+    method = run.method or "unknown method"
     model = Path(str((recipe.get("model") or {}).get("path", "unknown model"))).name
     stream = run.stream.manifest.get("name", "") if run.stream else "unknown stream"
     chunks = f"{run.planned} chunks" if run.planned else "chunks"

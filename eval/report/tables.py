@@ -180,7 +180,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         return []
     recipe, git, data = m.get("recipe") or {}, m.get("git") or {}, m.get("data") or {}
     listed: list[tuple[str, Any]] = [
-        ("Method", recipe.get("method")),
+        ("Method", run.method or None),
         ("Tuner", _inline(m.get("tuner") or recipe.get("tuner"))),
         ("Model", (recipe.get("model") or {}).get("path")),
         ("Stream", f"{data.get('name', '')} {str(data.get('sha256', ''))[:12]}".strip()),

@@ -19,6 +19,7 @@ from eval.compare.__main__ import main
 from eval.files import read_json, read_jsonl, write_json, write_jsonl
 from eval.matrix import append_scores
 from eval.predictions import split_results
+from eval.report import write_report
 from eval.report.data import load_run
 from eval.scores import score_chunk
 from tests.eval.make_run import host_results, make_stream
@@ -179,6 +180,18 @@ def test_two_recipes_of_one_method_are_told_apart(good: Path, tmp_path: Path, st
     write_json(good / "manifest.json", manifest)
     found = compare([good, other])
     assert found.names[-2:] == ["strlora tuner.preset=paper", "strlora tuner.preset=released"]
+
+
+def test_a_method_that_is_told_the_task_is_labelled(good: Path, tmp_path: Path) -> None:
+    manifest = read_json(good / "manifest.json")
+    manifest["recipe"] |= {"method": "smolora"}
+    manifest["tuner"] = {"num_experts": 4, "sentence": "task"}
+    write_json(good / "manifest.json", manifest)
+    assert compare([good]).names[-1] == "smolora (told the task)"
+    assert "smolora (told the task) on" in write_report(good).read_text("utf-8")
+    manifest["tuner"]["sentence"] = "prompt"
+    write_json(good / "manifest.json", manifest)
+    assert compare([good]).names[-1] == "smolora"
 
 
 def test_a_run_still_going_on_is_compared_where_all_stand(

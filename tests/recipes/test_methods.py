@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from recipes import methods
 from recipes.budget import sizes_of_methods
-from recipes.commands import train_command, tuner_arguments
+from recipes.commands import infer_command, train_command, tuner_arguments
 from recipes.layout import RunLayout
 from recipes.loading import load_recipe
 from recipes.preview import preview, unused_text, what_is_missing
 from recipes.problems import RecipeError
+from recipes.state import read_json
+from recipes.stream import Stream, StreamError
+from recipes.told import write_task_table
+from tests.recipes.toy import write_stream
 
 RUN = RunLayout(Path("runs/x"))
 
@@ -170,3 +175,31 @@ def test_released_strlora_has_its_preset_and_a_recipe_says_when_its_routers_free
     assert recipe.tuner_options.unused_expert_gradient is False
     assert "freeze_routers" not in tuner_arguments(recipe, 3)
     assert tuner_arguments(recipe, 4)["freeze_routers"] is True
+
+
+def test_the_published_way_of_smolora_is_told_tasks_and_needs_texts_that_tell_one(
+    tmp_path: Path,
+) -> None:
+    stream = Stream(root := write_stream(tmp_path / "s"), read_json(root / "stream.json"))
+    write_task_table(stream, 2, tmp_path / "tasks.json")
+    told = read_json(tmp_path / "tasks.json")
+    assert set(told.values()) == set(stream.tasks)
+    recipe = load_recipe("tiny", ["method=smolora", "tuner.sentence=task"])
+    for command in (
+        train_command(recipe, RUN, Path("c.jsonl"), 1),
+        infer_command(recipe, RUN, Path("q.jsonl"), 1),
+    ):
+        assert command.environment["STRLORA_TASKS_FILE"] == str(RUN.tasks.resolve())
+    plain = load_recipe("tiny", ["method=smolora"])
+    assert "STRLORA_TASKS_FILE" not in train_command(plain, RUN, Path("c"), 1).environment
+
+    file = stream.chunk_file(2)
+    sample = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
+    other = {**sample, "task": "another"}
+    file.write_text(json.dumps(sample) + "\n" + json.dumps(other) + "\n", encoding="utf-8")
+    with pytest.raises(StreamError, match=rf"2: .* is a text of {sample['task']} and of another"):
+        write_task_table(stream, 2, tmp_path / "tasks.json")
+    del other["task"]
+    file.write_text(json.dumps(other) + "\n", encoding="utf-8")
+    with pytest.raises(StreamError, match="1: the sample has no task"):
+        write_task_table(stream, 2, tmp_path / "tasks.json")

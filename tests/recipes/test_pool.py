@@ -112,14 +112,14 @@ def test_samples_and_data_of_the_router_follow_from_the_seed(pool: Recipe, tmp_p
     assert keep_samples(other, RunLayout(tmp_path / "s"), stream, 1) != first
     state.record(1).router_sha256 = first
     keep_samples(pool, layout, stream, 2)
-    file, lines = write_router_data(layout, state, 2)
+    file, lines = write_router_data(pool, layout, state, 2)
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert lines == len(rows) == 10
     assert [row["messages"][1]["content"] for row in rows] == ["A"] * 5 + ["B"] * 5
     assert all(row["images"] for row in rows)
     (layout.chunk(1) / SAMPLES).write_text("{}\n", encoding="utf-8")
     with pytest.raises(CheckpointError, match="changed after"):
-        write_router_data(layout, state, 2)
+        write_router_data(pool, layout, state, 2)
 
 
 def test_a_router_is_trained_at_its_own_rate_in_its_own_files(pool: Recipe) -> None:
@@ -144,6 +144,11 @@ def test_the_pool_file_tells_the_plug_in_everything(pool: Recipe, tmp_path: Path
     assert [entry["letter"] for entry in content["experts"]] == ["A", "B"]
     assert (content["fallback"], Path(content["router"]).name) == (2, ROUTER)
     assert pool.pool is not None
+    assert [entry["text"] for entry in content["experts"]] == ["", ""]
+    texts = pool.pool.model_copy(update={"descriptions": ["pets", "charts", "roads"]})
+    write_pool(pool.model_copy(update={"pool": texts}), layout, state, 2)
+    described = read_json(layout.pool(2))["experts"]
+    assert [entry["text"] for entry in described] == ["pets", "charts"]
     largest = pool.model_copy(update={"pool": pool.pool.model_copy(update={"fallback": "largest"})})
     write_pool(largest, layout, state, 2)
     assert read_json(layout.pool(2))["fallback"] == 1
@@ -157,6 +162,8 @@ def test_the_pool_file_tells_the_plug_in_everything(pool: Recipe, tmp_path: Path
 def test_a_pool_without_its_method_and_the_other_way_round_is_refused() -> None:
     with pytest.raises(RecipeError, match="keeps one adapter, so pool has nothing to act on"):
         load_recipe("tiny", ["method=lora", "pool.samples=3"])
+    with pytest.raises(RecipeError, match=r"pool.descriptions = 1 texts for data.chunks = 8"):
+        load_recipe("tiny", ["method=mr_lora", "pool.descriptions=[pets]"])
     with pytest.raises(RecipeError, match="needs its block `pool`"):
         load_recipe("tiny", ["method=mr_lora", "pool=null"])
     with pytest.raises(RecipeError, match="each question has its own adapter"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.mllm_cl.__main__ import main as mllm_cl
-from data_prep.published import MLLM_CL
+from data_prep.published import EXPERTS, MLLM_CL
 from eval.predictions import split_results
 from recipes.commands import infer_command, train_command
 from recipes.layout import RunLayout
@@ -104,7 +104,9 @@ def test_mllm_cl_s_five_domains_in_their_order_and_two_processes_answer_as_one(
     assert mllm_cl(["--source", str(source), "--out", str(stream), "--workers", "1"]) == 0
     values = recipe_values(stream, tmp_path / "run", BASE, method="mr_lora")
     values["data"] |= {"chunks": 5}
+    domains = list(MLLM_CL["DCL"])
     values["pool"] = {"samples": 4, "epochs": 2, "learning_rate": 2e-3}
+    values["pool"]["descriptions"] = [EXPERTS[domain] for domain in domains]
     values["schedule"] |= {"save_steps": 100}
     values["eval"] |= {"every": 5}
     values["launcher"] |= {"resident": True}
@@ -112,9 +114,9 @@ def test_mllm_cl_s_five_domains_in_their_order_and_two_processes_answer_as_one(
     gone_on(path)
     layout = RunLayout(tmp_path / "run")
 
-    domains = list(MLLM_CL["DCL"])
     rows = [json.loads(line) for line in (layout.chunk(5) / ROUTER_DATA).read_text().splitlines()]
     taught = [(row["task"], row["messages"][-1]["content"]) for row in rows]
+    assert f"\nC. {EXPERTS['AD']}\n" in rows[0]["messages"][0]["content"]
     assert taught == [pair for pair in zip(domains, "ABCDE", strict=True) for _ in range(4)]
     found = read_json(layout.router_scores(5))
     assert found["tasks"].keys() == set(domains)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -54,6 +56,26 @@ def test_every_text_is_embedded_once_in_a_process_of_several_chunks():
     assert torch.equal(
         model.base_model.routing.sentences("default", padded)[0], embedder.embed(text)
     )
+
+
+def test_told_the_task_its_name_is_embedded_and_nothing_else(monkeypatch, tmp_path):
+    """The published way: every text of a task has one vector."""
+    model = adapted(base_model("text"), "smolora", sentence="task").eval()
+    decode = tuner_of(model).tokenizer.decode
+    tasks = {decode([11, 12]).upper(): "Counting", f" {decode([40, 41])}": "Counting"}
+    (tmp_path / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
+    ids = torch.tensor([[USER, 11, 12, END, 30], [USER, 40, 41, END, 31]])
+    with torch.no_grad(), pytest.raises(ValueError, match="set STRLORA_TASKS_FILE to a JSON"):
+        model(input_ids=ids)
+    monkeypatch.setenv("STRLORA_TASKS_FILE", str(tmp_path / "tasks.json"))
+    with torch.no_grad():
+        model(input_ids=ids)
+    told = model.base_model.routing.sentences("default", ids[..., None].float())
+    wanted = sentence_embedder(PACKAGE).embed("Counting")
+    assert torch.equal(told, torch.stack([wanted, wanted]))
+    other = torch.tensor([[USER, 50, 51, END, 30]])
+    with torch.no_grad(), pytest.raises(ValueError, match="does not hold the text"):
+        model(input_ids=other)
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -22,6 +22,7 @@ class Config(RoutedConfig):
     gate_scale: str = option_field(Options, "gate_scale")
     embedder: str = option_field(Options, "embedder")
     embedding_width: int = option_field(Options, "embedding_width")
+    sentence: str = option_field(Options, "sentence")
 
     @property
     def kept_experts(self) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from strlora_tuner.embedder_files import embedder_folder
 from strlora_tuner.expert_bank import ExpertBank, float32_scores, init_router
 from strlora_tuner.instruction import RoutingContext
+from strlora_tuner.methods.smolora.tasks import told_task
 from strlora_tuner.registration import register
 from strlora_tuner.routed_model import RoutedModel
 from strlora_tuner.routing import largest
@@ -113,7 +114,8 @@ class Model(RoutedModel):
                 f"tuner.embedder = {config.embedder!r} gives vectors of width {embedder.width}, "
                 f"tuner.embedding_width is {config.embedding_width}: set it to {embedder.width}"
             )
-        return embedder.embed(self.tokenizer.decode(list(ids)).strip())
+        text = self.tokenizer.decode(list(ids)).strip()
+        return embedder.embed(told_task(text) if config.sentence == "task" else text)
 
 
 register()

