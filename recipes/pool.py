@@ -137,17 +137,10 @@ def check_router(layout: RunLayout, record: ChunkRecord) -> None:
 def write_pool(recipe: Recipe, layout: RunLayout, state: RunState, index: int) -> None:
     """Writes what the plug-in of `swift infer` is told, see recipes/strlora_pool_plugin.py."""
     assert recipe.pool is not None
-    names = expert_letters(index)
+    chunks, texts = range(1, index + 1), recipe.pool.described(index)
     experts = [
-        {
-            "letter": name,
-            "text": text,
-            "chunk": chunk,
-            "adapter": str(layout.adapter(chunk).resolve()),
-        }
-        for chunk, (name, text) in enumerate(
-            zip(names, recipe.pool.described(index), strict=True), 1
-        )
+        {"letter": name, "text": text, "chunk": c, "adapter": str(layout.adapter(c).resolve())}
+        for name, text, c in zip(expert_letters(index), texts, chunks, strict=True)
     ]
     router = str((layout.chunk(index) / ROUTER).resolve()) if has_router(index) else None
     content: dict[str, Any] = {"experts": experts, "router": router}

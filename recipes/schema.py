@@ -183,8 +183,8 @@ class Pool(Block):
 
     descriptions: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list,
-        description="what each chunk's adapter is for, one text a chunk, shown to the router beside "
-        "its letter (published, for a task or domain a chunk); empty: letters only",
+        description="what each chunk's adapter is for, one text a chunk, shown to the router "
+        "beside its letter (published, for a task or domain a chunk); empty: letters only",
     )
 
     def described(self, count: int) -> list[str]:
