@@ -25,6 +25,7 @@ from recipes.cost import (
 )
 from recipes.layout import RunLayout
 from recipes.machine import gpus
+from recipes.manifest import RunChanged, check_same_run
 from recipes.pool import router_lines
 from recipes.preview import evaluated_after
 from recipes.progress import duration
@@ -247,8 +248,13 @@ def _add_time(plan: dict[str, Any], recipe: Recipe, gpu: Gpu | None, price: floa
 
 
 def _measured(recipe: Recipe) -> dict[str, Any] | None:
-    """Mean seconds of the run's finished chunks, when it has some."""
-    records = load_state(RunLayout(Path(recipe.folder)).state).chunks
+    """Mean seconds of the run's finished chunks, when it has some and is of this very recipe."""
+    layout = RunLayout(Path(recipe.folder))
+    try:
+        check_same_run(layout, recipe)
+    except RunChanged:
+        return None
+    records = load_state(layout.state).chunks
     train = [r.train_seconds for r in records if r.trained]
     evaluate = [r.eval_seconds for r in records if r.evaluated]
     if not train or not evaluate:

@@ -166,7 +166,7 @@ def _common_rows(runs: Sequence[RunData], gaps: list[Gap]) -> dict[str, list[int
         if run.evaluated > common[-1]:
             why = f"compared as it was after chunk {common[-1]}, the last that all runs have"
             gaps.append(Gap(f"{run.root.name}: chunks after {common[-1]}", why))
-        if not run.finished:
+        if not run.finished and run.state:  # without one a gap says so already
             gaps.append(Gap(f"{run.root.name}", f"still going on; chunk {run.evaluated} so far"))
     if len({stream.split()[0] for stream in rows}) > 1:
         why = "runs of different streams are compared by their last scores only"

@@ -24,11 +24,12 @@ from recipes.jobs import RunError, check_processes
 from recipes.layout import RunLayout
 from recipes.loading import load_recipe
 from recipes.lock import RunLock, RunLocked, boot_id
+from recipes.manifest import resolved
 from recipes.node import node_environment
 from recipes.plan import as_text, make_plan
 from recipes.process import ask_to_save, start_time
 from recipes.schema import Recipe
-from recipes.state import RunState, save_state
+from recipes.state import RunState, save_state, write_json
 from recipes.status import as_text as status_text
 from recipes.status import read_status, verify
 from tests.recipes.fake_host import write_checkpoint
@@ -174,6 +175,11 @@ def test_plan_takes_measured_times_once_there_are(toy: Callable[..., Recipe]) ->
     plan = make_plan(recipe)
     assert plan["seconds"] == {"train": 100.0, "evaluate": 10.0, "run": 230.0}
     assert plan["sources"]["time"].startswith("measured: mean of 1 trained chunks")
+    write_json(layout.manifest, {"recipe": resolved(recipe)})
+    assert make_plan(recipe)["seconds"] is not None
+    other = resolved(recipe) | {"seed": 5}
+    write_json(layout.manifest, {"recipe": other})
+    assert make_plan(recipe)["seconds"] is None, "times of another recipe say nothing of this one"
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
