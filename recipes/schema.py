@@ -373,12 +373,16 @@ class Recipe(Block):
         return {**self.tuner, **(self.matched.tuner if self.matched else {})}
 
     @property
-    def unused_tuner_keys(self) -> list[str]:
-        """Keys of the tuner block that this method's tuner does not have, sorted."""
+    def own_tuner_keys(self) -> set[str]:
+        """Keys of the tuner block that this method's tuner has."""
         kind = options_class(self.tuner_type or LORA)
         presets = set() if kind.default_preset is None else {"preset"}
-        own = {item.name for item in dataclasses.fields(kind)} | presets
-        return sorted(self.tuner.keys() - own)
+        return {item.name for item in dataclasses.fields(kind)} | presets
+
+    @property
+    def unused_tuner_keys(self) -> list[str]:
+        """Keys of the tuner block that this method's tuner does not have, sorted."""
+        return sorted(self.tuner.keys() - self.own_tuner_keys)
 
     @property
     def trained_chunks(self) -> list[int]:

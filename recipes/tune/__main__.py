@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
@@ -154,7 +154,7 @@ def make_plan(path: Path, options: argparse.Namespace) -> Plan:
 def _check_axes(base: Recipe, trial: Trial) -> None:
     """Refuses a setting that the method does not have: its trials would differ in nothing, or it
     would be another method."""
-    unused = {f"tuner.{key}" for key in known_tuner_keys() - _own_tuner_keys(base)}
+    unused = {f"tuner.{key}" for key in known_tuner_keys() - base.own_tuner_keys}
     for key, _ in trial.settings:
         block = key.partition(".")[0]
         added = block in METHOD_BLOCKS and getattr(base, block) is None
@@ -163,10 +163,6 @@ def _check_axes(base: Recipe, trial: Trial) -> None:
                 f"--grid {key}: method {trial.method} has no {key if key in unused else block}; "
                 "leave the axis out, or tune the method that has it in a call of its own"
             )
-
-
-def _own_tuner_keys(recipe: Recipe) -> set[str]:
-    return {item.name for item in fields(recipe.tuner_options)}
 
 
 def _show(plan: Plan) -> None:
