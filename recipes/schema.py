@@ -180,7 +180,6 @@ class Pool(Block):
         description="whose adapter answers when the router names none: the newest chunk's, or that "
         "of the chunk with most steps",
     )
-
     descriptions: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list,
         description="what each chunk's adapter is for, one text a chunk, shown to the router "

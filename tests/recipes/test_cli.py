@@ -112,3 +112,16 @@ def test_the_door(tmp_path: Path) -> None:
     valid = door("tiny", "--validate", "--no-setup", cwd=tmp_path)
     assert (valid.returncode, valid.stdout) == (0, "tiny: valid (strlora, 8 chunks)\n")
     assert door("tiny", "--validate", "--no-setup", "sead=1").returncode == 2
+
+
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    """As `| head` is."""
+    command = [sys.executable, "-m", "recipes.cli", "smoke", "--dry-run"]
+    process = subprocess.Popen(
+        command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    told = process.stderr.read()
+    assert (process.wait(), told) == (0, "")

@@ -146,6 +146,7 @@ def test_decoding_steps_and_repeated_rows_do_not_count():
     generating = model_with_adapter()
     recorder = RoutingRecorder(generating, Tokenizer(), probe())
     generating.generate(**batch, max_new_tokens=5, do_sample=False)
+    assert recorder.rows.sum() == 2
     same_groups(routing_content(recorder, recorder.sums()), expected)
 
     # As in the host: ids are embedded once, then beams repeat the embeddings' rows.
@@ -158,6 +159,7 @@ def test_decoding_steps_and_repeated_rows_do_not_count():
             "attention_mask": batch["attention_mask"].repeat_interleave(3, 0),
         }
         beams(**repeated)
+    assert recorder.rows.sum() == 2
     same_groups(routing_content(recorder, recorder.sums()), expected)
 
 
