@@ -22,11 +22,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from recipes.commands import train_command
-from recipes.layout import RunLayout
-from recipes.loading import load_recipe
-from recipes.sample_cache import SampleCache, cached
-from recipes.stream import ensure_stream, open_stream
+from recipes.config.loading import load_recipe
+from recipes.run.commands import train_command
+from recipes.run.layout import RunLayout
+from recipes.run.stream import ensure_stream, open_stream
+from recipes.swift_plugins.sample_cache import SampleCache, cached
 
 
 class Clock:

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.files import read_jsonl
 from eval.predictions import Question, question_of, write_combined
 from eval.stream import load_stream
-from recipes.commands import INFER_PLUGIN, PLUGIN, REPO
+from recipes.run.commands import INFER_PLUGIN, PLUGIN, REPO
 
 BASE = REPO / "assets" / "tiny_base"
 VOCABULARY = 151936
@@ -131,8 +131,9 @@ def ask(
 
     `published`: by the host's engine as it is; otherwise as the orchestrator's plug-in asks it.
     """
-    import strlora_infer_plugin
     from swift.infer_engine import RequestConfig
+
+    from recipes.swift_plugins import inference
 
     engine.max_batch_size = batch
     requests = [{"messages": [dict(m) for m in line["messages"]], "images": line["images"]}
@@ -142,7 +143,7 @@ def ask(
     if published:
         responses = engine.infer(requests, config, use_tqdm=False)
     else:
-        responses = strlora_infer_plugin.ask(engine, requests, config)
+        responses = inference.ask(engine, requests, config)
     seconds = Seconds(time.perf_counter() - started.wall, time.process_time() - started.cpu)
     texts = [response.choices[0].message.content for response in responses]
     asked = [question_of(line, REPO) for line in lines]

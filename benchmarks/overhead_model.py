@@ -21,9 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from recipes.cost import START_SECONDS
-from recipes.loading import load_recipe
-from recipes.plan import make_plan
+from recipes.config.loading import load_recipe
+from recipes.tools.cost import START_SECONDS
+from recipes.tools.plan import make_plan
 
 STARTS = 2  # of the host in a chunk
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_prep.download import download
+from data_prep.errors import Refused, listing
 from data_prep.files import sha256_file
-from data_prep.problems import Refused, listing
 from data_prep.progress import Progress
-from data_prep.published import SCORERS
-from data_prep.streams import LEFT_OUT, BadSamples, Made, Plan, StreamError, write_stream
+from data_prep.published.download import download
+from data_prep.published.tasks import SCORERS
+from data_prep.stream_writer import LEFT_OUT, BadSamples, Made, Plan, StreamError, write_stream
 
 OK, FAILED, UNUSABLE = 0, 1, 2  # unusable: options or sources that no run can start with
 

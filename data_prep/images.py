@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from data_prep.problems import ERROR, WARNING, Refused
+from data_prep.errors import ERROR, WARNING, Refused
 
 MOST_PIXELS = 178_956_970  # Pillow's own limit; larger pictures are refused by it in training too
 MOST_ASPECT = 200  # what Qwen's and InternVL's processors accept

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from eval.files import Record, numbered_jsonl
 from eval.scorers import MOST_CIDER, Scorer
-from eval.tasks import TASKS, find_task
+from eval.scorers.registry import TASKS, find_task
 
 REQUIRED = ("question_id", "gold", "prediction")
 MOST_NAMED = 20

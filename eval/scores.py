@@ -11,8 +11,8 @@ from typing import Any
 
 from eval.files import Record
 from eval.predictions import read_predictions
-from eval.published import published_scores
 from eval.scorers import MOST_CIDER, Scorer, find_scorer
+from eval.scorers.published_files import published_scores
 from eval.stream import Stream, load_stream
 
 
@@ -88,7 +88,7 @@ def score_chunk(
     Numbers that do not exist (nothing answered, one sample) are null, never 0. `failed` samples
     earn nothing and stay in `n`. `cut` answers reached the longest length allowed. Captions have
     `cider` beside their clipped score: CIDEr-D x 100, 0 to 1,000. `published` is what StrCVIT's own
-    scripts would print for the same answers, in percent (eval.published).
+    scripts would print for the same answers, in percent (eval.scorers.published_files).
 
     Args:
         predictions_dir: `chunks/NNN/predictions`.

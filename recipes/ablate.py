@@ -15,17 +15,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eval.ablation import write_ablation
-from recipes import evaluation
-from recipes.commands import REPO
-from recipes.layout import RunLayout
-from recipes.loading import load_recipe
-from recipes.lock import RunLock, RunLocked
-from recipes.problems import RecipeError
-from recipes.process import HostProcess, exit_text, last_error
-from recipes.schema import Recipe
-from recipes.state import load_state, read_json
-from recipes.stream import Stream, StreamError, open_stream
+from eval.routing.stage_ablation import write_ablation
+from recipes.config.loading import load_recipe
+from recipes.config.problems import RecipeError
+from recipes.config.schema import Recipe
+from recipes.processes.host_process import HostProcess, exit_text, last_error
+from recipes.processes.run_lock import RunLock, RunLocked
+from recipes.run import evaluation
+from recipes.run.commands import REPO
+from recipes.run.layout import RunLayout
+from recipes.run.state import load_state, read_json
+from recipes.run.stream import Stream, StreamError, open_stream
 
 ABLATION = "STRLORA_ABLATION"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import FrameType
 
 from recipes.arguments import parse
-from recipes.commands import REPO
-from recipes.loading import find_recipe, load_recipe
-from recipes.problems import COMMAND_LINE, Place, Problem, RecipeError
-from recipes.schema import Recipe
+from recipes.config.loading import find_recipe, load_recipe
+from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
+from recipes.config.schema import Recipe
+from recipes.run.commands import REPO
 
 DONE, FAILED, BAD_RECIPE = 0, 1, 2
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -74,22 +74,22 @@ def _grid_overrides(grid: Path, task: int) -> list[str]:
 
 def _run(recipe: Recipe, options: argparse.Namespace) -> int:
     if options.slurm:
-        from recipes.submit import submit
+        from recipes.slurm.submit import submit
 
         return _told(lambda: _print_all(submit(recipe, options)))
     if options.dry_run:
-        from recipes.preview import preview
+        from recipes.tools.preview import preview
 
         return _print_all(preview(recipe))
-    from recipes import process
+    from recipes.processes import host_process as process
 
     process.verbose = options.verbose
     return _told(lambda: _train(recipe, options.train_only))
 
 
 def _train(recipe: Recipe, train_only: bool = False) -> int:
-    from recipes.progress import Progress
-    from recipes.runner import run
+    from recipes.run.runner import run
+    from recipes.run.terminal import Progress
 
     for number in STOPPING:
         signal.signal(number, _stop)
@@ -104,8 +104,8 @@ def _validate(recipe: Recipe, options: argparse.Namespace) -> int:
 
 
 def _plan(recipe: Recipe, options: argparse.Namespace) -> int:
-    from recipes.budget import sizes_of_methods
-    from recipes.plan import as_text, make_plan
+    from recipes.config.parameter_matching import sizes_of_methods
+    from recipes.tools.plan import as_text, make_plan
 
     # A run folder's recipe is resolved for one method: what others would take is not in it.
     methods = [] if options.of_run else sizes_of_methods(*options.loaded)
@@ -114,7 +114,7 @@ def _plan(recipe: Recipe, options: argparse.Namespace) -> int:
 
 
 def _status(recipe: Recipe, options: argparse.Namespace) -> int:
-    from recipes.status import as_text, read_status, verify
+    from recipes.tools.status import as_text, read_status, verify
 
     def tell() -> int:
         status = read_status(recipe)
@@ -138,7 +138,7 @@ def _report(recipe: Recipe, options: argparse.Namespace) -> int:
 
 
 def _reproduce(recipe: Recipe, options: argparse.Namespace) -> int:
-    from recipes.reproduce import as_text, differences, is_same
+    from recipes.tools.reproduce import as_text, differences, is_same
 
     first = Path(recipe.folder)
     second = Path(options.into or f"{first}-again")
@@ -158,7 +158,7 @@ def _reproduce(recipe: Recipe, options: argparse.Namespace) -> int:
 
 
 def _clean(recipe: Recipe, options: argparse.Namespace) -> int:
-    from recipes.clean import clean
+    from recipes.tools.clean import clean
 
     return _told(lambda: _print_all(clean(recipe, options.yes, options.old_adapters)))
 
@@ -186,12 +186,12 @@ def _print_all(lines: Iterable[str]) -> int:
 
 def _told(work: Callable[[], int]) -> int:
     """Does the work; what can go wrong in it is told in words, without a traceback."""
-    from recipes.jobs import RunError
-    from recipes.lock import RunLocked
-    from recipes.manifest import RunChanged
-    from recipes.state import StateError
-    from recipes.stream import StreamError
-    from recipes.submit import SubmitError
+    from recipes.processes.run_lock import RunLocked
+    from recipes.run.manifest import RunChanged
+    from recipes.run.state import StateError
+    from recipes.run.stream import StreamError
+    from recipes.run.training_job import RunError
+    from recipes.slurm.submit import SubmitError
 
     try:
         return work()
@@ -229,7 +229,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
     """The second signal, of whatever kind: nothing is saved any more."""
-    from recipes.process import kill_running
+    from recipes.processes.host_process import kill_running
 
     kill_running()
     text = "stopped at once by a second signal; the same command goes on from the last save\n"

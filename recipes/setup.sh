@@ -33,7 +33,7 @@ wanted=("$root/requirements.txt")
 alone=$root/requirements-no-deps.txt
 if $dev; then wanted+=("$root/requirements-dev.txt"); fi
 
-missing() { "$1" "$root/recipes/support/missing_requirements.py" "${wanted[@]}" "${@:2}"; }
+missing() { "$1" "$root/recipes/tools/missing_requirements.py" "${wanted[@]}" "${@:2}"; }
 
 finish() {
   if $print_python; then printf '%s\n' "$1"; else say "ready: $1"; fi
@@ -94,7 +94,7 @@ install "ms-swift, transformers, peft, deepspeed and the rest (about two minutes
 install "the sentence embedder of SMoLoRA" --no-deps -r "$alone"
 if ! "$venv" -c 'import torchvision' > /dev/null 2>&1; then
   site=$("$venv" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  cp "$root/recipes/support/torchvision_cpu_shim.py" "$site/"
+  cp "$root/recipes/tools/torchvision_cpu_shim.py" "$site/"
   echo 'import torchvision_cpu_shim' > "$site/torchvision_cpu_shim.pth"
   "$venv" -c 'import torchvision' > /dev/null 2>&1 ||
     fail "torchvision cannot be imported beside torch; see: $venv -c 'import torchvision'"

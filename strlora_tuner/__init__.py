@@ -2,7 +2,7 @@
 
 Importing this package registers it and the methods it is compared with, so that
 `PeftModel.from_pretrained` loads our adapters.
-The names below are resolved on first use: `import strlora_tuner.schema` needs no torch.
+The names below are resolved on first use: `import strlora_tuner.options` needs no torch.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from strlora_tuner.registration import register_with_peft
+from strlora_tuner.register import register_with_peft
 
 _PUBLIC = {
-    "StrLoraConfig": "strlora_tuner.config",
-    "StrLoraModel": "strlora_tuner.model",
-    "after_optimizer_step": "strlora_tuner.api",
-    "instruction_ids": "strlora_tuner.api",
-    "stability_loss": "strlora_tuner.api",
+    "StrLoraConfig": "strlora_tuner.methods.strlora.config",
+    "StrLoraModel": "strlora_tuner.methods.strlora.model",
+    "after_optimizer_step": "strlora_tuner.training",
+    "instruction_ids": "strlora_tuner.training",
+    "stability_loss": "strlora_tuner.training",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from strlora_tuner.config import StrLoraConfig
-from strlora_tuner.published import (
+from strlora_tuner.methods.strlora.config import StrLoraConfig
+from strlora_tuner.methods.strlora.published import (
     ALIGNER,
     hf_native,
     read_aligner,
@@ -26,7 +26,7 @@ from strlora_tuner.published import (
     read_pickle,
     tensors_of,
 )
-from strlora_tuner.schema import TunerOptions
+from strlora_tuner.options import TunerOptions
 
 _EMA_NAMES = {
     "attn_wq_weight": "ema_query",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from strlora_tuner.schema import AdapterOptions, experts_problems, option
+from strlora_tuner.options import AdapterOptions, experts_problems, option
 
 
 @dataclass

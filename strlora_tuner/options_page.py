@@ -10,8 +10,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from strlora_tuner.presets import preset_options
-from strlora_tuner.schema import PREFIX, TunerOptions, bounds_of, expected_value
+from strlora_tuner.methods.strlora.presets import preset_options
+from strlora_tuner.options import PREFIX, TunerOptions, bounds_of, expected_value
 
 BEGIN, END = "<!-- options: begin -->\n", "<!-- options: end -->\n"
 # Host arguments that the three options of plain LoRA go through.

@@ -19,11 +19,11 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from strlora_tuner.registration import register
+from strlora_tuner.register import register
 
 if TYPE_CHECKING:
-    from strlora_tuner.routed_config import RoutedConfig
-    from strlora_tuner.routed_model import RoutedModel
+    from strlora_tuner.core.config import RoutedConfig
+    from strlora_tuner.core.model import RoutedModel
 
 Shape = tuple[int, ...]
 FILE = "adapter_model.safetensors"

@@ -10,15 +10,15 @@ import sys
 from pathlib import Path
 
 from data_prep.check.fix import write_clean
-from data_prep.check.layout import read_layout
 from data_prep.check.lengths import Lengths
 from data_prep.check.recipe import read_recipe
 from data_prep.check.report import as_json, as_text
 from data_prep.check.run import Check, Result, Settings
+from data_prep.check.stream_folder import read_layout
 from data_prep.cli import FAILED, OK, UNUSABLE
+from data_prep.errors import Refused
 from data_prep.files import write_json
-from data_prep.problems import Refused
-from data_prep.streams import StreamError
+from data_prep.stream_writer import StreamError
 
 
 def parser() -> argparse.ArgumentParser:

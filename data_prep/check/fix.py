@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.check import GENERATOR, VERSION
-from data_prep.check.layout import DataFile
 from data_prep.check.run import Result
 from data_prep.check.samples import check_sample
-from data_prep.columns import even
+from data_prep.check.stream_folder import DataFile
+from data_prep.errors import Problem
 from data_prep.files import sha256_file, write_blocks
-from data_prep.problems import Problem
 from data_prep.progress import Progress
-from data_prep.reading import read_all
-from data_prep.records import encode
-from data_prep.streams import LEFT_OUT, Contents, Made, Part, Plan, StreamError, write_stream
+from data_prep.sources.fields import even
+from data_prep.sources.readers import read_all
+from data_prep.sources.records import encode
+from data_prep.stream_writer import LEFT_OUT, Contents, Made, Part, Plan, StreamError, write_stream
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_prep.problems import Refused
-from data_prep.records import PLACEHOLDER, Record
+from data_prep.errors import Refused
+from data_prep.sources.records import PLACEHOLDER, Record
 
 TURN = 5  # tokens around a turn: start mark, role, line end, end mark, line end
 TILE = 448  # side of InternVL's tiles where the processor does not say

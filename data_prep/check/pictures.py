@@ -7,9 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from data_prep.errors import Refused
 from data_prep.images import Picture, inspect, resolve
 from data_prep.parallel import ordered_map
-from data_prep.problems import Refused
 from data_prep.progress import Progress
 
 BATCH = 64

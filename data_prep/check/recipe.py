@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.problems import Refused
+from data_prep.errors import Refused
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations
 
 from data_prep.check.samples import Sample
+from data_prep.errors import ERROR, WARNING
 from data_prep.images import Picture
-from data_prep.problems import ERROR, WARNING
 
 Finding = tuple[Sample, str, str, str]  # sample, code, text, severity
 NEAR_BITS = 3  # difference hashes this near count as copies; more would need other bands

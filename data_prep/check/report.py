@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.check.run import Result
 from data_prep.check.samples import Sample
-from data_prep.problems import ERROR, Problem, listing
+from data_prep.errors import ERROR, Problem, listing
 
 MOST_LISTED = 10_000
 

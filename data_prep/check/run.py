@@ -9,17 +9,17 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from data_prep.check.layout import Layout, check_counts
 from data_prep.check.lengths import Lengths
 from data_prep.check.pictures import inspect_all
 from data_prep.check.relations import Relations
 from data_prep.check.samples import Job, Sample, Scanned, scan
-from data_prep.columns import Columns
+from data_prep.check.stream_folder import Layout, check_counts
+from data_prep.errors import ERROR, WARNING, Problem, Refused
 from data_prep.images import Picture
 from data_prep.parallel import cores, ordered_map
-from data_prep.problems import ERROR, WARNING, Problem, Refused
 from data_prep.progress import Progress
-from data_prep.reading import read_items
+from data_prep.sources.fields import Columns
+from data_prep.sources.readers import read_items
 
 BATCH = 500
 LIMIT = 10 << 20  # bytes by which `datasets` fixes the columns of a file
@@ -209,6 +209,6 @@ def check(
     path: Path, settings: Settings, workers: int | None = None, images: Path | None = None
 ) -> Result:
     """Check what lies at `path`. Raises Refused when there is nothing to check."""
-    from data_prep.check.layout import read_layout
+    from data_prep.check.stream_folder import read_layout
 
     return Check(read_layout(path, images), settings, workers).run()

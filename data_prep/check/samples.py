@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.boxes import check_box, check_gold_box, is_box_question, read_size
-from data_prep.check.layout import DataFile
 from data_prep.check.lengths import Lengths
-from data_prep.columns import Columns
+from data_prep.check.stream_folder import DataFile
+from data_prep.errors import Problem, Refused
 from data_prep.images import check_name
-from data_prep.problems import Problem, Refused
-from data_prep.reading import Item, parse, place
-from data_prep.records import Record, answer_text, check_host, encode, question_text
+from data_prep.sources.boxes import check_box, check_gold_box, is_box_question, read_size
+from data_prep.sources.fields import Columns
+from data_prep.sources.readers import Item, parse, place
+from data_prep.sources.records import Record, answer_text, check_host, encode, question_text
 
 
 @dataclass(slots=True)

@@ -13,17 +13,17 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.chunk import GENERATOR, VERSION
+from data_prep.chunk.boundaries import Cut, contents, make
 from data_prep.chunk.convert import Options
-from data_prep.chunk.cut import Cut, contents, make
-from data_prep.chunk.spill import Spill
+from data_prep.chunk.first_pass import Spill
+from data_prep.chunk.test_sets import check_task_name
 from data_prep.cli import add_common, pairs, run_plan, scorers_of, source_facts
 from data_prep.parallel import cores
-from data_prep.placing import EMBEDDED, Places
 from data_prep.progress import Progress
-from data_prep.published import SCORERS
-from data_prep.reading import data_files
-from data_prep.streams import Contents, Plan, StreamError
-from data_prep.testsets import check_task_name
+from data_prep.published.tasks import SCORERS
+from data_prep.sources.image_paths import EMBEDDED, Places
+from data_prep.sources.readers import data_files
+from data_prep.stream_writer import Contents, Plan, StreamError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 

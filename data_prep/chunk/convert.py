@@ -8,11 +8,11 @@ from datetime import date, datetime, time, timezone
 from pathlib import Path
 from typing import Any
 
-from data_prep.columns import Columns
-from data_prep.placing import Places
-from data_prep.problems import Problem, Refused, shown
-from data_prep.reading import Item, parse, place
-from data_prep.records import Record, encode, question_text, to_host
+from data_prep.errors import Problem, Refused, shown
+from data_prep.sources.fields import Columns
+from data_prep.sources.image_paths import Places
+from data_prep.sources.readers import Item, parse, place
+from data_prep.sources.records import Record, encode, question_text, to_host
 
 # Epoch numbers: seconds, milliseconds, microseconds or nanoseconds, by their size.
 _UNITS = ((1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3))

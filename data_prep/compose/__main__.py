@@ -14,17 +14,17 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from data_prep.chunk.test_sets import make, parts_of_tests
 from data_prep.cli import add_common, pairs, run_plan, scorers_of, source_facts
 from data_prep.compose import GENERATOR, VERSION
 from data_prep.compose.plan import check_enough, drawn, from_file, from_strcvit, without_return
+from data_prep.compose.pools import Counts, chunk_parts, make_pools
+from data_prep.errors import Refused
 from data_prep.parallel import cores
-from data_prep.placing import EMBEDDED, LINK, Places
-from data_prep.pools import Counts, chunk_parts, make_pools
-from data_prep.problems import Refused
-from data_prep.published import CHUNK_SAMPLES, STRCVIT
-from data_prep.reading import data_files
-from data_prep.streams import Contents, Plan, StreamError
-from data_prep.testsets import make, parts_of_tests
+from data_prep.published.tasks import CHUNK_SAMPLES, STRCVIT
+from data_prep.sources.image_paths import EMBEDDED, LINK, Places
+from data_prep.sources.readers import data_files
+from data_prep.stream_writer import Contents, Plan, StreamError
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.compose.pools import Counts
+from data_prep.errors import shown
 from data_prep.mini.mixtures import apportion, published
-from data_prep.pools import Counts
-from data_prep.problems import shown
-from data_prep.streams import StreamError
+from data_prep.stream_writer import StreamError
 
 NOT_TASKS = ("chunk", "index")
 

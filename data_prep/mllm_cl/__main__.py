@@ -14,18 +14,18 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from data_prep.chunk.test_sets import TestFile, make
 from data_prep.cli import OK, add_common, fetch, run_plan, source_facts
 from data_prep.compose.plan import drawn
-from data_prep.converting import expect_folder
+from data_prep.compose.pools import Counts, chunk_parts, make_pools
+from data_prep.errors import Refused
 from data_prep.mllm_cl import GENERATOR, REPOSITORY, VERSION
 from data_prep.mllm_cl.router import FOLDER, write_router
 from data_prep.parallel import cores
-from data_prep.placing import LINK, Places
-from data_prep.pools import Counts, chunk_parts, make_pools
-from data_prep.problems import Refused
-from data_prep.published import MLLM_CL
-from data_prep.streams import Contents, Part, Plan, StreamError
-from data_prep.testsets import TestFile, make
+from data_prep.published.converting import expect_folder
+from data_prep.published.tasks import MLLM_CL
+from data_prep.sources.image_paths import LINK, Places
+from data_prep.stream_writer import Contents, Part, Plan, StreamError
 
 
 def parser() -> argparse.ArgumentParser:

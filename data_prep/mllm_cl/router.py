@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from string import ascii_uppercase
 
+from data_prep.compose.pools import Pool, Slice, rows
 from data_prep.files import write_blocks
-from data_prep.pools import Pool, Slice, rows
-from data_prep.published import EXPERTS
-from data_prep.records import PLACEHOLDER, Record, encode
+from data_prep.published.tasks import EXPERTS
+from data_prep.sources.records import PLACEHOLDER, Record, encode
 
 FOLDER = "router"
 

@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.cli import FAILED, OK, add_common, fetch, run_plan, source_facts
-from data_prep.converting import expect_folder
-from data_prep.placing import LINK, Places
-from data_prep.problems import ERROR, Problem, listing
-from data_prep.published import STRCVIT
+from data_prep.errors import ERROR, Problem, listing
+from data_prep.published.converting import expect_folder
+from data_prep.published.tasks import STRCVIT
+from data_prep.sources.image_paths import LINK, Places
 from data_prep.strcvit import GENERATOR, MARKER, REPOSITORY, VERSION, checklist
 from data_prep.strcvit.published_counts import against_manifest, against_mixture
 from data_prep.strcvit.source import Source, chunk_files, make, official_gqa, test_files
-from data_prep.streams import Contents, Made, Part, Plan, StreamError
+from data_prep.stream_writer import Contents, Made, Part, Plan, StreamError
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.problems import WARNING, Problem, Refused
-from data_prep.published import CHUNK_SAMPLES, group_of, strcvit_mixture
-from data_prep.streams import Made
+from data_prep.errors import WARNING, Problem, Refused
+from data_prep.published.tasks import CHUNK_SAMPLES, group_of, strcvit_mixture
+from data_prep.stream_writer import Made
 
 _COUNTS = ("samples", "count", "num_samples", "num_records", "records", "n", "total")
 _NAMES = ("file", "path", "name", "filename")

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.boxes import check_box, is_box_question, read_box, read_size
-from data_prep.columns import evened
-from data_prep.converting import TestSet, converted, expect_folder, numbered
-from data_prep.placing import LINK, Places
-from data_prep.problems import Refused
-from data_prep.published import STRCVIT
-from data_prep.records import Record, answer_text, encode, question_text
+from data_prep.errors import Refused
+from data_prep.published.converting import TestSet, converted, expect_folder, numbered
+from data_prep.published.tasks import STRCVIT
+from data_prep.sources.boxes import check_box, is_box_question, read_box, read_size
+from data_prep.sources.fields import evened
+from data_prep.sources.image_paths import LINK, Places
+from data_prep.sources.records import Record, answer_text, encode, question_text
 from data_prep.strcvit import REPOSITORY
-from data_prep.streams import Made, Part
+from data_prep.stream_writer import Made, Part
 
 PROXIES = ("test_proxy.json", "val_proxy.json")
 OFFICIAL_GQA = "testdev_balanced_questions.json"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from eval.charts.figure import Figure, Table, both
+from eval.charts.lines import Series, line_chart, percent
+from eval.charts.svg import colour
 from eval.compare.comparison import Comparison
 from eval.compare.methods import Method
-from eval.expert_choice import Choices
 from eval.metrics import Array, mean_over
-from eval.report.charts import Series, line_chart, percent
-from eval.report.choices import RIGHT
-from eval.report.figure import Figure, Table, both
-from eval.report.svg import colour
+from eval.report.routing.choices import RIGHT
+from eval.routing.router_accuracy import Choices
 
 
 def choice_figure(found: Comparison) -> Figure | None:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from eval import metrics
+from eval.charts.bars import Bar, intervals
+from eval.charts.figure import Figure, Table, both
+from eval.charts.lines import Series, composition, heat_map, line_chart, percent
+from eval.charts.svg import colour
 from eval.compare import tables
 from eval.compare.comparison import BASE, Column, Comparison
 from eval.compare.routing_part import routing_part
-from eval.report.bars import Bar, intervals
-from eval.report.charts import Series, composition, heat_map, line_chart, percent
-from eval.report.figure import Figure, Table, both
 from eval.report.page import fill
-from eval.report.svg import colour
 from eval.report.tables import composition_table
 
 MOST_COLOURED = 16

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from eval import diagnosis, metrics
+from eval import metrics
+from eval.charts.figure import Figure, Table, both
+from eval.charts.lines import Series, heat_map, line_chart, percent
+from eval.charts.svg import colour
 from eval.compare.choice_part import choice_figure
 from eval.compare.comparison import Comparison
 from eval.compare.methods import Entry, Method
 from eval.metrics import Array
-from eval.report.charts import Series, heat_map, line_chart, percent
-from eval.report.figure import Figure, Table, both
-from eval.report.routing_tables import ratio
-from eval.report.svg import colour
+from eval.report.routing.routing_tables import ratio
+from eval.routing import diagnosis
 
 
 def routing_part(found: Comparison) -> dict[str, Any] | None:

@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.ablation import load_ablation
-from eval.expert_choice import Choices, read_choices
 from eval.files import Record, read_json, read_jsonl
 from eval.matrix import Matrix, load_matrix
 from eval.report.score_cache import ScoreCache
-from eval.routing import Routing, load_routing
+from eval.routing.record import Routing, load_routing
+from eval.routing.router_accuracy import Choices, read_choices
+from eval.routing.stage_ablation import load_ablation
 from eval.scores import TaskScores
 from eval.stream import Stream, load_stream
 
@@ -56,7 +56,7 @@ class RunData:
         choices: by chunk, which chunk's adapter or router the questions took; empty for methods
             that do not choose among chunks.
         gaps: what is missing.
-        ablation: what parts of the router are worth (eval/ablation.py); empty where not measured.
+        ablation: what parts of the router are worth (eval/routing/stage_ablation.py); empty where not measured.
         last_scores: scores.json of the last evaluated chunk; empty where missing.
     """
 

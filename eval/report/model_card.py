@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from eval import metrics
+from eval.charts.lines import percent
 from eval.files import read_json, write_text
-from eval.report.charts import percent
 from eval.report.data import RunData, without_folders
 from eval.report.numbers import Summary
 
@@ -91,7 +91,7 @@ def _host(ours: bool) -> str:
     text = "With ms-swift: `swift infer --adapters <this folder>`."
     if ours:
         text = text.replace("folder>`.", "folder>") + (
-            " --external_plugins strlora_tuner/strlora_swift_plugin.py`. Keep the adapter loaded:"
+            " --external_plugins strlora_tuner/swift_plugin.py`. Keep the adapter loaded:"
             " it is not merged into the base weights."
         )
     return text

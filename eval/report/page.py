@@ -15,16 +15,16 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from eval import metrics
-from eval.report import charts
-from eval.report.bars import Bar, bars
-from eval.report.charts import Series, percent
-from eval.report.choices import choice_part
+from eval.charts import lines as charts
+from eval.charts.bars import Bar, bars
+from eval.charts.figure import Chart, Table, both
+from eval.charts.lines import Series, percent
+from eval.charts.svg import colour
 from eval.report.data import RunData
-from eval.report.figure import Chart, Table, both
 from eval.report.numbers import Number, Summary
-from eval.report.routing_section import routing_section
+from eval.report.routing.choices import choice_part
+from eval.report.routing.section import routing_section
 from eval.report.samples import stories
-from eval.report.svg import colour
 from eval.report.tables import (
     composition_table,
     curve_table,

@@ -11,11 +11,11 @@ import math
 from importlib.util import find_spec
 from pathlib import Path
 
-from eval import diagnosis
-from eval.expert_choice import FIGURES
 from eval.files import write_bytes
 from eval.metrics import STREAM_SCORES, mean_over
 from eval.report.data import RunData
+from eval.routing import diagnosis
+from eval.routing.router_accuracy import FIGURES
 
 FOLDER = "tensorboard"
 

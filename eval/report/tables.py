@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from eval import metrics
-from eval.report.charts import percent
+from eval.charts.figure import Table
+from eval.charts.lines import percent
 from eval.report.data import RunData
-from eval.report.figure import Table
 from eval.report.numbers import Number, Summary
 from eval.report.training import Curve
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from eval.scorers import boxes
+from eval.scorers import box_overlap as boxes
 from eval.scorers.text import contains_words, evalai, plain
 
 Record = dict[str, Any]

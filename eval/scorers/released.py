@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from eval.scorers import boxes
+from eval.scorers import box_overlap as boxes
 from eval.scorers.fixed import FORMULAS
 from eval.scorers.text import RELEASED_FULL_STOPS, evalai
 

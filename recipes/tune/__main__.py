@@ -18,16 +18,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 
-from recipes.commands import REPO
-from recipes.layout import RunLayout
-from recipes.loading import find_recipe, load_recipe
-from recipes.manifest import RunChanged, check_same_run
-from recipes.methods import find_method
-from recipes.problems import RecipeError
-from recipes.rules import METHOD_BLOCKS
-from recipes.schema import Recipe, known_tuner_keys
-from recipes.state import StateError, write_json, write_text
-from recipes.stream import StreamError
+from recipes.config.loading import find_recipe, load_recipe
+from recipes.config.method import find_method
+from recipes.config.problems import RecipeError
+from recipes.config.rules import METHOD_BLOCKS
+from recipes.config.schema import Recipe, known_tuner_keys
+from recipes.run.commands import REPO
+from recipes.run.layout import RunLayout
+from recipes.run.manifest import RunChanged, check_same_run
+from recipes.run.state import StateError, write_json, write_text
+from recipes.run.stream import StreamError
 from recipes.tune.grid import Trial, default_axes, parse_axes, trials
 from recipes.tune.results import (
     FAILED,
@@ -39,7 +39,7 @@ from recipes.tune.results import (
     read_result,
     rows,
 )
-from recipes.tune.stream import ensure_tuning_stream, seen_tasks, tuning_data
+from recipes.tune.tuning_stream import ensure_tuning_stream, seen_tasks, tuning_data
 from recipes.tune.writing import write_tuned
 
 FOLDER = Path("runs/tune")

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from recipes.schema import Recipe
+from recipes.config.schema import Recipe
 
 FIRST, LATER = "schedule.first.learning_rate", "schedule.later.learning_rate"
 GATE_SCALE = "gate_scale"

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from recipes.manifest import flat
-from recipes.state import write_text
+from recipes.run.manifest import flat
+from recipes.run.state import write_text
 
 _ENTRY = re.compile(r"^  \S")
 

@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from strlora_tuner.schema import AdapterOptions, TunerOptions
+from strlora_tuner.options import AdapterOptions, TunerOptions
 
 if TYPE_CHECKING:
-    from strlora_tuner.routed_config import RoutedConfig
-    from strlora_tuner.routed_model import RoutedModel
+    from strlora_tuner.core.config import RoutedConfig
+    from strlora_tuner.core.model import RoutedModel
 
 STRLORA, LORA = "strlora", "lora"
 
@@ -61,8 +61,8 @@ def options_class(tuner_type: str) -> type[AdapterOptions]:
 def classes_of(tuner_type: str) -> tuple[type[RoutedConfig], type[RoutedModel]]:
     """Returns the configuration and the PEFT model of a tuner of ours; imports torch and PEFT."""
     if tuner_type == STRLORA:
-        from strlora_tuner.config import StrLoraConfig
-        from strlora_tuner.model import StrLoraModel
+        from strlora_tuner.methods.strlora.config import StrLoraConfig
+        from strlora_tuner.methods.strlora.model import StrLoraModel
 
         return StrLoraConfig, StrLoraModel
     folder = f"{__name__}.{tuner_type}"

@@ -19,9 +19,9 @@ from data_prep.check.lengths import Lengths, tile_count
 from data_prep.check.recipe import read_recipe
 from data_prep.check.relations import near_pairs
 from data_prep.chunk.__main__ import main as chunk
+from data_prep.errors import Refused
 from data_prep.files import sha256_file
 from data_prep.images import dhash
-from data_prep.problems import Refused
 from eval.stream import load_stream
 from tests.data_prep.trees import picture
 

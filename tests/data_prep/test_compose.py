@@ -16,7 +16,7 @@ import pytest
 
 from data_prep.compose.__main__ import main as compose
 from data_prep.compose.plan import drawn, without_return
-from data_prep.published import STRCVIT, strcvit_mixture
+from data_prep.published.tasks import STRCVIT, strcvit_mixture
 from eval.stream import load_stream
 
 REPO = Path(__file__).resolve().parents[2]

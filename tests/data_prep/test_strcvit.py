@@ -11,15 +11,15 @@ import pytest
 
 from data_prep.check.__main__ import main as check
 from data_prep.mllm_cl.__main__ import main as mllm_cl
-from data_prep.published import MLLM_CL, SCORERS, STRCVIT, strcvit_mixture
+from data_prep.published.tasks import MLLM_CL, SCORERS, STRCVIT, strcvit_mixture
 from data_prep.strcvit.__main__ import main as strcvit
 from eval.predictions import question_of, write_combined
 from eval.scorers import FIXED
+from eval.scorers.registry import TASKS
 from eval.stream import load_stream
-from eval.tasks import TASKS
-from recipes.loading import load_recipe
-from recipes.preview import what_is_missing
-from recipes.stream import open_stream
+from recipes.config.loading import load_recipe
+from recipes.run.stream import open_stream
+from recipes.tools.preview import what_is_missing
 from tests.data_prep import trees
 
 REPO = Path(__file__).resolve().parents[2]

@@ -1,7 +1,7 @@
 """Faults of files, locks and machines: after each the run goes on, or stops and says what to do.
 
 The run is one of two chunks whose first is done, with the stand-in host; kills at random moments
-are in tests/recipes/test_runner.py, the real host's in test_real_stream.py and test_real_stop.py.
+are in tests/recipes/run/test_runner.py, the real host's in test_real_stream.py and test_real_stop.py.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from recipes import state
 from recipes.cli import main
-from recipes.commands import REPO, Command
-from recipes.lock import RunLock, boot_id
+from recipes.processes.run_lock import RunLock, boot_id
+from recipes.run import state
+from recipes.run.commands import REPO, Command
 from tests.recipes import fake_host
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "assets" / "tiny_base"
-PLUGIN = ROOT / "strlora_tuner" / "strlora_swift_plugin.py"
+PLUGIN = ROOT / "strlora_tuner" / "swift_plugin.py"
 HERE = Path(__file__).parent
 QUESTIONS = {
     "colour": "<image>What color is the shape? Answer with one word.",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from strlora_tuner.ewc import ANCHOR, FILE, FISHER
+from strlora_tuner.methods.ewc.ewc import ANCHOR, FILE, FISHER
 from tests.host.swift import (
     HERE,
     PLUGIN,
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 full = pytest.mark.skipif(
     os.environ.get("FULL_METHODS") != "1", reason="minutes more; FULL_METHODS=1 runs it"
 )
-EWC = ROOT / "strlora_tuner" / "ewc_swift_plugin.py"
+EWC = ROOT / "strlora_tuner" / "methods" / "ewc" / "swift_plugin.py"
 STEPS = 3
 WEIGHT = 50.0
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from strlora_tuner.ewc import EwcState, FisherEstimate, Penalty, next_state, whole_shape
+from strlora_tuner.methods.ewc.ewc import EwcState, FisherEstimate, Penalty, next_state, whole_shape
 
 STEPS, MICRO, EACH = 3, 2, 2
 ZERO3 = {

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.commands import Command
+from recipes.run.commands import Command
 
 STEP_SECONDS = float(os.environ.get("FAKE_STEP_SECONDS", "0.02"))
 
@@ -31,7 +31,11 @@ def install() -> None:
 
     def argv(self: Command) -> list[str]:
         host = [sys.executable, "-m", "tests.recipes.fake_host", self.kind, *self.arguments]
-        return [*self.prefix, sys.executable, "-m", "recipes.node", *host] if self.prefix else host
+        return (
+            [*self.prefix, sys.executable, "-m", "recipes.slurm.task", *host]
+            if self.prefix
+            else host
+        )
 
     Command.argv = argv  # type: ignore[method-assign]
 

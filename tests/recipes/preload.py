@@ -3,8 +3,8 @@
 import importlib
 import os
 
-from recipes.process import die_with_parent
-from recipes.resident import prepare
+from recipes.processes.host_process import die_with_parent
+from recipes.processes.resident.host import prepare
 
 die_with_parent(os.getppid())()  # of the tests; runs die with the server
 prepare()
@@ -12,7 +12,7 @@ for name in (
     "deepspeed",
     "eval.report",
     "recipes.cli",
-    "recipes.runner",
+    "recipes.run.runner",
     "swift.pipelines.infer",
     "swift.trainers.seq2seq_trainer",
     "transformers.models.internvl.modeling_internvl",

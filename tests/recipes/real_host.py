@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from recipes.checkpoints import Checkpoint, newest_checkpoint
-from recipes.commands import REPO, Command
-from recipes.host_arguments import installed_version
-from recipes.process import HostProcess
+from recipes.config.swift_arguments import installed_version
+from recipes.processes.host_process import HostProcess
+from recipes.run.checkpoints import Checkpoint, newest_checkpoint
+from recipes.run.commands import REPO, Command
 
 BASE = REPO / "assets" / "tiny_base"
 needs_host = pytest.mark.skipif(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from recipes.cli import main
-from recipes.commands import REPO
-from recipes.loading import shipped_recipes
+from recipes.config.loading import shipped_recipes
+from recipes.run.commands import REPO
 from tests.recipes.toy import recipe_values, write_recipe
 
 
@@ -86,7 +86,7 @@ def test_a_relative_recipe_is_found_from_another_folder(
 
 def test_nothing_heavy_is_imported() -> None:
     script = (
-        "import sys; from recipes.cli import main; import recipes.runner, recipes.preview\n"
+        "import sys; from recipes.cli import main; import recipes.run.runner, recipes.tools.preview\n"
         "assert main(['tiny', '--dry-run']) == 0\n"
         "heavy = {'torch', 'swift', 'transformers', 'peft', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

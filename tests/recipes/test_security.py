@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from recipes.cli import main
-from recipes.commands import REPO
-from recipes.loading import load_recipe
-from recipes.preview import preview, what_is_missing
-from recipes.problems import RecipeError
-from recipes.schema import Recipe
-from recipes.stream import StreamError, file_sha256, open_stream
-from recipes.submit import header_options, render
+from recipes.config.loading import load_recipe
+from recipes.config.problems import RecipeError
+from recipes.config.schema import Recipe
+from recipes.run.commands import REPO
+from recipes.run.stream import StreamError, file_sha256, open_stream
+from recipes.slurm.submit import header_options, render
+from recipes.tools.preview import preview, what_is_missing
 
 PACKAGES = ("recipes", "data_prep", "eval", "strlora_tuner")
 FORBIDDEN_CALLS = {"os.system", "os.popen", "eval", "exec", "yaml.load", "yaml.unsafe_load"}

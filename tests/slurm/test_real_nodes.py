@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.checkpoints import newest_checkpoint
-from recipes.layout import RunLayout
+from recipes.run.checkpoints import newest_checkpoint
+from recipes.run.layout import RunLayout
 from tests.faults.real import BASE, needs_host, parameters_of, rows_of, training_processes
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 from tests.slurm.cluster import Cluster, missing

@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from strlora_tuner.methods import STRLORA, classes_of, folders
-from strlora_tuner.mixture import MixtureOfExperts
-from strlora_tuner.model import StrLoraModel
+from strlora_tuner.methods.strlora.layer import MixtureOfExperts
+from strlora_tuner.methods.strlora.model import StrLoraModel
 
 METHODS = folders()  # StrLoRA aside
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "adapter_keys.json"

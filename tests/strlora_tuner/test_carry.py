@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from strlora_tuner.carry import carried_config, options_from_environment
-from strlora_tuner.schema import TunerOptions
+from strlora_tuner.core.carry import carried_config, options_from_environment
+from strlora_tuner.options import TunerOptions
 from tests.strlora_tuner.models import config
 
 

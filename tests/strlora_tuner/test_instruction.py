@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strlora_tuner import StrLoraConfig
-from strlora_tuner.instruction import (
+from strlora_tuner.core.instruction import (
     instruction_mask,
     mean_embedding,
 )
-from strlora_tuner.instruction_statistics import PRIOR_COUNT, InstructionStatistics
+from strlora_tuner.methods.strlora.statistics import PRIOR_COUNT, InstructionStatistics
 
 START, END, IMAGE, PAD = [7, 8], [9], 5, 0
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from strlora_tuner.options import TunerOptions
 from strlora_tuner.options_page import options_table, renewed
-from strlora_tuner.schema import TunerOptions
 
 ROOT = Path(__file__).parents[2]
 

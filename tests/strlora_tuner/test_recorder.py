@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from eval.routing import instruction_key as key_of_eval
-from strlora_tuner.ablation import ablate, ablation_names
-from strlora_tuner.api import tuner_of
-from strlora_tuner.probe import Probe, instruction_key, load_probe
-from strlora_tuner.recorder import MOST_TEXTS, RoutingRecorder
-from strlora_tuner.routing_file import add_sums, routing_content
+from eval.routing.record import instruction_key as key_of_eval
+from strlora_tuner.routing_record.ablation import ablate, ablation_names
+from strlora_tuner.routing_record.file import add_sums, routing_content
+from strlora_tuner.routing_record.probe import Probe, instruction_key, load_probe
+from strlora_tuner.routing_record.recorder import MOST_TEXTS, RoutingRecorder
+from strlora_tuner.training import tuner_of
 from tests.strlora_tuner.models import END, PAD, USER, adapted, text_model
 
 COLOUR, COUNT, NEITHER = [5, 6, 7], [20, 21, 22, 23], [40, 41]

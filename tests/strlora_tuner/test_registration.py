@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from strlora_tuner.schema import TunerOptions
+from strlora_tuner.options import TunerOptions
 
 KNOWN = "from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as m; assert 'STRLORA' in m, list(m)"
 
@@ -18,7 +18,7 @@ KNOWN = "from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as m; assert 'STRLO
     [
         "import strlora_tuner",
         "import peft, strlora_tuner",
-        "import strlora_tuner.layer",
+        "import strlora_tuner.core.layer",
     ],
 )
 def test_peft_knows_the_method(first):
@@ -27,7 +27,7 @@ def test_peft_knows_the_method(first):
 
 def test_checking_options_needs_no_torch():
     code = (
-        "import sys, strlora_tuner.schema as s; s.TunerOptions();"
+        "import sys, strlora_tuner.options as s; s.TunerOptions();"
         "assert not {'torch', 'peft', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -38,7 +38,7 @@ def test_the_tuner_needs_torch_transformers_and_peft_only():
     others = ["swift", "deepspeed", "datasets", "pydantic", "omegaconf", "rich", "pandas"]
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({others!r}));"
-        "import strlora_tuner, strlora_tuner.convert as c, strlora_tuner.recorder;"
+        "import strlora_tuner, strlora_tuner.convert as c, strlora_tuner.routing_record.recorder;"
         "strlora_tuner.StrLoraConfig(r=8, num_experts=2, target_modules=['x'])"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from strlora_tuner.core.config import RoutedConfig, option_field
 from strlora_tuner.methods.branchlora.options import Options
-from strlora_tuner.registration import register
-from strlora_tuner.routed_config import RoutedConfig, option_field
-from strlora_tuner.schema import AdapterOptions
+from strlora_tuner.options import AdapterOptions
+from strlora_tuner.register import register
 
 
 @dataclass

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from strlora_tuner.expert_bank import ExpertBank, init_router
-from strlora_tuner.instruction import RoutingContext
-from strlora_tuner.registration import register
-from strlora_tuner.routed_model import RoutedModel
+from strlora_tuner.core.expert_bank import ExpertBank, init_router
+from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.model import RoutedModel
+from strlora_tuner.register import register
 
 if TYPE_CHECKING:
     from strlora_tuner.methods.moelora.config import Config

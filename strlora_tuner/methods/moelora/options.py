@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from strlora_tuner.mixture_options import MixtureOptions
-from strlora_tuner.schema import Size
+from strlora_tuner.options import Size
 
 
 @dataclass

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from strlora_tuner.expert_bank import ExpertBank, float32_scores
-from strlora_tuner.instruction import RoutingContext
-from strlora_tuner.registration import register
-from strlora_tuner.routed_model import RoutedModel
-from strlora_tuner.routing import InjectGradient
+from strlora_tuner.core.expert_bank import ExpertBank, float32_scores
+from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.model import RoutedModel
+from strlora_tuner.methods.strlora.routing import InjectGradient
+from strlora_tuner.register import register
 
 if TYPE_CHECKING:
     from strlora_tuner.methods.olora.config import Config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from strlora_tuner.schema import AdapterOptions, option
+from strlora_tuner.options import AdapterOptions, option
 
 
 @dataclass

@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from strlora_tuner.embedder_files import embedder_folder
-from strlora_tuner.expert_bank import ExpertBank, float32_scores, init_router
-from strlora_tuner.instruction import RoutingContext
+from strlora_tuner.core.expert_bank import ExpertBank, float32_scores, init_router
+from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.model import RoutedModel
+from strlora_tuner.methods.smolora.embedder_files import embedder_folder
+from strlora_tuner.methods.smolora.sentence import sentence_embedder
 from strlora_tuner.methods.smolora.tasks import told_task
-from strlora_tuner.registration import register
-from strlora_tuner.routed_model import RoutedModel
-from strlora_tuner.routing import largest
-from strlora_tuner.sentence import sentence_embedder
+from strlora_tuner.methods.strlora.routing import largest
+from strlora_tuner.register import register
 
 if TYPE_CHECKING:
     from strlora_tuner.methods.smolora.config import Config

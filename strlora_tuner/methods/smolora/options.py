@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from strlora_tuner.mixture_options import MixtureOptions
-from strlora_tuner.schema import Size, experts_problems, option
+from strlora_tuner.options import Size, experts_problems, option
 
 
 @dataclass

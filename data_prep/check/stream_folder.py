@@ -1,0 +1,180 @@
+"""What a folder to check holds: its manifest, its chunk and test files, and whether they agree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import ERROR, WARNING, Problem, Refused
+from data_prep.files import sha256_file
+from data_prep.published.tasks import SCORERS
+from data_prep.stream_writer import (
+    FILE,
+    LEFT_OUT,
+    PARTIAL,
+    StreamError,
+    manifest_entries,
+    read_manifest,
+)
+
+_FOLDERS = ("chunks", "test", "validation")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One JSONL file, `name` relative to the folder; task and scorer where it is a test set."""
+
+    name: str
+    task: str | None = None
+    scorer: str | None = None
+    validation: bool = False
+
+
+@dataclass
+class Layout:
+    """A folder to check.
+
+    Attributes:
+        root: the stream folder.
+        files: chunks in their order, then test sets.
+        manifest: content of stream.json, None where there is none.
+        allowed: resolved folders in which images may lie.
+        problems: what is wrong with the manifest.
+    """
+
+    root: Path
+    files: list[DataFile]
+    manifest: dict[str, Any] | None
+    allowed: tuple[Path, ...]
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_layout(path: Path, images: Path | None = None) -> Layout:
+    """Return what lies at `path`: a stream folder, a folder of JSONL files, or one JSONL file.
+
+    Args:
+        path: what to check.
+        images: a further folder in which images may lie.
+
+    Raises:
+        Refused: there is nothing to check.
+    """
+    more = (images.resolve(),) if images else ()
+    if path.is_file():
+        root = images or path.parent
+        name = str(path.resolve())
+        return Layout(root, [DataFile(name)], None, (root.resolve(), *more))
+    if not path.is_dir():
+        raise Refused("no-data", f"{path}: no such folder")
+    if (path / FILE).exists():
+        return _from_manifest(path, more)
+    files = [DataFile(f"chunks/{p.name}") for p in sorted((path / "chunks").glob("*.jsonl"))]
+    files += [DataFile(p.name) for p in sorted(path.glob("*.jsonl")) if p.name != LEFT_OUT]
+    tests = sorted((path / "test").glob("*.jsonl"))
+    files += [DataFile(f"test/{p.name}", p.stem, "exact") for p in tests]
+    if not files:
+        raise Refused("no-data", f"{path}: no {FILE} and no JSONL files; is it a stream folder?")
+    text = f"{FILE} is missing, the orchestrator needs it: make the stream with data_prep.chunk"
+    problem = Problem("manifest-missing", str(path / FILE), text)
+    return Layout(path, files, None, (path.resolve(), *more), [problem])
+
+
+def _from_manifest(root: Path, more: tuple[Path, ...]) -> Layout:
+    where = str(root / FILE)
+    try:
+        manifest = read_manifest(root / FILE)
+    except StreamError as error:
+        raise Refused("manifest-format", str(error)) from error
+    layout = Layout(root, [], manifest, (root.resolve(), *more))
+    try:
+        files = [DataFile(entry["file"]) for entry in manifest["chunks"]]
+        for task, entry in manifest["tasks"].items():
+            files.append(DataFile(entry["test"], task, entry.get("scorer")))
+        for task, entry in manifest["tasks"].items():
+            if "validation" in entry:
+                file = entry["validation"]["file"]
+                files.append(DataFile(file, task, entry.get("scorer"), validation=True))
+        layout.allowed += tuple(Path(t).resolve() for t in manifest.get("links", {}).values())
+    except (KeyError, TypeError, AttributeError) as error:
+        text = f"{where}: {error!r}: expected 'chunks' (file, samples, sha256, tasks) and 'tasks'"
+        raise Refused("manifest-keys", text) from error
+    layout.files = [file for file in files if _usable(layout, file)]
+    _check_scorers(layout)
+    _check_order(layout)
+    _check_unlisted(layout, {file.name for file in files})
+    return layout
+
+
+def _usable(layout: Layout, file: DataFile) -> bool:
+    where, path = str(layout.root / FILE), layout.root / str(file.name)
+    if not path.resolve().is_relative_to(layout.root.resolve()):
+        layout.problems.append(
+            Problem("manifest-escape", where, f"{file.name!r} lies outside the stream folder")
+        )
+        return False
+    if not path.is_file():
+        text = f"{file.name!r} is named, but not there: prepare the stream again"
+        layout.problems.append(Problem("file-missing", where, text))
+        return False
+    return True
+
+
+def _check_scorers(layout: Layout) -> None:
+    for file in layout.files:
+        if file.task is not None and not file.validation and file.scorer not in SCORERS:
+            text = f"tasks.{file.task}.scorer is {file.scorer!r}, expected one of {list(SCORERS)}"
+            layout.problems.append(Problem("scorer", str(layout.root / FILE), text))
+
+
+def _check_order(layout: Layout) -> None:
+    chunks = (layout.manifest or {}).get("chunks", [])
+    if not chunks:
+        layout.problems.append(
+            Problem("no-chunks", str(layout.root / FILE), "no chunks: there is nothing to train on")
+        )
+    for number, entry in enumerate(chunks, start=1):
+        if entry.get("index") != number:
+            text = f"chunks[{number - 1}].index is {entry.get('index')!r}, expected {number}"
+            layout.problems.append(Problem("chunk-index", str(layout.root / FILE), text))
+
+
+def _check_unlisted(layout: Layout, named: set[str]) -> None:
+    root = layout.root
+    if (root / PARTIAL).exists():
+        text = f"{PARTIAL}/ is there: a preparation was interrupted; give its command again"
+        layout.problems.append(Problem("unfinished", str(root), text, WARNING))
+    found = {
+        f"{folder}/{p.name}" for folder in ("chunks", "test") for p in (root / folder).glob("*")
+    }
+    for name in sorted(found - named):
+        text = f"{name} is not named in {FILE} and will not be used"
+        layout.problems.append(Problem("unlisted", str(root / FILE), text, WARNING))
+
+
+def check_counts(layout: Layout, found: dict[str, Counter[str]]) -> list[Problem]:
+    """Return where the manifest's hashes and counts differ from the files.
+
+    Args:
+        layout: the folder.
+        found: samples by task in each file, bad samples not counted under a task but under "".
+    """
+    problems: list[Problem] = []
+    manifest = layout.manifest or {"chunks": [], "tasks": {}}
+    for entry in manifest_entries(manifest):
+        name = entry.get("file") or entry["test"]
+        if name not in found:
+            continue
+        where, there = str(layout.root / name), sum(found[name].values())
+        if sha256_file(layout.root / name) != entry.get("sha256"):
+            text = f"changed since {FILE} was written (another sha256): prepare the stream again"
+            problems.append(Problem("file-changed", where, text, ERROR))
+        if entry.get("samples") != there:
+            text = f"{there} samples, but {FILE} says {entry.get('samples')}"
+            problems.append(Problem("samples-count", where, text))
+        counts = {task: n for task, n in found[name].items() if n and task}
+        if "tasks" in entry and not found[name][""] and entry["tasks"] != counts:
+            text = f"samples by task are {counts}, but {FILE} says {entry['tasks']}"
+            problems.append(Problem("tasks-count", where, text))
+    return problems

@@ -1,0 +1,184 @@
+"""Second pass: the order of the samples, where it is cut, and the shuffled chunks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.chunk.first_pass import INDEX, Spill
+from data_prep.chunk.test_sets import TestFile, check_task_name, lines_of_test, parts_of_tests
+from data_prep.sources.fields import FIRST_BLOCK, Columns, even
+from data_prep.sources.image_paths import EMBEDDED, LINK
+from data_prep.sources.records import encode
+from data_prep.stream_writer import LEFT_OUT, Contents, Made, Part, StreamError
+
+MOST_CHUNKS = 100_000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of the first pass: a stretch of `order`, in a file of the staging folder."""
+
+    folder: Path
+    start: int
+    stop: int
+    tasks: tuple[str, ...]
+    mixed: tuple[str, ...]  # fields of several types
+    sparse: tuple[str, ...]  # fields that not all samples have
+    shuffle: tuple[int, int] | None  # seed and chunk
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the ordered samples are cut: every `size` samples, and every `window` microseconds."""
+
+    size: int | None
+    window: int | None
+    shuffle: bool
+
+
+def contents(
+    spill: Spill, cut: Cut, tests: dict[str, Path], scorers: dict[str, str], root: Path
+) -> Contents:
+    """Return what the stream holds, once the first pass is done.
+
+    Args:
+        spill: the first pass, finished.
+        cut: where chunks end.
+        tests: test file by task.
+        scorers: scorer by task; "" is for all others.
+        root: folder of the images.
+
+    Raises:
+        StreamError: nothing to train on, too many chunks, or a task that no file can be named by.
+    """
+    index = spill.index()
+    order, bounds = ordered(index, spill.options.by, cut)
+    if not len(order):
+        names = ", ".join(path.name for path in spill.sources)
+        raise StreamError(f"{names}: no samples to train on; expected at least one")
+    rows = _RowMaker(spill, order, cut)
+    chunks = [rows.part(f"chunks/{n:03d}.jsonl", a, b, n) for n, (a, b) in enumerate(bounds, 1)]
+    held = [rows.held_out(index, number) for number in sorted(set(index["task"][index["test"]]))]
+    files, chosen = parts_of_tests(tests, spill.options.places, scorers)
+    chosen |= {part.task or "": scorers.get(part.task or "", scorers[""]) for part in held}
+    rows.save()
+    if (left_out := spill.folder / LEFT_OUT).stat().st_size:
+        shutil.copyfile(left_out, spill.folder.parent / LEFT_OUT)
+    parts = chunks + held + files
+    return Contents(
+        parts,
+        chosen,
+        {LINK: str(root)} if spill.images else {},
+        (EMBEDDED,),
+        {"cut": _cut_facts(spill, index, order, bounds)},
+    )
+
+
+def ordered(index: np.ndarray, by: str, cut: Cut) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Return the training rows in stream order, and (start, stop) of each chunk in them."""
+    order = np.flatnonzero(~index["test"])
+    group = index["group"][order]
+    if by != "count":
+        by_group = np.argsort(group, kind="stable")
+        order, group = order[by_group], group[by_group]
+    if by == "time":
+        span = cut.window or 0
+        group = (group - group[0]) // span if span and len(group) else np.zeros_like(group)
+    ends = [*(np.flatnonzero(np.diff(group)) + 1).tolist(), len(order)]
+    bounds, start = [], 0
+    for end in ends:
+        step = cut.size or max(end - start, 1)
+        bounds += [(at, min(at + step, end)) for at in range(start, end, step)]
+        start = end
+        if len(bounds) > MOST_CHUNKS:
+            raise StreamError(f"more than {MOST_CHUNKS} chunks: use a larger --size or --every")
+    return order, bounds
+
+
+def _cut_facts(
+    spill: Spill, index: np.ndarray, order: np.ndarray, bounds: list[tuple[int, int]]
+) -> list[dict[str, object]]:
+    """Return for each chunk what the samples in it have in common: label or first and last time."""
+    facts: list[dict[str, object]] = []
+    for start, stop in bounds if spill.options.by != "count" else []:
+        first, last = int(index["group"][order[start]]), int(index["group"][order[stop - 1]])
+        if spill.options.by == "column":
+            facts.append({"label": spill.labels[first]})
+        else:
+            facts.append({"from": _iso(first), "to": _iso(last)})
+    return facts
+
+
+def _iso(microseconds: int) -> str:
+    return str(np.datetime64(microseconds, "us")) + "Z"
+
+
+class _RowMaker:
+    """Makes the parts that are stretches of the first pass, and saves their order."""
+
+    def __init__(self, spill: Spill, order: np.ndarray, cut: Cut) -> None:
+        self.spill, self.cut, self.orders = spill, cut, [order]
+        self.used = len(order)
+
+    def part(self, file: str, start: int, stop: int, chunk: int | None = None) -> Part:
+        shuffle = (self.spill.options.seed, chunk) if self.cut.shuffle and chunk else None
+        columns = self.spill.columns if chunk else Columns()
+        mixed, sparse = tuple(columns.mixed()), tuple(columns.sparse())
+        tasks = tuple(self.spill.tasks)
+        task = None if chunk else file.removeprefix("test/").removesuffix(".jsonl")
+        rows = Rows(self.spill.folder, start, stop, tasks, mixed, sparse, shuffle)
+        return Part(file, rows, task)
+
+    def held_out(self, index: np.ndarray, number: int) -> Part:
+        task = self.spill.tasks[number]
+        check_task_name(task)
+        rows = np.flatnonzero(index["test"] & (index["task"] == number))
+        self.orders.append(rows)
+        start, self.used = self.used, self.used + len(rows)
+        return self.part(f"test/{task}.jsonl", start, self.used)
+
+    def save(self) -> None:
+        np.save(self.spill.folder / "order.npy", np.concatenate(self.orders))
+
+
+def make(part: Part, made: Made) -> Iterator[bytes]:
+    """Yield the lines of one chunk or test set."""
+    if isinstance(part.source, TestFile):
+        yield from lines_of_test(part.source, made)
+        return
+    rows: Rows = part.source
+    index = np.memmap(rows.folder / "index.bin", dtype=INDEX, mode="r")
+    order = np.load(rows.folder / "order.npy", mmap_mode="r")[rows.start : rows.stop]
+    seen: set[int] = set()
+    if rows.shuffle is not None:
+        # RandomState's stream of numbers never changes between versions of numpy.
+        state = np.random.RandomState([*rows.shuffle])
+        order = np.asarray(order)[state.permutation(len(order))]
+    order = np.asarray(order)
+    with (rows.folder / "records.jsonl").open("rb") as file:
+        starts = index["at"][order].tolist()
+        last = order == len(index) - 1
+        ends = np.where(last, os.fstat(file.fileno()).st_size, index["at"][(order + 1) * ~last])
+        large = int(ends.sum()) - sum(starts) > FIRST_BLOCK
+        uneven = [*rows.mixed, *(rows.sparse if large else ())]
+        names, tasks = index["id"][order].tolist(), index["task"][order].tolist()
+        for start, end, name, task in zip(starts, ends.tolist(), names, tasks, strict=True):
+            line = os.pread(file.fileno(), end - start, start)
+            if part.task is not None:
+                _refuse_twice(name, seen, line)
+            made.count(rows.tasks[task])
+            yield encode(even(json.loads(line), uneven)) if uneven else line
+
+
+def _refuse_twice(name: int, seen: set[int], line: bytes) -> None:
+    if name in seen:
+        found = json.loads(line)["id"]
+        raise StreamError(f"id {found!r} stands twice in a test set; ids there must differ")
+    seen.add(name)

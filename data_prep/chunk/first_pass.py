@@ -1,0 +1,174 @@
+"""First pass: the converted samples on disk, in the order of the source, with a small index.
+
+So that memory does not grow with the data: a sample stays in memory for the time of its batch; the
+index takes 30 bytes a sample. Killed, the pass goes on after the last batch that was noted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.chunk.convert import Batch, Options, convert
+from data_prep.errors import Problem
+from data_prep.files import write_json
+from data_prep.parallel import ordered_map
+from data_prep.progress import Progress
+from data_prep.sources.fields import Columns
+from data_prep.sources.readers import Item, read_items
+from data_prep.stream_writer import LEFT_OUT, BadSamples, StreamError
+
+BATCH = 1000  # samples handed to a process at a time
+NOTE_EVERY = 5  # batches between two notes of the state
+MOST_PROBLEMS = 1000  # a run that refuses bad samples stops there
+MOST_GROUPS = 10_000
+INDEX = np.dtype([("at", "<u8"), ("group", "<i8"), ("task", "<i4"), ("test", "?"), ("id", "<u8")])
+_FILES = ("records.jsonl", "index.bin", LEFT_OUT)
+
+
+class Spill:
+    """The first pass over `sources`, in `folder`."""
+
+    def __init__(self, folder: Path, sources: list[Path], options: Options, skip_bad: bool) -> None:
+        self.folder, self.sources = folder, sources
+        self.options, self.skip_bad = options, skip_bad
+        self.file, self.number, self.finished = 0, 0, False
+        self.sizes = [0, 0, 0]
+        self.tasks: list[str] = []
+        self.labels: list[str] = []
+        self.images = False
+        self.columns = Columns()
+        self.problems: list[Problem] = []
+
+    @property
+    def samples(self) -> int:
+        """Return the number of samples that were kept."""
+        return self.sizes[1] // INDEX.itemsize
+
+    def run(self, workers: int, progress: Progress | None = None) -> None:
+        """Do what is left of the pass.
+
+        Raises:
+            Refused: a source cannot be read at all.
+            BadSamples: samples were refused and `skip_bad` is off.
+            StreamError: too many groups.
+        """
+        self._resume()
+        if self.finished:
+            return
+        handles = [(self.folder / name).open("ab") for name in _FILES]
+        try:
+            for file in range(self.file, len(self.sources)):
+                self._read(file, handles, workers, progress)
+            self._stop_if_bad(0)
+            self.finished = True
+            self._note(handles)
+        finally:
+            for handle in handles:
+                handle.close()
+
+    def index(self) -> np.ndarray:
+        """Return the index: at (byte), group, task and test flag of every sample."""
+        return np.fromfile(self.folder / "index.bin", dtype=INDEX)
+
+    def _read(self, file: int, handles: list[Any], workers: int, progress: Progress | None) -> None:
+        if file != self.file:
+            self.file, self.number = file, 0
+        path = self.sources[file]
+        ends: list[int] = []
+        jobs = ((self.options, path, items) for items in self._batches(path, ends))
+        for done, batch in enumerate(ordered_map(convert, jobs, workers), start=1):
+            self._keep(batch, handles)
+            self.number = ends[done - 1]
+            self._stop_if_bad(MOST_PROBLEMS)
+            if done % NOTE_EVERY == 0:
+                self._note(handles)
+            if progress:
+                progress(self.samples, None, path.name)
+
+    def _batches(self, path: Path, ends: list[int]) -> Iterator[list[Item]]:
+        start = self.number  # it moves on while the batches are made
+        items = (item for item in read_items(path) if item[0] > start)
+        while batch := list(islice(items, BATCH)):
+            ends.append(batch[-1][0])
+            yield batch
+
+    def _keep(self, batch: Batch, handles: list[Any]) -> None:
+        rows = np.zeros(len(batch.lengths), dtype=INDEX)
+        lengths = np.array(batch.lengths, dtype=np.uint64)
+        rows["at"] = self.sizes[0] + np.cumsum(lengths) - lengths
+        rows["group"] = self._group_numbers(batch.groups)
+        rows["task"] = _numbers(batch.tasks, self.tasks)
+        rows["test"] = batch.tests
+        rows["id"] = np.array(batch.ids, dtype=np.uint64)
+        left_out = b"".join(_line(problem) for problem in batch.problems)
+        for at, data in enumerate((batch.lines, rows.tobytes(), left_out)):
+            handles[at].write(data)
+            self.sizes[at] += len(data)
+        self.images = self.images or batch.images
+        self.columns.merge(batch.columns)
+        if len(self.problems) < MOST_PROBLEMS:
+            self.problems += batch.problems
+
+    def _group_numbers(self, groups: list[Any]) -> list[int]:
+        if self.options.by != "column":
+            return groups
+        numbers = _numbers(groups, self.labels)
+        if len(self.labels) > MOST_GROUPS:
+            raise StreamError(
+                f"column {self.options.column!r} has more than {MOST_GROUPS} values: each would be "
+                "a chunk of its own; choose a column with few values"
+            )
+        return numbers
+
+    def _stop_if_bad(self, most: int) -> None:
+        if len(self.problems) > most and not self.skip_bad:
+            raise BadSamples(self.problems)
+
+    def _note(self, handles: list[Any]) -> None:
+        for handle in handles:
+            handle.flush()
+            os.fsync(handle.fileno())
+        keys = ("file", "number", "finished", "sizes", "tasks", "labels", "images")
+        state = {key: getattr(self, key) for key in keys}
+        columns = {k: sorted(v) for k, v in self.columns.kinds.items()}
+        state["columns"] = [self.columns.samples, columns, self.columns.counts]
+        state["problems"] = [problem.as_json() for problem in self.problems]
+        write_json(self.folder / "spill.json", state)
+
+    def _resume(self) -> None:
+        """Take up the state of a killed run and cut off what it wrote after its last note."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "spill.json"
+        if path.exists():
+            state = json.loads(path.read_text())
+            samples, kinds, counts = state.pop("columns")
+            self.columns.samples, self.columns.counts = samples, counts
+            self.columns.kinds = {key: set(values) for key, values in kinds.items()}
+            self.problems = [Problem(**problem) for problem in state.pop("problems")]
+            vars(self).update(state)
+        for name, size in zip(_FILES, self.sizes, strict=True):
+            with (self.folder / name).open("ab") as handle:
+                handle.truncate(size)
+
+
+def _numbers(values: list[str], known: list[str]) -> list[int]:
+    """Return the place of each value in `known`, which grows with new ones."""
+    places = {value: number for number, value in enumerate(known)}
+    out = []
+    for value in values:
+        if value not in places:
+            places[value] = len(known)
+            known.append(value)
+        out.append(places[value])
+    return out
+
+
+def _line(problem: Problem) -> bytes:
+    return json.dumps(problem.as_json(), ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,141 @@
+"""All samples of a task, converted once, from which the chunks of a stream are drawn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from data_prep.errors import Problem, Refused
+from data_prep.files import write_blocks
+from data_prep.parallel import ordered_map
+from data_prep.published.converting import converted
+from data_prep.sources.fields import evened
+from data_prep.sources.image_paths import Places
+from data_prep.sources.readers import DECODER
+from data_prep.sources.records import Record, encode
+from data_prep.stream_writer import BadSamples, Made, Part
+
+Counts = list[dict[str, int]]  # samples by task, for each chunk
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The converted samples of a task: `samples` lines in `path`, their places in `index`."""
+
+    task: str
+    path: Path
+    samples: int
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def index(self) -> Path:
+        """Return the file with the first byte of each line, and the end of the last."""
+        return self.path.with_suffix(".npy")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows `start` to `stop` of a pool's shuffled order; past its end they begin anew."""
+
+    pool: Pool
+    start: int
+    stop: int
+    seed: int
+
+
+class TrainFile:
+    """Finishes the training samples of one task."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+
+    def prepare(self, raw: Any) -> Any:
+        """Return the sample as it is."""
+        return raw
+
+    def finish(self, raw: Any, record: Record, number: int) -> Record:
+        """Return the record with its task and an id."""
+        record["task"] = self.task
+        record["id"] = record.get("id", f"{self.task}-{number:06d}")
+        return record
+
+
+def make_pools(
+    folder: Path, files: dict[str, Path], places: dict[str, Places], skip_bad: bool, workers: int
+) -> dict[str, Pool]:
+    """Convert the training file of each task into `folder`; files that are there are kept.
+
+    Raises:
+        BadSamples: samples were refused and `skip_bad` is off.
+        Refused: a file cannot be read, or none of its samples is good.
+    """
+    jobs = [(task, path, places[task]) for task, path in files.items()]
+    pools = {p.task: p for p in ordered_map(partial(_make_pool, folder), jobs, workers)}
+    problems = [problem for pool in pools.values() for problem in pool.problems]
+    if problems and not skip_bad:
+        raise BadSamples(problems)
+    for task, pool in pools.items():
+        if not pool.samples:
+            raise Refused("empty-file", f"{files[task]}: none of its samples is good")
+    return pools
+
+
+def _make_pool(folder: Path, job: tuple[str, Path, Places]) -> Pool:
+    task, path, places = job
+    target = folder / f"{task}.jsonl"
+    made, starts = Made(), [0]
+
+    def lines() -> Iterator[bytes]:
+        for record in converted(path, places, TrainFile(task), made):
+            line = encode(record)
+            starts.append(starts[-1] + len(line))
+            yield line
+
+    write_blocks(target, lines())
+    np.save(target.with_suffix(".npy"), np.array(starts, dtype=np.uint64))
+    return Pool(task, target, len(starts) - 1, tuple(made.problems))
+
+
+def chunk_parts(pools: dict[str, Pool], counts: Counts, seed: int) -> list[Part]:
+    """Return the chunks: each takes the next rows of every task's shuffled order."""
+    used = dict.fromkeys(pools, 0)
+    parts = []
+    for number, chunk in enumerate(counts, start=1):
+        slices = []
+        for task, count in chunk.items():
+            if count:
+                start, used[task] = used[task], used[task] + count
+                slices.append(Slice(pools[task], start, used[task], seed))
+        parts.append(Part(f"chunks/{number:03d}.jsonl", (number, seed, tuple(slices))))
+    return parts
+
+
+def rows(piece: Slice) -> list[Record]:
+    """Return the samples of a slice."""
+    order = np.random.RandomState([piece.seed, crc32(piece.pool.task.encode())])
+    shuffled = order.permutation(piece.pool.samples)
+    starts = np.load(piece.pool.index)
+    out = []
+    with piece.pool.path.open("rb") as file:
+        for place in range(piece.start, piece.stop):
+            row = int(shuffled[place % piece.pool.samples])
+            start, stop = int(starts[row]), int(starts[row + 1])
+            out.append(DECODER.decode(os.pread(file.fileno(), stop - start, start).decode()))
+    return out
+
+
+def chunk_lines(part: Part, made: Made) -> Iterator[bytes]:
+    """Yield the lines of one chunk, its tasks mixed."""
+    number, seed, slices = part.source
+    records = evened(record for piece in slices for record in rows(piece))
+    # RandomState's stream of numbers never changes between versions of numpy.
+    for at in np.random.RandomState([seed, number]).permutation(len(records)):
+        made.count(records[at]["task"])
+        yield encode(records[at])

@@ -1,0 +1,38 @@
+"""Fetches the JSON of a published data set from the Hugging Face hub; goes on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_prep.errors import Refused
+
+
+def download(repository: str, folder: Path, patterns: list[str]) -> Path:
+    """Fetch the files of a data set repository that match `patterns` into `folder`.
+
+    Files that are there already and complete are not fetched again.
+
+    Raises:
+        Refused: the hub cannot be reached, or the data set is not open to this account.
+    """
+    from httpx import HTTPError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    command = f"hf download {repository} --repo-type dataset --local-dir {folder}"
+    try:
+        snapshot_download(
+            repository, repo_type="dataset", local_dir=folder, allow_patterns=patterns
+        )
+    except HfHubHTTPError as error:
+        raise Refused(
+            "download", f"{repository}: the hub refuses ({error}); log in? {command}"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Refused(
+            "offline",
+            f"{repository}: the hub cannot be reached ({reason}). On a machine with a network run "
+            f"`{command}`, and copy the folder here; a started download goes on.",
+        ) from error
+    return folder

@@ -1,0 +1,90 @@
+"""Makes the extra fields of a chunk even: every sample has them, each of one type.
+
+The host reads a chunk with `datasets`: a field that first appears after 10 MB of the file stops it
+(measured with 4.8.4), and so does, in older versions, one that is text here and a list there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from data_prep.sources.records import Record, encode
+
+# Fields that the host gives a meaning of their own are left as they are.
+FIRST_BLOCK = 8 << 20  # bytes of a file by which its columns are known; `datasets` reads 10 MB
+HOSTS_OWN = ("messages", "images", "task", "id", "objects", "tools", "rejected_response")
+
+
+class Columns:
+    """The types of the extra fields of many samples, added one at a time."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.kinds: dict[str, set[str]] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, record: Record) -> None:
+        """Take note of one sample."""
+        self.samples += 1
+        for key, value in record.items():
+            if key not in HOSTS_OWN:
+                self.kinds.setdefault(key, set()).add(kind_of(value))
+                self.counts[key] = self.counts.get(key, 0) + 1
+
+    def merge(self, other: Columns) -> None:
+        """Take note of the samples that `other` has seen."""
+        self.samples += other.samples
+        for key, kinds in other.kinds.items():
+            self.kinds[key] = self.kinds.get(key, set()) | kinds
+            self.counts[key] = self.counts.get(key, 0) + other.counts[key]
+
+    def mixed(self) -> list[str]:
+        """Return the fields that are of several types."""
+        return sorted(key for key, kinds in self.kinds.items() if len(kinds) > 1)
+
+    def sparse(self) -> list[str]:
+        """Return the fields that are not in every sample."""
+        return sorted(key for key, count in self.counts.items() if count < self.samples)
+
+    def uneven(self, size: int) -> list[str]:
+        """Return the fields that must become text in a file of `size` bytes."""
+        return sorted({*self.mixed(), *(self.sparse() if size > FIRST_BLOCK else [])})
+
+
+def kind_of(value: Any) -> str:
+    """Return the type of a field's value, as a column sees it."""
+    if isinstance(value, bool | str | int | float):
+        return type(value).__name__
+    if isinstance(value, list) and value:
+        inner = {kind_of(item) for item in value}
+        if len(inner) == 1 and not inner & {"nested"} and not next(iter(inner)).startswith("list"):
+            return f"list of {inner.pop()}"
+    return "nested"
+
+
+def even(record: Record, uneven: list[str]) -> Record:
+    """Return the sample with the `uneven` fields as text: JSON where it is not text already."""
+    out = dict(record)
+    for key in uneven:
+        value = out.get(key)
+        if value is None:
+            out[key] = ""
+        elif not isinstance(value, str):
+            out[key] = json.dumps(value, ensure_ascii=False)
+    return out
+
+
+def evened(records: Iterable[Record]) -> list[Record]:
+    """Return the samples of one chunk with even fields."""
+    records = list(records)
+    columns = Columns()
+    for record in records:
+        columns.add(record)
+    mixed, sparse = columns.mixed(), columns.sparse()
+    if not mixed and not sparse:
+        return records
+    size = sum(map(len, map(encode, records)))
+    uneven = columns.uneven(size)
+    return [even(record, uneven) for record in records] if uneven else records

@@ -1,0 +1,344 @@
+"""Data files -> raw samples: JSON Lines, one JSON array, CSV or Parquet; plain or gzip.
+
+JSON and CSV are read here line by line and not with `datasets`, for three reasons: an error must
+name its line; a JSON array must not be held in memory; and a CSV cell "NA" or "007" is text.
+Parquet goes through `datasets`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from data_prep.errors import Refused, shown
+
+MOST_BYTES = 64 << 20  # of one sample
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_BLOCK = 1 << 20
+_JSON_CELLS = ("messages", "conversations", "images", "image", "size", "references", "answer_bbox")
+_TOO_LONG = "a number of more than 4,300 digits; write it as text"  # Python's own limit
+_BROKEN = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are not UTF-8
+Item = tuple[int, Any]  # number of the line or sample; JSON text as bytes, an object, or Refused
+
+
+def _no_constant(name: str) -> Any:
+    raise Refused("json-constant", f"found {name}, which is not JSON; write null or leave it out")
+
+
+DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def data_files(sources: list[Path]) -> list[Path]:
+    """Return the data files among `sources`, folders searched (not deep), in the order of names.
+
+    Raises:
+        Refused: a source that does not exist, or a folder without data files.
+    """
+    files: list[Path] = []
+    for source in sources:
+        if source.is_dir():
+            found = sorted(p for p in source.iterdir() if kind_of_name(p.name) and p.is_file())
+            if not found:
+                wanted = ", ".join(SUFFIXES)
+                raise Refused("no-data", f"{source}: no data file; expected one of {wanted}")
+            files += found
+        elif not source.exists():
+            raise Refused("no-data", f"{source}: no such file; check the path")
+        else:
+            files.append(source)
+    return files
+
+
+def kind_of_name(name: str) -> str | None:
+    """Return the suffix of a data file's name (".jsonl", ...), None if it is no data file."""
+    plain = name.lower().removesuffix(".gz")
+    return next((suffix for suffix in SUFFIXES if plain.endswith(suffix)), None)
+
+
+def place(path: Path | str, number: int) -> str:
+    """Return where sample `number` of a file stands: "f.jsonl:12" or "f.json: sample 12"."""
+    lines = kind_of_name(str(path)) in (None, ".jsonl", ".ndjson", ".csv", ".tsv")
+    return f"{path}:{number}" if lines else f"{path}: sample {number}"
+
+
+def read_items(path: Path) -> Iterator[Item]:
+    """Yield (number, raw) of every sample; what cannot be read comes as a `Refused` in its place.
+
+    JSON Lines come as the bytes of the line (see `parse`), everything else as objects. Blank lines
+    are skipped; a byte order mark and CRLF are taken off.
+
+    Raises:
+        Refused: the whole file cannot be read (missing, empty, compressed otherwise, UTF-16).
+    """
+    kind = _kind(path)
+    try:
+        if kind == "parquet":
+            yield from _parquet(path)
+        elif kind == "csv":
+            yield from _csv(path)
+        elif kind == "array":
+            yield from _array(path)
+        else:
+            yield from _lines(path)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Refused(
+            "gzip-damaged", f"{path}: damaged gzip file ({error}); fetch or compress it again"
+        ) from error
+
+
+def read_all(path: Path) -> Iterator[tuple[int, Any]]:
+    """Like `read_items`, with JSON Lines parsed too."""
+    for number, raw in read_items(path):
+        yield number, parse(raw)
+
+
+def parse(raw: Any) -> Any:
+    """Return the object of one item of `read_items`, or a `Refused` that says what is wrong."""
+    if not isinstance(raw, bytes):
+        return raw
+    try:
+        return DECODER.decode(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        byte = raw[error.start : error.start + 1]
+        return Refused(
+            "encoding",
+            f"not UTF-8: byte {byte!r} at position {error.start + 1} of the line; "
+            "save the file as UTF-8",
+        )
+    except json.JSONDecodeError as error:
+        return Refused("json", _json_text(error, raw.decode("utf-8")))
+    except Refused as refused:
+        return refused
+    except RecursionError:
+        return Refused("json-depth", "nested too deep to be a sample; expected a flat JSON object")
+    except ValueError:
+        return Refused("json", _TOO_LONG)
+
+
+def _json_text(error: json.JSONDecodeError, text: str) -> str:
+    if error.msg == "Extra data" and text.lstrip()[:1] == "{":
+        hint = "one line must hold one sample: put a line end between the objects"
+    elif text.lstrip()[:1] == "{" and not text.rstrip().endswith("}"):
+        hint = "the line ends inside the sample: a sample must not be spread over several lines"
+    else:
+        hint = 'expected a sample such as {"messages": [...], "images": [...]}'
+    around = shown(text[max(0, error.pos - 10) : error.pos + 30])
+    return f"not JSON: {error.msg} at column {error.colno}, near {around}; {hint}"
+
+
+def _open(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if packed else path.open("rb", buffering=_BLOCK)  # type: ignore[return-value]
+
+
+def _kind(path: Path) -> str:
+    """Return parquet, csv, array or lines, by the first bytes. Raises Refused."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise Refused("no-data", f"{path}: {what}; expected a data file")
+    with path.open("rb") as raw:
+        magic = raw.read(4)
+    if magic == b"PAR1":
+        return "parquet"
+    if magic in (b"PK\x03\x04", b"\x28\xb5\x2f\xfd") or magic[:3] in (b"BZh", b"\xfd7z"):
+        raise Refused("compressed", f"{path}: a packed archive; unpack it (only gzip is read)")
+    try:
+        with _open(path) as file:
+            head = file.read(_BLOCK)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Refused("gzip-damaged", f"{path}: damaged gzip file ({error})") from error
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:200].count(0) > 20:
+        raise Refused("encoding", f"{path}: UTF-16 or binary; save the file as UTF-8 text")
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if not start:
+        raise Refused("empty-file", f"{path}: no samples in it; expected at least one")
+    if kind_of_name(path.name) == ".parquet":
+        raise Refused("parquet", f"{path}: no Parquet file, it begins with {shown(head[:12])}")
+    if kind_of_name(path.name) in (".csv", ".tsv"):
+        return "csv"
+    return "array" if start[:1] == b"[" else "lines"
+
+
+def _lines(path: Path) -> Iterator[Item]:
+    number = 0
+    with _open(path) as file:
+        while line := file.readline(MOST_BYTES + 1):
+            number += 1
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if len(line) > MOST_BYTES:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(_BLOCK)
+                most = MOST_BYTES >> 20
+                yield number, Refused("line-too-long", f"a line of more than {most} MiB; split it")
+                continue
+            line = line.strip()
+            if line:
+                yield number, line
+
+
+def _array(path: Path) -> Iterator[Item]:
+    """Yield the elements of one JSON array, a block of the file at a time."""
+    with _open(path) as file:
+        yield from _elements(_Window(_text(file)))
+
+
+def _text(file: IO[bytes]) -> IO[str]:
+    """Return the file as text; bytes that are not UTF-8 are found later, where they stand."""
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _not_utf8(text: str) -> Refused | None:
+    broken = _BROKEN.search(text)
+    if broken is None:
+        return None
+    byte = broken.group().encode(errors="surrogateescape")
+    return Refused("encoding", f"not UTF-8: byte {byte!r}; save the file as UTF-8")
+
+
+class _Window:
+    """The part of a text file that is being read."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file, self.text, self.at, self.line = file, "", 0, 1
+
+    def more(self) -> bool:
+        """Drop what was read, read another block; return False at the end of the file."""
+        block = self.file.read(max(_BLOCK, len(self.text) - self.at))
+        self.line += self.text.count("\n", 0, self.at)
+        self.text, self.at = self.text[self.at :] + block, 0
+        return bool(block)
+
+    def peek(self) -> str:
+        """Return the next character that is not a blank, "" at the end."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
+                self.at += 1
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+    def line_of(self, position: int) -> int:
+        return self.line + self.text.count("\n", 0, position)
+
+
+def _elements(window: _Window) -> Iterator[Item]:
+    number = 0
+    window.peek()
+    window.at += 1  # the bracket
+    while (mark := window.peek()) != "]":
+        number += 1
+        if number > 1:
+            if mark != ",":
+                yield number, _cut_off(window, number, mark)
+                return
+            window.at += 1
+            if window.peek() == "]":
+                yield number, Refused("json", "a comma before the closing bracket; take it away")
+                return
+        value = _next_value(window, number)
+        yield number, value
+        if isinstance(value, Refused) and value.code not in ("json-constant", "encoding"):
+            return
+    window.at += 1
+    if rest := window.peek():
+        yield number + 1, Refused("json", f"text after the array: {rest!r}; expected its end")
+
+
+def _cut_off(window: _Window, number: int, mark: str) -> Refused:
+    if not mark:
+        return Refused("json", f"the file ends after {number - 1} samples without ']'; it was cut")
+    found = shown(window.text[window.at : window.at + 20])
+    line = window.line_of(window.at)
+    return Refused("json", f"expected ',' or ']' before line {line}, found {found}")
+
+
+def _next_value(window: _Window, number: int) -> Any:
+    window.peek()
+    while True:
+        try:
+            value, end = DECODER.raw_decode(window.text, window.at)
+            start, window.at = window.at, end
+            return _not_utf8(window.text[start:end]) or value
+        except json.JSONDecodeError as error:
+            near_end = error.pos > len(window.text) - 12 or error.msg.startswith("Unterminated")
+            if not near_end or len(window.text) - window.at > MOST_BYTES or not window.more():
+                line = window.line_of(error.pos)
+                around = shown(window.text[max(0, error.pos - 10) : error.pos + 30])
+                return Refused("json", f"not JSON: {error.msg} in line {line}, near {around}")
+        except Refused as refused:
+            return _skip_object(window, refused)
+        except RecursionError:
+            return Refused("json-depth", "nested too deep; expected a flat JSON object")
+        except ValueError:
+            return Refused("json", _TOO_LONG)
+
+
+def _skip_object(window: _Window, refused: Refused) -> Refused:
+    """Step over an element with NaN or Infinity in it, so that the rest can be read."""
+    lenient = json.JSONDecoder()
+    while True:
+        try:
+            _, window.at = lenient.raw_decode(window.text, window.at)
+            return refused
+        except ValueError:
+            if not window.more():
+                return Refused("json", "the file ends inside a sample; it was cut")
+
+
+def _csv(path: Path) -> Iterator[Item]:
+    csv.field_size_limit(MOST_BYTES)
+    with _open(path) as file:
+        tabs = "\t" if kind_of_name(path.name) == ".tsv" else ","
+        rows = csv.reader(_text(file), delimiter=tabs, strict=True)
+        header: list[str] = []
+        while True:
+            number = rows.line_num + 1
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield number, Refused("csv", f"not CSV: {error}")
+                return
+            if not header:
+                header = [name.strip() for name in row]
+            elif row:
+                yield number, _not_utf8("".join(row)) or _row(header, row)
+
+
+def _row(header: list[str], row: list[str]) -> Any:
+    if len(row) != len(header):
+        return Refused(
+            "csv-columns",
+            f"found {len(row)} cells, the header names {len(header)}: quote cells with commas",
+        )
+    sample: dict[str, Any] = {k: v for k, v in zip(header, row, strict=True) if v != ""}
+    for key in _JSON_CELLS:
+        if sample.get(key, "").lstrip()[:1] in ("[", "{"):
+            value = parse(sample[key].encode())
+            if isinstance(value, Refused):
+                return Refused("csv-json", f"column {key!r}: {value}")
+            sample[key] = value
+    return sample
+
+
+def _parquet(path: Path) -> Iterator[Item]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        for number, row in enumerate(rows.decode(False), start=1):
+            yield number, {key: value for key, value in row.items() if value is not None}
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+        raise Refused("parquet", f"{path}: damaged Parquet file ({error})") from error

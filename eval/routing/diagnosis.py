@@ -1,0 +1,103 @@
+"""What routing says about the stream: overlap of tasks, drift, entropies, separation by layer.
+
+Pure functions of the `Routing` of one or of all evaluated chunks. A task or chunk that was not
+recorded is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.metrics import mean_over
+from eval.routing.record import Routing
+
+Array = NDArray[np.float64]
+Course = Mapping[int, Routing]  # by chunk
+
+
+def overlap(use: Array) -> Array:
+    """Return how much of their expert weight two tasks share, mean over layers: (T, T), 0..1.
+
+    sum_e min(use_a, use_b), one minus the total variation distance. 1: the same experts with the
+    same weights; 0: no expert in common.
+
+    Args:
+        use: (T, L, E), experts sum to 1.
+    """
+    return mean_over(np.minimum(use[:, None], use[None]).sum(axis=-1))
+
+
+def off_diagonal(square: Array) -> float:
+    """Return the mean of a (T, T) matrix off its diagonal; NaN below two tasks."""
+    outside = square[~np.eye(len(square), dtype=bool)]
+    return float(mean_over(outside)) if outside.size else float("nan")
+
+
+def drift(course: Course, tasks: Sequence[str]) -> Array:
+    """Return how far each task's routing moved since the recorded chunk before: (chunks, T).
+
+    One minus the overlap of the task with itself, 0: unmoved, 1: all weight on other experts.
+    The first row is NaN: nothing was before. Only layers that both chunks have are compared.
+    """
+    chunks = sorted(course)
+    moved = np.full((len(chunks), len(tasks)), np.nan)
+    for row in range(1, len(chunks)):
+        before, after = course[chunks[row - 1]], course[chunks[row]]
+        if before.layers != after.layers or before.experts != after.experts:
+            continue
+        for column, task in enumerate(tasks):
+            if task in before.tasks and task in after.tasks:
+                pair = [r.use[r.tasks.index(task)] for r in (before, after)]
+                moved[row, column] = 1 - float(mean_over(np.minimum(*pair).sum(axis=-1)))
+    return moved
+
+
+def entropies(course: Course) -> tuple[Array, Array]:
+    """Return the entropy of stage 1 and of stage 2 in nats, mean over tasks and layers."""
+    found = [course[chunk] for chunk in sorted(course)]
+    stages = [[mean_over(getattr(r, name).ravel()) for r in found] for name in STAGES]
+    return np.array(stages[0]), np.array(stages[1])
+
+
+STAGES = ("task_entropy", "token_entropy")
+
+
+def separation(course: Course) -> Array:
+    """Return NMI(task, expert set), mean over layers, of every recorded chunk: (chunks,)."""
+    return np.array([mean_over(course[chunk].nmi) for chunk in sorted(course)])
+
+
+def by_block(names: Sequence[str], values: Array) -> tuple[list[str], Array]:
+    """Return the values averaged over the layers of each decoder block, and the block's numbers.
+
+    Args:
+        names: of the layers, for example model.language_model.layers.3.self_attn.q_proj.
+        values: (L, ...).
+    """
+    numbers = [next((p for p in name.split(".") if p.isdigit()), "") for name in names]
+    blocks = list(dict.fromkeys(numbers))
+    rows = [[n == block for n in numbers] for block in blocks]
+    means = [mean_over(values[row], axis=0) for row in rows]
+    return blocks, np.stack(means) if means else np.zeros((0, *values.shape[1:]))
+
+
+def block_by_kind(names: Sequence[str], values: Array) -> tuple[list[str], list[str], Array]:
+    """Return one value a layer as a table of decoder blocks and kinds of layers (q_proj, ...).
+
+    Args:
+        names: of the layers.
+        values: (L,).
+
+    Returns:
+        Names of the blocks, names of the kinds, and (blocks, kinds), NaN where there is no layer.
+    """
+    numbers = [next((p for p in name.split(".") if p.isdigit()), "") for name in names]
+    kinds = [name.rsplit(".", 1)[-1] for name in names]
+    rows, columns = list(dict.fromkeys(numbers)), list(dict.fromkeys(kinds))
+    table = np.full((len(rows), len(columns)), np.nan)
+    for number, kind, value in zip(numbers, kinds, values, strict=True):
+        table[rows.index(number), columns.index(kind)] = value
+    return [f"block {row}" for row in rows], columns, table

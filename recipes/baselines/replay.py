@@ -1,0 +1,171 @@
+"""Experience replay: a reservoir over the stream, and training files that hold its share.
+
+Reservoir (Vitter 1985, algorithm R): of the n samples offered so far each is kept with probability
+M / n. A chunk's samples are offered after the chunk was trained, in the order of its file. From the
+second chunk on the host trains on a file written here, in its order, in which every global batch
+holds exactly the stated share of replayed samples.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.run.state import write_json, write_text
+from recipes.run.stream import file_sha256
+
+MEMORY, STATE = "memory.jsonl", "state.json"
+FORMAT = 1
+
+
+class ReplayError(Exception):
+    """A memory that cannot be used; the message says what is wrong and what to do."""
+
+
+class Reservoir:
+    """M lines drawn uniformly from all lines offered so far; `seen` counts those."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seen = size, 0
+        self.lines: list[str] = []
+        self.generator = random.Random(seed)
+
+    def offer(self, line: str) -> None:
+        """Keeps `line` with probability M / n, in the place of a random other one."""
+        self.seen += 1
+        if len(self.lines) < self.size:
+            self.lines.append(line)
+            return
+        place = self.generator.randrange(self.seen)
+        if place < self.size:
+            self.lines[place] = line
+
+
+def read_lines(path: Path) -> list[str]:
+    """Returns the samples of a chunk's file, one JSON text each, without line ends."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [line for line in lines if line.strip()]
+
+
+def save_reservoir(folder: Path, reservoir: Reservoir) -> dict[str, str]:
+    """Writes the memory and the state of its generator; returns the sha256 of both files."""
+    text = "".join(f"{line}\n" for line in reservoir.lines)
+    version, words, gauss = reservoir.generator.getstate()
+    state = {
+        "format": FORMAT,
+        "size": reservoir.size,
+        "seen": reservoir.seen,
+        "kept": len(reservoir.lines),
+        "generator": [version, list(words), gauss],
+    }
+    write_text(folder / MEMORY, text)
+    write_json(folder / STATE, state)
+    return {name: file_sha256(folder / name) for name in (MEMORY, STATE)}
+
+
+def load_reservoir(folder: Path, expected: dict[str, str]) -> Reservoir:
+    """Reads what `save_reservoir` wrote.
+
+    Args:
+        expected: sha256 of both files, as they were recorded.
+
+    Raises:
+        ReplayError: a file is missing or is not the one that was recorded.
+    """
+    for name in (MEMORY, STATE):
+        path = folder / name
+        if not path.is_file():
+            raise ReplayError(f"{path} is missing; {_FIX}")
+        if file_sha256(path) != expected.get(name):
+            raise ReplayError(f"{path} was changed after the chunk was recorded; {_FIX}")
+    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    if state["format"] != FORMAT:
+        found = state["format"]
+        raise ReplayError(f"{folder / STATE}: format {found!r}, expected {FORMAT}; {_FIX}")
+    reservoir = Reservoir(int(state["size"]), seed=0)
+    reservoir.seen, reservoir.lines = int(state["seen"]), read_lines(folder / MEMORY)
+    version, words, gauss = state["generator"]
+    reservoir.generator.setstate((version, tuple(words), gauss))
+    return reservoir
+
+
+_FIX = "bring it back from a copy, or train again with another run_dir"
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How a training file is laid out.
+
+    Attributes:
+        global_batch: samples an optimizer step.
+        replayed: how many of them are replayed.
+        processes: over which the host deals out the file, line by line.
+    """
+
+    global_batch: int
+    replayed: int
+    processes: int = 1
+
+    @property
+    def current(self) -> int:
+        """Samples of the chunk in a whole batch."""
+        return self.global_batch - self.replayed
+
+    def steps(self, samples: int) -> int:
+        """Optimizer steps that show `samples` samples of the chunk once."""
+        return -(-samples // self.current)
+
+    def replayed_beside(self, current: int) -> int:
+        """Replayed samples beside `current` ones: the stated share, in the last batch rounded up.
+
+        Rounded up further to what the processes divide: the host leaves the rest of a file out.
+        """
+        count = -(-current * self.replayed // self.current)
+        return count + -(current + count) % self.processes
+
+    def lines(self, samples: int) -> int:
+        """Lines of the file that shows `samples` samples of the chunk once."""
+        whole, rest = divmod(samples, self.current)
+        return whole * self.global_batch + (rest + self.replayed_beside(rest) if rest else 0)
+
+
+def mixed_lines(
+    current: Sequence[str], memory: Sequence[str], mixture: Mixture, epochs: int, seed: int
+) -> Iterator[str]:
+    """Yields the lines of a chunk's training file, to be read in this order.
+
+    Every sample of the chunk comes once an epoch, each epoch in another order; only the last batch
+    of all may be smaller. Each batch draws its replayed samples anew, without repetition while the
+    memory holds enough of them (else each of its samples comes as often, give or take one).
+
+    Args:
+        current: the chunk's samples.
+        memory: the reservoir's, at least one.
+        seed: decides every order and draw, nothing else does.
+    """
+    generator = random.Random(seed)
+    order: list[str] = []
+    for _ in range(epochs):
+        order += generator.sample(current, len(current))
+    for start in range(0, len(order), mixture.current):
+        batch = list(order[start : start + mixture.current])
+        batch += _draw(memory, mixture.replayed_beside(len(batch)), generator)
+        generator.shuffle(batch)
+        yield from batch
+
+
+def _draw(memory: Sequence[str], count: int, generator: random.Random) -> list[str]:
+    whole, rest = divmod(count, len(memory))
+    return [*memory] * whole + generator.sample(memory, rest)
+
+
+def write_mixed(
+    path: Path, chunk: Path, reservoir: Reservoir, mixture: Mixture, epochs: int, seed: int
+) -> None:
+    """Writes the training file of a chunk, atomically; the same arguments give the same bytes."""
+    lines = mixed_lines(read_lines(chunk), reservoir.lines, mixture, epochs, seed)
+    write_text(path, "".join(f"{line}\n" for line in lines))

@@ -1,0 +1,39 @@
+"""The table that tells SMoLoRA the task of every text (`tuner.sentence: task`), as published.
+
+The published code looks the instruction's embedding up by the task's number, in training and in
+evaluation. Here the tuner looks the text up in this table, which exists for no other setting.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eval.files import read_jsonl
+from eval.routing.record import user_text
+from recipes.run.state import write_json
+from recipes.run.stream import Stream, StreamError
+
+
+def write_task_table(stream: Stream, chunks: int, path: Path) -> None:
+    """Writes {text: task} of all samples of the first `chunks` chunks and of the test sets.
+
+    Raises:
+        StreamError: a sample without a task, or a text of two tasks, which does not tell one.
+    """
+    files = [stream.chunk_file(index) for index in range(1, chunks + 1)]
+    files += [stream.root / entry["test"] for entry in stream.manifest["tasks"].values()]
+    known: dict[str, str] = {}
+    for file in files:
+        for number, sample in enumerate(read_jsonl(file), 1):
+            text, task = user_text(sample), sample.get("task")
+            if not task:
+                raise StreamError(
+                    f"{file}:{number}: the sample has no task, which tuner.sentence = task looks "
+                    "up; add it, or set tuner.sentence: prompt"
+                )
+            if known.setdefault(text, task) != task:
+                raise StreamError(
+                    f"{file}:{number}: {text[:60]!r} is a text of {known[text]} and of {task}, so "
+                    "that tuner.sentence = task cannot tell the task; set tuner.sentence: prompt"
+                )
+    write_json(path, known)

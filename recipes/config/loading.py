@@ -1,0 +1,297 @@
+"""From a recipe's name and overrides to a checked recipe, or to all its problems."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from recipes.arguments import shipped_recipes
+from recipes.config.method import Method, MethodError, find_method, method_names
+from recipes.config.parameter_matching import BudgetError, as_method, budget_method, with_budget
+from recipes.config.problems import (
+    COMMAND_LINE,
+    Place,
+    Places,
+    Problem,
+    RecipeError,
+    did_you_mean,
+    from_pydantic,
+    leaf_names,
+    shown,
+)
+from recipes.config.schema import SCHEDULED_TUNER_KEYS, Recipe, known_tuner_keys, tuner_block
+from recipes.config.swift_arguments import check_swift_block
+from strlora_tuner.methods import LORA, STRLORA, options_class
+from strlora_tuner.methods.strlora.presets import PRESETS
+from strlora_tuner.options import with_preset
+
+FOLDER = Path(__file__).resolve().parents[1]
+
+
+def find_recipe(name: str) -> Path:
+    """Returns the YAML of a recipe given by name (`tiny`) or path; RecipeError without one."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if path.is_file():
+            return path
+        raise RecipeError([Problem(Place(COMMAND_LINE), "RECIPE", f"no such file: {name}")])
+    shipped = FOLDER / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = shipped_recipes()
+    message = f"no recipe is called {name!r}; there are: {', '.join(names)} (or give a YAML file)"
+    raise RecipeError([Problem(Place(COMMAND_LINE), "RECIPE", message, did_you_mean(name, names))])
+
+
+def load_recipe(name: str, overrides: Sequence[str] = (), tuned: bool = True) -> Recipe:
+    """Loads, merges and checks a recipe.
+
+    Args:
+        name: a shipped recipe's name or a YAML file.
+        overrides: `dotted.key=value`, the value in YAML.
+        tuned: whether the values that recipes.tune chose for the method count.
+
+    Raises:
+        RecipeError: with every problem found, not only the first.
+    """
+    path = find_recipe(name)
+    places = Places(_short(path))
+    files = _read_with_parents(path, places, seen=())
+    merged = _with_method(files, overrides, places, tuned)
+    config, problems = _with_overrides(merged, overrides, places)
+    values = _resolve(config, places, problems)
+    recipe = _check(values, places, problems)
+    if problems or recipe is None:
+        raise RecipeError(problems)
+    return _budgeted(recipe, name, overrides, tuned, places)
+
+
+def _budgeted(
+    recipe: Recipe, name: str, overrides: Sequence[str], tuned: bool, places: Places
+) -> Recipe:
+    """The recipe with what its budget derives; a run's own recipe.yaml holds that already."""
+    other = budget_method(recipe)
+    if other is None or recipe.matched is not None:
+        return recipe
+    place = places["budget"]
+    if other not in method_names():
+        hint = did_you_mean(other, method_names())
+        message = f"no method is called {other!r}; there are: {', '.join(method_names())}"
+        raise RecipeError([Problem(place, "budget", message, hint)])
+    try:
+        return with_budget(recipe, load_recipe(name, as_method(overrides, other), tuned))
+    except MethodError as error:
+        raise RecipeError([_of_method(error)]) from error
+    except BudgetError as error:
+        raise RecipeError([Problem(place, "budget", str(error))]) from error
+
+
+def _read_with_parents(
+    path: Path, places: Places, seen: tuple[Path, ...]
+) -> list[tuple[str, DictConfig]]:
+    """Reads a YAML file and those it `extends`, outermost first; fills `places`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = _line_numbers(text, _short(path))
+        config = OmegaConf.load(path)  # refuses a key that is written twice
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise RecipeError(
+            [Problem(Place(_short(path)), "YAML", f"cannot be read: {error}")]
+        ) from error
+    if not isinstance(config, DictConfig):
+        message = "must hold blocks such as `model:` at its top level"
+        raise RecipeError([Problem(Place(_short(path)), "YAML", message)])
+    parent = config.pop("extends", None)
+    above: list[tuple[str, DictConfig]] = []
+    if parent is not None:
+        base = _parent_path(str(parent), path, lines)
+        if base.resolve() in (*seen, path.resolve()):
+            raise RecipeError([Problem(lines["extends"], "extends", "goes round in a circle")])
+        above = _read_with_parents(base, places, (*seen, path.resolve()))
+    places.update(lines)
+    return [*above, (path.stem, config)]
+
+
+def _with_method(
+    files: list[tuple[str, DictConfig]], overrides: Sequence[str], places: Places, tuned: bool
+) -> DictConfig:
+    """Merges the recipe's files with what its method says, see :mod:`recipes.config.method`."""
+    name = _method_name(files, overrides)
+    merged = OmegaConf.create({})
+    try:
+        method = find_method(name)
+    except KeyError:  # the schema names it, and all other mistakes with it
+        method = Method(name, None)
+    except MethodError as error:
+        raise RecipeError([_of_method(error)]) from error
+    fragments = method.fragments()
+    lines: dict[str, Place] = {}
+    if method.file.is_file():
+        lines = _line_numbers(method.file.read_text(encoding="utf-8"), _short(method.file))
+
+    def lay(over: DictConfig, part: str) -> DictConfig:
+        start = f"{part}."
+        own = {k.removeprefix(start): at for k, at in lines.items() if k.startswith(start)}
+        places.update(own)
+        return _merge(over, OmegaConf.create(fragments[part]))
+
+    recipes_own = places.copy()
+    merged = lay(merged, "defaults")
+    places.update(recipes_own)
+    for stem, config in files:
+        merged = _merge(merged, config)
+        if tuned and f"tuned.{stem}" in fragments:
+            merged = lay(merged, f"tuned.{stem}")
+    return lay(merged, "always")
+
+
+def _of_method(error: MethodError) -> Problem:
+    place = Place(_short(error.file))
+    with suppress(yaml.YAMLError, UnicodeDecodeError):
+        place = _line_numbers(error.file.read_text(encoding="utf-8"), place.source).get(
+            error.key, place
+        )
+    return Problem(place, error.key, error.message)
+
+
+def _method_name(files: list[tuple[str, DictConfig]], overrides: Sequence[str]) -> str:
+    named = [str(config["method"]) for _, config in files if "method" in config]
+    named += [text.partition("=")[2] for text in overrides if text.startswith("method=")]
+    return named[-1] if named else str(Recipe.model_fields["method"].default)
+
+
+def _parent_path(parent: str, path: Path, places: dict[str, Place]) -> Path:
+    beside = path.parent / (parent if parent.endswith((".yaml", ".yml")) else f"{parent}.yaml")
+    if beside.is_file():
+        return beside
+    try:
+        return find_recipe(parent)
+    except RecipeError as error:
+        message = error.problems[0].message
+        raise RecipeError([Problem(places["extends"], "extends", message)]) from error
+
+
+def _line_numbers(text: str, source: str) -> dict[str, Place]:
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    return {key: Place(source, line) for key, line in _walk(node, "")}
+
+
+def _walk(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            dotted = f"{prefix}.{key.value}" if prefix else str(key.value)
+            yield dotted, key.start_mark.line + 1
+            yield from _walk(value, dotted)
+
+
+def _with_overrides(
+    config: DictConfig, overrides: Sequence[str], places: Places
+) -> tuple[DictConfig, list[Problem]]:
+    problems = []
+    place = Place(COMMAND_LINE)
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key or key.startswith("-"):
+            hint = "write it as block.key=value, for example seed=1"
+            problems.append(Problem(place, override, "is no override", hint))
+            continue
+        try:
+            config = _merge(config, OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            problems.append(Problem(place, key, f"cannot be set: {str(error).splitlines()[0]}"))
+            continue
+        places.update({key: place})
+    return config, problems
+
+
+def _merge(base: DictConfig, other: DictConfig) -> DictConfig:
+    return cast(DictConfig, OmegaConf.merge(base, other))
+
+
+_SECRET = re.compile(r"oc\.env:\s*(\w*(TOKEN|KEY|SECRET|PASSW|CREDENTIAL)\w*)", re.IGNORECASE)
+
+
+def _secrets(config: DictConfig, places: Places) -> list[Problem]:
+    """A recipe is written into logs and manifests, so that no secret may be read into one."""
+    text = OmegaConf.to_yaml(config, resolve=False)
+    names = sorted({match.group(1) for match in _SECRET.finditer(text)})
+    message = "is a secret by its name, and recipes are logged: the host reads it by itself"
+    return [Problem(places["recipe"], f"oc.env:{name}", message) for name in names]
+
+
+def _resolve(config: DictConfig, places: Places, problems: list[Problem]) -> dict[str, Any]:
+    """Resolves `${...}`; a reference that leads nowhere is a problem."""
+    problems += _secrets(config, places)
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        key = error.full_key or "recipe"
+        problems.append(Problem(places[key], key, str(error).splitlines()[0]))
+        values = OmegaConf.to_container(config, resolve=False)
+    return cast(dict[str, Any], values)
+
+
+def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> Recipe | None:
+    """Checks all blocks and appends what is wrong; a Recipe only when the schema itself accepts."""
+    elsewhere = {**leaf_names(Recipe)}
+    for name in sorted(known_tuner_keys() - {"preset"}):
+        elsewhere.setdefault(name, f"tuner.{name}")
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems += from_pydantic(error, Recipe, places, elsewhere, also_known=("extends",))
+    if isinstance(values.get("tuner"), dict):
+        tuner_type = STRLORA if recipe is None else recipe.tuner_type or LORA
+        problems += _check_tuner(values["tuner"], tuner_type, places, elsewhere)
+    if isinstance(values.get("swift"), dict):
+        problems += check_swift_block(values["swift"], places, "swift")
+    return recipe
+
+
+def _check_tuner(
+    tuner: dict[str, Any], tuner_type: str, places: Places, elsewhere: dict[str, str]
+) -> list[Problem]:
+    """Checks the options of the method's tuner; other tuners' keys may stand there."""
+    problems = []
+    kind = options_class(tuner_type)
+    own = {item.name for item in dataclasses.fields(kind)}
+    others = known_tuner_keys() - own - {"preset"}
+    options = {key: value for key, value in tuner.items() if key not in others}
+    preset = options.pop("preset", None)
+    if preset is not None and preset not in PRESETS:
+        message = f"found {shown(preset)}, allowed: {', '.join(PRESETS)}"
+        hint = did_you_mean(str(preset), PRESETS)
+        problems.append(Problem(places["tuner.preset"], "tuner.preset", message, hint))
+        preset = None
+    for key, advice in SCHEDULED_TUNER_KEYS.items():
+        if options.pop(key, None) is not None:
+            dotted = f"tuner.{key}"
+            problems.append(Problem(places[dotted], dotted, f"changes with the chunks: {advice}"))
+    if kind.default_preset is not None:
+        options["preset"] = preset or kind.default_preset
+    block = tuner_block(tuner_type)
+    try:
+        block(**with_preset(kind, options))
+    except ValidationError as error:
+        problems += from_pydantic(
+            error, block, places, elsewhere, prefix="tuner", also_known=("preset",)
+        )
+    return problems
+
+
+def _short(path: Path) -> str:
+    """The path as the user may type it: relative to the working directory where possible."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,106 @@
+"""What `method: NAME` means: one YAML in recipes/methods/ for each method.
+
+Keys of such a file, all but the first optional:
+
+    tuner_type   the tuner that trains: lora (the host's own), strlora, or a folder of
+                 strlora_tuner/methods/; null: nothing is trained
+    protocol     stream (default): chunk after chunk, each from the adapter before; joint: one run
+                 on all chunks shuffled; zero_shot: the base model; pool: an adapter a chunk and a
+                 router
+    defaults     a fragment of a recipe, under the recipe's own values
+    always       a fragment over the recipe's values: what makes the method this method
+    tuned        {recipe: fragment}, over the values of the recipe of that name: learning rates and
+                 gate scale that `python -m recipes.tune` chose there
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import yaml
+
+from strlora_tuner.methods import tuner_types
+
+FOLDER = Path(__file__).resolve().parents[1] / "methods"
+Protocol = Literal["stream", "joint", "zero_shot", "pool"]
+
+
+class MethodError(ValueError):
+    """A method's YAML is wrong; `file` and `key` say where, the message what and the remedy."""
+
+    def __init__(self, file: Path, key: str, message: str) -> None:
+        super().__init__(f"{file}: {key}: {message}")
+        self.file, self.key, self.message = file, key, message
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method, as its YAML declares it."""
+
+    name: str
+    tuner_type: str | None
+    protocol: Protocol = "stream"
+    defaults: dict[str, Any] = field(default_factory=dict)
+    always: dict[str, Any] = field(default_factory=dict)
+    tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def file(self) -> Path:
+        """The YAML that declares it."""
+        return FOLDER / f"{self.name}.yaml"
+
+    @property
+    def own_blocks(self) -> set[str]:
+        """Blocks of a recipe that it brings along."""
+        return self.defaults.keys() | self.always.keys()
+
+    def fragments(self) -> dict[str, dict[str, Any]]:
+        """Its recipe fragments by the dotted key that they stand under in the file."""
+        tuned = {f"tuned.{name}": fragment for name, fragment in self.tuned.items()}
+        return {"defaults": self.defaults, "always": self.always, **tuned}
+
+
+@cache
+def method_names() -> tuple[str, ...]:
+    """Names of all methods, sorted."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+
+
+@cache
+def find_method(name: str) -> Method:
+    """Returns a method by name.
+
+    Raises:
+        KeyError: no method is called so.
+        MethodError: its YAML cannot be read, or holds what no method has.
+    """
+    if name not in method_names():
+        raise KeyError(name)
+    path = FOLDER / f"{name}.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MethodError(path, "YAML", f"cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise MethodError(path, "YAML", f"found {values!r}, expected a mapping with tuner_type")
+    allowed: dict[str, Sequence[Any] | None] = {  # None: a mapping
+        "tuner_type": (None, *tuner_types()),
+        "protocol": get_args(Protocol),
+        "defaults": None,
+        "always": None,
+        "tuned": None,
+    }
+    for key, value in {**values, "tuner_type": values.get("tuner_type", "nothing")}.items():
+        if key not in allowed:
+            raise MethodError(path, str(key), f"unknown key, expected {', '.join(allowed)}")
+        known = allowed[key]
+        if known is not None and value not in known:
+            names = ", ".join("null" if each is None else each for each in known)
+            raise MethodError(path, key, f"found {value!r}, expected one of {names}")
+        if known is None and not isinstance(value, dict):
+            raise MethodError(path, key, f"found {value!r}, expected a mapping of recipe keys")
+    return Method(name, **cast(dict[str, Any], values))

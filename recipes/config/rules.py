@@ -1,0 +1,208 @@
+"""Rules over several keys of a recipe; what a single key may hold stands in recipes.config.schema."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from strlora_tuner.methods import options_class
+from strlora_tuner.options import AdapterOptions
+
+if TYPE_CHECKING:
+    from recipes.config.schema import Recipe
+
+
+def cross_field_problems(recipe: Recipe) -> list[str]:
+    """Names every rule over several keys that `recipe` breaks."""
+    schedule, launcher = recipe.schedule, recipe.launcher
+    problems = []
+    step = schedule.per_device_batch * recipe.processes
+    if schedule.global_batch % step:
+        below = max(schedule.global_batch // step, 1) * step
+        problems.append(
+            f"schedule.global_batch = {schedule.global_batch} cannot be made of per_device_batch "
+            f"{schedule.per_device_batch} x {recipe.processes} processes (launcher.nproc"
+            f"{' x launcher.nodes' if launcher.nodes > 1 else ''}) x a whole "
+            f"accumulation: use a global batch of {below} or {below + step}, or change the others"
+        )
+    for phase, name in ((schedule.first, "first"), (schedule.later, "later")):
+        if phase.aligner_lr is not None and recipe.model.aligner is None:
+            problems.append(
+                f"schedule.{name}.aligner_lr = {phase.aligner_lr} has nothing to act on: set "
+                "model.aligner (multi_modal_projector) or remove the rate"
+            )
+    problems += _backend_problems(recipe)
+    problems += _resident_problems(recipe)
+    if launcher.nodes > 1 and launcher.kind != "slurm":
+        problems.append(
+            f"launcher.nodes = {launcher.nodes} needs something that starts processes on other "
+            "machines: set launcher.kind to slurm"
+        )
+    problems += _identity_problems(recipe)
+    problems += _replay_problems(recipe) + _ewc_problems(recipe) + _pool_problems(recipe)
+    if launcher.cpu and recipe.model.dtype == "float16":
+        problems.append("model.dtype = float16 needs a GPU: with launcher.cpu use float32")
+    if recipe.data.source == "mini" and not re.fullmatch(r"[a-z0-9_-]+", recipe.data.size):
+        problems.append(f"data.size = {recipe.data.size!r} is no size of the mini stream")
+    return problems
+
+
+# Blocks that are a method, or go beside one.
+METHOD_BLOCKS = ("replay", "ewc", "pool")
+
+
+def _identity_problems(recipe: Recipe) -> list[str]:
+    """Names what would leave of a method only its name."""
+    problems = []
+    for block in METHOD_BLOCKS:
+        if block not in recipe.definition.own_blocks:
+            continue
+        found = getattr(recipe, block)
+        if found is None:
+            problems.append(
+                f"method = {recipe.method} needs its block `{block}`, found null: leave it out, "
+                "set its keys, or name the method that is left (lora)"
+            )
+            continue
+        for key, value in recipe.definition.always.get(block, {}).items():
+            if getattr(found, key) != value:
+                problems.append(
+                    f"{block}.{key} = {getattr(found, key)} makes method {recipe.method} another "
+                    f"one, expected {value}: leave it out"
+                )
+    return problems
+
+
+# Arguments under which the host would not read a training file in its order, or not all of it.
+_ORDER: dict[str, Any] = {
+    "train_dataloader_shuffle": True,
+    "dataset_shuffle": True,
+    "group_by_length": True,
+    "dataloader_drop_last": True,
+    "packing": True,
+    "padding_free": True,
+    "truncation_strategy": "split",
+}
+
+
+def _replay_problems(recipe: Recipe) -> list[str]:
+    if recipe.replay is None:
+        return []
+    batch, problems = recipe.schedule.global_batch, []
+    if recipe.replay.replayed(batch) is None:
+        problems.append(
+            f"replay.share = {recipe.replay.share} of schedule.global_batch = {batch} is no whole "
+            f"number of samples between 1 and {batch - 1}: use a share of n / {batch}"
+        )
+    for key, value in _ORDER.items():
+        if recipe.swift.get(key) == value:
+            problems.append(
+                f"swift.{key} = {str(value).lower()} would break the share of replayed samples in "
+                "every batch, which is laid out in the training file: leave it out"
+            )
+    return problems + _stream_only(recipe, "replay")
+
+
+def _ewc_problems(recipe: Recipe) -> list[str]:
+    if recipe.ewc is None:
+        return []
+    problems = []
+    if recipe.model.dtype == "float16" and recipe.launcher.deepspeed:
+        problems.append(
+            "model.dtype = float16 with ewc under DeepSpeed: its dynamic loss scale cannot be "
+            "applied to the penalty; use model.dtype: bfloat16"
+        )
+    if recipe.tuner_type is not None and _grows(recipe.tuner_type):
+        problems.append(
+            f"method = {recipe.method} has nothing for ewc to act on: every chunk starts "
+            "parameters of its own, of which the weights before say nothing; set ewc: null"
+        )
+    for key in ("packing", "padding_free"):
+        if recipe.swift.get(key):
+            problems.append(
+                f"swift.{key} = true would make one sample of several, and the Fisher information "
+                "of ewc is taken sample by sample: leave it out"
+            )
+    return problems + _stream_only(recipe, "ewc")
+
+
+def _grows(tuner_type: str) -> bool:
+    """Whether a tuner's adapter gets new tensors with every chunk: then it says how many."""
+    own = [kind for kind in options_class(tuner_type).__mro__ if kind is not AdapterOptions]
+    return any({"layer_growth", "model_growth"} & vars(kind).keys() for kind in own)
+
+
+def _pool_problems(recipe: Recipe) -> list[str]:
+    has_pool = recipe.definition.protocol == "pool"
+    if recipe.pool is not None and not has_pool:
+        return [
+            f"method = {recipe.method} keeps one adapter, so pool has nothing to act on; set pool: "
+            "null or method: mr_lora"
+        ]
+    texts = 0 if recipe.pool is None else len(recipe.pool.descriptions)
+    if texts and texts != recipe.data.chunks:
+        return [
+            f"pool.descriptions = {texts} texts for data.chunks = {recipe.data.chunks}: give one a "
+            "chunk, in their order, or none"
+        ]
+    if has_pool and recipe.data.chunks > MOST_EXPERTS:
+        return [f"data.chunks = {recipe.data.chunks}: a pool has names for {MOST_EXPERTS} adapters"]
+    return []
+
+
+MOST_EXPERTS = 26 * 26  # two letters
+
+
+def _stream_only(recipe: Recipe, block: str) -> list[str]:
+    protocol = recipe.definition.protocol
+    if protocol == "stream":
+        return []
+    return [
+        f"method = {recipe.method} has nothing for {block} to act on: no chunk goes on from the "
+        f"one before (protocol {protocol}); set {block}: null"
+    ]
+
+
+# Tuners whose adapter can be merged into the base weights, which is all that vLLM is given.
+MERGEABLE = ("lora",)
+
+
+def _backend_problems(recipe: Recipe) -> list[str]:
+    if recipe.eval.backend != "vllm":
+        return []
+    problems = []
+    if recipe.pool is not None:
+        problems.append(
+            f"eval.backend = vllm cannot serve method = {recipe.method}: each question has its own "
+            "adapter, and one merged model is served; use eval.backend: transformers"
+        )
+    if recipe.tuner_type not in MERGEABLE:
+        problems.append(
+            f"eval.backend = vllm cannot serve method = {recipe.method}: its expert weights depend "
+            "on instruction and token, so the adapter cannot be merged into the model, and vLLM "
+            "knows plain LoRA only; use eval.backend: transformers"
+        )
+    if recipe.launcher.cpu:
+        problems.append(
+            "eval.backend = vllm needs a GPU: with launcher.cpu use eval.backend: transformers"
+        )
+    return problems
+
+
+def _resident_problems(recipe: Recipe) -> list[str]:
+    launcher = recipe.launcher
+    if not launcher.resident:
+        return []
+    others = {
+        f"launcher.nodes = {launcher.nodes}: its processes are of one machine": launcher.nodes > 1,
+        "launcher.kind = torchrun, whose place it takes; use local": launcher.kind == "torchrun",
+        f"launcher.deepspeed = {launcher.deepspeed}: each process loads a part of the model; use "
+        "zero2 or null": "zero3" in (launcher.deepspeed or "").lower(),
+        "launcher.slurm.container: the host runs in there": bool(launcher.slurm.container),
+        "eval.backend = vllm, which loads the model itself": recipe.eval.backend == "vllm",
+    }
+    return [
+        f"launcher.resident = True does not go with {reason}; or set launcher.resident to false"
+        for reason, found in others.items()
+        if found
+    ]

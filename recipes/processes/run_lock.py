@@ -1,0 +1,129 @@
+"""One orchestrator a run: a lock that the kernel releases when its holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from recipes.processes.host_process import kill_group, kill_marked, start_time
+
+BEAT_SECONDS = 10.0
+
+
+class RunLocked(Exception):
+    """Another orchestrator works on this run; the message says which."""
+
+
+class RunLock:
+    """run.lock: who works on the run (pid, start time, machine) and which host process it started.
+
+    The kernel's lock on the open file decides; its text is for people, and for ending a trainer
+    that outlived its orchestrator.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: Any = None
+        self._beat = 0.0
+
+    def __enter__(self) -> RunLock:
+        """Takes the lock.
+
+        Raises:
+            RunLocked: a living orchestrator holds it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = read_holder(self.path)
+            self._file.close()
+            raise RunLocked(
+                f"{self.path.parent} is being worked on by process {holder.get('pid', '?')} on "
+                f"{holder.get('machine', '?')}; wait for it, look with the command status, or "
+                "stop it first"
+            ) from error
+        _end_leftover(read_holder(self.path))
+        kill_marked(self.path.parent)
+        self._write({})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.close()
+
+    def note_child(self, pid: int | None) -> None:
+        """Records the host process that runs now, or that none does."""
+        self._write({} if pid is None else {"child": pid, "child_start": start_time(pid)})
+
+    def beat(self) -> None:
+        """Gives a sign of life, for a status asked on another machine: the file's time moves."""
+        if time.monotonic() - self._beat >= BEAT_SECONDS:
+            self._beat = time.monotonic()
+            with suppress(OSError):  # a full disk must not end a training over a sign of life
+                os.utime(self.path)
+
+    def _write(self, child: dict[str, Any]) -> None:
+        me = {
+            "pid": os.getpid(),
+            "start": start_time(os.getpid()),
+            "machine": socket.gethostname(),
+            "boot": boot_id(),
+        }
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(json.dumps({**me, **child}))
+        self._file.flush()
+
+
+def read_holder(path: Path) -> dict[str, Any]:
+    """The lock file's text; empty when there is none or it was cut off while being written."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8") or "{}")
+    except (OSError, ValueError):
+        return {}
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living orchestrator holds the lock."""
+    try:
+        with path.open("r", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def is_here(holder: dict[str, Any]) -> bool:
+    """Whether the lock was written on this machine since it started."""
+    return holder.get("machine") == socket.gethostname() and holder.get("boot") == boot_id()
+
+
+def _end_leftover(holder: dict[str, Any]) -> None:
+    """Kills the host processes of a dead orchestrator: two trainers must never share a folder.
+
+    A group lives on under its leader's number even when the leader is gone. When another process
+    has that number now (another start time, another boot), the group is not ours.
+    """
+    child = holder.get("child")
+    if child and is_here(holder) and start_time(child) in (None, holder.get("child_start")):
+        kill_group(child, signal.SIGKILL)
+
+
+def boot_id() -> str:
+    """Tells one boot of this machine from another; empty where the kernel does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

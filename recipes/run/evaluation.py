@@ -1,0 +1,114 @@
+"""The evaluation of one chunk: one `swift infer` process for all tasks, then scores and report.
+
+What an answer is worth is decided in the package `eval`; here files are brought into place, each
+completely or not at all.
+"""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from eval.matrix import append_scores
+from eval.predictions import repair_results, split_results, write_combined
+from eval.routing.record import write_probe
+from eval.routing.router_accuracy import score_choices
+from eval.scores import score_chunk
+from recipes.config.schema import Recipe
+from recipes.run.commands import Command, infer_command
+from recipes.run.layout import RunLayout
+from recipes.run.state import read_json, write_json
+from recipes.run.stream import Stream
+
+
+class Questions(NamedTuple):
+    """What is still to be asked: the host's command (None: nothing), answered and all questions."""
+
+    command: Command | None
+    answered: int
+    total: int
+
+
+def prepare(
+    recipe: Recipe, layout: RunLayout, stream: Stream, tasks: list[str], chunk: int
+) -> Questions:
+    """Writes the questions that an interrupted evaluation has not answered, or all of them."""
+    layout.chunk(chunk).mkdir(parents=True, exist_ok=True)
+    answers = layout.answers(chunk)
+    answered = repair_results(answers)
+    # A half-written merged model would be taken for a whole one.
+    shutil.rmtree(layout.merged(chunk), ignore_errors=True)
+    left = write_combined(stream.root, tasks, layout.prompts, recipe.eval.limit, answers)
+    layout.routing(chunk).unlink(missing_ok=True)
+    if recipe.routed and chunk > 0:
+        write_probe(stream.root, tasks, layout.probe)
+    if not left:
+        return Questions(None, answered, answered)
+    layout.routing(chunk).unlink(missing_ok=True)
+    return Questions(
+        infer_command(recipe, layout, layout.prompts, chunk), answered, answered + left
+    )
+
+
+def score(
+    recipe: Recipe, layout: RunLayout, stream: Stream, tasks: list[str], chunk: int
+) -> dict[str, Any]:
+    """Turns the host's answers into predictions, scores.json and rows of matrix.csv.
+
+    Raises:
+        ValueError: an answer that belongs to no question, or two answers to one (from eval).
+    """
+    folder = layout.predictions(chunk)
+    temporary = folder.with_name(".predictions")
+    for leftover in (folder, temporary):
+        shutil.rmtree(leftover, ignore_errors=True)
+    split_results(layout.answers(chunk), stream.root, temporary, tasks, recipe.eval.limit)
+    temporary.rename(folder)
+    scores = score_chunk(folder, stream.root, chunk)
+    write_json(layout.scores(chunk), scores)
+    append_scores(layout.matrix, chunk, scores)
+    choices = score_choices(folder, stream.root, chunk) if chunk > 0 else None
+    if choices is not None:
+        write_json(layout.router_scores(chunk), choices)
+    _note_unrouted(layout.routing(chunk), repair_results(layout.answers(chunk)))
+    layout.answers(chunk).unlink()
+    shutil.rmtree(layout.merged(chunk), ignore_errors=True)
+    return scores
+
+
+def repeat_base_model(layout: RunLayout, chunk: int) -> None:
+    """Records the base model's scores as those after `chunk`: what a stream without training gives.
+
+    Predictions are copied, so that the run is compared like any other.
+    """
+    scores = {**read_json(layout.scores(0)), "chunk": chunk}
+    temporary = layout.predictions(chunk).with_name(".predictions")
+    for leftover in (layout.predictions(chunk), temporary):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(layout.predictions(0), temporary)
+    temporary.rename(layout.predictions(chunk))
+    write_json(layout.scores(chunk), scores)
+    append_scores(layout.matrix, chunk, scores)
+
+
+def _note_unrouted(routing: Path, answers: int) -> None:
+    """Notes in routing.json how many answers it does not cover: those before a kill."""
+    if not routing.is_file():
+        return
+    content = read_json(routing)
+    missing = answers - int(content["rows"])
+    if missing:
+        write_json(routing, {**content, "missing_rows": missing})
+
+
+def write_report(layout: RunLayout, say: Callable[[str], None]) -> None:
+    """Writes report.html. One that cannot be drawn is told, but must not stop a training run."""
+    try:
+        from eval.report import write_report as write_html  # only a finished chunk needs it
+
+        write_html(layout.root)
+    except Exception:  # noqa: BLE001 - whatever is wrong with a drawing, training goes on
+        say(f"the report could not be written; training goes on:\n{traceback.format_exc()}")

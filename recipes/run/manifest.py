@@ -1,0 +1,219 @@
+"""manifest.json: what a second laboratory needs to know, and the check that it is the same run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+from recipes.config.problems import shown
+from recipes.config.schema import Recipe, Slurm
+from recipes.processes.machine import git, hardware, versions
+from recipes.run.commands import REPO, default_threads
+from recipes.run.layout import RunLayout
+from recipes.run.state import RunState, write_json, write_text
+from recipes.run.stream import Stream, file_sha256
+
+# Keys that may change while a run goes on: none of them changes a number in its matrix.
+FREE_KEYS: tuple[str, ...] = (
+    "run_dir",
+    "model.download",
+    "data.prepare",
+    "launcher.omp_threads",
+    "eval.batch_size",
+)
+FREE_KEYS += ("schedule.save_steps", "schedule.keep_checkpoints")
+# Processes and machines: between chunks only (recipes.run.runner); the global batch is the same.
+FREE_KEYS += ("launcher.kind", "launcher.nodes", "launcher.nproc", "launcher.resident")
+FREE_KEYS += ("launcher.sample_cache", "launcher.sample_cache_gb")
+FREE_KEYS += tuple(f"launcher.slurm.{key}" for key in Slurm.model_fields)
+FREE_KEYS += ("swift.logging_steps", "swift.report_to", "swift.run_name")
+FREE_KEYS += ("swift.swanlab_mode", "swift.swanlab_project", "swift.dataloader_num_workers")
+
+
+HASHED_AGAIN_BELOW = 2**30  # bytes
+
+
+class RunChanged(Exception):
+    """The recipe or the data differ from those that the run was started with."""
+
+
+def write_manifest(layout: RunLayout, recipe: Recipe, stream: Stream, state: RunState) -> None:
+    """Writes manifest.json and recipe.yaml at the first start; later starts are only added."""
+    session = {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "git": git(REPO),
+        "versions": versions(),
+        "hardware": hardware(),
+        "processes": recipe.processes,
+    }
+    if layout.manifest.is_file():
+        manifest = read_manifest(layout)
+    else:
+        manifest = _new_manifest(recipe, stream, session)
+        write_text(layout.recipe, OmegaConf.to_yaml(OmegaConf.create(resolved(recipe))))
+    manifest["sessions"].append(session)
+    manifest["chunks"] = chunk_costs(state)
+    write_json(layout.manifest, manifest)
+
+
+def write_costs(layout: RunLayout, state: RunState) -> None:
+    """Brings the costs of the chunks in manifest.json to what `state` says; nothing reads them."""
+    write_json(layout.manifest, {**read_manifest(layout), "chunks": chunk_costs(state)})
+
+
+def chunk_costs(state: RunState) -> list[dict[str, Any]]:
+    """What each chunk took so far: seconds of wall clock and of GPUs, and joules.
+
+    Chunk 0 is the evaluation of the base model; None: on CPU, or not told by the driver.
+    """
+    return [
+        {
+            "chunk": record.index,
+            "wall_seconds": round(record.train_seconds + record.eval_seconds, 1),
+            "train_seconds": record.train_seconds,
+            "eval_seconds": record.eval_seconds,
+            "gpu_seconds": record.gpu_seconds,
+            "joules": record.gpu_joules,
+        }
+        for record in state.chunks
+    ]
+
+
+def _new_manifest(recipe: Recipe, stream: Stream, session: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "name": recipe.name,
+        **session,
+        "recipe": resolved(recipe),
+        "protocol": recipe.definition.protocol,
+        "tuner": asdict(recipe.tuner_options) if recipe.routed else None,
+        "data": {
+            "stream": recipe.data.stream,
+            "name": stream.manifest.get("name"),
+            "sha256": stream.sha256,
+            "chunks": [stream.chunk(i + 1)["sha256"] for i in range(recipe.data.chunks)],
+        },
+        "model": model_identity(Path(recipe.model.path)),
+        "seed": recipe.seed,
+        "threads": recipe.launcher.omp_threads or default_threads(recipe),
+        "global_batch": recipe.schedule.global_batch,
+        "sessions": [],
+        "chunks": [],
+    }
+
+
+def model_identity(path: Path) -> dict[str, Any]:
+    """sha256 of every weight and configuration file of a local model; a hub id is only named."""
+    if not path.is_dir():
+        return {"hub_id": str(path), "sha256": None}
+    hashes = {file.name: file_sha256(file) for file in _model_files(path)}
+    return {"path": str(path), "bytes": _sizes(path), "sha256": hashes}
+
+
+def _model_files(path: Path) -> list[Path]:
+    return [p for p in sorted(path.iterdir()) if p.suffix in (".safetensors", ".json", ".jinja")]
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in _model_files(path)}
+
+
+def read_manifest(layout: RunLayout) -> dict[str, Any]:
+    """Reads manifest.json; ValueError when it is damaged."""
+    return json.loads(layout.manifest.read_text(encoding="utf-8"))
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, defaults filled in."""
+    return recipe.model_dump(mode="json")
+
+
+def check_same_run(layout: RunLayout, recipe: Recipe) -> None:
+    """Raises RunChanged when `recipe` is not the one that the run folder was started with."""
+    if not layout.manifest.is_file():
+        return
+    old, new = dict(flat(_of_today(read_manifest(layout)["recipe"]))), dict(flat(_meant(recipe)))
+    changed = [
+        f"  {key}: {shown(old.get(key))} in the run, {shown(new.get(key))} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in FREE_KEYS
+    ]
+    if changed:
+        raise RunChanged(
+            f"{layout.root} was started with another recipe:\n" + "\n".join(changed) + "\n"
+            "Its numbers would no longer mean one thing. Go on with the old values, or give this "
+            f"recipe its own folder: run_dir={layout.root}-2"
+        )
+
+
+def _of_today(values: dict[str, Any]) -> dict[str, Any]:
+    """A recorded recipe with the keys that came since at their defaults.
+
+    One that today's schema no longer accepts stays as it is: every difference will be named.
+    """
+    try:
+        return _meant(Recipe.model_validate(values))
+    except ValidationError:
+        return values
+
+
+def _meant(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, its tuner's options over their preset and defaults."""
+    values = resolved(recipe)
+    with suppress(ValueError, TypeError):  # options that are refused are told when they are used
+        values["tuner"] = asdict(recipe.tuner_options)
+    return values
+
+
+def check_same_data(layout: RunLayout, stream: Stream) -> None:
+    """Raises RunChanged when the stream is not the one that the run folder was started with."""
+    if not layout.manifest.is_file():
+        return
+    known = read_manifest(layout)["data"]["sha256"]
+    if known != stream.sha256:
+        raise RunChanged(
+            f"the stream {stream.root} changed since {layout.root} was started: "
+            f"{stream.root / 'stream.json'} has sha256 {stream.sha256[:12]}..., the run recorded "
+            f"{known[:12]}.... Bring the old stream back, or start again with another run_dir"
+        )
+
+
+def check_same_model(layout: RunLayout, recipe: Recipe) -> None:
+    """Raises RunChanged when a local base model is not the one that the run was started with.
+
+    Sizes are always compared, contents where that takes no longer than a second or two.
+    """
+    path = Path(recipe.model.path)
+    if not layout.manifest.is_file() or not path.is_dir():
+        return
+    known = read_manifest(layout)["model"]
+    small = sum(known.get("bytes", {}).values()) < HASHED_AGAIN_BELOW
+    now = model_identity(path) if small else {"bytes": _sizes(path)}
+    changed = sorted(
+        name
+        for kind in now.keys() & {"bytes", "sha256"}
+        for name in now[kind].keys() | known[kind].keys()
+        if now[kind].get(name) != known[kind].get(name)
+    )
+    if changed:
+        raise RunChanged(
+            f"the base model {path} changed since {layout.root} was started: {', '.join(changed)}. "
+            "Bring the old one back, or start again with another run_dir"
+        )
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of nested dicts."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

@@ -1,0 +1,179 @@
+"""What the user sees of a run: one live panel on a terminal, sparse plain lines in a log."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from recipes.run.checkpoints import complete_lines
+
+PLAIN_SECONDS = 15.0
+
+
+@dataclass
+class Activity:
+    """What is being done now, train or evaluate; step counts come from the host's own files."""
+
+    chunk: int = 0
+    task: str = ""
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    started: float = 0.0
+
+
+class Progress:
+    """Reports a run. `chunks` counts the chunks to train; chunk 0 is the base model."""
+
+    def __init__(self, name: str, chunks: int, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stdout, highlight=False)
+        self.name, self.chunks = name, chunks
+        self.activity = Activity()
+        self.scores: dict[str, float] = {}
+        self._seconds: list[float] = []
+        self._chunks_left = chunks
+        self._last_plain = 0.0
+        self._chunk_started = time.monotonic()
+        self._last_text = ""
+        self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays, above the live panel where there is one."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def begin(self, chunk: int, task: str, text: str) -> None:
+        """Starts an activity and says so in a line."""
+        now = time.monotonic()
+        if chunk != self.activity.chunk:
+            self._chunk_started = now
+        self.activity = Activity(chunk, task, started=now)
+        self._last_plain = now
+        self.say(f"{self._where()} {text}")
+
+    def chunk_took(self, seconds: float, chunks_left: int) -> None:
+        """Tells how long a whole chunk took, for the time left; at most the last five count."""
+        self._seconds = [*self._seconds[-4:], seconds]
+        self._chunks_left = chunks_left
+
+    def watch_training(self, metrics: Path) -> Callable[[], None]:
+        """Returns the tick that follows the host's logging.jsonl."""
+
+        def tick() -> None:
+            if metrics.is_file():
+                self._read_metrics(metrics)
+            self._show()
+
+        return tick
+
+    def watch_answers(self, answers: Path, total: int) -> Callable[[], None]:
+        """Returns the tick that counts the lines of the host's result file, `total` at the end."""
+        read = 0
+
+        def tick() -> None:
+            nonlocal read
+            if answers.is_file() and answers.stat().st_size > read:
+                with answers.open("rb") as file:
+                    file.seek(read)
+                    new = file.read()
+                read += len(new)
+                self.activity.step += new.count(b"\n")
+                self.activity.steps = total
+            self._show()
+
+        return tick
+
+    def _read_metrics(self, metrics: Path) -> None:
+        for line in reversed(complete_lines(metrics)):
+            try:
+                row = json.loads(line)
+                step, steps = str(row["global_step/max_steps"]).split("/")
+                loss = row["loss"]
+            except (ValueError, KeyError):
+                continue
+            self.activity.step, self.activity.steps = int(step), int(steps)
+            self.activity.loss = float(loss)
+            return
+
+    def _show(self) -> None:
+        if self.console.is_terminal:
+            self._live.update(self._panel())
+            return
+        now = time.monotonic()
+        text = self._doing()
+        if now - self._last_plain >= PLAIN_SECONDS and text != self._last_text:
+            self._last_plain, self._last_text = now, text
+            self.say(f"{self._where()} {text}{self._left_text()}")
+
+    def _where(self) -> str:
+        return f"[{self.name}] chunk {self.activity.chunk}/{self.chunks}"
+
+    def _doing(self) -> str:
+        now = self.activity
+        if now.task == "evaluate":
+            count = f" {now.step}/{now.steps} answers" if now.steps else " (starting)"
+            return f"evaluating{count}"
+        if not now.steps:
+            return "training (starting)"
+        loss = "" if now.loss is None else f", loss {now.loss:.4f}"
+        return f"training step {now.step}/{now.steps}{loss}"
+
+    def seconds_left(self) -> float | None:
+        """Expected seconds to the end of the run; None until a chunk has been timed."""
+        if not self._seconds:
+            return None
+        mean = sum(self._seconds) / len(self._seconds)
+        spent = min(mean, time.monotonic() - self._chunk_started)
+        return max(0.0, mean * self._chunks_left - spent)
+
+    def _left_text(self) -> str:
+        left = self.seconds_left()
+        return "" if left is None else f", about {duration(left)} left"
+
+    def _panel(self) -> Table:
+        panel = Table.grid(padding=(0, 2))
+        spent = duration(time.monotonic() - self.activity.started)
+        panel.add_row(self._where(), self._doing(), f"{spent}{self._left_text()}")
+        if self.scores:
+            panel.add_row("last scores", score_text(self.scores))
+        return panel
+
+
+def score_text(scores: Mapping[str, float]) -> str:
+    """Scores in percent, task by task, with their mean."""
+    if not scores:
+        return "none"
+    parts = [f"{task} {100 * score:.1f}" for task, score in scores.items()]
+    mean = 100 * sum(scores.values()) / len(scores)
+    return f"{', '.join(parts)} | mean {mean:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42 s, 3 min 05 s or 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

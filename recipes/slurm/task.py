@@ -1,0 +1,74 @@
+"""`srun python -m recipes.slurm.task COMMAND...`: one machine's part of a training on several.
+
+Tells ms-swift, by its own environment variables, which of the machines this is and where the first
+one waits; passes a request to save on to the trainers, which srun cannot reach by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from types import FrameType
+
+from recipes.processes.host_process import ask_to_save, kill_group
+
+FIRST_PORT, PORTS = 20000, 20000
+
+
+def node_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What SLURM says of this task, in the host's words: rank, first machine and port.
+
+    The port follows from job and step, so that two jobs on a machine do not meet; MASTER_ADDR and
+    MASTER_PORT that are already set win.
+    """
+    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
+    found = {
+        "NODE_RANK": environment["SLURM_NODEID"],
+        "MASTER_PORT": str(FIRST_PORT + (job * 100 + step) % PORTS),
+    }
+    if "MASTER_ADDR" not in environment:
+        found["MASTER_ADDR"] = first_node(environment["SLURM_JOB_NODELIST"])
+    if "MASTER_PORT" in environment:
+        del found["MASTER_PORT"]
+    return found
+
+
+def first_node(nodes: str) -> str:
+    """The first name of SLURM's node list such as gpu[01-04], by scontrol."""
+    done = subprocess.run(
+        ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()[0]
+
+
+def main(command: list[str]) -> int:
+    """Runs the command to its end and returns its exit code."""
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **node_environment(os.environ)},
+        start_new_session=True,
+        preexec_fn=_ignore_requests,
+    )
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGUSR1 or not ask_to_save(process.pid):
+            kill_group(process.pid, signal.SIGTERM)
+
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
+    return process.wait()
+
+
+def _ignore_requests() -> None:
+    """SLURM gives a step's signal to all its processes: torchrun must not die of a request to save.
+
+    What is ignored stays so in children; a trainer sets its own handler.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

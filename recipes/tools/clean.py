@@ -1,0 +1,139 @@
+"""`clean`: removes what a run no longer needs. What going on needs is never touched.
+
+The policy, chunk by chunk:
+
+- never removed: state, manifest, recipe, matrix, report, logs, metrics, predictions, scores, and
+  the adapter of the newest finished chunk, from which the next one starts;
+- a trained chunk: its host folder (checkpoints), merged weights, the file of mixed-in samples;
+- the chunk that is being trained: every checkpoint but the newest complete one;
+- an evaluated chunk: raw answers (they are in predictions/);
+- everywhere: temporary files of a process that was killed;
+- only when asked (`--old-adapters`): adapters of chunks before the newest finished one; of a pool,
+  in which every adapter answers, the routers of those chunks instead.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from recipes.baselines.mr_lora.pool import RouterLayout
+from recipes.config.schema import Recipe
+from recipes.processes.run_lock import RunLock
+from recipes.run.checkpoints import EWC_STATE, WEIGHTS, newest_checkpoint
+from recipes.run.layout import RunLayout
+from recipes.run.state import RunState, load_state
+
+# How temporary files begin: a dot, and the name of what they become.
+_LEFTOVERS = tuple(
+    f".{name}"
+    for name in (
+        "state.json.",
+        "manifest.json.",
+        "recipe.yaml.",
+        "matrix.csv.",
+        "report.html.",
+        "test_prompts.jsonl.",
+        "routing_probe.json.",
+        "tasks_told.json.",
+        "adapter.",
+        "predictions",
+        "scores.json.",
+        "routing.json.",
+        "train_metrics",
+        "answers.jsonl.",
+        "mixed.jsonl.",
+        "router",
+        "pool.json.",
+    )
+)
+
+
+def clean(recipe: Recipe, remove: bool, old_adapters: bool = False) -> Iterator[str]:
+    """Yields a line for each thing that goes; removes it only with `remove`.
+
+    Raises:
+        RunLocked: an orchestrator works on the run.
+        StateError: state.json is damaged, so that what is needed cannot be told.
+    """
+    layout = RunLayout(Path(recipe.folder))
+    if not layout.state.is_file():
+        yield f"{layout.root}: not started; nothing to clean"
+        return
+    with RunLock(layout.lock):
+        found = sorted(set(removable(layout, load_state(layout.state), old_adapters)))
+        total = 0
+        for path in found:
+            size = size_of(path)
+            total += size
+            yield f"{'removed' if remove else 'would remove'}  {size / 2**20:10.1f} MiB  {path}"
+            if remove:
+                _remove(path)
+    if not found:
+        yield f"{layout.root}: nothing to remove"
+    elif remove:
+        yield f"{total / 2**20:.1f} MiB freed"
+    else:
+        yield f"{total / 2**20:.1f} MiB in all; nothing was removed, add --yes to do so"
+
+
+def removable(layout: RunLayout, state: RunState, old_adapters: bool) -> Iterator[Path]:
+    """Yields what the policy lets go: files and folders inside the run folder."""
+    yield from _leftovers(layout.root)
+    for record in state.chunks:
+        index = record.index
+        yield from _leftovers(layout.chunk(index))
+        host = layout.host(index)
+        if record.trained:
+            yield from _existing(host, layout.mixed(index), RouterLayout(layout.root).host(index))
+        else:
+            yield from _spare_checkpoints(host)
+            yield from _spare_checkpoints(RouterLayout(layout.root).host(index))
+        if record.evaluated:
+            yield from _existing(layout.answers(index), layout.merged(index))
+        if old_adapters and record.trained and 0 < index < _newest_trained(state):
+            pool = bool(record.router_sha256)
+            adapter = (RouterLayout(layout.root) if pool else layout).adapter(index)
+            yield from _existing(adapter / WEIGHTS, adapter / EWC_STATE)
+
+
+def _newest_trained(state: RunState) -> int:
+    """The chunk whose adapter the run goes on from: never newer than what is counted as done."""
+    trained = [record.index for record in state.chunks if record.trained]
+    return min(max(trained, default=0), max(state.done, 1))
+
+
+def _spare_checkpoints(host: Path) -> Iterator[Path]:
+    """Complete checkpoints before the newest complete one; a half-written one stays to be judged
+    by the next start."""
+    newest = newest_checkpoint(host)
+    for path in host.glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        older = newest is not None and number.isdigit() and int(number) < newest.step
+        if older and not path.is_symlink():
+            yield path
+
+
+def _leftovers(folder: Path) -> Iterator[Path]:
+    """Temporary files and folders: our own begin with a dot and stand beside what they become."""
+    if folder.is_dir():
+        yield from (path for path in folder.iterdir() if path.name.startswith(_LEFTOVERS))
+
+
+def _existing(*paths: Path) -> Iterator[Path]:
+    yield from (path for path in paths if path.exists())
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; links are not followed."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum(p.lstat().st_size for p in path.rglob("*") if not p.is_dir())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

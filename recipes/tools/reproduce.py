@@ -1,0 +1,75 @@
+"""`reproduce RUN`: runs a recorded run again, into a new folder, and says what differs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from recipes.config.problems import shown
+from recipes.run.checkpoints import WEIGHTS
+from recipes.run.layout import RunLayout
+from recipes.run.manifest import flat, read_manifest
+from recipes.run.state import load_state
+
+# Kinds of differences, in the order in which they explain each other.
+CAUSES = ("config", "data", "model", "versions", "git", "hardware", "processes", "threads")
+RESULTS = ("adapters", "scores")
+
+
+def differences(first: Path, second: Path) -> dict[str, list[str]]:
+    """What differs between two run folders: kind -> lines "key: in the first, in the second".
+
+    Kinds that are equal have no lines; only chunks that both runs have are compared.
+    """
+    one, two = RunLayout(first), RunLayout(second)
+    old, new = read_manifest(one), read_manifest(two)
+    found = {"config": _changed(old["recipe"], new["recipe"], ("run_dir",))}
+    found["data"] = _changed(old["data"], new["data"], ("stream",))
+    found["model"] = _changed(old["model"], new["model"], ("path",))
+    for kind in CAUSES[3:]:
+        found[kind] = _changed({kind: old.get(kind)}, {kind: new.get(kind)})
+    found["adapters"] = _changed(_adapters(one), _adapters(two), both=True)
+    found["scores"] = _changed(_scores(one), _scores(two), both=True)
+    return found
+
+
+def _changed(old: Any, new: Any, but: tuple[str, ...] = (), both: bool = False) -> list[str]:
+    before, after = dict(flat(old)), dict(flat(new))
+    keys = before.keys() & after.keys() if both else before.keys() | after.keys()
+    return [
+        f"{key}: {shown(before.get(key))}, {shown(after.get(key))}"
+        for key in sorted(keys)
+        if key not in but and before.get(key) != after.get(key)
+    ]
+
+
+def _adapters(layout: RunLayout) -> dict[str, str]:
+    chunks = load_state(layout.state).chunks
+    return {f"chunk {c.index}": c.adapter_sha256.get(WEIGHTS, "") for c in chunks if c.trained}
+
+
+def _scores(layout: RunLayout) -> dict[str, str]:
+    if not layout.matrix.is_file():
+        return {}
+    with layout.matrix.open(encoding="utf-8") as file:
+        return {f"chunk {r['chunk']} {r['task']}": r["score"] for r in csv.DictReader(file)}
+
+
+def as_text(first: Path, second: Path, found: dict[str, list[str]]) -> Iterator[str]:
+    """The differences for people, results last with the verdict."""
+    yield f"{second} against {first}:"
+    for kind in (*CAUSES, *RESULTS):
+        yield f"  {kind:<10} {'the same' if not found[kind] else 'differs'}"
+        yield from (f"    {line}" for line in found[kind])
+    count = len(_adapters(RunLayout(second)))
+    if any(found[kind] for kind in RESULTS):
+        yield "not reproduced: the first kinds above that differ are where to look"
+    else:
+        yield f"reproduced: the adapters of {count} chunks and all scores, bit for bit"
+
+
+def is_same(found: dict[str, list[str]]) -> bool:
+    """Whether adapters and scores are the same."""
+    return not any(found[kind] for kind in RESULTS)

@@ -1,0 +1,74 @@
+"""Numbers about routing for the training log."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from strlora_tuner.core.model import RoutedModel
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Returns the entropy of each distribution in the last dimension, in nats."""
+    return torch.special.entr(probabilities.float()).sum(-1)
+
+
+@torch.no_grad()
+def routing_metrics(tuner: RoutedModel) -> dict[str, Tensor]:
+    """Returns scalars of the last recorded forward, averaged over layers and real tokens.
+
+    `task_entropy` (stage 1) and `token_entropy` (stage 2) in nats, `expert_<e>` the mean share of
+    expert e, `empty_instructions` the share of rows that have none. Empty without
+    a record.
+    """
+    entries = [mixture.record for _, mixture in tuner.mixtures() if mixture.record is not None]
+    if not entries:
+        return {}
+    gates = torch.stack([_token_mean(g, w) for g, _, _, w in entries]).mean(0)
+    result = {
+        "task_entropy": torch.stack(
+            [(entropy(p) * w.sum(1)).sum() for _, _, p, w in entries]
+        ).mean(),
+        "token_entropy": torch.stack([(entropy(g) * w).sum() for g, _, _, w in entries]).mean(),
+    }
+    result |= {f"expert_{index}": share for index, share in enumerate(gates)}
+    if tuner.routing.empty_rows is not None:
+        rows = tuner.routing.rows(tuner.active_adapters[0])
+        result["empty_instructions"] = tuner.routing.empty_rows.float() / rows
+    return result
+
+
+class StepMetrics:
+    """Averages over the micro-batches of one optimizer step, weighted by their real tokens."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._tokens: Tensor | float = 0.0
+
+    @torch.no_grad()
+    def add(self, tuner: RoutedModel, tokens: Tensor) -> None:
+        """Counts the forward pass that just ended; `tokens` are those it averaged over."""
+        values = {**tuner.losses(), **routing_metrics(tuner)}
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * tokens
+        self._tokens = self._tokens + tokens
+
+    def take(self) -> dict[str, Tensor]:
+        """Returns the step's averages and starts anew; call it on all processes or on none.
+
+        The mean of the results over processes is the mean over all tokens of the step.
+        """
+        total = torch.as_tensor(self._tokens, dtype=torch.float32)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            total = total.clone()
+            dist.all_reduce(total)
+            total = total / dist.get_world_size()
+        result = {name: value / total for name, value in self._sums.items()}
+        self._sums, self._tokens = {}, 0.0
+        return result
+
+
+def _token_mean(gates: Tensor, weights: Tensor) -> Tensor:
+    """Returns the mean gate of every expert, (E), weights (B, L) summing to 1."""
+    return torch.einsum("ble,bl->e", gates.float(), weights)

@@ -1,0 +1,177 @@
+"""The ms-swift side of EWC: `--external_plugins <this file> --callbacks ewc`.
+
+A callback beside any tuner: it pulls the trained parameters to where the chunk before left them,
+logs `ewc_loss`, and after the last step writes `ewc.safetensors` into the host's last checkpoint,
+before the host completes that checkpoint. Options come through
+`--model_kwargs '{"ewc_weight": 100, "ewc_decay": 1.0, "ewc_state": "<the adapter before>"}'`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+# ms-swift imports this file by its stem, with only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+import torch.distributed as dist
+from swift.callbacks import callbacks_map
+from swift.callbacks.base import TrainerCallback
+from swift.dataset import LazyLLMDataset, load_dataset
+from swift.utils import get_logger
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from strlora_tuner.methods.ewc.ewc import (
+    EwcState,
+    FisherEstimate,
+    Penalty,
+    drawn_samples,
+    load_state,
+    next_state,
+    options_from_environment,
+    save_state,
+    whole_shape,
+)
+
+logger = get_logger()
+
+
+class EwcCallback(TrainerCallback):
+    """Pulls, logs, and estimates the Fisher information when the chunk's last step is done."""
+
+    def __init__(self, args: Any, trainer: Any) -> None:
+        super().__init__(args, trainer)
+        self.options = options_from_environment(os.environ)
+        self.previous: EwcState | None = None
+        self.penalty: Penalty | None = None
+        self.value: Tensor | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Reads what the chunk before left; without an `ewc_state` this chunk is the first."""
+        self.parameters = _trained(self.trainer.model)
+        self._refuse()
+        self.samples = self._own_samples()
+        if self.options.state is None:
+            logger.info("EWC: first chunk, no pull")
+            return
+        shapes = {name: whole_shape(parameter) for name, parameter in self.parameters.items()}
+        self.previous = load_state(Path(self.options.state), shapes, self.options.released)
+        self.penalty = Penalty(self.parameters, self.previous, self.options.weight, self._whole)
+        count = sum(shape.numel() for shape in shapes.values())
+        logger.info(f"EWC: {count:,} parameters are pulled to {self.options.state}")
+
+    def _refuse(self) -> None:
+        trainer = self.trainer
+        if trainer.is_deepspeed_enabled and getattr(self.args, "fp16", False):
+            raise ValueError(
+                "--fp16 true with DeepSpeed: its dynamic loss scale cannot be applied to the "
+                "penalty of EWC; use --bf16 true or --torch_dtype float32"
+            )
+        if trainer.is_fsdp_enabled:
+            raise ValueError(
+                "--fsdp: parameters lie in pieces, and EWC knows only how DeepSpeed puts them "
+                "together; use DDP or --deepspeed zero2 or zero3"
+            )
+
+    def _sharded(self) -> bool:
+        return any(hasattr(parameter, "ds_id") for parameter in self.parameters.values())
+
+    def _whole(self) -> AbstractContextManager[object]:
+        """While it is open, every process can read whole parameters; all must open it."""
+        if not self._sharded():
+            return nullcontext()
+        import deepspeed  # only ZeRO-3 needs it
+
+        return deepspeed.zero.GatheredParameters(list(self.parameters.values()))
+
+    def _own_samples(self) -> Any:
+        """The chunk's samples, encoded one by one when asked for, without replayed ones."""
+        if self.options.data is None:
+            return self.trainer.train_dataset
+        if not Path(self.options.data).is_file():
+            raise ValueError(f"ewc_data = {self.options.data}: no such file of samples")
+        samples, _ = load_dataset([self.options.data], strict=True)
+        return LazyLLMDataset(samples, self.trainer.template.encode, strict=True)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Prepares the pulls of the step."""
+        if self.penalty is None:
+            return
+        scaler = getattr(self.trainer.accelerator, "scaler", None)
+        self.value = self.penalty.begin_step(float(scaler.get_scale()) if scaler else 1.0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Logs the penalty; after the chunk's last step, writes the state that it leaves."""
+        if self.value is not None:
+            self.trainer.custom_metrics["train"]["ewc_loss"].update(self.value)
+        if state.global_step == state.max_steps:
+            self._finish(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def _finish(self, checkpoint: Path) -> None:
+        if self.penalty is not None:
+            self.penalty.remove()
+        fisher = None if self.options.released else self._fisher()
+        with self._whole():
+            state = next_state(self.previous, self.parameters, fisher, self.options.decay)
+        if self.args.should_save:
+            path = save_state(checkpoint, state)
+            logger.info(f"EWC: wrote {path}")
+        if dist.is_initialized():
+            dist.barrier()
+
+    def _fisher(self) -> dict[str, Tensor]:
+        """Returns E[g^2] over the chunk's samples, one at a time, shared out over the processes."""
+        trainer, model = self.trainer, self.trainer.model
+        sharded = self._sharded()
+        estimate = FisherEstimate(self.parameters)
+        model.eval()  # no dropout, no checkpointing, and no statistics of the tuner are touched
+        for index, counts in self._share(len(self.samples), even=sharded):
+            loss = self._loss(index)
+            if sharded:  # all processes must differentiate together, and through DeepSpeed
+                engine = trainer.model_wrapped
+                backward = partial(engine.backward, loss, scale_wrt_gas=False)
+                estimate.add_from(backward, counts)
+                engine.optimizer.zero_grad()
+            else:
+                estimate.add(loss)
+        model.train()
+        trainer.custom_metrics["eval"].clear()  # accuracy of those forwards, which nobody asked for
+        return estimate.mean(dist.all_reduce if dist.is_initialized() else None)
+
+    def _loss(self, index: int) -> Tensor:
+        """The loss that the host gives one sample alone."""
+        trainer = self.trainer
+        model = trainer.model_wrapped if self._sharded() else trainer.model
+        inputs = trainer._prepare_inputs(trainer.data_collator([self.samples[index]]))
+        with (
+            trainer.template.forward_context(trainer.model, inputs),
+            trainer.compute_loss_context_manager(),
+        ):
+            return trainer.compute_loss(model, inputs)
+
+    def _share(self, total: int, even: bool) -> Iterator[tuple[int, bool]]:
+        """This process's samples, and whether they count.
+
+        Args:
+            even: give every process as many, the last ones of some for company only.
+        """
+        chosen = drawn_samples(total, self.options.samples, self.options.seed)
+        rank, world = self.args.process_index, self.args.world_size
+        own = [(index, True) for index in chosen[rank::world]]
+        if even and len(own) * world < len(chosen):
+            own.append((chosen[0], False))
+        yield from tqdm(own, desc="EWC: Fisher information", disable=rank > 0, mininterval=5)
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that the optimizer moves, by name. Buffers (moving averages) are none."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+callbacks_map["ewc"] = EwcCallback

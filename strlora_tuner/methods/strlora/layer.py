@@ -1,0 +1,227 @@
+"""One layer's mixture of LoRA experts with its routers and their moving averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from strlora_tuner.core.expert_bank import ExpertBank, float32_scores, init_router
+from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.projection import shared_projection
+from strlora_tuner.methods.strlora.routing import InjectGradient, token_gates
+from strlora_tuner.methods.strlora.two_stage import (
+    Projected,
+    Prompt,
+    Routers,
+    Settings,
+    fused_route,
+    read_prompt,
+    route,
+    weigh_experts,
+)
+
+if TYPE_CHECKING:
+    from strlora_tuner.methods.strlora.config import StrLoraConfig
+
+ROUTERS = ("query", "key", "prototypes")
+
+
+class MixtureOfExperts(ExpertBank):
+    """E LoRA experts of rank r / E, stacked, routed by the instruction and by each token.
+
+    Parameters sit directly on this module: PEFT restores keys only one level deep, and DeepSpeed
+    ZeRO-3 gathers what the running module owns. A is (r, d_in), B is (d_out, r); expert e owns rows
+    (columns) e * r/E to (e+1) * r/E. `query` is Wq (D, d_in), `key` Wk (D, H), `prototypes` P
+    (E, D), `task` R (E, H). The buffers `ema_*` are the teacher, in float32 for good.
+    """
+
+    ema_query: Tensor
+    ema_key: Tensor
+    ema_prototypes: Tensor
+
+    def __init__(self, d_in: int, d_out: int, hidden: int, config: StrLoraConfig) -> None:
+        super().__init__(d_in, d_out, config)
+        experts, width = config.num_experts, config.router_dim
+        self.query = nn.Parameter(torch.empty(width, d_in))
+        self.key = nn.Parameter(torch.empty(width, hidden))
+        self.prototypes = nn.Parameter(torch.empty(experts, width))
+        self.task = nn.Parameter(torch.empty(experts, hidden))
+        self.reset_parameters()
+        for name in ROUTERS:
+            copy = getattr(self, name).detach().clone().float()
+            self.register_buffer(f"ema_{name}", copy)
+        self._fixed: tuple[Tensor, Prompt] | None = None
+        self._decoding: Tensor | None = None
+        self.divergence: Tensor | None = None
+        self.without: int | None = None  # an expert left out at evaluation (ablation.py)
+
+    def reset_parameters(self) -> None:
+        """Initialises the routers as published: Xavier, prototypes normal and then normalised."""
+        nn.init.xavier_uniform_(self.query)
+        nn.init.xavier_uniform_(self.key)
+        nn.init.normal_(self.prototypes)
+        with torch.no_grad():
+            self.prototypes.copy_(F.normalize(self.prototypes, dim=-1))
+        init_router(self.task)
+
+    def freeze_untrained(self) -> None:
+        """Freezes the routers that the configuration does not train."""
+        if self.config.freeze_routers:
+            for name in ROUTERS:
+                getattr(self, name).requires_grad_(False)
+        if self.config.freeze_routers or self.config.task_router == "frozen":
+            self.task.requires_grad_(False)
+
+    def losses(self) -> dict[str, Tensor]:
+        """Returns the layer's share of the stability loss, if it is on."""
+        return {} if self.divergence is None else {"stability_loss": self.divergence}
+
+    @property
+    def stability_on(self) -> bool:
+        """Whether the stability term has anything to act on."""
+        return self.config.stability_weight > 0 and not self.config.freeze_routers
+
+    @torch.no_grad()
+    def start_teacher(self) -> None:
+        """Makes the teacher a copy of the routers."""
+        for name in ROUTERS:
+            getattr(self, f"ema_{name}").copy_(getattr(self, name))
+
+    @torch.no_grad()
+    def update_teacher(self) -> None:
+        """theta_ema <- b theta_ema + (1 - b) theta, in float32; call after an optimizer step."""
+        for name in ROUTERS:
+            teacher = getattr(self, f"ema_{name}")
+            teacher.lerp_(getattr(self, name).to(teacher), 1 - self.config.ema_decay)
+
+    def update(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
+        """Returns result + the routed update, in training with the stability term's gradient."""
+        instruction = context.instruction(adapter, x)
+        settings = self._settings()
+        if not self.training and not torch.is_grad_enabled():
+            prompt = self._remembered_prompt(instruction, settings)
+            if x.shape[1] == 1:
+                weighted = self._decoded(x, prompt, settings)
+            else:
+                hidden, query, *_ = self._project(x, stabilise=False)
+                with float32_scores(x):
+                    weighted, gates = weigh_experts(hidden, query, prompt, settings)
+                self._note(context, x, gates, prompt)
+            return self._add(result, weighted)
+        if not self.training or not self.stability_on:
+            hidden, query, *_ = self._project(x, stabilise=False)
+            with float32_scores(x):
+                prompt = read_prompt(self._routers(), instruction, settings, self.without)
+                weighted, gates = weigh_experts(hidden, query, prompt, settings)
+            self._note(context, x, gates, prompt)
+            return self._add(result, weighted)
+        return self._stabilised(x, result, instruction, context, settings)
+
+    def _stabilised(
+        self,
+        x: Tensor,
+        result: Tensor,
+        instruction: Tensor,
+        context: RoutingContext,
+        settings: Settings,
+    ) -> Tensor:
+        projected = self._project(x, stabilise=True)
+        routers = self._routers()
+        teacher = Routers(routers.task, self.ema_key, self.ema_prototypes)
+        tokens = context.token_weights(x, self.config.padding)
+        with float32_scores(x):
+            weighted, gates, prompt, divergence = self._route(x)(
+                projected, instruction, routers, teacher, tokens, settings
+            )
+        self._note(context, x, gates, prompt)
+        value = divergence * (self.config.stability_weight / context.num_layers)
+        self.divergence = value.detach()
+        output = self._add(result, weighted)
+        if not output.requires_grad:
+            return output
+        return InjectGradient.apply(output, value * context.backward_scale(self.config.padding))
+
+    def _settings(self) -> Settings:
+        config = self.config
+        return Settings(
+            config.num_experts,
+            config.top_k,
+            config.token_top_k,
+            config.task_router,
+            config.unused_expert_gradient,
+            self.scale,
+            config.stability_temperature,
+        )
+
+    def _routers(self) -> Routers:
+        return Routers(self.task, self.key, self.prototypes)
+
+    def _route(self, x: Tensor) -> Callable[..., Any]:
+        # ZeRO-3 swaps a parameter's storage between forward and backward, which only eager
+        # autograd is known to follow; inside somebody's torch.compile there is nothing to nest.
+        wanted = self.config.compile_routing == "on" or (
+            self.config.compile_routing == "auto" and x.is_cuda
+        )
+        if not wanted or hasattr(self.query, "ds_id") or torch.compiler.is_compiling():
+            return route
+        return fused_route()
+
+    def _note(self, context: RoutingContext, x: Tensor, gates: Tensor, prompt: Prompt) -> None:
+        self.note(context, x, gates, prompt.kept, prompt.probabilities)
+
+    def _remembered_prompt(self, instruction: Tensor, settings: Settings) -> Prompt:
+        """The prompt's part, computed once a prompt and reused in every decoding step."""
+        # A new prompt brings a new tensor. Comparing identity and not a counter spares a compiled
+        # layer a compilation for every prompt.
+        if self._fixed is None or self._fixed[0] is not instruction:
+            with float32_scores(instruction):
+                prompt = read_prompt(self._routers(), instruction, settings, self.without)
+            self._fixed, self._decoding = (instruction, prompt), None
+        return self._fixed[1]
+
+    def keep_rows(self, keep: Tensor, instruction: Tensor) -> None:
+        """Leaves the rows `keep` of the remembered prompt, whose vectors are now `instruction`."""
+        if self._fixed is None:
+            return
+        self._fixed = instruction, Prompt(*(part[keep] for part in self._fixed[1]))
+        if self._decoding is not None:
+            self._decoding = self._decoding[keep]
+
+    def _decoded(self, x: Tensor, prompt: Prompt, settings: Settings) -> Tensor:
+        """Returns the weighted experts (B, 1, r) of one new token a row, x (B, 1, d_in).
+
+        The prompt's keys are multiplied with Wq once, into (B, d_in, E): a step then needs neither
+        Wq nor keys, and costs about what plain LoRA's step does.
+        """
+        hidden = F.linear(x, self.A)
+        with float32_scores(x):
+            if self._decoding is None:
+                self._decoding = (prompt.keys @ self.query.float()).transpose(1, 2)
+            scores = torch.baddbmm(prompt.bias, x.float(), self._decoding)
+            gates = token_gates(scores, settings.token_top_k, settings.top_k)
+            weights = (gates * settings.scale).to(hidden.dtype).unsqueeze(-1)
+            weighted = hidden.view(*weights.shape[:-1], -1) * weights
+        return weighted.view_as(hidden)
+
+    def _project(self, x: Tensor, stabilise: bool) -> Projected:
+        """Multiplies x with A, after dropout, with Wq and, with the term on, with the teacher's.
+
+        Without dropout it is one product.
+        """
+        rate = self.config.lora_dropout if self.training else 0.0
+        dropped = F.linear(F.dropout(x, rate), self.A) if rate > 0 else None
+        if stabilise:
+            # With dropout the experts read another x than the routers: A leaves the shared product.
+            a = self.A if dropped is None else self.A.new_empty(0, self.A.shape[1])
+            projected = Projected(*shared_projection(x, a, self.query, self.ema_query))
+            return projected if dropped is None else projected._replace(hidden=dropped)
+        if dropped is not None:
+            query = F.linear(x, self.query)
+            return Projected(dropped, query, query, query)
+        both = F.linear(x, torch.cat([self.A, self.query]))
+        query = both[..., self.config.r :]
+        return Projected(both[..., : self.config.r], query, query, query)

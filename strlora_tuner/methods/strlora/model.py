@@ -1,0 +1,69 @@
+"""The PEFT model of StrLoRA."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from strlora_tuner.core.model import RoutedModel
+from strlora_tuner.methods.strlora.config import StrLoraConfig
+from strlora_tuner.methods.strlora.layer import MixtureOfExperts
+from strlora_tuner.methods.strlora.statistics import InstructionStatistics
+from strlora_tuner.register import register
+
+
+class StrLoraModel(RoutedModel):
+    """A base model whose chosen linear layers carry mixtures routed in two stages."""
+
+    bank_class = MixtureOfExperts
+    state_class = InstructionStatistics
+
+    def losses(self) -> dict[str, Tensor]:
+        """Returns the stability loss; zero where it is off."""
+        return super().losses() or {"stability_loss": torch.zeros(())}
+
+    def after_optimizer_step(self) -> None:
+        """Merges the step's instruction statistics and moves the teacher by one step.
+
+        A teacher that never moved stays a copy of its routers, in what is saved too: an adapter is
+        then the same whether or not its chunk was interrupted.
+        """
+        adapter = self.active_adapters[0]
+        statistics = self.statistics(adapter)
+        statistics.commit()
+        mixtures = [mixture for _, mixture in self.mixtures(adapter)]
+        if any(mixture.stability_on for mixture in mixtures):
+            for mixture in mixtures:
+                mixture.update_teacher()
+            statistics.teacher_steps += 1
+        elif int(statistics.teacher_steps) == 0:
+            for mixture in mixtures:
+                mixture.start_teacher()
+
+    def after_load(self, adapter_name: str) -> None:
+        """A loaded adapter that carries no teacher gets one: a copy of its routers."""
+        steps = self.statistics(adapter_name).teacher_steps
+        if steps.device.type == "meta" or steps.item() > 0:
+            return
+        for _, mixture in self.mixtures(adapter_name):
+            if mixture.query.numel() and mixture.query.device.type != "meta":
+                mixture.start_teacher()
+
+    def check_alive(self) -> None:
+        """Raises RuntimeError when no prompt has an instruction, or the stability loss is dead."""
+        adapter = self.active_adapters[0]
+        config = self.peft_config[adapter]
+        assert isinstance(config, StrLoraConfig)
+        empty, rows = self.routing.empty_rows, self.routing.rows(adapter)
+        if empty is not None and int(empty) == rows:
+            raise RuntimeError(
+                "no row of the first batch holds an instruction: the user turn's markers "
+                f"{config.turn_start} were not found in the input ids; check the template, or "
+                "max_length if prompts are cut"
+            )
+        for name, mixture in self.mixtures(adapter):
+            if mixture.stability_on and mixture.divergence is None:
+                raise RuntimeError(f"the stability loss is on but layer {name} computed none")
+
+
+register()

@@ -1,0 +1,88 @@
+"""Running mean and scale of the instruction vectors: one state for all layers, carried."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from strlora_tuner.core.buffers import Float32Buffers
+
+if TYPE_CHECKING:
+    from strlora_tuner.core.config import RoutedConfig
+
+PRIOR_COUNT = 8
+
+
+class InstructionStatistics(Float32Buffers):
+    """Running mean m and scale sigma of the instruction vectors seen in training.
+
+    One state for all layers, carried with the adapter, frozen in evaluation. `count` is the number
+    of instructions, `mean` is (H), `spread` the summed squared distance from the mean. Sums of one
+    optimizer step wait in `pending` and are merged by :meth:`commit`, so that every micro-batch of
+    the step sees the same statistics, on any number of processes.
+    """
+
+    count: Tensor
+    mean: Tensor
+    spread: Tensor
+    teacher_steps: Tensor
+
+    def __init__(self, hidden: int, config: RoutedConfig | None = None) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(hidden))
+        self.register_buffer("spread", torch.zeros(()))
+        # Optimizer steps that the teacher has seen; 0 means that it has not been started.
+        self.register_buffer("teacher_steps", torch.zeros((), dtype=torch.int64))
+        self._pending: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def observe(self, vectors: Tensor, valid: Tensor) -> None:
+        """Counts instruction vectors (B, H) where valid (B) is True, summed over all processes."""
+        weights = valid.to(torch.float64)
+        wide = vectors.double()
+        sums = torch.cat(
+            [weights.sum()[None], (wide.square().sum(1) * weights).sum()[None], weights @ wide]
+        )
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(sums)
+        count, square, total = sums[0], sums[1], sums[2:]
+        if self._pending is not None:
+            count, square, total = (
+                a + b for a, b in zip((count, square, total), self._pending, strict=True)
+            )
+        self._pending = (count, square, total)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Merges the pending sums (Chan et al., 1979); call once after an optimizer step."""
+        if self._pending is None:
+            return
+        count, square, total = self._pending
+        new_mean = total / count.clamp_min(1)
+        new_spread = (square - count * new_mean.square().sum()).clamp_min(0)
+        old = self.count.double()
+        both = (old + count).clamp_min(1)
+        shift = new_mean - self.mean.double()
+        spread = self.spread.double() + new_spread + shift.square().sum() * old * count / both
+        self.mean.copy_(self.mean.double() + shift * count / both)
+        self.spread.copy_(spread)
+        self.count += count.to(self.count.dtype)
+        self._pending = None
+
+    @torch.no_grad()
+    def normalise(self, vectors: Tensor) -> Tensor:
+        """Returns (t - m) / sigma for t of (B, H) float32; sigma is one number for all dimensions.
+
+        :data:`PRIOR_COUNT` zero vectors count as seen before the stream: the map starts as the
+        identity, and a stream that opens with one single instruction still routes.
+        """
+        count = self.count.float()
+        weight = count / (count + PRIOR_COUNT)
+        spread = self.spread + self.mean.square().sum() * weight * PRIOR_COUNT
+        variance = spread / ((count + PRIOR_COUNT) * vectors.shape[-1])
+        sigma = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+        return (vectors - weight * self.mean) / sigma

@@ -1,0 +1,140 @@
+"""Both stages of a layer's routing, from what the prompt fixes to every token's weighted experts.
+
+Pure functions of tensors, put together from :mod:`strlora_tuner.methods.strlora.routing`. :func:`route` is what
+training runs; :func:`fused_route` is the same function compiled into a few kernels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from strlora_tuner.methods.strlora.routing import (
+    expert_keys,
+    outside_bias,
+    select_experts,
+    stability_divergence,
+    token_gates,
+    token_scores,
+)
+
+
+class Settings(NamedTuple):
+    """The options that routing depends on; `scale` is alpha / r, times E with gate_scale."""
+
+    num_experts: int
+    top_k: int
+    token_top_k: int
+    task_router: str
+    unused_expert_gradient: bool
+    scale: float
+    temperature: float
+
+
+class Routers(NamedTuple):
+    """Weights of a router: R (E, H), Wk (D, H) and P (E, D). The teacher has no R of its own."""
+
+    task: Tensor
+    key: Tensor
+    prototypes: Tensor
+
+
+class Prompt(NamedTuple):
+    """What the prompt alone fixes: keys (B, E, D), bias (B, 1, E), kept and p (B, E)."""
+
+    keys: Tensor
+    bias: Tensor
+    kept: Tensor
+    probabilities: Tensor
+
+
+class Projected(NamedTuple):
+    """A x (B, L, r), Wq x (B, L, D), Wq x with x detached, and the teacher's Wq x."""
+
+    hidden: Tensor
+    query: Tensor
+    detached: Tensor
+    taught: Tensor
+
+
+def read_prompt(
+    routers: Routers, instruction: Tensor, settings: Settings, without: int | None = None
+) -> Prompt:
+    """Stage 1, and stage 2's keys, for instruction vectors (B, H)."""
+    probabilities, kept = select_experts(routers.task, instruction, settings.top_k, without)
+    bias = outside_bias(kept)
+    if settings.task_router == "prior":
+        # A sharp stage 1 underflows to p = 0, whose logarithm would make the gradient NaN.
+        bias = bias + probabilities.clamp_min(1e-30).log()[:, None, :]
+    keys = expert_keys(routers.key, routers.prototypes, instruction)
+    return Prompt(keys, bias, kept, probabilities)
+
+
+def weigh_experts(
+    hidden: Tensor, query: Tensor, prompt: Prompt, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """Stage 2: A x of every expert times its gate and the scale, (B, L, r), and gates (B, L, E)."""
+    gates = token_gates(
+        token_scores(query, prompt.keys) + prompt.bias,
+        settings.token_top_k,
+        settings.top_k,
+        settings.unused_expert_gradient,
+    )
+    weights = gates
+    if settings.task_router == "straight_through":
+        p = prompt.probabilities
+        weights = weights * (1 + p - p.detach())[:, None, :]
+    experts = hidden.unflatten(-1, (settings.num_experts, -1))
+    weighted = experts * (weights * settings.scale).to(hidden.dtype).unsqueeze(-1)
+    return weighted.flatten(-2), gates
+
+
+def route(
+    projected: Projected,
+    instruction: Tensor,
+    routers: Routers,
+    teacher: Routers,
+    token_weights: Tensor,
+    settings: Settings,
+) -> tuple[Tensor, Tensor, Prompt, Tensor]:
+    """A training forward with the stability term.
+
+    Args:
+        projected: the products with x.
+        instruction: t, (B, H) float32.
+        routers: the student's.
+        teacher: their moving averages; its `task` is the student's.
+        token_weights: (B, L) float32 that sum to 1.
+        settings: the options.
+
+    Returns:
+        The weighted experts (B, L, r), the gates (B, L, E), the prompt's part, and the term: KL
+        averaged over tokens, without its weight.
+    """
+    prompt = read_prompt(routers, instruction, settings)
+    weighted, gates = weigh_experts(projected.hidden, projected.query, prompt, settings)
+    with torch.no_grad():
+        taught_keys = expert_keys(teacher.key, teacher.prototypes, instruction)
+        taught = token_scores(projected.taught, taught_keys)
+    divergence = stability_divergence(
+        taught,
+        token_scores(projected.detached, prompt.keys),
+        outside_bias(prompt.kept),
+        token_weights,
+        settings.temperature,
+    )
+    return weighted, gates, prompt, divergence
+
+
+@functools.cache
+def fused_route() -> Callable[..., tuple[Tensor, Tensor, Prompt, Tensor]]:
+    """Returns :func:`route` compiled by torch.compile: the same numbers in a few kernels.
+
+    Run eagerly it is some fifty small operations a layer. Sizes are symbolic, so that batches of
+    another length do not compile anew.
+    """
+    return torch.compile(route, dynamic=True)

@@ -1,0 +1,214 @@
+"""routing.json: what an inference run's routing looked like, summed over all its processes.
+
+{"format": 2, "ablation": null, "layers": [...], "num_experts": E, "top_k": k, "rows": N,
+ "groups": [{"name": task, "rows", "use": [layer][expert], "selected": [layer][expert],
+             "task_entropy": [layer], "token_entropy": [layer], "sets": [layer]{mask: share}}],
+ "cka": [layer][pair of groups], "vector_cosine": [group][group], "vector_variance": [component],
+ "instructions": [{"text", "group", "rows", "vector": [component]}]}
+
+`use` is the mean stage-2 weight over tokens, `selected` the share of rows in which stage 1 kept the
+expert, `sets` the share of rows by kept set (bit e of the mask: expert e). Entropies in nats. `cka`
+holds the pairs (i, j), i < j, row by row. `vector` are the coordinates of the instruction's mean
+vector on the first principal components of all, every group weighing the same.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from strlora_tuner.options import ABLATION, PROBE_FILE, ROUTING_FILE
+from strlora_tuner.routing_record.probe import Probe, load_probe
+from strlora_tuner.routing_record.recorder import RoutingRecorder, Text, fewest
+from strlora_tuner.training import tuner_of
+
+FORMAT = 2
+COMPONENTS = 6
+Sums = dict[str, Any]
+
+
+def record_routing(model: Any, environment: Mapping[str, str]) -> None:
+    """Records from now on and writes the file that STRLORA_ROUTING_FILE names at the process's end.
+
+    STRLORA_PROBE_FILE (optional) tells which instruction belongs to which task. Each process leaves
+    its sums beside the file; the last of them adds all up and writes the file, whole or not at all.
+
+    Raises:
+        FileNotFoundError, ValueError: the probe file cannot be read.
+    """
+    path = Path(environment[ROUTING_FILE])
+    probe = load_probe(Path(environment[PROBE_FILE]) if environment.get(PROBE_FILE) else None)
+    recorder = RoutingRecorder(model, tuner_of(model).tokenizer, probe)
+    rank, world = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
+    _part(path, rank).unlink(missing_ok=True)  # of a process that was killed
+    ablation = environment.get(ABLATION) or None
+    atexit.register(lambda: _finish(recorder, path, rank, world, ablation))
+
+
+def _part(path: Path, rank: int) -> Path:
+    return path.with_name(f".{path.name}.{rank}.pt")
+
+
+def _finish(
+    recorder: RoutingRecorder, path: Path, rank: int, world: int, ablation: str | None
+) -> None:
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        torch.save(recorder.sums(), _part(path, rank))
+        parts = [_part(path, r) for r in range(world)]
+        if not all(part.is_file() for part in parts):
+            return
+        sums = add_sums([torch.load(part, weights_only=True) for part in parts])
+        content = routing_content(recorder, sums, ablation)
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("w", encoding="utf-8") as out:
+            json.dump(content, out, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, path)
+        for leftover in (*parts, lock):
+            leftover.unlink()
+
+
+def add_sums(parts: list[Sums]) -> Sums:
+    """Returns the sums of several processes as one."""
+    total: Sums = {"rows": sum(part["rows"] for part in parts), "layers": {}, "texts": {}}
+    for part in parts:
+        for name, sums in part["layers"].items():
+            total["layers"][name] = _plus(total["layers"].get(name), sums)
+        for key, text in part["texts"].items():
+            seen = total["texts"].get(key)
+            total["texts"][key] = (
+                {**text, **{k: seen[k] + text[k] for k in ("rows", "groups", "vector")}}
+                if seen
+                else text
+            )
+    return total
+
+
+def _plus(seen: Sums | None, more: Sums) -> Sums:
+    if seen is None:
+        return more
+    total = {k: seen[k] + v for k, v in more.items() if k != "sets"}
+    masks = seen["sets"].keys() | more["sets"].keys()
+    both = [s["sets"] for s in (seen, more)]
+    total["sets"] = {m: sum(sets[m] for sets in both if m in sets) for m in masks}
+    return total
+
+
+def routing_content(
+    recorder: RoutingRecorder, sums: Sums, ablation: str | None = None
+) -> dict[str, Any]:
+    """Returns the content of routing.json from the sums of all processes."""
+    names = [name for name, _ in recorder.tuner.mixtures() if name in sums["layers"]]
+    layers = [sums["layers"][name] for name in names]
+    present = [g for g, rows in enumerate(sums["rows"].tolist()) if rows > 0]
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "ablation": ablation,
+        "layers": names,
+        "num_experts": recorder.config.num_experts,
+        "top_k": recorder.config.kept_experts,
+        "rows": round(float(sums["rows"].sum()), 6),
+        "groups": [_group(recorder, sums, layers, g) for g in present],
+        "cka": [
+            _rounded(activation_similarity(layer, sums["rows"], present, output_gram(recorder, n)))
+            for n, layer in zip(names, layers, strict=True)
+        ],
+    }
+    return content | _instructions(recorder.probe, sums, present)
+
+
+def _group(recorder: RoutingRecorder, sums: Sums, layers: list[Sums], group: int) -> dict[str, Any]:
+    probe, rows = recorder.probe, float(sums["rows"][group])
+    entry: dict[str, Any] = {"name": probe.groups[group], "rows": round(rows, 6)}
+    for key in ("use", "selected", "task_entropy", "token_entropy"):
+        entry[key] = [_rounded(layer[key][group] / rows) for layer in layers]
+    entry["sets"] = [
+        {str(m): round(float(w[group]) / rows, 6) for m, w in sorted(s["sets"].items()) if w[group]}
+        for s in layers
+    ]
+    return entry
+
+
+@torch.no_grad()
+def output_gram(recorder: RoutingRecorder, layer: str) -> Tensor:
+    """Returns B^T B of a layer's active adapter, (r, r) float64: it turns moments into outputs'."""
+    mixture = dict(recorder.tuner.mixtures(recorder.adapter))[layer]
+    b = mixture.every_output().double().cpu()
+    return b.T @ b
+
+
+def activation_similarity(layer: Sums, rows: Tensor, groups: list[int], gram: Tensor) -> Tensor:
+    """Returns the linear CKA of every pair of groups' expert outputs, 0..1, pairs (i < j) in order.
+
+    The outputs B (g * A x) of two tasks share features, not samples, so Gram matrices are taken
+    over features: <C_a, C_b> / (|C_a| |C_b|) (Frobenius) with C the second moment of the outputs
+    around the mean of all groups (Kornblith et al., 2019, equation 3, features in the place of
+    samples). 1: both tasks drive the experts in the same directions. 0 where nothing is driven.
+
+    Args:
+        layer: sums of one layer.
+        rows: (groups), rows behind the sums.
+        groups: which to compare.
+        gram: B^T B, (r, r).
+    """
+    mean = layer["mean"][groups] / rows[groups, None]
+    second = layer["second"][groups] / rows[groups, None, None]
+    centre = mean.mean(0)
+    cross = mean[:, :, None] * centre
+    moments = second - cross - cross.transpose(1, 2) + centre[:, None] * centre
+    outputs = moments @ gram
+    inner = torch.einsum("anm,bmn->ab", outputs, outputs)
+    norm = inner.diagonal().clamp_min(0).sqrt()
+    similarity = inner / (norm[:, None] * norm).clamp_min(1e-300)
+    i, j = torch.triu_indices(len(groups), len(groups), 1)
+    return similarity[i, j].clamp(0, 1)
+
+
+def _instructions(probe: Probe, sums: Sums, present: list[int]) -> dict[str, Any]:
+    """Returns the map of instruction vectors: principal components, every group weighing alike."""
+    every = {key: Text(**text) for key, text in sums["texts"].items()}
+    texts = sorted(fewest(every).values(), key=lambda t: (int(t.groups.argmax()), t.text))
+    if not texts:
+        return {"vector_cosine": [], "vector_variance": [], "instructions": []}
+    vectors = torch.stack([t.vector / t.rows for t in texts])  # (N, H)
+    shares = torch.stack([t.groups / t.groups.sum() for t in texts])[:, present]
+    balance = (shares / shares.sum(0).clamp_min(1e-30)).sum(1)
+    balance = balance / balance.sum()
+    centred = vectors - balance @ vectors
+    _, values, basis = torch.linalg.svd(balance.sqrt()[:, None] * centred, full_matrices=False)
+    points = centred @ basis[:COMPONENTS].T
+    variance = values.square() / values.square().sum().clamp_min(1e-300)
+    means = shares.T @ vectors / shares.sum(0)[:, None].clamp_min(1e-30)
+    unit = torch.nn.functional.normalize(means, dim=-1)
+    return {
+        "vector_cosine": _rounded(unit @ unit.T),
+        "vector_variance": _rounded(variance[:COMPONENTS]),
+        "instructions": [
+            {"text": t.text, "group": probe.groups[int(t.groups.argmax())], "rows": t.rows,
+             "vector": _rounded(point)}
+            for t, point in zip(texts, points, strict=True)
+        ],
+    }  # fmt: skip
+
+
+def _rounded(values: Tensor) -> Any:
+    """Returns nested lists of numbers with five decimals; null where a number is not finite."""
+    return _short(values.tolist())
+
+
+def _short(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_short(value) for value in values]
+    return round(values, 5) if math.isfinite(values) else None

@@ -1,0 +1,211 @@
+"""Sums up how the prompts of an inference run were routed, by task, for the routing diagnosis.
+
+Every prompt counts once, in the pass that reads it: decoding steps and the recomputation of
+gradient checkpointing are left out. All sums are float64 and additive, so that several processes
+together count exactly what one would (routing_file.py adds them up).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from strlora_tuner.core.instruction import instruction_mask
+from strlora_tuner.core.layer import RoutedLinear
+from strlora_tuner.core.metrics import entropy
+from strlora_tuner.routing_record.probe import Probe
+from strlora_tuner.training import tuner_of
+
+MOST_TEXTS = 48  # distinct instructions a task whose vectors are kept
+
+
+@dataclass
+class LayerSums:
+    """Sums of one layer over rows, by group: G groups, E experts, rank r.
+
+    Attributes:
+        use, selected: (G, E), stage-2 weight averaged over the row's tokens, and stage-1 choice.
+        task_entropy, token_entropy: (G), in nats, of stage 1 and stage 2 (mean over tokens).
+        mean, second: (G, r) and (G, r, r), first and second moment of the weighted activations
+            g_e A_e x over the row's tokens.
+        sets: weight of every set of kept experts, by its bit mask: {mask: (G)}.
+    """
+
+    use: Tensor
+    selected: Tensor
+    task_entropy: Tensor
+    token_entropy: Tensor
+    mean: Tensor
+    second: Tensor
+    sets: dict[int, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def zeros(cls, groups: int, experts: int, rank: int, device: torch.device) -> LayerSums:
+        """Returns sums of nothing."""
+
+        def zero(*shape: int) -> Tensor:
+            return torch.zeros(groups, *shape, dtype=torch.float64, device=device)
+
+        return cls(zero(experts), zero(experts), zero(), zero(), zero(rank), zero(rank, rank))
+
+    def add(
+        self,
+        weights: Tensor,
+        hidden: Tensor,
+        gates: Tensor,
+        kept: Tensor,
+        probabilities: Tensor,
+        tokens: Tensor,
+    ) -> None:
+        """Adds the rows of a batch; sets are added by the recorder.
+
+        Args:
+            weights: (B, G) float64, each row's weight in every group.
+            hidden: A x, (B, L, r).
+            gates: (B, L, E).
+            kept: (B, E), 1 where stage 1 kept the expert.
+            probabilities: stage 1's p, (B, E).
+            tokens: (B, L), a real token's weight; 0 for padding.
+        """
+        tokens = tokens / tokens.sum(1, keepdim=True).clamp_min(1e-30)
+        root = tokens.sqrt()
+        active = hidden.unflatten(-1, (gates.shape[-1], -1)) * gates.unsqueeze(-1)
+        active = active.flatten(-2) * root.unsqueeze(-1)
+        rows = {
+            "use": torch.einsum("ble,bl->be", gates, tokens),
+            "selected": kept,
+            "task_entropy": entropy(probabilities),
+            "token_entropy": (entropy(gates) * tokens).sum(-1),
+            "mean": torch.einsum("blr,bl->br", active, root),
+            "second": active.transpose(1, 2) @ active,
+        }
+        for name, values in rows.items():
+            getattr(self, name).add_(torch.tensordot(weights, values.double(), dims=([0], [0])))
+
+
+@dataclass
+class Text:
+    """One distinct instruction: its rows, their weight in every group, the sum of its vectors."""
+
+    text: str
+    rows: int
+    groups: Tensor
+    vector: Tensor
+
+
+def text_order(text: str) -> str:
+    """Returns a key that orders texts as if at random, alike in every process and every chunk."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fewest(texts: dict[str, Text]) -> dict[str, Text]:
+    """Returns at most :data:`MOST_TEXTS` texts a group, the first ones by `text_order`.
+
+    A text that is dropped here can never come back, so dropping early or late, in one process or
+    in several, leaves the same texts with the same counts.
+    """
+    by_group: dict[int, list[str]] = {}
+    for key in sorted(texts, key=text_order):
+        by_group.setdefault(int(texts[key].groups.argmax()), []).append(key)
+    kept = {key for keys in by_group.values() for key in keys[:MOST_TEXTS]}
+    return {key: text for key, text in texts.items() if key in kept}
+
+
+class RoutingRecorder:
+    """Listens to the routed layers of a model from its making on."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, probe: Probe) -> None:
+        self.tuner = tuner_of(model)
+        self.adapter = self.tuner.active_adapters[0]
+        self.config = cast(Any, self.tuner.peft_config[self.adapter])
+        self.tokenizer, self.probe = tokenizer, probe
+        self.layers: dict[str, LayerSums] = {}
+        self.texts: dict[str, Text] = {}
+        self.rows = torch.zeros(len(probe.groups), dtype=torch.float64)
+        self._decoded: dict[tuple[int, ...], str] = {}
+        self._open = self._begun = False
+        self._weights: Tensor | None = None
+        self._codes: list[tuple[LayerSums, Tensor]] = []
+        self.tuner.routing.recording = True
+        base = self.tuner.model
+        base.register_forward_pre_hook(self._before_forward)
+        base.register_forward_hook(self._after_forward)
+        for name, layer in self.tuner.routed_layers():
+            layer.register_forward_hook(self._layer_hook(name))
+
+    def _before_forward(self, *_: Any) -> None:
+        self._open, self._begun, self._weights, self._codes = True, False, None, []
+
+    def _layer_hook(self, name: str) -> Any:
+        def hook(layer: RoutedLinear, args: tuple[Any, ...], output: Tensor) -> None:
+            if self._open:
+                self._after_layer(name, layer, args[0])
+
+        return hook
+
+    @torch.no_grad()
+    def _after_layer(self, name: str, layer: RoutedLinear, x: Tensor) -> None:
+        mixture = layer.mixture(self.adapter)
+        if not self._begun:  # the first routed layer of this pass; the prompt is known by now
+            self._begun = True
+            self._begin(self.tuner.routing.take_prompt(), x)
+        record, mixture.record = mixture.record, None
+        if self._weights is None or record is None:  # a decoding step
+            return
+        step = x.shape[0] // self._weights.shape[0]  # beams repeat rows
+        hidden = mixture.every_hidden(x[::step]).float()
+        if name not in self.layers:
+            groups, experts = len(self.probe.groups), self.config.num_experts
+            self.layers[name] = LayerSums.zeros(groups, experts, hidden.shape[-1], x.device)
+        sums = self.layers[name]
+        parts = [part[::step].float() for part in record]
+        sums.add(self._weights.to(x.device), hidden, *parts)
+        bits = 2 ** torch.arange(parts[1].shape[-1], device=x.device, dtype=torch.float64)
+        self._codes.append((sums, parts[1].double() @ bits))
+
+    def _begin(self, ids: Tensor | None, x: Tensor) -> None:
+        """Finds the instructions of a new prompt (B, L) and their weights in the groups (B, G)."""
+        if ids is None:
+            return
+        vectors = self.tuner.routing.instruction(self.adapter, x)
+        vectors = vectors[:: x.shape[0] // ids.shape[0]].double().cpu()
+        mask = instruction_mask(ids, self.config)
+        rows = [tuple(row[marked].tolist()) for row, marked in zip(ids, mask, strict=True)]
+        texts = [self._text(row) for row in rows]
+        weights = torch.tensor([self.probe.weights(t) for t in texts], dtype=torch.float64)
+        for text, vector, row in zip(texts, vectors, weights, strict=True):
+            seen = self.texts.get(text)
+            if seen is None:
+                self.texts[text] = Text(text, 1, row.clone(), vector.clone())
+            else:
+                seen.rows, seen.groups = seen.rows + 1, seen.groups + row
+                seen.vector += vector
+        if len(self.texts) > 4 * MOST_TEXTS * len(self.probe.groups):
+            self.texts = fewest(self.texts)
+        self.rows += weights.sum(0)
+        self._weights = weights
+
+    def _text(self, ids: tuple[int, ...]) -> str:
+        if ids not in self._decoded:
+            self._decoded[ids] = self.tokenizer.decode(list(ids)).strip()
+        return self._decoded[ids]
+
+    def _after_forward(self, *_: Any) -> None:
+        if self._weights is not None:
+            for sums, codes in self._codes:
+                for code, row in zip(codes.tolist(), self._weights, strict=True):
+                    sums.sets[int(code)] = sums.sets.get(int(code), torch.zeros_like(row)) + row
+        self._open, self._codes = False, []
+
+    def sums(self) -> dict[str, Any]:
+        """Returns everything counted so far, on the CPU: what routing_file.py adds up."""
+        layers = {
+            name: {k: v.cpu() if isinstance(v, Tensor) else v for k, v in vars(s).items()}
+            for name, s in self.layers.items()
+        }
+        texts = {key: vars(text) for key, text in fewest(self.texts).items()}
+        return {"rows": self.rows, "layers": layers, "texts": texts}

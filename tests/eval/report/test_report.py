@@ -1,0 +1,244 @@
+"""The report as a page: complete, alone, with marked gaps where files lack, never a crash."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shutil
+from html import unescape
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from eval.charts.svg import Scale, polyline, spread, ticks
+from eval.report import write_report
+from eval.report.__main__ import main
+from eval.report.data import load_run
+from tests.eval.make_run import make_run
+from tests.eval.report.page_reader import cards_of, mean, shown, tables_of
+
+CHUNKS = 4
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its report, not to be changed."""
+    run, _ = make_run(tmp_path_factory.mktemp("finished"), chunks=CHUNKS, done=CHUNKS, tests=16)
+    write_report(run)
+    return run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run's folder, to be damaged."""
+    return Path(shutil.copytree(finished, tmp_path / finished.name))
+
+
+def _page(run: Path) -> str:
+    return (run / "report.html").read_text("utf-8")
+
+
+def _matrix(run: Path) -> dict[tuple[int, str], float]:
+    with (run / "matrix.csv").open(encoding="utf-8") as file:
+        return {(int(r["chunk"]), r["task"]): float(r["score"]) for r in csv.DictReader(file)}
+
+
+def test_the_page_stands_alone(finished: Path) -> None:
+    page = _page(finished)
+    assert page.count("<svg") >= 12
+    # Every plot and picture has a text; what is left are marks in legends, hidden from readers.
+    assert page.count('<svg viewBox="0 0 12 12"') == 5
+    assert page.count('role="img" aria-label=') == page.count("<svg") - 5
+    assert page.count("data:image/jpeg;base64,") == 5
+    links = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert all(link.startswith("data:") for link in links)
+    assert "<script" not in page
+    assert "http" not in re.sub(r"data:[^\"]*", "", page)
+    assert "prefers-color-scheme: dark" in page
+    assert "Finished: 4 of 4 chunks" in page
+    assert "not available" not in page
+
+
+def test_the_same_files_give_the_same_page(run: Path) -> None:
+    first = _page(run)
+    write_report(run)
+    assert re.sub(r"Written [^<]* UTC", "", _page(run)) == re.sub(r"Written [^<]* UTC", "", first)
+
+
+def test_a_run_still_going_on(tmp_path: Path) -> None:
+    run, _ = make_run(tmp_path, chunks=6, done=2, tests=8)
+    shutil.rmtree(run / "chunks" / "002" / "predictions")
+    write_report(run)
+    page = _page(run)
+    assert "Still going on: 2 of 6 chunks" in page
+    assert 'class="waiting"' in page
+    assert "Predictions of VQAv2 after chunk 2" in page
+    # The scores themselves are in matrix.csv.
+    assert cards_of(page)["Last"][0] == shown(
+        mean([v for (c, _), v in _matrix(run).items() if c == 2])
+    )
+
+
+def test_only_the_base_model(tmp_path: Path) -> None:
+    run, _ = make_run(tmp_path, chunks=3, done=0, tests=4)
+    page = write_report(run).read_text("utf-8")
+    assert cards_of(page)["Last"] == ("–", "")  # noqa: RUF001
+    assert cards_of(page)["Base model"][0] != "–"  # noqa: RUF001
+    assert "Forgetting: not available" in page
+    assert "Expert use: not available" in page
+    assert "Loss curves: not available" in page
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    page = write_report(tmp_path).read_text("utf-8")
+    assert "Nothing has been evaluated yet" in page
+    assert "What this report could not read" in page
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        ("manifest.json", "Configuration"),
+        ("state.json", "State of the run"),
+        ("recipe.yaml", "Recipe"),
+        ("matrix.csv", "Nothing has been evaluated yet"),
+        ("chunks/002/routing.json", "Routing after chunk 2"),
+        ("chunks/002/train_metrics.jsonl", "Training log of chunk 2"),
+        ("chunks/002/predictions/Fin.jsonl", "Predictions of Fin after chunk 2"),
+    ],
+)
+def test_damaged_files_are_marked(run: Path, damage: str, expected: str) -> None:
+    path = run / damage
+    if path.suffix in (".json", ".jsonl"):
+        path.write_text('{"torn\n{}\n', "utf-8")
+    else:
+        path.unlink()
+    write_report(run)
+    assert expected in _page(run)
+    assert Path(damage).name in unescape(_page(run))
+
+
+def test_scores_that_contradict_the_predictions_are_told(run: Path) -> None:
+    path = run / "matrix.csv"
+    lines = path.read_text("utf-8").splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("2,Fin,"))
+    lines[at] = "2,Fin,0.999000,16"
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    write_report(run)
+    assert "matrix.csv says 0.999000" in _page(run)
+
+
+def test_failed_samples_areshown(run: Path) -> None:
+    path = run / "chunks" / "001" / "predictions" / "Fin.jsonl"
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    lines[0] |= {"prediction": None, "error": "out of memory"}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    write_report(run)
+    assert "1 test samples got no answer" in _page(run)
+
+
+def test_text_from_models_is_escaped(run: Path) -> None:
+    for chunk in range(CHUNKS + 1):
+        path = run / "chunks" / f"{chunk:03d}" / "predictions" / "Fin.jsonl"
+        path.write_text(
+            path.read_text("utf-8").replace('"prediction": "C"', '"prediction": "<b>x"'), "utf-8"
+        )
+    write_report(run)
+    assert "<b>x" not in _page(run)
+    assert "&lt;b&gt;x" in _page(run)
+
+
+def test_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run)]) == 0
+    assert capsys.readouterr().out.strip() == str(run / "report.html")
+    assert main([str(run / "none")]) == 2
+    assert "no such run" in capsys.readouterr().err
+
+
+def test_a_moved_stream_can_be_named(tmp_path: Path) -> None:
+    run, stream = make_run(tmp_path, chunks=2, done=1, tests=4)
+    moved = Path(shutil.move(stream, tmp_path / "elsewhere"))
+    assert "Stream" in {gap.what for gap in load_run(run).gaps}
+    assert load_run(run, moved).gaps == []
+
+
+def test_many_tasks_and_chunks(tmp_path: Path) -> None:
+    tasks = [f"Task{n:02d}" for n in range(20)]
+    run, _ = make_run(tmp_path, chunks=30, done=30, tests=2, tasks=tasks, routed=False)
+    page = write_report(run).read_text("utf-8")
+    assert len(page) < 2_000_000
+    assert 'class="series many"' in page
+
+
+def test_svg_helpers() -> None:
+    assert ticks(0, 1) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ticks(-0.1, 0.3)[0] <= -0.1
+    assert ticks(0.5, 0.5) == [0.5]
+    assert Scale(0, 10, 100, 200)(5) == 150
+    assert polyline([(0, 1), (1, math.nan), (2, 3), (3, 4)]) == "M0.0 1.0 h0 M2.0 3.0 L3.0 4.0"
+    placed = spread([10, 11, 12, 90], 8, 0, 100)
+    assert all(b - a >= 8 - 1e-9 for a, b in pairwise(placed))
+    assert spread([99, 99], 8, 0, 100) == [92, 100]
+
+
+def test_damaged_ablations_and_routing_are_marked(run: Path) -> None:
+    (run / "ablation.json").write_text('{"format": 1, "chunk": 4, "intact": {}}', "utf-8")
+    path = run / "chunks" / "003" / "routing.json"
+    content = json.loads(path.read_text("utf-8"))
+    content["groups"][0]["use"][0] = [None] * 4
+    content["groups"][1]["rows"] -= 9
+    content["rows"] -= 9
+    path.write_text(json.dumps(content), "utf-8")
+    write_report(run)
+    page = unescape(_page(run))
+    assert "ablation.json: damaged" in page
+    assert "What each part is worth" not in page
+    assert "Chunk 3: recorded for 71 of 80 questions" in page
+    assert "nan" not in re.findall(r"[a-z]+", re.sub(r'"data:image[^"]*"', "", page).lower())
+
+
+def test_a_run_without_experts(tmp_path: Path) -> None:
+    run, _ = make_run(tmp_path, chunks=2, done=2, tests=4, routed=False)
+    path = run / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    manifest["recipe"]["method"], manifest["tuner"] = (
+        "lora",
+        None,
+    )  # as recipes.run.manifest writes it
+    path.write_text(json.dumps(manifest), "utf-8")
+    page = write_report(run).read_text("utf-8")
+    assert "The method lora has no routed experts." in page
+
+
+def test_chunks_that_were_not_evaluated_are_gaps(tmp_path: Path) -> None:
+    """Evaluation every second chunk: holes in every plot and table, no zeros."""
+    run, _ = make_run(tmp_path, chunks=4, done=4, tests=8)
+    lines = (run / "matrix.csv").read_text("utf-8").splitlines()
+    kept = [line for line in lines if not line.startswith(("1,", "3,"))]
+    (run / "matrix.csv").write_text("\n".join(kept) + "\n", "utf-8")
+    for chunk in (1, 3):
+        shutil.rmtree(run / "chunks" / f"{chunk:03d}")
+    tables = tables_of(write_report(run).read_text("utf-8"))
+    rows = tables["score after each chunk, in percent"]
+    assert set(rows[2][1:]) == set(rows[4][1:]) == {"\u2013"}
+    assert [row[0] for row in tables["mutual information of task and expert set"][1:]] == [
+        "chunk 2", "chunk 4"
+    ]  # fmt: skip
+
+
+def test_remembered_scores_are_forgotten_when_a_file_changes(run: Path) -> None:
+    cache = run / "chunks" / "001" / ".sample_scores.json"
+    before = load_run(run).scored[1, "VQAv2"]
+    assert cache.is_file()
+    assert load_run(run).scored[1, "VQAv2"] == before
+    path = run / "chunks" / "001" / "predictions" / "VQAv2.jsonl"
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    for line in lines:
+        line["prediction"] = line["gold"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    assert load_run(run).scored[1, "VQAv2"].score == 1.0
+    cache.write_text("[torn", "utf-8")
+    assert load_run(run).scored[1, "VQAv2"].score == 1.0

@@ -1,0 +1,205 @@
+"""`method: NAME`: every shipped method loads, lies in its place, and names what is unused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recipes.baselines.smolora_tasks import write_task_table
+from recipes.config import method as methods
+from recipes.config.loading import load_recipe
+from recipes.config.parameter_matching import sizes_of_methods
+from recipes.config.problems import RecipeError
+from recipes.run.commands import infer_command, train_command, tuner_arguments
+from recipes.run.layout import RunLayout
+from recipes.run.state import read_json
+from recipes.run.stream import Stream, StreamError
+from recipes.tools.preview import preview, unused_text, what_is_missing
+from tests.recipes.toy import write_stream
+
+RUN = RunLayout(Path("runs/x"))
+
+
+@pytest.mark.parametrize("name", methods.method_names())
+@pytest.mark.parametrize("recipe", ["tiny", "internvl3.5-8b"])
+def test_every_method_is_one_override_away(recipe: str, name: str) -> None:
+    loaded = load_recipe(recipe, [f"method={name}"])
+    assert loaded.method == name
+    assert loaded.folder.endswith(recipe if name == "strlora" else f"{recipe}-{name}")
+    if loaded.definition.protocol == "stream":
+        command = train_command(loaded, RUN, Path("c.jsonl"), 1)
+        assert command.arguments[command.arguments.index("--tuner_type") + 1] == loaded.tuner_type
+
+
+def test_what_makes_a_method_lies_over_the_recipe_and_under_the_command_line() -> None:
+    released = load_recipe("tiny", ["method=strlora_released"])
+    assert released.tuner_options.token_top_k == 1, "tiny itself says 2"
+    assert released.tuner_options.task_router == "frozen"
+    assert tuner_arguments(released, 5)["freeze_routers"] is True
+    changed = load_recipe("tiny", ["method=strlora_released", "tuner.gate_scale=num_experts"])
+    assert changed.tuner_options.gate_scale == "num_experts"
+
+
+def test_a_sentence_embedder_that_is_not_there_is_named_before_anything_runs(
+    tmp_path: Path,
+) -> None:
+    for folder, problem in ((tmp_path / "none", "there is no such folder"),
+                            (tmp_path, "the folder has no model.safetensors")):  # fmt: skip
+        recipe = load_recipe("tiny", ["method=smolora", f"tuner.embedder={folder}"])
+        (named,) = [text for text in what_is_missing(recipe) if text.startswith("embedder")]
+        assert problem in named
+    found = what_is_missing(load_recipe("tiny", ["method=lora", f"tuner.embedder={tmp_path}"]))
+    assert "embedder" not in " ".join(found), "other methods need none"
+
+
+def test_defaults_lie_under_the_recipe(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: tiny\nmethod: er\nreplay: {memory: 7}\n", encoding="utf-8")
+    replay = load_recipe(str(own)).replay
+    assert replay is not None
+    assert (replay.memory, replay.share) == (7, 0.5)
+
+
+def test_tuned_values_lie_over_the_recipe_that_they_were_chosen_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = methods.Method(
+        "lora", "lora", tuned={"tiny": {"schedule": {"first": {"learning_rate": 0.5}}}}
+    )
+    monkeypatch.setattr("recipes.config.loading.find_method", lambda name: method)
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: tiny\nname: child\nmethod: lora\n", encoding="utf-8")
+    assert load_recipe("tiny", ["method=lora"]).schedule.first.learning_rate == 0.5
+    assert load_recipe(str(child)).schedule.first.learning_rate == 0.5
+    child.write_text(
+        "extends: tiny\nname: child\nmethod: lora\nschedule: {first: {learning_rate: 0.1}}\n",
+        encoding="utf-8",
+    )
+    assert load_recipe(str(child)).schedule.first.learning_rate == 0.1
+    assert load_recipe("internvl3.5-8b", ["method=lora"]).schedule.first.learning_rate == 1e-4
+
+
+def test_keys_of_other_methods_are_named_and_not_refused() -> None:
+    recipe = load_recipe("tiny", ["method=lora"])
+    assert "tuner.top_k" in unused_text(recipe)
+    assert unused_text(recipe) in "\n".join(preview(recipe))
+    with pytest.raises(RecipeError, match=r"tuner\.rnak"):
+        load_recipe("tiny", ["method=lora", "tuner.rnak=4"])
+
+
+def test_a_share_that_splits_no_batch_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"replay.share = 0.3 of schedule.global_batch = 4"):
+        load_recipe("tiny", ["method=er", "replay.share=0.3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "tuner_type: lora\nprotocl: joint\n",
+            "wrong.yaml:2: protocl: unknown key, expected tuner",
+        ),
+        ("tuner_typ: lora\n", "wrong.yaml:1: tuner_typ: unknown key"),
+        ("protocol: stream\n", "wrong.yaml: tuner_type: found 'nothing', expected one of null"),
+        ("tuner_type: sigmo\n", "wrong.yaml:1: tuner_type: found 'sigmo', expected one of"),
+        ("tuner_type: lora\ndefaults: [1]\n", "wrong.yaml:2: defaults: found [1], expected a mapp"),
+        ("", "wrong.yaml: YAML: found None, expected a mapping"),
+        ("{", "wrong.yaml: YAML: cannot be read"),
+    ],
+)
+def test_a_mistake_in_a_method_file_is_named_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str
+) -> None:
+    (tmp_path / "wrong.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "lora.yaml").write_text("tuner_type: lora\n", encoding="utf-8")
+    monkeypatch.setattr(methods, "FOLDER", tmp_path)
+    methods.method_names.cache_clear()
+    methods.find_method.cache_clear()
+    try:
+        with pytest.raises(RecipeError) as caught:
+            load_recipe("tiny", ["method=wrong"])
+        assert told in str(caught.value)
+        rows = {row["method"]: row for row in sizes_of_methods("tiny", [])}
+        assert rows["lora"]["ratio"] == 1, "the other methods are counted all the same"
+        assert "why" in rows["wrong"]
+    finally:
+        methods.method_names.cache_clear()
+        methods.find_method.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["method=er", "replay=null"], "method: method = er needs its block `replay`, found null"),
+        (["method=ewc", "ewc=null"], "method: method = ewc needs its block `ewc`, found null"),
+        (["method=mr_lora", "pool=null"], "method = mr_lora needs its block `pool`"),
+        (["method=ewc_released", "ewc.released=false"], "ewc.released = False makes method ewc_re"),
+        (["method=ewc", "ewc.released=true"], "ewc.released = True makes method ewc another"),
+        (["method=olora", "ewc.weight=3"], "method: method = olora has nothing for ewc"),
+        (["method=LoRA"], "did you mean 'lora'?"),
+    ],
+)
+def test_a_method_keeps_what_makes_it(words: list[str], told: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny", words)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dataset_shuffle", "true"),
+        ("packing", "true"),
+        ("padding_free", "true"),
+        ("truncation_strategy", "split"),
+    ],
+)
+def test_what_would_break_the_order_of_replay_is_refused(key: str, value: str) -> None:
+    with pytest.raises(RecipeError, match=rf"swift.{key} = {value} would break the share"):
+        load_recipe("tiny", ["method=er", f"swift.{key}={value}"])
+
+
+def test_released_strlora_has_its_preset_and_a_recipe_says_when_its_routers_freeze(
+    tmp_path: Path,
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "extends: tiny\nmethod: strlora_released\ntuner: {stability_reduction: mean, "
+        "unused_expert_gradient: true}\nschedule: {later: {freeze_routers_from_chunk: 4}}\n",
+        encoding="utf-8",
+    )
+    recipe = load_recipe(str(own))
+    assert recipe.tuner_options.stability_reduction == "sum"
+    assert recipe.tuner_options.unused_expert_gradient is False
+    assert "freeze_routers" not in tuner_arguments(recipe, 3)
+    assert tuner_arguments(recipe, 4)["freeze_routers"] is True
+
+
+def test_the_published_way_of_smolora_is_told_tasks_and_needs_texts_that_tell_one(
+    tmp_path: Path,
+) -> None:
+    stream = Stream(root := write_stream(tmp_path / "s"), read_json(root / "stream.json"))
+    write_task_table(stream, 2, tmp_path / "tasks.json")
+    told = read_json(tmp_path / "tasks.json")
+    assert set(told.values()) == set(stream.tasks)
+    recipe = load_recipe("tiny", ["method=smolora", "tuner.sentence=task"])
+    for command in (
+        train_command(recipe, RUN, Path("c.jsonl"), 1),
+        infer_command(recipe, RUN, Path("q.jsonl"), 1),
+    ):
+        assert command.environment["STRLORA_TASKS_FILE"] == str(RUN.tasks.resolve())
+    plain = load_recipe("tiny", ["method=smolora"])
+    assert "STRLORA_TASKS_FILE" not in train_command(plain, RUN, Path("c"), 1).environment
+
+    file = stream.chunk_file(2)
+    sample = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
+    other = {**sample, "task": "another"}
+    file.write_text(json.dumps(sample) + "\n" + json.dumps(other) + "\n", encoding="utf-8")
+    with pytest.raises(StreamError, match=rf"2: .* is a text of {sample['task']} and of another"):
+        write_task_table(stream, 2, tmp_path / "tasks.json")
+    del other["task"]
+    file.write_text(json.dumps(other) + "\n", encoding="utf-8")
+    with pytest.raises(StreamError, match="1: the sample has no task"):
+        write_task_table(stream, 2, tmp_path / "tasks.json")

@@ -1,0 +1,92 @@
+"""Which recipes go on with a run, and which are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.config.loading import load_recipe
+from recipes.config.schema import Recipe
+from recipes.run.layout import RunLayout
+from recipes.run.manifest import RunChanged, check_same_run, resolved
+from tests.recipes.toy import recipe_values, write_recipe
+
+
+@pytest.fixture
+def started(tmp_path: Path, stream: Path, model: Path) -> tuple[RunLayout, Recipe]:
+    """A run folder with a manifest that records the recipe."""
+    values = recipe_values(stream, tmp_path / "run", model)
+    recipe = load_recipe(str(write_recipe(tmp_path / "toy.yaml", values)))
+    layout = RunLayout(tmp_path / "run")
+    record(layout, recipe, lambda values: None)
+    return layout, recipe
+
+
+def record(layout: RunLayout, recipe: Recipe, change: Callable[[dict[str, Any]], None]) -> None:
+    """Writes the manifest of a run that was started with the changed recipe."""
+    values = json.loads(json.dumps(resolved(recipe)))
+    change(values)
+    layout.root.mkdir(parents=True, exist_ok=True)
+    layout.manifest.write_text(json.dumps({"recipe": values}), encoding="utf-8")
+
+
+def drop(values: dict[str, Any], *keys: str) -> None:
+    """Takes keys out."""
+    for key in keys:
+        del values[key]
+
+
+def test_the_same_recipe_goes_on(started: tuple[RunLayout, Recipe]) -> None:
+    check_same_run(*started)
+
+
+@pytest.mark.parametrize(
+    "path", [("eval", "max_new_tokens"), ("launcher", "cpu"), ("schedule", "weight_decay")]
+)
+def test_a_key_that_came_since_is_at_its_default(
+    started: tuple[RunLayout, Recipe], path: tuple[str, str]
+) -> None:
+    layout, recipe = started
+    block, key = path
+    default = type(getattr(recipe, block)).model_fields[key].default
+    today = recipe.model_copy(
+        update={block: getattr(recipe, block).model_copy(update={key: default})}
+    )
+    record(layout, today, lambda values: values[block].pop(key))
+    check_same_run(layout, today)
+
+    other = today.model_copy(
+        update={block: getattr(today, block).model_copy(update={key: not default})}
+    )
+    with pytest.raises(RunChanged, match=rf"{block}\.{key}: "):
+        check_same_run(layout, other)
+
+
+def test_whole_blocks_that_came_since(started: tuple[RunLayout, Recipe]) -> None:
+    layout, recipe = started
+    record(layout, recipe, lambda values: drop(values, "replay", "ewc"))
+    check_same_run(layout, recipe)
+
+
+def test_an_option_at_its_default_is_the_same_as_none(started: tuple[RunLayout, Recipe]) -> None:
+    layout, recipe = started
+    option = "dropout"
+    default = getattr(recipe.tuner_options, option)
+    record(layout, recipe, lambda values: values["tuner"].update({option: default}))
+    check_same_run(layout, recipe)
+    record(layout, recipe, lambda values: values["tuner"].update({option: 0.25}))
+    with pytest.raises(RunChanged, match=rf"tuner\.{option}: 0\.25 in the run"):
+        check_same_run(layout, recipe)
+
+
+def test_a_recipe_that_the_schema_no_longer_takes_is_told(
+    started: tuple[RunLayout, Recipe],
+) -> None:
+    layout, recipe = started
+    record(layout, recipe, lambda values: values.update({"old_key": 3}))
+    with pytest.raises(RunChanged, match="old_key: 3 in the run"):
+        check_same_run(layout, recipe)

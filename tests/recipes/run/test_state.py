@@ -1,0 +1,215 @@
+"""Files are old or new, never half; damaged ones are named; checkpoints are judged by content."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.processes.host_process import last_error, start_time
+from recipes.processes.run_lock import RunLock, is_held, read_holder
+from recipes.run import checkpoints, state
+from recipes.run.checkpoints import CheckpointError
+from tests.recipes.fake_host import write_checkpoint, write_weights
+
+
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.json"
+    state.write_text(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        state.write_text(path, "new")
+    assert path.read_text(encoding="utf-8") == "old"
+    assert os.listdir(tmp_path) == ["state.json"]
+
+
+def test_state_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    before = state.RunState(done=1)
+    record = before.record(1)
+    record.steps, record.trained, record.adapter_sha256 = 38, True, {"a": "b"}
+    before.record(0).evaluated = True
+    state.save_state(path, before)
+    assert state.load_state(path) == before
+    assert [chunk["index"] for chunk in json.loads(path.read_text(encoding="utf-8"))["chunks"]] == [
+        0,
+        1,
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"format": "x"}', '{"format": 1, "chunks": [{}], "done": 0}', '{"format": 1}'],
+)
+def test_damaged_state_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(state.StateError, match="is damaged"):
+        state.load_state(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 2}, "format 2, this one writes 1)"),
+        ({"format": 2, "chunks": {"of": "another shape"}}, "format 2, this one writes 1)"),
+        ({"later": 3}, "unknown keys later)"),
+        ({"chunks": [{"index": 0}, {"index": 1, "tokens": 7}]}, "unknown keys chunks: tokens)"),
+    ],
+)
+def test_the_state_of_a_newer_version_is_no_damage(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / "state.json"
+    state.save_state(path, state.RunState([state.ChunkRecord(0)]))
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(raw | change), encoding="utf-8")
+    with pytest.raises(state.StateError, match="was written by a newer version") as caught:
+        state.load_state(path)
+    assert words in str(caught.value)
+    assert "manifest.json names its git commit) or a later one" in str(caught.value)
+
+
+def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
+    for step in (9, 10, 11):
+        write_checkpoint(tmp_path / f"checkpoint-{step}", step, 12, b"x" * 32)
+    (tmp_path / "last-checkpoint").symlink_to(tmp_path / "checkpoint-11")
+    newest = tmp_path / "checkpoint-11"
+    for name in ("adapter_model.safetensors", "optimizer.pt", "rng_state.pth"):
+        content = (newest / name).read_bytes()
+        (newest / name).write_bytes(content[:-7])
+        found = checkpoints.newest_checkpoint(tmp_path)
+        assert found is not None
+        assert (found.step, found.finished) == (10, False), name
+        (newest / name).write_bytes(content)
+    found = checkpoints.newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 11
+    (newest / "trainer_state.json").unlink()
+    found = checkpoints.newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 10
+
+
+def test_a_checkpoint_without_steps_is_never_finished(tmp_path: Path) -> None:
+    """Resuming only the model on new data ends at once (ms-swift issue 6084)."""
+    write_checkpoint(tmp_path / "checkpoint-0", 0, 0, b"x" * 32)
+    found = checkpoints.newest_checkpoint(tmp_path)
+    assert found is not None
+    assert not found.finished
+
+
+def test_cleaning_keeps_what_resuming_needs(tmp_path: Path) -> None:
+    for step in (2, 4):
+        write_checkpoint(tmp_path / f"checkpoint-{step}", step, 6, b"x" * 32)
+    (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
+    rows = [
+        json.dumps({"loss": 1.0, "global_step/max_steps": f"{n}/6"}) + "\n" for n in range(1, 5)
+    ]
+    (tmp_path / "logging.jsonl").write_text("".join(rows) + '{"loss": 0', encoding="utf-8")
+    checkpoints.clean_host_folder(tmp_path, checkpoints.newest_checkpoint(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "logging.jsonl"]
+    assert (tmp_path / "logging.jsonl").read_text(encoding="utf-8") == "".join(rows[:2])
+    checkpoints.clean_host_folder(tmp_path, None)
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0{}", b"\x09" + b"\0" * 30]
+)
+def test_weights_that_are_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="safetensors"):
+        checkpoints.check_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "content"),
+    [
+        ("F32", b"\0\0\xc0\x7f"),  # NaN
+        ("F32", b"\0\0\x80\xff"),  # -infinity
+        ("BF16", b"\xc0\x7f"),
+        ("F16", b"\0\x7c"),
+    ],
+)
+def test_weights_that_diverged_are_not_installed(
+    tmp_path: Path, dtype: str, content: bytes
+) -> None:
+    write_checkpoint(tmp_path / "checkpoint-3", 3, 3, b"x" * 32)
+    checkpoint = checkpoints.newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    write_weights(checkpoint.path / "adapter_model.safetensors", b"\0" * 32 + content, dtype)
+    with pytest.raises(CheckpointError, match="holds NaN or infinity"):
+        checkpoints.install_adapter(checkpoint, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    write_weights(checkpoint.path / "adapter_model.safetensors", b"\x01" * 32, dtype)
+    checkpoints.install_adapter(checkpoint, tmp_path / "adapter")
+
+
+def test_installing_leaves_out_what_only_resuming_needs(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "host" / "checkpoint-3", 3, 3, b"x" * 32)
+    checkpoint = checkpoints.newest_checkpoint(tmp_path / "host")
+    assert checkpoint is not None
+    target = tmp_path / "adapter"
+    checkpoints.install_adapter(checkpoint, target)
+    assert sorted(path.name for path in target.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "trainer_state.json",
+    ]
+    hashes = checkpoints.adapter_hashes(target)
+    checkpoints.verify_adapter(target, hashes)
+    write_weights(target / "adapter_model.safetensors", b"y" * 32)
+    with pytest.raises(CheckpointError, match="was changed"):
+        checkpoints.verify_adapter(target, hashes)
+
+
+def test_the_lock_names_its_holder_and_is_free_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    assert not is_held(path)
+    with RunLock(path) as lock:
+        assert is_held(path)
+        lock.note_child(os.getpid())
+        holder = read_holder(path)
+        assert holder["pid"] == os.getpid()
+        assert holder["child_start"] == start_time(os.getpid())
+    assert not is_held(path)
+
+
+def test_a_reused_process_number_is_not_killed(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    with RunLock(path) as lock:
+        lock.note_child(os.getpid())
+        text = path.read_text(encoding="utf-8")
+    stale = {**json.loads(text), "child_start": 1}
+    path.write_text(json.dumps(stale), encoding="utf-8")
+    with RunLock(path):  # would kill this very process if it went by the number alone
+        assert read_holder(path)["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("Traceback:\n  File x\nValueError: bad image\n[INFO] end\n", "ValueError: bad image"),
+        (
+            "a\ntorch.OutOfMemoryError: CUDA out of memory\nmore\n",
+            "torch.OutOfMemoryError: CUDA out",
+        ),
+        ("[rank1]: RuntimeError: gloo\nx.ChildFailedError: \n", "[rank1]: RuntimeError: gloo"),
+        ("one\ntwo\n", "one"),
+    ],
+)
+def test_the_cause_is_found_in_the_log(tmp_path: Path, log: str, expected: str) -> None:
+    path = tmp_path / "train.log"
+    path.write_text(log, encoding="utf-8")
+    assert last_error(path)[0].startswith(expected)

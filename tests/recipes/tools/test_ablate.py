@@ -1,0 +1,75 @@
+"""`python -m recipes.ablate` with a stand-in host: every switch once, resumable, refusals."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recipes import ablate
+from recipes.processes.run_lock import RunLock
+from recipes.run.commands import Command
+from tests.recipes.run.test_runner import finish
+
+NAMES = ["stage1_off", "stage2_uniform", *(f"without_expert_{e}" for e in range(4))]
+
+
+@pytest.fixture
+def run(
+    toy_yaml: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, list[dict[str, str]]]:
+    """A finished run of the stand-in host, and what every later host process is told."""
+    code, _, err = finish(toy_yaml(method="strlora"), FAKE_STEP_SECONDS="0")
+    assert code == 0, err
+    told: list[dict[str, str]] = []
+
+    def argv(self: Command) -> list[str]:
+        adapter = self.arguments[self.arguments.index("--adapters") + 1]
+        told.append({**self.environment, "adapters": adapter})
+        return [sys.executable, "-m", "tests.recipes.fake_host", self.kind, *self.arguments]
+
+    monkeypatch.setattr(Command, "argv", argv)
+    return tmp_path / "run", told
+
+
+def test_every_switch_once(run, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, told = run
+    before = (folder / "matrix.csv").read_bytes()
+    assert ablate.main([str(folder)]) == 0
+    asked = list(dict.fromkeys(command["STRLORA_ABLATION"] for command in told))
+    assert asked == NAMES
+    assert {command["adapters"] for command in told} == {str(folder / "chunks/002/adapter")}
+    found = json.loads((folder / "ablation.json").read_text("utf-8"))
+    assert (found["chunk"], [a["name"] for a in found["ablations"]]) == (2, NAMES)
+    assert set(found["intact"]["tasks"]) == {"VQAv2", "Fin"}
+    assert all(a["cost"] == pytest.approx(found["intact"]["score"] - a["score"], abs=2e-6)
+               for a in found["ablations"])  # fmt: skip
+    assert (folder / "matrix.csv").read_bytes() == before, "the run's own scores must stay"
+    assert "What each part is worth" in (folder / "report.html").read_text("utf-8")
+
+    # What is there is not evaluated again; what is missing is.
+    (folder / "ablation" / "stage2_uniform" / "scores.json").unlink()
+    told.clear()
+    assert ablate.main([str(folder)]) == 0
+    assert {command["STRLORA_ABLATION"] for command in told} == {"stage2_uniform"}
+
+
+def test_refusals(run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder, told = run
+    assert ablate.main([str(folder), "--only", "stage3_off"]) == 1
+    assert (
+        "expected some of stage1_off, stage2_uniform, without_expert_0" in capsys.readouterr().err
+    )
+    assert ablate.main([str(tmp_path / "nowhere")]) == 1
+    assert "no run folder" in capsys.readouterr().err
+    with RunLock(folder / "run.lock"):
+        assert ablate.main([str(folder), "--only", "stage1_off"]) == 1
+    assert "is being worked on" in capsys.readouterr().err
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text("utf-8").replace("method: strlora", "method: lora"), "utf-8")
+    assert ablate.main([str(folder)]) == 1
+    assert "has no router" in capsys.readouterr().err
+    assert told == []

