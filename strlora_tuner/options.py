@@ -1,9 +1,9 @@
 """The one schema of the tuner's options: fields, defaults, bounds, and where values come from.
 
 Recipes check their ``tuner:`` block with it, the plug-in checks ``--model_kwargs`` with it, and
-:class:`strlora_tuner.methods.strlora.config.StrLoraConfig` takes its defaults from it. It imports no torch, so
-that a laptop can validate a recipe, and nothing beyond the standard library, so that an adapter
-loads wherever PEFT does.
+:class:`~strlora_tuner.methods.strlora.config.StrLoraConfig` takes its defaults from it. It imports
+no torch, so that a laptop can validate a recipe, and nothing beyond the standard library, so that
+an adapter loads wherever PEFT does.
 """
 
 from __future__ import annotations

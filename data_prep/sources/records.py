@@ -58,9 +58,9 @@ _FORMS = "'messages' (role, content), 'conversations' (from, value) or 'question
 def to_host(raw: Any) -> Record:
     """Return a sample in the host's form: messages, images, then `task`, `id` and other fields.
 
-    Images stay as they are written, a path or {"bytes", "path"}; see `data_prep.stream_writer` for where
-    they go. A sample with images but without placeholders gets them before its first question.
-    `task` and `id` are there only if the sample has them; fields of other names are kept.
+    Images stay as they are written, a path or {"bytes", "path"}; `data_prep.stream_writer` says
+    where they go. A sample with images but without placeholders gets them before its first
+    question. `task` and `id` are there only if the sample has them; fields of other names are kept.
 
     Raises:
         Refused: the sample cannot be used; says what was found, what was expected and the fix.

@@ -56,7 +56,8 @@ class RunData:
         choices: by chunk, which chunk's adapter or router the questions took; empty for methods
             that do not choose among chunks.
         gaps: what is missing.
-        ablation: what parts of the router are worth (eval/routing/stage_ablation.py); empty where not measured.
+        ablation: what parts of the router are worth (eval/routing/stage_ablation.py); empty where
+            not measured.
         last_scores: scores.json of the last evaluated chunk; empty where missing.
     """
 

@@ -1,4 +1,4 @@
-"""Rules over several keys of a recipe; what a single key may hold stands in recipes.config.schema."""
+"""Rules over several keys of a recipe; recipes.config.schema says what a single key may hold."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The one schema of a recipe: every key, its default, its bounds, what it means.
 
 Unknown keys are refused everywhere. The `tuner` block is checked by
-:class:`strlora_tuner.options.TunerOptions`, the `swift` block by :mod:`recipes.config.swift_arguments`, both
-from :mod:`recipes.config.loading`, which names file and line of every problem.
+:class:`strlora_tuner.options.TunerOptions`, the `swift` block by
+:mod:`recipes.config.swift_arguments`, both from :mod:`recipes.config.loading`, which names file
+and line of every problem.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How much memory and time a run takes, by stated formulas. Everything here is an estimate.
 
 The formulas count floating-point operations and bytes; how much of its peak a GPU reaches is
-assumed (`UTILISATION`), not measured. `recipes.tools.plan` replaces times by measured ones as soon as a
+assumed (`UTILISATION`), not measured. plan.py replaces times by measured ones as soon as a
 run has finished chunks.
 """
 

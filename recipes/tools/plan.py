@@ -50,7 +50,7 @@ def make_plan(
     """Returns the plan as plain values; `as_text` turns it into tables.
 
     Args:
-        methods: what all methods would train and store, from recipes.config.parameter_matching.sizes_of_methods.
+        methods: what all methods would train and store, from sizes_of_methods.
         gpu: a name such as H100; None takes this machine's, else H100.
         price: what a GPU hour costs, in any currency; None leaves the cost out.
     """
@@ -203,7 +203,7 @@ def _add_model(plan: dict[str, Any], recipe: Recipe) -> None:
     plan["memory_gib"] = memory_parts(recipe, shape, size)
     plan["sources"]["model"] = f"{shape.source}; adapter counted (recipes/config/model_sizes.py)"
     plan["sources"]["memory"] = (
-        "estimated for the longest sample allowed (model.max_length), formula in recipes/tools/cost.py"
+        "estimated for the longest sample allowed (model.max_length), formula in tools/cost.py"
     )
 
 

@@ -86,7 +86,8 @@ def test_a_relative_recipe_is_found_from_another_folder(
 
 def test_nothing_heavy_is_imported() -> None:
     script = (
-        "import sys; from recipes.cli import main; import recipes.run.runner, recipes.tools.preview\n"
+        "import sys; from recipes.cli import main\n"
+        "import recipes.run.runner, recipes.tools.preview\n"
         "assert main(['tiny', '--dry-run']) == 0\n"
         "heavy = {'torch', 'swift', 'transformers', 'peft', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

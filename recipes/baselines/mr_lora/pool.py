@@ -135,7 +135,7 @@ def check_router(layout: RunLayout, record: ChunkRecord) -> None:
 
 
 def write_pool(recipe: Recipe, layout: RunLayout, state: RunState, index: int) -> None:
-    """Writes what the plug-in of `swift infer` is told, see recipes/baselines/mr_lora/swift_plugin.py."""
+    """Writes what the plug-in of `swift infer` reads, see swift_plugin.py in this folder."""
     assert recipe.pool is not None
     chunks, texts = range(1, index + 1), recipe.pool.described(index)
     experts = [

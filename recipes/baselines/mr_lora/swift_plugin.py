@@ -1,8 +1,9 @@
 """MR-LoRA in `swift infer`: route every question, then answer it with the adapter chosen for it.
 
-`--external_plugins recipes/swift_plugins/inference.py <this file>`, MR_LORA_POOL_FILE=<pool.json>. One process
-holds one model and all adapters. A block of questions (the host's write_batch_size) is put to the
-router first, in batches, greedily; then each adapter answers its share of the block, in batches.
+`--external_plugins recipes/swift_plugins/inference.py <this file>` with
+MR_LORA_POOL_FILE=<pool.json>. One process holds one model and all adapters. A block of questions
+(the host's write_batch_size) is put to the router first, in batches, greedily; then each adapter
+answers its share of the block, in batches.
 Every result line holds `expert` (the chunk whose adapter answered), `router_answer` (what the
 router said; null with a single adapter) and `routed` (false: no legal letter, the fallback
 answered). Nothing is drawn at random and no task is read.

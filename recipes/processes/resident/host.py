@@ -1,11 +1,13 @@
-"""`python -m recipes.processes.resident.host`: keeps imports and base model in memory; each job is a fork of it.
+"""Keeps imports and base model in memory; each job is a fork of it.
+
+Started as `python -m recipes.processes.resident.host`.
 
 A job is a host command. It runs `swift.cli.sft` or `swift.cli.infer` as `python -m` would, in a
 process of its own with its own log, so that signals, kills and memory are as without this worker;
 what it need not do again is import the host and read the base model. Requests are JSON lines on
 standard input, replies on standard output: {"pid": n} when a job starts, {"code": n} when it ends.
 
-A job of several processes is a leader and its ranks (recipes.processes.resident.ranks), all forked from here. This
+A job of several processes is a leader and its ranks (ranks.py), all forked from here. This
 process itself never touches a GPU, since its forks could not then.
 """
 

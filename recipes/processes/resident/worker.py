@@ -25,7 +25,7 @@ _LAST_WORD = 10.0  # seconds that the worker gets to tell how a job ended that i
 
 
 class Worker:
-    """Starts `python -m recipes.processes.resident.host` when a job first needs it, and again should it die."""
+    """Starts the resident host (host.py) when a job first needs it, and again should it die."""
 
     def __init__(self, log: Path) -> None:
         """`log` takes what the worker itself says; a job writes into its own."""

@@ -1,7 +1,7 @@
 """Both stages of a layer's routing, from what the prompt fixes to every token's weighted experts.
 
-Pure functions of tensors, put together from :mod:`strlora_tuner.methods.strlora.routing`. :func:`route` is what
-training runs; :func:`fused_route` is the same function compiled into a few kernels.
+Pure functions of tensors, put together from routing.py. :func:`route` is what training runs;
+:func:`fused_route` is the same function compiled into a few kernels.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval.routing import diagnosis
 from eval.routing.record import (
-    diagnosis,
     instruction_key,
     load_routing,
     normalised_mutual_information,
