@@ -335,7 +335,7 @@ def _finish(folder: Path, plan: Plan, contents: Contents, made: list[Made]) -> N
     for name, target in contents.links.items():
         if not (folder / name).is_symlink():
             (folder / name).symlink_to(target, target_is_directory=True)
-    write_json(folder / FILE, manifest_of(plan, contents, made))
+    write_json(folder / FILE, manifest_of(plan, contents, made), indent=1)
     shutil.rmtree(folder / PARTIAL)
 
 
