@@ -1,15 +1,6 @@
-"""routing.json: what an inference run's routing looked like, summed over all its processes.
+"""Writes routing.json, whose fields format.py describes, at the end of an inference run.
 
-{"format": 2, "ablation": null, "layers": [...], "num_experts": E, "top_k": k, "rows": N,
- "groups": [{"name": task, "rows", "use": [layer][expert], "selected": [layer][expert],
-             "task_entropy": [layer], "token_entropy": [layer], "sets": [layer]{mask: share}}],
- "cka": [layer][pair of groups], "vector_cosine": [group][group], "vector_variance": [component],
- "instructions": [{"text", "group", "rows", "vector": [component]}]}
-
-`use` is the mean stage-2 weight over tokens, `selected` the share of rows in which stage 1 kept the
-expert, `sets` the share of rows by kept set (bit e of the mask: expert e). Entropies in nats. `cka`
-holds the pairs (i, j), i < j, row by row. `vector` are the coordinates of the instruction's mean
-vector on the first principal components of all, every group weighing the same.
+Every process leaves its sums beside the file; the last of them adds all up and writes the file.
 """
 
 from __future__ import annotations
@@ -27,11 +18,12 @@ import torch
 from torch import Tensor
 
 from strlora_tuner.options import ABLATION, PROBE_FILE, ROUTING_FILE
+from strlora_tuner.routing_record.format import FORMAT
 from strlora_tuner.routing_record.probe import Probe, load_probe
 from strlora_tuner.routing_record.recorder import RoutingRecorder, Text, fewest
 from strlora_tuner.training import tuner_of
 
-FORMAT = 2
+# Principal components of the instruction vectors that are written.
 COMPONENTS = 6
 Sums = dict[str, Any]
 

@@ -1,26 +1,12 @@
-"""Which task an instruction belongs to: known to the diagnosis of routing, never to the model.
-
-A probe file is JSON: {"tasks": ["VQAv2", ...], "texts": {text: {task: share}}}; an instruction that
-several tasks use is shared out among them.
-"""
+"""Reads which task an instruction belongs to; format.py describes the file."""
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_SPECIAL = re.compile(r"<[^<>\s]*>")
-OTHER = "other"
-
-
-def instruction_key(text: str) -> str:
-    """Returns what two writings of one instruction share: no `<...>` marks, no blanks, no case.
-
-    Texts decoded from token ids need not bring back every blank.
-    """
-    return "".join(_SPECIAL.sub("", text).split()).casefold()
+from strlora_tuner.routing_record.format import OTHER, ProbeContent, instruction_key
 
 
 @dataclass(frozen=True)
@@ -51,7 +37,7 @@ def load_probe(path: Path | None) -> Probe:
     if path is None:
         return Probe()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: ProbeContent = json.loads(path.read_text(encoding="utf-8"))
         groups = [*content["tasks"], OTHER]
         shares = {
             instruction_key(text): [float(by_task.get(group, 0.0)) for group in groups]

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from eval.routing.record import instruction_key as key_of_eval
 from strlora_tuner.routing_record.ablation import ablate, ablation_names
 from strlora_tuner.routing_record.file import add_sums, routing_content
-from strlora_tuner.routing_record.probe import Probe, instruction_key, load_probe
+from strlora_tuner.routing_record.format import instruction_key
+from strlora_tuner.routing_record.probe import Probe, load_probe
 from strlora_tuner.routing_record.recorder import MOST_TEXTS, RoutingRecorder
 from strlora_tuner.training import tuner_of
 from tests.strlora_tuner.models import END, PAD, USER, adapted, text_model
@@ -264,8 +264,9 @@ def test_wrong_ablations_and_probes_are_refused(tmp_path):
     path.write_text('{"tasks": ["a"], "texts": {"What?": {"a": 1}, "<image>": {"a": 0.5}}}')
     assert load_probe(path).weights("<image>\n what ? ") == [1.0, 0.0]
     assert load_probe(path).weights("Why?") == [0.0, 1.0]
-    for text in ("<image>\nWhat IS it?\n", "a  b<|im_end|>", "x < y and y > z"):
-        assert instruction_key(text) == key_of_eval(text), "two packages, one rule"
+    assert instruction_key("<image>\nWhat IS it?\n") == "whatisit?"
+    assert instruction_key("a  b<|im_end|>") == "ab"
+    assert instruction_key("x < y and y > z") == "x<yandy>z"
     path.write_text('{"tasks": ["a"]}')
     with pytest.raises(ValueError, match=r"probe\.json: not a probe file"):
         load_probe(path)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from strlora_tuner.options import TASKS_FILE
-from strlora_tuner.routing_record.probe import instruction_key
+from strlora_tuner.routing_record.format import instruction_key
 
 
 def told_task(text: str) -> str:
