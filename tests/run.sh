@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up the environment, checks the code and runs the tests: `bash tests/run.sh [pytest options]`.
-#   --check-only   ruff, mypy and shellcheck, no tests
+#   --check-only   ruff, mypy, import-linter and shellcheck, no tests
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,10 +13,12 @@ echo "== ruff"
 "$python" -m ruff format --check .
 echo "== mypy"
 "$python" -m mypy
+echo "== import-linter"
+"$(dirname "$python")/lint-imports" --no-logo --no-cache
 echo "== shellcheck"
 "$(dirname "$python")/shellcheck" "${scripts[@]}"
 if [ "${1:-}" = --check-only ]; then exit 0; fi
 
 echo "== pytest"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-exec "$python" -m pytest -m "not slow" "$@"
+exec "$python" -m pytest -m "not slow" -n 2 --dist loadfile "$@"
