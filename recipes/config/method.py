@@ -19,14 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import yaml
 
+from recipes.config.protocol import PROTOCOLS, StreamProtocol
 from strlora_tuner.methods import tuner_types
 
 FOLDER = Path(__file__).resolve().parents[1] / "methods"
-Protocol = Literal["stream", "joint", "zero_shot", "pool"]
 
 
 class MethodError(ValueError):
@@ -43,7 +43,7 @@ class Method:
 
     name: str
     tuner_type: str | None
-    protocol: Protocol = "stream"
+    protocol: StreamProtocol = PROTOCOLS["stream"]
     defaults: dict[str, Any] = field(default_factory=dict)
     always: dict[str, Any] = field(default_factory=dict)
     tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -89,7 +89,7 @@ def find_method(name: str) -> Method:
         raise MethodError(path, "YAML", f"found {values!r}, expected a mapping with tuner_type")
     allowed: dict[str, Sequence[Any] | None] = {  # None: a mapping
         "tuner_type": (None, *tuner_types()),
-        "protocol": get_args(Protocol),
+        "protocol": tuple(PROTOCOLS),
         "defaults": None,
         "always": None,
         "tuned": None,
@@ -103,4 +103,5 @@ def find_method(name: str) -> Method:
             raise MethodError(path, key, f"found {value!r}, expected one of {names}")
         if known is None and not isinstance(value, dict):
             raise MethodError(path, key, f"found {value!r}, expected a mapping of recipe keys")
-    return Method(name, **cast(dict[str, Any], values))
+    protocol = PROTOCOLS[values.pop("protocol", "stream")]
+    return Method(name, protocol=protocol, **cast(dict[str, Any], values))

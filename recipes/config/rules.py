@@ -133,7 +133,7 @@ def _grows(tuner_type: str) -> bool:
 
 
 def _pool_problems(recipe: Recipe) -> list[str]:
-    has_pool = recipe.definition.protocol == "pool"
+    has_pool = recipe.protocol.pools
     if recipe.pool is not None and not has_pool:
         return [
             f"method = {recipe.method} keeps one adapter, so pool has nothing to act on; set pool: "
@@ -154,12 +154,11 @@ MOST_EXPERTS = 26 * 26  # two letters
 
 
 def _stream_only(recipe: Recipe, block: str) -> list[str]:
-    protocol = recipe.definition.protocol
-    if protocol == "stream":
+    if recipe.protocol.continues:
         return []
     return [
         f"method = {recipe.method} has nothing for {block} to act on: no chunk goes on from the "
-        f"one before (protocol {protocol}); set {block}: null"
+        f"one before (protocol {recipe.protocol.name}); set {block}: null"
     ]
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from recipes.config.method import Method, find_method, method_names
+from recipes.config.protocol import StreamProtocol
 from recipes.config.rules import cross_field_problems
 from strlora_tuner.methods import LORA, is_routed, options_class, tuner_types
 from strlora_tuner.options import bounds_of, with_preset
@@ -345,6 +346,11 @@ class Recipe(Block):
         return find_method(self.method)
 
     @property
+    def protocol(self) -> StreamProtocol:
+        """How the method goes through the chunks."""
+        return self.definition.protocol
+
+    @property
     def tuner_type(self) -> str | None:
         """The tuner that trains; None where nothing is trained."""
         return self.definition.tuner_type
@@ -385,22 +391,32 @@ class Recipe(Block):
         return sorted(self.tuner.keys() - self.own_tuner_keys)
 
     @property
-    def trained_chunks(self) -> list[int]:
-        """The chunks that leave an adapter: all; of joint training the last, which stands for all
-        of them; none where nothing is trained."""
-        count = self.data.chunks
-        if self.definition.protocol == "joint":
-            return [count]
-        return [] if self.definition.protocol == "zero_shot" else list(range(1, count + 1))
+    def unused_tuner_text(self) -> str:
+        """The same as a sentence."""
+        keys = ", ".join(f"tuner.{key}" for key in self.unused_tuner_keys)
+        return f"not used by method {self.method}: {keys}"
 
     @property
-    def stops(self) -> list[int]:
-        """The chunks after which scores may be taken: 0 (the base model), and up to the last."""
-        return [0, *(self.trained_chunks or [self.data.chunks])]
+    def trained_chunks(self) -> list[int]:
+        """The chunks that leave an adapter."""
+        return self.protocol.trained_chunks(self.data.chunks)
+
+    @property
+    def evaluation_points(self) -> list[int]:
+        """The chunks after which scores can be taken: 0 (the base model), and up to the last."""
+        return self.protocol.evaluation_points(self.data.chunks)
+
+    def evaluates_after(self, chunk: int) -> bool:
+        """Whether the recipe evaluates after `chunk`: always before training and after the last."""
+        return chunk % self.eval.every == 0 or chunk == self.data.chunks
+
+    def data_chunks(self, chunk: int) -> list[int]:
+        """The chunks whose samples are trained on for the first time at `chunk`."""
+        return self.protocol.data_chunks(chunk, self.data.chunks)
 
     def previous(self, chunk: int) -> int | None:
         """The chunk whose adapter chunk `chunk` goes on from; None: it starts a fresh one."""
-        return chunk - 1 if self.definition.protocol == "stream" and chunk > 1 else None
+        return self.protocol.previous(chunk)
 
     def replays(self, chunk: int) -> bool:
         """Whether samples of past chunks are mixed into chunk `chunk`."""

@@ -93,7 +93,7 @@ def _new_manifest(recipe: Recipe, stream: Stream, session: dict[str, Any]) -> di
         "name": recipe.name,
         **session,
         "recipe": resolved(recipe),
-        "protocol": recipe.definition.protocol,
+        "protocol": recipe.protocol.name,
         "tuner": asdict(recipe.tuner_options) if recipe.routed else None,
         "data": {
             "stream": recipe.data.stream,

@@ -43,13 +43,13 @@ from recipes.run.manifest import (
     write_costs,
     write_manifest,
 )
+from recipes.run.prerequisites import what_is_missing
 from recipes.run.state import ChunkRecord, RunState, load_state, save_state
 from recipes.run.stream import (
     Stream,
     ensure_stream,
     open_stream,
     own_samples,
-    training_chunks,
     training_files,
 )
 from recipes.run.terminal import Progress, duration, score_text
@@ -63,7 +63,6 @@ from recipes.run.training_job import (
     keep_metrics,
 )
 from recipes.swift_plugins.sample_cache import trim
-from recipes.tools.preview import evaluated_after, unused_text, what_is_missing
 
 
 def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
@@ -128,7 +127,7 @@ class _Run:
             write_task_table(self.stream, self.recipe.data.chunks, self.layout.tasks)
         count = self.recipe.data.chunks
         self._announce()
-        for index in self.recipe.stops:
+        for index in self.recipe.evaluation_points:
             started = time.monotonic()
             worked = self._do_chunk(index)
             if worked and index > 0:
@@ -155,12 +154,12 @@ class _Run:
             f"into {self.layout.root}/"
         )
         if recipe.unused_tuner_keys:
-            self.progress.say(f"[{recipe.name}] {unused_text(recipe)}")
+            self.progress.say(f"[{recipe.name}] {recipe.unused_tuner_text}")
 
     def _do_chunk(self, index: int) -> bool:
         """Brings one chunk to its end; returns whether there was anything to do."""
         record = self.state.record(index)
-        wanted = (index == 0 or evaluated_after(self.recipe, index)) and not self.train_only
+        wanted = self.recipe.evaluates_after(index) and not self.train_only
         if self._is_done(record, wanted):
             self.state.done = max(self.state.done, index)  # killed before it was counted
             return False
@@ -220,7 +219,7 @@ class _Run:
 
     def _chunk_job(self, index: int) -> Job:
         def data() -> tuple[Sequence[Path], str]:
-            for chunk in training_chunks(self.recipe, index):
+            for chunk in self.recipe.data_chunks(index):
                 self.stream.verify_chunk(chunk)
             mixed = mix_in(self.recipe, self.layout, self.stream, self.state, index)
             files = training_files(self.recipe, self.layout, index, self.stream)
@@ -277,7 +276,7 @@ class _Run:
         return check_finished(job, log)
 
     def _samples(self, index: int) -> int:
-        chunks = training_chunks(self.recipe, index)
+        chunks = self.recipe.data_chunks(index)
         return sum(int(self.stream.chunk(chunk)["samples"]) for chunk in chunks)
 
     def _record_training(self, index: int, record: ChunkRecord, seconds: float) -> None:
@@ -286,7 +285,7 @@ class _Run:
         record.steps = int(trainer["global_step"])
         losses = [row["loss"] for row in trainer["log_history"] if "loss" in row]
         record.loss = float(losses[-1]) if losses else None
-        joint = len(training_chunks(self.recipe, index)) > 1
+        joint = len(self.recipe.data_chunks(index)) > 1
         record.data_sha256 = self.stream.sha256 if joint else self.stream.chunk(index)["sha256"]
         record.replay_sha256 = remember(self.recipe, self.layout, self.stream, self.state, index)
         record.adapter_sha256 = checkpoints.adapter_hashes(adapter)

@@ -19,7 +19,7 @@ from recipes.run.chunk_data import mixture_of
 from recipes.run.layout import RunLayout
 from recipes.run.manifest import RunChanged, check_same_run
 from recipes.run.state import load_state
-from recipes.run.stream import Stream, StreamError, open_stream, training_chunks
+from recipes.run.stream import Stream, StreamError, open_stream
 from recipes.run.terminal import duration
 from recipes.tools.cost import (
     ANSWER_TOKENS,
@@ -32,7 +32,6 @@ from recipes.tools.cost import (
     memory_parts,
     train_seconds,
 )
-from recipes.tools.preview import evaluated_after
 from strlora_tuner.options import Size
 
 # Used only while the stream is not here: StrCVIT's chunks, and a usual length of its samples.
@@ -72,7 +71,7 @@ def make_plan(
 
 
 def _chunk(recipe: Recipe, stream: Stream | None, index: int) -> dict[str, Any]:
-    chunks = training_chunks(recipe, index)
+    chunks = recipe.data_chunks(index)
     counts = [_samples(recipe, stream, chunk) for chunk in chunks]
     samples = sum(counts)
     trained, steps = _trained(recipe, index, samples)
@@ -91,7 +90,7 @@ def _chunk(recipe: Recipe, stream: Stream | None, index: int) -> dict[str, Any]:
         "routed": routed,
         "steps": steps + router_steps,
         "tokens": round((trained + fisher + routed) * mean),
-        "evaluated": evaluated_after(recipe, index),
+        "evaluated": recipe.evaluates_after(index),
     }
 
 

@@ -83,7 +83,7 @@ def default_axes(recipe: Recipe) -> Axes:
     Joint training has no later chunks, nor have independent adapters a chunk: one axis less there.
     """
     axes: Axes = {"scale": DEFAULT_SCALES}
-    if recipe.definition.protocol == "stream":
+    if recipe.protocol.continues:
         axes["later"] = DEFAULT_SHARES
     if hasattr(recipe.tuner_options, GATE_SCALE):
         axes[f"tuner.{GATE_SCALE}"] = ("one", "num_experts")

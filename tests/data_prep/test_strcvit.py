@@ -18,8 +18,8 @@ from eval.scorers import FIXED
 from eval.scorers.registry import TASKS
 from eval.stream import load_stream
 from recipes.config.loading import load_recipe
+from recipes.run.prerequisites import what_is_missing
 from recipes.run.stream import open_stream
-from recipes.tools.preview import what_is_missing
 from tests.data_prep import trees
 
 REPO = Path(__file__).resolve().parents[2]

@@ -14,9 +14,10 @@ from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
 from recipes.run.commands import REPO
+from recipes.run.prerequisites import what_is_missing
 from recipes.run.stream import StreamError, file_sha256, open_stream
 from recipes.slurm.submit import header_options, render
-from recipes.tools.preview import preview, what_is_missing
+from recipes.tools.preview import preview
 
 PACKAGES = ("recipes", "data_prep", "eval", "strlora_tuner")
 FORBIDDEN_CALLS = {"os.system", "os.popen", "eval", "exec", "yaml.load", "yaml.unsafe_load"}

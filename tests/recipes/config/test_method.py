@@ -14,9 +14,10 @@ from recipes.config.parameter_matching import sizes_of_methods
 from recipes.config.problems import RecipeError
 from recipes.run.commands import infer_command, train_command, tuner_arguments
 from recipes.run.layout import RunLayout
+from recipes.run.prerequisites import what_is_missing
 from recipes.run.state import read_json
 from recipes.run.stream import Stream, StreamError
-from recipes.tools.preview import preview, unused_text, what_is_missing
+from recipes.tools.preview import preview
 from tests.recipes.toy import write_stream
 
 RUN = RunLayout(Path("runs/x"))
@@ -28,7 +29,7 @@ def test_every_method_is_one_override_away(recipe: str, name: str) -> None:
     loaded = load_recipe(recipe, [f"method={name}"])
     assert loaded.method == name
     assert loaded.folder.endswith(recipe if name == "strlora" else f"{recipe}-{name}")
-    if loaded.definition.protocol == "stream":
+    if loaded.protocol.continues:
         command = train_command(loaded, RUN, Path("c.jsonl"), 1)
         assert command.arguments[command.arguments.index("--tuner_type") + 1] == loaded.tuner_type
 
@@ -83,8 +84,8 @@ def test_tuned_values_lie_over_the_recipe_that_they_were_chosen_for(
 
 def test_keys_of_other_methods_are_named_and_not_refused() -> None:
     recipe = load_recipe("tiny", ["method=lora"])
-    assert "tuner.top_k" in unused_text(recipe)
-    assert unused_text(recipe) in "\n".join(preview(recipe))
+    assert "tuner.top_k" in recipe.unused_tuner_text
+    assert recipe.unused_tuner_text in "\n".join(preview(recipe))
     with pytest.raises(RecipeError, match=r"tuner\.rnak"):
         load_recipe("tiny", ["method=lora", "tuner.rnak=4"])
 

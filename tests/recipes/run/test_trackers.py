@@ -12,8 +12,8 @@ from recipes.config.loading import load_recipe
 from recipes.run import trackers
 from recipes.run.commands import train_command
 from recipes.run.layout import RunLayout
+from recipes.run.prerequisites import what_is_missing
 from recipes.run.stream import open_stream
-from recipes.tools.preview import what_is_missing
 from tests.recipes.real_host import BASE, needs_host, undisturbed
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
