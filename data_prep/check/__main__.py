@@ -9,16 +9,16 @@ import argparse
 import sys
 from pathlib import Path
 
+from data_prep.check.checking import Check, Result, Settings
+from data_prep.check.findings import as_json, as_text
 from data_prep.check.fix import write_clean
 from data_prep.check.lengths import Lengths
 from data_prep.check.recipe import read_recipe
-from data_prep.check.report import as_json, as_text
-from data_prep.check.run import Check, Result, Settings
 from data_prep.check.stream_folder import read_layout
-from data_prep.cli import FAILED, OK, UNUSABLE
-from data_prep.errors import Refused
+from data_prep.command_line import FAILED, OK, UNUSABLE
+from data_prep.errors import DataError
 from data_prep.files import write_json
-from data_prep.stream_writer import StreamError
+from data_prep.stream import StreamError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"report: {report}")
         if args.fix is not None:
             _fix(result, args)
-    except (Refused, StreamError) as error:
+    except (DataError, StreamError) as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
     return FAILED if result.errors else OK

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.errors import Refused
+from data_prep.errors import DataError
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -25,14 +25,14 @@ def read_recipe(name: str) -> RecipeModel:
     """Return the model of the recipe `name` (of recipes/) or of a YAML file.
 
     Raises:
-        Refused: no such file, no YAML, a circle of `extends`, or no model in it.
+        DataError: no such file, no YAML, a circle of `extends`, or no model in it.
     """
     model: dict[str, Any] = {}
     path: Path | None = _find(name, Path())
     seen: list[Path] = []
     while path is not None:
         if path in seen:
-            raise Refused("recipe", f"{path}: extends goes round in a circle")
+            raise DataError("recipe", f"{path}: extends goes round in a circle")
         seen.append(path)
         content = _load(path)
         block = content.get("model")
@@ -41,11 +41,11 @@ def read_recipe(name: str) -> RecipeModel:
         path = None if parent is None else _find(str(parent), path.parent)
     missing = [key for key in ("path", "max_length") if key not in model]
     if missing:
-        raise Refused(
+        raise DataError(
             "recipe", f"{seen[0]}: no model.{missing[0]}; give --model and --max-length instead"
         )
     if not isinstance(model["max_length"], int) or "${" in str(model["path"]):
-        raise Refused(
+        raise DataError(
             "recipe",
             f"{seen[0]}: model.path {model['path']!r} and max_length {model['max_length']!r} "
             "cannot be read without the recipe's loader; give --model and --max-length instead",
@@ -61,7 +61,7 @@ def _find(name: str, beside: Path) -> Path:
         if path.is_file():
             return path.resolve()
     known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-    raise Refused("recipe", f"no recipe {name!r}; expected a YAML file or one of {known}")
+    raise DataError("recipe", f"no recipe {name!r}; expected a YAML file or one of {known}")
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refused("recipe", f"{path}: no YAML: {' '.join(str(error).split())}") from error
+        raise DataError("recipe", f"{path}: no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise Refused("recipe", f"{path}: expected blocks such as `model:` at its top level")
+        raise DataError("recipe", f"{path}: expected blocks such as `model:` at its top level")
     return content

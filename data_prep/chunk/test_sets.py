@@ -9,9 +9,10 @@ from pathlib import Path
 
 from data_prep.compose.pools import chunk_lines
 from data_prep.published.converting import TestSet, converted
-from data_prep.sources.image_paths import Places
+from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.records import encode
-from data_prep.stream_writer import Made, Part, StreamError
+from data_prep.stream import StreamError
+from data_prep.stream_writer import PlannedFile, WrittenFile
 
 _TASK_NAME = r"[A-Za-z0-9][A-Za-z0-9 ._()+-]*"
 
@@ -25,18 +26,18 @@ class TestFile:
     path: Path
     task: str
     scorer: str
-    places: Places
+    resolver: ImageResolver
     own_ids: bool = True
 
 
 def parts_of_tests(
-    files: dict[str, Path], places: Places, scorers: dict[str, str]
-) -> tuple[list[Part], dict[str, str]]:
+    files: dict[str, Path], resolver: ImageResolver, scorers: dict[str, str]
+) -> tuple[list[PlannedFile], dict[str, str]]:
     """Return the test sets, and the scorer of each.
 
     Args:
         files: by task.
-        places: of the images.
+        resolver: of the images.
         scorers: by task; "" is for all others.
 
     Raises:
@@ -46,8 +47,8 @@ def parts_of_tests(
     parts = []
     for task, path in files.items():
         check_task_name(task)
-        source = TestFile(path, task, chosen[task], places)
-        parts.append(Part(f"test/{task}.jsonl", source, task))
+        source = TestFile(path, task, chosen[task], resolver)
+        parts.append(PlannedFile(f"test/{task}.jsonl", source, task))
     return parts, chosen
 
 
@@ -60,13 +61,13 @@ def check_task_name(task: str) -> None:
         )
 
 
-def lines_of_test(source: TestFile, made: Made) -> Iterator[bytes]:
+def lines_of_test(source: TestFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of a test set."""
     special = TestSet(source.task, source.scorer, source.own_ids)
-    yield from map(encode, converted(source.path, source.places, special, made))
+    yield from map(encode, converted(source.path, source.resolver, special, made))
 
 
-def make(part: Part, made: Made) -> Iterator[bytes]:
+def make(part: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of a test set, or of a chunk that is drawn from pools."""
     if isinstance(part.source, TestFile):
         yield from lines_of_test(part.source, made)

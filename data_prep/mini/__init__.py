@@ -2,7 +2,7 @@
 
 Images are cut or rendered at 112x112 from data that PyPI packages ship (see ``assets``). Each
 task is one file in ``tasks``. ``python -m data_prep.mini --help`` writes a stream;
-``python -m data_prep.mini.base_model --help`` makes the tiny base model of the `tiny` recipe.
+``python -m assets.tiny_base.make --help`` makes the tiny base model of the `tiny` recipe.
 """
 
 GENERATOR = "data_prep.mini"

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_prep.errors import Refused, shown
+from data_prep.errors import DataError, shown
 from data_prep.sources.boxes import check_gold_box
-from data_prep.sources.image_paths import Places
+from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.readers import place, read_all
 from data_prep.sources.records import Record, answer_text, encode, to_host
-from data_prep.stream_writer import Made
+from data_prep.stream_writer import WrittenFile
 
 
 class Converter(Protocol):
@@ -21,10 +21,12 @@ class Converter(Protocol):
         """Return the raw sample in a form that `to_host` reads."""
 
     def finish(self, raw: Any, record: Record, number: int) -> Record:
-        """Return the record with task and id. Raises Refused for a sample that is no good."""
+        """Return the record with task and id. Raises DataError for a sample that is no good."""
 
 
-def converted(path: Path, places: Places, special: Converter, made: Made) -> Iterator[Record]:
+def converted(
+    path: Path, resolver: ImageResolver, special: Converter, made: WrittenFile
+) -> Iterator[Record]:
     """Yield the samples of a published file in the host's form.
 
     They are counted in `made`, and what is refused is noted there.
@@ -33,10 +35,10 @@ def converted(path: Path, places: Places, special: Converter, made: Made) -> Ite
         try:
             raw = special.prepare(raw)
             record = to_host(raw)
-            record["images"] = [places.place(image) for image in record["images"]]
+            record["images"] = [resolver.resolve(image) for image in record["images"]]
             record = special.finish(raw, record, number)
             encode(record)  # refuses what could not be written
-        except Refused as refused:
+        except DataError as refused:
             name = raw.get("id", raw.get("question_id", "")) if isinstance(raw, dict) else ""
             made.problems.append(refused.at(place(path, number), str(name)))
             continue
@@ -68,7 +70,7 @@ class TestSet:
         return raw
 
     def finish(self, raw: Any, record: Record, number: int) -> Record:
-        """Return the record as evaluation wants it. Raises Refused for a gold that is none."""
+        """Return the record as evaluation wants it. Raises DataError for a gold that is none."""
         answer = raw.get("answer")
         if isinstance(answer, list) and (len(answer) > 1 or self.scorer == "caption"):
             record["references"] = [str(text) for text in answer]
@@ -89,7 +91,7 @@ class TestSet:
         self.used[name] = self.used.get(name, 0) + 1
         if self.own_ids and self.used[name] > 1:
             text = f"id {name!r} stands there already; ids of a test set must differ"
-            raise Refused("duplicate-id", text)
+            raise DataError("duplicate-id", text)
         return name if self.used[name] == 1 else f"{name}#{self.used[name]}"
 
 
@@ -99,14 +101,14 @@ def numbered(files: list[Path]) -> dict[int, Path]:
     for path in files:
         digits = path.name.split(".")[0].rsplit("_", 1)[-1]
         if not digits.isdigit():
-            raise Refused("name", f"{path}: found no number in its name, expected data_001.json")
+            raise DataError("name", f"{path}: found no number in its name, expected data_001.json")
         if int(digits) in found:
-            raise Refused("name", f"{path} and {found[int(digits)]} have the same number")
+            raise DataError("name", f"{path} and {found[int(digits)]} have the same number")
         found[int(digits)] = path
     return dict(sorted(found.items()))
 
 
 def expect_folder(path: Path, what: str, how: str) -> None:
-    """Raise Refused unless `path` is a folder; `how` says how to get it."""
+    """Raise DataError unless `path` is a folder; `how` says how to get it."""
     if not path.is_dir():
-        raise Refused("no-data", f"{what} {shown(str(path))}: no such folder. {how}")
+        raise DataError("no-data", f"{what} {shown(str(path))}: no such folder. {how}")

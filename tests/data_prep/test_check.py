@@ -19,7 +19,7 @@ from data_prep.check.lengths import Lengths, tile_count
 from data_prep.check.recipe import read_recipe
 from data_prep.check.relations import near_pairs
 from data_prep.chunk.__main__ import main as chunk
-from data_prep.errors import Refused
+from data_prep.errors import DataError
 from data_prep.files import sha256_file
 from data_prep.images import dhash
 from eval.stream import load_stream
@@ -415,7 +415,7 @@ def test_lengths_of_a_recipe(tmp_path, capsys):
 def test_a_recipe_that_tells_no_model_is_refused(tmp_path, text, message):
     path = tmp_path / "bad.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(DataError) as refused:
         read_recipe(str(path))
     assert str(refused.value).startswith(message.format(path=path))
 
