@@ -27,7 +27,7 @@ Counts = list[dict[str, int]]  # samples by task, for each chunk
 
 @dataclass(frozen=True)
 class Pool:
-    """The converted samples of a task: `samples` lines in `path`; `index` tells where they begin."""
+    """The converted samples of a task: `samples` lines in `path`, `index` says where each begins."""
 
     task: str
     path: Path
