@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError, listing
+from data_prep.errors import DataError, listing, shown
 from data_prep.files import sha256_file
 from data_prep.progress_bar import Progress
 from data_prep.published.benchmarks import SCORERS
@@ -35,6 +35,12 @@ def source_facts(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError("no-data", f"{path}: no such file; check the path")
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def expect_folder(path: Path, what: str, how: str) -> None:
+    """Raise DataError unless `path` is a folder; `how` says how to get it."""
+    if not path.is_dir():
+        raise DataError("no-data", f"{what} {shown(str(path))}: no such folder. {how}")
 
 
 def fetch(repository: str, folder: Path, note: str) -> int:

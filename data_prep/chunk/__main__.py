@@ -13,16 +13,16 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.chunk import GENERATOR, VERSION
+from data_prep.chunk.batches import Options
 from data_prep.chunk.boundaries import ChunkBoundaries, contents, make
-from data_prep.chunk.conversion import Options
 from data_prep.chunk.first_pass import FirstPass
-from data_prep.chunk.test_sets import check_task_name
 from data_prep.command_line import add_common, pairs, run_plan, scorers_of, source_facts
 from data_prep.parallel import cores
 from data_prep.progress_bar import Progress
 from data_prep.published.benchmarks import SCORERS
 from data_prep.sources.image_paths import EMBEDDED, ImageResolver
 from data_prep.sources.readers import data_files
+from data_prep.sources.test_sets import check_task_name
 from data_prep.stream import StreamError
 from data_prep.stream_writer import PARTIAL, Contents, Plan
 

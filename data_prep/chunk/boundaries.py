@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.chunk.first_pass import INDEX, FirstPass
-from data_prep.chunk.test_sets import TestFile, check_task_name, lines_of_test, parts_of_tests
 from data_prep.sources.fields import FIRST_BLOCK, Columns, harmonize
 from data_prep.sources.image_paths import EMBEDDED, LINK
 from data_prep.sources.records import encode
+from data_prep.sources.test_sets import TestFile, check_task_name, lines_of_test, parts_of_tests
 from data_prep.stream import StreamError
 from data_prep.stream_writer import LEFT_OUT, Contents, PlannedFile, WrittenFile
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.chunk.conversion import Batch, Options, convert
+from data_prep.chunk.batches import Batch, Options, convert
 from data_prep.errors import Problem
 from data_prep.files import write_json
 from data_prep.parallel import ordered_map

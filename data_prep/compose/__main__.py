@@ -14,7 +14,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from data_prep.chunk.test_sets import make, parts_of_tests
 from data_prep.command_line import add_common, pairs, run_plan, scorers_of, source_facts
 from data_prep.compose import GENERATOR, VERSION
 from data_prep.compose.chunk_counts import (
@@ -24,12 +23,13 @@ from data_prep.compose.chunk_counts import (
     from_strcvit,
     without_return,
 )
-from data_prep.compose.pools import Counts, chunk_parts, make_pools
+from data_prep.compose.pools import Counts, chunk_parts, make, make_pools
 from data_prep.errors import DataError
 from data_prep.parallel import cores
 from data_prep.published.benchmarks import CHUNK_SAMPLES, STRCVIT
 from data_prep.sources.image_paths import EMBEDDED, LINK, ImageResolver
 from data_prep.sources.readers import data_files
+from data_prep.sources.test_sets import parts_of_tests
 from data_prep.stream import StreamError
 from data_prep.stream_writer import PARTIAL, Contents, Plan
 

@@ -15,11 +15,12 @@ import numpy as np
 from data_prep.errors import DataError, Problem
 from data_prep.files import write_blocks
 from data_prep.parallel import ordered_map
-from data_prep.published.converting import converted
+from data_prep.sources.converting import converted
 from data_prep.sources.fields import harmonize_all
 from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.readers import DECODER
 from data_prep.sources.records import Record, encode
+from data_prep.sources.test_sets import TestFile, lines_of_test
 from data_prep.stream_writer import BadSamples, PlannedFile, WrittenFile
 
 Counts = list[dict[str, int]]  # samples by task, for each chunk
@@ -27,7 +28,7 @@ Counts = list[dict[str, int]]  # samples by task, for each chunk
 
 @dataclass(frozen=True)
 class Pool:
-    """The converted samples of a task: `samples` lines in `path`, `index` says where each begins."""
+    """The converted samples of a task: `samples` lines in `path`, their starts in `index`."""
 
     task: str
     path: Path
@@ -143,3 +144,11 @@ def chunk_lines(part: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
     for at in np.random.RandomState([seed, number]).permutation(len(records)):
         made.count(records[at]["task"])
         yield encode(records[at])
+
+
+def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
+    """Yield the lines of a test set, or of a chunk that is drawn from pools."""
+    if isinstance(planned.source, TestFile):
+        yield from lines_of_test(planned.source, made)
+    else:
+        yield from chunk_lines(planned, made)

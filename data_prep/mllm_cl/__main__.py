@@ -14,17 +14,16 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from data_prep.chunk.test_sets import TestFile, make
-from data_prep.command_line import OK, add_common, fetch, run_plan, source_facts
+from data_prep.command_line import OK, add_common, expect_folder, fetch, run_plan, source_facts
 from data_prep.compose.chunk_counts import drawn
-from data_prep.compose.pools import Counts, chunk_parts, make_pools
+from data_prep.compose.pools import Counts, chunk_parts, make, make_pools
 from data_prep.errors import DataError
 from data_prep.mllm_cl import GENERATOR, REPOSITORY, VERSION
 from data_prep.mllm_cl.router import FOLDER, write_router
 from data_prep.parallel import cores
 from data_prep.published.benchmarks import MLLM_CL
-from data_prep.published.converting import expect_folder
 from data_prep.sources.image_paths import LINK, ImageResolver
+from data_prep.sources.test_sets import TestFile
 from data_prep.stream import StreamError
 from data_prep.stream_writer import Contents, Plan, PlannedFile
 

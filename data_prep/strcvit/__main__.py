@@ -12,10 +12,17 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from data_prep.command_line import FAILED, OK, add_common, fetch, run_plan, source_facts
+from data_prep.command_line import (
+    FAILED,
+    OK,
+    add_common,
+    expect_folder,
+    fetch,
+    run_plan,
+    source_facts,
+)
 from data_prep.errors import ERROR, Problem, listing
 from data_prep.published.benchmarks import STRCVIT
-from data_prep.published.converting import expect_folder
 from data_prep.sources.image_paths import LINK, ImageResolver
 from data_prep.strcvit import GENERATOR, MARKER, REPOSITORY, VERSION, checklist
 from data_prep.strcvit.published_counts import against_manifest, against_mixture

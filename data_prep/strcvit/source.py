@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.command_line import expect_folder
 from data_prep.errors import DataError
 from data_prep.published.benchmarks import STRCVIT
-from data_prep.published.converting import TestSet, converted, expect_folder, numbered
 from data_prep.sources.boxes import check_box, is_box_question, read_box, read_size
+from data_prep.sources.converting import converted
 from data_prep.sources.fields import harmonize_all
 from data_prep.sources.image_paths import LINK, ImageResolver
 from data_prep.sources.records import Record, answer_text, encode, question_text
+from data_prep.sources.test_sets import TestSet
 from data_prep.strcvit import REPOSITORY
 from data_prep.stream_writer import PlannedFile, WrittenFile
 
@@ -51,7 +53,7 @@ def chunk_files(source: Path) -> dict[int, Path]:
     how = f"Get it: python -m data_prep.strcvit --download --source {source}"
     expect_folder(source, "--source", how)
     files = [*(source / "train").glob("data_*.json"), *(source / "train").glob("data_*.jsonl")]
-    found = numbered(files)
+    found = _numbered(files)
     if not found:
         raise DataError("no-data", f"{source}/train: no data_001.json. {how} ({REPOSITORY})")
     missing = [number for number in range(1, max(found) + 1) if number not in found]
@@ -59,6 +61,19 @@ def chunk_files(source: Path) -> dict[int, Path]:
         names = ", ".join(f"data_{number:03d}.json" for number in missing)
         raise DataError("no-data", f"{source}/train: {names} missing between the others. {how}")
     return found
+
+
+def _numbered(files: list[Path]) -> dict[int, Path]:
+    """Return files by the number that ends their names ("data_007.json" is 7)."""
+    found: dict[int, Path] = {}
+    for path in files:
+        digits = path.name.split(".")[0].rsplit("_", 1)[-1]
+        if not digits.isdigit():
+            raise DataError("name", f"{path}: found no number in its name, expected data_001.json")
+        if int(digits) in found:
+            raise DataError("name", f"{path} and {found[int(digits)]} have the same number")
+        found[int(digits)] = path
+    return dict(sorted(found.items()))
 
 
 def test_files(source: Path, proxy: bool) -> dict[str, Path]:

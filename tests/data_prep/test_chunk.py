@@ -271,6 +271,7 @@ def test_test_files_become_test_sets(tmp_path, capsys):
         (["--scorer", "best"], "--scorer best: expected one of vqa"),
         (["--test", "a"], "--test a: expected NAME=FILE"),
         (["--test", "a/b=x"], "task 'a/b' has a test set, so its name must be fit for a file"),
+        (["--task", "a b", "--holdout", "0.5"], "task 'a b' has a test set, so its name must be"),
         (["--images", "/no/such"], "--images /no/such: no such folder"),
         (["--by", "column", "--column", "no"], "column 'no' is missing; every sample must have it"),
         (["--by", "time", "--column", "answer", "--size", "5"], "found 'yes', expected a time"),

@@ -1,49 +1,19 @@
-"""Published files -> host samples: what the converters of benchmarks have in common."""
+"""Test sets: a file for each task, gold fields for its scorer, ids that differ."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from data_prep.errors import DataError, shown
+from data_prep.errors import DataError
 from data_prep.sources.boxes import check_gold_box
+from data_prep.sources.converting import converted
 from data_prep.sources.image_paths import ImageResolver
-from data_prep.sources.readers import place, read_all
-from data_prep.sources.records import Record, answer_text, encode, to_host
-from data_prep.stream_writer import WrittenFile
-
-
-class Converter(Protocol):
-    """Knows what is special about the samples of one published file."""
-
-    def prepare(self, raw: Any) -> Any:
-        """Return the raw sample in a form that `to_host` reads."""
-
-    def finish(self, raw: Any, record: Record, number: int) -> Record:
-        """Return the record with task and id. Raises DataError for a sample that is no good."""
-
-
-def converted(
-    path: Path, resolver: ImageResolver, special: Converter, made: WrittenFile
-) -> Iterator[Record]:
-    """Yield the samples of a published file in the host's form.
-
-    They are counted in `made`, and what is refused is noted there.
-    """
-    for number, raw in read_all(path):
-        try:
-            raw = special.prepare(raw)
-            record = to_host(raw)
-            record["images"] = [resolver.resolve(image) for image in record["images"]]
-            record = special.finish(raw, record, number)
-            encode(record)  # refuses what could not be written
-        except DataError as refused:
-            name = raw.get("id", raw.get("question_id", "")) if isinstance(raw, dict) else ""
-            made.problems.append(refused.at(place(path, number), str(name)))
-            continue
-        made.count(record["task"])
-        yield record
+from data_prep.sources.records import Record, answer_text, encode
+from data_prep.stream import TASK_NAME, StreamError
+from data_prep.stream_writer import PlannedFile, WrittenFile
 
 
 class TestSet:
@@ -95,20 +65,51 @@ class TestSet:
         return name if self.used[name] == 1 else f"{name}#{self.used[name]}"
 
 
-def numbered(files: list[Path]) -> dict[int, Path]:
-    """Return files by the number that ends their names ("data_007.json" is 7)."""
-    found: dict[int, Path] = {}
-    for path in files:
-        digits = path.name.split(".")[0].rsplit("_", 1)[-1]
-        if not digits.isdigit():
-            raise DataError("name", f"{path}: found no number in its name, expected data_001.json")
-        if int(digits) in found:
-            raise DataError("name", f"{path} and {found[int(digits)]} have the same number")
-        found[int(digits)] = path
-    return dict(sorted(found.items()))
+@dataclass(frozen=True)
+class TestFile:
+    """A test set of its own file. `own_ids`: an id that stands twice is refused."""
+
+    __test__ = False  # not for pytest
+
+    path: Path
+    task: str
+    scorer: str
+    resolver: ImageResolver
+    own_ids: bool = True
 
 
-def expect_folder(path: Path, what: str, how: str) -> None:
-    """Raise DataError unless `path` is a folder; `how` says how to get it."""
-    if not path.is_dir():
-        raise DataError("no-data", f"{what} {shown(str(path))}: no such folder. {how}")
+def parts_of_tests(
+    files: dict[str, Path], resolver: ImageResolver, scorers: dict[str, str]
+) -> tuple[list[PlannedFile], dict[str, str]]:
+    """Return the test sets, and the scorer of each.
+
+    Args:
+        files: by task.
+        resolver: of the images.
+        scorers: by task; "" is for all others.
+
+    Raises:
+        StreamError: a task that no file can be named after.
+    """
+    chosen = {task: scorers.get(task, scorers[""]) for task in files}
+    parts = []
+    for task, path in files.items():
+        check_task_name(task)
+        source = TestFile(path, task, chosen[task], resolver)
+        parts.append(PlannedFile(f"test/{task}.jsonl", source, task))
+    return parts, chosen
+
+
+def check_task_name(task: str) -> None:
+    """Raise StreamError unless a test file can be named after the task."""
+    if not TASK_NAME.fullmatch(task):
+        raise StreamError(
+            f"task {task!r} has a test set, so its name must be fit for a file: letters, digits, "
+            "dots, dashes and underscores; rename it in the data, or give --task"
+        )
+
+
+def lines_of_test(source: TestFile, made: WrittenFile) -> Iterator[bytes]:
+    """Yield the lines of a test set."""
+    special = TestSet(source.task, source.scorer, source.own_ids)
+    yield from map(encode, converted(source.path, source.resolver, special, made))
