@@ -29,9 +29,9 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
+from assets.tiny_base.make import measure, network
+from assets.tiny_base.make.sequences import IGNORE, Layout
 from data_prep.files import sha256_file, write_json
-from data_prep.mini.base_model import measure, network
-from data_prep.mini.base_model.sequences import IGNORE, Layout
 from eval.scorers import find_scorer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ from typing import Any
 ERROR, WARNING = "error", "warning"
 
 
-class Refused(ValueError):
+class DataError(ValueError):
     """A sample or file that cannot be used. `code` names the kind, the text says found and fix."""
 
     def __init__(self, code: str, text: str) -> None:

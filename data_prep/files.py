@@ -122,8 +122,9 @@ def numbered_jsonl(path: Path, torn_tail: bool = False) -> Iterator[tuple[int, R
                     yield line
 
     try:
-        with jsonlines.Reader(lines()) as reader:
-            for record in reader:
+        # Without `loads` it is another parser wherever orjson happens to be installed.
+        with jsonlines.Reader(lines(), loads=json.loads) as reader:
+            for record in reader.iter(allow_none=True):
                 if not isinstance(record, dict):
                     found = line.strip()[:80]
                     raise ValueError(f"{path}:{number}: expected a JSON object, found {found!r}")

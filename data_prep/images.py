@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import ERROR, WARNING, Refused
+from data_prep.errors import ERROR, WARNING, DataError
 
 MOST_PIXELS = 178_956_970  # Pillow's own limit; larger pictures are refused by it in training too
 MOST_ASPECT = 200  # what Qwen's and InternVL's processors accept
@@ -54,26 +54,26 @@ class Picture:
 
 
 def check_name(name: str) -> None:
-    """Raise Refused unless `name` can be a path relative to a stream folder, by its text alone."""
+    """Raise DataError unless `name`, by its text, can be a path relative to a stream folder."""
     if _PLAIN.fullmatch(name):
         return
     if not name.strip():
-        raise Refused("image-name", "an empty image path; take it and its <image> out")
+        raise DataError("image-name", "an empty image path; take it and its <image> out")
     if name[:5].lower() == "data:" or len(name) > 1000:
-        raise Refused(
+        raise DataError(
             "image-data", "the image is written into the sample (base64); expected a path"
         )
     if "://" in name[:12]:
-        raise Refused("image-url", f"image {name!r} is a URL; download it and give its path")
+        raise DataError("image-url", f"image {name!r} is a URL; download it and give its path")
     if "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
-        raise Refused("image-name", f"image {name!r} has a character that no path can have")
+        raise DataError("image-name", f"image {name!r} has a character that no path can have")
     if os.path.isabs(name) or name.startswith("~"):
-        raise Refused(
+        raise DataError(
             "image-absolute",
             f"image {name!r} is an absolute path; expected one relative to the stream folder",
         )
     if ".." in name.split("/"):
-        raise Refused("image-escape", f"image {name!r} leaves the stream folder by '..'")
+        raise DataError("image-escape", f"image {name!r} leaves the stream folder by '..'")
 
 
 def resolve(
@@ -88,7 +88,7 @@ def resolve(
         known: where folders of names were found to lead; filled here, for the next name.
 
     Raises:
-        Refused: a bad name, a loop of links, no such file, a folder, or a link out of `allowed`.
+        DataError: a bad name, a loop of links, no such file, a folder, or a link out of `allowed`.
     """
     check_name(name)
     try:
@@ -96,13 +96,13 @@ def resolve(
     except OSError as error:
         raise _no_file(name, root / name, error) from error
     if not any(real == str(folder) or real.startswith(f"{folder}{os.sep}") for folder in allowed):
-        raise Refused(
+        raise DataError(
             "image-escape",
             f"image {name!r} is a link out of the stream, to {real!r}; copy the file in",
         )
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise Refused("image-not-file", f"image {name!r} is {what}; expected an image file")
+        raise DataError("image-not-file", f"image {name!r} is {what}; expected an image file")
     return Path(real)
 
 
@@ -123,19 +123,19 @@ def _follow(root: Path, name: str, known: dict[str, str]) -> tuple[str, int]:
     return real, os.stat(real).st_mode
 
 
-def _no_file(name: str, path: Path, error: OSError) -> Refused:
+def _no_file(name: str, path: Path, error: OSError) -> DataError:
     if error.errno == errno.ELOOP:
-        return Refused("image-loop", f"image {name!r} is a link that leads back to itself")
+        return DataError("image-loop", f"image {name!r} is a link that leads back to itself")
     if error.errno in (errno.EACCES, errno.EPERM):
-        return Refused("image-denied", f"image {name!r} may not be read; change its permissions")
+        return DataError("image-denied", f"image {name!r} may not be read; change its permissions")
     if error.errno == errno.ENAMETOOLONG:
-        return Refused("image-name", f"image {name[:60]!r}... has a name that is too long")
+        return DataError("image-name", f"image {name[:60]!r}... has a name that is too long")
     text = f"image {name!r} does not exist"
     if path.is_symlink():
         text = f"image {name!r} is a link to a file that does not exist"
     elif near := _other_case(path):
         text += f", but {near!r} does: names are told apart by case"
-    return Refused("image-missing", f"{text}; put the file there or leave the sample out")
+    return DataError("image-missing", f"{text}; put the file there or leave the sample out")
 
 
 def _other_case(path: Path) -> str | None:

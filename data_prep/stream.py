@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import Refused
+from data_prep.errors import DataError
 from data_prep.files import Record, numbered_jsonl, read_json, read_jsonl, sha256_file
 from data_prep.images import check_name
 
@@ -254,7 +254,7 @@ def check_image_names(path: Path) -> None:
             for image in record.get("images") or []:
                 try:
                     check_name(str(image))
-                except Refused as error:
+                except DataError as error:
                     raise StreamError(f"{path}:{number}: {error}") from error
     except ValueError as error:  # a line that is no JSON object
         raise StreamError(str(error)) from error

@@ -19,20 +19,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import Problem, Refused
-from data_prep.files import sha256_file, write_blocks, write_json
+from data_prep.errors import DataError, Problem
+from data_prep.files import (
+    read_json,
+    read_jsonl,
+    sha256_file,
+    write_blocks,
+    write_json,
+    write_jsonl,
+)
 from data_prep.parallel import cores, ordered_map
-from data_prep.progress import Progress
+from data_prep.stream import FORMAT, MANIFEST, StreamError, read_manifest
 
-FORMAT = "strlora-stream/1"
-FILE = "stream.json"
 PARTIAL = ".partial"
 STATE, JOURNAL = "state.json", "made.jsonl"
 LEFT_OUT = "left_out.jsonl"
-
-
-class StreamError(RuntimeError):
-    """A stream folder cannot be written; the message says why and what to do."""
 
 
 class BadSamples(StreamError):
@@ -44,7 +45,7 @@ class BadSamples(StreamError):
 
 
 @dataclass(frozen=True)
-class Part:
+class PlannedFile:
     """One file of a stream: a chunk (`task` is None), or the test or validation set of a task.
 
     `source` is whatever the tool needs to make it; it must be picklable. Validation sets come after
@@ -58,15 +59,24 @@ class Part:
 
 
 @dataclass
-class Made:
-    """What is known of a part once it is written. `note` is free for the tool's own report."""
+class WrittenFile:
+    """What is known of a file once it is written.
+
+    Attributes:
+        file: its name inside the stream. sha256: of its bytes.
+        samples: how many it holds. tasks: samples by task.
+        problems: samples that were refused.
+        entry: further keys of its entry in the manifest.
+        answers: how often each answer occurs, by task, where `Plan.review` needs it.
+    """
 
     file: str = ""
     sha256: str = ""
     samples: int = 0
     tasks: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
-    note: dict[str, Any] = field(default_factory=dict)
+    entry: dict[str, Any] = field(default_factory=dict)
+    answers: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def count(self, task: str) -> None:
         """Count one sample of `task`."""
@@ -79,14 +89,17 @@ class Made:
         return content | {"problems": [problem.as_json() for problem in self.problems]}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Made:
+    def from_json(cls, content: dict[str, Any]) -> WrittenFile:
         """Return what `as_json` wrote."""
         problems = [Problem(**problem) for problem in content["problems"]]
         return cls(**{**content, "tasks": Counter(content["tasks"]), "problems": problems})
 
 
-# Yields the encoded lines of a part and fills in counts, problems and note on the way.
-Make = Callable[[Part, Made], Iterator[bytes]]
+# Yields the encoded lines of a file and fills in what else is known of it on the way.
+Make = Callable[[PlannedFile, WrittenFile], Iterator[bytes]]
+
+
+Report = Callable[[int, int, str], None]  # files done, files in all, the file just written
 
 
 @dataclass(frozen=True)
@@ -94,17 +107,18 @@ class Contents:
     """What a stream holds.
 
     Attributes:
-        parts: the files, chunks in their order.
+        files: chunks in their order, then test sets, then validation sets.
         scorers: scorer by task, for every task with a test set.
-        links: folder name inside the stream -> folder with images that it leads to.
+        links: folder name inside the stream -> folder with images that it leads to; None leaves
+            the key out of the manifest.
         extras: files and folders that the tool made in the staging folder, moved into the stream.
         facts: further keys of the manifest.
-        problems: what was left out before the parts were made.
+        problems: what was left out before the files were made.
     """
 
-    parts: list[Part]
+    files: list[PlannedFile]
     scorers: dict[str, str] = field(default_factory=dict)
-    links: dict[str, str] = field(default_factory=dict)
+    links: dict[str, str] | None = field(default_factory=dict)
     extras: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
@@ -119,9 +133,13 @@ class Plan:
         generator: {"name", "version", "settings"}: the same settings make the same stream.
         seed: of everything random.
         contents: given the staging folder, says what the stream holds.
-        make: makes one part; runs in a process of its own, so it must be picklable.
+        make: makes one file; runs in a process of its own, so it must be picklable.
         skip_bad: leave refused samples out (and list them) where others refuse the whole.
-        verify: looks at everything that was made; what it raises leaves nothing behind.
+        review: sees all files before the manifest is written and may add to their `entry`; what it
+            raises leaves nothing behind.
+        samples: of every file, where that is known beforehand. A folder with other counts, which
+            another version of the tool began, is refused.
+        is_whole: whether what the manifest does not name (images) is all there.
     """
 
     name: str
@@ -130,7 +148,9 @@ class Plan:
     contents: Callable[[Path], Contents]
     make: Make
     skip_bad: bool = False
-    verify: Callable[[list[Made]], None] | None = None
+    review: Callable[[list[WrittenFile]], None] | None = None
+    samples: dict[str, int] | None = None
+    is_whole: Callable[[Path], bool] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -140,100 +160,95 @@ class Plan:
 
 
 def write_stream(
-    folder: Path, plan: Plan, workers: int | None = None, progress: Progress | None = None
-) -> list[Made] | None:
+    folder: Path, plan: Plan, workers: int | None = None, report: Report | None = None
+) -> list[WrittenFile] | None:
     """Write the stream of `plan` to `folder`; return what was made, None if it was there already.
+
+    Args:
+        folder: of the stream; made if it is not there.
+        plan: what to write.
+        workers: processes; None takes all cores.
+        report: told after every file: files done, files in all, name of the file.
 
     Raises:
         BadSamples: samples were refused and `skip_bad` is off; nothing was written.
-        Refused: a source cannot be read at all; nothing was written.
+        DataError: a source cannot be read at all; nothing was written.
         StreamError: the folder holds something else, a changed file, or another run is on it.
     """
     folder = Path(folder)
-    if is_complete(folder, plan.settings):
+    if is_complete(folder, plan):
         return None
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
-        _expect_ours(folder, plan.settings)
+        _claim(folder, plan)
         try:
             contents = plan.contents(folder / PARTIAL)
-            made = _make_all(folder, plan, contents, workers or cores(), progress)
+            made = _make_all(folder, plan, contents, workers or cores(), report)
             _expect_content(contents, made, plan.skip_bad)
-            if plan.verify:
-                plan.verify(made)
-        except (Refused, StreamError):
+            if plan.review:
+                plan.review(made)
+        except (DataError, StreamError):
             discard(folder, existed)
             raise
         _finish(folder, plan, contents, made)
     return made
 
 
-def is_complete(folder: Path, settings: dict[str, Any]) -> bool:
-    """Return whether the stream of these settings lies in `folder`, whole and unchanged.
+def is_complete(folder: Path, plan: Plan) -> bool:
+    """Return whether the stream of `plan` lies in `folder`, whole and unchanged.
 
-    Raises StreamError when another stream lies there or a file of it was changed.
+    Raises:
+        StreamError: another stream lies there, or a file of it was changed.
     """
-    path = folder / FILE
+    path = folder / MANIFEST
     if not path.exists():
         return False
     manifest = read_manifest(path)
-    expect_settings(path, manifest, settings)
-    whole = True
-    for file, sha256 in manifest_files(manifest).items():
+    expect_settings(path, manifest, plan.settings)
+    if plan.samples is not None:
+        counts = {file: entry["samples"] for file, entry in manifest_entries(manifest).items()}
+        expect_settings(path, {"samples": counts}, {"samples": plan.samples})
+    whole = plan.is_whole is None or plan.is_whole(folder)
+    for file, entry in manifest_entries(manifest).items():
         if not (folder / file).exists():
             whole = False
-        elif (found := sha256_file(folder / file)) != sha256:
+        elif (found := sha256_file(folder / file)) != entry["sha256"]:
             raise StreamError(
-                f"{folder / file}: sha256 is {found}, the manifest says {sha256}: the file was "
-                "changed. Delete it and run the same command again to make it anew."
+                f"{folder / file}: sha256 is {found}, the manifest says {entry['sha256']}: the "
+                "file was changed. Delete it and run the same command again to make it anew."
             )
     return whole
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the content of a stream.json. Raises StreamError when it is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise StreamError(f"{path}: no JSON ({error}); prepare the stream again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else content
-        raise StreamError(f"{path}: format is {found!r}, expected {FORMAT!r}")
-    return content
-
-
-def manifest_files(manifest: dict[str, Any]) -> dict[str, str]:
-    """Return sha256 by file of everything a manifest names."""
-    return {str(e.get("file") or e["test"]): str(e["sha256"]) for e in manifest_entries(manifest)}
-
-
-def manifest_entries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the entries of a manifest that stand for a file: chunks, test and validation sets."""
+def manifest_entries(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return a manifest's entries by the file that they describe: chunks, then test sets, ..."""
     tasks = list(manifest["tasks"].values())
-    validation = [task["validation"] for task in tasks if "validation" in task]
-    return [*manifest["chunks"], *tasks, *validation]
+    entries = {entry["file"]: entry for entry in manifest["chunks"]}
+    entries |= {entry["test"]: entry for entry in tasks}
+    validation = [entry["validation"] for entry in tasks if "validation" in entry]
+    return entries | {entry["file"]: entry for entry in validation}
 
 
 def expect_settings(path: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Raise StreamError unless `found` was made with `settings`."""
+    """Raise StreamError unless `found`, which stands in `path`, was made with `settings`."""
     for key, wanted in settings.items():
         if found.get(key) != wanted:
-            there, here = _difference(found.get(key), wanted)
+            where, there, here = _difference(key, found.get(key), wanted)
             raise StreamError(
-                f"{path}: {key} is {there}, this run would make {here}. "
+                f"{path}: {where} is {there}, this run would make {here}. "
                 "Choose another --out, or delete the folder."
             )
 
 
-def _difference(found: Any, wanted: Any) -> tuple[str, str]:
-    """Return the parts of two settings that differ, as text."""
+def _difference(key: str, found: Any, wanted: Any) -> tuple[str, str, str]:
+    """Return the key at which two settings differ ("generator.settings.size"), and both values."""
     if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+        keys = [inner for inner in {**found, **wanted} if found.get(inner) != wanted.get(inner)]
         if len(keys) == 1:
-            return _difference(found.get(keys[0]), wanted.get(keys[0]))
-        return str({k: found.get(k) for k in keys}), str({k: wanted.get(k) for k in keys})
-    return repr(found), repr(wanted)
+            return _difference(f"{key}.{keys[0]}", found.get(keys[0]), wanted.get(keys[0]))
+        return key, str({k: found.get(k) for k in keys}), str({k: wanted.get(k) for k in keys})
+    return key, repr(found), repr(wanted)
 
 
 def discard(folder: Path, existed: bool = True) -> None:
@@ -257,74 +272,75 @@ def _lock(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _expect_ours(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise StreamError unless the folder is empty or holds a run of these settings."""
+def _claim(folder: Path, plan: Plan) -> None:
+    """Note in an empty folder what is going to be made; check it where a run was interrupted.
+
+    Raises:
+        StreamError: the folder holds something else, or an interrupted run of other settings.
+    """
     state = folder / PARTIAL / STATE
+    settings = {**plan.settings, "samples": plan.samples}
     if state.exists():
-        expect_settings(state, json.loads(state.read_text()), settings)
+        expect_settings(state, read_json(state), settings)
         return
-    if not (folder / FILE).exists():
-        others = [name for name in os.listdir(folder) if name != PARTIAL]
-        if others:
-            raise StreamError(
-                f"{folder} holds {sorted(others)[0]!r} and no {FILE}: not a folder of this "
-                "program. Choose another --out."
-            )
+    others = sorted(name for name in os.listdir(folder) if name != PARTIAL)
+    if others and MANIFEST not in others:
+        raise StreamError(
+            f"{folder} holds {others[0]!r} and no {MANIFEST}: not a folder of this program. "
+            "Choose another --out."
+        )
     (folder / PARTIAL).mkdir(exist_ok=True)
     write_json(state, settings)
 
 
 def _make_all(
-    folder: Path, plan: Plan, contents: Contents, workers: int, progress: Progress | None
-) -> list[Made]:
+    folder: Path, plan: Plan, contents: Contents, workers: int, report: Report | None
+) -> list[WrittenFile]:
     journal = folder / PARTIAL / JOURNAL
     done = _finished(folder, journal)
-    todo = [part for part in contents.parts if part.file not in done]
-    work = partial(_make_part, folder / PARTIAL, plan.make)
+    todo = [planned for planned in contents.files if planned.file not in done]
+    work = partial(_make_file, folder / PARTIAL, plan.make)
     with journal.open("a", encoding="utf-8") as notes:
         for made in ordered_map(work, todo, min(workers, len(todo))):
             done[made.file] = made
             notes.write(json.dumps(made.as_json()) + "\n")
             notes.flush()
-            if progress:
-                progress(len(done), len(contents.parts), made.file)
-    return [done[part.file] for part in contents.parts]
+            if report:
+                report(len(done), len(contents.files), made.file)
+    return [done[planned.file] for planned in contents.files]
 
 
-def _make_part(staging: Path, make: Make, part: Part) -> Made:
-    made = Made(part.file)
-    made.sha256 = write_blocks(staging / part.file, make(part, made))
+def _make_file(staging: Path, make: Make, planned: PlannedFile) -> WrittenFile:
+    made = WrittenFile(planned.file)
+    made.sha256 = write_blocks(staging / planned.file, make(planned, made))
     return made
 
 
-def _finished(folder: Path, journal: Path) -> dict[str, Made]:
-    """Return the parts that an interrupted run left whole."""
-    found: dict[str, Made] = {}
-    lines = (
-        journal.read_text(encoding="utf-8").splitlines(keepends=True) if journal.exists() else []
-    )
-    for line in lines:
-        if not line.endswith("\n"):
-            journal.write_text("".join(lines[:-1]), encoding="utf-8")  # cut off by the kill
-            break
-        made = Made.from_json(json.loads(line))
-        places = (folder / PARTIAL / made.file, folder / made.file)
-        if any(path.exists() and sha256_file(path) == made.sha256 for path in places):
-            found[made.file] = made
-    return found
+def _finished(folder: Path, journal: Path) -> dict[str, WrittenFile]:
+    """Return the files that an interrupted run left whole."""
+    if not journal.exists():
+        return {}
+    notes = read_jsonl(journal, torn_tail=True)
+    write_jsonl(journal, notes)  # without the line that the kill cut off
+    finished: dict[str, WrittenFile] = {}
+    for made in map(WrittenFile.from_json, notes):
+        paths = (folder / PARTIAL / made.file, folder / made.file)
+        if any(path.exists() and sha256_file(path) == made.sha256 for path in paths):
+            finished[made.file] = made
+    return finished
 
 
-def _expect_content(contents: Contents, made: list[Made], skip_bad: bool) -> None:
+def _expect_content(contents: Contents, made: list[WrittenFile], skip_bad: bool) -> None:
     problems = [problem for item in made for problem in item.problems]
     if problems and not skip_bad:
         raise BadSamples(problems)
-    for part, item in zip(contents.parts, made, strict=True):
+    for item in made:
         if not item.samples:
             first = f": {item.problems[0]}" if item.problems else ""
-            raise StreamError(f"{part.file} would be empty, all its samples were refused{first}")
+            raise StreamError(f"{item.file} would be empty, all its samples were refused{first}")
 
 
-def _finish(folder: Path, plan: Plan, contents: Contents, made: list[Made]) -> None:
+def _finish(folder: Path, plan: Plan, contents: Contents, made: list[WrittenFile]) -> None:
     """Move everything into place, the manifest last."""
     _list_left_out(folder / PARTIAL / LEFT_OUT, contents, made)
     for name in [*(item.file for item in made), *contents.extras, LEFT_OUT]:
@@ -332,20 +348,20 @@ def _finish(folder: Path, plan: Plan, contents: Contents, made: list[Made]) -> N
         if staged.exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             _move(staged, folder / name)
-    for name, target in contents.links.items():
+    for name, target in (contents.links or {}).items():
         if not (folder / name).is_symlink():
             (folder / name).symlink_to(target, target_is_directory=True)
-    write_json(folder / FILE, manifest_of(plan, contents, made), indent=1)
+    # Runs remember the sha256 of their stream's manifest: its bytes must not change.
+    write_json(folder / MANIFEST, manifest_of(plan, contents, made), indent=1)
     shutil.rmtree(folder / PARTIAL)
 
 
-def _list_left_out(path: Path, contents: Contents, made: list[Made]) -> None:
+def _list_left_out(path: Path, contents: Contents, made: list[WrittenFile]) -> None:
     """Write the list of what was left out, behind what the tool itself may have listed."""
     problems = [*contents.problems, *(problem for item in made for problem in item.problems)]
     if problems:
-        lines = [json.dumps(p.as_json(), ensure_ascii=False).encode() + b"\n" for p in problems]
-        before = path.read_bytes() if path.exists() else b""
-        write_blocks(path, [before, *lines])
+        before = read_jsonl(path) if path.exists() else []
+        write_jsonl(path, [*before, *(problem.as_json() for problem in problems)])
 
 
 def _move(staged: Path, target: Path) -> None:
@@ -358,18 +374,19 @@ def _move(staged: Path, target: Path) -> None:
         _move(inner, target / inner.name)
 
 
-def manifest_of(plan: Plan, contents: Contents, made: Iterable[Made]) -> dict[str, Any]:
+def manifest_of(plan: Plan, contents: Contents, made: Iterable[WrittenFile]) -> dict[str, Any]:
     """Return the content of stream.json."""
     tasks: dict[str, Any] = {}
     chunks: list[dict[str, Any]] = []
-    for part, item in zip(contents.parts, made, strict=True):
-        entry = {"samples": item.samples, "sha256": item.sha256}
-        if part.task is None:
-            counts = dict(sorted(item.tasks.items()))
-            chunks.append({"index": len(chunks) + 1, "file": part.file, **entry, "tasks": counts})
-        elif part.validation:
-            tasks[part.task]["validation"] = {"file": part.file, **entry}
+    for planned, item in zip(contents.files, made, strict=True):
+        entry = {"samples": item.samples, "sha256": item.sha256, **item.entry}
+        if planned.task is None:
+            entry.setdefault("tasks", dict(sorted(item.tasks.items())))
+            chunks.append({"index": len(chunks) + 1, "file": planned.file, **entry})
+        elif planned.validation:
+            tasks[planned.task]["validation"] = {"file": planned.file, **entry}
         else:
-            tasks[part.task] = {"scorer": contents.scorers[part.task], "test": part.file, **entry}
-    facts = {"links": contents.links, **contents.facts}
-    return {**plan.settings, **facts, "tasks": tasks, "chunks": chunks}
+            scorer = contents.scorers[planned.task]
+            tasks[planned.task] = {"scorer": scorer, "test": planned.file, **entry}
+    links = {} if contents.links is None else {"links": contents.links}
+    return {**plan.settings, **links, **contents.facts, "tasks": tasks, "chunks": chunks}

@@ -69,6 +69,7 @@ def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
         "run": _run_options,
         "plan": _plan_options,
         "status": _status_options,
+        "validate": _validate_options,
         "reproduce": _reproduce_options,
         "clean": _clean_options,
     }.get(command, lambda parser: None)(parser)
@@ -141,6 +142,10 @@ def _status_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="also check every file that the run has recorded"
     )
+
+
+def _validate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the whole recipe as JSON")
 
 
 def _reproduce_options(parser: argparse.ArgumentParser) -> None:

@@ -6,19 +6,24 @@ Exit code 0: no errors (warnings are possible). 1: errors were found. 2: nothing
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from data_prep.check.checking import Check, Result, Settings
+from data_prep.check.findings import as_json, as_text
 from data_prep.check.fix import write_clean
 from data_prep.check.lengths import Lengths
-from data_prep.check.recipe import read_recipe
-from data_prep.check.report import as_json, as_text
-from data_prep.check.run import Check, Result, Settings
 from data_prep.check.stream_folder import read_layout
-from data_prep.cli import FAILED, OK, UNUSABLE
-from data_prep.errors import Refused
+from data_prep.command_line import FAILED, OK, UNUSABLE
+from data_prep.errors import DataError
 from data_prep.files import write_json
-from data_prep.stream_writer import StreamError
+from data_prep.stream import StreamError
+
+REPO = Path(__file__).resolve().parents[2]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"report: {report}")
         if args.fix is not None:
             _fix(result, args)
-    except (Refused, StreamError) as error:
+    except (DataError, StreamError) as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
     return FAILED if result.errors else OK
@@ -72,12 +77,31 @@ def main(argv: list[str] | None = None) -> int:
 
 def _lengths(args: argparse.Namespace) -> Lengths | None:
     """Return the estimate of lengths, None without --recipe and --model."""
-    if args.recipe is None:
-        most = 4096 if args.max_length is None else args.max_length
-        return Lengths(args.model, most, args.image_tokens) if args.model else None
-    model = read_recipe(args.recipe)
-    most = model.max_length if args.max_length is None else args.max_length
-    return Lengths(args.model or model.path, most, args.image_tokens)
+    model, most = args.model, args.max_length
+    if args.recipe is not None:
+        recipe = read_recipe(args.recipe)["model"]
+        model = model or REPO / recipe["path"]  # recipes' paths start at the repository's root
+        most = recipe["max_length"] if most is None else most
+    return Lengths(model, 4096 if most is None else most, args.image_tokens) if model else None
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Return a recipe, read by the command that runs it: this package does not import recipes.
+
+    Raises:
+        DataError: there is no such recipe, or something is wrong with it.
+    """
+    path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.cli", "validate", name, "--json"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise DataError("recipe", f"--recipe {name}: {done.stderr.strip()}")
+    content: dict[str, Any] = json.loads(done.stdout)
+    return content
 
 
 def beside(folder: Path, ending: str) -> Path:

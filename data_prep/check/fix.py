@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.check import GENERATOR, VERSION
-from data_prep.check.run import Result
-from data_prep.check.samples import check_sample
+from data_prep.check.checking import Result
+from data_prep.check.sample_rules import check_sample
 from data_prep.check.stream_folder import DataFile
 from data_prep.errors import Problem
 from data_prep.files import sha256_file, write_blocks
-from data_prep.progress import Progress
-from data_prep.sources.fields import even
+from data_prep.progress_bar import Progress
+from data_prep.sources.fields import harmonize
 from data_prep.sources.readers import read_all
 from data_prep.sources.records import encode
-from data_prep.stream_writer import LEFT_OUT, Contents, Made, Part, Plan, StreamError, write_stream
+from data_prep.stream import StreamError
+from data_prep.stream_writer import LEFT_OUT, Contents, Plan, PlannedFile, WrittenFile, write_stream
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def write_clean(result: Result, out: Path, workers: int | None = None) -> tuple[
     return len(result.bad), empty
 
 
-def _parts(result: Result) -> tuple[list[Part], list[str]]:
+def _parts(result: Result) -> tuple[list[PlannedFile], list[str]]:
     """Return the files of the copy, and the names of those that nothing is left of."""
     parts, empty = [], []
     for file in result.layout.files:
@@ -69,11 +70,11 @@ def _parts(result: Result) -> tuple[list[Part], list[str]]:
         name = file.name if file.name.startswith("chunks/") or file.task else Path(file.name).name
         kept = Kept(result.layout.root, file, dropped, uneven)
         place = name if "/" in name else f"chunks/{name}"
-        parts.append(Part(place, kept, file.task, file.validation))
+        parts.append(PlannedFile(place, kept, file.task, file.validation))
     return parts, empty
 
 
-def _contents(result: Result, parts: list[Part], staging: Path) -> Contents:
+def _contents(result: Result, parts: list[PlannedFile], staging: Path) -> Contents:
     """Copy the images that are still used, and say what the copy holds."""
     root, manifest = result.layout.root, result.layout.manifest or {}
     bad, files = result.bad, result.layout.files
@@ -115,7 +116,7 @@ def _plain(problem: Problem) -> dict[str, Any]:
     return problem.as_json()
 
 
-def make(part: Part, made: Made) -> Iterator[bytes]:
+def make(part: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of one file that stay."""
     kept: Kept = part.source
     for line, raw in read_all(kept.root / kept.file.name):
@@ -123,4 +124,4 @@ def make(part: Part, made: Made) -> Iterator[bytes]:
             continue
         record = check_sample(raw, kept.file)
         made.count(str(record.get("task") or part.task or ""))
-        yield encode(even(record, list(kept.uneven)) if kept.uneven else record)
+        yield encode(harmonize(record, list(kept.uneven)) if kept.uneven else record)

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import Refused
+from data_prep.errors import DataError
 from data_prep.sources.records import PLACEHOLDER, Record
 
 TURN = 5  # tokens around a turn: start mark, role, line end, end mark, line end
@@ -23,13 +23,13 @@ class Lengths:
         image_tokens: tokens of one image; None takes them from the processor's configuration.
 
     Raises:
-        Refused: the folder has no tokenizer, or the processor does not tell its image tokens.
+        DataError: the folder has no tokenizer, or the processor does not tell its image tokens.
     """
 
     def __init__(self, model: Path, max_length: int, image_tokens: int | None = None) -> None:
         self.model, self.max_length, self.fixed = Path(model), max_length, image_tokens
         if not (self.model / "tokenizer.json").is_file():
-            raise Refused(
+            raise DataError(
                 "no-tokenizer",
                 f"{self.model}: no tokenizer.json; give the folder of the recipe's model.path",
             )
@@ -39,7 +39,7 @@ class Lengths:
         path = self.model / "processor_config.json"
         config = json.loads(path.read_text()) if path.is_file() else {}
         if self.fixed is None and not isinstance(config.get("image_seq_length"), int):
-            raise Refused(
+            raise DataError(
                 "no-image-tokens",
                 f"{self.model}: processor_config.json names no image_seq_length; give "
                 "--image-tokens N",

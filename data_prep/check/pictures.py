@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.errors import Refused
+from data_prep.errors import DataError
 from data_prep.images import Picture, inspect, resolve
 from data_prep.parallel import ordered_map
-from data_prep.progress import Progress
+from data_prep.progress_bar import Progress
 
 BATCH = 64
 
@@ -67,7 +67,7 @@ def _inspect_batch(job: _Job) -> dict[str, Picture]:
 def _inspect(job: _Job, name: str, known: dict[str, str]) -> Picture:
     try:
         path = resolve(job.root, name, job.allowed, known)
-    except Refused as refused:
+    except DataError as refused:
         picture = Picture()
         picture.add(refused.code, refused.text)
         return picture

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import combinations
 
-from data_prep.check.samples import Sample
+from data_prep.check.sample_rules import Sample
 from data_prep.errors import ERROR, WARNING
 from data_prep.images import Picture
 

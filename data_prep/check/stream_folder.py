@@ -7,17 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import ERROR, WARNING, Problem, Refused
+from data_prep.errors import ERROR, WARNING, DataError, Problem
 from data_prep.files import sha256_file
-from data_prep.published.tasks import SCORERS
-from data_prep.stream_writer import (
-    FILE,
-    LEFT_OUT,
-    PARTIAL,
-    StreamError,
-    manifest_entries,
-    read_manifest,
-)
+from data_prep.published.benchmarks import SCORERS
+from data_prep.stream import MANIFEST, StreamError, read_manifest
+from data_prep.stream_writer import LEFT_OUT, PARTIAL, manifest_entries
 
 _FOLDERS = ("chunks", "test", "validation")
 
@@ -59,7 +53,7 @@ def read_layout(path: Path, images: Path | None = None) -> Layout:
         images: a further folder in which images may lie.
 
     Raises:
-        Refused: there is nothing to check.
+        DataError: there is nothing to check.
     """
     more = (images.resolve(),) if images else ()
     if path.is_file():
@@ -67,26 +61,28 @@ def read_layout(path: Path, images: Path | None = None) -> Layout:
         name = str(path.resolve())
         return Layout(root, [DataFile(name)], None, (root.resolve(), *more))
     if not path.is_dir():
-        raise Refused("no-data", f"{path}: no such folder")
-    if (path / FILE).exists():
+        raise DataError("no-data", f"{path}: no such folder")
+    if (path / MANIFEST).exists():
         return _from_manifest(path, more)
     files = [DataFile(f"chunks/{p.name}") for p in sorted((path / "chunks").glob("*.jsonl"))]
     files += [DataFile(p.name) for p in sorted(path.glob("*.jsonl")) if p.name != LEFT_OUT]
     tests = sorted((path / "test").glob("*.jsonl"))
     files += [DataFile(f"test/{p.name}", p.stem, "exact") for p in tests]
     if not files:
-        raise Refused("no-data", f"{path}: no {FILE} and no JSONL files; is it a stream folder?")
-    text = f"{FILE} is missing, the orchestrator needs it: make the stream with data_prep.chunk"
-    problem = Problem("manifest-missing", str(path / FILE), text)
+        raise DataError(
+            "no-data", f"{path}: no {MANIFEST} and no JSONL files; is it a stream folder?"
+        )
+    text = f"{MANIFEST} is missing, the orchestrator needs it: make the stream with data_prep.chunk"
+    problem = Problem("manifest-missing", str(path / MANIFEST), text)
     return Layout(path, files, None, (path.resolve(), *more), [problem])
 
 
 def _from_manifest(root: Path, more: tuple[Path, ...]) -> Layout:
-    where = str(root / FILE)
+    where = str(root / MANIFEST)
     try:
-        manifest = read_manifest(root / FILE)
+        manifest = read_manifest(root / MANIFEST)
     except StreamError as error:
-        raise Refused("manifest-format", str(error)) from error
+        raise DataError("manifest-format", str(error)) from error
     layout = Layout(root, [], manifest, (root.resolve(), *more))
     try:
         files = [DataFile(entry["file"]) for entry in manifest["chunks"]]
@@ -99,7 +95,7 @@ def _from_manifest(root: Path, more: tuple[Path, ...]) -> Layout:
         layout.allowed += tuple(Path(t).resolve() for t in manifest.get("links", {}).values())
     except (KeyError, TypeError, AttributeError) as error:
         text = f"{where}: {error!r}: expected 'chunks' (file, samples, sha256, tasks) and 'tasks'"
-        raise Refused("manifest-keys", text) from error
+        raise DataError("manifest-keys", text) from error
     layout.files = [file for file in files if _usable(layout, file)]
     _check_scorers(layout)
     _check_order(layout)
@@ -108,7 +104,7 @@ def _from_manifest(root: Path, more: tuple[Path, ...]) -> Layout:
 
 
 def _usable(layout: Layout, file: DataFile) -> bool:
-    where, path = str(layout.root / FILE), layout.root / str(file.name)
+    where, path = str(layout.root / MANIFEST), layout.root / str(file.name)
     if not path.resolve().is_relative_to(layout.root.resolve()):
         layout.problems.append(
             Problem("manifest-escape", where, f"{file.name!r} lies outside the stream folder")
@@ -125,19 +121,21 @@ def _check_scorers(layout: Layout) -> None:
     for file in layout.files:
         if file.task is not None and not file.validation and file.scorer not in SCORERS:
             text = f"tasks.{file.task}.scorer is {file.scorer!r}, expected one of {list(SCORERS)}"
-            layout.problems.append(Problem("scorer", str(layout.root / FILE), text))
+            layout.problems.append(Problem("scorer", str(layout.root / MANIFEST), text))
 
 
 def _check_order(layout: Layout) -> None:
     chunks = (layout.manifest or {}).get("chunks", [])
     if not chunks:
         layout.problems.append(
-            Problem("no-chunks", str(layout.root / FILE), "no chunks: there is nothing to train on")
+            Problem(
+                "no-chunks", str(layout.root / MANIFEST), "no chunks: there is nothing to train on"
+            )
         )
     for number, entry in enumerate(chunks, start=1):
         if entry.get("index") != number:
             text = f"chunks[{number - 1}].index is {entry.get('index')!r}, expected {number}"
-            layout.problems.append(Problem("chunk-index", str(layout.root / FILE), text))
+            layout.problems.append(Problem("chunk-index", str(layout.root / MANIFEST), text))
 
 
 def _check_unlisted(layout: Layout, named: set[str]) -> None:
@@ -149,8 +147,8 @@ def _check_unlisted(layout: Layout, named: set[str]) -> None:
         f"{folder}/{p.name}" for folder in ("chunks", "test") for p in (root / folder).glob("*")
     }
     for name in sorted(found - named):
-        text = f"{name} is not named in {FILE} and will not be used"
-        layout.problems.append(Problem("unlisted", str(root / FILE), text, WARNING))
+        text = f"{name} is not named in {MANIFEST} and will not be used"
+        layout.problems.append(Problem("unlisted", str(root / MANIFEST), text, WARNING))
 
 
 def check_counts(layout: Layout, found: dict[str, Counter[str]]) -> list[Problem]:
@@ -162,19 +160,20 @@ def check_counts(layout: Layout, found: dict[str, Counter[str]]) -> list[Problem
     """
     problems: list[Problem] = []
     manifest = layout.manifest or {"chunks": [], "tasks": {}}
-    for entry in manifest_entries(manifest):
-        name = entry.get("file") or entry["test"]
+    for name, entry in manifest_entries(manifest).items():
         if name not in found:
             continue
         where, there = str(layout.root / name), sum(found[name].values())
         if sha256_file(layout.root / name) != entry.get("sha256"):
-            text = f"changed since {FILE} was written (another sha256): prepare the stream again"
+            text = (
+                f"changed since {MANIFEST} was written (another sha256): prepare the stream again"
+            )
             problems.append(Problem("file-changed", where, text, ERROR))
         if entry.get("samples") != there:
-            text = f"{there} samples, but {FILE} says {entry.get('samples')}"
+            text = f"{there} samples, but {MANIFEST} says {entry.get('samples')}"
             problems.append(Problem("samples-count", where, text))
         counts = {task: n for task, n in found[name].items() if n and task}
         if "tasks" in entry and not found[name][""] and entry["tasks"] != counts:
-            text = f"samples by task are {counts}, but {FILE} says {entry['tasks']}"
+            text = f"samples by task are {counts}, but {MANIFEST} says {entry['tasks']}"
             problems.append(Problem("tasks-count", where, text))
     return problems

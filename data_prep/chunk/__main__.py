@@ -13,17 +13,18 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.chunk import GENERATOR, VERSION
-from data_prep.chunk.boundaries import Cut, contents, make
-from data_prep.chunk.convert import Options
-from data_prep.chunk.first_pass import Spill
-from data_prep.chunk.test_sets import check_task_name
-from data_prep.cli import add_common, pairs, run_plan, scorers_of, source_facts
+from data_prep.chunk.batches import Options
+from data_prep.chunk.boundaries import ChunkBoundaries, contents, make
+from data_prep.chunk.first_pass import FirstPass
+from data_prep.command_line import add_common, pairs, run_plan, scorers_of, source_facts
 from data_prep.parallel import cores
-from data_prep.progress import Progress
-from data_prep.published.tasks import SCORERS
-from data_prep.sources.image_paths import EMBEDDED, Places
+from data_prep.progress_bar import Progress
+from data_prep.published.benchmarks import SCORERS
+from data_prep.sources.image_paths import EMBEDDED, ImageResolver
 from data_prep.sources.readers import data_files
-from data_prep.stream_writer import Contents, Plan, StreamError
+from data_prep.sources.test_sets import check_task_name
+from data_prep.stream import StreamError
+from data_prep.stream_writer import PARTIAL, Contents, Plan
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    cut = _cut(args)
+    boundaries = _boundaries(args)
     sources = data_files(args.source)
     tests = pairs(args.test, "--test")
     scorers = scorers_of(args.scorer)
@@ -89,28 +90,28 @@ def _plan(args: argparse.Namespace) -> Plan:
         args.holdout,
         args.seed,
         name,
-        Places(root, embed=args.out / ".partial" / EMBEDDED),
+        ImageResolver(root, embed=args.out / PARTIAL / EMBEDDED),
     )
     workers = args.workers or cores()
 
     def all_of(staging: Path) -> Contents:
-        spill = Spill(staging / "spill", sources, options, args.skip_bad)
-        spill.run(workers, Progress("reading"))
+        first_pass = FirstPass(staging / "first_pass", sources, options, args.skip_bad)
+        first_pass.run(workers, Progress("reading"))
         found = {task: Path(path) for task, path in tests.items()}
-        return contents(spill, cut, found, scorers, root)
+        return contents(first_pass, boundaries, found, scorers, root)
 
     generator = {"name": GENERATOR, "version": VERSION, "settings": settings}
     return Plan(name, generator, args.seed, all_of, make, args.skip_bad)
 
 
-def _cut(args: argparse.Namespace) -> Cut:
+def _boundaries(args: argparse.Namespace) -> ChunkBoundaries:
     """Return where chunks end. Raises StreamError for options that do not go together."""
     if args.size is not None and args.size < 1:
         raise StreamError(f"--size {args.size}: expected at least 1")
     if args.by == "count":
         if args.column or args.every:
             raise StreamError("--column and --every go with --by time or --by column")
-        return Cut(args.size or 2000, None, not args.no_shuffle)
+        return ChunkBoundaries(args.size or 2000, None, not args.no_shuffle)
     if not args.column:
         raise StreamError(f"--by {args.by} needs --column NAME")
     if args.by == "time" and not (args.every or args.size):
@@ -118,7 +119,7 @@ def _cut(args: argparse.Namespace) -> Cut:
     if args.by == "column" and args.every:
         raise StreamError("--every goes with --by time")
     window = _window(args.every) if args.every else None
-    return Cut(args.size, window, not args.no_shuffle)
+    return ChunkBoundaries(args.size, window, not args.no_shuffle)
 
 
 def _window(text: str) -> int:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.chunk.first_pass import INDEX, Spill
-from data_prep.chunk.test_sets import TestFile, check_task_name, lines_of_test, parts_of_tests
-from data_prep.sources.fields import FIRST_BLOCK, Columns, even
+from data_prep.chunk.first_pass import INDEX, FirstPass
+from data_prep.sources.fields import FIRST_BLOCK, Columns, harmonize
 from data_prep.sources.image_paths import EMBEDDED, LINK
 from data_prep.sources.records import encode
-from data_prep.stream_writer import LEFT_OUT, Contents, Made, Part, StreamError
+from data_prep.sources.test_sets import TestFile, check_task_name, lines_of_test, parts_of_tests
+from data_prep.stream import StreamError
+from data_prep.stream_writer import LEFT_OUT, Contents, PlannedFile, WrittenFile
 
 MOST_CHUNKS = 100_000
 
@@ -35,7 +36,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Cut:
+class ChunkBoundaries:
     """How the ordered samples are cut: every `size` samples, and every `window` microseconds."""
 
     size: int | None
@@ -44,13 +45,17 @@ class Cut:
 
 
 def contents(
-    spill: Spill, cut: Cut, tests: dict[str, Path], scorers: dict[str, str], root: Path
+    first_pass: FirstPass,
+    boundaries: ChunkBoundaries,
+    tests: dict[str, Path],
+    scorers: dict[str, str],
+    root: Path,
 ) -> Contents:
     """Return what the stream holds, once the first pass is done.
 
     Args:
-        spill: the first pass, finished.
-        cut: where chunks end.
+        first_pass: the first pass, finished.
+        boundaries: where chunks end.
         tests: test file by task.
         scorers: scorer by task; "" is for all others.
         root: folder of the images.
@@ -58,30 +63,32 @@ def contents(
     Raises:
         StreamError: nothing to train on, too many chunks, or a task that no file can be named by.
     """
-    index = spill.index()
-    order, bounds = ordered(index, spill.options.by, cut)
+    index = first_pass.index()
+    order, bounds = ordered(index, first_pass.options.by, boundaries)
     if not len(order):
-        names = ", ".join(path.name for path in spill.sources)
+        names = ", ".join(path.name for path in first_pass.sources)
         raise StreamError(f"{names}: no samples to train on; expected at least one")
-    rows = _RowMaker(spill, order, cut)
+    rows = _RowMaker(first_pass, order, boundaries)
     chunks = [rows.part(f"chunks/{n:03d}.jsonl", a, b, n) for n, (a, b) in enumerate(bounds, 1)]
     held = [rows.held_out(index, number) for number in sorted(set(index["task"][index["test"]]))]
-    files, chosen = parts_of_tests(tests, spill.options.places, scorers)
+    files, chosen = parts_of_tests(tests, first_pass.options.resolver, scorers)
     chosen |= {part.task or "": scorers.get(part.task or "", scorers[""]) for part in held}
     rows.save()
-    if (left_out := spill.folder / LEFT_OUT).stat().st_size:
-        shutil.copyfile(left_out, spill.folder.parent / LEFT_OUT)
+    if (left_out := first_pass.folder / LEFT_OUT).stat().st_size:
+        shutil.copyfile(left_out, first_pass.folder.parent / LEFT_OUT)
     parts = chunks + held + files
     return Contents(
         parts,
         chosen,
-        {LINK: str(root)} if spill.images else {},
+        {LINK: str(root)} if first_pass.images else {},
         (EMBEDDED,),
-        {"cut": _cut_facts(spill, index, order, bounds)},
+        {"cut": _cut_facts(first_pass, index, order, bounds)},
     )
 
 
-def ordered(index: np.ndarray, by: str, cut: Cut) -> tuple[np.ndarray, list[tuple[int, int]]]:
+def ordered(
+    index: np.ndarray, by: str, boundaries: ChunkBoundaries
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Return the training rows in stream order, and (start, stop) of each chunk in them."""
     order = np.flatnonzero(~index["test"])
     group = index["group"][order]
@@ -89,12 +96,12 @@ def ordered(index: np.ndarray, by: str, cut: Cut) -> tuple[np.ndarray, list[tupl
         by_group = np.argsort(group, kind="stable")
         order, group = order[by_group], group[by_group]
     if by == "time":
-        span = cut.window or 0
+        span = boundaries.window or 0
         group = (group - group[0]) // span if span and len(group) else np.zeros_like(group)
     ends = [*(np.flatnonzero(np.diff(group)) + 1).tolist(), len(order)]
     bounds, start = [], 0
     for end in ends:
-        step = cut.size or max(end - start, 1)
+        step = boundaries.size or max(end - start, 1)
         bounds += [(at, min(at + step, end)) for at in range(start, end, step)]
         start = end
         if len(bounds) > MOST_CHUNKS:
@@ -103,14 +110,14 @@ def ordered(index: np.ndarray, by: str, cut: Cut) -> tuple[np.ndarray, list[tupl
 
 
 def _cut_facts(
-    spill: Spill, index: np.ndarray, order: np.ndarray, bounds: list[tuple[int, int]]
+    first_pass: FirstPass, index: np.ndarray, order: np.ndarray, bounds: list[tuple[int, int]]
 ) -> list[dict[str, object]]:
     """Return for each chunk what the samples in it have in common: label or first and last time."""
     facts: list[dict[str, object]] = []
-    for start, stop in bounds if spill.options.by != "count" else []:
+    for start, stop in bounds if first_pass.options.by != "count" else []:
         first, last = int(index["group"][order[start]]), int(index["group"][order[stop - 1]])
-        if spill.options.by == "column":
-            facts.append({"label": spill.labels[first]})
+        if first_pass.options.by == "column":
+            facts.append({"label": first_pass.labels[first]})
         else:
             facts.append({"from": _iso(first), "to": _iso(last)})
     return facts
@@ -123,21 +130,25 @@ def _iso(microseconds: int) -> str:
 class _RowMaker:
     """Makes the parts that are stretches of the first pass, and saves their order."""
 
-    def __init__(self, spill: Spill, order: np.ndarray, cut: Cut) -> None:
-        self.spill, self.cut, self.orders = spill, cut, [order]
+    def __init__(
+        self, first_pass: FirstPass, order: np.ndarray, boundaries: ChunkBoundaries
+    ) -> None:
+        self.first_pass, self.boundaries, self.orders = first_pass, boundaries, [order]
         self.used = len(order)
 
-    def part(self, file: str, start: int, stop: int, chunk: int | None = None) -> Part:
-        shuffle = (self.spill.options.seed, chunk) if self.cut.shuffle and chunk else None
-        columns = self.spill.columns if chunk else Columns()
+    def part(self, file: str, start: int, stop: int, chunk: int | None = None) -> PlannedFile:
+        shuffle = (
+            (self.first_pass.options.seed, chunk) if self.boundaries.shuffle and chunk else None
+        )
+        columns = self.first_pass.columns if chunk else Columns()
         mixed, sparse = tuple(columns.mixed()), tuple(columns.sparse())
-        tasks = tuple(self.spill.tasks)
+        tasks = tuple(self.first_pass.tasks)
         task = None if chunk else file.removeprefix("test/").removesuffix(".jsonl")
-        rows = Rows(self.spill.folder, start, stop, tasks, mixed, sparse, shuffle)
-        return Part(file, rows, task)
+        rows = Rows(self.first_pass.folder, start, stop, tasks, mixed, sparse, shuffle)
+        return PlannedFile(file, rows, task)
 
-    def held_out(self, index: np.ndarray, number: int) -> Part:
-        task = self.spill.tasks[number]
+    def held_out(self, index: np.ndarray, number: int) -> PlannedFile:
+        task = self.first_pass.tasks[number]
         check_task_name(task)
         rows = np.flatnonzero(index["test"] & (index["task"] == number))
         self.orders.append(rows)
@@ -145,10 +156,10 @@ class _RowMaker:
         return self.part(f"test/{task}.jsonl", start, self.used)
 
     def save(self) -> None:
-        np.save(self.spill.folder / "order.npy", np.concatenate(self.orders))
+        np.save(self.first_pass.folder / "order.npy", np.concatenate(self.orders))
 
 
-def make(part: Part, made: Made) -> Iterator[bytes]:
+def make(part: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of one chunk or test set."""
     if isinstance(part.source, TestFile):
         yield from lines_of_test(part.source, made)
@@ -174,7 +185,7 @@ def make(part: Part, made: Made) -> Iterator[bytes]:
             if part.task is not None:
                 _refuse_twice(name, seen, line)
             made.count(rows.tasks[task])
-            yield encode(even(json.loads(line), uneven)) if uneven else line
+            yield encode(harmonize(json.loads(line), uneven)) if uneven else line
 
 
 def _refuse_twice(name: int, seen: set[int], line: bytes) -> None:

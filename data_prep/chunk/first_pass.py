@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.chunk.convert import Batch, Options, convert
+from data_prep.chunk.batches import Batch, Options, convert
 from data_prep.errors import Problem
 from data_prep.files import write_json
 from data_prep.parallel import ordered_map
-from data_prep.progress import Progress
+from data_prep.progress_bar import Progress
 from data_prep.sources.fields import Columns
 from data_prep.sources.readers import Item, read_items
-from data_prep.stream_writer import LEFT_OUT, BadSamples, StreamError
+from data_prep.stream import StreamError
+from data_prep.stream_writer import LEFT_OUT, BadSamples
 
 BATCH = 1000  # samples handed to a process at a time
 NOTE_EVERY = 5  # batches between two notes of the state
@@ -32,7 +33,7 @@ INDEX = np.dtype([("at", "<u8"), ("group", "<i8"), ("task", "<i4"), ("test", "?"
 _FILES = ("records.jsonl", "index.bin", LEFT_OUT)
 
 
-class Spill:
+class FirstPass:
     """The first pass over `sources`, in `folder`."""
 
     def __init__(self, folder: Path, sources: list[Path], options: Options, skip_bad: bool) -> None:
@@ -55,7 +56,7 @@ class Spill:
         """Do what is left of the pass.
 
         Raises:
-            Refused: a source cannot be read at all.
+            DataError: a source cannot be read at all.
             BadSamples: samples were refused and `skip_bad` is off.
             StreamError: too many groups.
         """
@@ -140,12 +141,12 @@ class Spill:
         columns = {k: sorted(v) for k, v in self.columns.kinds.items()}
         state["columns"] = [self.columns.samples, columns, self.columns.counts]
         state["problems"] = [problem.as_json() for problem in self.problems]
-        write_json(self.folder / "spill.json", state)
+        write_json(self.folder / "state.json", state)
 
     def _resume(self) -> None:
         """Take up the state of a killed run and cut off what it wrote after its last note."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "spill.json"
+        path = self.folder / "state.json"
         if path.exists():
             state = json.loads(path.read_text())
             samples, kinds, counts = state.pop("columns")

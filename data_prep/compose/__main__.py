@@ -14,17 +14,24 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from data_prep.chunk.test_sets import make, parts_of_tests
-from data_prep.cli import add_common, pairs, run_plan, scorers_of, source_facts
+from data_prep.command_line import add_common, pairs, run_plan, scorers_of, source_facts
 from data_prep.compose import GENERATOR, VERSION
-from data_prep.compose.plan import check_enough, drawn, from_file, from_strcvit, without_return
-from data_prep.compose.pools import Counts, chunk_parts, make_pools
-from data_prep.errors import Refused
+from data_prep.compose.chunk_counts import (
+    check_enough,
+    drawn,
+    from_file,
+    from_strcvit,
+    without_return,
+)
+from data_prep.compose.pools import Counts, chunk_parts, make, make_pools
+from data_prep.errors import DataError
 from data_prep.parallel import cores
-from data_prep.published.tasks import CHUNK_SAMPLES, STRCVIT
-from data_prep.sources.image_paths import EMBEDDED, LINK, Places
+from data_prep.published.benchmarks import CHUNK_SAMPLES, STRCVIT
+from data_prep.sources.image_paths import EMBEDDED, LINK, ImageResolver
 from data_prep.sources.readers import data_files
-from data_prep.stream_writer import Contents, Plan, StreamError
+from data_prep.sources.test_sets import parts_of_tests
+from data_prep.stream import StreamError
+from data_prep.stream_writer import PARTIAL, Contents, Plan
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,7 +67,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     scorers = scorers_of(args.scorer, {task: STRCVIT[task].scorer for task in STRCVIT})
     first = next(iter(train.values()))
     root = (args.images or args.source or first.parent).resolve()
-    places = Places(root, embed=args.out / ".partial" / EMBEDDED)
+    resolver = ImageResolver(root, embed=args.out / PARTIAL / EMBEDDED)
     settings = {
         "train": {task: source_facts(path) for task, path in train.items()},
         "test": {task: source_facts(path) for task, path in tests.items()},
@@ -72,13 +79,13 @@ def _plan(args: argparse.Namespace) -> Plan:
     }
 
     def contents(staging: Path) -> Contents:
-        everywhere = dict.fromkeys(train, places)
+        everywhere = dict.fromkeys(train, resolver)
         workers = args.workers or cores()
         pools = make_pools(staging / "pools", train, everywhere, args.skip_bad, workers)
         counts = plan_counts(args, {task: pool.samples for task, pool in pools.items()})
         parts = chunk_parts(pools, counts, args.seed)
         problems = tuple(problem for pool in pools.values() for problem in pool.problems)
-        test, chosen = parts_of_tests(tests, places, scorers)
+        test, chosen = parts_of_tests(tests, resolver, scorers)
         return Contents(parts + test, chosen, {LINK: str(root)}, (EMBEDDED,), problems=problems)
 
     generator = {"name": GENERATOR, "version": VERSION, "settings": settings}
@@ -106,7 +113,7 @@ def _mixture_facts(mixture: str | None) -> object:
 
 
 def _files(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Return training and test file by task. Raises Refused or StreamError."""
+    """Return training and test file by task. Raises DataError or StreamError."""
     train = {task: Path(file) for task, file in pairs(args.task, "--task").items()}
     tests = {task: Path(file) for task, file in pairs(args.test, "--test").items()}
     if args.source is not None:
@@ -116,7 +123,7 @@ def _files(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, Path]]:
             for path in data_files([args.source / "test"]):
                 tests.setdefault(path.name.split(".")[0], path)
     if not train:
-        raise Refused("no-data", "no task: give --source DIR or --task NAME=FILE")
+        raise DataError("no-data", "no task: give --source DIR or --task NAME=FILE")
     return dict(sorted(train.items())), dict(sorted(tests.items()))
 
 

@@ -12,22 +12,23 @@ from zlib import crc32
 
 import numpy as np
 
-from data_prep.errors import Problem, Refused
+from data_prep.errors import DataError, Problem
 from data_prep.files import write_blocks
 from data_prep.parallel import ordered_map
-from data_prep.published.converting import converted
-from data_prep.sources.fields import evened
-from data_prep.sources.image_paths import Places
+from data_prep.sources.converting import converted
+from data_prep.sources.fields import harmonize_all
+from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.readers import DECODER
 from data_prep.sources.records import Record, encode
-from data_prep.stream_writer import BadSamples, Made, Part
+from data_prep.sources.test_sets import TestFile, lines_of_test
+from data_prep.stream_writer import BadSamples, PlannedFile, WrittenFile
 
 Counts = list[dict[str, int]]  # samples by task, for each chunk
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The converted samples of a task: `samples` lines in `path`, their places in `index`."""
+    """The converted samples of a task: `samples` lines in `path`, their starts in `index`."""
 
     task: str
     path: Path
@@ -68,32 +69,36 @@ class TrainFile:
 
 
 def make_pools(
-    folder: Path, files: dict[str, Path], places: dict[str, Places], skip_bad: bool, workers: int
+    folder: Path,
+    files: dict[str, Path],
+    resolvers: dict[str, ImageResolver],
+    skip_bad: bool,
+    workers: int,
 ) -> dict[str, Pool]:
     """Convert the training file of each task into `folder`; files that are there are kept.
 
     Raises:
         BadSamples: samples were refused and `skip_bad` is off.
-        Refused: a file cannot be read, or none of its samples is good.
+        DataError: a file cannot be read, or none of its samples is good.
     """
-    jobs = [(task, path, places[task]) for task, path in files.items()]
+    jobs = [(task, path, resolvers[task]) for task, path in files.items()]
     pools = {p.task: p for p in ordered_map(partial(_make_pool, folder), jobs, workers)}
     problems = [problem for pool in pools.values() for problem in pool.problems]
     if problems and not skip_bad:
         raise BadSamples(problems)
     for task, pool in pools.items():
         if not pool.samples:
-            raise Refused("empty-file", f"{files[task]}: none of its samples is good")
+            raise DataError("empty-file", f"{files[task]}: none of its samples is good")
     return pools
 
 
-def _make_pool(folder: Path, job: tuple[str, Path, Places]) -> Pool:
-    task, path, places = job
+def _make_pool(folder: Path, job: tuple[str, Path, ImageResolver]) -> Pool:
+    task, path, resolver = job
     target = folder / f"{task}.jsonl"
-    made, starts = Made(), [0]
+    made, starts = WrittenFile(), [0]
 
     def lines() -> Iterator[bytes]:
-        for record in converted(path, places, TrainFile(task), made):
+        for record in converted(path, resolver, TrainFile(task), made):
             line = encode(record)
             starts.append(starts[-1] + len(line))
             yield line
@@ -103,7 +108,7 @@ def _make_pool(folder: Path, job: tuple[str, Path, Places]) -> Pool:
     return Pool(task, target, len(starts) - 1, tuple(made.problems))
 
 
-def chunk_parts(pools: dict[str, Pool], counts: Counts, seed: int) -> list[Part]:
+def chunk_parts(pools: dict[str, Pool], counts: Counts, seed: int) -> list[PlannedFile]:
     """Return the chunks: each takes the next rows of every task's shuffled order."""
     used = dict.fromkeys(pools, 0)
     parts = []
@@ -113,7 +118,7 @@ def chunk_parts(pools: dict[str, Pool], counts: Counts, seed: int) -> list[Part]
             if count:
                 start, used[task] = used[task], used[task] + count
                 slices.append(Slice(pools[task], start, used[task], seed))
-        parts.append(Part(f"chunks/{number:03d}.jsonl", (number, seed, tuple(slices))))
+        parts.append(PlannedFile(f"chunks/{number:03d}.jsonl", (number, seed, tuple(slices))))
     return parts
 
 
@@ -131,11 +136,19 @@ def rows(piece: Slice) -> list[Record]:
     return out
 
 
-def chunk_lines(part: Part, made: Made) -> Iterator[bytes]:
+def chunk_lines(part: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of one chunk, its tasks mixed."""
     number, seed, slices = part.source
-    records = evened(record for piece in slices for record in rows(piece))
+    records = harmonize_all(record for piece in slices for record in rows(piece))
     # RandomState's stream of numbers never changes between versions of numpy.
     for at in np.random.RandomState([seed, number]).permutation(len(records)):
         made.count(records[at]["task"])
         yield encode(records[at])
+
+
+def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
+    """Yield the lines of a test set, or of a chunk that is drawn from pools."""
+    if isinstance(planned.source, TestFile):
+        yield from lines_of_test(planned.source, made)
+    else:
+        yield from chunk_lines(planned, made)

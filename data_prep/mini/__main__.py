@@ -7,11 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-from data_prep.mini.assets import DEFAULT_CACHE, AssetError
-from data_prep.mini.manifest import StreamError
+from data_prep.errors import DataError
+from data_prep.mini.assets import DEFAULT_CACHE
+from data_prep.mini.mini_stream import write_mini_stream
 from data_prep.mini.mixtures import SIZES
-from data_prep.mini.stream import write_stream
-from data_prep.progress import Progress
+from data_prep.progress_bar import Progress
+from data_prep.stream import StreamError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,10 +26,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     started = time.monotonic()
     try:
-        written = write_stream(
-            args.out, args.size, args.seed, args.workers, Progress("mini stream"), cache=args.assets
+        written = write_mini_stream(
+            args.out,
+            args.size,
+            args.seed,
+            args.workers,
+            Progress("mini stream", "files"),
+            cache=args.assets,
         )
-    except (AssetError, StreamError) as error:
+    except (DataError, StreamError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     seconds = time.monotonic() - started

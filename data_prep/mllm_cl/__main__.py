@@ -14,18 +14,18 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from data_prep.chunk.test_sets import TestFile, make
-from data_prep.cli import OK, add_common, fetch, run_plan, source_facts
-from data_prep.compose.plan import drawn
-from data_prep.compose.pools import Counts, chunk_parts, make_pools
-from data_prep.errors import Refused
+from data_prep.command_line import OK, add_common, expect_folder, fetch, run_plan, source_facts
+from data_prep.compose.chunk_counts import drawn
+from data_prep.compose.pools import Counts, chunk_parts, make, make_pools
+from data_prep.errors import DataError
 from data_prep.mllm_cl import GENERATOR, REPOSITORY, VERSION
 from data_prep.mllm_cl.router import FOLDER, write_router
 from data_prep.parallel import cores
-from data_prep.published.converting import expect_folder
-from data_prep.published.tasks import MLLM_CL
-from data_prep.sources.image_paths import LINK, Places
-from data_prep.stream_writer import Contents, Part, Plan, StreamError
+from data_prep.published.benchmarks import MLLM_CL
+from data_prep.sources.image_paths import LINK, ImageResolver
+from data_prep.sources.test_sets import TestFile
+from data_prep.stream import StreamError
+from data_prep.stream_writer import Contents, Plan, PlannedFile
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,17 +77,17 @@ def _plan(args: argparse.Namespace) -> Plan:
     }
 
     def contents(staging: Path) -> Contents:
-        places = {task: _places(args, root, task, "") for task in tasks}
+        resolvers = {task: _resolver(args, root, task, "") for task in tasks}
         workers = args.workers or cores()
-        pools = make_pools(staging / "pools", train, places, args.skip_bad, workers)
+        pools = make_pools(staging / "pools", train, resolvers, args.skip_bad, workers)
         counts = _counts(args, {task: pool.samples for task, pool in pools.items()})
         if args.router_samples > 0:
             write_router(staging, pools, args.router_samples, args.seed)
         parts = chunk_parts(pools, counts, args.seed)
         for task, path in tests.items():
-            where = _places(args, root, task, "_test")
+            where = _resolver(args, root, task, "_test")
             source = TestFile(path, task, scorers[task], where, own_ids=False)
-            parts.append(Part(f"test/{task}.jsonl", source, task))
+            parts.append(PlannedFile(f"test/{task}.jsonl", source, task))
         problems = tuple(problem for pool in pools.values() for problem in pool.problems)
         chosen = {task: scorers[task] for task in tasks}
         return Contents(parts, chosen, {LINK: str(root)}, (FOLDER,), problems=problems)
@@ -107,21 +107,23 @@ def _tasks(args: argparse.Namespace) -> list[str]:
 
 
 def _file(source: Path, task: str, split: str) -> Path:
-    """Return the file of a task's split. Raises Refused with the places that were looked at."""
+    """Return the file of a task's split. Raises DataError with the places that were looked at."""
     folders = (task, f"{task}_test") if split == "test" else (task, f"{task}_train")
     paths = [source / folder / f"{split}{end}" for folder in folders for end in (".json", ".jsonl")]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         where = " or ".join(str(p.relative_to(source)) for p in paths if p.suffix == ".json")
-        raise Refused("no-data", f"{source}: no {where}. Get it: --download, or --order without it")
+        raise DataError(
+            "no-data", f"{source}: no {where}. Get it: --download, or --order without it"
+        )
     return path
 
 
-def _places(args: argparse.Namespace, root: Path, task: str, ending: str) -> Places:
+def _resolver(args: argparse.Namespace, root: Path, task: str, ending: str) -> ImageResolver:
     """Paths in the published files begin at the root, at the task's folder or at its images."""
     folder = f"{task}{ending}" if ending and (root / f"{task}{ending}").is_dir() else task
     starts = ("", folder, f"{folder}/images")
-    return Places(root, starts, must_exist=not args.no_image_check)
+    return ImageResolver(root, starts, must_exist=not args.no_image_check)
 
 
 def _counts(args: argparse.Namespace, have: dict[str, int]) -> Counts:

@@ -13,7 +13,7 @@ from string import ascii_uppercase
 
 from data_prep.compose.pools import Pool, Slice, rows
 from data_prep.files import write_blocks
-from data_prep.published.tasks import EXPERTS
+from data_prep.published.benchmarks import EXPERTS
 from data_prep.sources.records import PLACEHOLDER, Record, encode
 
 FOLDER = "router"

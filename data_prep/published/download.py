@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.errors import Refused
+from data_prep.errors import DataError
 
 
 def download(repository: str, folder: Path, patterns: list[str]) -> Path:
@@ -13,7 +13,7 @@ def download(repository: str, folder: Path, patterns: list[str]) -> Path:
     Files that are there already and complete are not fetched again.
 
     Raises:
-        Refused: the hub cannot be reached, or the data set is not open to this account.
+        DataError: the hub cannot be reached, or the data set is not open to this account.
     """
     from httpx import HTTPError
     from huggingface_hub import snapshot_download
@@ -25,12 +25,12 @@ def download(repository: str, folder: Path, patterns: list[str]) -> Path:
             repository, repo_type="dataset", local_dir=folder, allow_patterns=patterns
         )
     except HfHubHTTPError as error:
-        raise Refused(
+        raise DataError(
             "download", f"{repository}: the hub refuses ({error}); log in? {command}"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Refused(
+        raise DataError(
             "offline",
             f"{repository}: the hub cannot be reached ({reason}). On a machine with a network run "
             f"`{command}`, and copy the folder here; a started download goes on.",

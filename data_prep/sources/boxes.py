@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from data_prep.errors import Refused, shown
+from data_prep.errors import DataError, shown
 
 Box = tuple[float, float, float, float]
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -47,7 +47,7 @@ def read_size(value: Any) -> tuple[float, float] | None:
 
 
 def check_box(name: str, value: Any, size: Sequence[float] | None = None) -> None:
-    """Raise Refused unless `value` is a box with its corners in order and inside the picture.
+    """Raise DataError unless `value` is a box with its corners in order and inside the picture.
 
     Args:
         name: of the field, for the message.
@@ -56,16 +56,16 @@ def check_box(name: str, value: Any, size: Sequence[float] | None = None) -> Non
     """
     box = read_box(value)
     if box is None:
-        raise Refused("box", f"{name}: found {shown(value)}, expected '[x1, y1, x2, y2]'")
+        raise DataError("box", f"{name}: found {shown(value)}, expected '[x1, y1, x2, y2]'")
     x1, y1, x2, y2 = box
     if x1 >= x2 or y1 >= y2:
-        raise Refused(
+        raise DataError(
             "box-order", f"{name}: {shown(value)} has no area, expected x1 < x2 and y1 < y2"
         )
     wide, high = _limits(max(box), size)
     if min(box) < -SLACK * wide or x2 > wide * (1 + SLACK) or y2 > high * (1 + SLACK):
         what = f"{wide:g} x {high:g}"
-        raise Refused("box-range", f"{name}: {shown(value)} leaves the picture of {what}")
+        raise DataError("box-range", f"{name}: {shown(value)} leaves the picture of {what}")
 
 
 def _limits(largest: float, size: Sequence[float] | None) -> tuple[float, float]:
@@ -81,14 +81,16 @@ def _limits(largest: float, size: Sequence[float] | None) -> tuple[float, float]
 
 
 def check_gold_box(record: dict[str, Any]) -> None:
-    """Raise Refused unless `answer_bbox` and `size` of a grounding test sample are usable."""
+    """Raise DataError unless `answer_bbox` and `size` of a grounding test sample are usable."""
     size = record.get("size")
     sides = read_size(size) if isinstance(size, list | tuple) else None
     if sides is None:
-        raise Refused("box-size", f"size: found {shown(size)}, expected [width, height] in pixels")
+        raise DataError(
+            "box-size", f"size: found {shown(size)}, expected [width, height] in pixels"
+        )
     box = read_box(record.get("answer_bbox"))
     if box is not None and max(box) > 2:
-        raise Refused(
+        raise DataError(
             "box-range",
             f"answer_bbox: {shown(record['answer_bbox'])} is not in parts of the longer side (0 to "
             "1): divide it by the longer side of the picture",

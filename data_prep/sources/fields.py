@@ -64,7 +64,7 @@ def kind_of(value: Any) -> str:
     return "nested"
 
 
-def even(record: Record, uneven: list[str]) -> Record:
+def harmonize(record: Record, uneven: list[str]) -> Record:
     """Return the sample with the `uneven` fields as text: JSON where it is not text already."""
     out = dict(record)
     for key in uneven:
@@ -76,7 +76,7 @@ def even(record: Record, uneven: list[str]) -> Record:
     return out
 
 
-def evened(records: Iterable[Record]) -> list[Record]:
+def harmonize_all(records: Iterable[Record]) -> list[Record]:
     """Return the samples of one chunk with even fields."""
     records = list(records)
     columns = Columns()
@@ -87,4 +87,4 @@ def evened(records: Iterable[Record]) -> list[Record]:
         return records
     size = sum(map(len, map(encode, records)))
     uneven = columns.uneven(size)
-    return [even(record, uneven) for record in records] if uneven else records
+    return [harmonize(record, uneven) for record in records] if uneven else records

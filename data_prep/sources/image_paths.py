@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import Refused, shown
+from data_prep.errors import DataError, shown
 from data_prep.files import write_blocks
 from data_prep.images import check_name
 
@@ -30,7 +30,7 @@ _MAGIC = (
 
 
 @dataclass(frozen=True)
-class Places:
+class ImageResolver:
     """Turns an image as a sample writes it into a path relative to the stream folder.
 
     Attributes:
@@ -47,14 +47,14 @@ class Places:
     embed: Path | None = None
     must_exist: bool = False
 
-    def place(self, image: Any) -> str:
-        """Return the path of `image`, relative to the stream folder. Raises Refused."""
+    def resolve(self, image: Any) -> str:
+        """Return the path of `image`, relative to the stream folder. Raises DataError."""
         if isinstance(image, dict):
             if image.get("bytes"):
                 return self._write(_as_bytes(image["bytes"]))
             image = image.get("path")
         if not isinstance(image, str):
-            raise Refused("image-type", f"images: found {shown(image)}, expected a path as text")
+            raise DataError("image-type", f"images: found {shown(image)}, expected a path as text")
         if match := _DATA_URI.match(image):
             return self._write(_from_base64(image[match.end() :]))
         return f"{LINK}/{self._under_root(image)}"
@@ -64,7 +64,7 @@ class Places:
         name = image[len(self.marker or "") :].lstrip("/") if marked else image
         if name.startswith("<"):
             expected = f"{self.marker}/..." if self.marker else "a path"
-            raise Refused("image-name", f"image {image!r}: expected {expected}")
+            raise DataError("image-name", f"image {image!r}: expected {expected}")
         if os.path.isabs(name):
             name = self._inside(name)
         check_name(name)
@@ -78,12 +78,12 @@ class Places:
         if not self.must_exist:
             return found[0]
         where = " or ".join(str(self.root / path) for path in found)
-        raise Refused("image-missing", f"image {image!r} is not there: expected {where}")
+        raise DataError("image-missing", f"image {image!r} is not there: expected {where}")
 
     def _inside(self, name: str) -> str:
         path = os.path.relpath(os.path.normpath(name), self.root)
         if path.startswith(".."):
-            raise Refused(
+            raise DataError(
                 "image-absolute",
                 f"image {name!r} lies outside {self.root}: give --images a folder that holds all",
             )
@@ -91,12 +91,12 @@ class Places:
 
     def _write(self, data: bytes) -> str:
         if self.embed is None:
-            raise Refused("image-data", "the image is written into the sample; expected a path")
+            raise DataError("image-data", "the image is written into the sample; expected a path")
         ending = next((end for magic, end in _MAGIC if data.startswith(magic)), None)
         if ending is None and data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             ending = ".webp"
         if ending is None:
-            raise Refused("image-data", f"the image inside the sample begins with {data[:12]!r}")
+            raise DataError("image-data", f"the image inside the sample begins with {data[:12]!r}")
         digest = hashlib.sha256(data).hexdigest()
         name = f"{digest[:2]}/{digest}{ending}"
         if not (self.embed / name).exists():
@@ -109,11 +109,13 @@ def _as_bytes(value: Any) -> bytes:
         return value
     if isinstance(value, str):
         return _from_base64(value)
-    raise Refused("image-data", f"image bytes: found {shown(value)}, expected base64 text")
+    raise DataError("image-data", f"image bytes: found {shown(value)}, expected base64 text")
 
 
 def _from_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Refused("image-data", f"the image inside the sample is no base64: {error}") from error
+        raise DataError(
+            "image-data", f"the image inside the sample is no base64: {error}"
+        ) from error

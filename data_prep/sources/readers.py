@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from data_prep.errors import Refused, shown
+from data_prep.errors import DataError, shown
 
 MOST_BYTES = 64 << 20  # of one sample
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -26,11 +26,11 @@ _BLOCK = 1 << 20
 _JSON_CELLS = ("messages", "conversations", "images", "image", "size", "references", "answer_bbox")
 _TOO_LONG = "a number of more than 4,300 digits; write it as text"  # Python's own limit
 _BROKEN = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are not UTF-8
-Item = tuple[int, Any]  # number of the line or sample; JSON text as bytes, an object, or Refused
+Item = tuple[int, Any]  # number of the line or sample; JSON text as bytes, an object, or DataError
 
 
 def _no_constant(name: str) -> Any:
-    raise Refused("json-constant", f"found {name}, which is not JSON; write null or leave it out")
+    raise DataError("json-constant", f"found {name}, which is not JSON; write null or leave it out")
 
 
 DECODER = json.JSONDecoder(parse_constant=_no_constant)
@@ -40,7 +40,7 @@ def data_files(sources: list[Path]) -> list[Path]:
     """Return the data files among `sources`, folders searched (not deep), in the order of names.
 
     Raises:
-        Refused: a source that does not exist, or a folder without data files.
+        DataError: a source that does not exist, or a folder without data files.
     """
     files: list[Path] = []
     for source in sources:
@@ -48,10 +48,10 @@ def data_files(sources: list[Path]) -> list[Path]:
             found = sorted(p for p in source.iterdir() if kind_of_name(p.name) and p.is_file())
             if not found:
                 wanted = ", ".join(SUFFIXES)
-                raise Refused("no-data", f"{source}: no data file; expected one of {wanted}")
+                raise DataError("no-data", f"{source}: no data file; expected one of {wanted}")
             files += found
         elif not source.exists():
-            raise Refused("no-data", f"{source}: no such file; check the path")
+            raise DataError("no-data", f"{source}: no such file; check the path")
         else:
             files.append(source)
     return files
@@ -70,13 +70,13 @@ def place(path: Path | str, number: int) -> str:
 
 
 def read_items(path: Path) -> Iterator[Item]:
-    """Yield (number, raw) of every sample; what cannot be read comes as a `Refused` in its place.
+    """Yield (number, raw) of every sample; what cannot be read comes as a `DataError` in its place.
 
     JSON Lines come as the bytes of the line (see `parse`), everything else as objects. Blank lines
     are skipped; a byte order mark and CRLF are taken off.
 
     Raises:
-        Refused: the whole file cannot be read (missing, empty, compressed otherwise, UTF-16).
+        DataError: the whole file cannot be read (missing, empty, compressed otherwise, UTF-16).
     """
     kind = _kind(path)
     try:
@@ -89,7 +89,7 @@ def read_items(path: Path) -> Iterator[Item]:
         else:
             yield from _lines(path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise Refused(
+        raise DataError(
             "gzip-damaged", f"{path}: damaged gzip file ({error}); fetch or compress it again"
         ) from error
 
@@ -101,26 +101,28 @@ def read_all(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def parse(raw: Any) -> Any:
-    """Return the object of one item of `read_items`, or a `Refused` that says what is wrong."""
+    """Return the object of one item of `read_items`, or a `DataError` that says what is wrong."""
     if not isinstance(raw, bytes):
         return raw
     try:
         return DECODER.decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         byte = raw[error.start : error.start + 1]
-        return Refused(
+        return DataError(
             "encoding",
             f"not UTF-8: byte {byte!r} at position {error.start + 1} of the line; "
             "save the file as UTF-8",
         )
     except json.JSONDecodeError as error:
-        return Refused("json", _json_text(error, raw.decode("utf-8")))
-    except Refused as refused:
+        return DataError("json", _json_text(error, raw.decode("utf-8")))
+    except DataError as refused:
         return refused
     except RecursionError:
-        return Refused("json-depth", "nested too deep to be a sample; expected a flat JSON object")
+        return DataError(
+            "json-depth", "nested too deep to be a sample; expected a flat JSON object"
+        )
     except ValueError:
-        return Refused("json", _TOO_LONG)
+        return DataError("json", _TOO_LONG)
 
 
 def _json_text(error: json.JSONDecodeError, text: str) -> str:
@@ -141,28 +143,28 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _kind(path: Path) -> str:
-    """Return parquet, csv, array or lines, by the first bytes. Raises Refused."""
+    """Return parquet, csv, array or lines, by the first bytes. Raises DataError."""
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
-        raise Refused("no-data", f"{path}: {what}; expected a data file")
+        raise DataError("no-data", f"{path}: {what}; expected a data file")
     with path.open("rb") as raw:
         magic = raw.read(4)
     if magic == b"PAR1":
         return "parquet"
     if magic in (b"PK\x03\x04", b"\x28\xb5\x2f\xfd") or magic[:3] in (b"BZh", b"\xfd7z"):
-        raise Refused("compressed", f"{path}: a packed archive; unpack it (only gzip is read)")
+        raise DataError("compressed", f"{path}: a packed archive; unpack it (only gzip is read)")
     try:
         with _open(path) as file:
             head = file.read(_BLOCK)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise Refused("gzip-damaged", f"{path}: damaged gzip file ({error})") from error
+        raise DataError("gzip-damaged", f"{path}: damaged gzip file ({error})") from error
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:200].count(0) > 20:
-        raise Refused("encoding", f"{path}: UTF-16 or binary; save the file as UTF-8 text")
+        raise DataError("encoding", f"{path}: UTF-16 or binary; save the file as UTF-8 text")
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if not start:
-        raise Refused("empty-file", f"{path}: no samples in it; expected at least one")
+        raise DataError("empty-file", f"{path}: no samples in it; expected at least one")
     if kind_of_name(path.name) == ".parquet":
-        raise Refused("parquet", f"{path}: no Parquet file, it begins with {shown(head[:12])}")
+        raise DataError("parquet", f"{path}: no Parquet file, it begins with {shown(head[:12])}")
     if kind_of_name(path.name) in (".csv", ".tsv"):
         return "csv"
     return "array" if start[:1] == b"[" else "lines"
@@ -179,7 +181,10 @@ def _lines(path: Path) -> Iterator[Item]:
                 while line and not line.endswith(b"\n"):
                     line = file.readline(_BLOCK)
                 most = MOST_BYTES >> 20
-                yield number, Refused("line-too-long", f"a line of more than {most} MiB; split it")
+                yield (
+                    number,
+                    DataError("line-too-long", f"a line of more than {most} MiB; split it"),
+                )
                 continue
             line = line.strip()
             if line:
@@ -197,12 +202,12 @@ def _text(file: IO[bytes]) -> IO[str]:
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _not_utf8(text: str) -> Refused | None:
+def _not_utf8(text: str) -> DataError | None:
     broken = _BROKEN.search(text)
     if broken is None:
         return None
     byte = broken.group().encode(errors="surrogateescape")
-    return Refused("encoding", f"not UTF-8: byte {byte!r}; save the file as UTF-8")
+    return DataError("encoding", f"not UTF-8: byte {byte!r}; save the file as UTF-8")
 
 
 class _Window:
@@ -244,23 +249,25 @@ def _elements(window: _Window) -> Iterator[Item]:
                 return
             window.at += 1
             if window.peek() == "]":
-                yield number, Refused("json", "a comma before the closing bracket; take it away")
+                yield number, DataError("json", "a comma before the closing bracket; take it away")
                 return
         value = _next_value(window, number)
         yield number, value
-        if isinstance(value, Refused) and value.code not in ("json-constant", "encoding"):
+        if isinstance(value, DataError) and value.code not in ("json-constant", "encoding"):
             return
     window.at += 1
     if rest := window.peek():
-        yield number + 1, Refused("json", f"text after the array: {rest!r}; expected its end")
+        yield number + 1, DataError("json", f"text after the array: {rest!r}; expected its end")
 
 
-def _cut_off(window: _Window, number: int, mark: str) -> Refused:
+def _cut_off(window: _Window, number: int, mark: str) -> DataError:
     if not mark:
-        return Refused("json", f"the file ends after {number - 1} samples without ']'; it was cut")
+        return DataError(
+            "json", f"the file ends after {number - 1} samples without ']'; it was cut"
+        )
     found = shown(window.text[window.at : window.at + 20])
     line = window.line_of(window.at)
-    return Refused("json", f"expected ',' or ']' before line {line}, found {found}")
+    return DataError("json", f"expected ',' or ']' before line {line}, found {found}")
 
 
 def _next_value(window: _Window, number: int) -> Any:
@@ -275,16 +282,16 @@ def _next_value(window: _Window, number: int) -> Any:
             if not near_end or len(window.text) - window.at > MOST_BYTES or not window.more():
                 line = window.line_of(error.pos)
                 around = shown(window.text[max(0, error.pos - 10) : error.pos + 30])
-                return Refused("json", f"not JSON: {error.msg} in line {line}, near {around}")
-        except Refused as refused:
+                return DataError("json", f"not JSON: {error.msg} in line {line}, near {around}")
+        except DataError as refused:
             return _skip_object(window, refused)
         except RecursionError:
-            return Refused("json-depth", "nested too deep; expected a flat JSON object")
+            return DataError("json-depth", "nested too deep; expected a flat JSON object")
         except ValueError:
-            return Refused("json", _TOO_LONG)
+            return DataError("json", _TOO_LONG)
 
 
-def _skip_object(window: _Window, refused: Refused) -> Refused:
+def _skip_object(window: _Window, refused: DataError) -> DataError:
     """Step over an element with NaN or Infinity in it, so that the rest can be read."""
     lenient = json.JSONDecoder()
     while True:
@@ -293,7 +300,7 @@ def _skip_object(window: _Window, refused: Refused) -> Refused:
             return refused
         except ValueError:
             if not window.more():
-                return Refused("json", "the file ends inside a sample; it was cut")
+                return DataError("json", "the file ends inside a sample; it was cut")
 
 
 def _csv(path: Path) -> Iterator[Item]:
@@ -309,7 +316,7 @@ def _csv(path: Path) -> Iterator[Item]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield number, Refused("csv", f"not CSV: {error}")
+                yield number, DataError("csv", f"not CSV: {error}")
                 return
             if not header:
                 header = [name.strip() for name in row]
@@ -319,7 +326,7 @@ def _csv(path: Path) -> Iterator[Item]:
 
 def _row(header: list[str], row: list[str]) -> Any:
     if len(row) != len(header):
-        return Refused(
+        return DataError(
             "csv-columns",
             f"found {len(row)} cells, the header names {len(header)}: quote cells with commas",
         )
@@ -327,8 +334,8 @@ def _row(header: list[str], row: list[str]) -> Any:
     for key in _JSON_CELLS:
         if sample.get(key, "").lstrip()[:1] in ("[", "{"):
             value = parse(sample[key].encode())
-            if isinstance(value, Refused):
-                return Refused("csv-json", f"column {key!r}: {value}")
+            if isinstance(value, DataError):
+                return DataError("csv-json", f"column {key!r}: {value}")
             sample[key] = value
     return sample
 
@@ -341,4 +348,4 @@ def _parquet(path: Path) -> Iterator[Item]:
         for number, row in enumerate(rows.decode(False), start=1):
             yield number, {key: value for key, value in row.items() if value is not None}
     except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-        raise Refused("parquet", f"{path}: damaged Parquet file ({error})") from error
+        raise DataError("parquet", f"{path}: damaged Parquet file ({error})") from error

@@ -11,7 +11,7 @@ from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
 
-from data_prep.errors import Refused, shown
+from data_prep.errors import DataError, shown
 
 Record = dict[str, Any]
 PLACEHOLDER = "<image>"
@@ -48,7 +48,7 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, Decimal | timedelta):
         return str(value)
-    raise Refused("json-value", f"a field holds {shown(value)}, which JSON has no word for")
+    raise DataError("json-value", f"a field holds {shown(value)}, which JSON has no word for")
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain).encode
@@ -63,13 +63,13 @@ def to_host(raw: Any) -> Record:
     question. `task` and `id` are there only if the sample has them; fields of other names are kept.
 
     Raises:
-        Refused: the sample cannot be used; says what was found, what was expected and the fix.
+        DataError: the sample cannot be used; says what was found, what was expected and the fix.
     """
-    if isinstance(raw, Refused):
+    if isinstance(raw, DataError):
         raise raw
     if not isinstance(raw, dict):
         kind = type(raw).__name__
-        raise Refused("not-object", f"found {shown(raw)} ({kind}), expected a JSON object")
+        raise DataError("not-object", f"found {shown(raw)} ({kind}), expected a JSON object")
     refuse_media(raw)
     turns, inline, used = _read_turns(raw)
     images = inline + _read_images(raw)
@@ -91,46 +91,46 @@ def check_host(raw: Any) -> Record:
     """Return `raw` if it is in the host's form to the letter, as the chunks of a stream must be.
 
     Raises:
-        Refused: it is not.
+        DataError: it is not.
     """
-    if isinstance(raw, Refused):
+    if isinstance(raw, DataError):
         raise raw
     if not isinstance(raw, dict):
         kind = type(raw).__name__
-        raise Refused("not-object", f"found {shown(raw)} ({kind}), expected a JSON object")
+        raise DataError("not-object", f"found {shown(raw)} ({kind}), expected a JSON object")
     if "messages" not in raw:
-        raise Refused("no-turns", _no_turns(raw, "'messages'; make a stream of it with chunk"))
+        raise DataError("no-turns", _no_turns(raw, "'messages'; make a stream of it with chunk"))
     refuse_media(raw)
     turns = raw["messages"]
     if not isinstance(turns, list):
-        raise Refused("turns-type", f"messages: found {shown(turns)}, expected a list of turns")
+        raise DataError("turns-type", f"messages: found {shown(turns)}, expected a list of turns")
     for number, turn in enumerate(turns, start=1):
         _check_host_turn(number, turn)
     check_turns(turns)
     images = raw.get("images", [])
     if not isinstance(images, list):
-        raise Refused("images-type", f"images: found {shown(images)}, expected a list of paths")
+        raise DataError("images-type", f"images: found {shown(images)}, expected a list of paths")
     for image in images:
         if not isinstance(image, str):
-            raise Refused("image-type", f"images: found {shown(image)}, expected a path as text")
+            raise DataError("image-type", f"images: found {shown(image)}, expected a path as text")
     check_placeholders(turns, len(images))
     for key in ("task", "id"):
         if key in raw and (not isinstance(raw[key], str) or not raw[key]):
-            raise Refused(f"{key}-type", f"{key}: found {shown(raw[key])}, expected text")
+            raise DataError(f"{key}-type", f"{key}: found {shown(raw[key])}, expected text")
     return raw
 
 
 def refuse_media(raw: Record) -> None:
-    """Raise Refused for samples with video or audio: the shipped recipes train on images only."""
+    """Raise DataError for samples with video or audio: the shipped recipes train on images only."""
     for key in ("videos", "video", "audios", "audio"):
         if raw.get(key):
-            raise Refused("media", f"{key}: video and audio are not supported; leave it out")
+            raise DataError("media", f"{key}: video and audio are not supported; leave it out")
 
 
 def check_turns(turns: list[Record]) -> None:
-    """Raise Refused unless the turns are [system,] user, assistant, ..., all with text."""
+    """Raise DataError unless the turns are [system,] user, assistant, ..., all with text."""
     if not turns:
-        raise Refused("no-turns", "no turns; expected a user turn and an assistant turn")
+        raise DataError("no-turns", "no turns; expected a user turn and an assistant turn")
     for number, turn in enumerate(turns, start=1):
         _check_content(number, turn)
     roles = [turn["role"] for turn in turns]
@@ -138,20 +138,20 @@ def check_turns(turns: list[Record]) -> None:
     for index, role in enumerate(roles[start:]):
         expected = "user" if index % 2 == 0 else "assistant"
         if role != expected:
-            raise Refused(
+            raise DataError(
                 "role-order",
                 f"turn {start + index + 1}: found {role!r}, expected {expected!r}: after an "
                 "optional system turn, user and assistant alternate",
             )
     if roles[-1] != "assistant":
-        raise Refused("no-answer", "the last turn is not the assistant's: the answer is missing")
+        raise DataError("no-answer", "the last turn is not the assistant's: the answer is missing")
 
 
 def check_placeholders(turns: list[Record], images: int) -> None:
-    """Raise Refused unless there are as many `<image>` as images."""
+    """Raise DataError unless there are as many `<image>` as images."""
     found = sum(str(turn["content"]).count(PLACEHOLDER) for turn in turns)
     if found != images:
-        raise Refused(
+        raise DataError(
             "placeholders",
             f"{found} {PLACEHOLDER} in the turns, but {images} images: write one for each image",
         )
@@ -163,29 +163,31 @@ def _check_content(number: int, turn: Record) -> None:
         content.encode()
     except UnicodeEncodeError as error:
         bad = content[error.start : error.start + 1]
-        raise Refused(
+        raise DataError(
             "surrogate", f"turn {number}: {bad!r} is half a character; repair the text"
         ) from error
     if role == "assistant" and PLACEHOLDER in content:
-        raise Refused("placeholder-in-answer", f"turn {number}: {PLACEHOLDER} in an answer")
+        raise DataError("placeholder-in-answer", f"turn {number}: {PLACEHOLDER} in an answer")
     if role == "assistant" and not content.strip():
-        raise Refused("empty-answer", f"turn {number}: the answer is empty; leave the sample out")
+        raise DataError("empty-answer", f"turn {number}: the answer is empty; leave the sample out")
     if role == "user" and not content.replace(PLACEHOLDER, "").strip():
-        raise Refused("empty-question", f"turn {number}: the question is empty")
+        raise DataError("empty-question", f"turn {number}: the question is empty")
     if "\0" in content:
-        raise Refused("control", f"turn {number}: a NUL character in the text; take it out")
+        raise DataError("control", f"turn {number}: a NUL character in the text; take it out")
 
 
 def _check_host_turn(number: int, turn: Any) -> None:
     if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
-        raise Refused("turn-keys", f"turn {number}: found {shown(turn)}, expected role and content")
+        raise DataError(
+            "turn-keys", f"turn {number}: found {shown(turn)}, expected role and content"
+        )
     if turn["role"] not in ("system", "user", "assistant"):
-        raise Refused(
+        raise DataError(
             "role",
             f"turn {number}: role {shown(turn['role'])}, expected system, user or assistant",
         )
     if not isinstance(turn["content"], str):
-        raise Refused("content-type", _no_text(number, turn["content"]))
+        raise DataError("content-type", _no_text(number, turn["content"]))
 
 
 def _read_turns(raw: Record) -> tuple[list[Record], list[Any], set[str]]:
@@ -195,35 +197,35 @@ def _read_turns(raw: Record) -> tuple[list[Record], list[Any], set[str]]:
         return _read_pair(raw)
     written = raw[key]
     if not isinstance(written, list):
-        raise Refused("turns-type", f"{key}: found {shown(written)}, expected a list of turns")
+        raise DataError("turns-type", f"{key}: found {shown(written)}, expected a list of turns")
     inline: list[Any] = []
     turns = [_read_turn(number, turn, inline) for number, turn in enumerate(written, start=1)]
     system = raw.get("system") or raw.get("system_prompt")
     if system and not (turns and turns[0]["role"] == "system"):
         if not isinstance(system, str):
-            raise Refused("content-type", f"system: found {shown(system)}, expected text")
+            raise DataError("content-type", f"system: found {shown(system)}, expected text")
         turns.insert(0, {"role": "system", "content": system})
     return turns, inline, set()
 
 
 def _read_turn(number: int, turn: Any, inline: list[Any]) -> Record:
     if not isinstance(turn, dict):
-        raise Refused("turn-keys", f"turn {number}: found {shown(turn)}, expected an object")
+        raise DataError("turn-keys", f"turn {number}: found {shown(turn)}, expected an object")
     role = turn.get("role", turn.get("from"))
     content = turn.get("content", turn.get("value"))
     if role is None or ("content" not in turn and "value" not in turn):
-        raise Refused(
+        raise DataError(
             "turn-keys",
             f"turn {number}: found the keys {sorted(map(str, turn))}, "
             "expected role and content, or from and value",
         )
     if not isinstance(role, str) or role.strip().lower() not in ROLES:
         known = "system, user (human) or assistant (gpt)"
-        raise Refused("role", f"turn {number}: role {shown(role)}, expected {known}")
+        raise DataError("role", f"turn {number}: role {shown(role)}, expected {known}")
     if isinstance(content, list):
         content = _join_parts(number, content, inline)
     if not isinstance(content, str):
-        raise Refused("content-type", _no_text(number, content))
+        raise DataError("content-type", _no_text(number, content))
     return {"role": ROLES[role.strip().lower()], "content": content}
 
 
@@ -246,7 +248,7 @@ def _join_parts(number: int, parts: list[Any], inline: list[Any]) -> str:
             inline.append(image.get("url") if isinstance(image, dict) and "url" in image else image)
             text.append(PLACEHOLDER)
         else:
-            raise Refused("content-type", f"turn {number}: found the part {shown(part)}")
+            raise DataError("content-type", f"turn {number}: found the part {shown(part)}")
     return "".join(text)
 
 
@@ -256,11 +258,11 @@ def _read_pair(raw: Record) -> tuple[list[Record], list[Any], set[str]]:
     if pair is None:
         for question, answer in PAIRS:
             if question in raw:
-                raise Refused("no-answer", f"{question!r} has no {answer!r} beside it")
-        raise Refused("no-turns", _no_turns(raw, _FORMS))
+                raise DataError("no-answer", f"{question!r} has no {answer!r} beside it")
+        raise DataError("no-turns", _no_turns(raw, _FORMS))
     question, answer = raw[pair[0]], raw[pair[1]]
     if not isinstance(question, str):
-        raise Refused("content-type", f"{pair[0]}: found {shown(question)}, expected text")
+        raise DataError("content-type", f"{pair[0]}: found {shown(question)}, expected text")
     more = raw.get("input") if pair[0] == "instruction" else None
     if isinstance(more, str) and more:
         question = f"{question}\n{more}"
@@ -278,9 +280,9 @@ def _answer_text(key: str, answer: Any) -> str:
     if isinstance(answer, list) and answer:
         answer = answer[0]
     if answer is None or answer == []:
-        raise Refused("no-answer", f"{key}: the answer is missing; leave the sample out")
+        raise DataError("no-answer", f"{key}: the answer is missing; leave the sample out")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise Refused("content-type", f"{key}: found {shown(answer)}, expected text")
+        raise DataError("content-type", f"{key}: found {shown(answer)}, expected text")
     return str(answer)
 
 
@@ -299,7 +301,7 @@ def _read_images(raw: Record) -> list[Any]:
             isinstance(image, dict) and (image.get("bytes") or image.get("path"))
         )
         if not known:
-            raise Refused("image-type", f"{key}: found {shown(image)}, expected a path as text")
+            raise DataError("image-type", f"{key}: found {shown(image)}, expected a path as text")
     return images
 
 
@@ -313,7 +315,7 @@ def _place_images(turns: list[Record], images: int) -> None:
 
 def _label(key: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise Refused(f"{key}-type", f"{key}: found {shown(value)}, expected text or a number")
+        raise DataError(f"{key}-type", f"{key}: found {shown(value)}, expected text or a number")
     return str(value)
 
 
@@ -321,14 +323,16 @@ def encode(record: Record) -> bytes:
     """Return a record as one line of JSON, in UTF-8, with its line end.
 
     Raises:
-        Refused: a field holds a number that JSON has no word for (1e999) or half a character.
+        DataError: a field holds a number that JSON has no word for (1e999) or half a character.
     """
     try:
         return _ENCODER(record).encode() + b"\n"
     except UnicodeEncodeError as error:
-        raise Refused("surrogate", "a field holds half a character; repair the text") from error
+        raise DataError("surrogate", "a field holds half a character; repair the text") from error
     except ValueError as error:
-        raise Refused("json-number", "a field holds a number without end; write another") from error
+        raise DataError(
+            "json-number", "a field holds a number without end; write another"
+        ) from error
 
 
 def question_text(record: Record) -> str:

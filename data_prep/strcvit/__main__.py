@@ -12,15 +12,23 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from data_prep.cli import FAILED, OK, add_common, fetch, run_plan, source_facts
+from data_prep.command_line import (
+    FAILED,
+    OK,
+    add_common,
+    expect_folder,
+    fetch,
+    run_plan,
+    source_facts,
+)
 from data_prep.errors import ERROR, Problem, listing
-from data_prep.published.converting import expect_folder
-from data_prep.published.tasks import STRCVIT
-from data_prep.sources.image_paths import LINK, Places
+from data_prep.published.benchmarks import STRCVIT
+from data_prep.sources.image_paths import LINK, ImageResolver
 from data_prep.strcvit import GENERATOR, MARKER, REPOSITORY, VERSION, checklist
 from data_prep.strcvit.published_counts import against_manifest, against_mixture
 from data_prep.strcvit.source import Source, chunk_files, make, official_gqa, test_files
-from data_prep.stream_writer import Contents, Made, Part, Plan, StreamError
+from data_prep.stream import StreamError
+from data_prep.stream_writer import Contents, Plan, PlannedFile, WrittenFile
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,15 +73,17 @@ def _plan(args: argparse.Namespace) -> Plan:
     chunks = chunk_files(args.source)
     root = args.images.resolve()
     expect_folder(root, "--images", "See --checklist for the sites of the image sets")
-    places = Places(root, marker=MARKER, must_exist=not args.no_image_check)
+    resolver = ImageResolver(root, marker=MARKER, must_exist=not args.no_image_check)
     official = official_gqa(args.source, root)
     tests = test_files(args.source, args.eval == "proxy")
     parts = [
-        Part(f"chunks/{number:03d}.jsonl", Source(path, places, chunk=number))
+        PlannedFile(f"chunks/{number:03d}.jsonl", Source(path, resolver, chunk=number))
         for number, path in chunks.items()
     ]
     for task, path in tests.items():
-        parts.append(Part(f"test/{task}.jsonl", Source(path, places, task, 0, official), task))
+        parts.append(
+            PlannedFile(f"test/{task}.jsonl", Source(path, resolver, task, 0, official), task)
+        )
     files = [*chunks.values(), *tests.values()]
     settings = {
         "files": {_name(args.source, path): source_facts(path)["sha256"] for path in files},
@@ -98,7 +108,7 @@ def _name(source: Path, path: Path) -> str:
     return path.relative_to(source).as_posix()
 
 
-def _check_counts(args: argparse.Namespace, made: list[Made]) -> None:
+def _check_counts(args: argparse.Namespace, made: list[WrittenFile]) -> None:
     """Raise StreamError when manifest.json of the source says other counts than its files have."""
     tests = test_files(args.source, args.eval == "proxy")
     paths = [*chunk_files(args.source).values(), *tests.values()]
@@ -111,7 +121,7 @@ def _check_counts(args: argparse.Namespace, made: list[Made]) -> None:
         raise StreamError(listing(problems))
 
 
-def _report(args: argparse.Namespace, made: list[Made]) -> None:
+def _report(args: argparse.Namespace, made: list[WrittenFile]) -> None:
     """Print what every chunk holds, where it differs from the published mixture, and what lacks."""
     chunks = [item for item in made if item.file.startswith("chunks/")]
     rows, differences = against_mixture(chunks)

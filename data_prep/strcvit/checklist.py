@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.published.tasks import STRCVIT, Task
+from data_prep.published.benchmarks import STRCVIT, Task
 
 
 def missing_folders(root: Path, task: Task) -> list[str]:

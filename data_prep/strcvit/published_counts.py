@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import WARNING, Problem, Refused
-from data_prep.published.tasks import CHUNK_SAMPLES, group_of, strcvit_mixture
-from data_prep.stream_writer import Made
+from data_prep.errors import WARNING, DataError, Problem
+from data_prep.published.benchmarks import CHUNK_SAMPLES, group_of, strcvit_mixture
+from data_prep.stream_writer import WrittenFile
 
 _COUNTS = ("samples", "count", "num_samples", "num_records", "records", "n", "total")
 _NAMES = ("file", "path", "name", "filename")
@@ -33,7 +33,9 @@ def against_manifest(source: Path, counts: dict[str, int]) -> list[Problem]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise Refused("manifest-format", f"{path}: no JSON ({error}); download it again") from error
+        raise DataError(
+            "manifest-format", f"{path}: no JSON ({error}); download it again"
+        ) from error
     problems: list[Problem] = []
     for name, facts in _entries(content):
         file = next((f for f in counts if f == name or f.endswith(f"/{name}")), None)
@@ -72,7 +74,7 @@ def _compare(file: Path, count: int, facts: Any, where: str) -> Iterator[Problem
         yield Problem("manifest-count", where, text)
 
 
-def against_mixture(chunks: list[Made]) -> tuple[list[dict[str, Any]], list[Problem]]:
+def against_mixture(chunks: list[WrittenFile]) -> tuple[list[dict[str, Any]], list[Problem]]:
     """Return for each chunk its counts by task, and where they differ from the published groups."""
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import Refused
-from data_prep.published.converting import TestSet, converted, expect_folder, numbered
-from data_prep.published.tasks import STRCVIT
+from data_prep.command_line import expect_folder
+from data_prep.errors import DataError
+from data_prep.published.benchmarks import STRCVIT
 from data_prep.sources.boxes import check_box, is_box_question, read_box, read_size
-from data_prep.sources.fields import evened
-from data_prep.sources.image_paths import LINK, Places
+from data_prep.sources.converting import converted
+from data_prep.sources.fields import harmonize_all
+from data_prep.sources.image_paths import LINK, ImageResolver
 from data_prep.sources.records import Record, answer_text, encode, question_text
+from data_prep.sources.test_sets import TestSet
 from data_prep.strcvit import REPOSITORY
-from data_prep.stream_writer import Made, Part
+from data_prep.stream_writer import PlannedFile, WrittenFile
 
 PROXIES = ("test_proxy.json", "val_proxy.json")
 OFFICIAL_GQA = "testdev_balanced_questions.json"
@@ -40,25 +42,38 @@ class Source:
     """A published file, what it is, and where its images are."""
 
     path: Path
-    places: Places
+    resolver: ImageResolver
     task: str | None = None  # of a test set
     chunk: int = 0
     official: Path | None = None  # GQA's own questions, which hold its answers
 
 
 def chunk_files(source: Path) -> dict[int, Path]:
-    """Return train/data_*.json by number. Raises Refused where one is missing."""
+    """Return train/data_*.json by number. Raises DataError where one is missing."""
     how = f"Get it: python -m data_prep.strcvit --download --source {source}"
     expect_folder(source, "--source", how)
     files = [*(source / "train").glob("data_*.json"), *(source / "train").glob("data_*.jsonl")]
-    found = numbered(files)
+    found = _numbered(files)
     if not found:
-        raise Refused("no-data", f"{source}/train: no data_001.json. {how} ({REPOSITORY})")
+        raise DataError("no-data", f"{source}/train: no data_001.json. {how} ({REPOSITORY})")
     missing = [number for number in range(1, max(found) + 1) if number not in found]
     if missing:
         names = ", ".join(f"data_{number:03d}.json" for number in missing)
-        raise Refused("no-data", f"{source}/train: {names} missing between the others. {how}")
+        raise DataError("no-data", f"{source}/train: {names} missing between the others. {how}")
     return found
+
+
+def _numbered(files: list[Path]) -> dict[int, Path]:
+    """Return files by the number that ends their names ("data_007.json" is 7)."""
+    found: dict[int, Path] = {}
+    for path in files:
+        digits = path.name.split(".")[0].rsplit("_", 1)[-1]
+        if not digits.isdigit():
+            raise DataError("name", f"{path}: found no number in its name, expected data_001.json")
+        if int(digits) in found:
+            raise DataError("name", f"{path} and {found[int(digits)]} have the same number")
+        found[int(digits)] = path
+    return dict(sorted(found.items()))
 
 
 def test_files(source: Path, proxy: bool) -> dict[str, Path]:
@@ -129,7 +144,7 @@ class _Gqa(TestSet):
         if not isinstance(raw, dict) or raw.get("answer") is not None:
             return raw
         if self.path is None:
-            raise Refused(
+            raise DataError(
                 "no-answer",
                 f"no answer: put the official {OFFICIAL_GQA} into test/GQA of --source "
                 f"({STRCVIT['GQA'].site})",
@@ -138,11 +153,11 @@ class _Gqa(TestSet):
             self.answers = json.loads(self.path.read_text(encoding="utf-8"))
         entry = (self.answers or {}).get(str(raw.get("question_id")))
         if not isinstance(entry, dict) or "answer" not in entry:
-            raise Refused("no-answer", f"{self.path} has no question {raw.get('question_id')!r}")
+            raise DataError("no-answer", f"{self.path} has no question {raw.get('question_id')!r}")
         return {**raw, "answer": entry["answer"]}
 
 
-def make(part: Part, made: Made) -> Iterator[bytes]:
+def make(part: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of one chunk or test set."""
     source: Source = part.source
     if source.task is None:
@@ -151,5 +166,5 @@ def make(part: Part, made: Made) -> Iterator[bytes]:
         special = _Gqa(source.official)
     else:
         special = TestSet(source.task, STRCVIT[source.task].scorer)
-    records = list(converted(source.path, source.places, special, made))
-    yield from map(encode, evened(records) if source.task is None else records)
+    records = list(converted(source.path, source.resolver, special, made))
+    yield from map(encode, harmonize_all(records) if source.task is None else records)

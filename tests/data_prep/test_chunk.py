@@ -271,6 +271,7 @@ def test_test_files_become_test_sets(tmp_path, capsys):
         (["--scorer", "best"], "--scorer best: expected one of vqa"),
         (["--test", "a"], "--test a: expected NAME=FILE"),
         (["--test", "a/b=x"], "task 'a/b' has a test set, so its name must be fit for a file"),
+        (["--task", "a b", "--holdout", "0.5"], "task 'a b' has a test set, so its name must be"),
         (["--images", "/no/such"], "--images /no/such: no such folder"),
         (["--by", "column", "--column", "no"], "column 'no' is missing; every sample must have it"),
         (["--by", "time", "--column", "answer", "--size", "5"], "found 'yes', expected a time"),
@@ -292,7 +293,7 @@ def test_a_rerun_is_a_no_op_and_changed_files_are_told(tmp_path, capsys):
     assert "complete, nothing to do" in capsys.readouterr().out
     assert {p: (p.stat().st_mtime_ns, sha256_file(p)) for p in before} == before
     assert cut(source, out, "--size", "10") == 2
-    assert "generator is 20, this run would make 10" in capsys.readouterr().err
+    assert "generator.settings.size is 20, this run would make 10" in capsys.readouterr().err
     write(source, plain(51))
     assert cut(source, out, "--size", "20") == 2
     assert "Choose another --out, or delete the folder." in capsys.readouterr().err
@@ -321,7 +322,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, phase):
     options = ["--size", "100", "--task", "t"]
     assert cut(source, whole, *options) == 0
     command = [sys.executable, "-m", "data_prep.chunk", "--source", str(source), "--out"]
-    watched = killed / ".partial" / ("spill/spill.json" if phase == "reading" else "chunks")
+    watched = killed / ".partial" / ("first_pass/state.json" if phase == "reading" else "chunks")
     process = subprocess.Popen(
         [*command, str(killed), *options, "--workers", "1"], cwd=REPO, start_new_session=True
     )
@@ -332,7 +333,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, phase):
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "stream.json").exists()
     assert not (killed / "chunks").exists()
-    state = json.loads((killed / ".partial/spill/spill.json").read_text())
+    state = json.loads((killed / ".partial/first_pass/state.json").read_text())
     assert state["number"] > 0
     assert state["finished"] == (phase == "writing")
     assert cut(source, killed, *options) == 0

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.compose.__main__ import main as compose
-from data_prep.compose.plan import drawn, without_return
-from data_prep.published.tasks import STRCVIT, strcvit_mixture
+from data_prep.compose.chunk_counts import drawn, without_return
+from data_prep.published.benchmarks import STRCVIT, strcvit_mixture
 from eval.stream import load_stream
 
 REPO = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.check.__main__ import main as check
 from data_prep.mllm_cl.__main__ import main as mllm_cl
-from data_prep.published.tasks import MLLM_CL, SCORERS, STRCVIT, strcvit_mixture
+from data_prep.published.benchmarks import MLLM_CL, SCORERS, STRCVIT, strcvit_mixture
 from data_prep.strcvit.__main__ import main as strcvit
 from eval.predictions import question_of, write_combined
 from eval.scorers import FIXED

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from data_prep.published.tasks import MLLM_CL, STRCVIT
+from data_prep.published.benchmarks import MLLM_CL, STRCVIT
 
 ROOT = "<STRCVIT_IMAGE_ROOT>"
 IMAGE = {

@@ -166,7 +166,7 @@ class AD(Task):
         prompt = f"Is the {lane} lane free for the yellow ego vehicle?" + SHORT
         return Question(prompt, "yes" if facts["free"][lane] else "no")
 
-    def fixed(self, scene: Scene, rng: Random) -> Question:
+    def choose_question(self, scene: Scene, rng: Random) -> Question:
         return Question("What should the yellow ego vehicle do?", scene.facts["action"])
 
     def describe(self, scene: Scene) -> list[tuple[str, str]]:

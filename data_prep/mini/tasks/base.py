@@ -66,15 +66,15 @@ class Task(ABC):
     def ask(self, scene: Scene, rng: Random) -> Question:
         """Return one question of the stream about `scene`, with its true answer."""
 
-    def settled(self, scene: Scene, rng: Random) -> Question:
-        """Return the question whose answer the picture alone settles, under the prompt VAGUE.
+    def ask_vaguely(self, scene: Scene, rng: Random) -> Question:
+        """Return a question under the prompt VAGUE; the picture alone determines its answer.
 
-        Tasks with several kinds of question overrule `fixed`, which picks the one that is asked.
+        Tasks with several kinds of question override `choose_question`, which picks one kind.
         """
-        asked = self.fixed(scene, rng)
+        asked = self.choose_question(scene, rng)
         return Question(VAGUE, asked.answer, asked.extra)
 
-    def fixed(self, scene: Scene, rng: Random) -> Question:
+    def choose_question(self, scene: Scene, rng: Random) -> Question:
         """Return a question of the one kind that the stream `ambiguous` asks of this task."""
         return self.ask(scene, rng)
 

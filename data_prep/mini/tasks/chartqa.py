@@ -112,7 +112,7 @@ class ChartQA(Task):
         answer = pick(values, key=values.get)
         return Question(f"Which colour is the {word} bar?" + SUFFIX, answer)
 
-    def fixed(self, scene: Scene, rng: Random) -> Question:
+    def choose_question(self, scene: Scene, rng: Random) -> Question:
         values = scene.facts["values"]
         return Question("Which colour is the highest bar?", max(values, key=values.get))
 

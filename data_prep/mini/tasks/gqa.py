@@ -87,7 +87,7 @@ class GQA(Task):
         prompt = f"Is the object {relation} the {near_kind} {claimed}?" + SHORT
         return Question(prompt, "yes" if claimed == colour else "no")
 
-    def fixed(self, scene: Scene, rng: Random) -> Question:
+    def choose_question(self, scene: Scene, rng: Random) -> Question:
         colour, _ = scene.facts["cells"][min(scene.facts["cells"])]
         return Question("What is the colour of the first object?", colour)
 

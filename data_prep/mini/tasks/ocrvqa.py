@@ -75,7 +75,7 @@ class OCRVQA(Task):
         line = rng.choice(list(QUESTIONS))
         return Question(QUESTIONS[line] + SHORT, scene.facts[line])
 
-    def fixed(self, scene: Scene, rng: Random) -> Question:
+    def choose_question(self, scene: Scene, rng: Random) -> Question:
         return Question(QUESTIONS["genre"], scene.facts["genre"])
 
     def describe(self, scene: Scene) -> list[tuple[str, str]]:

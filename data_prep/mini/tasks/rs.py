@@ -124,7 +124,7 @@ class RS(Task):
         prompt = f"Is there more {first} than {second} in the image?" + SHORT
         return Question(prompt, _yes(facts["more"] == first))
 
-    def fixed(self, scene: Scene, rng: Random) -> Question:
+    def choose_question(self, scene: Scene, rng: Random) -> Question:
         return Question("Land, sea or coast?", scene.facts["kind"])
 
     def describe(self, scene: Scene) -> list[tuple[str, str]]:

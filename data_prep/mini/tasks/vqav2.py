@@ -67,7 +67,7 @@ class VQAv2(Task):
         question, answer = rng.choice(pairs)
         return Question(question[0].upper() + question[1:] + SHORT, answer)
 
-    def fixed(self, scene: Scene, rng: Random) -> Question:
+    def choose_question(self, scene: Scene, rng: Random) -> Question:
         question, answer = scene.facts["questions"]["colour"][0]
         return Question(question, answer)
 

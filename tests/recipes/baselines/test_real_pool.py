@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.mllm_cl.__main__ import main as mllm_cl
-from data_prep.published.tasks import EXPERTS, MLLM_CL
+from data_prep.published.benchmarks import EXPERTS, MLLM_CL
 from eval.predictions import split_results
 from recipes.baselines.mr_lora.pool import ROUTER_DATA, RouterLayout, router_recipe
 from recipes.config.loading import load_recipe

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from data_prep.mini.stream import write_stream
+from data_prep.mini.mini_stream import write_mini_stream
 from strlora_tuner.methods.strlora.routing import select_experts
 from strlora_tuner.methods.strlora.statistics import InstructionStatistics
 
@@ -66,7 +66,7 @@ def separation(tasks: list[str], vectors: torch.Tensor, seeds: int = 28) -> floa
 @pytest.fixture(scope="module")
 def instructions(tmp_path_factory):
     stream = tmp_path_factory.mktemp("separation") / "smoke"
-    write_stream(stream, "smoke", seed=0, workers=1)
+    write_mini_stream(stream, "smoke", seed=0, workers=1)
     return read_instructions(stream)
 
 

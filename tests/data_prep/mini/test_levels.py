@@ -7,7 +7,7 @@ import json
 from data_prep.files import sha256_file
 from data_prep.mini.assets import REPO_ROOT
 from data_prep.mini.tasks import TASKS
-from tests.data_prep.test_stream import GOLDEN_MINI
+from tests.data_prep.mini.test_mini_stream import GOLDEN_MINI
 
 LEVELS = json.loads((REPO_ROOT / "data_prep" / "mini" / "levels.json").read_text())
 APART = 0.30  # a task with less between floor and ceiling measures nothing

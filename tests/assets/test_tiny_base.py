@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from assets.tiny_base.make import corpus, measure, network, texts, train
+from assets.tiny_base.make.corpus import make_one, plan
+from assets.tiny_base.make.sequences import IGNORE, Layout
 from data_prep.mini.assets import REPO_ROOT
-from data_prep.mini.base_model import corpus, measure, network, texts, train
-from data_prep.mini.base_model.corpus import make_one, plan
-from data_prep.mini.base_model.sequences import IGNORE, Layout
 from data_prep.mini.tasks import TASKS, sample_rng
 
 FOLDER = REPO_ROOT / "assets" / "tiny_base"
@@ -52,7 +52,9 @@ def test_files_are_the_listed_ones():
     listed = [line.split("  ") for line in (FOLDER / "SHA256SUMS").read_text().splitlines()]
     for digest, name in listed:
         assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == digest, name
-    assert {name for _, name in listed} | {"SHA256SUMS"} == {p.name for p in FOLDER.iterdir()}
+    assert {name for _, name in listed} | {"SHA256SUMS"} == {
+        p.name for p in FOLDER.iterdir() if p.is_file()
+    }
     assert (FOLDER / "model.safetensors").stat().st_size <= 20_000_000
 
 

@@ -6,10 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
+from assets.tiny_base.make import corpus, measure, network, tokenizer, train
+from assets.tiny_base.make.sequences import Layout
 from data_prep.files import sha256_file
 from data_prep.mini.assets import Assets
-from data_prep.mini.base_model import corpus, measure, network, tokenizer, train
-from data_prep.mini.base_model.sequences import Layout
 
 
 def work(args: argparse.Namespace, rank: int, port: int) -> None:

@@ -1,4 +1,4 @@
 """The tiny base model of the `tiny` recipe: InternVL architecture, pretrained on descriptions.
 
-`python -m data_prep.mini.base_model --minutes N` makes it again; `assets/tiny_base` ships it.
+`python -m assets.tiny_base.make --minutes N` makes it again; `assets/tiny_base` ships it.
 """

@@ -9,8 +9,9 @@ import shutil
 import numpy as np
 import pytest
 
+from data_prep.errors import DataError
 from data_prep.mini import __main__ as command
-from data_prep.mini.assets import PACKAGES, AssetError, Assets, fetch, fetch_all
+from data_prep.mini.assets import PACKAGES, Assets, fetch, fetch_all
 from data_prep.mini.tasks.imagenet import ArrayUnpickler
 
 
@@ -25,7 +26,7 @@ def offline(monkeypatch):
 
 
 def test_offline_message_says_what_to_do(offline, tmp_path):
-    with pytest.raises(AssetError) as caught:
+    with pytest.raises(DataError) as caught:
         fetch("easy-vqa", tmp_path)
     message = str(caught.value)
     assert "cannot fetch easy-vqa==1.0 with pip" in message
@@ -43,7 +44,7 @@ def test_command_ends_with_the_message(offline, tmp_path, capsys):
 
 def test_other_file_under_the_pin_is_refused(tmp_path):
     (tmp_path / PACKAGES["easy-vqa"].wheel).write_bytes(b"something else")
-    with pytest.raises(AssetError, match=r"sha256 is .*, expected fcb51b30"):
+    with pytest.raises(DataError, match=r"sha256 is .*, expected fcb51b30"):
         fetch("easy-vqa", tmp_path)
 
 

@@ -8,9 +8,9 @@ from datetime import date, datetime, time, timezone
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import Problem, Refused, shown
+from data_prep.errors import DataError, Problem, shown
 from data_prep.sources.fields import Columns
-from data_prep.sources.image_paths import Places
+from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.readers import Item, parse, place
 from data_prep.sources.records import Record, encode, question_text, to_host
 
@@ -39,7 +39,7 @@ class Options:
     holdout: float
     seed: int
     name: str
-    places: Places
+    resolver: ImageResolver
 
 
 @dataclass
@@ -67,7 +67,7 @@ def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
             record = host_record(raw, options, f"{path.name.split('.')[0]}-{number:07d}")
             group = group_of(raw, options)
             line = encode(record)
-        except Refused as refused:
+        except DataError as refused:
             name = raw.get("id", "") if isinstance(raw, dict) else ""
             batch.problems.append(refused.at(place(path, number), str(name)))
             continue
@@ -84,13 +84,13 @@ def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
 
 
 def host_record(raw: Any, options: Options, made_up_id: str) -> Record:
-    """Return one sample in the host's form, with task, id and placed images. Raises Refused."""
+    """Return one sample in the host's form, with task, id and placed images. Raises DataError."""
     record = to_host(raw)
-    record["images"] = [options.places.place(image) for image in record["images"]]
+    record["images"] = [options.resolver.resolve(image) for image in record["images"]]
     if options.task_column:
         task = look_up(raw, options.task_column)
         if task is None or isinstance(task, list | dict):
-            raise Refused("column", f"column {options.task_column!r}: found {shown(task)}")
+            raise DataError("column", f"column {options.task_column!r}: found {shown(task)}")
         record["task"] = str(task)
     record.setdefault("task", options.task)
     record.setdefault("id", made_up_id)
@@ -113,11 +113,13 @@ def group_of(raw: Any, options: Options) -> Any:
         return 0
     value = look_up(raw, options.column)
     if value is None or value == "":
-        raise Refused("column", f"column {options.column!r} is missing; every sample must have it")
+        raise DataError(
+            "column", f"column {options.column!r} is missing; every sample must have it"
+        )
     if options.by == "time":
         return microseconds(value, options.column)
     if isinstance(value, list | dict):
-        raise Refused("column", f"column {options.column!r}: found {shown(value)}, expected text")
+        raise DataError("column", f"column {options.column!r}: found {shown(value)}, expected text")
     return str(value)
 
 
@@ -142,7 +144,7 @@ def microseconds(value: Any, column: str) -> int:
         unit = next((unit for least, unit in _UNITS if size >= least), 1.0)
         return int(float(value) * unit * 1e6)
     except (ValueError, TypeError, OverflowError) as error:
-        raise Refused(
+        raise DataError(
             "time",
             f"column {column!r}: found {shown(value)}, expected a time such as "
             "2026-01-31T12:00:00 or seconds since 1970",

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.mini.base_model import network, texts
-from data_prep.mini.base_model.corpus import Record
-from data_prep.mini.base_model.sequences import Layout
+from assets.tiny_base.make import network, texts
+from assets.tiny_base.make.corpus import Record
+from assets.tiny_base.make.sequences import Layout
 
 BATCH = 32  # conversations in a step over all workers, each about one image
 # Tokens of every row: one shape for all steps, since oneDNN builds its bfloat16 kernels anew for

@@ -11,7 +11,7 @@ import numpy as np
 from data_prep.compose.pools import Counts
 from data_prep.errors import shown
 from data_prep.mini.mixtures import apportion, published
-from data_prep.stream_writer import StreamError
+from data_prep.stream import StreamError
 
 NOT_TASKS = ("chunk", "index")
 

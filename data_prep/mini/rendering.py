@@ -1,7 +1,7 @@
-"""Samples of the stream: from a task, a split and an index to a JSONL record and a PNG file.
+"""Samples of the embedded stream: from a task, a split and an index to a JSON line and a PNG file.
 
-A unit is one JSONL file (a chunk, or the test set of a task) with its images. Its images are
-written first and its JSONL is renamed into place last, so that a JSONL that exists is whole.
+The images of a file are written first and its JSONL is renamed into place last, so that a JSONL
+that exists is whole.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from data_prep.files import write_blocks
 from data_prep.mini.assets import DEFAULT_CACHE, Assets
 from data_prep.mini.tasks import Question, Scene, Task, load_task, sample_rng
+from data_prep.stream_writer import PlannedFile, WrittenFile
 
+IMAGES = "images"
 _tasks: dict[tuple[str, Path], Task] = {}
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What one JSONL file is made of: for each task the half-open range of sample indices."""
+class SampleRange:
+    """What a file is made of: for each task the half-open range of sample indices."""
 
-    file: str  # relative to the stream folder
     split: str  # train, validation or test
     ranges: dict[str, tuple[int, int]]
     seed: int
@@ -37,18 +37,9 @@ class Unit:
         return sum(stop - start for start, stop in self.ranges.values())
 
 
-@dataclass(frozen=True)
-class Written:
-    """The hashes of a unit: of the JSONL's bytes, and of the decoded pixels in line order."""
-
-    file: str
-    sha256: str
-    pixels: str
-
-
 def image_path(split: str, task: str, index: int) -> str:
     """Return the image path of a sample, relative to the stream folder."""
-    return f"images/{split}/{task}/{index:06d}.png"
+    return f"{IMAGES}/{split}/{task}/{index:06d}.png"
 
 
 def record(task: str, split: str, index: int, question: Question) -> dict[str, Any]:
@@ -79,7 +70,7 @@ def draw_samples(
             number = index if attempt == 0 else index + attempt * 1_000_000
             rng = sample_rng(seed, task.name, split, number)
             scene = task.draw(split, rng)
-            question = (task.settled if shared else task.ask)(scene, rng)
+            question = (task.ask_vaguely if shared else task.ask)(scene, rng)
             key = (scene.image.tobytes(), question.prompt)
             if split == "train" or key not in seen:
                 break
@@ -88,23 +79,35 @@ def draw_samples(
         yield index, scene, question
 
 
-def write_unit(job: tuple[Path, Unit, Path]) -> Written:
-    """Write the images and the JSONL of a unit (`job`: stream folder, unit, asset cache)."""
-    folder, unit, cache = job
-    lines = []
-    for name, (start, stop) in unit.ranges.items():
+def render_file(
+    staging: Path, cache: Path, planned: PlannedFile, made: WrittenFile
+) -> Iterator[bytes]:
+    """Write the images of one file below `staging`, then yield its lines.
+
+    Adds `pixels_sha256`, over the decoded pixels in the order of the lines, to its entry in the
+    manifest; `cache` holds the packages with the real data.
+    """
+    source: SampleRange = planned.source
+    rendered: list[tuple[str, Question, str, bytes]] = []  # task, question, line, hash of pixels
+    for name, (start, stop) in source.ranges.items():
         task = _task(name, cache)
-        (folder / f"images/{unit.split}/{name}").mkdir(parents=True, exist_ok=True)
-        drawn = draw_samples(task, unit.split, start, stop, unit.seed, unit.shared)
+        (staging / image_path(source.split, name, 0)).parent.mkdir(parents=True, exist_ok=True)
+        drawn = draw_samples(task, source.split, start, stop, source.seed, source.shared)
         for index, scene, question in drawn:
-            scene.image.save(folder / image_path(unit.split, name, index), format="PNG")
+            scene.image.save(staging / image_path(source.split, name, index), format="PNG")
             digest = hashlib.sha256(scene.image.tobytes()).digest()
-            lines.append((json.dumps(record(name, unit.split, index, question)), digest))
-    if unit.split == "train":
-        Random(f"{unit.seed}/{unit.file}").shuffle(lines)
-    sha256 = write_blocks(folder / unit.file, (f"{line}\n".encode() for line, _ in lines))
-    pixels = hashlib.sha256(b"".join(digest for _, digest in lines)).hexdigest()
-    return Written(unit.file, sha256, pixels)
+            line = json.dumps(record(name, source.split, index, question))
+            rendered.append((name, question, line, digest))
+            made.count(name)
+    if source.split == "train":
+        Random(f"{source.seed}/{planned.file}").shuffle(rendered)
+    made.entry["pixels_sha256"] = hashlib.sha256(b"".join(r[-1] for r in rendered)).hexdigest()
+    if planned.task is None:
+        made.entry["tasks"] = dict(made.tasks)  # in the order of the mixture
+    for name, question, line, _ in rendered:
+        counts = made.answers.setdefault(name, {})
+        counts[question.answer] = counts.get(question.answer, 0) + 1
+        yield f"{line}\n".encode()
 
 
 def _task(name: str, cache: Path = DEFAULT_CACHE) -> Task:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.mini.assets import Assets
-from data_prep.mini.stream import write_stream
+from data_prep.mini.mini_stream import write_mini_stream
 from data_prep.mini.tasks import TASKS, Task, load_task
 
 
@@ -23,7 +23,7 @@ def tasks() -> dict[str, Task]:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished `smoke` stream (read only: copy it before changing it)."""
     folder = tmp_path_factory.mktemp("stream") / "smoke"
-    assert write_stream(folder, "smoke", seed=0, workers=1)
+    assert write_mini_stream(folder, "smoke", seed=0, workers=1)
     return folder
 
 

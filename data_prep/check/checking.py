@@ -12,12 +12,12 @@ from pathlib import Path
 from data_prep.check.lengths import Lengths
 from data_prep.check.pictures import inspect_all
 from data_prep.check.relations import Relations
-from data_prep.check.samples import Job, Sample, Scanned, scan
+from data_prep.check.sample_rules import Job, Sample, Scanned, scan
 from data_prep.check.stream_folder import Layout, check_counts
-from data_prep.errors import ERROR, WARNING, Problem, Refused
+from data_prep.errors import ERROR, WARNING, DataError, Problem
 from data_prep.images import Picture
 from data_prep.parallel import cores, ordered_map
-from data_prep.progress import Progress
+from data_prep.progress_bar import Progress
 from data_prep.sources.fields import Columns
 from data_prep.sources.readers import read_items
 
@@ -119,7 +119,7 @@ class Check:
                 self._take(scanned, file.name, seen)
                 columns.merge(scanned.columns)
                 progress(len(self.result.samples), None, file.name)
-        except Refused as refused:
+        except DataError as refused:
             self._note(refused.at(str(self.layout.root / file.name)))
         progress.close()
         self._check_columns(file.name, columns)
@@ -208,7 +208,7 @@ class Check:
 def check(
     path: Path, settings: Settings, workers: int | None = None, images: Path | None = None
 ) -> Result:
-    """Check what lies at `path`. Raises Refused when there is nothing to check."""
+    """Check what lies at `path`. Raises DataError when there is nothing to check."""
     from data_prep.check.stream_folder import read_layout
 
     return Check(read_layout(path, images), settings, workers).run()

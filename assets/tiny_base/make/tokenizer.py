@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from assets.tiny_base.make import texts
 from data_prep.mini.assets import Assets
-from data_prep.mini.base_model import texts
 from data_prep.mini.tasks import TASKS, load_task, sample_rng
 
 SPECIAL = (

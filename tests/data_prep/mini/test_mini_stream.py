@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.errors import DataError
 from data_prep.mini import __main__ as command
-from data_prep.mini.manifest import StreamError, hit, majority
+from data_prep.mini.constant_answer import best_constant_score, is_right
+from data_prep.mini.mini_stream import write_mini_stream
 from data_prep.mini.mixtures import PUBLISHED, SHORT, SIZES, apportion
-from data_prep.mini.stream import PARTIAL, write_stream
 from data_prep.mini.tasks import TASKS
 from data_prep.mini.tasks.base import VAGUE
+from data_prep.stream import StreamError
+from data_prep.stream_writer import PARTIAL, STATE
 
 # sha256 of stream.json, which holds the hash of every JSONL and of all decoded pixels. It changes
 # only when a task, the mixture or Pillow's drawing changes: then raise data_prep.mini.VERSION.
@@ -102,7 +105,7 @@ def test_chunks_are_shuffled(smoke, manifest):
 def test_second_run_does_nothing_and_is_quick(smoke):
     before = tree(smoke)
     started = time.monotonic()
-    assert write_stream(smoke, "smoke", seed=0) is False
+    assert write_mini_stream(smoke, "smoke", seed=0) is False
     assert time.monotonic() - started < 1.0
     assert tree(smoke) == before
 
@@ -114,23 +117,25 @@ def test_interrupted_run_goes_on(smoke, tmp_path):
 
     folder = tmp_path / "stream"
     with pytest.raises(KeyboardInterrupt):
-        write_stream(folder, "smoke", workers=1, report=stop)
+        write_mini_stream(folder, "smoke", workers=1, report=stop)
     assert (folder / PARTIAL).exists()
     assert not (folder / "stream.json").exists()
     written = []
-    assert write_stream(folder, "smoke", workers=1, report=lambda d, t, file: written.append(file))
+    assert write_mini_stream(
+        folder, "smoke", workers=1, report=lambda d, t, file: written.append(file)
+    )
     assert "chunks/001.jsonl" not in written
     assert "chunks/003.jsonl" in written
     assert tree(folder) == tree(smoke)
 
 
 def test_parallel_run_gives_the_same_bytes(smoke, tmp_path):
-    assert write_stream(tmp_path / "two", "smoke", workers=2)
+    assert write_mini_stream(tmp_path / "two", "smoke", workers=2)
     assert tree(tmp_path / "two") == tree(smoke)
 
 
 def test_other_seed_gives_other_samples(smoke, tmp_path):
-    assert write_stream(tmp_path / "one", "smoke", seed=1, workers=1)
+    assert write_mini_stream(tmp_path / "one", "smoke", seed=1, workers=1)
     first, other = (rows(f / "chunks/001.jsonl") for f in (smoke, tmp_path / "one"))
     assert first != other
 
@@ -139,26 +144,26 @@ def test_changed_chunk_is_refused(copy):
     path = copy / "chunks/002.jsonl"
     path.write_text(path.read_text().replace("yes", "no") + "{}\n")
     with pytest.raises(StreamError, match=r"002.jsonl: sha256 is .* the file was changed. Delete"):
-        write_stream(copy, "smoke")
+        write_mini_stream(copy, "smoke")
 
 
 def test_missing_chunk_is_made_again(copy, smoke):
     (copy / "chunks/002.jsonl").unlink()
-    assert write_stream(copy, "smoke", workers=1)
+    assert write_mini_stream(copy, "smoke", workers=1)
     assert tree(copy) == tree(smoke)
 
 
 def test_missing_image_is_made_again(copy, smoke):
     next((copy / "images/test/Fin").iterdir()).unlink()
-    assert write_stream(copy, "smoke", workers=1)
+    assert write_mini_stream(copy, "smoke", workers=1)
     assert tree(copy) == tree(smoke)
 
 
 def test_other_stream_in_the_folder_is_refused(copy):
     with pytest.raises(StreamError, match=r"seed is 0, this run would make 5\. Choose"):
-        write_stream(copy, "smoke", seed=5)
+        write_mini_stream(copy, "smoke", seed=5)
     with pytest.raises(StreamError, match="name is 'mini-strcvit-smoke'"):
-        write_stream(copy, "tiny")
+        write_mini_stream(copy, "tiny")
 
 
 def test_older_mixture_in_the_folder_is_refused(copy):
@@ -166,38 +171,49 @@ def test_older_mixture_in_the_folder_is_refused(copy):
     content = json.loads(path.read_text())
     content["chunks"][0]["samples"] = 24
     path.write_text(json.dumps(content))
-    with pytest.raises(StreamError, match="not those of size 'smoke' as it is now"):
-        write_stream(copy, "smoke")
+    with pytest.raises(
+        StreamError, match=r"samples\.chunks/001\.jsonl is 24, this run would make 64"
+    ):
+        write_mini_stream(copy, "smoke")
 
 
-def test_older_mixture_in_an_unfinished_folder_is_refused(copy):
-    content = json.loads((copy / "stream.json").read_text())
-    (copy / "stream.json").unlink()
-    settings = {key: content[key] for key in ("format", "name", "generator", "seed")}
-    partial = {**settings, "planned": {"chunks/001.jsonl": 24}, "written": []}
-    (copy / PARTIAL).write_text(json.dumps(partial))
-    with pytest.raises(StreamError, match=r"partial.json: its files or their counts are not"):
-        write_stream(copy, "smoke")
+def test_older_mixture_in_an_unfinished_folder_is_refused(tmp_path):
+    def stop(done, total, file):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_mini_stream(tmp_path / "s", "smoke", workers=1, report=stop)
+    state = tmp_path / "s" / PARTIAL / STATE
+    content = json.loads(state.read_text())
+    content["samples"]["chunks/001.jsonl"] = 24
+    state.write_text(json.dumps(content))
+    with pytest.raises(StreamError, match=r"samples\.chunks/001\.jsonl is 24, this run would make"):
+        write_mini_stream(tmp_path / "s", "smoke")
 
 
 def test_missing_validation_file_is_made_again(copy, smoke):
     (copy / "validation/RS.jsonl").unlink()
-    assert write_stream(copy, "smoke", workers=1)
+    assert write_mini_stream(copy, "smoke", workers=1)
     assert tree(copy) == tree(smoke)
 
 
 def test_only_needed_packages_are_fetched(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("data_prep.mini.stream.fetch_all", lambda cache, names: asked.extend(names))
-    monkeypatch.setattr("data_prep.mini.stream._write_all", lambda *_: iter(()))
-    with pytest.raises(KeyError):  # nothing was written, so no hash is there for the manifest
-        write_stream(tmp_path, "tiny")
+
+    def fetch(cache, names):
+        asked.extend(names)
+        raise DataError("asset-missing", "no network")
+
+    monkeypatch.setattr("data_prep.mini.mini_stream.fetch_all", fetch)
+    with pytest.raises(DataError):
+        write_mini_stream(tmp_path / "s", "tiny")
     assert asked == ["animal-mnist", "bokeh-sampledata", "easy-vqa"]
+    assert not (tmp_path / "s").exists()
 
 
 def test_unknown_size_is_named(tmp_path):
     with pytest.raises(KeyError, match="size 'huge' is unknown, expected one of smoke, tiny, "):
-        write_stream(tmp_path, "huge")
+        write_mini_stream(tmp_path, "huge")
 
 
 def test_command_line(copy, capsys):
@@ -257,7 +273,7 @@ def test_task_incremental_chunks_are_pure():
 def test_ambiguous_stream_has_one_instruction(tmp_path, monkeypatch):
     few = replace(SIZES["ambiguous"], samples=16, test=3, validation=2)
     monkeypatch.setitem(SIZES, "ambiguous", few)
-    assert write_stream(tmp_path / "s", "ambiguous", workers=1)
+    assert write_mini_stream(tmp_path / "s", "ambiguous", workers=1)
     files = [p for p in (tmp_path / "s").rglob("*.jsonl")]
     records = [row for path in files for row in rows(path)]
     assert {row["messages"][0]["content"] for row in records} == {"<image>" + VAGUE}
@@ -271,7 +287,7 @@ def test_mini_is_quick_and_always_the_same(tmp_path):
         return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
     before = used()
-    assert write_stream(tmp_path / "mini", "mini", workers=2)
+    assert write_mini_stream(tmp_path / "mini", "mini", workers=2)
     assert used() - before < 2 * 120  # two minutes on two cores
     assert hashlib.sha256((tmp_path / "mini/stream.json").read_bytes()).hexdigest() == GOLDEN_MINI
 
@@ -281,14 +297,12 @@ def test_apportion(total, expected):
     assert list(apportion({"a": 1, "b": 1, "c": 1}, total).values()) == expected
 
 
-def test_majority_takes_the_best_train_constant():
-    def made(*answers):
-        return [{"messages": [{}, {"content": answer}]} for answer in answers]
-
-    assert majority("exact", made("a", "a", "b"), made("b", "b", "a", "c")) == 0.25
-    boxes = made("[0.00, 0.00, 0.50, 0.50]", "[0.00, 0.00, 0.50, 0.60]")
-    assert majority("grounding", boxes, made("[0.00, 0.00, 0.50, 0.55]")) == 1.0
-    assert not hit("grounding", "[0.00, 0.00, 0.50, 0.50]", "[0.50, 0.50, 1.00, 1.00]")
-    assert hit("relaxed", "63", "60")
-    assert not hit("relaxed", "64", "60")
-    assert not hit("relaxed", "red", "60")
+def test_majority_is_the_best_constant_of_the_training_samples():
+    train, test = Counter("aab"), Counter("bbac")
+    assert best_constant_score("exact", train, test) == 0.25
+    boxes = Counter(["[0.00, 0.00, 0.50, 0.50]", "[0.00, 0.00, 0.50, 0.60]"])
+    assert best_constant_score("grounding", boxes, Counter(["[0.00, 0.00, 0.50, 0.55]"])) == 1.0
+    assert not is_right("grounding", "[0.00, 0.00, 0.50, 0.50]", "[0.50, 0.50, 1.00, 1.00]")
+    assert is_right("relaxed", "63", "60")
+    assert not is_right("relaxed", "64", "60")
+    assert not is_right("relaxed", "red", "60")

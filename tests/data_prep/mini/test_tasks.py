@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from data_prep.mini.base_model import texts
+from assets.tiny_base.make import texts
 from data_prep.mini.tasks import SPLITS, TASKS, load_task, sample_rng
 from data_prep.mini.tasks.base import VAGUE
 
@@ -108,8 +108,8 @@ def test_unknown_task_is_named(tasks):
 
 def test_settled_question_depends_on_the_picture_alone(task):
     for scene, _ in samples(task, "train", 10):
-        first, again = (task.settled(scene, Random(3)) for _ in range(2))
+        first, again = (task.ask_vaguely(scene, Random(3)) for _ in range(2))
         assert first == again
         assert first.prompt == VAGUE
         if task.name != "TextCaps":  # its answer is one of several true captions
-            assert task.settled(scene, Random(4)).answer == first.answer
+            assert task.ask_vaguely(scene, Random(4)).answer == first.answer

@@ -1,4 +1,4 @@
-"""Make the tiny base model: `python -m data_prep.mini.base_model --minutes 30`."""
+"""Make the tiny base model: `python -m assets.tiny_base.make --minutes 30`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import os
 import socket
 from pathlib import Path
 
+from assets.tiny_base.make import corpus, job
 from data_prep.mini.assets import REPO_ROOT
-from data_prep.mini.base_model import corpus, job
 
 
 def arguments() -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.mini.base_model", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m assets.tiny_base.make", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0, help="training time (default 30)")
     parser.add_argument("--images", type=int, default=80_000, help="pretraining images")
     parser.add_argument("--out", type=Path, default=REPO_ROOT / "assets" / "tiny_base")

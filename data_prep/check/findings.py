@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from statistics import fmean, median
 from typing import Any
 
-from data_prep.check.run import Result
-from data_prep.check.samples import Sample
+from data_prep.check.checking import Result
+from data_prep.check.sample_rules import Sample
 from data_prep.errors import ERROR, Problem, listing
 
 MOST_LISTED = 10_000

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.mini.base_model import network, texts
-from data_prep.mini.base_model.corpus import make_one
-from data_prep.mini.base_model.sequences import Layout
+from assets.tiny_base.make import network, texts
+from assets.tiny_base.make.corpus import make_one
+from assets.tiny_base.make.sequences import Layout
 from data_prep.mini.tasks import TASKS
 
 

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import Refused, listing
+from data_prep.errors import DataError, listing, shown
 from data_prep.files import sha256_file
-from data_prep.progress import Progress
+from data_prep.progress_bar import Progress
+from data_prep.published.benchmarks import SCORERS
 from data_prep.published.download import download
-from data_prep.published.tasks import SCORERS
-from data_prep.stream_writer import LEFT_OUT, BadSamples, Made, Plan, StreamError, write_stream
+from data_prep.stream import StreamError
+from data_prep.stream_writer import LEFT_OUT, BadSamples, Plan, WrittenFile, write_stream
 
 OK, FAILED, UNUSABLE = 0, 1, 2  # unusable: options or sources that no run can start with
 
@@ -30,10 +31,16 @@ def add_common(parser: argparse.ArgumentParser, out_required: bool = True) -> No
 
 
 def source_facts(path: Path) -> dict[str, Any]:
-    """Return name, size and hash of an input, by which a rerun knows it again. Raises Refused."""
+    """Return name, size and hash of an input, by which a rerun knows it again. Raises DataError."""
     if not path.is_file():
-        raise Refused("no-data", f"{path}: no such file; check the path")
+        raise DataError("no-data", f"{path}: no such file; check the path")
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def expect_folder(path: Path, what: str, how: str) -> None:
+    """Raise DataError unless `path` is a folder; `how` says how to get it."""
+    if not path.is_dir():
+        raise DataError("no-data", f"{what} {shown(str(path))}: no such folder. {how}")
 
 
 def fetch(repository: str, folder: Path, note: str) -> int:
@@ -43,7 +50,7 @@ def fetch(repository: str, folder: Path, note: str) -> int:
     """
     try:
         download(repository, folder, ["*.json"])
-    except Refused as error:
+    except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
     print(f"{folder}: the JSON of {repository} is there{note}")
@@ -53,13 +60,13 @@ def fetch(repository: str, folder: Path, note: str) -> int:
 def run_plan(
     args: argparse.Namespace,
     plan: Callable[[], Plan],
-    report: Callable[[list[Made]], None] | None = None,
+    report: Callable[[list[WrittenFile]], None] | None = None,
 ) -> int:
     """Write the stream that `plan` returns and tell what was made; return the exit code.
 
     Args:
         args: with the options of `add_common`.
-        plan: makes the plan; Refused and StreamError that it raises become messages.
+        plan: makes the plan; DataError and StreamError that it raises become messages.
         report: prints the tool's own words on what was made, also when samples were refused.
     """
     started = time.monotonic()
@@ -75,7 +82,7 @@ def run_plan(
             file=sys.stderr,
         )
         return FAILED
-    except (Refused, StreamError) as error:
+    except (DataError, StreamError) as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
     seconds = time.monotonic() - started
@@ -88,7 +95,7 @@ def run_plan(
     return OK
 
 
-def _tell(folder: Path, made: list[Made], seconds: float) -> None:
+def _tell(folder: Path, made: list[WrittenFile], seconds: float) -> None:
     chunks = [item for item in made if item.file.startswith("chunks/")]
     tests = [item for item in made if not item.file.startswith("chunks/")]
     trained, tested = (sum(item.samples for item in part) for part in (chunks, tests))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from data_prep.mini.base_model.network import IMAGE_TOKENS
-from data_prep.mini.base_model.texts import Turns
+from assets.tiny_base.make.network import IMAGE_TOKENS
+from assets.tiny_base.make.texts import Turns
 
 IGNORE = -100
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.check.lengths import Lengths
 from data_prep.check.stream_folder import DataFile
-from data_prep.errors import Problem, Refused
+from data_prep.errors import DataError, Problem
 from data_prep.images import check_name
 from data_prep.sources.boxes import check_box, check_gold_box, is_box_question, read_size
 from data_prep.sources.fields import Columns
@@ -71,7 +71,7 @@ def scan(job: Job) -> Scanned:
         name = raw["id"] if isinstance(raw, dict) and isinstance(raw.get("id"), str) else ""
         try:
             record = check_sample(raw, job.file)
-        except Refused as refused:
+        except DataError as refused:
             out.problems.append((line, refused.at(where, name)))
             continue
         if job.file.task is None:
@@ -81,7 +81,7 @@ def scan(job: Job) -> Scanned:
 
 
 def check_sample(raw: Any, file: DataFile) -> Record:
-    """Return the sample if it obeys all rules that need no other sample. Raises Refused."""
+    """Return the sample if it obeys all rules that need no other sample. Raises DataError."""
     record = check_host(raw)
     encode(record)  # refuses what no file can hold
     for image in record.get("images", []):
@@ -95,17 +95,17 @@ def check_sample(raw: Any, file: DataFile) -> Record:
 
 def _check_test(record: Record, file: DataFile) -> None:
     if not record.get("id"):
-        raise Refused("no-id", "a test sample needs an id, by which its answer is found again")
+        raise DataError("no-id", "a test sample needs an id, by which its answer is found again")
     if record.get("task") not in (None, file.task):
-        raise Refused("test-task", f"task is {record['task']!r} in the test set of {file.task!r}")
+        raise DataError("test-task", f"task is {record['task']!r} in the test set of {file.task!r}")
     if file.scorer == "grounding":
         check_gold_box(record)
     references = record.get("references")
     if file.scorer == "caption" and not (isinstance(references, list) and references):
-        raise Refused("references", "references: expected a list of captions to score against")
+        raise DataError("references", "references: expected a list of captions to score against")
     options = record.get("options")
     if options is not None and not isinstance(options, list):
-        raise Refused("options", f"options: found {options!r}, expected a list")
+        raise DataError("options", f"options: found {options!r}, expected a list")
 
 
 def _facts(record: Record, job: Job, line: int, name: str) -> Sample:

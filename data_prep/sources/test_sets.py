@@ -1,0 +1,115 @@
+"""Test sets: a file for each task, gold fields for its scorer, ids that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import DataError
+from data_prep.sources.boxes import check_gold_box
+from data_prep.sources.converting import converted
+from data_prep.sources.image_paths import ImageResolver
+from data_prep.sources.records import Record, answer_text, encode
+from data_prep.stream import TASK_NAME, StreamError
+from data_prep.stream_writer import PlannedFile, WrittenFile
+
+
+class TestSet:
+    """Finishes the samples of one published test set.
+
+    Several gold answers become `references`, ids become text and differ from each other, a box
+    stands for a missing answer. `question_id` stays as published.
+
+    Args:
+        task: its name. scorer: its `fixed` scorer.
+        own_ids: refuse an id that stands twice; else (published ids repeat) it is made different.
+    """
+
+    __test__ = False  # not for pytest
+
+    def __init__(self, task: str, scorer: str, own_ids: bool = False) -> None:
+        self.task, self.scorer, self.own_ids = task, scorer, own_ids
+        self.used: dict[str, int] = {}
+
+    def prepare(self, raw: Any) -> Any:
+        """Return the raw sample with an answer, where its box is the answer."""
+        if isinstance(raw, dict) and raw.get("answer") is None and raw.get("answer_bbox"):
+            return {**raw, "answer": str(raw["answer_bbox"])}
+        return raw
+
+    def finish(self, raw: Any, record: Record, number: int) -> Record:
+        """Return the record as evaluation wants it. Raises DataError for a gold that is none."""
+        answer = raw.get("answer")
+        if isinstance(answer, list) and (len(answer) > 1 or self.scorer == "caption"):
+            record["references"] = [str(text) for text in answer]
+        elif self.scorer == "caption":
+            record["references"] = [answer_text(record)]
+        if "question_id" in raw:
+            record["question_id"] = raw["question_id"]
+        if isinstance(record.get("answer_bbox"), list):
+            record["answer_bbox"] = str(record["answer_bbox"])
+        if self.scorer == "grounding":
+            check_gold_box(record)
+        record["task"] = self.task
+        record["id"] = self._own_id(record.get("id", f"{self.task}-test-{number:06d}"))
+        return record
+
+    def _own_id(self, name: str) -> str:
+        """Return the id; the second "7" becomes "7#2", or is refused."""
+        self.used[name] = self.used.get(name, 0) + 1
+        if self.own_ids and self.used[name] > 1:
+            text = f"id {name!r} stands there already; ids of a test set must differ"
+            raise DataError("duplicate-id", text)
+        return name if self.used[name] == 1 else f"{name}#{self.used[name]}"
+
+
+@dataclass(frozen=True)
+class TestFile:
+    """A test set of its own file. `own_ids`: an id that stands twice is refused."""
+
+    __test__ = False  # not for pytest
+
+    path: Path
+    task: str
+    scorer: str
+    resolver: ImageResolver
+    own_ids: bool = True
+
+
+def parts_of_tests(
+    files: dict[str, Path], resolver: ImageResolver, scorers: dict[str, str]
+) -> tuple[list[PlannedFile], dict[str, str]]:
+    """Return the test sets, and the scorer of each.
+
+    Args:
+        files: by task.
+        resolver: of the images.
+        scorers: by task; "" is for all others.
+
+    Raises:
+        StreamError: a task that no file can be named after.
+    """
+    chosen = {task: scorers.get(task, scorers[""]) for task in files}
+    parts = []
+    for task, path in files.items():
+        check_task_name(task)
+        source = TestFile(path, task, chosen[task], resolver)
+        parts.append(PlannedFile(f"test/{task}.jsonl", source, task))
+    return parts, chosen
+
+
+def check_task_name(task: str) -> None:
+    """Raise StreamError unless a test file can be named after the task."""
+    if not TASK_NAME.fullmatch(task):
+        raise StreamError(
+            f"task {task!r} has a test set, so its name must be fit for a file: letters, digits, "
+            "dots, dashes and underscores; rename it in the data, or give --task"
+        )
+
+
+def lines_of_test(source: TestFile, made: WrittenFile) -> Iterator[bytes]:
+    """Yield the lines of a test set."""
+    special = TestSet(source.task, source.scorer, source.own_ids)
+    yield from map(encode, converted(source.path, source.resolver, special, made))
