@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-# ms-swift imports this file by its stem, with only its own folder on the path.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.distributed as dist
@@ -34,8 +30,10 @@ from strlora_tuner.methods import STRLORA, classes_of, folders
 from strlora_tuner.options import ABLATION, ROUTING_FILE, options_from_host
 from strlora_tuner.routing_record.ablation import ablate
 from strlora_tuner.routing_record.file import record_routing
+from strlora_tuner.swift_plugins import host_api
 from strlora_tuner.training import after_optimizer_step, tuner_of
 
+host_api.check("routed_tuners")
 logger = get_logger()
 
 
