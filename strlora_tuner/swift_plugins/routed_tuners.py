@@ -23,6 +23,7 @@ from swift.tuner_plugin import PeftTuner, tuners_map
 from swift.utils import get_logger, get_multimodal_target_regex
 from torch import Tensor, nn
 
+from strlora_tuner import host_api
 from strlora_tuner.core.carry import carried_config, check_teacher, options_from_environment
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.core.metrics import StepMetrics
@@ -30,7 +31,6 @@ from strlora_tuner.methods import STRLORA, classes_of, folders
 from strlora_tuner.options import ABLATION, ROUTING_FILE, options_from_host
 from strlora_tuner.routing_record.ablation import ablate
 from strlora_tuner.routing_record.file import record_routing
-from strlora_tuner.swift_plugins import host_api
 from strlora_tuner.training import after_optimizer_step, tuner_of
 
 host_api.check("routed_tuners")

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import pytest
 
-from strlora_tuner.swift_plugins import host_api
+from strlora_tuner import host_api
 
 EVERY = [(group, name) for group, names in host_api.TABLE.items() for name in names]
 

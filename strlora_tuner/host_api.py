@@ -130,7 +130,7 @@ TABLE: dict[str, tuple[HostName, ...]] = {
         HostName("swift.utils.logger:ms_logger", "only the first process writes into the log"),
         HostName("atexit:_run_exitfuncs", "a job of the resident host writes what it has to"),
     ),
-    # routed_tuners.py
+    # swift_plugins/routed_tuners.py
     "routed_tuners": (
         HostName("swift.template:TEMPLATE_MAPPING", "the instruction is found in a prompt"),
         HostName(f"{_TUNER_MIXIN}.prepare_model", _TUNER, mentions="prepare_model"),
