@@ -91,8 +91,8 @@ def _host(ours: bool) -> str:
     text = "With ms-swift: `swift infer --adapters <this folder>`."
     if ours:
         text = text.replace("folder>`.", "folder>") + (
-            " --external_plugins strlora_tuner/swift_plugin.py`. Keep the adapter loaded:"
-            " it is not merged into the base weights."
+            " --external_plugins strlora_tuner/swift_plugins/routed_tuners.py`. Keep the adapter"
+            " loaded: it is not merged into the base weights."
         )
     return text
 

@@ -25,7 +25,7 @@ from strlora_tuner.methods import STRLORA
 from strlora_tuner.options import TASKS_FILE
 
 REPO = Path(__file__).resolve().parents[2]
-PLUGIN = REPO / "strlora_tuner" / "swift_plugin.py"
+PLUGIN = REPO / "strlora_tuner" / "swift_plugins" / "routed_tuners.py"
 EWC_PLUGIN = REPO / "strlora_tuner" / "methods" / "ewc" / "swift_plugin.py"
 HOST_PLUGIN = REPO / "recipes" / "swift_plugins" / "training.py"
 INFER_PLUGIN = REPO / "recipes" / "swift_plugins" / "inference.py"

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "assets" / "tiny_base"
-PLUGIN = ROOT / "strlora_tuner" / "swift_plugin.py"
+PLUGIN = ROOT / "strlora_tuner" / "swift_plugins" / "routed_tuners.py"
 HERE = Path(__file__).parent
 QUESTIONS = {
     "colour": "<image>What color is the shape? Answer with one word.",
@@ -51,7 +51,7 @@ def environment(processes: int = 1) -> dict[str, str]:
     if processes > 1:
         wanted |= {"NPROC_PER_NODE": str(processes), "MASTER_PORT": str(29600 + os.getpid() % 300)}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, **wanted, "PATH": path}
+    return {**os.environ, **wanted, "PATH": path, "PYTHONPATH": str(ROOT)}
 
 
 def run(command: str, arguments: dict[str, object], processes: int = 1, **more: str) -> str:

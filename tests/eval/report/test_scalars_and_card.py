@@ -115,7 +115,7 @@ def test_the_card_of_every_tuner_of_ours_says_how_peft_gets_to_know_it(
     write_report(run)
     _, body = _card(run)
     assert "import strlora_tuner" in body
-    assert "--external_plugins strlora_tuner/swift_plugin.py`" in body
+    assert "--external_plugins strlora_tuner/swift_plugins/routed_tuners.py`" in body
 
 
 def test_no_adapter_no_card(tmp_path: Path) -> None:

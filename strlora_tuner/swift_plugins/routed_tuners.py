@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-# ms-swift imports this file by its stem, with only its own folder on the path.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.distributed as dist
@@ -27,6 +23,7 @@ from swift.tuner_plugin import PeftTuner, tuners_map
 from swift.utils import get_logger, get_multimodal_target_regex
 from torch import Tensor, nn
 
+from strlora_tuner import host_api
 from strlora_tuner.core.carry import carried_config, check_teacher, options_from_environment
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.core.metrics import StepMetrics
@@ -36,6 +33,7 @@ from strlora_tuner.routing_record.ablation import ablate
 from strlora_tuner.routing_record.file import record_routing
 from strlora_tuner.training import after_optimizer_step, tuner_of
 
+host_api.check("routed_tuners")
 logger = get_logger()
 
 
