@@ -60,8 +60,11 @@ class AblationLayout(RunLayout):
 
 
 def ablation_names(recipe: Recipe) -> list[str]:
-    """All ablations of a recipe's adapter."""
-    experts = recipe.tuner_options.num_experts
+    """All ablations of a recipe's adapter; none without a router of two stages."""
+    options = recipe.tuner_options
+    if not hasattr(options, "task_router"):
+        return []
+    experts = getattr(options, "num_experts", 1)
     without = [f"without_expert_{e}" for e in range(experts)] if experts > 1 else []
     return ["stage1_off", "stage2_uniform", *without]
 
@@ -82,8 +85,10 @@ def ablate(run: Path, only: Sequence[str], overrides: Sequence[str], again: bool
     if not layout.recipe.is_file():
         raise CannotAblate(f"{layout.recipe} is not there: {run} is no run folder")
     recipe = load_recipe(str(layout.recipe), [*overrides, f"run_dir={run}"])
-    if recipe.tuner_type != "strlora":
-        raise CannotAblate(f"the method {recipe.method} has no router: nothing to switch off")
+    if not ablation_names(recipe):
+        raise CannotAblate(
+            f"the method {recipe.method} has no router of two stages: nothing to switch off"
+        )
     names = _chosen(recipe, only)
     chunk = max((r.index for r in load_state(layout.state).chunks if r.evaluated), default=0)
     if chunk == 0:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
@@ -39,7 +40,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         count = len(error.problems)
         print(f"{count} problem{'s' if count > 1 else ''} in the recipe.", file=sys.stderr)
         return BAD_RECIPE
-    return _COMMANDS[options.command](recipe, options)
+    try:
+        return _COMMANDS[options.command](recipe, options)
+    except Stopped as stopped:
+        text = "what is done is safe, and the same command goes on from there"
+        print(f"\nstopped by {stopped}: {text}", file=sys.stderr)
+        return 128 + stopped.number
+    except Exception as error:
+        if not isinstance(error, _expected_errors()):
+            raise
+        message = _system_text(error) if isinstance(error, OSError) else error
+        print(f"\nstopped: {message}", file=sys.stderr)
+        return FAILED
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """What can go wrong in a command and is told as a message, without a traceback."""
+    from recipes.processes.run_lock import RunLocked
+    from recipes.run.manifest import RunChanged
+    from recipes.run.state import StateError
+    from recipes.run.stream import StreamError
+    from recipes.run.training_job import RunError
+    from recipes.slurm.submit import SubmitError
+
+    return RunError, RunChanged, RunLocked, StateError, StreamError, SubmitError, OSError
 
 
 def _load(options: argparse.Namespace) -> Recipe:
@@ -76,7 +100,7 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> int:
     if options.slurm:
         from recipes.slurm.submit import submit
 
-        return _told(lambda: _print_all(submit(recipe, options)))
+        return _print_all(submit(recipe, options))
     if options.dry_run:
         from recipes.tools.preview import preview
 
@@ -84,7 +108,7 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> int:
     from recipes.processes import host_process as process
 
     process.verbose = options.verbose
-    return _told(lambda: _train(recipe, options.train_only))
+    return _train(recipe, options.train_only)
 
 
 def _train(recipe: Recipe, train_only: bool = False) -> int:
@@ -106,27 +130,25 @@ def _validate(recipe: Recipe, options: argparse.Namespace) -> int:
 
 
 def _plan(recipe: Recipe, options: argparse.Namespace) -> int:
-    from recipes.config.parameter_matching import sizes_of_methods
+    from recipes.tools.method_sizes import sizes_of_methods
     from recipes.tools.plan import as_text, make_plan
 
     # A run folder's recipe is resolved for one method: what others would take is not in it.
     methods = [] if options.of_run else sizes_of_methods(*options.loaded)
     plan = make_plan(recipe, options.gpu, options.price, methods)
-    return _print_all([json.dumps(plan, indent=2)] if options.json else as_text(plan))
+    return _print_all(
+        [json.dumps(plan, indent=2, default=asdict)] if options.json else as_text(plan)
+    )
 
 
 def _status(recipe: Recipe, options: argparse.Namespace) -> int:
-    from recipes.tools.status import as_text, read_status, verify
+    from recipes.tools.status import as_json, as_text, read_status, verify
 
-    def tell() -> int:
-        status = read_status(recipe)
-        wrong = list(verify(recipe)) if options.verify else []
-        if options.verify:
-            status["damaged"] = wrong
-        _print_all([json.dumps(status, indent=2)] if options.json else as_text(status))
-        return FAILED if wrong else DONE
-
-    return _told(tell)
+    status = read_status(recipe)
+    if options.verify:
+        status.damaged = list(verify(recipe))
+    _print_all([as_json(status)] if options.json else as_text(status))
+    return FAILED if status.damaged else DONE
 
 
 def _report(recipe: Recipe, options: argparse.Namespace) -> int:
@@ -136,7 +158,7 @@ def _report(recipe: Recipe, options: argparse.Namespace) -> int:
     if not (folder / "manifest.json").is_file():
         print(f"{folder}: not started; there is nothing to report on", file=sys.stderr)
         return FAILED
-    return _told(lambda: _print_all([f"report: {write_report(folder)}"]))
+    return _print_all([f"report: {write_report(folder)}"])
 
 
 def _reproduce(recipe: Recipe, options: argparse.Namespace) -> int:
@@ -147,22 +169,17 @@ def _reproduce(recipe: Recipe, options: argparse.Namespace) -> int:
     if not (first / "manifest.json").is_file():
         print(f"{first}: not started; there is nothing to reproduce", file=sys.stderr)
         return FAILED
-
-    def work() -> int:
-        if not options.compare_only:
-            _train(recipe.model_copy(update={"run_dir": str(second)}))
-        found = differences(first, second)
-        lines = [json.dumps(found, indent=2)] if options.json else as_text(first, second, found)
-        _print_all(lines)
-        return DONE if is_same(found) else FAILED
-
-    return _told(work)
+    if not options.compare_only:
+        _train(recipe.model_copy(update={"run_dir": str(second)}))
+    found = differences(first, second)
+    _print_all([json.dumps(found, indent=2)] if options.json else as_text(first, second, found))
+    return DONE if is_same(found) else FAILED
 
 
 def _clean(recipe: Recipe, options: argparse.Namespace) -> int:
     from recipes.tools.clean import clean
 
-    return _told(lambda: _print_all(clean(recipe, options.yes, options.old_adapters)))
+    return _print_all(clean(recipe, options.yes, options.old_adapters))
 
 
 _COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
@@ -184,28 +201,6 @@ def _print_all(lines: Iterable[str]) -> int:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
-
-
-def _told(work: Callable[[], int]) -> int:
-    """Does the work; what can go wrong in it is told in words, without a traceback."""
-    from recipes.processes.run_lock import RunLocked
-    from recipes.run.manifest import RunChanged
-    from recipes.run.state import StateError
-    from recipes.run.stream import StreamError
-    from recipes.run.training_job import RunError
-    from recipes.slurm.submit import SubmitError
-
-    try:
-        return work()
-    except (RunError, RunChanged, RunLocked, StateError, StreamError, SubmitError) as error:
-        print(f"\nstopped: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"\nstopped: {_system_text(error)}", file=sys.stderr)
-    except Stopped as stopped:
-        text = "what is done is safe, and the same command goes on from there"
-        print(f"\nstopped by {stopped}: {text}", file=sys.stderr)
-        return 128 + stopped.number
-    return FAILED
 
 
 def _system_text(error: OSError) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -26,15 +25,16 @@ from recipes.config.problems import (
     did_you_mean,
     from_pydantic,
     leaf_names,
-    shown,
+    rule_problems,
 )
-from recipes.config.schema import SCHEDULED_TUNER_KEYS, Recipe, known_tuner_keys, tuner_block
+from recipes.config.rules import cross_field_problems
+from recipes.config.schema import Recipe
 from recipes.config.swift_arguments import check_swift_block
-from strlora_tuner.methods import LORA, STRLORA, options_class
-from strlora_tuner.methods.strlora.presets import PRESETS
-from strlora_tuner.options import with_preset
+from recipes.config.tuner_block import check_tuner_block, known_tuner_keys
+from strlora_tuner.methods import LORA
 
 FOLDER = Path(__file__).resolve().parents[1]
+DEFAULT_METHOD = str(Recipe.model_fields["method"].default)
 
 
 def find_recipe(name: str) -> Path:
@@ -166,7 +166,7 @@ def _of_method(error: MethodError) -> Problem:
 def _method_name(files: list[tuple[str, DictConfig]], overrides: Sequence[str]) -> str:
     named = [str(config["method"]) for _, config in files if "method" in config]
     named += [text.partition("=")[2] for text in overrides if text.startswith("method=")]
-    return named[-1] if named else str(Recipe.model_fields["method"].default)
+    return named[-1] if named else DEFAULT_METHOD
 
 
 def _parent_path(parent: str, path: Path, places: dict[str, Place]) -> Path:
@@ -251,42 +251,20 @@ def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> R
     except ValidationError as error:
         problems += from_pydantic(error, Recipe, places, elsewhere, also_known=("extends",))
     if isinstance(values.get("tuner"), dict):
-        tuner_type = STRLORA if recipe is None else recipe.tuner_type or LORA
-        problems += _check_tuner(values["tuner"], tuner_type, places, elsewhere)
+        tuner_type = _tuner_type(values)
+        problems += check_tuner_block(values["tuner"], tuner_type, places, elsewhere)
     if isinstance(values.get("swift"), dict):
         problems += check_swift_block(values["swift"], places, "swift")
+    if recipe is not None:
+        problems += rule_problems(cross_field_problems(recipe), places)
     return recipe
 
 
-def _check_tuner(
-    tuner: dict[str, Any], tuner_type: str, places: Places, elsewhere: dict[str, str]
-) -> list[Problem]:
-    """Checks the options of the method's tuner; other tuners' keys may stand there."""
-    problems = []
-    kind = options_class(tuner_type)
-    own = {item.name for item in dataclasses.fields(kind)}
-    others = known_tuner_keys() - own - {"preset"}
-    options = {key: value for key, value in tuner.items() if key not in others}
-    preset = options.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
-        message = f"found {shown(preset)}, allowed: {', '.join(PRESETS)}"
-        hint = did_you_mean(str(preset), PRESETS)
-        problems.append(Problem(places["tuner.preset"], "tuner.preset", message, hint))
-        preset = None
-    for key, advice in SCHEDULED_TUNER_KEYS.items():
-        if options.pop(key, None) is not None:
-            dotted = f"tuner.{key}"
-            problems.append(Problem(places[dotted], dotted, f"changes with the chunks: {advice}"))
-    if kind.default_preset is not None:
-        options["preset"] = preset or kind.default_preset
-    block = tuner_block(tuner_type)
-    try:
-        block(**with_preset(kind, options))
-    except ValidationError as error:
-        problems += from_pydantic(
-            error, block, places, elsewhere, prefix="tuner", also_known=("preset",)
-        )
-    return problems
+def _tuner_type(values: dict[str, Any]) -> str:
+    """The tuner whose options the `tuner` block holds, also where other blocks are wrong."""
+    name = values.get("method", DEFAULT_METHOD)
+    known = name if name in method_names() else DEFAULT_METHOD
+    return find_method(known).tuner_type or LORA
 
 
 def _short(path: Path) -> str:

@@ -26,6 +26,8 @@ import yaml
 from recipes.config.protocol import PROTOCOLS, StreamProtocol
 from strlora_tuner.methods import tuner_types
 
+# Blocks of a recipe that are a method, or go beside one.
+METHOD_BLOCKS = ("replay", "ewc", "pool")
 FOLDER = Path(__file__).resolve().parents[1] / "methods"
 
 

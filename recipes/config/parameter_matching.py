@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from recipes.config.method import MethodError, find_method, method_names
-from recipes.config.model_sizes import Shape, adapter_size, model_shape, tuner_size
-from recipes.config.rules import METHOD_BLOCKS
-from recipes.config.schema import Matched, Recipe
+from recipes.config.blocks import Matched
+from recipes.config.method import METHOD_BLOCKS, find_method
+from recipes.config.model_sizes import Shape, model_shape, tuner_size
+from recipes.config.schema import Recipe
 
 TOLERANCE = 0.05  # of the other method's trainable parameters
 MOST_EXPERTS, MOST_RANK = 16, 4096
@@ -116,65 +116,3 @@ def as_method(overrides: Sequence[str], name: str) -> list[str]:
     own = find_method(name).own_blocks
     nulls = [f"{block}=null" for block in METHOD_BLOCKS if block not in own]
     return [*kept, f"method={name}", "budget=null", *nulls]
-
-
-def stored_at_end(recipe: Recipe, shape: Shape) -> int:
-    """Numbers that must be kept to answer after the last chunk (a pool: every adapter, a router).
-
-    What only training needs (the state of EWC, replayed samples) is not among them.
-    """
-    stored = adapter_size(recipe, shape).stored
-    chunks = recipe.data.chunks
-    if recipe.pool is not None:
-        return stored * (chunks + (chunks > 1))
-    return stored
-
-
-def sizes_of_methods(name: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """Counts every method at one recipe's settings, sorted by trained parameters.
-
-    A row holds `method`, `rank`, `trained`, `stored` (after the last chunk), and `ratio` of trained
-    to plain LoRA's; or `method` and `why` where the recipe's settings do not fit the method.
-
-    Args:
-        name: a shipped recipe or a YAML file.
-        overrides: as given for the recipe; another method's and a budget are left out.
-    """
-    from recipes.config.loading import load_recipe
-    from recipes.config.problems import RecipeError
-
-    rows: list[dict[str, Any]] = []
-    for method in method_names():
-        try:
-            recipe = load_recipe(name, as_method(overrides, method))
-        except (RecipeError, MethodError) as error:
-            why = error.message if isinstance(error, MethodError) else error.problems[0].message
-            rows.append({"method": method, "why": why})
-            continue
-        shape = model_shape(recipe)
-        if shape is None:
-            return []
-        rank = recipe.tuner_options.rank if recipe.tuner_type else None
-        trained = adapter_size(recipe, shape).trained
-        row: dict[str, Any] = {"method": method, "rank": rank, "trained": trained}
-        rows.append({**row, "stored": stored_at_end(recipe, shape)})
-    lora = next((row["trained"] for row in rows if row["method"] == "lora" and "why" not in row), 0)
-    for row in rows:
-        if "why" not in row and lora:
-            row["ratio"] = row["trained"] / lora
-    return sorted(rows, key=lambda row: (row.get("trained", 0), row["method"]))
-
-
-def sizes_text(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The rows as a table of lines."""
-    if not rows:
-        return
-    yield "\nmethods at these settings    rank    trained   to lora     stored at the end"
-    for row in rows:
-        if "why" in row:
-            yield f"  {row['method']:<24} not possible: {row['why']}"
-            continue
-        rank = "-" if row["rank"] is None else str(row["rank"])
-        ratio = f"{row['ratio']:.2f}" if "ratio" in row else "-"
-        sizes = f"{row['trained'] / 1e6:8.3f} M {ratio:>9} {row['stored'] / 1e6:15.3f} M"
-        yield f"  {row['method']:<24} {rank:>6} {sizes}"

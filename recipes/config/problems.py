@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,11 +131,9 @@ def from_pydantic(
             unknown.append(unknown_key(places[dotted], block, leaf, known, elsewhere))
         elif detail["type"] == "missing":
             missing[dotted] = Problem(places[dotted], dotted, _sentence(detail, owner, path))
-        elif detail["type"] == "value_error":
-            others += _rules(detail["msg"], places, prefix, dotted)
         else:
             message = _sentence(detail, owner, path)
-            others.append(Problem(places[dotted], dotted, message, _meant(detail)))
+            others.append(Problem(places[dotted], dotted, message, _suggestion(detail)))
     for problem in unknown:
         block = problem.key.rpartition(".")[0]
         meant = problem.hint.partition("'")[2].partition("'")[0]
@@ -143,7 +141,7 @@ def from_pydantic(
     return [*unknown, *missing.values(), *others]
 
 
-def _meant(detail: Mapping[str, Any]) -> str:
+def _suggestion(detail: Mapping[str, Any]) -> str:
     """The nearest of a closed list of words, whatever its case."""
     if detail["type"] != "literal_error":
         return ""
@@ -151,14 +149,14 @@ def _meant(detail: Mapping[str, Any]) -> str:
     return did_you_mean(str(detail["input"]).lower(), known)
 
 
-def _rules(message: str, places: Places, prefix: str, dotted: str) -> list[Problem]:
-    """Splits the joined messages of rules over several keys ("a.b = 3 cannot ...; c = ...")."""
-    problems = []
-    for text in re.split(r"; (?=[\w.]+ = )", message.removeprefix("Value error, ")):
-        first = text.partition(" = ")[0]
-        key = ".".join(filter(None, [prefix, first])) if " " not in first else dotted or "recipe"
-        problems.append(Problem(places[key], key, text))
-    return problems
+def rule_problems(broken: Sequence[str], places: Places, prefix: str = "") -> list[Problem]:
+    """The places of broken rules over several keys, each told as "key = value ...".
+
+    Args:
+        prefix: the dotted block that the keys are in.
+    """
+    keys = [".".join(filter(None, [prefix, text.partition(" = ")[0]])) for text in broken]
+    return [Problem(places[key], key, text) for key, text in zip(keys, broken, strict=True)]
 
 
 def _submodel(model: type[pydantic.BaseModel], path: list[str]) -> type[pydantic.BaseModel] | None:

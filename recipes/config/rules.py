@@ -1,19 +1,18 @@
-"""Rules over several keys of a recipe; recipes.config.schema says what a single key may hold."""
+"""Rules over several keys of a recipe; recipes.config.blocks says what a single key may hold."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from recipes.config.method import METHOD_BLOCKS
+from recipes.config.schema import Recipe
 from strlora_tuner.methods import options_class
 from strlora_tuner.options import AdapterOptions
 
-if TYPE_CHECKING:
-    from recipes.config.schema import Recipe
-
 
 def cross_field_problems(recipe: Recipe) -> list[str]:
-    """Names every rule over several keys that `recipe` breaks."""
+    """Names every rule over several keys that `recipe` breaks, each as "key = value ..."."""
     schedule, launcher = recipe.schedule, recipe.launcher
     problems = []
     step = schedule.per_device_batch * recipe.processes
@@ -47,12 +46,8 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
-# Blocks that are a method, or go beside one.
-METHOD_BLOCKS = ("replay", "ewc", "pool")
-
-
 def _identity_problems(recipe: Recipe) -> list[str]:
-    """Names what would leave of a method only its name."""
+    """Names what turns off, or changes, what defines the recipe's method."""
     problems = []
     for block in METHOD_BLOCKS:
         if block not in recipe.definition.own_blocks:

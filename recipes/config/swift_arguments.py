@@ -1,8 +1,9 @@
-"""The fields of ms-swift's own arguments, without importing it in this process (8 seconds).
+"""The `swift` block: which arguments of `swift sft` exist, and which values they take.
 
-The table of the tested version is shipped in ``host_fields/``; for any other installed version it
-is read once in a child process and kept in ``.cache/``. The shipped file is made by
-``python -m recipes.config.swift_arguments --write``.
+Importing ms-swift takes many seconds, and a laptop that writes recipes need not have it. So the
+arguments of the tested version are shipped as ``ms-swift-VERSION.json`` beside this file, one line
+an argument; those of any other installed version are read once, in a process of their own, and
+kept in ``.cache/recipes/``.
 """
 
 from __future__ import annotations
@@ -10,25 +11,32 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
+from data_prep.files import write_text
 from recipes.config.problems import Places, Problem, did_you_mean, shown
-from recipes.run.state import write_json
 
 REPO = Path(__file__).resolve().parents[2]
-SHIPPED = Path(__file__).resolve().parents[1] / "host_fields"
+SHIPPED = Path(__file__).resolve().parent
 TESTED_VERSION = "4.6.0"
+READER = "recipes.swift_plugins.argument_fields"
 
 
-class HostField(TypedDict):
-    """One argument of `swift sft`: the values it takes, and whether `swift infer` needs it too."""
+@dataclass(frozen=True)
+class HostArgument:
+    """One argument of `swift sft`.
 
-    kinds: list[str]
-    choices: list[Any]
-    model_side: bool
+    `kinds` are the plain types it takes ("any" for others), `choices` the values of a closed list;
+    `model_side` says whether `swift infer` needs the argument too.
+    """
+
+    kinds: tuple[str, ...] = ()
+    choices: tuple[Any, ...] = ()
+    model_side: bool = False
 
 
 # Keys that the orchestrator sets itself, with what to write instead.
@@ -97,45 +105,17 @@ OWNED: dict[str, str] = {
     "swanlab_secret": "a secret would be logged: set it in SwanLab's own environment variables",
 }
 
-_READER = """
-import dataclasses, json, types, typing
-from swift.arguments import SftArguments
-from swift.arguments.base_args.model_args import ModelArguments
-from swift.arguments.base_args.template_args import TemplateArguments
-from swift.arguments.base_args.quant_args import QuantizeArguments
-model_side = {f.name for c in (ModelArguments, TemplateArguments, QuantizeArguments)
-              for f in dataclasses.fields(c)}
-hints = typing.get_type_hints(SftArguments)
-def describe(hint):
-    if typing.get_origin(hint) is typing.Literal:
-        return [], list(typing.get_args(hint))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        parts = [describe(part) for part in typing.get_args(hint)]
-        return sum((p[0] for p in parts), []), sum((p[1] for p in parts), [])
-    origin = typing.get_origin(hint) or hint
-    name = getattr(origin, "__name__", "any")
-    plain = ("int", "float", "bool", "str", "list", "dict", "NoneType")
-    return [name if name in plain else "any"], []
-table = {}
-for field in dataclasses.fields(SftArguments):
-    kinds, choices = describe(hints[field.name])
-    table[field.name] = {"kinds": sorted(set(kinds)), "choices": choices,
-                         "model_side": field.name in model_side}
-print("TABLE " + json.dumps(table))
-"""
-
 
 @cache
-def host_fields() -> dict[str, HostField]:
-    """Returns the fields of the installed ms-swift; without one, the tested version's."""
-    version = installed_version() or TESTED_VERSION
-    for folder in (SHIPPED, REPO / ".cache" / "recipes"):
-        path = folder / f"ms-swift-{version}.json"
-        if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
-    table = read_from_package()
-    write_json(REPO / ".cache" / "recipes" / f"ms-swift-{version}.json", table)
-    return table
+def host_arguments() -> dict[str, HostArgument]:
+    """Returns the arguments of the installed ms-swift; without one, the tested version's."""
+    name = f"ms-swift-{installed_version() or TESTED_VERSION}.json"
+    cached = REPO / ".cache" / "recipes" / name
+    path = SHIPPED / name if (SHIPPED / name).is_file() else cached
+    if not path.is_file():
+        write_text(path, read_from_package())
+    table = json.loads(path.read_text(encoding="utf-8"))
+    return {name: HostArgument(**entry) for name, entry in table.items()}
 
 
 def installed_version() -> str | None:
@@ -146,57 +126,49 @@ def installed_version() -> str | None:
         return None
 
 
-def read_from_package() -> dict[str, HostField]:
-    """Reads the fields in a child process; raises RuntimeError with the child's last words."""
-    done = subprocess.run([sys.executable, "-c", _READER], capture_output=True, text=True)
-    for line in done.stdout.splitlines():
-        if line.startswith("TABLE "):
-            return json.loads(line.removeprefix("TABLE "))
-    raise RuntimeError(f"ms-swift's arguments could not be read: {done.stderr[-2000:]}")
+def read_from_package() -> str:
+    """The installed version's arguments as JSON; RuntimeError with the reader's last words."""
+    done = subprocess.run([sys.executable, "-m", READER], cwd=REPO, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"ms-swift's arguments could not be read: {done.stderr[-2000:]}")
+    return done.stdout
 
 
 def check_swift_block(block: dict[str, Any], places: Places, prefix: str) -> list[Problem]:
     """Checks a `swift:` block: known to the host, not owned by us, of the right type."""
-    fields = host_fields()
+    known = host_arguments()
     problems = []
     for key, value in block.items():
         dotted = f"{prefix}.{key}"
+        hint = ""
         if key in OWNED:
             message = f"is set by the orchestrator and cannot be given here: {OWNED[key]}"
-            problems.append(Problem(places[dotted], dotted, message))
-        elif key not in fields:
-            message = "ms-swift has no such argument"
+        elif key not in known:
             version = installed_version() or TESTED_VERSION
-            hint = did_you_mean(key, sorted(set(fields) | set(OWNED)))
-            problems.append(
-                Problem(places[dotted], dotted, f"{message} (SftArguments of {version})", hint)
-            )
-        elif not _fits(value, fields[key]):
-            allowed = fields[key]["choices"] or fields[key]["kinds"]
+            message = f"ms-swift has no such argument (SftArguments of {version})"
+            hint = did_you_mean(key, sorted(known.keys() | OWNED.keys()))
+        elif not _fits(value, known[key]):
+            allowed = known[key].choices or known[key].kinds
             text = ", ".join("null" if a in (None, "NoneType") else str(a) for a in allowed)
             message = f"found {shown(value)}, but ms-swift takes: {text}"
-            problems.append(Problem(places[dotted], dotted, message))
+        else:
+            continue
+        problems.append(Problem(places[dotted], dotted, message, hint))
     return problems
 
 
-def _fits(value: Any, field: HostField) -> bool:
-    kinds = set(field["kinds"])
-    if value in field["choices"] or "any" in kinds or not (kinds or field["choices"]):
+# What a value written in YAML may be given as, by its own type.
+_ACCEPTED = {
+    type(None): {"NoneType"},
+    bool: {"bool", "str"},
+    int: {"int", "float", "str"},
+    float: {"float"},
+    str: {"str", "list"},
+}
+
+
+def _fits(value: Any, argument: HostArgument) -> bool:
+    kinds = set(argument.kinds)
+    if value in argument.choices or "any" in kinds or not (kinds or argument.choices):
         return True
-    if value is None:
-        return "NoneType" in kinds
-    if isinstance(value, bool):
-        return bool({"bool", "str"} & kinds)
-    if isinstance(value, int):
-        return bool({"int", "float", "str"} & kinds)
-    if isinstance(value, float):
-        return "float" in kinds
-    if isinstance(value, str):
-        return bool({"str", "list"} & kinds)
-    return type(value).__name__ in kinds
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] != ["--write"]:
-        raise SystemExit("usage: python -m recipes.config.swift_arguments --write")
-    write_json(SHIPPED / f"ms-swift-{installed_version()}.json", read_from_package())
+    return bool(kinds & _ACCEPTED.get(type(value), {type(value).__name__}))

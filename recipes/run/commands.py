@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.config.schema import LaterPhase, Model, Recipe
-from recipes.config.swift_arguments import host_fields
+from recipes.config.blocks import LaterPhase, Model
+from recipes.config.schema import Recipe
+from recipes.config.swift_arguments import host_arguments
 from recipes.run.layout import RunLayout
 from recipes.run.trackers import tracker_arguments, tracker_environment
 from recipes.swift_plugins.sample_cache import FOLDER, LIMIT
-from strlora_tuner.methods import STRLORA
+from strlora_tuner.methods import LORA, options_class
 from strlora_tuner.options import TASKS_FILE
 
 REPO = Path(__file__).resolve().parents[2]
@@ -163,8 +164,8 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
             arguments["external_plugins"].append(str(POOL_PLUGIN))
             arguments["write_batch_size"] *= POOL_BLOCK
             environment["MR_LORA_POOL_FILE"] = str(layout.pool(chunk))
-    fields = host_fields()
-    arguments |= {key: v for key, v in recipe.swift.items() if fields[key]["model_side"]}
+    known = host_arguments()
+    arguments |= {key: v for key, v in recipe.swift.items() if known[key].model_side}
     if recipe.launcher.nodes > 1:  # this machine alone answers
         environment |= {"NNODES": "1", "NODE_RANK": "0"}
     inside = _container(recipe)
@@ -193,9 +194,15 @@ def tuner_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
     """What `--model_kwargs` carries for a tuner of ours in chunk `chunk`, without the prefix."""
     unused = {*_HOST_LORA, *recipe.unused_tuner_keys}
     options = {k: v for k, v in recipe.tuner_given.items() if k not in unused and v is not None}
-    if recipe.tuner_type != STRLORA:
-        return options
-    options.setdefault("preset", "paper")
+    if "preset" in recipe.own_tuner_keys:
+        options.setdefault("preset", options_class(recipe.tuner_type or LORA).default_preset)
+    scheduled = _scheduled_options(recipe, chunk)
+    return options | {k: v for k, v in scheduled.items() if k in recipe.own_tuner_keys}
+
+
+def _scheduled_options(recipe: Recipe, chunk: int) -> dict[str, Any]:
+    """What the schedule says of a tuner's options in chunk `chunk`, whether the tuner has them."""
+    options: dict[str, Any] = {}
     phase = recipe.phase(chunk)
     if phase.stability_weight is not None:
         options["stability_weight"] = phase.stability_weight

@@ -13,8 +13,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
+from recipes.config.blocks import Slurm
 from recipes.config.problems import shown
-from recipes.config.schema import Recipe, Slurm
+from recipes.config.schema import Recipe
 from recipes.processes.machine import git, hardware, versions
 from recipes.run.commands import REPO, default_threads
 from recipes.run.layout import RunLayout

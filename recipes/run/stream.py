@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.config.schema import Data, Recipe
+from recipes.config.blocks import Data
+from recipes.config.schema import Recipe
 from recipes.run.layout import RunLayout
 
 MANIFEST = "stream.json"

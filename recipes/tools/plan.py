@@ -11,9 +11,9 @@ from typing import Any
 
 from data_prep.mini.mixtures import SIZES
 from recipes.baselines.mr_lora.pool import router_lines
+from recipes.config.blocks import Data
 from recipes.config.model_sizes import adapter_size, model_shape
-from recipes.config.parameter_matching import sizes_text
-from recipes.config.schema import Data, Recipe
+from recipes.config.schema import Recipe
 from recipes.processes.machine import gpus
 from recipes.run.chunk_data import mixture_of
 from recipes.run.layout import RunLayout
@@ -32,6 +32,7 @@ from recipes.tools.cost import (
     memory_parts,
     train_seconds,
 )
+from recipes.tools.method_sizes import MethodSize, sizes_text
 from strlora_tuner.options import Size
 
 # Used only while the stream is not here: StrCVIT's chunks, and a usual length of its samples.
@@ -44,7 +45,7 @@ def make_plan(
     recipe: Recipe,
     gpu: str | None = None,
     price: float | None = None,
-    methods: Sequence[dict[str, Any]] = (),
+    methods: Sequence[MethodSize] = (),
 ) -> dict[str, Any]:
     """Returns the plan as plain values; `as_text` turns it into tables.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,64 +24,97 @@ from recipes.run.terminal import duration, score_text
 SILENT_SECONDS = 120.0  # an orchestrator gives a sign of life every few seconds
 
 
-def read_status(recipe: Recipe) -> dict[str, Any]:
-    """Returns where the run of `recipe` stands, as plain values.
+@dataclass
+class ChunkStatus:
+    """Where a chunk stands; while it is trained, `at_step` is "done/all" and `loss` the newest."""
+
+    chunk: int
+    trained: bool
+    evaluated: bool
+    steps: int | None = None
+    train_seconds: float | None = None
+    loss: float | None = None
+    at_step: str | None = None
+    scores: dict[str, float] | None = None
+
+
+@dataclass
+class Status:
+    """Where a run stands.
 
     `life` is not started, running, stopped, finished, or silent: the run is said to be worked on by
-    another machine that has given no sign of life for two minutes.
+    another machine that has given no sign of life for two minutes. `damaged` is what `verify` found
+    wrong; None: nobody asked.
+    """
+
+    run: str
+    chunks_in_all: int
+    life: str = "not started"
+    done: int = 0
+    seconds: float | None = None
+    chunks: list[ChunkStatus] = field(default_factory=list)
+    process: int | None = None
+    machine: str | None = None
+    silent_seconds: float | None = None
+    damaged: list[str] | None = None
+
+
+def read_status(recipe: Recipe) -> Status:
+    """Returns where the run of `recipe` stands.
 
     Raises:
         StateError: state.json is damaged.
     """
     layout = RunLayout(Path(recipe.folder))
-    status: dict[str, Any] = {"run": str(layout.root), "chunks_in_all": recipe.data.chunks}
-    if not layout.state.is_file():
-        life = _life(layout) if layout.lock.is_file() else {"life": "not started"}
-        return {**status, "done": 0, "chunks": [], **life}
-    state = load_state(layout.state)
-    status["done"] = state.done
-    status["seconds"] = sum(r.train_seconds + r.eval_seconds for r in state.chunks)
-    status["chunks"] = [_chunk(layout, record) for record in state.chunks]
-    return {**status, **({"life": "finished"} if state.finished else _life(layout))}
+    status = Status(str(layout.root), recipe.data.chunks)
+    if layout.state.is_file():
+        state = load_state(layout.state)
+        status.done = state.done
+        status.seconds = sum(r.train_seconds + r.eval_seconds for r in state.chunks)
+        status.chunks = [_chunk(layout, record) for record in state.chunks]
+        if state.finished:
+            status.life = "finished"
+            return status
+    elif not layout.lock.is_file():
+        return status
+    _add_life(status, layout)
+    return status
 
 
-def _chunk(layout: RunLayout, record: ChunkRecord) -> dict[str, Any]:
-    chunk: dict[str, Any] = {"chunk": record.index, "trained": record.trained}
-    chunk["evaluated"] = record.evaluated
+def _chunk(layout: RunLayout, record: ChunkRecord) -> ChunkStatus:
+    chunk = ChunkStatus(record.index, record.trained, record.evaluated)
     if record.trained:
-        chunk |= {"steps": record.steps, "train_seconds": record.train_seconds}
-        chunk["loss"] = record.loss
+        chunk.steps, chunk.loss = record.steps, record.loss
+        chunk.train_seconds = record.train_seconds
     elif record.index > 0:
-        chunk |= _last_step(layout.host(record.index) / "logging.jsonl")
+        chunk.at_step, chunk.loss = _last_step(layout.host(record.index) / "logging.jsonl")
     if record.evaluated:
-        chunk["scores"] = _scores(layout, record.index)
+        chunk.scores = _scores(layout, record.index)
     return chunk
 
 
-def _last_step(metrics: Path) -> dict[str, Any]:
-    """Step and loss of the newest row of the host's metrics; empty when there is none."""
-    if not metrics.is_file():
-        return {}
-    for line in reversed(complete_lines(metrics)):
-        try:
-            row = json.loads(line)
-            return {"at_step": row["global_step/max_steps"], "loss": float(row["loss"])}
-        except (ValueError, KeyError):
-            continue
-    return {}
+def _last_step(metrics: Path) -> tuple[str | None, float | None]:
+    """Step ("done/all") and loss of the host's newest row of metrics, where there is one."""
+    if metrics.is_file():
+        for line in reversed(complete_lines(metrics)):
+            with suppress(ValueError, KeyError):
+                row = json.loads(line)
+                return str(row["global_step/max_steps"]), float(row["loss"])
+    return None, None
 
 
-def _life(layout: RunLayout) -> dict[str, Any]:
+def _add_life(status: Status, layout: RunLayout) -> None:
     """Who works on the run. On its own machine the kernel knows; elsewhere the lock file tells."""
     holder = read_holder(layout.lock)
-    if not holder:
-        return {"life": "stopped"}
-    worker = {"process": holder.get("pid"), "machine": holder.get("machine")}
-    if is_here(holder):
-        return {"life": "running", **worker} if is_held(layout.lock) else {"life": "stopped"}
-    silent = max(0.0, time.time() - layout.lock.stat().st_mtime)
-    life = "running" if silent < SILENT_SECONDS else "silent"
-    return {"life": life, **worker, "silent_seconds": round(silent, 1)}
+    if not holder or (is_here(holder) and not is_held(layout.lock)):
+        status.life = "stopped"
+        return
+    status.life = "running"
+    status.process, status.machine = holder.get("pid"), holder.get("machine")
+    if not is_here(holder):
+        silent = max(0.0, time.time() - layout.lock.stat().st_mtime)
+        status.silent_seconds = round(silent, 1)
+        status.life = "running" if silent < SILENT_SECONDS else "silent"
 
 
 def _scores(layout: RunLayout, chunk: int) -> dict[str, float]:
@@ -112,41 +147,50 @@ def verify(recipe: Recipe) -> Iterator[str]:
             yield f"chunk {record.index}: {error}"
 
 
-def as_text(status: dict[str, Any]) -> Iterator[str]:
+def as_json(status: Status) -> str:
+    """The status as JSON; what does not apply is left out."""
+
+    def applying(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: value for key, value in items if value is not None}
+
+    return json.dumps(asdict(status, dict_factory=applying), indent=2)
+
+
+def as_text(status: Status) -> Iterator[str]:
     """Yields the status as lines."""
-    if status["life"] == "not started":
-        yield f"{status['run']}: not started"
+    if status.life == "not started":
+        yield f"{status.run}: not started"
     else:
-        spent = duration(status.get("seconds", 0.0))
-        done = f"{status['done']} of {status['chunks_in_all']} chunks done in {spent}"
-        yield f"{status['run']}: {done}, {_life_text(status)}"
-    for chunk in status["chunks"]:
-        yield f"  chunk {chunk['chunk']:3d}: {_chunk_text(chunk)}"
-    if "damaged" in status:
-        yield from (f"  DAMAGED  {text}" for text in status["damaged"])
-        if not status["damaged"]:
+        spent = duration(status.seconds or 0.0)
+        done = f"{status.done} of {status.chunks_in_all} chunks done in {spent}"
+        yield f"{status.run}: {done}, {_life_text(status)}"
+    for chunk in status.chunks:
+        yield f"  chunk {chunk.chunk:3d}: {_chunk_text(chunk)}"
+    if status.damaged is not None:
+        yield from (f"  DAMAGED  {text}" for text in status.damaged)
+        if not status.damaged:
             yield "  verified: every recorded adapter is whole and unchanged"
 
 
-def _chunk_text(chunk: dict[str, Any]) -> str:
+def _chunk_text(chunk: ChunkStatus) -> str:
     parts = []
-    loss = "" if chunk.get("loss") is None else f", loss {chunk['loss']:.4f}"
-    if chunk["trained"]:
-        parts.append(f"{chunk['steps']} steps in {duration(chunk['train_seconds'])}{loss}")
-    elif "at_step" in chunk:
-        parts.append(f"training, step {chunk['at_step']}{loss}")
-    if chunk["evaluated"]:
-        parts.append(score_text(chunk["scores"]))
+    loss = "" if chunk.loss is None else f", loss {chunk.loss:.4f}"
+    if chunk.trained:
+        parts.append(f"{chunk.steps} steps in {duration(chunk.train_seconds or 0.0)}{loss}")
+    elif chunk.at_step is not None:
+        parts.append(f"training, step {chunk.at_step}{loss}")
+    if chunk.scores is not None:
+        parts.append(score_text(chunk.scores))
     return "; ".join(parts) or "in progress"
 
 
-def _life_text(status: dict[str, Any]) -> str:
-    who = f"process {status.get('process')} on {status.get('machine')}"
-    if status["life"] == "running":
+def _life_text(status: Status) -> str:
+    who = f"process {status.process} on {status.machine}"
+    if status.life == "running":
         return f"running ({who})"
-    if status["life"] == "silent":
+    if status.life == "silent":
         return (
-            f"no sign of life for {duration(status['silent_seconds'])} from {who}; if it is gone, "
-            "the command run goes on"
+            f"no sign of life for {duration(status.silent_seconds or 0.0)} from {who}; if it is "
+            "gone, the command run goes on"
         )
-    return "finished" if status["life"] == "finished" else "stopped; the command run goes on"
+    return "finished" if status.life == "finished" else "stopped; the command run goes on"

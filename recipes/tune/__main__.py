@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 
 from recipes.config.loading import find_recipe, load_recipe
-from recipes.config.method import find_method
+from recipes.config.method import METHOD_BLOCKS, find_method
 from recipes.config.problems import RecipeError
-from recipes.config.rules import METHOD_BLOCKS
-from recipes.config.schema import Recipe, known_tuner_keys
+from recipes.config.schema import Recipe
+from recipes.config.tuner_block import known_tuner_keys
 from recipes.run.commands import REPO
 from recipes.run.layout import RunLayout
 from recipes.run.manifest import RunChanged, check_same_run

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.mini.mixtures import SIZES
-from recipes.config.schema import Data, Recipe
+from recipes.config.blocks import Data
+from recipes.config.schema import Recipe
 from recipes.run.state import read_json, write_json
 from recipes.run.stream import MANIFEST, StreamError, ensure_stream, file_sha256
 

@@ -21,7 +21,7 @@ from recipes.baselines.replay import (
     save_reservoir,
     write_mixed,
 )
-from recipes.config.schema import Replay
+from recipes.config.blocks import Replay
 
 
 def line(kind: str, number: int) -> str:

@@ -16,8 +16,9 @@ from recipes.config.swift_arguments import (
     OWNED,
     SHIPPED,
     TESTED_VERSION,
-    host_fields,
+    host_arguments,
     installed_version,
+    read_from_package,
 )
 
 
@@ -171,15 +172,13 @@ def test_keys_of_the_orchestrator_are_refused_with_the_reason(key: str) -> None:
 
 
 def test_owned_keys_exist_in_the_host_or_are_its_inference_arguments() -> None:
-    assert set(OWNED) <= set(host_fields())
+    assert set(OWNED) <= set(host_arguments())
 
 
 @pytest.mark.skipif(installed_version() != TESTED_VERSION, reason="another ms-swift is installed")
 def test_shipped_table_is_the_installed_one() -> None:
-    from recipes.config.swift_arguments import read_from_package
-    from recipes.run.state import read_json
-
-    assert read_json(SHIPPED / f"ms-swift-{TESTED_VERSION}.json") == read_from_package()
+    shipped = SHIPPED / f"ms-swift-{TESTED_VERSION}.json"
+    assert shipped.read_text(encoding="utf-8") == read_from_package()
 
 
 @pytest.mark.parametrize(

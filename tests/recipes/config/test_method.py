@@ -10,13 +10,13 @@ import pytest
 from recipes.baselines.smolora_tasks import write_task_table
 from recipes.config import method as methods
 from recipes.config.loading import load_recipe
-from recipes.config.parameter_matching import sizes_of_methods
 from recipes.config.problems import RecipeError
 from recipes.run.commands import infer_command, train_command, tuner_arguments
 from recipes.run.layout import RunLayout
 from recipes.run.prerequisites import what_is_missing
 from recipes.run.state import read_json
 from recipes.run.stream import Stream, StreamError
+from recipes.tools.method_sizes import sizes_of_methods
 from recipes.tools.preview import preview
 from tests.recipes.toy import write_stream
 
@@ -122,9 +122,9 @@ def test_a_mistake_in_a_method_file_is_named_with_its_line(
         with pytest.raises(RecipeError) as caught:
             load_recipe("tiny", ["method=wrong"])
         assert told in str(caught.value)
-        rows = {row["method"]: row for row in sizes_of_methods("tiny", [])}
-        assert rows["lora"]["ratio"] == 1, "the other methods are counted all the same"
-        assert "why" in rows["wrong"]
+        rows = {row.method: row for row in sizes_of_methods("tiny", [])}
+        assert rows["lora"].ratio == 1, "the other methods are counted all the same"
+        assert rows["wrong"].why
     finally:
         methods.method_names.cache_clear()
         methods.find_method.cache_clear()

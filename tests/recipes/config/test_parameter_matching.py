@@ -10,12 +10,13 @@ import pytest
 
 from recipes.config.loading import load_recipe
 from recipes.config.model_sizes import adapter_size, model_shape, tuner_size
-from recipes.config.parameter_matching import TOLERANCE, sizes_of_methods, stored_at_end
+from recipes.config.parameter_matching import TOLERANCE
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
 from recipes.run.commands import REPO, train_command, tuner_arguments
 from recipes.run.layout import RunLayout
 from recipes.run.manifest import resolved
+from recipes.tools.method_sizes import sizes_of_methods, stored_at_end
 from recipes.tools.plan import as_text, make_plan
 
 BASE = REPO / "assets" / "tiny_base"
@@ -121,15 +122,15 @@ def test_a_large_model_is_matched_by_its_published_sizes() -> None:
 
 def test_plan_shows_the_budget_and_every_method() -> None:
     rows = sizes_of_methods("tiny", ["method=er", "tuner.rank=8", "budget=match(lora)"])
-    by_name = {row["method"]: row for row in rows}
-    assert by_name["lora"]["trained"] == 286_720 // 2
-    assert by_name["zero_shot"]["trained"] == 0
-    assert by_name["strlora"]["ratio"] > 1
+    by_name = {row.method: row for row in rows}
+    assert by_name["lora"].trained == 286_720 // 2
+    assert by_name["zero_shot"].trained == 0
+    assert by_name["strlora"].ratio > 1
     pool = load_recipe("tiny", ["method=mr_lora", "tuner.rank=8"])
     shape = model_shape(pool)
     assert shape is not None
-    assert by_name["mr_lora"]["stored"] == stored_at_end(pool, shape) == 9 * (286_720 // 2)
-    assert by_name["olora"]["stored"] == 8 * (286_720 // 2), "a pair a chunk stays in the file"
+    assert by_name["mr_lora"].stored == stored_at_end(pool, shape) == 9 * (286_720 // 2)
+    assert by_name["olora"].stored == 8 * (286_720 // 2), "a pair a chunk stays in the file"
     recipe = load_recipe("tiny", ["method=lora", "budget=match(strlora)"])
     text = "\n".join(as_text(make_plan(recipe, methods=rows)))
     assert "match(strlora): rank" in text

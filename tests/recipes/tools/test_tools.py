@@ -106,24 +106,24 @@ def test_nothing_is_cleaned_under_a_living_run(toy: Callable[..., Recipe]) -> No
 def test_status_here_elsewhere_and_silent(toy: Callable[..., Recipe]) -> None:
     recipe = toy()
     layout = half_run(recipe)
-    assert read_status(recipe)["life"] == "stopped"
+    assert read_status(recipe).life == "stopped"
     with RunLock(layout.lock):
-        assert read_status(recipe)["life"] == "running"
+        assert read_status(recipe).life == "running"
         text = "\n".join(status_text(read_status(recipe)))
         assert "chunk   2: training, step 2/3, loss 0.5000" in text
     holder = {"pid": 7, "machine": "gpu07", "boot": boot_id()}
     layout.lock.write_text(json.dumps(holder), encoding="utf-8")
-    assert read_status(recipe)["life"] == "running"
+    assert read_status(recipe).life == "running"
     os.utime(layout.lock, (time.time() + 9e6, time.time() + 9e6))  # another machine's clock
-    assert read_status(recipe)["life"] == "running"
+    assert read_status(recipe).life == "running"
     os.utime(layout.lock, (time.time() - 300, time.time() - 300))
     status = read_status(recipe)
-    assert status["life"] == "silent"
+    assert status.life == "silent"
     assert "no sign of life for 5 min 00 s from process 7 on gpu07" in "\n".join(
         status_text(status)
     )
     layout.lock.write_text(json.dumps({**holder, "machine": socket.gethostname()}))
-    assert read_status(recipe)["life"] == "stopped"  # here the kernel knows better
+    assert read_status(recipe).life == "stopped"  # here the kernel knows better
 
 
 def test_status_of_a_run_folder_and_of_damage(

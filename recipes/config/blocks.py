@@ -1,0 +1,223 @@
+"""The blocks of a recipe: every key, its default, its bounds, what it means."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Block(BaseModel):
+    """A block of a recipe: immutable, no unknown keys, floats must be finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Model(Block):
+    path: str = Field(min_length=1, description="local folder or hub id of the base model")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="bfloat16 and float16 train in mixed precision"
+    )
+    max_length: Positive = Field(
+        4096, description="longest sample in tokens, image tokens included"
+    )
+    aligner: str | None = Field(
+        None,
+        description="name of the projector that is trained in full (multi_modal_projector for "
+        "InternVL-HF and Gemma 3); null keeps it frozen",
+    )
+    download: str | None = Field(None, description="how to get it: shown when the model is missing")
+    remote_code: bool = Field(
+        False, description="run Python files that come with the model; only if you trust its source"
+    )
+
+
+class Data(Block):
+    stream: str = Field(min_length=1, description="the stream's folder, with stream.json in it")
+    source: Literal["mini", "folder"] = Field(
+        "folder", description="mini: made by data_prep.mini when absent; folder: must exist"
+    )
+    size: str = Field("tiny", description="source mini: its size")
+    seed: int = Field(0, ge=0, description="source mini: the seed that it is rendered from")
+    chunks: Positive = Field(description="chunks to train, counted from the first")
+    prepare: str | None = Field(None, description="how to get it: shown when the stream is missing")
+
+
+class Phase(Block):
+    """What the host is told in one phase of the stream."""
+
+    learning_rate: Rate = Field(description="peak learning rate of the adapter")
+    aligner_lr: Rate | None = Field(
+        None, description="learning rate of the aligner, if it is trained"
+    )
+    lr_scheduler_type: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "polynomial", "inverse_sqrt"
+    ] = Field("constant", description="restarts with every chunk")
+    warmup_ratio: float = Field(
+        0.0, ge=0, lt=1, description="share of a chunk's steps that warm up"
+    )
+    stability_weight: float | None = Field(
+        None, ge=0, description="the tuner's stability_weight here; null: the preset's value"
+    )
+
+
+class LaterPhase(Phase):
+    freeze_routers_from_chunk: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="from this chunk on the routers are frozen; null: never"
+    )
+
+
+class Schedule(Block):
+    global_batch: Positive = Field(description="samples an optimizer step, over all processes")
+    per_device_batch: Positive = Field(description="samples a forward pass on one process")
+    epochs: Positive = Field(1, description="passes over a chunk")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW's weight decay")
+    save_steps: Positive = Field(50, description="steps between checkpoints inside a chunk")
+    keep_checkpoints: Positive = Field(2, description="checkpoints kept while a chunk is trained")
+    first: Phase = Field(description="the first chunk")
+    later: LaterPhase = Field(description="every chunk after the first")
+
+
+class Evaluation(Block):
+    tasks: list[str] | None = Field(None, min_length=1, description="null: all tasks of the stream")
+    limit: Positive | None = Field(None, description="test samples a task; null: all of them")
+    backend: Literal["transformers", "vllm"] = Field(
+        "transformers", description="vllm: method lora only, on a GPU; merges each adapter first"
+    )
+    batch_size: Positive = Field(8, description="prompts generated together, on one process")
+    max_new_tokens: Positive = Field(100, description="longest answer (published: 100)")
+    every: Positive = Field(1, description="evaluate after every n-th chunk, and after the last")
+
+
+class Replay(Block):
+    memory: Positive = Field(500, description="samples kept of all past chunks (a reservoir)")
+    share: Rate = Field(0.5, description="share of every global batch that is drawn from them")
+
+    def replayed(self, global_batch: int) -> int | None:
+        """Replayed samples of a global batch; None when `share` gives no whole number of them."""
+        count = round(self.share * global_batch)
+        if abs(count - self.share * global_batch) > 1e-6 or not 0 < count < global_batch:
+            return None
+        return count
+
+
+class Ewc(Block):
+    weight: float = Field(gt=0, description="lambda of lambda/2 sum F (theta - theta*)^2")
+    decay: float = Field(
+        0.9, ge=0, le=1, description="gamma: what is kept of the past Fisher information a chunk"
+    )
+    samples: Positive | None = Field(
+        None,
+        description="samples of a chunk that its Fisher information is estimated on; null: all",
+    )
+    released: bool = Field(
+        False, description="as in published code: F = 1, a plain pull to the last chunk's weights"
+    )
+
+
+class Pool(Block):
+    samples: Positive = Field(
+        20, description="samples of a chunk that every later router is trained on (published: 20)"
+    )
+    learning_rate: Rate | None = Field(
+        None, description="the router's; null: a quarter of schedule.first's, as published"
+    )
+    epochs: Positive = Field(5, description="passes of the router over its samples")
+    fallback: Literal["newest", "largest"] = Field(
+        "newest",
+        description="whose adapter answers when the router names none: the newest chunk's, or that "
+        "of the chunk with most steps",
+    )
+    descriptions: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="what each chunk's adapter is for, one text a chunk, shown to the router "
+        "beside its letter (published, for a task or domain a chunk); empty: letters only",
+    )
+
+    def described(self, count: int) -> list[str]:
+        """What the router is shown of the first `count` chunks beside their letters."""
+        return self.descriptions[:count] or [""] * count
+
+    def router_rate(self, first: Phase) -> float:
+        """The router's learning rate (published: 5e-6 beside 2e-5 for the experts)."""
+        return self.learning_rate or first.learning_rate / 4
+
+
+class Matched(Block):
+    """What `budget` derived; the loader fills it in."""
+
+    tuner: dict[str, Any] = Field(description="the derived options, over those of the tuner block")
+    trained: int = Field(ge=0, description="trainable parameters that they give, aligner left out")
+    wanted: int = Field(ge=1, description="those of the method that was to be matched")
+
+    @property
+    def gap(self) -> float:
+        """How far `trained` is from `wanted`, as a part of it."""
+        return abs(self.trained - self.wanted) / self.wanted
+
+
+# Words of sbatch and file names: nothing that a shell or sbatch could read as something else.
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:,@%/+=-]*$")]
+Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./~-][^\s]*$")]
+
+
+class Slurm(Block):
+    """What a job asks for; names of partitions and accounts belong into your own recipe."""
+
+    partition: Word | None = Field(None, description="null: the cluster's default")
+    account: Word | None = Field(None, description="null: your default")
+    time: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d{1,2}){0,2}$")] = Field(
+        "24:00:00", description="time limit of one job; the stream goes on in the next"
+    )
+    stop_before: Positive = Field(
+        300, description="seconds before the limit at which a job saves and requeues itself"
+    )
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="null: launcher.nproc, or none with launcher.cpu"
+    )
+    cpus_per_task: Positive | None = Field(None, description="cores a node; null: the default")
+    memory: Word | None = Field(None, description="memory a node, such as 200G; null: the default")
+    logs: Folder = Field("logs", description="folder of the job logs")
+    options: list[Word] = Field(
+        default_factory=list, description="further sbatch options without --, e.g. constraint=h100"
+    )
+    srun_options: list[Word] = Field(
+        default_factory=list, description="further srun options without --, e.g. mpi=none"
+    )
+    eval_jobs: bool = Field(
+        False,
+        description="--slurm submits two jobs: one trains all chunks, the next evaluates them",
+    )
+    modules: list[Word] = Field(default_factory=list, description="environment modules to load")
+    venv: Folder | None = Field(None, description="virtual environment; null: the repository's")
+    container: Folder | None = Field(
+        None, description="image in which apptainer runs the host; null: none"
+    )
+
+
+class Launcher(Block):
+    kind: Literal["local", "torchrun", "slurm"] = Field(
+        "local",
+        description="local: this machine; torchrun: the same, but one process too goes through "
+        "torchrun; slurm: a job, its host processes on all its nodes by srun",
+    )
+    nodes: Positive = Field(1, description="machines; more than one needs kind slurm")
+    slurm: Slurm = Slurm.model_validate({})
+    nproc: Positive = Field(1, description="processes on each machine, one a GPU")
+    cpu: bool = Field(False, description="train and evaluate without a GPU")
+    deepspeed: str | None = Field(None, description="zero2, zero3, ... or a DeepSpeed JSON file")
+    omp_threads: Positive | None = Field(None, description="null: the cores shared out, 8 at most")
+    resident: bool = Field(
+        False, description="keep host and base model in memory between chunks; on one machine"
+    )
+    sample_cache: Folder | None = Field(
+        None,
+        description="folder where encoded samples (tokens, pixels) are kept by their content, for "
+        "later chunks and other runs; null: each is encoded whenever it is read",
+    )
+    sample_cache_gb: float = Field(
+        20.0, gt=0, description="limit of sample_cache in GB; what was used longest ago goes first"
+    )

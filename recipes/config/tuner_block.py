@@ -1,0 +1,83 @@
+"""The `tuner` block: the options of the method's tuner, checked by the tuner's own dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from recipes.config.problems import (
+    Places,
+    Problem,
+    did_you_mean,
+    from_pydantic,
+    rule_problems,
+    shown,
+)
+from strlora_tuner.methods import options_class, tuner_types
+from strlora_tuner.methods.strlora.presets import PRESETS
+from strlora_tuner.options import bounds_of, with_preset
+
+# Keys of TunerOptions that the schedule decides chunk by chunk.
+SCHEDULED_TUNER_KEYS = {
+    "stability_weight": "set schedule.first.stability_weight and schedule.later.stability_weight",
+    "freeze_routers": "set schedule.later.freeze_routers_from_chunk",
+    "require_teacher": "set by itself: every chunk after the first must find its teacher",
+}
+
+
+@cache
+def tuner_block(tuner_type: str) -> type[BaseModel]:
+    """A tuner's options as a pydantic model: the same fields, bounds and words."""
+    options = options_class(tuner_type)
+
+    hints = get_type_hints(options)
+    keys: dict[str, Any] = {}
+    for item in dataclasses.fields(options):
+        bounds: dict[str, Any] = bounds_of(item)
+        info = Field(item.default, description=item.metadata["description"], **bounds)
+        keys[item.name] = (hints[item.name], info)
+    forbid = ConfigDict(extra="forbid")
+    return create_model("TunerBlock", __config__=forbid, **keys)
+
+
+def known_tuner_keys() -> set[str]:
+    """Every key that the `tuner` block of some method has."""
+    options = {
+        item.name for kind in tuner_types() for item in dataclasses.fields(options_class(kind))
+    }
+    return options | {"preset"}
+
+
+def check_tuner_block(
+    tuner: dict[str, Any], tuner_type: str, places: Places, elsewhere: dict[str, str]
+) -> list[Problem]:
+    """Checks the options of the method's tuner; other tuners' keys may stand there."""
+    problems = []
+    kind = options_class(tuner_type)
+    own = {item.name for item in dataclasses.fields(kind)}
+    others = known_tuner_keys() - own - {"preset"}
+    options = {key: value for key, value in tuner.items() if key not in others}
+    preset = options.pop("preset", None)
+    if preset is not None and preset not in PRESETS:
+        message = f"found {shown(preset)}, allowed: {', '.join(PRESETS)}"
+        hint = did_you_mean(str(preset), PRESETS)
+        problems.append(Problem(places["tuner.preset"], "tuner.preset", message, hint))
+        preset = None
+    for key, advice in SCHEDULED_TUNER_KEYS.items():
+        if options.pop(key, None) is not None:
+            dotted = f"tuner.{key}"
+            problems.append(Problem(places[dotted], dotted, f"changes with the chunks: {advice}"))
+    if kind.default_preset is not None:
+        options["preset"] = preset or kind.default_preset
+    block = tuner_block(tuner_type)
+    try:
+        checked = block(**with_preset(kind, options))
+        problems += rule_problems(kind.cross_field_problems(checked), places, "tuner")
+    except ValidationError as error:
+        problems += from_pydantic(
+            error, block, places, elsewhere, prefix="tuner", also_known=("preset",)
+        )
+    return problems
