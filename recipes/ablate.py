@@ -26,8 +26,7 @@ from recipes.run.commands import REPO
 from recipes.run.layout import RunLayout
 from recipes.run.state import load_state, read_json
 from recipes.run.stream import Stream, StreamError, open_stream
-
-ABLATION = "STRLORA_ABLATION"
+from strlora_tuner.options import ABLATION
 
 
 class CannotAblate(Exception):

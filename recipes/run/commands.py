@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from recipes.config.blocks import LaterPhase, Model
 from recipes.config.schema import Recipe
@@ -23,7 +23,7 @@ from recipes.run.layout import RunLayout
 from recipes.run.trackers import tracker_arguments, tracker_environment
 from recipes.swift_plugins.sample_cache import FOLDER, LIMIT
 from strlora_tuner.methods import LORA, options_class
-from strlora_tuner.options import TASKS_FILE
+from strlora_tuner.options import PROBE_FILE, ROUTING_FILE, TASKS_FILE
 
 REPO = Path(__file__).resolve().parents[2]
 PLUGIN = REPO / "strlora_tuner" / "swift_plugins" / "routed_tuners.py"
@@ -32,6 +32,9 @@ HOST_PLUGIN = REPO / "recipes" / "swift_plugins" / "training.py"
 INFER_PLUGIN = REPO / "recipes" / "swift_plugins" / "inference.py"
 POOL_PLUGIN = REPO / "recipes" / "baselines" / "mr_lora" / "swift_plugin.py"
 POOL_BLOCK = 8  # batches that are routed together, so that each adapter's share fills its batches
+# What an argument of the host holds: a list is several words, a dictionary JSON, None left out.
+Value: TypeAlias = "str | int | float | bool | list[str] | dict[str, Value] | None"
+Arguments: TypeAlias = dict[str, Value]
 # LoRA options that the host has arguments of its own for.
 _HOST_LORA = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 
@@ -97,7 +100,7 @@ def train_command(
         resume_from: a complete host checkpoint of this very chunk to go on from.
         own: the chunk's own samples, where `data` holds replayed ones, too.
     """
-    arguments = {
+    arguments: Arguments = {
         **_model_arguments(recipe),
         **_adapter_arguments(recipe, layout, chunk, own),
         **_data_arguments(recipe, [data] if isinstance(data, Path) else data, chunk),
@@ -135,7 +138,19 @@ def train_command(
 
 def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) -> Command:
     """The command that answers all `prompts` with the adapter of `chunk` (0: the base model)."""
-    arguments: dict[str, Any] = {
+    plugins = [str(HOST_PLUGIN), str(INFER_PLUGIN)]
+    # Answers are on disk after every block: a killed evaluation goes on from there.
+    block = recipe.eval.batch_size * recipe.launcher.nproc
+    environment = _environment(recipe, layout)
+    if chunk > 0 and recipe.routed:
+        plugins.append(str(PLUGIN))
+        environment[ROUTING_FILE] = str(layout.routing(chunk))
+        environment[PROBE_FILE] = str(layout.probe)
+    if chunk > 0 and recipe.pool is not None:
+        plugins.append(str(POOL_PLUGIN))
+        block *= POOL_BLOCK
+        environment["MR_LORA_POOL_FILE"] = str(layout.pool(chunk))
+    arguments: Arguments = {
         "model": recipe.model.path,
         "torch_dtype": recipe.model.dtype,
         "max_length": recipe.model.max_length,
@@ -144,26 +159,16 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
         "strict": True,
         "infer_backend": recipe.eval.backend,
         "max_batch_size": recipe.eval.batch_size,
-        # Answers are on disk after every batch: a killed evaluation goes on from there.
-        "write_batch_size": recipe.eval.batch_size * recipe.launcher.nproc,
+        "write_batch_size": block,
         "max_new_tokens": recipe.eval.max_new_tokens,
         "temperature": 0,
         "result_path": str(layout.answers(chunk)),
-        "external_plugins": [str(HOST_PLUGIN), str(INFER_PLUGIN)],
+        "external_plugins": plugins,
     }
-    environment = _environment(recipe, layout)
     if chunk > 0:
         arguments["adapters"] = str(layout.adapter(chunk))
         if recipe.eval.backend == "vllm":
             arguments["merge_lora"] = True
-        if recipe.routed:
-            arguments["external_plugins"].append(str(PLUGIN))
-            environment["STRLORA_ROUTING_FILE"] = str(layout.routing(chunk))
-            environment["STRLORA_PROBE_FILE"] = str(layout.probe)
-        if recipe.pool is not None:
-            arguments["external_plugins"].append(str(POOL_PLUGIN))
-            arguments["write_batch_size"] *= POOL_BLOCK
-            environment["MR_LORA_POOL_FILE"] = str(layout.pool(chunk))
     known = host_arguments()
     arguments |= {key: v for key, v in recipe.swift.items() if known[key].model_side}
     if recipe.launcher.nodes > 1:  # this machine alone answers
@@ -190,7 +195,7 @@ def _container(recipe: Recipe) -> tuple[str, ...]:
     return ("apptainer", "exec", *gpu, f"--bind={REPO}", launcher.slurm.container)
 
 
-def tuner_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
+def tuner_arguments(recipe: Recipe, chunk: int) -> Arguments:
     """What `--model_kwargs` carries for a tuner of ours in chunk `chunk`, without the prefix."""
     unused = {*_HOST_LORA, *recipe.unused_tuner_keys}
     options = {k: v for k, v in recipe.tuner_given.items() if k not in unused and v is not None}
@@ -200,9 +205,9 @@ def tuner_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
     return options | {k: v for k, v in scheduled.items() if k in recipe.own_tuner_keys}
 
 
-def _scheduled_options(recipe: Recipe, chunk: int) -> dict[str, Any]:
+def _scheduled_options(recipe: Recipe, chunk: int) -> Arguments:
     """What the schedule says of a tuner's options in chunk `chunk`, whether the tuner has them."""
-    options: dict[str, Any] = {}
+    options: Arguments = {}
     phase = recipe.phase(chunk)
     if phase.stability_weight is not None:
         options["stability_weight"] = phase.stability_weight
@@ -223,7 +228,7 @@ def _teacher_acts(recipe: Recipe, chunk: int) -> bool:
     return recipe.phase(chunk).stability_weight != 0 and not _routers_frozen(recipe, chunk)
 
 
-def _model_arguments(recipe: Recipe) -> dict[str, Any]:
+def _model_arguments(recipe: Recipe) -> Arguments:
     return {
         "model": recipe.model.path,
         "torch_dtype": recipe.model.dtype,
@@ -237,8 +242,9 @@ def _model_arguments(recipe: Recipe) -> dict[str, Any]:
 
 def _adapter_arguments(
     recipe: Recipe, layout: RunLayout, chunk: int, own: Path | None
-) -> dict[str, Any]:
-    plugins, callbacks, keywords = [str(HOST_PLUGIN)], ["save_and_stop"], {}
+) -> Arguments:
+    plugins, callbacks = [str(HOST_PLUGIN)], ["save_and_stop"]
+    keywords: Arguments = {}
     if recipe.routed:
         plugins.append(str(PLUGIN))
         callbacks.append("strlora")
@@ -247,7 +253,7 @@ def _adapter_arguments(
         plugins.append(str(EWC_PLUGIN))
         callbacks.append("ewc")
         keywords |= _ewc_arguments(recipe, layout, chunk, own)
-    arguments: dict[str, Any] = {"tuner_type": recipe.tuner_type, **_aligner_arguments(recipe)}
+    arguments: Arguments = {"tuner_type": recipe.tuner_type, **_aligner_arguments(recipe)}
     arguments |= {"external_plugins": plugins, "callbacks": callbacks}
     if keywords:
         arguments["model_kwargs"] = keywords
@@ -256,9 +262,7 @@ def _adapter_arguments(
     return arguments
 
 
-def _ewc_arguments(
-    recipe: Recipe, layout: RunLayout, chunk: int, own: Path | None
-) -> dict[str, Any]:
+def _ewc_arguments(recipe: Recipe, layout: RunLayout, chunk: int, own: Path | None) -> Arguments:
     assert recipe.ewc is not None
     options = {k: v for k, v in recipe.ewc.model_dump().items() if v is not None}
     options["seed"] = chunk_seed(recipe, chunk)
@@ -270,7 +274,7 @@ def _ewc_arguments(
     return {f"ewc_{key}": value for key, value in options.items()}
 
 
-def _aligner_arguments(recipe: Recipe) -> dict[str, Any]:
+def _aligner_arguments(recipe: Recipe) -> Arguments:
     """Trains the aligner in full, beside the adapter, where the recipe names it.
 
     For the host's LoRA `freeze_aligner false` would put an adapter on it instead; there
@@ -283,8 +287,8 @@ def _aligner_arguments(recipe: Recipe) -> dict[str, Any]:
     return {"freeze_aligner": True, "modules_to_save": recipe.model.aligner}
 
 
-def _data_arguments(recipe: Recipe, files: Sequence[Path], chunk: int) -> dict[str, Any]:
-    arguments = {
+def _data_arguments(recipe: Recipe, files: Sequence[Path], chunk: int) -> Arguments:
+    arguments: Arguments = {
         "dataset": [str(file) for file in files],
         "split_dataset_ratio": 0,
         "strict": True,
@@ -302,9 +306,9 @@ def chunk_seed(recipe: Recipe, chunk: int) -> int:
     return recipe.seed * 1000 + chunk
 
 
-def _optimizer_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
+def _optimizer_arguments(recipe: Recipe, chunk: int) -> Arguments:
     schedule, phase = recipe.schedule, recipe.phase(chunk)
-    arguments: dict[str, Any] = {
+    arguments: Arguments = {
         "num_train_epochs": 1 if recipe.replays(chunk) else schedule.epochs,
         "per_device_train_batch_size": schedule.per_device_batch,
         "gradient_accumulation_steps": recipe.accumulation,
@@ -359,7 +363,7 @@ def is_local(model: Model) -> bool:
     return Path(model.path).exists() or model.path[0] in "./~" or model.download is not None
 
 
-def _flags(arguments: dict[str, Any]) -> tuple[str, ...]:
+def _flags(arguments: Arguments) -> tuple[str, ...]:
     flags: list[str] = []
     for key, value in arguments.items():
         if value is None:
@@ -370,7 +374,7 @@ def _flags(arguments: dict[str, Any]) -> tuple[str, ...]:
     return tuple(flags)
 
 
-def _text(value: Any) -> str:
+def _text(value: Value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):

@@ -9,6 +9,8 @@ operators stay unavailable and raise when called. With a CUDA build of torch thi
 
 import importlib.abc
 import sys
+from collections.abc import Sequence
+from types import ModuleType
 
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
@@ -17,7 +19,9 @@ _KEEP: list[object] = []  # the registration lives as long as its library object
 
 
 class _BeforeTorchvision(importlib.abc.MetaPathFinder):
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> None:
         if fullname == "torchvision":
             sys.meta_path.remove(self)
             import torch
