@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.files import read_jsonl
-from eval.predictions import Question, question_of, write_combined
-from eval.stream import load_stream
+from data_prep.files import read_jsonl
+from data_prep.stream import open_stream
+from eval.questions import Question, question_of, write_combined
 from recipes.run.commands import INFER_PLUGIN, PLUGIN, REPO
 
 BASE = REPO / "assets" / "tiny_base"
@@ -64,7 +64,7 @@ def questions(options: argparse.Namespace) -> tuple[list[Line], list[Line]]:
     if not (options.stream / "stream.json").is_file():
         command = [sys.executable, "-m", "data_prep.mini", "--out", str(options.stream)]
         subprocess.run([*command, "--size", "tiny"], check=True, cwd=REPO)
-    stream = load_stream(options.stream)
+    stream = open_stream(options.stream)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "questions.jsonl"
         write_combined(options.stream, stream.tasks, path, options.samples)

@@ -32,7 +32,7 @@ from transformers import AutoTokenizer, InternVLForConditionalGeneration
 from assets.tiny_base.make import measure, network
 from assets.tiny_base.make.sequences import IGNORE, Layout
 from data_prep.files import sha256_file, write_json
-from eval.scorers import find_scorer
+from eval.scorers.registry import find_scorer
 
 ROOT = Path(__file__).resolve().parents[1]
 LINEARS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.files import write_text
+from data_prep.files import write_text
+from eval.run_files import ChunkScores
 
 COLUMNS = ["chunk", "task", "score", "n"]
 Cells = dict[tuple[int, str], tuple[float, int]]
@@ -67,7 +67,7 @@ def _parse_row(
     return (chunk, task), (score, n)
 
 
-def append_scores(path: Path, chunk: int, scores: Mapping[str, Any]) -> None:
+def append_scores(path: Path, chunk: int, scores: ChunkScores) -> None:
     """Write the scores of a chunk into matrix.csv, atomically.
 
     Doing it again changes nothing, a new evaluation of the chunk replaces its rows; rows stay

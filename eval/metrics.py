@@ -195,7 +195,7 @@ def bootstrap_matrices(
     return drawn
 
 
-def swapped_matrices(
+def permuted_matrices(
     first: Sequence[Array],
     second: Sequence[Array],
     aggregates: Sequence[Callable[[Array], Array]],

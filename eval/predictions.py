@@ -1,127 +1,32 @@
-"""To and from the host: one question file for all tasks, answers back to the test records.
+"""Predictions: the host's answers beside the test records, scored once, and what they sum up to.
 
-`swift infer --val_dataset COMBINED --result_path RESULTS` (ms-swift 4.6) writes one line an answer:
-`response`, `labels` (the gold turn, null where the question file has none), `messages` with the
-answer appended, `images` as [{"bytes": null, "path": as given}]. Other columns survive only with
-`--remove_unused_columns false`, several processes write in another order, and a second run appends.
-So answers are joined by content (turns and images), never by position, and equal questions are
-asked once.
+`split_results` writes `chunks/NNN/predictions/<task>.jsonl`, each line with its score; everything
+else (scores.json, reports, comparisons, tests of significance) reads that score.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import fmean, stdev
+from typing import cast
 
-from eval.files import Record, read_jsonl, write_jsonl
+from data_prep.files import read_jsonl, write_jsonl
+from data_prep.stream import Stream
+from eval.questions import Question, prompt_of, question_of
+from eval.run_files import ChunkScores, JsonObject, PredictionLine, TaskResult
 from eval.scorers.fixed import gold_answers
-from eval.stream import Stream, load_stream
+from eval.scorers.published_files import published_scores
+from eval.scorers.registry import MOST_CIDER, Scorer, open_scored_stream, scorer_of
 
-Question = tuple[tuple[tuple[str, str], ...], tuple[str, ...]]
 GOLD_FIELDS = (
     "references", "answer_bbox", "size", "options", "synonyms", "box_format", "answer_type"
 )  # fmt: skip
 # What methods that choose a chunk note in their results: the chunk whose adapter or router was
 # taken, and, where a model was asked for it, what it said.
 CHOICE_FIELDS = ("expert", "router_answer", "routed")
-
-
-def question_of(record: Record, folder: Path) -> Question:
-    """Return what identifies a question: its turns without the last answer, and its images.
-
-    Args:
-        record: a test sample, a line of the question file or a line of the host's results.
-        folder: the stream folder; absolute image paths inside it are made relative.
-    """
-    turns = [(str(m["role"]), str(m["content"])) for m in record["messages"]]
-    while turns and turns[-1][0] == "assistant":
-        turns.pop()
-    return tuple(turns), tuple(_image_name(i, folder) for i in record.get("images") or [])
-
-
-def _image_name(image: Any, folder: Path) -> str:
-    path = Path(str(image.get("path") if isinstance(image, dict) else image))
-    root = folder.resolve()
-    if path.is_absolute() and path.resolve().is_relative_to(root):
-        path = path.resolve().relative_to(root)
-    return path.as_posix()
-
-
-def prompt_of(record: Record) -> str:
-    """Return the text of the last user turn, image placeholders removed."""
-    users = [m["content"] for m in record["messages"] if m["role"] == "user"]
-    return str(users[-1]).replace("<image>", "").strip() if users else ""
-
-
-def write_combined(
-    stream_dir: Path,
-    tasks: Sequence[str],
-    out_path: Path,
-    limit: int | None = None,
-    answered: Path | None = None,
-) -> int:
-    """Write one question file of all tasks for one `swift infer` process; return its lines.
-
-    Questions come without the gold answer and their task, and each only once. They are grouped by
-    task, tasks with long answers first (a memory limit shows at once), and sorted by length inside,
-    so that batches are even.
-
-    Args:
-        stream_dir: the stream folder.
-        tasks: the tasks to ask.
-        out_path: the JSONL to write.
-        limit: at most so many samples a task.
-        answered: a result file of a killed evaluation; what it answers is left out.
-
-    Raises:
-        ValueError: an unknown task or an unreadable test set.
-    """
-    stream = load_stream(stream_dir)
-    done = _answered_questions(answered, stream_dir)
-    lines: list[Record] = []
-    for records in sorted((stream.test_records(t, limit) for t in tasks), key=_answer_length)[::-1]:
-        for record in sorted(records, key=_question_length, reverse=True):
-            question = question_of(record, stream_dir)
-            if question not in done:
-                done.add(question)
-                lines.append(_question_line(record))
-    write_jsonl(out_path, lines)
-    return len(lines)
-
-
-def _answered_questions(answered: Path | None, stream_dir: Path) -> set[Question]:
-    if answered is None or not answered.is_file():
-        return set()
-    return {question_of(line, stream_dir) for line in read_jsonl(answered, torn_tail=True)}
-
-
-def _answer_length(records: Sequence[Record]) -> float:
-    return fmean(len(gold_answers(record)[0]) for record in records)
-
-
-def _question_length(record: Record) -> tuple[int, int]:
-    return len(record.get("images") or []), sum(len(m["content"]) for m in record["messages"])
-
-
-def _question_line(record: Record) -> Record:
-    """Return what the host may know: no answer, no task, and no id, which names the task."""
-    turns = list(record["messages"])
-    while turns and turns[-1]["role"] == "assistant":
-        turns.pop()
-    return {"messages": turns, "images": record.get("images") or []}
-
-
-def repair_results(path: Path) -> int:
-    """Cut a half-written last line off a killed run's result file; return the lines that stay."""
-    if not path.is_file():
-        return 0
-    records = read_jsonl(path, torn_tail=True)
-    text = path.read_text(encoding="utf-8")
-    if text and not text.endswith("\n"):
-        write_jsonl(path, records)
-    return len(records)
 
 
 def split_results(
@@ -133,10 +38,8 @@ def split_results(
 ) -> dict[str, int]:
     """Write `<out_dir>/<task>.jsonl`, one line a test record in the test file's order.
 
-    A line holds id, task, prompt, prediction, gold, finish_reason (stop: the model ended its
-    answer; length: it was cut at max_new_tokens; null: the host did not say), images and the gold
-    fields that scorers need. A record without an answer becomes an error entry: prediction null,
-    `error` says why.
+    `PredictionLine` names the keys. A record without an answer becomes an error entry: prediction
+    null, score 0, `error` says why.
 
     Args:
         result_jsonl: what `swift infer` wrote.
@@ -149,9 +52,10 @@ def split_results(
         The number of error entries by task.
 
     Raises:
-        ValueError: a result that answers no test record, or two results for one question.
+        ValueError: a result that answers no test record, two results for one question, or a test
+            record without a gold answer.
     """
-    stream = load_stream(stream_dir)
+    stream = open_scored_stream(stream_dir)
     names = list(stream.tasks if tasks is None else tasks)
     asked = {task: stream.test_records(task, limit) for task in names}
     known = {question_of(r, stream_dir) for records in asked.values() for r in records}
@@ -162,19 +66,18 @@ def split_results(
             _prediction_line(task, r, answers.get(question_of(r, stream_dir))) for r in records
         ]
         failed[task] = sum(line["prediction"] is None for line in lines)
-        write_jsonl(out_dir / f"{task}.jsonl", lines)
+        scored = zip(lines, score_lines(lines, scorer_of(stream, task)), strict=True)
+        write_jsonl(out_dir / f"{task}.jsonl", ({**line, "score": score} for line, score in scored))
     return failed
 
 
-def _read_answers(path: Path, stream_dir: Path, known: set[Question]) -> dict[Question, Record]:
+def _read_answers(path: Path, stream_dir: Path, known: set[Question]) -> dict[Question, JsonObject]:
     """Return the host's result lines by question."""
-    answers: dict[Question, Record] = {}
+    answers: dict[Question, JsonObject] = {}
     for number, line in enumerate(read_jsonl(path, torn_tail=True), start=1):
         if "response" not in line or not line.get("messages"):
-            found = sorted(line)
-            raise ValueError(
-                f"{path}:{number}: not a result of swift infer; found the keys {found}"
-            )
+            keys = sorted(line)
+            raise ValueError(f"{path}:{number}: not a result of swift infer; found the keys {keys}")
         question = question_of(line, stream_dir)
         if question not in known:
             raise ValueError(
@@ -191,9 +94,9 @@ def _read_answers(path: Path, stream_dir: Path, known: set[Question]) -> dict[Qu
     return answers
 
 
-def _prediction_line(task: str, record: Record, result: Record | None) -> Record:
+def _prediction_line(task: str, record: JsonObject, result: JsonObject | None) -> PredictionLine:
     answer = None if result is None else result["response"]
-    line: Record = {
+    line: JsonObject = {
         "id": record["id"],
         "task": task,
         "prompt": prompt_of(record),
@@ -209,25 +112,39 @@ def _prediction_line(task: str, record: Record, result: Record | None) -> Record
     elif result.get("error") or line["prediction"] is None:
         line["prediction"] = None
         line["error"] = str(result.get("error") or f"found {answer!r}")
-    return line
+    return cast(PredictionLine, line)
 
 
-def _gold_text(record: Record) -> str:
+def _gold_text(record: JsonObject) -> str:
     turns = record["messages"]
     if turns[-1]["role"] == "assistant":
         return str(turns[-1]["content"])
     return gold_answers(record)[0]
 
 
-def read_predictions(folder: Path, stream: Stream, task: str) -> list[Record]:
-    """Return the prediction lines of one task.
+def score_lines(lines: Sequence[PredictionLine], scorer: Scorer) -> list[float]:
+    """Return one score in 0..1 for each prediction line of a task.
+
+    A line whose prediction is null is never shown to the scorer: it earns 0.
+    """
+    answers = [line["prediction"] for line in lines]
+    # Captions need the references of failed samples too: document frequencies are the test set's.
+    raw = scorer.score_all([answer or "" for answer in answers], lines)
+    return [0.0 if a is None else s for a, s in zip(answers, raw, strict=True)]
+
+
+def read_predictions(folder: Path, stream: Stream, task: str) -> list[PredictionLine]:
+    """Return the prediction lines of one task, each with its score.
 
     Raises:
         FileNotFoundError: the task was not evaluated here.
-        ValueError: an id twice, or an id that the test set does not have.
+        ValueError: no line, an id twice or one that the test set does not have, a score that is
+            none, or (in a file without scores) a line that cannot be scored.
     """
     path = folder / f"{task}.jsonl"
-    lines = read_jsonl(path)
+    lines = cast(list[PredictionLine], read_jsonl(path))
+    if not lines:
+        raise ValueError(f"{path}: empty; evaluate the chunk again")
     known = {record["id"] for record in stream.test_records(task)}
     seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
@@ -237,4 +154,128 @@ def read_predictions(folder: Path, stream: Stream, task: str) -> list[Record]:
         if name in seen:
             raise ValueError(f"{path}:{number}: id {name!r} stands there twice")
         seen.add(str(name))
+    return _with_scores(path, lines, stream, task)
+
+
+def _with_scores(
+    path: Path, lines: list[PredictionLine], stream: Stream, task: str
+) -> list[PredictionLine]:
+    """Return the lines with their scores; version 0.1 wrote none, so they are made now."""
+    if not any("score" in line for line in lines):
+        scores = score_lines(lines, scorer_of(stream, task))
+        return [{**line, "score": s} for line, s in zip(lines, scores, strict=True)]
+    for number, line in enumerate(lines, start=1):
+        score: object = line.get("score")
+        if not isinstance(score, int | float) or not 0.0 <= score <= 1.0:
+            raise ValueError(
+                f"{path}:{number}: score: found {score!r}, expected a number from 0 to 1;"
+                " evaluate the chunk again"
+            )
     return lines
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """The scores of one task's test set.
+
+    Attributes:
+        ids: sample ids, in the prediction file's order.
+        scores: one score in 0..1 a sample; a failed sample earns nothing.
+        failed: samples without an answer.
+        score: the task's score in 0..1; NaN if no sample has an answer (nothing was measured).
+        stderr: standard error over samples; NaN below two samples.
+    """
+
+    ids: list[str]
+    scores: list[float]
+    failed: int
+    score: float
+    stderr: float
+
+
+def sum_up(lines: Sequence[PredictionLine], scorer: Scorer) -> TaskScores:
+    """Return what the scored prediction lines of one task sum up to."""
+    scores = [float(line["score"]) for line in lines]
+    failed = sum(line["prediction"] is None for line in lines)
+    measured = failed < len(lines)
+    return TaskScores(
+        ids=[str(line["id"]) for line in lines],
+        scores=scores,
+        failed=failed,
+        score=scorer.aggregate(scores) if measured else math.nan,
+        stderr=_stderr(scores, scorer) if measured else math.nan,
+    )
+
+
+def _stderr(scores: Sequence[float], scorer: Scorer) -> float:
+    if len(scores) < 2:
+        return math.nan
+    scale = 1.0 if scorer.sample is not None else MOST_CIDER
+    return scale * stdev(scores) / math.sqrt(len(scores))
+
+
+def task_scores(predictions_dir: Path, stream: Stream, task: str) -> TaskScores:
+    """Return the scores of one task from its prediction file.
+
+    Raises:
+        FileNotFoundError: the task was not evaluated.
+        ValueError: the prediction file does not fit the test set.
+    """
+    return sum_up(read_predictions(predictions_dir, stream, task), scorer_of(stream, task))
+
+
+def chunk_scores(predictions_dir: Path, stream_dir: Path, chunk: int | None = None) -> ChunkScores:
+    """Return the content of `scores.json`: every task that has a prediction file.
+
+    Numbers that do not exist (nothing answered, one sample) are null, never 0. `failed` samples
+    earn nothing and stay in `n`.
+
+    Args:
+        predictions_dir: `chunks/NNN/predictions`.
+        stream_dir: the stream folder.
+        chunk: the chunk's index; None reads it from the folder's name NNN.
+
+    Raises:
+        FileNotFoundError: there is no prediction file at all.
+        ValueError: a prediction file of an unknown task, or one that does not fit its test set.
+    """
+    stream = open_scored_stream(stream_dir)
+    evaluated = sorted(path.stem for path in predictions_dir.glob("*.jsonl"))
+    unknown = [task for task in evaluated if task not in stream.tasks]
+    if unknown:
+        raise ValueError(f"{predictions_dir}: unknown tasks {unknown}; expected {stream.tasks}")
+    if not evaluated:
+        raise FileNotFoundError(f"{predictions_dir}: no prediction files; evaluate the chunk first")
+    index = _chunk_index(predictions_dir) if chunk is None else chunk
+    lines = {
+        t: read_predictions(predictions_dir, stream, t) for t in stream.tasks if t in evaluated
+    }
+    tasks = {t: _task_result(lines[t], scorer_of(stream, t)) for t in lines}
+    return {"chunk": index, "tasks": tasks, "published": published_scores(lines)}
+
+
+def _task_result(lines: Sequence[PredictionLine], scorer: Scorer) -> TaskResult:
+    scored = sum_up(lines, scorer)
+    result: TaskResult = {
+        "score": _number(scored.score),
+        "n": len(scored.scores),
+        "failed": scored.failed,
+        "cut": sum(line.get("finish_reason") == "length" for line in lines),
+        "stderr": _number(scored.stderr),
+    }
+    if scorer.sample is None:
+        measured = scored.failed < len(lines)
+        cider = 100 * MOST_CIDER * fmean(scored.scores) if measured else math.nan
+        result["cider"] = _number(cider)
+    return result
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 6)
+
+
+def _chunk_index(predictions_dir: Path) -> int:
+    name = predictions_dir.resolve().parent.name
+    if not name.isdigit():
+        raise ValueError(f"{predictions_dir}: no chunk number in {name!r}; give `chunk`")
+    return int(name)

@@ -17,9 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.files import Record, numbered_jsonl
-from eval.scorers import MOST_CIDER, Scorer
-from eval.scorers.registry import TASKS, find_task
+from data_prep.files import Record, numbered_jsonl
+from eval.scorers.registry import MOST_CIDER, TASKS, Scorer, find_task
 
 REQUIRED = ("question_id", "gold", "prediction")
 MOST_NAMED = 20
@@ -95,19 +94,21 @@ def summarise(task: str, variant: str, results: Sequence[Record], scorer: Scorer
     return text + (" (failed samples earn nothing)" if failed else "")
 
 
-def doubled(lines: Sequence[Numbered]) -> list[str]:
+def duplicates(lines: Sequence[Numbered]) -> list[str]:
     """Return a sentence for every question that stands in the file a second time."""
     seen: dict[str, int] = {}
-    found = []
+    repeated = []
     for number, record in lines:
         if "question_id" not in record:
             continue
         # JSON keeps 7 and "7" apart, as the published scripts do.
         name = json.dumps(record["question_id"])
         if name in seen:
-            found.append(f"{number}: question_id {name} stands there twice, first in {seen[name]}")
+            repeated.append(
+                f"{number}: question_id {name} stands there twice, first in {seen[name]}"
+            )
         seen.setdefault(name, number)
-    return found
+    return repeated
 
 
 def name_problems(path: Path, lines: Sequence[Numbered], results: Sequence[Record]) -> list[str]:
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         scorer = find_task(options.task).scorer(options.variant)
-        lines = numbered_jsonl(options.file)
+        lines = list(numbered_jsonl(options.file))
         if not lines:
             raise ValueError(f"{options.file}:1: no samples, nothing to score")
     except OSError as error:
@@ -146,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(result))
     for problem in name_problems(options.file, lines, results):
         print(f"eval.score: {problem}", file=sys.stderr)
-    twice = doubled(lines)
+    twice = duplicates(lines)
     for problem in twice[:MOST_NAMED]:
         print(f"eval.score: {options.file}:{problem}", file=sys.stderr)
     if twice:

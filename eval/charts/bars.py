@@ -9,7 +9,7 @@ from html import escape
 
 from markupsafe import Markup
 
-from eval.charts.lines import fit_name, names_room, percent, row_names, short_percent
+from eval.charts.lines import names_room, percent, row_names, short_percent, truncate
 from eval.charts.svg import Scale, label, picture, tag, ticks
 
 
@@ -58,7 +58,7 @@ def _reach(item: Bar) -> list[float]:
 
 
 def _bar(item: Bar, across: Scale, y: float, tall: float, left: float) -> list[str]:
-    parts = [label(left - 8, y + tall / 2 + 4, fit_name(item.name, left - 12), "end", "row")]
+    parts = [label(left - 8, y + tall / 2 + 4, truncate(item.name, left - 12), "end", "row")]
     if math.isnan(item.value):
         return [*parts, label(across(0) + 8, y + tall / 2 + 4, "not known yet", "start")]
     zero, end = across(0.0), across(item.value)

@@ -244,12 +244,12 @@ def row_names(rows: Sequence[str], left: float, top: float, tall: float | None =
     """Return the names beside rows of height `tall`, every other one where they are many."""
     tall, every = tall or row_height(rows), 1 if len(rows) <= 60 else 2
     return [
-        label(left - 8, top + (i + 0.5) * tall + 4, fit_name(rows[i], left - 12), "end", "row")
+        label(left - 8, top + (i + 0.5) * tall + 4, truncate(rows[i], left - 12), "end", "row")
         for i in range(0, len(rows), every)
     ]
 
 
-def fit_name(text: str, room: float) -> str:
+def truncate(text: str, room: float) -> str:
     most = max(int(room // 6.6), 3)
     return text if len(text) <= most else "…" + text[1 - most :]
 

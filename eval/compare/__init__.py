@@ -10,7 +10,7 @@ In Python: `found = compare([Path("runs/tiny"), Path("runs/tiny-lora")])`, then
 from __future__ import annotations
 
 from eval.compare.comparison import Cell, Column, Comparison, Difference, compare
-from eval.compare.methods import Entry, Method, load_methods
+from eval.compare.runs import Entry, Method, load_methods
 
 __all__ = [
     "Cell",

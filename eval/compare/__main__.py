@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.files import write_text
+from data_prep.stream import StreamError
 from eval.compare import compare, page, tables
-from eval.files import write_text
 
 FILES = {
     "compare.csv": tables.as_csv,
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, render in FILES.items() if options.out else ():
             write_text(options.out / name, render(found))
             print(options.out / name)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StreamError) as error:
         print(f"eval.compare: {error}", file=sys.stderr)
         return 2
     return 0

@@ -8,9 +8,9 @@ from eval.charts.figure import Figure, Table, both
 from eval.charts.lines import Series, line_chart, percent
 from eval.charts.svg import colour
 from eval.compare.comparison import Comparison
-from eval.compare.methods import Method
+from eval.compare.runs import Method
 from eval.metrics import Array, mean_over
-from eval.report.routing.choices import RIGHT
+from eval.report.routing.choices import NAMES, RIGHT
 from eval.routing.router_accuracy import Choices
 
 
@@ -20,19 +20,21 @@ def choice_figure(found: Comparison) -> Figure | None:
     if not chosen:
         return None
     chunks = sorted({c for m in chosen for e in m.entries for c in e.run.choices})
-    values = {method.name: _home(method, chunks) for method in chosen}
+    values = {method.name: _to_dominant_chunk(method, chunks) for method in chosen}
     names = [method.name for method in found.methods]
     series = [Series(name, values[name].tolist(), colour(names.index(name))) for name in values]
-    title = f"Share of questions that went to the home of their task: {', '.join(values)}."
+    title = (
+        f"Share of questions that went to the dominant chunk of their task: {', '.join(values)}."
+    )
     x = [float(chunk) for chunk in chunks]
     chart = both(
-        lambda w: line_chart(title, series, x, w, "chunk", "Home, %", y_max=1.0, height=240.0,
-                             name_lines=False)
+        lambda w: line_chart(title, series, x, w, "chunk", "Dominant chunk, %", y_max=1.0,
+                             height=240.0, name_lines=False)
     )  # fmt: skip
     body = [[f"chunk {c}", *(percent(float(v[i])) for v in values.values())]
             for i, c in enumerate(chunks)]  # fmt: skip
     tables = [
-        Table("Right choices of a chunk (home), in percent", ["after", *values], body),
+        Table("Right choices (dominant chunk), in percent", ["after", *values], body),
         _last(chosen),
     ]
     legend = [{"name": s.name, "class_": s.class_} for s in series]
@@ -40,17 +42,17 @@ def choice_figure(found: Comparison) -> Figure | None:
     return Figure("Is the right chunk chosen?", chart, tables, note, legend=legend, always=True)
 
 
-def _home(method: Method, chunks: list[int]) -> Array:
-    """Return the share of questions that went home at `chunks`, mean over seeds."""
+def _to_dominant_chunk(method: Method, chunks: list[int]) -> Array:
+    """Return the dominant chunk's share of the questions at `chunks`, mean over seeds."""
     rows = np.full((len(method.entries), len(chunks)), np.nan)
     for row, entry in enumerate(method.entries):
         for chunk, choices in entry.run.choices.items():
-            rows[row, chunks.index(chunk)] = choices.total.home
+            rows[row, chunks.index(chunk)] = choices.total.dominant_chunk
     return mean_over(rows, axis=0)
 
 
 def _last(methods: list[Method]) -> Table:
-    head = ["run", "after", "chosen by", "home", "by lot", "held", "by lot", "no legal letter"]
+    head = ["run", "after", "chosen by", *NAMES, "no legal letter"]
     rows = [
         [method.name_of(entry), *_row(entry.run.choices[max(entry.run.choices)])]
         for method in methods
@@ -61,7 +63,6 @@ def _last(methods: list[Method]) -> Table:
 
 
 def _row(choices: Choices) -> list[str]:
-    total = choices.total
-    figures = (total.home, total.home_by_lot, total.held, total.held_by_lot, choices.illegal_share)
+    figures = (*choices.total.values(), choices.illegal_share)
     by = {"adapter": "a router adapter", "router": "image and text keys"}[choices.what]
     return [f"chunk {choices.chunk}", by, *map(percent, figures)]

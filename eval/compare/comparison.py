@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from eval.compare.costs import COSTS, costs_of
-from eval.compare.evidence import (
+from eval.compare.runs import Comparable, Method, load_methods
+from eval.compare.statistics import (
     LAST,
     Result,
     differences,
@@ -19,7 +20,6 @@ from eval.compare.evidence import (
     is_last,
     values_by_seed,
 )
-from eval.compare.methods import Comparable, Method, load_methods
 from eval.metrics import STREAM_SCORES, mean_over
 from eval.report.data import Gap
 from eval.significance import NO_INTERVAL, Interval, holm
@@ -191,7 +191,7 @@ def _tests(
 
 def _has_no(column: str, method: Method) -> bool:
     """Return whether a method cannot have the score: joint training forgets nothing."""
-    return any(entry.run.ends_only for entry in method.entries) and not is_last(column)
+    return any(entry.run.has_no_stream for entry in method.entries) and not is_last(column)
 
 
 def _leader(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
-from eval.files import Record
+from data_prep.files import Record
 from eval.report.data import RunData, logged_whole, steps_logged
 
 
@@ -34,7 +33,6 @@ COSTS = (
 )
 # The host's line: "model_parameter_info: ...: 5.9023M Params (0.2867M Trainable [4.8578%]), ...".
 _TRAINABLE = re.compile(r"model_parameter_info:.*\(([\d.]+)M Trainable")
-_HEADER_LIMIT = 100 * 2**20
 
 
 def costs_of(runs: Sequence[RunData]) -> dict[str, float]:
@@ -76,20 +74,14 @@ def stored_millions(run: Path) -> float:
     try:
         files = [file for folder in folders for file in folder.glob("*.safetensors")]
         return sum(map(_numbers_in, files)) / 1e6
-    except (OSError, ValueError, struct.error):
+    except (OSError, SafetensorError):
         return math.nan
 
 
 def _numbers_in(file: Path) -> int:
-    """Return how many numbers a safetensors file holds: its header is JSON with every shape."""
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        if length > _HEADER_LIMIT:
-            raise ValueError(f"{file}: a header of {length} bytes is none")
-        header = json.loads(stream.read(length))
-    return sum(
-        math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
-    )
+    """Return how many numbers a safetensors file holds."""
+    with safe_open(file, framework="numpy") as tensors:
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
 def seconds_a_step(run: RunData) -> float:
@@ -111,7 +103,7 @@ def peak_memory(run: RunData) -> float:
     processes, as the orchestrator watched it.
     """
     logged = [_number(line, "memory(GiB)") for lines in run.training.values() for line in lines]
-    watched = [_number(chunk, "train_memory_gib") for chunk in run.state.get("chunks") or []]
+    watched = [math.nan if (m := c.train_memory_gib) is None else m for c in run.state.chunks]
     for values in (logged, watched):
         known = [value for value in values if math.isfinite(value)]
         if known:

@@ -47,7 +47,7 @@ def page_context(found: Comparison) -> dict[str, Any]:
 
 def _lead(found: Comparison) -> str:
     runs = sum(len(method.entries) for method in found.methods)
-    streams = {str(e.run.stream.manifest.get("name", "")) for m in found.methods
+    streams = {e.run.stream.name for m in found.methods
                for e in m.entries if e.run.stream}  # fmt: skip
     where = ", ".join(sorted(streams)) or "an unknown stream"
     return f"{len(found.methods)} methods in {runs} runs on {where}, {len(found.tasks)} tasks"
@@ -181,8 +181,7 @@ def _runs(found: Comparison) -> Table:
     for method in found.methods:
         for entry in method.entries:
             manifest = entry.run.manifest
-            versions = manifest.get("versions") or {}
-            hardware = manifest.get("hardware") or {}
+            versions, hardware = manifest.versions, manifest.hardware
             gpus = hardware.get("gpus") or []
             machine = (
                 ", ".join(map(str, gpus)) if gpus else f"{hardware.get('cores', '?')} CPU cores"
@@ -190,7 +189,7 @@ def _runs(found: Comparison) -> Table:
             state = "finished" if entry.run.finished else f"after chunk {entry.run.evaluated}"
             body.append(
                 [method.name, entry.run.root.name, str(entry.seed), state,
-                 str((manifest.get("git") or {}).get("sha", ""))[:10],
+                 str(manifest.git.get("sha", ""))[:10],
                  f"ms-swift {versions.get('ms-swift', '?')}, torch {versions.get('torch', '?')}",
                  machine]
             )  # fmt: skip

@@ -17,7 +17,7 @@ from eval.charts.lines import Series, heat_map, line_chart, percent
 from eval.charts.svg import colour
 from eval.compare.choice_part import choice_figure
 from eval.compare.comparison import Comparison
-from eval.compare.methods import Entry, Method
+from eval.compare.runs import Entry, Method
 from eval.metrics import Array
 from eval.report.routing.routing_tables import ratio
 from eval.routing import diagnosis

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.files import write_text
+from data_prep.files import write_text
 from eval.report.data import load_run
 from eval.report.model_card import write_model_card
 from eval.report.numbers import summarise

@@ -11,25 +11,34 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.files import Record, read_json, read_jsonl
+from data_prep.files import Record, read_jsonl
+from data_prep.stream import MANIFEST, Stream, StreamError
 from eval.matrix import Matrix, load_matrix
-from eval.report.score_cache import ScoreCache
+from eval.predictions import TaskScores, task_scores
 from eval.routing.record import Routing, load_routing
 from eval.routing.router_accuracy import Choices, read_choices
 from eval.routing.stage_ablation import load_ablation
-from eval.scores import TaskScores
-from eval.stream import Stream, load_stream
+from eval.run_files import (
+    AblationContent,
+    ChunkScores,
+    Manifest,
+    RunState,
+    read_manifest,
+    read_object,
+    read_state,
+)
+from eval.scorers.registry import open_scored_stream
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
 # So many chunks show how routing went; a file of a large model has half a megabyte.
 MOST_ROUTING_FILES = 26
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+UNREADABLE = (OSError, StreamError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class RunData:
         root: the run folder.
         matrix: a[chunk, task]; empty before the first evaluation.
         stream: the stream folder, None where it cannot be read.
-        manifest, state: the JSON files, empty where missing.
+        manifest, state: of the run, empty where missing.
         recipe: the text of recipe.yaml.
         scored: sample scores by (chunk, task).
         training: the host's log lines by chunk.
@@ -56,29 +65,28 @@ class RunData:
         choices: by chunk, which chunk's adapter or router the questions took; empty for methods
             that do not choose among chunks.
         gaps: what is missing.
-        ablation: what parts of the router are worth (eval/routing/stage_ablation.py); empty where
-            not measured.
-        last_scores: scores.json of the last evaluated chunk; empty where missing.
+        ablation: what parts of the router are worth; None where not measured.
+        last_scores: scores.json of the last evaluated chunk; None where missing.
     """
 
     root: Path
     matrix: Matrix
     stream: Stream | None = None
-    manifest: dict[str, Any] = field(default_factory=dict)
-    state: dict[str, Any] = field(default_factory=dict)
+    manifest: Manifest = field(default_factory=Manifest)
+    state: RunState = field(default_factory=RunState)
     recipe: str = ""
     scored: dict[tuple[int, str], TaskScores] = field(default_factory=dict)
     training: dict[int, list[Record]] = field(default_factory=dict)
     routing: dict[int, Routing] = field(default_factory=dict)
     choices: dict[int, Choices] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
-    ablation: dict[str, Any] = field(default_factory=dict)
-    last_scores: dict[str, Any] = field(default_factory=dict)
+    ablation: AblationContent | None = None
+    last_scores: ChunkScores | None = None
 
     @property
     def name(self) -> str:
         """Return the run's name."""
-        return str(self.manifest.get("name") or self.root.resolve().name)
+        return self.manifest.name or self.root.resolve().name
 
     @property
     def tasks(self) -> list[str]:
@@ -93,35 +101,26 @@ class RunData:
     @property
     def planned(self) -> int:
         """Return how many chunks the run will have; 0 where no file says so."""
-        chunks = (self.manifest.get("data") or {}).get("chunks")
-        if isinstance(chunks, list):
-            return len(chunks)
-        return len(self.stream.chunks) if self.stream else 0
+        return self.manifest.chunks or (len(self.stream.chunks) if self.stream else 0)
 
     @property
     def finished(self) -> bool:
         """Tell whether all planned chunks are done."""
-        if "finished" in self.state:
-            return bool(self.state["finished"])
-        return bool(self.planned) and int(self.state.get("done", 0)) >= self.planned
+        if self.state.finished is not None:
+            return self.state.finished
+        return bool(self.planned) and (self.state.done or 0) >= self.planned
 
     @property
-    def records(self) -> list[dict[str, Any]]:
-        """Return the chunk records of state.json: steps, seconds; none where it is missing."""
-        chunks = self.state.get("chunks")
-        return [r for r in chunks if isinstance(r, dict)] if isinstance(chunks, list) else []
-
-    @property
-    def ends_only(self) -> bool:
+    def has_no_stream(self) -> bool:
         """Return whether there is nothing between base model and end: joint training, zero-shot.
 
         Of such a run only the last scores mean something: it has no stream to forget in.
         """
-        return self.manifest.get("protocol") in ("joint", "zero_shot")
+        return self.manifest.protocol in ("joint", "zero_shot")
 
     def first_seen(self) -> list[int | None]:
         """Return for each task the first chunk that held it, None: never or not known."""
-        if self.ends_only:
+        if self.has_no_stream:
             return [None] * len(self.tasks)
         seen = self.stream.first_seen() if self.stream else {}
         return [seen.get(task) for task in self.tasks]
@@ -129,15 +128,19 @@ class RunData:
     @property
     def method(self) -> str:
         """Return the method's name, and whether it is told what no method should know."""
-        name = str((self.manifest.get("recipe") or {}).get("method") or "")
-        told = (self.manifest.get("tuner") or {}).get("sentence") == "task"
-        return f"{name} (told the task)" if told else name
+        told = self.manifest.told_the_task
+        return f"{self.manifest.method} (told the task)" if told else self.manifest.method
+
+    @property
+    def seed_text(self) -> str:
+        """Return the seed for people."""
+        return "unknown" if self.manifest.seed is None else str(self.manifest.seed)
 
     def composition(self) -> list[dict[str, int]]:
         """Return for every planned chunk the samples of each task."""
         if self.stream is None:
             return []
-        return [dict(chunk["tasks"]) for chunk in self.stream.chunks[: self.planned]]
+        return [dict(chunk.tasks) for chunk in self.stream.chunks[: self.planned]]
 
     def sample_scores(self, task: str) -> Array:
         """Return the task's sample scores (chunks + 1, n), a row of NaN = not evaluated.
@@ -167,8 +170,11 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
     if not run_dir.is_dir():
         raise FileNotFoundError(f"{run_dir}: no such run; the folder should hold matrix.csv")
     gaps: list[Gap] = []
-    manifest = _try(gaps, "Configuration", partial(_object, run_dir / "manifest.json"), _NOTHING)
-    state = _try(gaps, "State of the run", partial(_object, run_dir / "state.json"), _NOTHING)
+    chunks = run_dir / "chunks"
+    manifest = _try(
+        gaps, "Configuration", partial(read_manifest, run_dir / "manifest.json"), Manifest()
+    )
+    state = _try(gaps, "State of the run", partial(read_state, run_dir / "state.json"), RunState())
     stream = _try(gaps, "Stream", lambda: find_stream(run_dir, manifest, stream_dir), None)
     matrix = _try(gaps, "Scores", lambda: _load_matrix(run_dir, stream), _NO_MATRIX)
     recipe = _try(gaps, "Recipe", lambda: (run_dir / "recipe.yaml").read_text("utf-8"), "")
@@ -177,33 +183,26 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
     _read_training(run)
     _read_routing(run)
     _read_choices(run)
-    path = run_dir / "chunks" / f"{run.evaluated:03d}" / "scores.json"
+    path = chunks / f"{run.evaluated:03d}" / "scores.json"
     if path.is_file():
-        run.last_scores = _try(gaps, "Scores of the last chunk", lambda: _object(path), _NOTHING)
+        what = "Scores of the last chunk"
+        run.last_scores = _try(gaps, what, partial(_chunk_scores, path), None)
     path = run_dir / "ablation.json"
     if path.is_file():
-        run.ablation = _try(gaps, "Ablations", lambda: load_ablation(path), _NOTHING)
+        run.ablation = _try(gaps, "Ablations", lambda: load_ablation(path), None)
     run.gaps = [Gap(gap.what, without_folders(gap.why, run)) for gap in run.gaps]
     return run
 
 
-_NOTHING: dict[str, Any] = {}
 _NO_MATRIX = Matrix(np.zeros((0, 0)), [], np.zeros((0, 0), dtype=np.int64))
 
 
 def without_folders(text: str, run: RunData) -> str:
     """Return a text without the folders of this machine: a report is sent to others."""
-    folders = [run.root, *([run.stream.folder] if run.stream else [])]
+    folders = [run.root, *([run.stream.root] if run.stream else [])]
     for folder in folders:
         text = text.replace(f"{folder}{os.sep}", "")
     return text
-
-
-def _object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def _try(gaps: list[Gap], what: str, read: Callable[[], T], otherwise: T) -> T:
@@ -215,22 +214,29 @@ def _try(gaps: list[Gap], what: str, read: Callable[[], T], otherwise: T) -> T:
         return otherwise
 
 
-def find_stream(run_dir: Path, manifest: dict[str, Any], stream_dir: Path | None) -> Stream:
+def _chunk_scores(path: Path) -> ChunkScores:
+    content = cast(ChunkScores, read_object(path))
+    if missing := {"tasks", "published"} - content.keys():
+        raise ValueError(f"{path}: no {' and no '.join(sorted(missing))}; evaluate again")
+    return content
+
+
+def find_stream(run_dir: Path, manifest: Manifest, stream_dir: Path | None) -> Stream:
     """Return the stream of a run: `stream_dir`, or the folder that the manifest names.
 
     A relative folder is looked for from the working folder, then from the folders above the run.
 
     Raises:
-        FileNotFoundError: it is nowhere.
+        FileNotFoundError: the manifest names none.
+        StreamError, ValueError: it is nowhere, or cannot be used.
     """
     if stream_dir is not None:
-        return load_stream(stream_dir)
-    named = (manifest.get("data") or {}).get("stream")
-    if not named:
+        return open_scored_stream(stream_dir)
+    if not manifest.stream:
         raise FileNotFoundError("manifest.json names no stream (data.stream); give --stream FOLDER")
-    above = [parent / named for parent in run_dir.resolve().parents]
-    found = [f for f in (Path(named), *above) if (f / "stream.json").is_file()]
-    return load_stream(found[0] if found else Path(named))
+    named = Path(manifest.stream)
+    places = [named, *(parent / named for parent in run_dir.resolve().parents)]
+    return open_scored_stream(next((f for f in places if (f / MANIFEST).is_file()), named))
 
 
 def _load_matrix(run_dir: Path, stream: Stream | None) -> Matrix:
@@ -253,16 +259,15 @@ def _read_predictions(run: RunData) -> None:
     if stream is None:
         return
     for chunk in range(len(run.matrix.values)):
-        cache = ScoreCache(run.root / "chunks" / f"{chunk:03d}", stream)
+        folder = run.root / "chunks" / f"{chunk:03d}" / "predictions"
         for column, task in enumerate(run.tasks):
             if run.matrix.samples[chunk, column] == 0:
                 continue
             what = f"Predictions of {task} after chunk {chunk}"
-            scored = _try(run.gaps, what, partial(cache.score_task, task), None)
+            scored = _try(run.gaps, what, partial(task_scores, folder, stream, task), None)
             if scored is not None:
                 run.scored[chunk, task] = scored
                 _compare(run, chunk, column, scored)
-        cache.save()
 
 
 def _compare(run: RunData, chunk: int, column: int, scored: TaskScores) -> None:
@@ -300,14 +305,13 @@ def logged_whole(run: RunData, chunk: int) -> bool:
 
     The host logs every `logging_steps` steps, so that fewer than that may lack.
     """
-    swift = (run.manifest.get("recipe") or {}).get("swift") or {}
     lacking = _steps_trained(run, chunk) - steps_logged(run, chunk)
-    return lacking < max(1, int(swift.get("logging_steps") or 1))
+    return lacking < max(1, run.manifest.logging_steps)
 
 
 def _steps_trained(run: RunData, chunk: int) -> int:
-    records = [r for r in run.state.get("chunks") or [] if r.get("index") == chunk]
-    return int(records[0].get("steps") or 0) if records and records[0].get("trained") else 0
+    trained = (record for record in run.state.chunks if record.index == chunk and record.trained)
+    return next((record.steps or 0 for record in trained), 0)
 
 
 def _read_routing(run: RunData) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
+from data_prep.files import read_json, write_text
 from eval import metrics
 from eval.charts.lines import percent
-from eval.files import read_json, write_text
 from eval.report.data import RunData, without_folders
-from eval.report.numbers import Summary
+from eval.report.numbers import Number, Summary
 
 LOAD_OURS = """import strlora_tuner  # registers the method with PEFT; from this pack's root
 from peft import PeftModel
@@ -42,17 +41,16 @@ def write_model_card(run: RunData, summary: Summary) -> Path | None:
 
 def model_card(run: RunData, summary: Summary, chunk: int, ours: bool) -> str:
     """Return the text of the card of one chunk's adapter; `ours`: PEFT alone does not know it."""
-    recipe = run.manifest.get("recipe") or {}
     method = run.method or "unknown"
-    base = base_name(str((recipe.get("model") or {}).get("path", "unknown")))
-    stream = run.stream.manifest.get("name", "") if run.stream else "unknown"
+    base = base_name(run.manifest.model or "unknown")
+    stream = run.stream.name if run.stream else "unknown"
     planned = f" of {run.planned}" if run.planned else ""
     what = "finished" if run.finished else "the stream goes on"
     parts = [
         _front_matter(base, method),
         f"# {run.name}: {method} after chunk {chunk}{planned}",
         f"An adapter for `{base}`, trained on the stream `{stream}` chunk after chunk, one pass,"
-        f" seed {run.manifest.get('seed', 'unknown')} ({what}).",
+        f" seed {run.seed_text} ({what}).",
         "## How to load it",
         _code(LOAD_OURS if ours else LOAD_PLAIN, base, _folder(run, chunk)),
         _host(ours),
@@ -109,7 +107,7 @@ def _scores(summary: Summary) -> str:
     return "\n".join(rows) + text + failed
 
 
-def _with_error(number: Any) -> str:
+def _with_error(number: Number) -> str:
     if math.isnan(number.value):
         return "not measured"
     text = percent(number.value)
@@ -122,13 +120,13 @@ def _cell(text: str) -> str:
 
 def _facts(run: RunData) -> str:
     manifest = run.manifest
-    git = manifest.get("git") or {}
-    steps = sum(int(r.get("steps") or 0) for r in run.records)
+    git = manifest.git
+    steps = sum(record.steps or 0 for record in run.state.chunks)
     facts = [
         ("Code", f"{git.get('sha', 'unknown')}{', local changes' if git.get('dirty') else ''}"),
-        ("Versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items())),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items())),
         ("Optimizer steps", str(steps) if steps else ""),
-        ("Global batch", str(manifest.get("global_batch") or "")),
-        ("Data", str((manifest.get("data") or {}).get("sha256", ""))),
+        ("Global batch", str(manifest.global_batch or "")),
+        ("Data", manifest.stream_sha256),
     ]
     return "\n".join(f"- {name}: {value}" for name, value in facts if value)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval import metrics
+from eval.constant_answers import best_constant
 from eval.report.data import RunData
-from eval.scorers import MOST_CIDER, find_scorer
+from eval.scorers.registry import scorer_of
 
 Array = NDArray[np.float64]
 REPLICATES = 500
@@ -84,9 +84,7 @@ def _draw(run: RunData) -> Array:
 
 def _aggregate(run: RunData, task: str) -> Callable[[Array], Array]:
     """Return what turns a task's mean sample score into its score: captions are clipped CIDEr."""
-    if run.stream is None or find_scorer(run.stream.scorer_name(task)).sample is not None:
-        return lambda mean: mean
-    return lambda mean: np.minimum(mean * MOST_CIDER, 1.0)
+    return scorer_of(run.stream, task).of_mean if run.stream else np.asarray
 
 
 def _number(statistic: Callable[[Array], Array], a: Array, drawn: Array) -> Number:
@@ -94,7 +92,7 @@ def _number(statistic: Callable[[Array], Array], a: Array, drawn: Array) -> Numb
 
 
 def _majority(run: RunData, task: str) -> float:
-    return run.stream.majority(task) if run.stream else math.nan
+    return best_constant(run.stream, task) if run.stream else math.nan
 
 
 def _task_rows(
@@ -112,13 +110,11 @@ def _task_rows(
     errors = {key: metrics.standard_error(f, drawn) for key, f in by_task.items()}
     rows = []
     for i, task in enumerate(run.tasks):
-        numbers: dict[str, Any] = {
-            k: Number(float(values[k][i]), float(errors[k][i])) for k in values
-        }
+        numbers = {k: Number(float(values[k][i]), float(errors[k][i])) for k in values}
         rows.append(
             TaskRow(
                 task=task,
-                scorer=run.stream.scorer_name(task) if run.stream else "",
+                scorer=run.stream.task(task).scorer if run.stream else "",
                 samples=int(run.matrix.samples[:, i].max(initial=0)),
                 failed=sum(s.failed for (_, name), s in run.scored.items() if name == task),
                 majority=Number(float(majority[i])),

@@ -24,7 +24,7 @@ from eval.report.data import RunData
 from eval.report.numbers import Number, Summary
 from eval.report.routing.choices import choice_part
 from eval.report.routing.section import routing_section
-from eval.report.samples import stories
+from eval.report.samples import examples
 from eval.report.tables import (
     composition_table,
     curve_table,
@@ -89,7 +89,7 @@ def page_context(run: RunData, summary: Summary) -> dict[str, Any]:
         "routing": routing_section(run),
         "choices": choice_part(run),
         "experts_why": _experts_why(run),
-        "stories": stories(run),
+        "examples": examples(run),
         "losses": _losses(run),
         "timing": timing_text(run),
         "facts": facts(run),
@@ -101,16 +101,15 @@ def page_context(run: RunData, summary: Summary) -> dict[str, Any]:
 
 
 def _lead(run: RunData) -> str:
-    recipe = run.manifest.get("recipe") or {}
     method = run.method or "unknown method"
-    model = Path(str((recipe.get("model") or {}).get("path", "unknown model"))).name
-    stream = run.stream.manifest.get("name", "") if run.stream else "unknown stream"
+    model = Path(run.manifest.model or "unknown model").name
+    stream = run.stream.name if run.stream else "unknown stream"
     chunks = f"{run.planned} chunks" if run.planned else "chunks"
-    return f"{method} on {model}, {chunks} of {stream}, seed {run.manifest.get('seed', 'unknown')}"
+    return f"{method} on {model}, {chunks} of {stream}, seed {run.seed_text}"
 
 
 def _status(run: RunData) -> str:
-    done = int(run.state.get("done", run.evaluated))
+    done = run.evaluated if run.state.done is None else run.state.done
     if run.finished:
         return f"Finished: {done} of {run.planned} chunks"
     planned = f" of {run.planned}" if run.planned else ""
@@ -211,10 +210,10 @@ def _forgetting(summary: Summary) -> Chart:
 
 
 def _experts_why(run: RunData) -> str:
-    method = (run.manifest.get("recipe") or {}).get("method")
-    if run.manifest.get("protocol") == "pool":
+    method = run.manifest.method
+    if run.manifest.protocol == "pool":
         return "Each question went whole to one adapter: below stands to which."
-    if method and run.manifest.get("tuner") is None:
+    if method and run.manifest.tuner is None:
         return f"The method {method} has no routed experts."
     return "No chunk has a routing.json that can be read (the tuner writes it while evaluating)."
 

@@ -8,15 +8,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from eval.files import Record
 from eval.report.data import RunData
+from eval.run_files import PredictionLine
 
 THUMBNAIL = 168
 MOST_TASKS = 12
 RIGHT = 0.5
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Story:
+class Example:
     """One test question and what the model answered over the stream."""
 
     task: str
@@ -51,16 +54,16 @@ class Story:
     answers: list[Answer]
 
 
-def stories(run: RunData) -> list[Story]:
-    """Return one story a task, at most `MOST_TASKS`, the most telling question of each.
+def examples(run: RunData) -> list[Example]:
+    """Return one example a task, at most `MOST_TASKS`, the most telling question of each.
 
     Most telling: right answers that were lost again, else learned ones, else the first question.
     """
-    told = [_story(run, task) for task in run.tasks[:MOST_TASKS]]
-    return [story for story in told if story is not None]
+    shown = [_example(run, task) for task in run.tasks[:MOST_TASKS]]
+    return [example for example in shown if example is not None]
 
 
-def _story(run: RunData, task: str) -> Story | None:
+def _example(run: RunData, task: str) -> Example | None:
     if run.stream is None:
         return None
     table = run.sample_scores(task)
@@ -70,23 +73,23 @@ def _story(run: RunData, task: str) -> Story | None:
     chosen = _most_telling(table[chunks])
     lines = {c: _line(run, c, task, chosen) for c in chunks}
     first = lines[chunks[0]]
-    return Story(
+    return Example(
         task=task,
         prompt=str(first.get("prompt", "")),
         gold=_gold(first),
-        picture=_thumbnail(run.stream.folder, first.get("images") or []),
+        picture=_thumbnail(run.stream.root, first.get("images") or []),
         answers=_merge([(c, lines[c], float(table[c, chosen])) for c in chunks]),
     )
 
 
-def _line(run: RunData, chunk: int, task: str, number: int) -> Record:
+def _line(run: RunData, chunk: int, task: str, number: int) -> PredictionLine:
     """Return one line of a prediction file that was read before; only that line is parsed."""
     path = run.root / "chunks" / f"{chunk:03d}" / "predictions" / f"{task}.jsonl"
     lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    return dict(json.loads(lines[number]))
+    return cast(PredictionLine, json.loads(lines[number]))
 
 
-def _most_telling(table: np.ndarray) -> int:
+def _most_telling(table: Array) -> int:
     """Return the sample (column) with the most telling course of scores over chunks (rows)."""
     steps = np.diff(table, axis=0)
     lost = np.clip(-steps, 0, None).sum(axis=0)
@@ -95,12 +98,12 @@ def _most_telling(table: np.ndarray) -> int:
     return int(np.argmax(2 * np.minimum(lost, 1) * (learned > 0) + np.minimum(learned, 1)))
 
 
-def _gold(line: Record) -> str:
+def _gold(line: PredictionLine) -> str:
     references = line.get("references")
     return str(references[0] if isinstance(references, list) and references else line.get("gold"))
 
 
-def _merge(course: Sequence[tuple[int, Record, float]]) -> list[Answer]:
+def _merge(course: Sequence[tuple[int, PredictionLine, float]]) -> list[Answer]:
     merged: list[Answer] = []
     for chunk, line, score in course:
         text = line.get("prediction")

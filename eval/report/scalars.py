@@ -11,11 +11,10 @@ import math
 from importlib.util import find_spec
 from pathlib import Path
 
-from eval.files import write_bytes
+from data_prep.files import write_blocks
 from eval.metrics import STREAM_SCORES, mean_over
 from eval.report.data import RunData
 from eval.routing import diagnosis
-from eval.routing.router_accuracy import FIGURES
 
 FOLDER = "tensorboard"
 
@@ -38,7 +37,8 @@ def scalars_of(run: RunData, chunk: int) -> dict[str, float]:
         found["routing/token_entropy"] = float(mean_over(routing.token_entropy.ravel()))
     choices = run.choices.get(chunk)
     if choices is not None:
-        found |= {f"choice/{name}": getattr(choices.total, name) for name in FIGURES}
+        tags = ("home", "held", "home_by_lot", "held_by_lot")
+        found |= {f"choice/{t}": v for t, v in zip(tags, choices.total.values(), strict=True)}
         found["choice/illegal"] = choices.illegal_share
     return {tag: value for tag, value in found.items() if math.isfinite(value)}
 
@@ -57,7 +57,7 @@ def write_scalars(run: RunData) -> Path | None:
         if scalars:
             content = _events(chunk, scalars, _written(run, chunk))
             if not path.is_file() or path.read_bytes() != content:
-                write_bytes(path, content)
+                write_blocks(path, [content])
     return folder
 
 

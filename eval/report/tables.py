@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from eval import metrics
 from eval.charts.figure import Table
@@ -11,6 +10,7 @@ from eval.charts.lines import percent
 from eval.report.data import RunData
 from eval.report.numbers import Number, Summary
 from eval.report.training import Curve
+from eval.run_files import ChunkState, JsonObject, Manifest
 
 MOST_ROWS = 60
 
@@ -89,21 +89,21 @@ def task_table(summary: Summary) -> Table:
 
 def published_table(run: RunData) -> Table | None:
     """Return our last scores beside what the published scripts print for the same answers."""
-    published = run.last_scores.get("published")
-    ours = run.last_scores.get("tasks")
-    if not isinstance(published, dict) or not isinstance(ours, dict):
+    if run.last_scores is None:
         return None
-    crashes, theirs = published.get("crashes") or {}, published.get("tasks") or {}
+    published, ours = run.last_scores["published"], run.last_scores["tasks"]
+    crashes, theirs = published["crashes"], published["tasks"]
     rows = []
     for task, entry in ours.items():
-        cider = f"CIDEr {entry['cider']:.1f}" if entry.get("cider") is not None else ""
+        cider = entry.get("cider")
+        raw = "" if cider is None else f"CIDEr {cider:.1f}"
         crash = f"would crash: {crashes[task]}" if task in crashes else ""
-        notes = [cider, f"{entry['cut']} cut off" if entry.get("cut") else "", crash]
+        notes = [raw, f"{entry['cut']} cut off" if entry.get("cut") else "", crash]
         value = theirs.get(task)
         shown = "–" if value is None else f"{value:.1f}"  # noqa: RUF001
-        score = math.nan if entry.get("score") is None else float(entry["score"])
+        score = math.nan if entry["score"] is None else entry["score"]
         rows.append([task, percent(score), shown, "; ".join(n for n in notes if n)])
-    mean = published.get("mean")
+    mean = published["mean"]
     if mean is not None:
         rows.append(["mean of the nine published tasks", "", f"{mean:.1f}", ""])
     caption = f"Scores as the published scripts print them, after chunk {run.evaluated}"
@@ -120,35 +120,35 @@ def curve_table(name: str, curve: Curve) -> Table:
 
 def timing_table(run: RunData) -> Table | None:
     """Return steps, seconds and peak memory by chunk, the sums below; None without state.json."""
-    records = run.records
+    records = run.state.chunks
     if not records:
         return None
-    keys = ("steps", "train_seconds", "eval_seconds")
-    rows = [[_chunk_name(r), *(_amount(r.get(key)) for key in keys), _memory(run, r)]
-            for r in records]  # fmt: skip
-    totals = [sum(float(r.get(key) or 0) for r in records) for key in keys]
+    spent = [(r.steps, r.train_seconds, r.eval_seconds) for r in records]
+    rows = [[_chunk_name(r), *map(_amount, amounts), _memory(run, r)]
+            for r, amounts in zip(records, spent, strict=True)]  # fmt: skip
+    totals = [sum(amount or 0 for amount in column) for column in zip(*spent, strict=True)]
     rows.append(["total", *map(_amount, totals), ""])
     head = ["chunk", "steps", "training, s", "evaluation, s", "training's peak memory, GiB"]
     return Table("Steps, wall time and peak memory by chunk", head, rows)
 
 
-def _memory(run: RunData, record: dict[str, Any]) -> str:
+def _memory(run: RunData, record: ChunkState) -> str:
     """Return the most memory that training a chunk held: an accelerator's, else main memory."""
-    logged = [line.get("memory(GiB)") for line in run.training.get(record.get("index", -1), [])]
+    logged = [line.get("memory(GiB)") for line in run.training.get(record.index, [])]
     known = [float(value) for value in logged if isinstance(value, int | float)]
-    if not known and isinstance(record.get("train_memory_gib"), int | float):
-        known = [float(record["train_memory_gib"])]
+    if not known and record.train_memory_gib is not None:
+        known = [record.train_memory_gib]
     return f"{max(known):.2f}" if known else "–"  # noqa: RUF001
 
 
 def timing_text(run: RunData) -> str:
     """Return the run's wall time in one sentence, empty without state.json."""
-    records = run.records
+    records = run.state.chunks
     if not records:
         return ""
-    train = sum(float(r.get("train_seconds") or 0) for r in records)
-    evaluation = sum(float(r.get("eval_seconds") or 0) for r in records)
-    steps = sum(int(r.get("steps") or 0) for r in records)
+    train = sum(record.train_seconds or 0 for record in records)
+    evaluation = sum(record.eval_seconds or 0 for record in records)
+    steps = sum(record.steps or 0 for record in records)
     return (
         f"{steps} optimizer steps in {duration(train)} of training, {duration(evaluation)} of"
         " evaluation, process start-up included."
@@ -165,37 +165,35 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _chunk_name(record: dict[str, Any]) -> str:
-    return "base model" if record.get("index") == 0 else str(record.get("index"))
+def _chunk_name(record: ChunkState) -> str:
+    return "base model" if record.index == 0 else str(record.index)
 
 
-def _amount(value: Any) -> str:
-    return "–" if value is None else f"{float(value):.0f}"  # noqa: RUF001
+def _amount(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}"  # noqa: RUF001
 
 
 def facts(run: RunData) -> list[tuple[str, str]]:
     """Return what made the run, as (name, value): recipe, seed, versions, code, data, machine."""
     m = run.manifest
-    if not m:
+    if m == Manifest():
         return []
-    recipe, git, data = m.get("recipe") or {}, m.get("git") or {}, m.get("data") or {}
-    listed: list[tuple[str, Any]] = [
+    tuner = m.tuner or m.recipe.get("tuner")
+    listed: list[tuple[str, object]] = [
         ("Method", run.method or None),
-        ("Tuner", _inline(m.get("tuner") or recipe.get("tuner"))),
-        ("Model", (recipe.get("model") or {}).get("path")),
-        ("Stream", f"{data.get('name', '')} {str(data.get('sha256', ''))[:12]}".strip()),
-        ("Seed", m.get("seed")),
-        ("Processes", m.get("processes")),
-        ("Global batch", m.get("global_batch")),
-        ("Code", _inline(git)),
-        ("Versions", _inline(m.get("versions"))),
-        ("Machine", _inline(m.get("hardware"))),
-        ("Started", m.get("started")),
+        ("Tuner", _inline(tuner) if isinstance(tuner, dict) else tuner),
+        ("Model", m.model),
+        ("Stream", f"{m.stream_name} {m.stream_sha256[:12]}".strip()),
+        ("Seed", m.seed),
+        ("Processes", m.processes),
+        ("Global batch", m.global_batch),
+        ("Code", _inline(m.git)),
+        ("Versions", _inline(m.versions)),
+        ("Machine", _inline(m.hardware)),
+        ("Started", m.started),
     ]
     return [(name, str(value)) for name, value in listed if value not in (None, "")]
 
 
-def _inline(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items() if inner is not None)
-    return "" if value is None else str(value)
+def _inline(values: JsonObject) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.files import Record
+from data_prep.files import Record
 from eval.report.data import RunData
 
 MOST_POINTS = 400

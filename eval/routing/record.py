@@ -6,23 +6,28 @@ here. Nothing of it reaches the model.
 
 from __future__ import annotations
 
-import re
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.files import Record, read_json, write_json
-from eval.stream import Stream, load_stream
+from data_prep.files import Record, read_json, write_json
+from data_prep.stream import Stream
+from eval.scorers.registry import open_scored_stream
+from strlora_tuner.routing_record.format import (
+    FORMAT,
+    GroupRecord,
+    ProbeContent,
+    RoutingContent,
+    instruction_key,
+)
 
 Array = NDArray[np.float64]
-FORMAT = 2
-OTHER = "other"
-_SPECIAL = re.compile(r"<[^<>\s]*>")
 
 
 @dataclass(frozen=True)
@@ -78,24 +83,19 @@ class Routing:
         return int(self.use.shape[2])
 
 
-def instruction_key(text: str) -> str:
-    """Return what two writings of one instruction share: no `<...>` marks, no blanks, no case."""
-    return "".join(_SPECIAL.sub("", text).split()).casefold()
-
-
 def task_shares(stream: Stream, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return {instruction: {task: share}} of the test files; most instructions have one task."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for task in tasks:
         for record in stream.test_records(task):
-            counts[user_text(record)][task] += 1
+            counts[instruction_key_of(record)][task] += 1
     return {
         text: {task: round(count / by_task.total(), 6) for task, count in by_task.items()}
         for text, by_task in counts.items()
     }
 
 
-def user_text(record: Record) -> str:
+def instruction_key_of(record: Record) -> str:
     """Return the key of a sample's instruction: all its user turns."""
     turns = (str(m["content"]) for m in record["messages"] if m["role"] == "user")
     return instruction_key(" ".join(turns))
@@ -107,9 +107,9 @@ def write_probe(stream_dir: Path, tasks: Sequence[str], path: Path) -> None:
     The tuner reads it through STRLORA_PROBE_FILE; the test sets are the same after every chunk, so
     routing is always measured on the same questions.
     """
-    stream = load_stream(stream_dir)
-    shares = task_shares(stream, tasks)
-    write_json(path, {"tasks": list(tasks), "texts": shares})
+    texts = task_shares(open_scored_stream(stream_dir), tasks)
+    content: ProbeContent = {"tasks": list(tasks), "texts": texts}
+    write_json(path, content)
 
 
 def load_routing(path: Path, tasks: Sequence[str]) -> Routing:
@@ -123,10 +123,11 @@ def load_routing(path: Path, tasks: Sequence[str]) -> Routing:
         FileNotFoundError: the file does not exist.
         ValueError: another format, or numbers that do not fit the stated layers and experts.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+    read = read_json(path)
+    if not isinstance(read, dict) or read.get("format") != FORMAT:
+        found = read.get("format") if isinstance(read, dict) else type(read).__name__
         raise ValueError(f"{path}: format: found {found}, expected {FORMAT}; evaluate again")
+    content = cast(RoutingContent, read)
     layers, experts = list(content["layers"]), int(content["num_experts"])
     places = {group["name"]: i for i, group in enumerate(content["groups"])}
     present = [task for task in tasks if task in places]
@@ -149,15 +150,24 @@ def load_routing(path: Path, tasks: Sequence[str]) -> Routing:
         task_rows=rows,
         unknown_rows=float(content["rows"]) - float(rows.sum()),
         instructions=[
-            Instruction(str(e["text"]), str(e["group"]), int(e["rows"]), tuple(e["vector"]))
+            Instruction(
+                str(e["text"]), str(e["group"]), int(e["rows"]), tuple(map(_known, e["vector"]))
+            )
             for e in content["instructions"]
             if e["group"] in present
         ],
-        variance=[float(v) for v in content["vector_variance"]],
+        variance=[_known(v) for v in content["vector_variance"]],
     )
 
 
-def _array(path: Path, groups: list[Record], key: str, shape: tuple[int, ...]) -> Array:
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+Field = Literal["use", "selected", "task_entropy", "token_entropy"]
+
+
+def _array(path: Path, groups: list[GroupRecord], key: Field, shape: tuple[int, ...]) -> Array:
     """Return one field of all groups; null becomes NaN."""
     try:
         array = np.asarray([group[key] for group in groups], dtype=np.float64)
@@ -168,7 +178,7 @@ def _array(path: Path, groups: list[Record], key: str, shape: tuple[int, ...]) -
     return array.reshape(shape)
 
 
-def _square(path: Path, pairs: Any, layers: int, groups: int) -> Array:
+def _square(path: Path, pairs: Sequence[object], layers: int, groups: int) -> Array:
     """Return symmetric matrices (layers, groups, groups) from their upper triangles."""
     upper = np.asarray(pairs, dtype=np.float64).reshape(layers, -1)
     i, j = np.triu_indices(groups, 1)
@@ -179,12 +189,12 @@ def _square(path: Path, pairs: Any, layers: int, groups: int) -> Array:
     return full
 
 
-def _matrix(values: Any, groups: int) -> Array:
+def _matrix(values: Sequence[object], groups: int) -> Array:
     matrix = np.asarray(values, dtype=np.float64)
     return matrix if matrix.shape == (groups, groups) else np.full((groups, groups), np.nan)
 
 
-def _nmi_by_layer(groups: list[Record], rows: Array, layers: int) -> Array:
+def _nmi_by_layer(groups: list[GroupRecord], rows: Array, layers: int) -> Array:
     """Return NMI(task, expert set) of every layer, each row of a task counting once."""
     result = np.full(layers, np.nan)
     for layer in range(layers):

@@ -10,22 +10,28 @@ the part is worth that much), `low` and `high` its 95 % bootstrap interval; null
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.files import Record, read_json, write_json
+from data_prep.files import read_json, write_json
+from data_prep.stream import Stream
 from eval.metrics import bootstrap_matrices, mean_over
 from eval.predictions import read_predictions
-from eval.scorers import Scorer, find_scorer
-from eval.scores import score_lines
+from eval.run_files import (
+    Ablation,
+    AblationContent,
+    Cost,
+    IntactTask,
+    PredictionLine,
+    TaskCost,
+)
+from eval.scorers.registry import open_scored_stream, scorer_of
 from eval.significance import percentile_interval
-from eval.stream import Stream, load_stream
 
 Array = NDArray[np.float64]
 FORMAT = 1
@@ -54,7 +60,7 @@ def write_ablation(run_dir: Path, stream_dir: Path, chunk: int, names: Sequence[
         FileNotFoundError: the intact chunk or an ablation has no predictions.
         ValueError: prediction files that do not fit the test sets.
     """
-    stream = load_stream(stream_dir)
+    stream = open_scored_stream(stream_dir)
     intact = run_dir / "chunks" / f"{chunk:03d}" / "predictions"
     folders = [intact, *(run_dir / "ablation" / name / "predictions" for name in names)]
     tasks = [task for task in stream.tasks if (folders[-1] / f"{task}.jsonl").is_file()]
@@ -62,61 +68,65 @@ def write_ablation(run_dir: Path, stream_dir: Path, chunk: int, names: Sequence[
         raise FileNotFoundError(f"{folders[-1]}: no predictions; run: python -m recipes.ablate RUN")
     paired = {task: _paired(folders, stream, task) for task in tasks}
     path = run_dir / "ablation.json"
-    write_json(path, {"format": FORMAT, "chunk": chunk, **_content(paired, names)})
+    write_json(path, _content(chunk, paired, names))
     return path
 
 
 def _paired(folders: Sequence[Path], stream: Stream, task: str) -> _Paired:
-    lines = [{str(r["id"]): r for r in read_predictions(f, stream, task)} for f in folders]
-    common = [name for name in lines[0] if all(name in found for found in lines)]
-    scorer = find_scorer(stream.scorer_name(task))
-    rows = [_scores([found[name] for name in common], scorer) for found in lines]
-    return _Paired(np.array(rows), scorer.of_mean)
+    lines = [{line["id"]: line for line in read_predictions(f, stream, task)} for f in folders]
+    common = [name for name in lines[0] if all(name in by_id for by_id in lines)]
+    rows = [_scores([by_id[name] for name in common]) for by_id in lines]
+    return _Paired(np.array(rows), scorer_of(stream, task).of_mean)
 
 
-def _scores(lines: list[Record], scorer: Scorer) -> list[float]:
-    scored = score_lines(lines, scorer)
-    return scored.scores if scored.failed < len(lines) else [math.nan] * len(lines)
+def _scores(lines: Sequence[PredictionLine]) -> list[float]:
+    answered = any(line["prediction"] is not None for line in lines)
+    return [line["score"] if answered else math.nan for line in lines]
 
 
-def _content(paired: dict[str, _Paired], names: Sequence[str]) -> dict[str, Any]:
+def _content(chunk: int, paired: Mapping[str, _Paired], names: Sequence[str]) -> AblationContent:
     samples = [p.scores for p in paired.values()]
     real = np.stack([p.aggregate(p.scores.mean(axis=1)) for p in paired.values()], axis=-1)
     drawn = bootstrap_matrices(samples, [p.aggregate for p in paired.values()], REPLICATES, SEED)
     counts = {task: int(p.scores.shape[1]) for task, p in paired.items()}
-    entry = partial(_entry, real, drawn)
+    intact: dict[str, IntactTask] = {
+        task: {"n": n, "score": _number(real[0, i])} for i, (task, n) in enumerate(counts.items())
+    }
+    ablations: list[Ablation] = []
+    for row, name in enumerate(names, start=1):
+        tasks: dict[str, TaskCost] = {
+            task: {"n": n, **_cost(real, drawn, row, slice(i, i + 1))}
+            for i, (task, n) in enumerate(counts.items())
+        }
+        ablations.append({"name": name, **_cost(real, drawn, row, slice(None)), "tasks": tasks})
     return {
-        "intact": {
-            "score": _number(float(mean_over(real[0]))),
-            "tasks": {t: {"n": n, "score": _number(real[0, i])}
-                      for i, (t, n) in enumerate(counts.items())},
-        },
-        "ablations": [
-            {"name": name, **entry(row, slice(None)),
-             "tasks": {t: {"n": n, **entry(row, slice(i, i + 1))}
-                       for i, (t, n) in enumerate(counts.items())}}
-            for row, name in enumerate(names, start=1)
-        ],
-    }  # fmt: skip
+        "format": FORMAT,
+        "chunk": chunk,
+        "intact": {"score": _number(float(mean_over(real[0]))), "tasks": intact},
+        "ablations": ablations,
+    }
 
 
-def _entry(real: Array, drawn: Array, row: int, columns: slice) -> dict[str, float | None]:
+def _cost(real: Array, drawn: Array, row: int, columns: slice) -> Cost:
     """Return an ablation's score and its paired cost, mean over the tasks in `columns`."""
     score = float(mean_over(real[row, columns]))
     # A mean over other tasks than the intact one's would be no difference of the same thing.
     gap = real[0, columns] - real[row, columns]
-    cost = float(gap.mean())
     spread = (drawn[:, 0, columns] - drawn[:, row, columns]).mean(axis=-1)
     low, high = percentile_interval(spread)
-    return {"score": _number(score), "cost": _number(cost), "low": _number(low),
-            "high": _number(high)}  # fmt: skip
+    return {
+        "score": _number(score),
+        "cost": _number(float(gap.mean())),
+        "low": _number(low),
+        "high": _number(high),
+    }
 
 
 def _number(value: float) -> float | None:
     return round(float(value), 6) if math.isfinite(value) else None
 
 
-def load_ablation(path: Path) -> dict[str, Any]:
+def load_ablation(path: Path) -> AblationContent:
     """Return the content of `ablation.json`.
 
     Raises:
@@ -133,4 +143,4 @@ def load_ablation(path: Path) -> dict[str, Any]:
                 [float(numbers[key] or 0) for key in ("score", "cost", "low", "high")]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: damaged ({error!r}); run recipes.ablate again") from error
-    return content
+    return cast(AblationContent, content)

@@ -7,17 +7,19 @@ turn of `messages`; Grounding has `answer_bbox` and `size`, captions have `refer
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from eval.scorers import box_overlap as boxes
 from eval.scorers.text import contains_words, evalai, plain
 
-Record = dict[str, Any]
+# A test sample, a prediction line or a line of an answers file: whatever has a gold answer.
+GoldRecord = Mapping[str, Any]
 CONSENSUS = 3.0
 RELAXED_TOLERANCE = 0.05
 
 
-def gold_answers(record: Record) -> list[str]:
+def gold_answers(record: GoldRecord) -> list[str]:
     """Return the gold answers of a record, at least one.
 
     Raises:
@@ -35,7 +37,7 @@ def gold_answers(record: Record) -> list[str]:
                      f" 'references' or an assistant turn, found the keys {found}")  # fmt: skip
 
 
-def vqa(prediction: str, record: Record) -> float:
+def vqa(prediction: str, record: GoldRecord) -> float:
     """Return VQA accuracy: equality after the EvalAI normalisation.
 
     With several gold answers min(n / 3, 1), n the annotators who agree (VQA v2). An answer that
@@ -50,20 +52,20 @@ def vqa(prediction: str, record: Record) -> float:
     return min(golds.count(answer) / CONSENSUS, 1.0)
 
 
-def exact(prediction: str, record: Record) -> float:
+def exact(prediction: str, record: GoldRecord) -> float:
     """Return 1 if the prediction equals a gold answer after plain normalisation; empty is wrong."""
     answer = plain(prediction)
     return float(bool(answer) and any(answer == plain(gold) for gold in gold_answers(record)))
 
 
-def compact(prediction: str, record: Record) -> float:
+def compact(prediction: str, record: GoldRecord) -> float:
     """Return 1 for equality without blanks and marks, on both sides (FinVis: "A, B" is "AB")."""
     answer = plain(prediction).replace(" ", "")
     golds = (plain(gold).replace(" ", "") for gold in gold_answers(record))
     return float(bool(answer) and any(answer == gold for gold in golds))
 
 
-def label(prediction: str, record: Record) -> float:
+def label(prediction: str, record: GoldRecord) -> float:
     """Return 1 if the prediction equals a class name or one of its synonyms.
 
     Synonyms are `record["synonyms"]` or stand in the gold, parted by commas ("tabby, tabby cat").
@@ -74,7 +76,7 @@ def label(prediction: str, record: Record) -> float:
     return float(bool(answer) and any(answer == plain(name) for name in names))
 
 
-def contains(prediction: str, record: Record) -> float:
+def contains(prediction: str, record: GoldRecord) -> float:
     """Return 1 if a gold answer stands in the prediction as a word sequence (MLLM-CL)."""
     answer = plain(prediction)
     return float(any(contains_words(answer, plain(gold)) for gold in gold_answers(record)))
@@ -83,7 +85,7 @@ def contains(prediction: str, record: Record) -> float:
 FORMULAS = "Handwritten Mathematical Expression Recognition"
 
 
-def ocr(prediction: str, record: Record) -> float:
+def ocr(prediction: str, record: GoldRecord) -> float:
     """Return 1 if a gold text stands in the prediction as a word sequence (MLLM-CL OCR).
 
     Handwritten formulas (`record["answer_type"]`) count with every mark and case, without blanks.
@@ -104,7 +106,7 @@ _LETTER = re.compile(r"[A-Za-z]")
 YES_NO = ("yes", "no")
 
 
-def choice(prediction: str, record: Record) -> float:
+def choice(prediction: str, record: GoldRecord) -> float:
     """Return 1 if the prediction picks the gold option.
 
     Equality after the EvalAI normalisation; a gold letter also by "(A) up" or "the answer is A";
@@ -114,7 +116,7 @@ def choice(prediction: str, record: Record) -> float:
     return float(any(_chooses(prediction, gold, record) for gold in gold_answers(record)))
 
 
-def _chooses(prediction: str, gold: str, record: Record) -> bool:
+def _chooses(prediction: str, gold: str, record: GoldRecord) -> bool:
     gold = gold.strip()
     # A letter must not go through EvalAI: the option "A" would vanish as an article.
     if _LETTER.fullmatch(gold):
@@ -139,7 +141,7 @@ def _names_only(answer: str, wanted: str, options: list[str]) -> bool:
     return contains_words(answer, wanted) and not any(contains_words(answer, o) for o in others)
 
 
-def grounding(prediction: str, record: Record) -> float:
+def grounding(prediction: str, record: GoldRecord) -> float:
     """Return 1 if IoU > 0.5 between the box in the prediction and the gold box.
 
     `record["box_format"]` states how the model writes boxes: `unit` (default, parts of the longer
@@ -156,7 +158,7 @@ def grounding(prediction: str, record: Record) -> float:
     return float(boxes.iou(found, boxes.to_pixels(gold, size, "unit")) > 0.5)
 
 
-def _gold_box(record: Record) -> tuple[boxes.Box, list[float]]:
+def _gold_box(record: GoldRecord) -> tuple[boxes.Box, list[float]]:
     fields = record["gold"] if isinstance(record.get("gold"), dict) else record
     written = fields.get("answer_bbox")
     box = boxes.parse_box(str(written)) if written is not None else None
@@ -183,7 +185,7 @@ def _amount(text: str) -> float | None:
     return top / bottom if bottom else None
 
 
-def relaxed(prediction: str, record: Record) -> float:
+def relaxed(prediction: str, record: GoldRecord) -> float:
     """Return relaxed accuracy (ChartQA): numbers within 5 % of the gold, text by equality.
 
     A gold of 0 wants 0. Percent signs, currency and thousands separators are not looked at.
@@ -199,7 +201,7 @@ def _relaxed_match(prediction: str, gold: str) -> bool:
     return bool(answer) and answer == plain(gold)
 
 
-def science(prediction: str, record: Record) -> float:
+def science(prediction: str, record: GoldRecord) -> float:
     """Return the score of an answer that is an option, a list or a short text (MLLM-CL Sci).
 
     A gold list ("Ohio, Utah") gives the items that both name, as a share of the longer list, so
@@ -221,7 +223,7 @@ def _items(text: str) -> set[str]:
     return {plain(part) for part in parts if plain(part)}
 
 
-def number(prediction: str, record: Record) -> float:
+def number(prediction: str, record: GoldRecord) -> float:
     """Return 1 for the same number, else as `choice` (MLLM-CL Math: options, integers, decimals).
 
     A longer answer is read by its last number: it was asked to end with the value.
@@ -229,7 +231,7 @@ def number(prediction: str, record: Record) -> float:
     return float(any(_same_number(prediction, gold, record) for gold in gold_answers(record)))
 
 
-def _same_number(prediction: str, gold: str, record: Record) -> bool:
+def _same_number(prediction: str, gold: str, record: GoldRecord) -> bool:
     wanted, found = _amount(gold), _amount(prediction)
     if wanted is None:
         return _chooses(prediction, gold, record)
@@ -238,7 +240,7 @@ def _same_number(prediction: str, gold: str, record: Record) -> bool:
     return found is not None and abs(found - wanted) <= 1e-9 * max(1.0, abs(wanted))
 
 
-def anls(prediction: str, record: Record) -> float:
+def anls(prediction: str, record: GoldRecord) -> float:
     """Return the normalised Levenshtein similarity (ANLS, ST-VQA) to the best gold, cut at 0.5."""
     best = max(_similarity(plain(prediction), plain(gold)) for gold in gold_answers(record))
     return best if best >= 0.5 else 0.0

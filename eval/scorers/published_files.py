@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from eval.files import Record
-from eval.scorers import MOST_CIDER
-from eval.scorers.registry import STRCVIT, TASKS, find_task
+from data_prep.files import Record
+from eval.run_files import PredictionLine, PublishedScores
+from eval.scorers.registry import MOST_CIDER, STRCVIT, TASKS, find_task
 from eval.scorers.released import ReleasedCrash
 
 BY_POSITION = ("ImageNet", "Places365", "ChartQA")
@@ -122,7 +122,7 @@ def _captions(annotations: Sequence[Record], results: Sequence[Record]) -> Verdi
     return Verdict(100.0 * MOST_CIDER * fmean(scores), [])
 
 
-def verdict_of_predictions(task: str, lines: Sequence[Record]) -> Verdict:
+def verdict_of_predictions(task: str, lines: Sequence[PredictionLine]) -> Verdict:
     """Return what the published script of `task` would make of our prediction lines.
 
     A failed sample becomes the line that the published generation loop writes then: the error as
@@ -139,12 +139,12 @@ def verdict_of_predictions(task: str, lines: Sequence[Record]) -> Verdict:
     return score_file(task, annotations, results)
 
 
-def _annotation(line: Record) -> Record:
+def _annotation(line: PredictionLine) -> Record:
     record = {"question_id": line["id"], "answer": line.get("references") or line["gold"]}
-    return record | {key: line[key] for key in ("answer_bbox", "size") if key in line}
+    return record | {k: v for k, v in line.items() if k in ("answer_bbox", "size")}
 
 
-def published_scores(lines: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+def published_scores(lines: Mapping[str, Sequence[PredictionLine]]) -> PublishedScores:
     """Return what the published scripts would print for the StrCVIT tasks among prediction lines.
 
     Returns:

@@ -6,13 +6,10 @@ for comparison with published numbers only. The default is `fixed`.
 
 from __future__ import annotations
 
-from typing import Any
-
 from eval.scorers import box_overlap as boxes
-from eval.scorers.fixed import FORMULAS
+from eval.scorers.fixed import FORMULAS, GoldRecord
 from eval.scorers.text import RELEASED_FULL_STOPS, evalai
 
-Record = dict[str, Any]
 REFUSED = "Unanswerable"
 
 
@@ -20,14 +17,14 @@ class ReleasedCrash(ValueError):
     """The published script ends with an exception on this input; the message says which."""
 
 
-def _text_gold(record: Record) -> str:
+def _text_gold(record: GoldRecord) -> str:
     gold = record.get("gold", record.get("answer"))
     if not isinstance(gold, str):
         raise ReleasedCrash(f"the published script crashes on a gold of type {type(gold).__name__}")
     return gold
 
 
-def contained(prediction: str, record: Record) -> float:
+def contained(prediction: str, record: GoldRecord) -> float:
     """AD, RS: the gold stands somewhere in the answer, with a weak look at word boundaries.
 
     Defects: "Unanswerable" is refused even as gold; only a one-word gold loses its full stops;
@@ -44,7 +41,7 @@ def contained(prediction: str, record: Record) -> float:
     return float(any(form in answer for form in (f" {gold}", f"{gold} ", f"{gold}.", f"{gold},")))
 
 
-def equal_compacted(prediction: str, record: Record) -> float:
+def equal_compacted(prediction: str, record: GoldRecord) -> float:
     """Fin: equality after blanks and full stops were removed from the PREDICTION only."""
     if REFUSED in prediction:
         return 0.0
@@ -52,35 +49,35 @@ def equal_compacted(prediction: str, record: Record) -> float:
     return float(answer.lower() == _text_gold(record).lower())
 
 
-def two_way_substring(prediction: str, record: Record) -> float:
+def two_way_substring(prediction: str, record: GoldRecord) -> float:
     """ImageNet, Places365: either stands in the other, so an empty answer counts as right."""
     gold = _text_gold(record).replace(".", "").upper()
     answer = prediction.upper()
     return float(gold in answer or answer in gold)
 
 
-def substring(prediction: str, record: Record) -> float:
+def substring(prediction: str, record: GoldRecord) -> float:
     """ChartQA: the gold without its full stops stands in the prediction ("3.5" accepts "35")."""
     return float(_text_gold(record).replace(".", "").upper() in prediction.upper())
 
 
-def vqa(prediction: str, record: Record) -> float:
+def vqa(prediction: str, record: GoldRecord) -> float:
     """VQAv2: equality after EvalAI with its quirks; one gold; two articles are equal."""
     gold = evalai(_text_gold(record), RELEASED_FULL_STOPS)
     return float(evalai(prediction, RELEASED_FULL_STOPS) == gold)
 
 
-def equal_lower(prediction: str, record: Record) -> float:
+def equal_lower(prediction: str, record: GoldRecord) -> float:
     """OCRVQA: equality of lower-cased strings; a title with "Unanswerable" is refused."""
     return float(REFUSED not in prediction and prediction.lower() == _text_gold(record).lower())
 
 
-def equal_lower_prediction(prediction: str, record: Record) -> float:
+def equal_lower_prediction(prediction: str, record: GoldRecord) -> float:
     """GQA: the prediction is lower-cased and loses its final full stops; the gold is untouched."""
     return float(prediction.rstrip(".").lower() == _text_gold(record))
 
 
-def grounding(prediction: str, record: Record) -> float:
+def grounding(prediction: str, record: GoldRecord) -> float:
     """Grounding: IoU > 0.5 after a parser that eats digits.
 
     All square brackets go, then the first and last character of what is left: y2 loses its last
@@ -100,7 +97,7 @@ def grounding(prediction: str, record: Record) -> float:
     return float(boxes.iou(found, [number * scale for number in gold]) > 0.5)
 
 
-def held(prediction: str, record: Record) -> float:
+def substring_any_case(prediction: str, record: GoldRecord) -> float:
     """MLLM-CL RS, Med, AD: the gold stands anywhere in the answer, also inside a word.
 
     Defects: "Unanswerable" is refused even as gold; "no" stands in "unknown"; an empty gold is
@@ -109,14 +106,14 @@ def held(prediction: str, record: Record) -> float:
     return float(REFUSED not in prediction and _text_gold(record).lower() in prediction.lower())
 
 
-def held_compacted(prediction: str, record: Record) -> float:
+def substring_compacted(prediction: str, record: GoldRecord) -> float:
     """MLLM-CL VP (counting): containment without blanks and full stops: "13" holds "3"."""
     marks = str.maketrans("", "", " .\n")
     gold = _text_gold(record).lower().strip().translate(marks)
     return float(gold in prediction.lower().strip().translate(marks))
 
 
-def held_any(prediction: str, record: Record) -> float:
+def any_substring(prediction: str, record: GoldRecord) -> float:
     """MLLM-CL OCR: any gold stands anywhere in the answer, lower-cased, line breaks removed.
 
     Handwritten formulas (`record["answer_type"]`) keep their case and lose their blanks.
@@ -136,7 +133,7 @@ def _without_blanks(text: str) -> str:
 EQUALITY_SOURCES = ("AI2D", "TQA", "VQA")
 
 
-def science(prediction: str, record: Record) -> float:
+def science(prediction: str, record: GoldRecord) -> float:
     """MLLM-CL Sci: equality for AI2D, TQA and VQA pictures (by file name), else as for maps.
 
     Maps: for "Which states" the share of gold states between the answer's commas, blanks and all,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.files import read_jsonl
-from eval.routing.record import user_text
+from data_prep.files import read_jsonl
+from eval.routing.record import instruction_key_of
 from recipes.run.state import write_json
 from recipes.run.stream import Stream, StreamError
 
@@ -25,7 +25,7 @@ def write_task_table(stream: Stream, chunks: int, path: Path) -> None:
     known: dict[str, str] = {}
     for file in files:
         for number, sample in enumerate(read_jsonl(file), 1):
-            text, task = user_text(sample), sample.get("task")
+            text, task = instruction_key_of(sample), sample.get("task")
             if not task:
                 raise StreamError(
                     f"{file}:{number}: the sample has no task, which tuner.sentence = task looks "

@@ -10,13 +10,14 @@ import shutil
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 from eval.matrix import append_scores
-from eval.predictions import repair_results, split_results, write_combined
+from eval.predictions import chunk_scores, split_results
+from eval.questions import repair_results, write_combined
 from eval.routing.record import write_probe
-from eval.routing.router_accuracy import score_choices
-from eval.scores import score_chunk
+from eval.routing.router_accuracy import count_choices
+from eval.run_files import ChunkScores
 from recipes.config.schema import Recipe
 from recipes.run.commands import Command, infer_command
 from recipes.run.layout import RunLayout
@@ -55,7 +56,7 @@ def prepare(
 
 def score(
     recipe: Recipe, layout: RunLayout, stream: Stream, tasks: list[str], chunk: int
-) -> dict[str, Any]:
+) -> ChunkScores:
     """Turns the host's answers into predictions, scores.json and rows of matrix.csv.
 
     Raises:
@@ -67,10 +68,10 @@ def score(
         shutil.rmtree(leftover, ignore_errors=True)
     split_results(layout.answers(chunk), stream.root, temporary, tasks, recipe.eval.limit)
     temporary.rename(folder)
-    scores = score_chunk(folder, stream.root, chunk)
+    scores = chunk_scores(folder, stream.root, chunk)
     write_json(layout.scores(chunk), scores)
     append_scores(layout.matrix, chunk, scores)
-    choices = score_choices(folder, stream.root, chunk) if chunk > 0 else None
+    choices = count_choices(folder, stream.root, chunk) if chunk > 0 else None
     if choices is not None:
         write_json(layout.router_scores(chunk), choices)
     _note_unrouted(layout.routing(chunk), repair_results(layout.answers(chunk)))
@@ -84,7 +85,7 @@ def repeat_base_model(layout: RunLayout, chunk: int) -> None:
 
     Predictions are copied, so that the run is compared like any other.
     """
-    scores = {**read_json(layout.scores(0)), "chunk": chunk}
+    scores = cast(ChunkScores, {**read_json(layout.scores(0)), "chunk": chunk})
     temporary = layout.predictions(chunk).with_name(".predictions")
     for leftover in (layout.predictions(chunk), temporary):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -20,7 +20,7 @@ from data_prep.check.relations import near_pairs
 from data_prep.chunk.__main__ import main as chunk
 from data_prep.files import sha256_file
 from data_prep.images import dhash
-from eval.stream import load_stream
+from data_prep.stream import open_stream
 from tests.data_prep.trees import picture
 
 REPO = Path(__file__).resolve().parents[2]
@@ -454,7 +454,7 @@ def test_fix_writes_a_clean_copy_and_leaves_the_source_alone(tmp_path, capsys):
     assert sorted(p.name for p in (out / "images").iterdir()) == ["a.png", "b.png", "t.png"]
     code, content = run(out)
     assert (code, content["problems"]) == (0, [])
-    assert load_stream(out).tasks == ["t"]
+    assert open_stream(out).tasks == ["t"]
     assert run(folder, "--fix", str(out))[0] == 1  # again: nothing to do, nothing changed
     assert run(folder, "--fix", str(folder / "inside"))[0] == 2
 

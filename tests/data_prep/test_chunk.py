@@ -23,7 +23,7 @@ from PIL import Image
 from data_prep.check.__main__ import main as check
 from data_prep.chunk.__main__ import main as chunk
 from data_prep.files import sha256_file
-from eval.stream import load_stream
+from data_prep.stream import open_stream
 
 REPO = Path(__file__).resolve().parents[2]
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "yes"}]
@@ -239,13 +239,13 @@ def test_holdout_keeps_images_apart_and_eval_reads_the_stream(tmp_path):
     ]
     options = ["--holdout", "0.2", "--scorer", "vqa", "--scorer", "y=exact"]
     assert cut(write(tmp_path / "a.jsonl", records), tmp_path / "out", *options) == 0
-    stream = load_stream(tmp_path / "out")
+    stream = open_stream(tmp_path / "out")
     tests = [record for task in stream.tasks for record in stream.test_records(task)]
     trained = [r for path in sorted((tmp_path / "out/chunks").iterdir()) for r in rows(path)]
     assert len(tests) + len(trained) == 400
     assert 0 < len(tests) < 200
     assert not {r["images"][0] for r in tests} & {r["images"][0] for r in trained}
-    assert (stream.scorer_name("x"), stream.scorer_name("y")) == ("vqa", "exact")
+    assert (stream.task("x").scorer, stream.task("y").scorer) == ("vqa", "exact")
 
 
 def test_test_files_become_test_sets(tmp_path, capsys):
@@ -256,7 +256,7 @@ def test_test_files_become_test_sets(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     write(tests, plain(3))
     assert cut(source, tmp_path / "out", "--test", f"mine={tests}") == 0
-    assert len(load_stream(tmp_path / "out").test_records("mine")) == 3
+    assert len(open_stream(tmp_path / "out").test_records("mine")) == 3
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 from data_prep.compose.__main__ import main as compose
 from data_prep.compose.chunk_counts import drawn, without_return
 from data_prep.published.benchmarks import STRCVIT, strcvit_mixture
-from eval.stream import load_stream
+from data_prep.stream import open_stream
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -45,7 +45,7 @@ def run(source: Path, out: Path, *more: str) -> int:
 
 
 def mixture(out: Path) -> list[dict[str, int]]:
-    return [chunk["tasks"] for chunk in load_stream(out).chunks]
+    return [chunk.tasks for chunk in open_stream(out).chunks]
 
 
 def names(out: Path) -> list[str]:
@@ -64,7 +64,7 @@ def test_a_stated_mixture_is_kept_to_the_sample(tmp_path):
     assert run(source, tmp_path / "out", "--mixture", file) == 0
     assert mixture(tmp_path / "out") == [{"a": 4, "b": 1}, {"b": 5}, {"a": 6}]
     assert len(set(names(tmp_path / "out"))) == 16
-    stream = load_stream(tmp_path / "out")
+    stream = open_stream(tmp_path / "out")
     assert [len(stream.test_records(task)) for task in ("a", "b")] == [3, 3]
 
 
@@ -87,8 +87,8 @@ def test_the_published_mixture_over_all_eleven_tasks(tmp_path):
     for chunk, published in zip(found, strcvit_mixture(), strict=True):
         for group in ("ChartQA", "Fin", "Grounding", "ImageNet", "Places365", "TextCaps"):
             assert abs(chunk.get(group, 0) - published[group] / 20) <= 1
-    stream = load_stream(out)
-    assert {t: stream.scorer_name(t) for t in stream.tasks} == {
+    stream = open_stream(out)
+    assert {t: stream.task(t).scorer for t in stream.tasks} == {
         name: task.scorer for name, task in STRCVIT.items()
     }
 

@@ -13,10 +13,9 @@ from data_prep.check.__main__ import main as check
 from data_prep.mllm_cl.__main__ import main as mllm_cl
 from data_prep.published.benchmarks import MLLM_CL, SCORERS, STRCVIT, strcvit_mixture
 from data_prep.strcvit.__main__ import main as strcvit
-from eval.predictions import question_of, write_combined
-from eval.scorers import FIXED
-from eval.scorers.registry import TASKS
-from eval.stream import load_stream
+from data_prep.stream import open_stream as open_folder
+from eval.questions import question_of, write_combined
+from eval.scorers.registry import FIXED, TASKS
 from recipes.config.loading import load_recipe
 from recipes.run.prerequisites import what_is_missing
 from recipes.run.stream import open_stream
@@ -93,7 +92,7 @@ def test_evaluation_sets_are_the_proxies_with_gold_fields(stream):
 
 
 def test_eval_and_the_shipped_recipe_accept_the_stream(stream, tmp_path):
-    loaded = load_stream(stream)
+    loaded = open_folder(stream)
     assert write_combined(stream, loaded.tasks, tmp_path / "all.jsonl") == 33
     record = loaded.test_records("Fin")[0]
     assert question_of(record, stream)[1] == (record["images"][0],)
@@ -223,11 +222,11 @@ def test_mllm_cl_pure_stages_in_their_published_order(tmp_path, benchmark):
     out = tmp_path / "out"
     arguments = ["--source", str(source), "--out", str(out), "--benchmark", benchmark]
     assert mllm_cl([*arguments, "--workers", "1"]) == 0
-    stream = load_stream(out)
+    stream = open_folder(out)
     tasks = list(MLLM_CL[benchmark])
-    assert [list(chunk["tasks"]) for chunk in stream.chunks] == [[task] for task in tasks]
+    assert [list(chunk.tasks) for chunk in stream.chunks] == [[task] for task in tasks]
     assert stream.tasks == tasks
-    assert {t: stream.scorer_name(t) for t in tasks} == MLLM_CL[benchmark]
+    assert {t: stream.task(t).scorer for t in tasks} == MLLM_CL[benchmark]
     assert [r["id"] for r in stream.test_records(tasks[0])] == ["0", "0#2", "1", "1#2"]
     assert all((out / r["images"][0]).is_file() for r in rows(out / "chunks/001.jsonl"))
     assert check([str(out), "--report", str(tmp_path / "r.json"), "--workers", "1"]) == 0

@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from data_prep.files import sha256_file, write_jsonl
 from eval.matrix import append_scores
-from eval.predictions import split_results
-from eval.scores import score_chunk
+from eval.predictions import chunk_scores, split_results
 
 COLOURS = ["red", "green", "blue", "orange"]
 TITLES = ["The Quiet Harbour", "Nine Letters", "A Winter Road", "Salt and Stone"]
@@ -54,34 +54,51 @@ def _wrong(task: str, draw: random.Random) -> str:
 
 
 def make_stream(folder: Path, tasks: list[str], chunks: int, tests: int = 20) -> Path:
-    """Write a stream folder with `tests` test samples a task; chunk files are left out."""
+    """Write a stream folder with `tests` test samples a task; chunks hold text only."""
     draw = random.Random(7)
-    for task in tasks:
-        lines = [_test_record(folder, task, n, draw) for n in range(tests)]
-        path = folder / "test" / f"{task}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    records = {t: [_test_record(folder, t, n, draw) for n in range(tests)] for t in tasks}
+    tested = {t: _file_entry(folder, f"test/{t}.jsonl", lines) for t, lines in records.items()}
     mixtures = [_mixture(tasks, chunk, draw) for chunk in range(1, chunks + 1)]
     manifest = {
         "format": "strlora-stream/1",
         "name": "fixture-stream",
         "seed": 7,
         "tasks": {
-            t: {
-                "scorer": SCORERS.get(t, "vqa"),
-                "test": f"test/{t}.jsonl",
-                "samples": tests,
+            task: {
+                "scorer": SCORERS.get(task, "vqa"),
+                "test": entry.pop("file"),
+                **entry,
                 "majority": 0.2,
             }
-            for t in tasks
+            for task, entry in tested.items()
         },
         "chunks": [
-            {"index": i, "file": f"chunks/{i:03d}.jsonl", "samples": sum(m.values()), "tasks": m}
+            {"index": i, **_file_entry(folder, f"chunks/{i:03d}.jsonl", _chunk(i, m)), "tasks": m}
             for i, m in enumerate(mixtures, start=1)
         ],
     }
     (folder / "stream.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
+
+
+def _file_entry(folder: Path, name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+    write_jsonl(folder / name, records)
+    return {"file": name, "samples": len(records), "sha256": sha256_file(folder / name)}
+
+
+def _chunk(index: int, mixture: dict[str, int]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"{task}-{index}-{n}",
+            "task": task,
+            "messages": [
+                {"role": "user", "content": PROMPTS.get(task, "{n}?").format(n=n)},
+                {"role": "assistant", "content": "yes"},
+            ],
+        }
+        for task, samples in mixture.items()
+        for n in range(samples)
+    ]
 
 
 def _mixture(tasks: list[str], chunk: int, draw: random.Random) -> dict[str, int]:
@@ -150,7 +167,7 @@ def make_run(root: Path, chunks: int = 8, done: int = 8, tests: int = 20,
             if routed:
                 _write_routing(folder, stream, names, chunk)
         _answer(folder, stream, names, skill, chunk)
-        scores = score_chunk(folder / "predictions", stream)
+        scores = chunk_scores(folder / "predictions", stream)
         (folder / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
         append_scores(run / "matrix.csv", chunk, scores)
     _write_state(run, stream, chunks, done)
@@ -170,7 +187,7 @@ def second_run(run: Path, method: str = "lora") -> Path:
         (folder / "routing.json").unlink(missing_ok=True)
         _answer(folder, stream, tasks, dict.fromkeys(tasks, 0.4), 900 + int(folder.name))
         append_scores(
-            other / "matrix.csv", int(folder.name), score_chunk(folder / "predictions", stream)
+            other / "matrix.csv", int(folder.name), chunk_scores(folder / "predictions", stream)
         )
     return other
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from eval.files import read_jsonl, write_jsonl
-from eval.predictions import read_predictions, repair_results, split_results, write_combined
-from eval.scores import score_chunk
-from eval.stream import load_stream
+from data_prep.files import read_jsonl, write_jsonl
+from data_prep.stream import StreamError
+from eval.predictions import chunk_scores, read_predictions, split_results
+from eval.questions import repair_results, write_combined
+from eval.scorers.registry import open_scored_stream
 from tests.eval.make_run import host_results, make_stream
 
 TASKS = ["VQAv2", "OCRVQA", "Grounding"]
@@ -51,7 +52,7 @@ def test_order_does_not_matter(stream: Path, tmp_path: Path) -> None:
     lines = _all_right(stream)
     random.Random(3).shuffle(lines)
     assert _answer(stream, lines, tmp_path) == dict.fromkeys(TASKS, 0)
-    scores = score_chunk(tmp_path / "predictions", stream, chunk=4)
+    scores = chunk_scores(tmp_path / "predictions", stream, chunk=4)
     assert scores["chunk"] == 4
     assert {t: s["score"] for t, s in scores["tasks"].items()} == dict.fromkeys(TASKS, 1.0)
     first = read_jsonl(tmp_path / "predictions" / "Grounding.jsonl")[0]
@@ -69,7 +70,7 @@ def test_missing_and_failed_answers_are_errors(stream: Path, tmp_path: Path) -> 
     written = read_jsonl(tmp_path / "predictions" / "VQAv2.jsonl")
     assert [line["prediction"] for line in written[:2]] == [None, None]
     assert all(line["error"] for line in written[:2])
-    entry = score_chunk(tmp_path / "predictions", stream, 1)["tasks"]["VQAv2"]
+    entry = chunk_scores(tmp_path / "predictions", stream, 1)["tasks"]["VQAv2"]
     assert entry["failed"] == 2
     assert entry["n"] == 6
     assert entry["score"] == pytest.approx(4 / 6, abs=1e-6)
@@ -79,13 +80,13 @@ def test_an_empty_answer_is_an_answer(stream: Path, tmp_path: Path) -> None:
     lines = _all_right(stream)
     lines[0]["response"] = ""
     assert _answer(stream, lines, tmp_path)["VQAv2"] == 0
-    assert score_chunk(tmp_path / "predictions", stream, 1)["tasks"]["VQAv2"]["failed"] == 0
+    assert chunk_scores(tmp_path / "predictions", stream, 1)["tasks"]["VQAv2"]["failed"] == 0
 
 
 def test_nothing_answered_is_no_score(stream: Path, tmp_path: Path) -> None:
     lines = [line for line in _all_right(stream) if "shape" not in line["messages"][0]["content"]]
     _answer(stream, lines, tmp_path)
-    entry = score_chunk(tmp_path / "predictions", stream, 1)["tasks"]["VQAv2"]
+    entry = chunk_scores(tmp_path / "predictions", stream, 1)["tasks"]["VQAv2"]
     assert entry == {"score": None, "n": 6, "failed": 6, "cut": 0, "stderr": None}
 
 
@@ -103,7 +104,7 @@ def test_both_variants_and_raw_cider_are_kept(tmp_path: Path) -> None:
     lines[-1]["response"], lines[-1]["error"] = None, "out of memory"
     write_jsonl(tmp_path / "answers.jsonl", lines)
     split_results(tmp_path / "answers.jsonl", stream, tmp_path / "predictions", tasks)
-    scores = score_chunk(tmp_path / "predictions", stream, 1)
+    scores = chunk_scores(tmp_path / "predictions", stream, 1)
     captions = scores["tasks"]["TextCaps"]
     assert captions["score"] == 1.0
     assert captions["cider"] > 100
@@ -180,38 +181,38 @@ def test_prediction_files_that_do_not_fit(stream: Path, tmp_path: Path) -> None:
     lines = read_jsonl(folder / "VQAv2.jsonl")
     write_jsonl(folder / "VQAv2.jsonl", [*lines, lines[0]])
     with pytest.raises(ValueError, match=r"VQAv2.jsonl:7: id .* stands there twice"):
-        read_predictions(folder, load_stream(stream), "VQAv2")
+        read_predictions(folder, open_scored_stream(stream), "VQAv2")
     write_jsonl(folder / "VQAv2.jsonl", [lines[0] | {"id": "other"}])
     with pytest.raises(ValueError, match="is not in the test set"):
-        score_chunk(folder, stream, 1)
+        chunk_scores(folder, stream, 1)
     write_jsonl(folder / "Stranger.jsonl", lines)
     with pytest.raises(ValueError, match="unknown tasks"):
-        score_chunk(folder, stream, 1)
+        chunk_scores(folder, stream, 1)
     with pytest.raises(FileNotFoundError, match="no prediction files"):
-        score_chunk(tmp_path / "nothing", stream, 1)
+        chunk_scores(tmp_path / "nothing", stream, 1)
 
 
 def test_streams_that_cannot_be_used(stream: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="make it"):
-        load_stream(tmp_path / "none")
+    with pytest.raises(StreamError, match="make one"):
+        open_scored_stream(tmp_path / "none")
     manifest = json.loads((stream / "stream.json").read_text("utf-8"))
     manifest["tasks"]["VQAv2"]["scorer"] = "exakt"
     (stream / "stream.json").write_text(json.dumps(manifest), "utf-8")
     with pytest.raises(ValueError, match="did you mean 'exact'"):
-        load_stream(stream)
+        open_scored_stream(stream)
     manifest["tasks"]["VQAv2"]["scorer"] = "vqa"
     (stream / "stream.json").write_text(json.dumps(manifest), "utf-8")
     path = stream / "test" / "VQAv2.jsonl"
     lines = read_jsonl(path)
     write_jsonl(path, [])
     with pytest.raises(ValueError, match="empty test set"):
-        load_stream(stream).test_records("VQAv2")
+        open_scored_stream(stream).test_records("VQAv2")
     write_jsonl(path, [*lines, lines[2]])
     with pytest.raises(ValueError, match="stands there twice"):
-        load_stream(stream).test_records("VQAv2")
+        open_scored_stream(stream).test_records("VQAv2")
     path.write_text('{"id": 1}\n{oops\n', "utf-8")
     with pytest.raises(ValueError, match=r"VQAv2.jsonl:2: not JSON"):
-        load_stream(stream).test_records("VQAv2")
+        open_scored_stream(stream).test_records("VQAv2")
 
 
 def test_what_swift_infer_really_wrote(tmp_path: Path) -> None:
@@ -233,3 +234,39 @@ def test_what_swift_infer_really_wrote(tmp_path: Path) -> None:
     assert [line["prediction"] for line in written] == [line["response"] for line in lines]
     assert [line["gold"] for line in written] == ["1", "3", "3", "1", "gold", "gold"]
     assert written[4]["prompt"] == "again é\u2028?"
+
+
+def test_the_score_of_a_sample_is_written_with_it(stream: Path, tmp_path: Path) -> None:
+    lines = _all_right(stream)
+    lines[0]["response"], lines[1]["response"] = "wrong", None
+    _answer(stream, lines, tmp_path)
+    written = read_jsonl(tmp_path / "predictions" / "VQAv2.jsonl")
+    assert [line["score"] for line in written] == [0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+    assert chunk_scores(tmp_path / "predictions", stream, 1)["tasks"]["VQAv2"]["score"] == 0.666667
+
+
+def test_predictions_of_version_0_1_are_scored_when_they_are_read(tmp_path: Path) -> None:
+    """They have no `score`; captions are scored with their whole test set."""
+    tasks = ["VQAv2", "TextCaps"]
+    folder = make_stream(tmp_path / "stream", tasks, chunks=1, tests=6)
+    results = host_results(folder, tasks, dict.fromkeys(tasks, 0.6), seed=1)
+    results[0]["response"] = None
+    write_jsonl(tmp_path / "answers.jsonl", results)
+    split_results(tmp_path / "answers.jsonl", folder, tmp_path / "predictions")
+    opened = open_scored_stream(folder)
+    for task in tasks:
+        path = tmp_path / "predictions" / f"{task}.jsonl"
+        today = read_predictions(tmp_path / "predictions", opened, task)
+        write_jsonl(path, [{k: v for k, v in line.items() if k != "score"} for line in today])
+        assert read_predictions(tmp_path / "predictions", opened, task) == today
+
+
+@pytest.mark.parametrize("score", ["1.0", None, 1.5, float("inf"), float("nan")])
+def test_a_score_that_is_none(stream: Path, tmp_path: Path, score: object) -> None:
+    _answer(stream, _all_right(stream), tmp_path)
+    path = tmp_path / "predictions" / "VQAv2.jsonl"
+    lines = read_jsonl(path)
+    lines[2]["score"] = score
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    with pytest.raises(ValueError, match=r"VQAv2.jsonl:3: score: found .*, expected a number"):
+        read_predictions(path.parent, open_scored_stream(stream), "VQAv2")

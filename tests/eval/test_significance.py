@@ -113,7 +113,7 @@ def _plain(mean: np.ndarray) -> np.ndarray:
 
 def _p(first: np.ndarray, second: np.ndarray, statistic: metrics.Statistic, draws: int) -> float:
     real = [statistic(s.mean(axis=1)[:, None]) for s in (first, second)]
-    pairs = metrics.swapped_matrices([first], [second], [_plain], draws, seed=1)
+    pairs = metrics.permuted_matrices([first], [second], [_plain], draws, seed=1)
     return permutation_p(float(real[0] - real[1]), (statistic(a) - statistic(b) for a, b in pairs))
 
 
@@ -161,11 +161,11 @@ def test_what_was_not_measured_has_no_p() -> None:
     assert math.isnan(_p(gap, gap, metrics.last, 10))
     assert math.isnan(permutation_p(0.1, [np.array([0.1, NAN])]))
     with pytest.raises(ValueError, match="cannot be paired"):
-        list(metrics.swapped_matrices([gap], [gap[:, :4]], [_plain], 1))
+        list(metrics.permuted_matrices([gap], [gap[:, :4]], [_plain], 1))
 
 
 def test_one_sided_matrices_are_the_real_ones_when_nothing_moves() -> None:
     scores = np.array([[0.0, 1.0, 1.0], [0.5, 0.5, 1.0]])
-    for left, right in metrics.swapped_matrices([scores], [scores], [_plain], 3):
+    for left, right in metrics.permuted_matrices([scores], [scores], [_plain], 3):
         np.testing.assert_allclose(left[:, :, 0], [scores.mean(axis=1)] * 3)
         np.testing.assert_allclose(left, right)

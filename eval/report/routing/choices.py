@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TypedDict
 
 from eval.charts.figure import Figure, Table, both
 from eval.charts.lines import Series, line_chart, percent
 from eval.charts.svg import colour
 from eval.report.data import RunData
-from eval.routing.router_accuracy import FIGURES, Choices
+from eval.routing.router_accuracy import Accuracy, Choices
 
 TITLES = {
     "adapter": "Does the router pick the right adapter?",
     "router": "Do the keys pick the right router?",
 }
 RIGHT = (
-    "Home: the chunk so far with most samples of the question's task. Held: any chunk so far that"
-    " held the task. By lot: how often a blind choice among the chunks so far would be right. Tasks"
-    " that no chunk held yet are left out; no task was told to the model."
+    "Dominant chunk: the one so far with most samples of the question's task. Any chunk: any so far"
+    " that held the task. By chance: how often a blind choice among the chunks so far would be"
+    " right. Tasks that no chunk held yet are left out; no task was told to the model."
 )
+# In the order of `Accuracy.values()`.
+NAMES = ("dominant chunk", "any chunk", "dominant, by chance", "any, by chance")
 _MEANS = {
     "adapter": "An adapter's stage is its chunk, which stands for its most common instructions.",
     "router": "Each chunk has a router of its own; a question takes that of the chunk whose image"
@@ -27,7 +29,16 @@ _MEANS = {
 }
 
 
-def choice_part(run: RunData) -> dict[str, Any] | None:
+class ChoicePart(TypedDict):
+    """What the page says about choices: a heading, a paragraph, plots and tables."""
+
+    title: str
+    lead: str
+    figures: list[Figure]
+    tables: list[Table]
+
+
+def choice_part(run: RunData) -> ChoicePart | None:
     """Return title, lead, figures and tables of the choices; None for runs that have none."""
     if not run.choices:
         return None
@@ -36,7 +47,7 @@ def choice_part(run: RunData) -> dict[str, Any] | None:
     return {
         "title": TITLES[last.what],
         "lead": f"{_lead(last)} {_MEANS[last.what]} {RIGHT}",
-        "figures": [_course(run)] if len(run.choices) > 1 else [],
+        "figures": [_over_the_stream(run)] if len(run.choices) > 1 else [],
         "tables": [_by_task(last), *([_by_chunk(run)] if len(run.choices) > 1 else [])],
     }
 
@@ -44,30 +55,31 @@ def choice_part(run: RunData) -> dict[str, Any] | None:
 def _lead(last: Choices) -> str:
     total = last.total
     text = f"After chunk {last.chunk} no question had a task that a chunk held."
-    if not math.isnan(total.home):
+    if not math.isnan(total.any_chunk):
+        dominant, held, dominant_chance, held_chance = map(percent, total.values())
         text = (
-            f"After chunk {last.chunk}, {percent(total.home)} % of the questions went to the home"
-            f" of their task (by lot {percent(total.home_by_lot)} %) and {percent(total.held)} %"
-            f" to a chunk that held it (by lot {percent(total.held_by_lot)} %)."
+            f"After chunk {last.chunk}, {dominant} % of the questions went to the dominant chunk of"
+            f" their task (by chance {dominant_chance} %) and {held} % to a chunk that held it (by"
+            f" chance {held_chance} %)."
         )
     if last.illegal:
         text += f" The router named no adapter for {sum(last.illegal.values())} questions."
     return text
 
 
-def _course(run: RunData) -> Figure:
+def _over_the_stream(run: RunData) -> Figure:
     chunks = sorted(run.choices)
     totals = [run.choices[chunk].total for chunk in chunks]
-    series = [Series(name.replace("_", " "), [getattr(t, name) for t in totals], colour(i))
-              for i, name in enumerate(FIGURES)]  # fmt: skip
+    series = [Series(name, [total.values()[i] for total in totals], colour(i))
+              for i, name in enumerate(NAMES)]  # fmt: skip
     title = f"Share of questions that went to a right chunk, after each of {len(chunks)} chunks."
     chart = both(
         lambda w: line_chart(title, series, [float(c) for c in chunks], w, "chunk", "Right, %",
                              y_max=1.0, height=220.0)
     )  # fmt: skip
-    head = ["after", *(name.replace("_", " ") for name in FIGURES), "no legal letter"]
+    head = ["after", *NAMES, "no legal letter"]
     rows = [
-        [f"chunk {c}", *(percent(getattr(t, name)) for name in FIGURES),
+        [f"chunk {c}", *map(percent, t.values()),
          percent(run.choices[c].illegal_share)]
         for c, t in zip(chunks, totals, strict=True)
     ]  # fmt: skip
@@ -79,29 +91,27 @@ def _course(run: RunData) -> Figure:
 
 def _by_task(last: Choices) -> Table:
     """Return the choices after the newest chunk that has them, one row a task."""
-    head = ["task", "questions", "home, %", "by lot, %", "held, %", "by lot, %", "no legal letter",
+    head = ["task", "questions", *(f"{name}, %" for name in NAMES), "no legal letter",
             "share by chunk, %"]  # fmt: skip
     rows = []
     for task, chosen in last.chosen.items():
-        asked, found = last.questions[task], last.judged[task]
+        asked, accuracy = last.questions[task], last.accuracy[task]
         shares = ", ".join(f"{c}: {percent(n / asked)}" for c, n in chosen.items() if n and asked)
-        figures = (found.home, found.home_by_lot, found.held, found.held_by_lot)
         illegal = str(last.illegal.get(task, "–"))  # noqa: RUF001
-        rows.append([task, f"{asked:.0f}", *map(percent, figures), illegal, shares])
+        rows.append([task, f"{asked:.0f}", *map(percent, accuracy.values()), illegal, shares])
     caption = f"Which chunk's {last.what} each task took after chunk {last.chunk}"
     return Table(caption, head, rows)
 
 
 def _by_chunk(run: RunData) -> Table:
-    """Return home and held of every task after every chunk."""
+    """Return both accuracies of every task after every chunk."""
     tasks = list(
-        dict.fromkeys(t for chunk in sorted(run.choices) for t in run.choices[chunk].judged)
+        dict.fromkeys(t for chunk in sorted(run.choices) for t in run.choices[chunk].accuracy)
     )
     rows = [
         [f"chunk {chunk}, {name}",
-         *(percent(getattr(found.judged[t], name)) if t in found.judged else percent(math.nan)
-           for t in tasks)]
-        for chunk, found in sorted(run.choices.items())
-        for name in ("home", "held")
+         *(percent(choices.accuracy.get(task, Accuracy()).values()[i]) for task in tasks)]
+        for chunk, choices in sorted(run.choices.items())
+        for i, name in enumerate(NAMES[:2])
     ]  # fmt: skip
     return Table("Right choices by task and chunk, in percent", ["after", *tasks], rows)

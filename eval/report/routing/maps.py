@@ -22,14 +22,14 @@ Array = NDArray[np.float64]
 MOST_LAYERS = 32
 
 
-def course_of(run: RunData) -> dict[int, Routing]:
+def routing_by_chunk(run: RunData) -> dict[int, Routing]:
     """Return the chunks with a routing record, in order."""
     return {chunk: run.routing[chunk] for chunk in sorted(run.routing) if run.routing[chunk].tasks}
 
 
 def last_of(run: RunData) -> tuple[int, Routing]:
     """Return the last chunk with a routing record, and the record."""
-    course = course_of(run)
+    course = routing_by_chunk(run)
     return max(course), course[max(course)]
 
 
@@ -65,7 +65,7 @@ def _high(values: Array) -> float:
 
 def task_course(run: RunData) -> Figure | None:
     """Return the weight of every expert by task over the stream; None before two chunks."""
-    course = course_of(run)
+    course = routing_by_chunk(run)
     if len(course) < 2:
         return None
     tasks = [t for t in run.tasks if any(t in r.tasks for r in course.values())]
@@ -108,7 +108,7 @@ def short_layer(name: str) -> str:
 
 def same_layers(run: RunData) -> dict[int, Routing]:
     """Return the chunks whose record has the layers and experts of the last one."""
-    course, last = course_of(run), last_of(run)[1]
+    course, last = routing_by_chunk(run), last_of(run)[1]
     return {
         chunk: r
         for chunk, r in course.items()

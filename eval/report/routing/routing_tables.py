@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from eval import metrics
 from eval.charts.figure import Table
 from eval.charts.lines import percent
 from eval.routing.record import Routing
+from eval.run_files import AblationContent
 
 Array = NDArray[np.float64]
 LayerValues = Callable[[Sequence[str], Array], tuple[list[str], Array]]
@@ -78,7 +78,7 @@ def matrix(
     return Table(caption, [what, *columns], body)
 
 
-def course(caption: str, chunks: Mapping[int, Any], columns: Mapping[str, Array]) -> Table:
+def course(caption: str, chunks: Mapping[int, Routing], columns: Mapping[str, Array]) -> Table:
     """Return columns of numbers over the recorded chunks."""
     rows = [
         [f"chunk {chunk}", *(ratio(float(values[row])) for values in columns.values())]
@@ -98,7 +98,7 @@ def instructions(chunk: int, routing: Routing) -> Table:
     return Table(caption, ["instruction", "task", "questions", "first", "second"], rows)
 
 
-def ablation(content: Mapping[str, Any]) -> Table:
+def ablation(content: AblationContent) -> Table:
     """Return what each part is worth: score, cost and interval over all tasks, cost by task."""
     tasks = list(content["intact"]["tasks"])
     whole = content["intact"]
@@ -107,7 +107,7 @@ def ablation(content: Mapping[str, Any]) -> Table:
          *(_percent(whole["tasks"][task]["score"]) for task in tasks)]
     ]  # fmt: skip
     for entry in content["ablations"]:
-        ends = [_percent(entry[key]) for key in ("low", "high")]
+        ends = [_percent(end) for end in (entry["low"], entry["high"])]
         costs = [_percent(entry["tasks"][task]["cost"]) for task in tasks]
         name = entry["name"].replace("_", " ")
         rows.append(
@@ -119,8 +119,8 @@ def ablation(content: Mapping[str, Any]) -> Table:
     return Table(caption, head, rows)
 
 
-def _percent(value: Any) -> str:
-    return percent(math.nan if value is None else float(value))
+def _percent(value: float | None) -> str:
+    return percent(math.nan if value is None else value)
 
 
 def _percents(values: Array) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from markupsafe import Markup
@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from eval import metrics
 from eval.charts import lines as charts
 from eval.charts.bars import Bar, bars
-from eval.charts.figure import Figure, both
+from eval.charts.figure import Chart, Figure, both
 from eval.charts.lines import Series, percent
 from eval.charts.svg import colour
 from eval.report.data import RunData
 from eval.report.routing import routing_tables
 from eval.report.routing.maps import (
     by_task,
-    course_of,
     instruction_map,
     last_of,
     layer_course,
     layer_separation,
     overlap_of_tasks,
+    routing_by_chunk,
     similarity_of_outputs,
     task_course,
 )
@@ -38,15 +38,32 @@ Array = NDArray[np.float64]
 MOST_COLOURED = 16
 
 
-def routing_section(run: RunData) -> dict[str, Any] | None:
+class Fact(TypedDict):
+    """One number of the last chunk, ready for print."""
+
+    name: str
+    value: str
+    note: str
+
+
+class RoutingPart(TypedDict):
+    """What the page says about routing; `lead` is empty without a routing record."""
+
+    lead: str
+    facts: list[Fact]
+    figures: list[Figure]
+    gaps: list[str]
+
+
+def routing_section(run: RunData) -> RoutingPart | None:
     """Return the lead, the headline facts and the figures.
 
     None without any routing record or ablation; without a record alone there is no lead.
     """
-    if not course_of(run):
-        figure = _ablation(run)
-        only = {"lead": "", "facts": [], "gaps": routing_gaps(run)}
-        return {**only, "figures": [figure]} if figure else None
+    if not routing_by_chunk(run):
+        if (figure := _ablation(run)) is None:
+            return None
+        return {"lead": "", "facts": [], "figures": [figure], "gaps": routing_gaps(run)}
     last = last_of(run)[1]
     # Halves come in pairs.
     makers = [by_task, _separation, task_course, overlap_of_tasks, similarity_of_outputs]
@@ -85,7 +102,7 @@ def _lead(run: RunData, last: Routing) -> str:
         f" is {_number(nmi)} (mean over {len(last.layers)} layers; 0: the sets say nothing about"
         " the task, 1: they name it)."
     )
-    first = min(course_of(run))
+    first = min(routing_by_chunk(run))
     if first != chunk:
         earlier = float(metrics.mean_over(run.routing[first].nmi))
         text += f" After chunk {first} it was {_number(earlier)}."
@@ -96,7 +113,7 @@ def _number(value: float, digits: int = 2) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"  # noqa: RUF001
 
 
-def _facts(last: Routing) -> list[dict[str, str]]:
+def _facts(last: Routing) -> list[Fact]:
     stage1 = float(metrics.mean_over(last.task_entropy.ravel()))
     stage2 = float(metrics.mean_over(last.token_entropy.ravel()))
     shared = diagnosis.off_diagonal(diagnosis.overlap(last.use))
@@ -112,7 +129,7 @@ def _facts(last: Routing) -> list[dict[str, str]]:
 
 
 def _separation(run: RunData) -> Figure | None:
-    course = course_of(run)
+    course = routing_by_chunk(run)
     if len(course) < 2:
         return None
     values = diagnosis.separation(course)
@@ -132,7 +149,7 @@ def _lines(
     y_label: str,
     y_max: float | None = None,
     height: float = 200.0,
-) -> Any:
+) -> Chart:
     x = [float(c) for c in chunks]
 
     def draw(width: float) -> Markup:
@@ -145,7 +162,7 @@ def _lines(
 
 
 def _drift(run: RunData) -> Figure | None:
-    course = course_of(run)
+    course = routing_by_chunk(run)
     if len(course) < 3:
         return None
     values = diagnosis.drift(course, run.tasks)
@@ -172,7 +189,7 @@ def _drift(run: RunData) -> Figure | None:
 
 
 def _entropies(run: RunData) -> Figure | None:
-    course = course_of(run)
+    course = routing_by_chunk(run)
     if len(course) < 2:
         return None
     stage1, stage2 = diagnosis.entropies(course)
@@ -222,21 +239,16 @@ def ablation_name(name: str) -> str:
 
 
 def _ablation(run: RunData) -> Figure | None:
-    entries = run.ablation.get("ablations") or []
-    if not entries:
+    if run.ablation is None or not run.ablation["ablations"]:
         return None
-    nan = math.nan
-
-    def known(value: Any) -> float:
-        return nan if value is None else float(value)
-
     items = [
-        Bar(ablation_name(e["name"]), *(known(e.get(key)) for key in ("cost", "low", "high")))
-        for e in entries
+        Bar(ablation_name(e["name"]), *(math.nan if n is None else n for n in numbers))
+        for e in run.ablation["ablations"]
+        if (numbers := (e["cost"], e["low"], e["high"]))
     ]
     worst = max((i for i in items if not math.isnan(i.value)), key=lambda i: i.value, default=None)
     tail = f"; most: {worst.name}, {percent(worst.value)} points" if worst else ""
-    chunk = run.ablation.get("chunk")
+    chunk = run.ablation["chunk"]
     title = f"What each part of the router is worth after chunk {chunk}{tail}."
     unit = "points of the mean score lost without it"
     chart = both(lambda width: bars(title, items, width, unit))

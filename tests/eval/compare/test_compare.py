@@ -6,22 +6,21 @@ import csv
 import json
 import math
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from data_prep.files import read_json, read_jsonl, write_json, write_jsonl
 from eval.compare import compare, tables
 from eval.compare.__main__ import main
-from eval.files import read_json, read_jsonl, write_json, write_jsonl
 from eval.matrix import append_scores
-from eval.predictions import split_results
+from eval.predictions import chunk_scores, split_results
 from eval.report import write_report
 from eval.report.data import load_run
-from eval.scores import score_chunk
 from tests.eval.make_run import host_results, make_stream
 
 TASKS = ["VQAv2", "OCRVQA"]
@@ -40,7 +39,7 @@ def write_run(
         answers = host_results(stream, names, dict.fromkeys(names, skill), 1000 * seed + chunk)
         write_jsonl(folder / "answers.jsonl", answers)
         split_results(folder / "answers.jsonl", stream, folder / "predictions", names)
-        scores = score_chunk(folder / "predictions", stream)
+        scores = chunk_scores(folder / "predictions", stream)
         append_scores(root / "matrix.csv", chunk, scores)
     planned = manifest.pop("planned", len(skills))
     content = {
@@ -231,9 +230,8 @@ def test_costs(good: Path, poor: Path) -> None:
         write_json(run / "state.json", {**state, "chunks": records})
         adapter = run / "chunks" / "003" / "adapter"
         adapter.mkdir()
-        header = json.dumps({"w": {"dtype": "F32", "shape": [30, 50], "data_offsets": [0, 0]}})
-        content = struct.pack("<Q", len(header)) + header.encode()
-        (adapter / "adapter_model.safetensors").write_bytes(content)
+        numbers = np.zeros((30, 50), dtype=np.float32)
+        save_file({"w": numbers}, adapter / "adapter_model.safetensors")
         for chunk, steps in steps_of.items():
             begin = {"train_speed(s/it)": 9.9, "global_step/max_steps": "1/9", "memory(GiB)": 1.5}
             end = {"train_speed(s/it)": speed * chunk, "global_step/max_steps": f"{steps}/{steps}"}

@@ -320,9 +320,9 @@ def test_published_scores(run: Path, tables: dict) -> None:
     assert found["TextCaps"][3] == f"CIDEr {scores['tasks']['TextCaps']['cider']:.1f}"
 
 
-def test_stories_are_the_answers(run: Path, page: str) -> None:
+def test_examples_are_the_answers(run: Path, page: str) -> None:
     """Each panel shows what the prediction files say about that question, chunk after chunk."""
-    told = page.split('<article class="story">')[1:]
+    told = page.split('<article class="example">')[1:]
     assert len(told) == 5
     for part in told:
         task = part.split('<p class="task">')[1].split("<")[0]

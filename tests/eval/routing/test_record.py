@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.stream import open_stream
 from eval.routing import diagnosis
 from eval.routing.record import (
     instruction_key,
@@ -17,7 +18,6 @@ from eval.routing.record import (
     task_shares,
     write_probe,
 )
-from eval.stream import load_stream
 from tests.eval.make_run import make_stream
 
 TASKS = ["Fin", "VQAv2", "GQA"]
@@ -155,7 +155,7 @@ def test_shared_instructions_are_shared_out(tmp_path: Path) -> None:
     shared = "What colour is shape 0? Answer with one word."
     text = path.read_text("utf-8").replace("Does chart 0 rise? A. yes B. no", shared)
     path.write_text(text, "utf-8")
-    shares = task_shares(load_stream(stream), ["VQAv2", "Fin"])
+    shares = task_shares(open_stream(stream), ["VQAv2", "Fin"])
     assert shares[instruction_key(shared)] == {"VQAv2": 0.5, "Fin": 0.5}
     assert shares[instruction_key("Does chart 1 rise? A. yes B. no")] == {"Fin": 1.0}
     assert instruction_key("<image>\n Does  it ? <|im_end|>") == instruction_key("does it?")

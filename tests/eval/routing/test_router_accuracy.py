@@ -14,7 +14,7 @@ from eval.compare.__main__ import main
 from eval.report import write_report
 from eval.report.data import load_run
 from eval.report.scalars import scalars_of
-from eval.routing.router_accuracy import judge
+from eval.routing.router_accuracy import router_accuracy
 from tests.eval.make_run import make_run, second_run
 from tests.eval.report.page_reader import Rows, shown, tables_of
 
@@ -22,10 +22,10 @@ CHUNKS, QUESTIONS = 3, 10
 
 
 def test_right_is_the_chunk_with_most_samples_and_any_that_held_it() -> None:
-    found = judge({1: 2, 2: 5, 4: 1}, 10, {1: 30, 2: 10, 3: 30, 4: 0})
-    assert (found.home, found.held) == (0.2, 0.7), "two questions without a record are wrong"
-    assert (found.home_by_lot, found.held_by_lot) == (0.5, 0.75)
-    for nothing in (judge({1: 2}, 2, {1: 0, 2: 0}), judge({}, 0, {1: 3})):
+    found = router_accuracy({1: 2, 2: 5, 4: 1}, 10, {1: 30, 2: 10, 3: 30, 4: 0})
+    # Two questions without a record are wrong.
+    assert found.values() == (0.2, 0.7, 0.5, 0.75)
+    for nothing in (router_accuracy({1: 2}, 2, {1: 0, 2: 0}), router_accuracy({}, 0, {1: 3})):
         assert all(math.isnan(value) for value in vars(nothing).values())
 
 
@@ -85,20 +85,20 @@ def test_the_report_says_what_the_files_say(runs: dict[str, Path], method: str) 
     tables, what = tables_of(page), "router" if method == "branchlora" else "adapter"
     last = tables[f"which chunk's {what} each task took after chunk {CHUNKS}"]
     wanted = _recomputed(runs[method], CHUNKS)
-    assert {row[0]: (row[2], row[4]) for row in last[1:]} == {
+    assert {row[0]: (row[2], row[3]) for row in last[1:]} == {
         task: (shown(home), shown(held)) for task, (home, held) in wanted.items()
     }
     illegal = "1" if method == "mr_lora" else "\u2013"
     assert {row[6] for row in last[1:]} == {illegal}
     course: Rows = tables["right choices by task and chunk, in percent"]
     for row in course[1:]:
-        chunk, name = re.fullmatch(r"chunk (\d+), (home|held)", row[0]).groups()  # type: ignore[union-attr]
+        chunk, name = re.fullmatch(r"chunk (\d+), (dominant chunk|any chunk)", row[0]).groups()  # type: ignore[union-attr]
         found = _recomputed(runs[method], int(chunk))
-        figure = ("home", "held").index(name)
+        figure = ("dominant chunk", "any chunk").index(name)
         assert dict(zip(course[0][1:], row[1:], strict=True)) == {
             task: shown(pair[figure]) for task, pair in found.items()
         }
-    assert f"{shown(_mean(wanted, 0))} % of the questions went to the home" in page
+    assert f"{shown(_mean(wanted, 0))} % of the questions went to the dominant" in page
     expected = "named no adapter for 5 questions" if method == "mr_lora" else "key are nearest"
     assert expected in page
 
@@ -117,7 +117,7 @@ def test_scalars_hold_the_same_figures(runs: dict[str, Path]) -> None:
 def test_a_comparison_shows_both(runs: dict[str, Path], tmp_path: Path) -> None:
     assert main([*map(str, runs.values()), "--out", str(tmp_path)]) == 0
     tables = tables_of((tmp_path / "compare.html").read_text("utf-8"))
-    course = tables["right choices of a chunk (home), in percent"]
+    course = tables["right choices (dominant chunk), in percent"]
     assert course[0] == ["after", *runs]
     for row in course[1:]:
         chunk = int(row[0].removeprefix("chunk "))
@@ -128,7 +128,7 @@ def test_a_comparison_shows_both(runs: dict[str, Path], tmp_path: Path) -> None:
     }
     assert by_run["mr_lora"][-1] == "10.0"
     assert by_run["branchlora"][-1] == "\u2013"
-    assert by_run["mr_lora"][4] == shown(_mean(_recomputed(runs["mr_lora"], CHUNKS), 1))
+    assert by_run["mr_lora"][3] == shown(_mean(_recomputed(runs["mr_lora"], CHUNKS), 1))
 
     assert main([str(runs["mr_lora"]), "--out", str(tmp_path / "one")]) == 0
     alone = (tmp_path / "one" / "compare.html").read_text("utf-8")

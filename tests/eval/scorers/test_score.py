@@ -192,9 +192,7 @@ def test_many_failures_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_eval_needs_no_torch() -> None:
     """A laptop without a GPU stack can score: torch and the orchestrator stay out."""
-    modules = (
-        "score scores matrix routing.record report scorers.published_files compare significance"
-    )
+    modules = "score predictions matrix routing.record report compare significance"
     heavy = {"torch", "transformers", "swift", "recipes", "datasets"}
     code = (
         f"import sys, {', '.join('eval.' + name for name in modules.split())}\n"

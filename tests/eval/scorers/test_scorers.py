@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from eval.scorers import FIXED, find_scorer, score_sample, score_samples
+from eval.predictions import score_lines
 from eval.scorers.box_overlap import iou, parse_box, to_pixels
 from eval.scorers.cider import ptb_tokens
 from eval.scorers.fixed import FORMULAS, anls, option_letter
 from eval.scorers.published_files import score_file
-from eval.scorers.registry import TASKS, find_task
+from eval.scorers.registry import FIXED, TASKS, find_scorer, find_task, score_sample, score_samples
 from eval.scorers.released import ReleasedCrash
 from eval.scorers.text import evalai, plain
-from eval.scores import score_lines
 
 GOLD_BOX = {"answer_bbox": "[0.12, 0.34, 0.56, 0.78]", "size": [640, 480]}
 
@@ -116,7 +115,7 @@ def test_by_position_against_by_id(task: str) -> None:
         {"id": a["question_id"], "gold": a["answer"], "prediction": a["answer"]}
         for a in annotations[::-1]
     ]
-    assert score_lines(lines, find_task(task).scorer("fixed")).score == 1.0
+    assert score_lines(lines, find_task(task).scorer("fixed")) == [1.0] * 3
 
 
 def test_unanswered_questions_of_gqa() -> None:
@@ -128,8 +127,7 @@ def test_unanswered_questions_of_gqa() -> None:
     assert score_file("GQA", annotations, again).accuracy == 0.0
     lines = [{"id": "0", "gold": "red", "prediction": "red"},
              {"id": "1", "gold": "man", "prediction": None}]  # fmt: skip
-    scored = score_lines(lines, find_task("GQA").scorer("fixed"))
-    assert (scored.score, scored.failed) == (0.5, 1)
+    assert score_lines(lines, find_task("GQA").scorer("fixed")) == [1.0, 0.0]
 
 
 def test_ocrvqa_prints_no_samples() -> None:

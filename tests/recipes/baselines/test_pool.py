@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.mllm_cl.router import expert_letters, router_prompt, router_question, router_record
 from eval.compare.costs import stored_millions
-from eval.routing.router_accuracy import score_choices
+from eval.routing.router_accuracy import count_choices
 from recipes.baselines.mr_lora.choice import Choice, grouped, read_letter
 from recipes.baselines.mr_lora.pool import (
     ROUTER,
@@ -193,7 +193,7 @@ def test_choices_are_judged_by_the_mixture_of_the_chunks(stream: Path, tmp_path:
         lines[0]["routed"] = False
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / f"{task}.jsonl").write_text(text, encoding="utf-8")
-    found = score_choices(tmp_path, stream, 2)
+    found = count_choices(tmp_path, stream, 2)
     assert found is not None
     assert found["what"] == "adapter"
     assert found["tasks"]["VQAv2"] == {
@@ -204,7 +204,7 @@ def test_choices_are_judged_by_the_mixture_of_the_chunks(stream: Path, tmp_path:
     assert (found["home"], found["held"], found["illegal"], found["n"]) == (0.375, 0.5, 2, 8)
     manifest["chunks"][0]["tasks"] = {"VQAv2": 9}
     (stream / "stream.json").write_text(json.dumps(manifest), encoding="utf-8")
-    unseen = score_choices(tmp_path, stream, 2)
+    unseen = count_choices(tmp_path, stream, 2)
     assert unseen is not None
     assert unseen["tasks"]["Fin"]["home"] is None, "no chunk held it: there is no right adapter"
     assert unseen["home"] == 0.5
@@ -228,11 +228,11 @@ def test_routers_are_judged_by_question_though_tasks_share_a_text(
             (tmp_path / f"{task}.jsonl").write_text(text, encoding="utf-8")
 
     write("expert")
-    found = score_choices(tmp_path, stream, 2)
+    found = count_choices(tmp_path, stream, 2)
     assert found is not None
     assert (found["what"], found["home"], found["held"]) == ("router", 1.0, 1.0)
     write("nothing")
-    assert score_choices(tmp_path, stream, 2) is None
+    assert count_choices(tmp_path, stream, 2) is None
 
 
 def test_a_pool_runs_keeps_what_it_needs_and_finds_damage(

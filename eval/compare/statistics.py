@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.compare.methods import Comparable, Method
+from eval.compare.runs import Comparable, Method
 from eval.metrics import (
     STREAM_SCORES,
     Array,
     First,
     bootstrap_matrices,
     last_row,
-    swapped_matrices,
+    permuted_matrices,
 )
 from eval.significance import (
     NO_INTERVAL,
@@ -61,9 +61,9 @@ def column_values(a: Array, tasks: Sequence[str], first: First) -> dict[str, Arr
 def values_by_seed(found: Comparable, method: Method) -> dict[str, list[float]]:
     """Return for every column the values of the method's runs; without a stream only the last."""
     rows = [column_values(e.values, found.tasks, e.first) for e in method.entries]
-    ends_only = any(entry.run.ends_only for entry in method.entries)
+    no_stream = any(entry.run.has_no_stream for entry in method.entries)
     return {
-        key: [math.nan if ends_only and not is_last(key) else float(row[key]) for row in rows]
+        key: [math.nan if no_stream and not is_last(key) else float(row[key]) for row in rows]
         for key in rows[0]
     }
 
@@ -152,7 +152,7 @@ def _permuted(
     real = [_matrix(samples, found.aggregates) for samples in (one, other)]
     observed = _differences(found, real[0], real[1], first)
     drawn: dict[str, list[Array]] = {key: [] for key in observed}
-    for left, right in swapped_matrices(one, other, found.aggregates, PERMUTATIONS, SEED):
+    for left, right in permuted_matrices(one, other, found.aggregates, PERMUTATIONS, SEED):
         for key, values in _differences(found, left, right, first).items():
             drawn[key].append(values)
     return {

@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from eval.metrics import Array, First
 from eval.report.data import Gap, RunData, load_run
-from eval.scorers import find_scorer
+from eval.run_files import JsonObject, RunState
+from eval.scorers.registry import scorer_of
 
 # What may differ between runs of one method: none of it changes what is learned, but the seed.
 NOT_THE_METHOD = ("name", "seed", "run_dir", "launcher", "eval.batch_size", "data.stream")
@@ -40,7 +40,7 @@ class Entry:
     @property
     def seed(self) -> int | None:
         """Return the run's seed, None where no file says it."""
-        return self.run.manifest.get("seed")
+        return self.run.manifest.seed
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,13 @@ def _read(folders: Sequence[Path]) -> list[RunData]:
 
 def _stream_of(run: RunData) -> str:
     """Return what runs must share to be compared chunk by chunk."""
-    stream = str((run.manifest.get("data") or {}).get("sha256"))
-    return f"{stream} without chunks" if run.ends_only else stream
+    stream = run.manifest.stream_sha256 or "unknown"
+    return f"{stream} without chunks" if run.has_no_stream else stream
 
 
 def _aggregate(runs: Sequence[RunData], task: str) -> Callable[[Array], Array]:
     stream = next((run.stream for run in runs if run.stream is not None), None)
-    return find_scorer(stream.scorer_name(task)).of_mean if stream else np.asarray
+    return scorer_of(stream, task).of_mean if stream else np.asarray
 
 
 def _sample_ids(run: RunData, task: str) -> list[str]:
@@ -166,7 +166,7 @@ def _common_rows(runs: Sequence[RunData], gaps: list[Gap]) -> dict[str, list[int
         if run.evaluated > common[-1]:
             why = f"compared as it was after chunk {common[-1]}, the last that all runs have"
             gaps.append(Gap(f"{run.root.name}: chunks after {common[-1]}", why))
-        if not run.finished and run.state:  # without one a gap says so already
+        if not run.finished and run.state != RunState():  # without one a gap says so already
             gaps.append(Gap(f"{run.root.name}", f"still going on; chunk {run.evaluated} so far"))
     if len({stream.split()[0] for stream in rows}) > 1:
         why = "runs of different streams are compared by their last scores only"
@@ -210,7 +210,7 @@ def _grouped(entries: Sequence[Entry]) -> Iterator[tuple[str, list[Entry]]]:
 
 def _recipe_key(run: RunData) -> str:
     """Return what makes a run's method: its recipe without what may differ between seeds."""
-    recipe = _flat(run.manifest.get("recipe") or {})
+    recipe = _flat(run.manifest.recipe)
     if not recipe:
         return str(run.root.resolve())
     kept = {k: v for k, v in recipe.items() if not _is_free(k)}
@@ -221,8 +221,8 @@ def _is_free(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in NOT_THE_METHOD)
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(value: JsonObject, prefix: str = "") -> JsonObject:
+    flat: JsonObject = {}
     for key, item in value.items():
         if isinstance(item, dict) and item:
             flat |= _flat(item, f"{prefix}{key}.")
@@ -233,7 +233,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _names(groups: dict[str, list[Entry]]) -> dict[str, str]:
     """Return a name for each group: the method, and where that is not enough what differs."""
-    recipes = {key: _flat(g[0].run.manifest.get("recipe") or {}) for key, g in groups.items()}
+    recipes = {key: _flat(g[0].run.manifest.recipe) for key, g in groups.items()}
     short = {key: group[0].run.method or group[0].run.name for key, group in groups.items()}
     names = {}
     for key, name in short.items():

@@ -1,4 +1,4 @@
-"""A stream as evaluation sees it: the score of the best constant answer."""
+"""The score of the best constant answer to a task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.stream import load_stream
+from data_prep.stream import open_stream
+from eval.constant_answers import best_constant
 from tests.eval.make_run import make_stream
 
 
@@ -49,13 +50,13 @@ def test_the_best_constant_answer_is_found(stream: Path) -> None:
     wanted = golds(stream, "Fin")
     best = max(wanted.count(letter) for letter in "ABC") / len(wanted)
     assert best > 0
-    assert load_stream(stream).majority("Fin") == pytest.approx(best)
+    assert best_constant(open_stream(stream), "Fin") == pytest.approx(best)
 
 
 def test_captions_and_untrained_tasks_have_none(stream: Path) -> None:
-    found = load_stream(stream)
-    assert math.isnan(found.majority("TextCaps"))
-    assert math.isnan(found.majority("RS"))
+    opened = open_stream(stream)
+    assert math.isnan(best_constant(opened, "TextCaps"))
+    assert math.isnan(best_constant(opened, "RS"))
 
 
 def test_the_manifests_own_figure_is_taken(stream: Path) -> None:
@@ -63,10 +64,10 @@ def test_the_manifests_own_figure_is_taken(stream: Path) -> None:
     manifest = json.loads(path.read_text("utf-8"))
     manifest["tasks"]["Fin"]["majority"] = 0.125
     path.write_text(json.dumps(manifest), "utf-8")
-    assert load_stream(stream).majority("Fin") == 0.125
+    assert best_constant(open_stream(stream), "Fin") == 0.125
 
 
 def test_chunks_that_are_gone_leave_no_figure(stream: Path) -> None:
     for path in (stream / "chunks").iterdir():
         path.unlink()
-    assert math.isnan(load_stream(stream).majority("Fin"))
+    assert math.isnan(best_constant(open_stream(stream), "Fin"))

@@ -1,0 +1,329 @@
+"""What the JSON files of a run folder hold, as far as evaluation writes or reads them.
+
+Files that evaluation writes are TypedDicts, key by key. manifest.json and state.json belong to
+recipes; of them only what a report shows is read, and what an older version left out has a default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+from data_prep.files import read_json
+
+JsonObject = dict[str, Any]
+
+
+class _AnsweredLine(TypedDict):
+    id: str
+    task: str
+    prompt: str
+    prediction: str | None
+    gold: str
+    finish_reason: str | None
+    images: list[str]
+
+
+class PredictionLine(_AnsweredLine, total=False):
+    """One line of `chunks/NNN/predictions/<task>.jsonl`: a test question and its answer.
+
+    Attributes:
+        prediction: the answer; None: there is none, and `error` says why.
+        gold: the right answer as text.
+        finish_reason: `stop`: the model ended its answer; `length`: it was cut at the longest
+            length allowed; None: the host did not say.
+        references, answer_bbox, size, options, synonyms, box_format, answer_type: of the test
+            sample, where it has them; scorers read them.
+        expert: the chunk whose adapter or router answered, for methods that choose one.
+        router_answer, routed: what MR-LoRA's router said, and whether that named an adapter.
+        score: in 0..1 under the task's `fixed` scorer, 0 without an answer; CIDEr-D / 10 for
+            captions. Version 0.1 wrote none.
+    """
+
+    references: list[str]
+    answer_bbox: str
+    size: list[int]
+    options: list[str]
+    synonyms: list[str]
+    box_format: str
+    answer_type: str
+    expert: int | None
+    router_answer: str
+    routed: bool
+    error: str
+    score: float
+
+
+class _TaskResult(TypedDict):
+    score: float | None
+    n: int
+    failed: int
+    cut: int
+    stderr: float | None
+
+
+class TaskResult(_TaskResult, total=False):
+    """One task in scores.json; null where a number does not exist.
+
+    Attributes:
+        score: in 0..1.
+        n: test samples, those without an answer included.
+        failed: samples without an answer.
+        cut: answers that reached the longest length allowed.
+        stderr: standard error of `score` over the samples.
+        cider: for captions, CIDEr-D x 100 (0 to 1,000), of which `score` is the clipped part.
+    """
+
+    cider: float | None
+
+
+class PublishedScores(TypedDict):
+    """What StrCVIT's own scripts would print for the same answers, in percent.
+
+    Attributes:
+        tasks: by task; null where the script would end with an exception.
+        crashes: why it would, by task.
+        mean: the published mean of nine tasks; null unless all of them have a score.
+    """
+
+    tasks: dict[str, float | None]
+    crashes: dict[str, str]
+    mean: float | None
+
+
+class ChunkScores(TypedDict):
+    """The content of `chunks/NNN/scores.json`."""
+
+    chunk: int
+    tasks: dict[str, TaskResult]
+    published: PublishedScores
+
+
+class RoutedTask(TypedDict):
+    """One task in router.json.
+
+    Attributes:
+        n: questions.
+        home, held: shares of them that went to a right chunk (eval.routing.router_accuracy); null
+            for a task that no chunk held yet.
+        illegal: answers of MR-LoRA's router that named no adapter.
+        unrouted: questions without a record.
+        experts: questions by chunk.
+    """
+
+    n: int
+    home: float | None
+    held: float | None
+    illegal: int
+    unrouted: int
+    experts: dict[str, int]
+
+
+class RouterContent(TypedDict):
+    """The content of `chunks/NNN/router.json`: which chunk answered which question.
+
+    Attributes:
+        chunk: the chunk after which it was measured.
+        what: `adapter` (MR-LoRA's router was asked) or `router` (BranchLoRA chose by keys).
+        n, home, held, illegal: over all tasks, as in `RoutedTask`.
+        tasks: by task.
+    """
+
+    chunk: int
+    what: str
+    n: int
+    home: float | None
+    held: float | None
+    illegal: int
+    tasks: dict[str, RoutedTask]
+
+
+class Intact(TypedDict):
+    """The unchanged adapter in ablation.json: `score` in 0..1, `n` samples for each task."""
+
+    score: float | None
+    tasks: dict[str, IntactTask]
+
+
+class IntactTask(TypedDict):
+    """One task of the unchanged adapter."""
+
+    n: int
+    score: float | None
+
+
+class Cost(TypedDict):
+    """What a part is worth: the intact score minus the ablated one, and its 95 % interval."""
+
+    score: float | None
+    cost: float | None
+    low: float | None
+    high: float | None
+
+
+class TaskCost(Cost):
+    """The same for one task of `n` samples."""
+
+    n: int
+
+
+class Ablation(Cost):
+    """One ablation: its name, its cost over all tasks and for each of them."""
+
+    name: str
+    tasks: dict[str, TaskCost]
+
+
+class AblationContent(TypedDict):
+    """The content of `ablation.json`."""
+
+    format: int
+    chunk: int
+    intact: Intact
+    ablations: list[Ablation]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a report shows of manifest.json; empty where the file, or a key, is missing.
+
+    Attributes:
+        name: of the run.
+        method: of the recipe.
+        model: path or hub name of the base model.
+        protocol: `stream`, `pool`, `joint` or `zero_shot`.
+        seed: of the run.
+        stream, stream_name, stream_sha256: folder, name and hash of the stream.
+        chunks: how many the run will have; 0: not told.
+        logging_steps: the host writes a line to its log every so many optimizer steps.
+        recipe: the whole recipe.
+        tuner: the options of the adapter; None where the method has none.
+    """
+
+    name: str = ""
+    method: str = ""
+    model: str = ""
+    protocol: str = ""
+    seed: int | None = None
+    started: str = ""
+    processes: int | None = None
+    global_batch: int | None = None
+    stream: str = ""
+    stream_name: str = ""
+    stream_sha256: str = ""
+    chunks: int = 0
+    logging_steps: int = 1
+    git: JsonObject = field(default_factory=dict)
+    versions: JsonObject = field(default_factory=dict)
+    hardware: JsonObject = field(default_factory=dict)
+    recipe: JsonObject = field(default_factory=dict)
+    tuner: JsonObject | None = None
+
+    @property
+    def told_the_task(self) -> bool:
+        """Return whether the method looks up the task, which no method should know."""
+        return (self.tuner or {}).get("sentence") == "task"
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Return what a report shows of a manifest.json.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is no JSON object, or a part of it is of another type.
+    """
+    content = read_object(path)
+    data, recipe = _part(content, "data"), _part(content, "recipe")
+    return Manifest(
+        name=str(content.get("name") or ""),
+        method=str(recipe.get("method") or ""),
+        model=str(_part(recipe, "model").get("path") or ""),
+        protocol=str(content.get("protocol") or ""),
+        seed=content.get("seed"),
+        started=str(content.get("started") or ""),
+        processes=content.get("processes"),
+        global_batch=content.get("global_batch"),
+        stream=str(data.get("stream") or ""),
+        stream_name=str(data.get("name") or ""),
+        stream_sha256=str(data.get("sha256") or ""),
+        chunks=len(data.get("chunks") or []),
+        logging_steps=int(_part(recipe, "swift").get("logging_steps") or 1),
+        git=_part(content, "git"),
+        versions=_part(content, "versions"),
+        hardware=_part(content, "hardware"),
+        recipe=recipe,
+        tuner=content.get("tuner"),
+    )
+
+
+@dataclass(frozen=True)
+class ChunkState:
+    """What state.json says of one chunk; None: not recorded.
+
+    Attributes:
+        index: from 1; 0 is the base model.
+        trained: whether it was trained on.
+        steps: optimizer steps.
+        train_seconds, eval_seconds: wall time, start of the processes included.
+        train_memory_gib: most main memory of the host's processes.
+    """
+
+    index: int
+    trained: bool = False
+    steps: int | None = None
+    train_seconds: float | None = None
+    eval_seconds: float | None = None
+    train_memory_gib: float | None = None
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a report shows of state.json.
+
+    Attributes:
+        done: chunks that are done; None: not told.
+        finished: whether all are; None: not told.
+        chunks: one record a chunk.
+    """
+
+    done: int | None = None
+    finished: bool | None = None
+    chunks: tuple[ChunkState, ...] = ()
+
+
+def read_state(path: Path) -> RunState:
+    """Return what a report shows of a state.json.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is no JSON object.
+    """
+    content = read_object(path)
+    names = ("steps", "train_seconds", "eval_seconds", "train_memory_gib")
+    chunks = [
+        ChunkState(int(r.get("index", -1)), bool(r.get("trained")), *(r.get(n) for n in names))
+        for r in content.get("chunks") or []
+    ]
+    return RunState(content.get("done"), content.get("finished"), tuple(chunks))
+
+
+def read_object(path: Path) -> JsonObject:
+    """Return the content of a file that holds one JSON object.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _part(content: Mapping[str, Any], key: str) -> JsonObject:
+    part = content.get(key) or {}
+    if not isinstance(part, dict):
+        raise ValueError(f"{key}: expected a JSON object, found {part!r}")
+    return part
