@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.compare.costs import COSTS, costs_of
-from eval.compare.runs import Comparable, Method, load_methods
-from eval.compare.statistics import (
+from eval.compare.differences import (
     LAST,
     Result,
     differences,
@@ -20,6 +19,7 @@ from eval.compare.statistics import (
     is_last,
     values_by_seed,
 )
+from eval.compare.runs import Comparable, Method, load_methods
 from eval.metrics import STREAM_SCORES, mean_over
 from eval.report.data import Gap
 from eval.significance import NO_INTERVAL, Interval, holm

@@ -21,6 +21,7 @@ from eval.charts.figure import Chart, Table, both
 from eval.charts.lines import Series, percent
 from eval.charts.svg import colour
 from eval.report.data import RunData
+from eval.report.loss_curves import STABILITY_KEYS, curve
 from eval.report.numbers import Number, Summary
 from eval.report.routing.choices import choice_part
 from eval.report.routing.section import routing_section
@@ -36,7 +37,6 @@ from eval.report.tables import (
     timing_table,
     timing_text,
 )
-from eval.report.training import STABILITY_KEYS, curve
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 MOST_COLOURED = 16

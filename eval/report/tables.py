@@ -8,8 +8,8 @@ from eval import metrics
 from eval.charts.figure import Table
 from eval.charts.lines import percent
 from eval.report.data import RunData
+from eval.report.loss_curves import Curve
 from eval.report.numbers import Number, Summary
-from eval.report.training import Curve
 from eval.run_files import ChunkState, JsonObject, Manifest
 
 MOST_ROWS = 60

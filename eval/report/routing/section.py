@@ -17,6 +17,7 @@ from eval.charts.figure import Chart, Figure, both
 from eval.charts.lines import Series, percent
 from eval.charts.svg import colour
 from eval.report.data import RunData
+from eval.report.loss_curves import STABILITY_KEYS, curve
 from eval.report.routing import routing_tables
 from eval.report.routing.maps import (
     by_task,
@@ -30,7 +31,6 @@ from eval.report.routing.maps import (
     task_course,
 )
 from eval.report.tables import curve_table
-from eval.report.training import STABILITY_KEYS, curve
 from eval.routing import diagnosis
 from eval.routing.record import Routing
 
