@@ -187,7 +187,7 @@ def test_choices_are_judged_by_the_mixture_of_the_chunks(stream: Path, tmp_path:
     experts: dict[str, list[int | None]] = {"VQAv2": [2, 2, 1, None], "Fin": [1, 2, 2, 2]}
     for task, chosen in experts.items():
         lines = [
-            {"id": f"{task}-test-{i:06d}", "task": task, "prediction": "x", "expert": chunk}
+            {"id": f"{task}-test-{i:06d}", "prediction": "x", "score": 0.0, "expert": chunk}
             for i, chunk in enumerate(chosen)
         ]
         lines[0]["routed"] = False
@@ -221,7 +221,7 @@ def test_routers_are_judged_by_question_though_tasks_share_a_text(
     def write(key: str) -> None:
         for chunk, task in ((1, "VQAv2"), (2, "Fin")):
             lines = [
-                {"id": f"{task}-test-{i:06d}", "task": task, "prompt": "Say it.", key: chunk}
+                {"id": f"{task}-test-{i:06d}", "prompt": "Say it.", "score": 0.0, key: chunk}
                 for i in range(4)
             ]
             text = "".join(json.dumps(line) + "\n" for line in lines)
