@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -81,7 +81,7 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def write_jsonl(path: Path, records: Iterable[Record]) -> str:
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> str:
     """Write a JSON Lines file atomically; return the sha256 of its bytes."""
     text = StringIO()
     with jsonlines.Writer(

@@ -12,7 +12,7 @@ from data_prep.errors import DataError, Problem, shown
 from data_prep.sources.fields import Columns
 from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.readers import Item, parse, place
-from data_prep.sources.records import Record, encode, question_text, to_host
+from data_prep.sources.records import HostSample, encode, question_text, to_host
 
 # Epoch numbers: seconds, milliseconds, microseconds or nanoseconds, by their size.
 _UNITS = ((1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3))
@@ -83,10 +83,9 @@ def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
     return batch
 
 
-def host_record(raw: Any, options: Options, made_up_id: str) -> Record:
+def host_record(raw: Any, options: Options, made_up_id: str) -> HostSample:
     """Return one sample in the host's form, with task, id and placed images. Raises DataError."""
-    record = to_host(raw)
-    record["images"] = [options.resolver.resolve(image) for image in record["images"]]
+    record = to_host(raw, options.resolver.resolve)
     if options.task_column:
         task = look_up(raw, options.task_column)
         if task is None or isinstance(task, list | dict):
@@ -158,7 +157,7 @@ def _from_text(text: str) -> datetime | float:
         return datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
 
 
-def is_held_out(record: Record, options: Options) -> bool:
+def is_held_out(record: HostSample, options: Options) -> bool:
     """Return whether a sample is kept for testing, decided by its first image or its question."""
     if not options.holdout:
         return False

@@ -19,7 +19,7 @@ from data_prep.sources.converting import converted
 from data_prep.sources.fields import harmonize_all
 from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.readers import DECODER
-from data_prep.sources.records import Record, encode
+from data_prep.sources.records import HostSample, encode
 from data_prep.sources.test_sets import TestFile, lines_of_test
 from data_prep.stream_writer import BadSamples, PlannedFile, WrittenFile
 
@@ -61,7 +61,7 @@ class TrainFile:
         """Return the sample as it is."""
         return raw
 
-    def finish(self, raw: Any, record: Record, number: int) -> Record:
+    def finish(self, raw: Any, record: HostSample, number: int) -> HostSample:
         """Return the record with its task and an id."""
         record["task"] = self.task
         record["id"] = record.get("id", f"{self.task}-{number:06d}")
@@ -122,7 +122,7 @@ def chunk_parts(pools: dict[str, Pool], counts: Counts, seed: int) -> list[Plann
     return parts
 
 
-def rows(piece: Slice) -> list[Record]:
+def rows(piece: Slice) -> list[HostSample]:
     """Return the samples of a slice."""
     order = np.random.RandomState([piece.seed, crc32(piece.pool.task.encode())])
     shuffled = order.permutation(piece.pool.samples)

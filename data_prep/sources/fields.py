@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
-from data_prep.sources.records import Record, encode
+from data_prep.sources.records import HostSample, encode
 
 # Fields that the host gives a meaning of their own are left as they are.
 FIRST_BLOCK = 8 << 20  # bytes of a file by which its columns are known; `datasets` reads 10 MB
@@ -25,7 +25,7 @@ class Columns:
         self.kinds: dict[str, set[str]] = {}
         self.counts: dict[str, int] = {}
 
-    def add(self, record: Record) -> None:
+    def add(self, record: HostSample) -> None:
         """Take note of one sample."""
         self.samples += 1
         for key, value in record.items():
@@ -64,19 +64,19 @@ def kind_of(value: Any) -> str:
     return "nested"
 
 
-def harmonize(record: Record, uneven: list[str]) -> Record:
+def harmonize(record: HostSample, uneven: list[str]) -> HostSample:
     """Return the sample with the `uneven` fields as text: JSON where it is not text already."""
-    out = dict(record)
+    out: dict[str, object] = {**record}
     for key in uneven:
         value = out.get(key)
         if value is None:
             out[key] = ""
         elif not isinstance(value, str):
             out[key] = json.dumps(value, ensure_ascii=False)
-    return out
+    return cast("HostSample", out)
 
 
-def harmonize_all(records: Iterable[Record]) -> list[Record]:
+def harmonize_all(records: Iterable[HostSample]) -> list[HostSample]:
     """Return the samples of one chunk with even fields."""
     records = list(records)
     columns = Columns()

@@ -11,7 +11,7 @@ from data_prep.errors import DataError
 from data_prep.sources.boxes import check_gold_box
 from data_prep.sources.converting import converted
 from data_prep.sources.image_paths import ImageResolver
-from data_prep.sources.records import Record, answer_text, encode
+from data_prep.sources.records import HostSample, answer_text, encode
 from data_prep.stream import TASK_NAME, StreamError
 from data_prep.stream_writer import PlannedFile, WrittenFile
 
@@ -39,7 +39,7 @@ class TestSet:
             return {**raw, "answer": str(raw["answer_bbox"])}
         return raw
 
-    def finish(self, raw: Any, record: Record, number: int) -> Record:
+    def finish(self, raw: Any, record: HostSample, number: int) -> HostSample:
         """Return the record as evaluation wants it. Raises DataError for a gold that is none."""
         answer = raw.get("answer")
         if isinstance(answer, list) and (len(answer) > 1 or self.scorer == "caption"):
