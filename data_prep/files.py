@@ -60,7 +60,7 @@ def write_json(path: Path, content: Any, indent: int = 2, allow_nan: bool = Fals
     """Write `content` as one JSON file, atomically; text that is not ASCII stays readable.
 
     Raises:
-        ValueError: it holds NaN or infinity, which JSON has no word for, and `allow_nan` is off.
+        ValueError: it holds NaN or infinity, which JSON cannot express, and `allow_nan` is off.
     """
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
     write_text(path, f"{text}\n")

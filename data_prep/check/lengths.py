@@ -11,7 +11,7 @@ from data_prep.errors import DataError
 from data_prep.sources.records import PLACEHOLDER, HostSample
 
 TURN = 5  # tokens around a turn: start mark, role, line end, end mark, line end
-TILE = 448  # side of InternVL's tiles where the processor does not say
+TILE = 448  # side of InternVL's tiles where the processor's configuration does not name it
 
 
 class Lengths:
@@ -23,7 +23,8 @@ class Lengths:
         image_tokens: tokens of one image; None takes them from the processor's configuration.
 
     Raises:
-        DataError: the folder has no tokenizer, or the processor does not tell its image tokens.
+        DataError: the folder has no tokenizer, or the processor's configuration does not
+            name its image tokens.
     """
 
     def __init__(self, model: Path, max_length: int, image_tokens: int | None = None) -> None:

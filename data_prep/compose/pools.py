@@ -108,18 +108,18 @@ def _make_pool(folder: Path, job: tuple[str, Path, ImageResolver]) -> Pool:
     return Pool(task, target, len(starts) - 1, tuple(made.problems))
 
 
-def chunk_parts(pools: dict[str, Pool], counts: Counts, seed: int) -> list[PlannedFile]:
+def chunk_files(pools: dict[str, Pool], counts: Counts, seed: int) -> list[PlannedFile]:
     """Return the chunks: each takes the next rows of every task's shuffled order."""
     used = dict.fromkeys(pools, 0)
-    parts = []
+    files = []
     for number, chunk in enumerate(counts, start=1):
         slices = []
         for task, count in chunk.items():
             if count:
                 start, used[task] = used[task], used[task] + count
                 slices.append(Slice(pools[task], start, used[task], seed))
-        parts.append(PlannedFile(f"chunks/{number:03d}.jsonl", (number, seed, tuple(slices))))
-    return parts
+        files.append(PlannedFile(f"chunks/{number:03d}.jsonl", (number, seed, tuple(slices))))
+    return files
 
 
 def rows(piece: Slice) -> list[HostSample]:
@@ -136,9 +136,9 @@ def rows(piece: Slice) -> list[HostSample]:
     return out
 
 
-def chunk_lines(part: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
-    """Yield the lines of one chunk, its tasks mixed."""
-    number, seed, slices = part.source
+def chunk_lines(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
+    """Yield the lines of one chunk, its tasks shuffled together."""
+    number, seed, slices = planned.source
     records = harmonize_all(record for piece in slices for record in rows(piece))
     # RandomState's stream of numbers never changes between versions of numpy.
     for at in np.random.RandomState([seed, number]).permutation(len(records)):

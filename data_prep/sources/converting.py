@@ -20,7 +20,7 @@ class Converter(Protocol):
         """Return the raw sample in a form that `to_host` reads."""
 
     def finish(self, raw: Any, record: HostSample, number: int) -> HostSample:
-        """Return the record with task and id. Raises DataError for a sample that is no good."""
+        """Return the record with task and id. Raises DataError for a sample that cannot be used."""
 
 
 def converted(

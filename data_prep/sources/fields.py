@@ -1,4 +1,4 @@
-"""Makes the extra fields of a chunk even: every sample has them, each of one type.
+"""Harmonizes the extra fields of a chunk: every sample has them, each of one type.
 
 The host reads a chunk with `datasets`: a field that first appears after 10 MB of the file stops it
 (measured with 4.8.4), and so does, in older versions, one that is text here and a list there.
@@ -12,13 +12,13 @@ from typing import Any, cast
 
 from data_prep.sources.records import HostSample, encode
 
-# Fields that the host gives a meaning of their own are left as they are.
 FIRST_BLOCK = 8 << 20  # bytes of a file by which its columns are known; `datasets` reads 10 MB
+# The host knows these fields, so they are left as they are.
 HOSTS_OWN = ("messages", "images", "task", "id", "objects", "tools", "rejected_response")
 
 
 class Columns:
-    """The types of the extra fields of many samples, added one at a time."""
+    """The types of the extra fields of many samples, counted one sample at a time."""
 
     def __init__(self) -> None:
         self.samples = 0
@@ -26,7 +26,7 @@ class Columns:
         self.counts: dict[str, int] = {}
 
     def add(self, record: HostSample) -> None:
-        """Take note of one sample."""
+        """Count the fields of one sample."""
         self.samples += 1
         for key, value in record.items():
             if key not in HOSTS_OWN:
@@ -34,7 +34,7 @@ class Columns:
                 self.counts[key] = self.counts.get(key, 0) + 1
 
     def merge(self, other: Columns) -> None:
-        """Take note of the samples that `other` has seen."""
+        """Add what `other` has counted."""
         self.samples += other.samples
         for key, kinds in other.kinds.items():
             self.kinds[key] = self.kinds.get(key, set()) | kinds
@@ -77,7 +77,7 @@ def harmonize(record: HostSample, uneven: list[str]) -> HostSample:
 
 
 def harmonize_all(records: Iterable[HostSample]) -> list[HostSample]:
-    """Return the samples of one chunk with even fields."""
+    """Return the samples of one chunk with harmonized fields."""
     records = list(records)
     columns = Columns()
     for record in records:

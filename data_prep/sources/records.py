@@ -78,12 +78,12 @@ _USED = {*_TURNS, *_IMAGES, *_IDS, "system", "system_prompt", "task"}
 
 
 def _plain(value: Any) -> Any:
-    """Return what a Parquet file holds and JSON has no word for: times as ISO 8601 text."""
+    """Return what a Parquet file can hold and JSON cannot: times as ISO 8601 text."""
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, Decimal | timedelta):
         return str(value)
-    raise DataError("json-value", f"a field holds {shown(value)}, which JSON has no word for")
+    raise DataError("json-value", f"a field holds {shown(value)}, which JSON cannot express")
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain).encode
@@ -102,7 +102,7 @@ def to_host(raw: Any, resolve: Callable[[Any], str]) -> HostSample:
             sample holds, a path or {"bytes", "path"}.
 
     Raises:
-        DataError: the sample cannot be used; says what was found, what was expected and the fix.
+        DataError: the sample cannot be used.
     """
     if isinstance(raw, DataError):
         raise raw
@@ -204,7 +204,7 @@ def _check_content(number: int, turn: Turn) -> None:
     except UnicodeEncodeError as error:
         bad = content[error.start : error.start + 1]
         raise DataError(
-            "surrogate", f"turn {number}: {bad!r} is half a character; repair the text"
+            "surrogate", f"turn {number}: {bad!r} is half of a surrogate pair; repair the text"
         ) from error
     if role == "assistant" and PLACEHOLDER in content:
         raise DataError("placeholder-in-answer", f"turn {number}: {PLACEHOLDER} in an answer")
@@ -213,7 +213,7 @@ def _check_content(number: int, turn: Turn) -> None:
     if role == "user" and not content.replace(PLACEHOLDER, "").strip():
         raise DataError("empty-question", f"turn {number}: the question is empty")
     if "\0" in content:
-        raise DataError("control", f"turn {number}: a NUL character in the text; take it out")
+        raise DataError("control", f"turn {number}: a NUL character in the text; remove it")
 
 
 def _check_host_turn(number: int, turn: Any) -> None:
@@ -293,7 +293,7 @@ def _join_parts(number: int, parts: list[Any], inline: list[Any]) -> str:
 
 
 def _read_pair(raw: Raw) -> tuple[list[Turn], list[Any], set[str]]:
-    """Return the two turns of a question and an answer in columns of their own."""
+    """Return the two turns of a sample with a question column and an answer column."""
     pair = next(((q, a) for q, a in PAIRS if q in raw and a in raw), None)
     if pair is None:
         for question, answer in PAIRS:
@@ -363,15 +363,18 @@ def encode(record: Mapping[str, Any]) -> bytes:
     """Return a record as one line of JSON, in UTF-8, with its line end.
 
     Raises:
-        DataError: a field holds a number that JSON has no word for (1e999) or half a character.
+        DataError: a field holds a number that JSON cannot express (1e999) or half of a
+            surrogate pair.
     """
     try:
         return _ENCODER(record).encode() + b"\n"
     except UnicodeEncodeError as error:
-        raise DataError("surrogate", "a field holds half a character; repair the text") from error
+        raise DataError(
+            "surrogate", "a field holds half of a surrogate pair; repair the text"
+        ) from error
     except ValueError as error:
         raise DataError(
-            "json-number", "a field holds a number without end; write another"
+            "json-number", "a field holds an infinite number, which JSON cannot express"
         ) from error
 
 

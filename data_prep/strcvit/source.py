@@ -100,7 +100,7 @@ def official_gqa(source: Path, images: Path) -> Path | None:
 
 
 def task_of(record: HostSample) -> str:
-    """Return the task of a training sample: its own, or what its image and answer tell."""
+    """Return the task of a training sample: its own, or the one that its image and answer show."""
     if record.get("task") in STRCVIT:
         return str(record["task"])
     if not record["images"]:
@@ -157,9 +157,9 @@ class _Gqa(TestSet):
         return {**raw, "answer": entry["answer"]}
 
 
-def make(part: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
+def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of one chunk or test set."""
-    source: Source = part.source
+    source: Source = planned.source
     if source.task is None:
         special: Any = _Train(source.chunk)
     elif source.task == "GQA":
