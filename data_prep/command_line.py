@@ -38,7 +38,7 @@ def source_facts(path: Path) -> dict[str, Any]:
 
 
 def expect_folder(path: Path, what: str, how: str) -> None:
-    """Raise DataError unless `path` is a folder; `how` says how to get it."""
+    """Raise DataError unless `path` is a folder; `how` is the advice in the message."""
     if not path.is_dir():
         raise DataError("no-data", f"{what} {shown(str(path))}: no such folder. {how}")
 
@@ -46,7 +46,7 @@ def expect_folder(path: Path, what: str, how: str) -> None:
 def fetch(repository: str, folder: Path, note: str) -> int:
     """Download the JSON of a published benchmark into `folder`; return the exit code.
 
-    `note` ends the sentence that says it is there.
+    `note` is added to the message of success.
     """
     try:
         download(repository, folder, ["*.json"])
@@ -62,12 +62,12 @@ def run_plan(
     plan: Callable[[], Plan],
     report: Callable[[list[WrittenFile]], None] | None = None,
 ) -> int:
-    """Write the stream that `plan` returns and tell what was made; return the exit code.
+    """Write the stream that `plan` returns and print what was made; return the exit code.
 
     Args:
         args: with the options of `add_common`.
         plan: makes the plan; DataError and StreamError that it raises become messages.
-        report: prints the tool's own words on what was made, also when samples were refused.
+        report: prints more about what was made.
     """
     started = time.monotonic()
     try:
@@ -77,8 +77,8 @@ def run_plan(
         print(listing(error.problems), file=sys.stderr)
         count = len(error.problems)
         print(
-            f"error: {count} bad sample{'s' * (count > 1)}, nothing was written. Mend the source, "
-            "or leave them out with --skip-bad.",
+            f"error: {count} bad sample{'s' * (count > 1)}, nothing was written. Correct the "
+            "source, or leave them out with --skip-bad.",
             file=sys.stderr,
         )
         return FAILED

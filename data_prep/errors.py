@@ -1,4 +1,4 @@
-"""What is wrong with a sample, a file or an image: one class, one way to say it."""
+"""Errors in samples, files and images, and how they are shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ERROR, WARNING = "error", "warning"
 
 
 class DataError(ValueError):
-    """A sample or file that cannot be used. `code` names the kind, the text says found and fix."""
+    """A sample or file that cannot be used; `text` says what was found and how to fix it."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(code, text)
@@ -20,7 +20,8 @@ class DataError(ValueError):
         return self.text
 
     def at(self, where: str, sample: str = "") -> Problem:
-        """Return the problem, with the place where it was found."""
+        """Return the problem with its place and the id of its sample, which may hold anything."""
+        sample = sample.encode(errors="backslashreplace").decode()
         return Problem(self.code, where, self.text, ERROR, sample)
 
 

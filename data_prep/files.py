@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -60,7 +60,7 @@ def write_json(path: Path, content: Any, indent: int = 2, allow_nan: bool = Fals
     """Write `content` as one JSON file, atomically; text that is not ASCII stays readable.
 
     Raises:
-        ValueError: it holds NaN or infinity, which JSON has no word for, and `allow_nan` is off.
+        ValueError: it holds NaN or infinity, which JSON cannot express, and `allow_nan` is off.
     """
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
     write_text(path, f"{text}\n")
@@ -81,7 +81,7 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def write_jsonl(path: Path, records: Iterable[Record]) -> str:
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> str:
     """Write a JSON Lines file atomically; return the sha256 of its bytes."""
     text = StringIO()
     with jsonlines.Writer(

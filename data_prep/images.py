@@ -1,4 +1,4 @@
-"""Image files: where a path leads, and whether what lies there can be trained on."""
+"""Image files: resolves their paths and checks that they can be trained on."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Picture:
 
     Attributes:
         sha256: of the file's bytes; None where it cannot be read.
-        size: (width, height) in pixels, as stored; None where it is no image.
+        size: (width, height) in pixels, as stored; None where it is not an image.
         dhash: 64-bit difference hash, if it was asked for.
         findings: (code, text, severity) of everything that is wrong.
     """
@@ -58,7 +58,7 @@ def check_name(name: str) -> None:
     if _PLAIN.fullmatch(name):
         return
     if not name.strip():
-        raise DataError("image-name", "an empty image path; take it and its <image> out")
+        raise DataError("image-name", "an empty image path; remove it and its <image>")
     if name[:5].lower() == "data:" or len(name) > 1000:
         raise DataError(
             "image-data", "the image is written into the sample (base64); expected a path"
@@ -79,13 +79,13 @@ def check_name(name: str) -> None:
 def resolve(
     root: Path, name: str, allowed: tuple[Path, ...], known: dict[str, str] | None = None
 ) -> Path:
-    """Return the file that `name` leads to under `root`, links followed.
+    """Return the file that `name` means under `root`, links resolved.
 
     Args:
         root: the stream folder.
-        name: as it stands in the sample.
-        allowed: resolved folders in which the file may lie.
-        known: where folders of names were found to lead; filled here, for the next name.
+        name: as the sample writes it.
+        allowed: resolved folders that may hold the file.
+        known: cache of resolved folders, filled here.
 
     Raises:
         DataError: a bad name, a loop of links, no such file, a folder, or a link out of `allowed`.
@@ -101,15 +101,15 @@ def resolve(
             f"image {name!r} is a link out of the stream, to {real!r}; copy the file in",
         )
     if not stat.S_ISREG(mode):
-        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise DataError("image-not-file", f"image {name!r} is {what}; expected an image file")
     return Path(real)
 
 
 def _follow(root: Path, name: str, known: dict[str, str]) -> tuple[str, int]:
-    """Return the path and mode that `name` leads to. Raises OSError where it leads nowhere.
+    """Return the resolved path and the mode of `name`. Raises OSError where there is no file.
 
-    A folder is followed once for all its files: for small pictures it would cost more than reading.
+    A folder is resolved once for all its files: for small images it would cost more than reading.
     """
     folder, _, last = name.rpartition("/")
     if _PLAIN.fullmatch(name):
@@ -125,7 +125,7 @@ def _follow(root: Path, name: str, known: dict[str, str]) -> tuple[str, int]:
 
 def _no_file(name: str, path: Path, error: OSError) -> DataError:
     if error.errno == errno.ELOOP:
-        return DataError("image-loop", f"image {name!r} is a link that leads back to itself")
+        return DataError("image-loop", f"image {name!r} is a link to itself")
     if error.errno in (errno.EACCES, errno.EPERM):
         return DataError("image-denied", f"image {name!r} may not be read; change its permissions")
     if error.errno == errno.ENAMETOOLONG:
@@ -134,7 +134,7 @@ def _no_file(name: str, path: Path, error: OSError) -> DataError:
     if path.is_symlink():
         text = f"image {name!r} is a link to a file that does not exist"
     elif near := _other_case(path):
-        text += f", but {near!r} does: names are told apart by case"
+        text += f", but {near!r} does: upper and lower case differ"
     return DataError("image-missing", f"{text}; put the file there or leave the sample out")
 
 
@@ -144,17 +144,17 @@ def _other_case(path: Path) -> str | None:
         names = os.listdir(path.parent) if path.parent.is_dir() else []
     except OSError:
         return None
-    if len(names) > 10_000:  # a look would cost more than the hint is worth
+    if len(names) > 10_000:  # reading them would cost more than the hint is worth
         return None
     return next((n for n in names if n.lower() == path.name.lower() and n != path.name), None)
 
 
 def inspect(path: Path, name: str, near: bool = False) -> Picture:
-    """Return what is to be known about the image file at `path`, decoded in full.
+    """Decode the image file at `path` in full and return what was found out about it.
 
     Args:
         path: the file.
-        name: as the sample writes it, for the texts.
+        name: as the sample writes it, for the messages.
         near: compute the difference hash too.
     """
     picture = Picture()
@@ -180,27 +180,32 @@ def _decode(data: bytes, name: str, picture: Picture, near: bool) -> None:
     try:
         with Image.open(BytesIO(data)) as image:
             picture.size = image.size
-            _look(image, name, picture)
+            _check_header(image, name, picture)
             image.load()
             if near:
                 picture.dhash = dhash(image)
     except UnidentifiedImageError:
-        start = "a web page" if data.lstrip()[:1] == b"<" else repr(data[:12])
-        picture.add("image-unknown", f"image {name!r} is no image: it begins with {start}")
+        start = "an HTML page" if data.lstrip()[:1] == b"<" else repr(data[:12])
+        picture.add("image-unknown", f"image {name!r} is not an image: it begins with {start}")
     except Image.DecompressionBombError:
-        picture.add("image-huge", f"image {name!r} has more than {MOST_PIXELS} pixels; shrink it")
+        picture.add(
+            "image-huge", f"image {name!r} has more than {MOST_PIXELS} pixels; make it smaller"
+        )
     except Exception as error:  # noqa: BLE001 - Pillow raises anything on damaged bytes
         code = "image-truncated" if "truncated" in str(error).lower() else "image-damaged"
         picture.add(code, f"image {name!r} does not decode: {error}; fetch it again")
 
 
-def _look(image: Any, name: str, picture: Picture) -> None:
-    """Note what the header tells: kind, mode, frames, rotation."""
+def _check_header(image: Any, name: str, picture: Picture) -> None:
+    """Check what the header says: format, mode, frames, rotation."""
     width, height = image.size
     if width * height > MOST_PIXELS:
-        picture.add("image-huge", f"image {name!r} has {width} x {height} pixels; shrink it")
+        picture.add("image-huge", f"image {name!r} has {width} x {height} pixels; make it smaller")
     if max(width, height) > MOST_ASPECT * min(width, height):
-        picture.add("image-aspect", f"image {name!r} is {width} x {height}: too long a strip")
+        picture.add(
+            "image-aspect",
+            f"image {name!r} is {width} x {height}: its sides differ by more than 200 to 1",
+        )
     if image.mode in _DEEP:
         picture.add(
             "image-16bit",
@@ -218,13 +223,13 @@ def _look(image: Any, name: str, picture: Picture) -> None:
         text = f"image {name!r} has {image.n_frames} frames: the host takes the first"
         picture.add("image-animated", text, WARNING)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
-        _look_through(image, name, picture)
+        _check_transparency(image, name, picture)
     if image.getexif().get(_ORIENTATION, 1) not in (0, 1):
         text = f"image {name!r} is rotated by EXIF, which the host ignores: boxes may be off"
         picture.add("image-rotated", text, WARNING)
 
 
-def _look_through(image: Any, name: str, picture: Picture) -> None:
+def _check_transparency(image: Any, name: str, picture: Picture) -> None:
     alpha = image.convert("RGBA").getchannel("A").getextrema()
     if alpha[0] < 255:
         text = f"image {name!r} is transparent in places: the host drops transparency"

@@ -8,7 +8,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -24,7 +24,7 @@ def ordered_map(
 ) -> Iterator[Out]:
     """Yield `work(item)` for every item, in the order of the items.
 
-    At most `ahead` items for each worker are under way, so that an endless iterable is no danger.
+    At most `ahead` items for each worker are under way, so that the iterable may be endless.
     One worker means no process besides this one.
 
     Raises:
@@ -34,7 +34,7 @@ def ordered_map(
         yield from map(work, items)
         return
     context = multiprocessing.get_context("spawn")
-    waiting: deque[Future[Any]] = deque()
+    waiting: deque[Future[Out]] = deque()
     with ProcessPoolExecutor(workers, context, initializer=_leave_interrupts_to_parent) as pool:
         try:
             for item in items:

@@ -23,7 +23,7 @@ TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class StreamError(RuntimeError):
-    """A stream cannot be read or written; the message says what is wrong and what to do."""
+    """A stream cannot be read or written; the message names the problem and the fix."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TaskEntry:
         test: the test set.
         validation: a second set for choosing settings, if the stream has one.
         majority: test score (0 to 1) of the constant answer that is best on the training samples;
-            None where the manifest does not say.
+            None where the manifest does not name it.
     """
 
     name: str
@@ -178,11 +178,13 @@ def open_stream(root: Path) -> Stream:
         facts = {k: v for k, v in content.items() if k not in ("format", "name", "chunks", "tasks")}
         return Stream(root, str(content.get("name", "")), chunks, tests, facts)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StreamError(f"{path} is no stream manifest ({error!r}): prepare it again") from error
+        raise StreamError(
+            f"{path} is not a stream manifest ({error!r}): prepare it again"
+        ) from error
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the content of a stream.json as it stands there.
+    """Return the content of a stream.json as it is.
 
     Raises:
         StreamError: it is not JSON, or of another format.
@@ -190,7 +192,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except (ValueError, RecursionError) as error:
-        raise StreamError(f"{path}: no JSON ({error}); prepare the stream again") from error
+        raise StreamError(f"{path}: not JSON ({error}); prepare the stream again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else content
         raise StreamError(f"{path}: format is {found!r}, expected {FORMAT!r}")
@@ -228,7 +230,7 @@ def _task_entry(manifest: Path, name: str, entry: dict[str, Any]) -> TaskEntry:
 
 
 def check_test_records(path: Path, records: list[Record]) -> None:
-    """Raise ValueError, with file and sample, unless all samples can be asked and told apart."""
+    """Raise ValueError, with file and sample, unless every sample has messages and a unique id."""
     if not records:
         raise ValueError(f"{path}: empty test set; make the stream again")
     seen: set[str] = set()
@@ -256,5 +258,5 @@ def check_image_names(path: Path) -> None:
                     check_name(str(image))
                 except DataError as error:
                     raise StreamError(f"{path}:{number}: {error}") from error
-    except ValueError as error:  # a line that is no JSON object
+    except ValueError as error:  # a line that is not a JSON object
         raise StreamError(str(error)) from error

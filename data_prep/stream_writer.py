@@ -109,7 +109,7 @@ class Contents:
     Attributes:
         files: chunks in their order, then test sets, then validation sets.
         scorers: scorer by task, for every task with a test set.
-        links: folder name inside the stream -> folder with images that it leads to; None leaves
+        links: folder name inside the stream -> folder with images that it links to; None leaves
             the key out of the manifest.
         extras: files and folders that the tool made in the staging folder, moved into the stream.
         facts: further keys of the manifest.
@@ -132,7 +132,7 @@ class Plan:
         name: of the stream, in its manifest.
         generator: {"name", "version", "settings"}: the same settings make the same stream.
         seed: of everything random.
-        contents: given the staging folder, says what the stream holds.
+        contents: returns what the stream holds, given the staging folder.
         make: makes one file; runs in a process of its own, so it must be picklable.
         skip_bad: leave refused samples out (and list them) where others refuse the whole.
         review: sees all files before the manifest is written and may add to their `entry`; what it
@@ -168,7 +168,7 @@ def write_stream(
         folder: of the stream; made if it is not there.
         plan: what to write.
         workers: processes; None takes all cores.
-        report: told after every file: files done, files in all, name of the file.
+        report: called after every file: files done, files in all, name of the file.
 
     Raises:
         BadSamples: samples were refused and `skip_bad` is off; nothing was written.
@@ -196,10 +196,10 @@ def write_stream(
 
 
 def is_complete(folder: Path, plan: Plan) -> bool:
-    """Return whether the stream of `plan` lies in `folder`, whole and unchanged.
+    """Return whether `folder` holds the stream of `plan`, whole and unchanged.
 
     Raises:
-        StreamError: another stream lies there, or a file of it was changed.
+        StreamError: it holds another stream, or a changed file.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -231,7 +231,7 @@ def manifest_entries(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def expect_settings(path: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Raise StreamError unless `found`, which stands in `path`, was made with `settings`."""
+    """Raise StreamError unless `found`, the content of `path`, was made with `settings`."""
     for key, wanted in settings.items():
         if found.get(key) != wanted:
             where, there, here = _difference(key, found.get(key), wanted)
@@ -266,7 +266,9 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StreamError(f"{folder}: another run writes to it; wait for its end") from error
+            raise StreamError(
+                f"{folder}: another run is writing to it; wait until it ends"
+            ) from error
         yield
     finally:
         os.close(handle)

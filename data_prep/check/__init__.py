@@ -1,3 +1,3 @@
-"""Checks a stream before any GPU hour: `python -m data_prep.check DIR`. See data_prep/README.md."""
+"""Checks a stream before it costs GPU hours: `python -m data_prep.check DIR`."""
 
 GENERATOR, VERSION = "data_prep.check", "1"

@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="python -m data_prep.check", description=__doc__)
     out.formatter_class = argparse.RawDescriptionHelpFormatter
     out.add_argument("folder", type=Path, help="a stream folder, or one JSONL file")
-    out.add_argument("--images", type=Path, help="a further folder that images may lie in")
+    out.add_argument("--images", type=Path, help="a further folder that may hold images")
     out.add_argument("--report", type=Path, help="where the JSON goes (default: FOLDER.check.json)")
     out.add_argument(
         "--fix",
@@ -41,16 +41,20 @@ def parser() -> argparse.ArgumentParser:
         metavar="OUT",
         help="write a copy without the bad samples (default: FOLDER.clean)",
     )
-    out.add_argument("--near", action="store_true", help="find images that look alike, too")
-    out.add_argument("--no-decode", action="store_true", help="only look whether images are there")
+    out.add_argument("--near", action="store_true", help="also find images that look alike")
+    out.add_argument("--no-decode", action="store_true", help="only check that images exist")
     out.add_argument("--recipe", help="estimates lengths with this recipe's model and max_length")
     out.add_argument("--model", type=Path, help="folder of a model: estimates lengths with it")
-    out.add_argument("--max-length", type=int, help="longest sample (default: the recipe's, 4096)")
+    out.add_argument("--max-length", type=int, help="most tokens (default: the recipe's, or 4096)")
     out.add_argument("--image-tokens", type=int, help="tokens of an image (default: the model's)")
     out.add_argument(
-        "--allow", action="append", default=[], metavar="CODE", help="take this error as a warning"
+        "--allow",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="report this error as a warning",
     )
-    out.add_argument("--strict", action="store_true", help="take warnings as errors")
+    out.add_argument("--strict", action="store_true", help="report warnings as errors")
     out.add_argument("--show", type=int, default=20, help="problems to print (the JSON has all)")
     out.add_argument("--workers", type=int, help="processes (default: all cores)")
     return out

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 
 from data_prep.check.lengths import Lengths
 from data_prep.check.pictures import inspect_all
@@ -27,7 +26,7 @@ LIMIT = 10 << 20  # bytes by which `datasets` fixes the columns of a file
 
 @dataclass(frozen=True)
 class Settings:
-    """What to look at, and what to make of it.
+    """What to check, and how severe a finding is.
 
     Attributes:
         near: compare images by difference hash.
@@ -66,7 +65,7 @@ class Result:
 
     @property
     def errors(self) -> list[Problem]:
-        """Return the findings that the data must not be trained with."""
+        """Return the findings because of which the data must not be trained on."""
         return [problem for problem in self.problems if problem.severity == ERROR]
 
 
@@ -203,12 +202,3 @@ class Check:
             if total > lengths.max_length:
                 text = f"about {total} tokens, the recipe takes {lengths.max_length}; shorten it"
                 self._on(sample, "too-long", text)
-
-
-def check(
-    path: Path, settings: Settings, workers: int | None = None, images: Path | None = None
-) -> Result:
-    """Check what lies at `path`. Raises DataError when there is nothing to check."""
-    from data_prep.check.stream_folder import read_layout
-
-    return Check(read_layout(path, images), settings, workers).run()

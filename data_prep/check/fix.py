@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from data_prep.check import GENERATOR, VERSION
 from data_prep.check.checking import Result
 from data_prep.check.sample_rules import check_sample
 from data_prep.check.stream_folder import DataFile
-from data_prep.errors import Problem
 from data_prep.files import sha256_file, write_blocks
 from data_prep.progress_bar import Progress
 from data_prep.sources.fields import harmonize
@@ -42,8 +40,8 @@ def write_clean(result: Result, out: Path, workers: int | None = None) -> tuple[
     root = result.layout.root.resolve()
     if out.resolve().is_relative_to(root) or root.is_relative_to(out.resolve()):
         raise StreamError(f"--fix {out}: expected a folder beside {root}, not inside or around it")
-    parts, empty = _parts(result)
-    if not any(part.task is None for part in parts):
+    files, empty = _files(result)
+    if not any(planned.task is None for planned in files):
         raise StreamError("no chunk has a good sample left; nothing was written")
     manifest = result.layout.manifest or {}
     settings = {
@@ -53,14 +51,14 @@ def write_clean(result: Result, out: Path, workers: int | None = None) -> tuple[
     }
     generator = {"name": GENERATOR, "version": VERSION, "settings": settings}
     name = str(manifest.get("name", root.name))
-    contents = partial(_contents, result, parts)
+    contents = partial(_contents, result, files)
     write_stream(out, Plan(name, generator, manifest.get("seed", 0), contents, make), workers)
     return len(result.bad), empty
 
 
-def _parts(result: Result) -> tuple[list[PlannedFile], list[str]]:
+def _files(result: Result) -> tuple[list[PlannedFile], list[str]]:
     """Return the files of the copy, and the names of those that nothing is left of."""
-    parts, empty = [], []
+    files, empty = [], []
     for file in result.layout.files:
         dropped = frozenset(line for name, line in result.bad if name == file.name)
         if sum(result.seen[file.name].values()) <= len(dropped):
@@ -70,12 +68,12 @@ def _parts(result: Result) -> tuple[list[PlannedFile], list[str]]:
         name = file.name if file.name.startswith("chunks/") or file.task else Path(file.name).name
         kept = Kept(result.layout.root, file, dropped, uneven)
         place = name if "/" in name else f"chunks/{name}"
-        parts.append(PlannedFile(place, kept, file.task, file.validation))
-    return parts, empty
+        files.append(PlannedFile(place, kept, file.task, file.validation))
+    return files, empty
 
 
-def _contents(result: Result, parts: list[PlannedFile], staging: Path) -> Contents:
-    """Copy the images that are still used, and say what the copy holds."""
+def _contents(result: Result, planned: list[PlannedFile], staging: Path) -> Contents:
+    """Copy the images that are still used and return what the copy holds."""
     root, manifest = result.layout.root, result.layout.manifest or {}
     bad, files = result.bad, result.layout.files
     links = {name: str(Path(to).resolve()) for name, to in manifest.get("links", {}).items()}
@@ -93,7 +91,7 @@ def _contents(result: Result, parts: list[PlannedFile], staging: Path) -> Conten
     write_blocks(staging / LEFT_OUT, _left_out(result))
     tops = {Path(image).parts[0] for image in copied}
     scorers = {f.task: f.scorer or "exact" for f in files if f.task is not None}
-    return Contents(parts, scorers, links, (LEFT_OUT, *sorted(tops)))
+    return Contents(planned, scorers, links, (LEFT_OUT, *sorted(tops)))
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -109,19 +107,15 @@ def _left_out(result: Result) -> Iterator[bytes]:
     places = {f"{root / name}:{line}" for name, line in result.bad}
     for problem in result.problems:
         if problem.where in places:
-            yield encode(_plain(problem))
+            yield encode(problem.as_json())
 
 
-def _plain(problem: Problem) -> dict[str, Any]:
-    return problem.as_json()
-
-
-def make(part: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
+def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of one file that stay."""
-    kept: Kept = part.source
+    kept: Kept = planned.source
     for line, raw in read_all(kept.root / kept.file.name):
         if line in kept.dropped:
             continue
         record = check_sample(raw, kept.file)
-        made.count(str(record.get("task") or part.task or ""))
+        made.count(str(record.get("task") or planned.task or ""))
         yield encode(harmonize(record, list(kept.uneven)) if kept.uneven else record)

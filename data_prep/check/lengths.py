@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import DataError
-from data_prep.sources.records import PLACEHOLDER, Record
+from data_prep.sources.records import PLACEHOLDER, HostSample
 
 TURN = 5  # tokens around a turn: start mark, role, line end, end mark, line end
-TILE = 448  # side of InternVL's tiles where the processor does not say
+TILE = 448  # side of InternVL's tiles where the processor's configuration does not name it
 
 
 class Lengths:
@@ -23,7 +23,8 @@ class Lengths:
         image_tokens: tokens of one image; None takes them from the processor's configuration.
 
     Raises:
-        DataError: the folder has no tokenizer, or the processor does not tell its image tokens.
+        DataError: the folder has no tokenizer, or the processor's configuration does not
+            name its image tokens.
     """
 
     def __init__(self, model: Path, max_length: int, image_tokens: int | None = None) -> None:
@@ -55,7 +56,7 @@ class Lengths:
 
         return Tokenizer.from_file(str(self.model / "tokenizer.json"))
 
-    def text_tokens(self, record: Record) -> int:
+    def text_tokens(self, record: HostSample) -> int:
         """Return the tokens of all turns, the marks around them included, images not."""
         texts = [turn["content"].replace(PLACEHOLDER, "") for turn in record["messages"]]
         encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)

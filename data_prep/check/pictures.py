@@ -36,12 +36,12 @@ def inspect_all(
 
     Args:
         root: the stream folder.
-        allowed: resolved folders in which images may lie.
+        allowed: resolved folders that may hold images.
         names: image paths as the samples write them.
         workers: processes.
         near: compute difference hashes.
-        decode: False looks only whether the files are there.
-        progress: told after every batch.
+        decode: False only checks that the files exist.
+        progress: called after every batch.
     """
     names = sorted(set(names))
     found: dict[str, Picture] = {}

@@ -12,7 +12,7 @@ from data_prep.images import Picture
 
 Finding = tuple[Sample, str, str, str]  # sample, code, text, severity
 NEAR_BITS = 3  # difference hashes this near count as copies; more would need other bands
-MIN_WORDS = 5  # a question of fewer words says nothing about where it comes from
+MIN_WORDS = 5  # shorter questions are the same by chance
 _BANDS, _BAND_BITS = 4, 16
 MOST_IN_BAND = 300  # pictures of one colour share their bands with thousands
 
@@ -52,7 +52,7 @@ class Relations:
         return f"{self.names[sample.file]}:{sample.line}"
 
     def _images(self, sample: Sample) -> tuple[str, ...]:
-        """Return what tells the images of a sample apart: their bytes, else their names."""
+        """Return what identifies the images of a sample: their bytes, else their names."""
         return tuple(getattr(self.pictures.get(n), "sha256", None) or n for n in sample.images)
 
     def repeated_ids(self) -> Iterator[Finding]:
@@ -102,7 +102,7 @@ class Relations:
                 yield sample, "leak-image", text, ERROR
 
     def shared_texts(self) -> Iterator[Finding]:
-        """A question of its own, not a template, in training and test with other images."""
+        """A question that is not a template, in training and test with different images."""
         trained = Counter(s.question for s in self.train)
         tested = Counter(s.question for s in self.test)
         alone = {s.question: s for s in self.test if tested[s.question] == 1}

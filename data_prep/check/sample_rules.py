@@ -14,7 +14,7 @@ from data_prep.images import check_name
 from data_prep.sources.boxes import check_box, check_gold_box, is_box_question, read_size
 from data_prep.sources.fields import Columns
 from data_prep.sources.readers import Item, parse, place
-from data_prep.sources.records import Record, answer_text, check_host, encode, question_text
+from data_prep.sources.records import HostSample, answer_text, check_host, encode, question_text
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ def scan(job: Job) -> Scanned:
     return out
 
 
-def check_sample(raw: Any, file: DataFile) -> Record:
+def check_sample(raw: Any, file: DataFile) -> HostSample:
     """Return the sample if it obeys all rules that need no other sample. Raises DataError."""
     record = check_host(raw)
     encode(record)  # refuses what no file can hold
@@ -93,7 +93,7 @@ def check_sample(raw: Any, file: DataFile) -> Record:
     return record
 
 
-def _check_test(record: Record, file: DataFile) -> None:
+def _check_test(record: HostSample, file: DataFile) -> None:
     if not record.get("id"):
         raise DataError("no-id", "a test sample needs an id, by which its answer is found again")
     if record.get("task") not in (None, file.task):
@@ -108,7 +108,7 @@ def _check_test(record: Record, file: DataFile) -> None:
         raise DataError("options", f"options: found {options!r}, expected a list")
 
 
-def _facts(record: Record, job: Job, line: int, name: str) -> Sample:
+def _facts(record: HostSample, job: Job, line: int, name: str) -> Sample:
     question, answer = question_text(record), answer_text(record)
     size = read_size(record.get("size"))
     return Sample(

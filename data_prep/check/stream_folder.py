@@ -13,8 +13,6 @@ from data_prep.published.benchmarks import SCORERS
 from data_prep.stream import MANIFEST, StreamError, read_manifest
 from data_prep.stream_writer import LEFT_OUT, PARTIAL, manifest_entries
 
-_FOLDERS = ("chunks", "test", "validation")
-
 
 @dataclass(frozen=True)
 class DataFile:
@@ -34,7 +32,7 @@ class Layout:
         root: the stream folder.
         files: chunks in their order, then test sets.
         manifest: content of stream.json, None where there is none.
-        allowed: resolved folders in which images may lie.
+        allowed: resolved folders that may hold images.
         problems: what is wrong with the manifest.
     """
 
@@ -46,11 +44,11 @@ class Layout:
 
 
 def read_layout(path: Path, images: Path | None = None) -> Layout:
-    """Return what lies at `path`: a stream folder, a folder of JSONL files, or one JSONL file.
+    """Return what `path` holds: a stream folder, a folder of JSONL files, or one JSONL file.
 
     Args:
         path: what to check.
-        images: a further folder in which images may lie.
+        images: a further folder that may hold images.
 
     Raises:
         DataError: there is nothing to check.

@@ -12,8 +12,9 @@ from data_prep.errors import DataError, Problem, shown
 from data_prep.sources.fields import Columns
 from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.readers import Item, parse, place
-from data_prep.sources.records import Record, encode, question_text, to_host
+from data_prep.sources.records import HostSample, encode, question_text, to_host
 
+Group = int | str
 # Epoch numbers: seconds, milliseconds, microseconds or nanoseconds, by their size.
 _UNITS = ((1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3))
 
@@ -24,7 +25,7 @@ class Options:
 
     Attributes:
         by: count, time or column.
-        column: the column of `by`; dots lead into nested objects.
+        column: the column of `by`; dots separate the keys of nested objects.
         task: task of samples that have none.
         task_column: column that names the task; None: "task".
         holdout: share of the images (of the questions, where there is no image) kept for testing.
@@ -44,11 +45,15 @@ class Options:
 
 @dataclass
 class Batch:
-    """Converted samples: their lines, and for each its length, group, task and test flag."""
+    """Converted samples: their lines, and for each its length, group, task, test flag and id.
 
+    `last` is the number of the last raw sample in its file.
+    """
+
+    last: int
     lines: bytes = b""
     lengths: list[int] = field(default_factory=list)
-    groups: list[Any] = field(default_factory=list)  # microseconds, a label, or 0
+    groups: list[Group] = field(default_factory=list)  # microseconds, a label, or 0
     tasks: list[str] = field(default_factory=list)
     tests: list[bool] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)  # 64-bit hashes
@@ -60,7 +65,7 @@ class Batch:
 def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
     """Return the batch of raw samples of one file, converted; what is refused is listed."""
     options, path, items = job
-    batch, lines = Batch(), []
+    batch, lines = Batch(last=items[-1][0]), []
     for number, item in items:
         try:
             raw = parse(item)
@@ -83,10 +88,9 @@ def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
     return batch
 
 
-def host_record(raw: Any, options: Options, made_up_id: str) -> Record:
+def host_record(raw: Any, options: Options, made_up_id: str) -> HostSample:
     """Return one sample in the host's form, with task, id and placed images. Raises DataError."""
-    record = to_host(raw)
-    record["images"] = [options.resolver.resolve(image) for image in record["images"]]
+    record = to_host(raw, options.resolver.resolve)
     if options.task_column:
         task = look_up(raw, options.task_column)
         if task is None or isinstance(task, list | dict):
@@ -98,7 +102,7 @@ def host_record(raw: Any, options: Options, made_up_id: str) -> Record:
 
 
 def look_up(raw: Any, column: str) -> Any:
-    """Return the value of a column, None where it is missing; "meta.date" leads into objects."""
+    """Return the value of a column, None where it is missing; "meta.date" is a nested one."""
     if column in raw:
         return raw[column]
     value = raw
@@ -107,7 +111,7 @@ def look_up(raw: Any, column: str) -> Any:
     return value
 
 
-def group_of(raw: Any, options: Options) -> Any:
+def group_of(raw: Any, options: Options) -> Group:
     """Return what a sample is grouped by: microseconds, the column's value, or 0."""
     if options.by == "count" or options.column is None:
         return 0
@@ -127,7 +131,7 @@ def microseconds(value: Any, column: str) -> int:
     """Return a time stamp as microseconds since 1970 in UTC; a time without a zone counts as UTC.
 
     Args:
-        value: ISO 8601 text, a number since 1970 (s, ms, us or ns, told apart by size), or a date.
+        value: ISO 8601 text, a number since 1970 (s, ms, us or ns, by its size), or a date.
         column: for the message.
     """
     try:
@@ -158,7 +162,7 @@ def _from_text(text: str) -> datetime | float:
         return datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
 
 
-def is_held_out(record: Record, options: Options) -> bool:
+def is_held_out(record: HostSample, options: Options) -> bool:
     """Return whether a sample is kept for testing, decided by its first image or its question."""
     if not options.holdout:
         return False
@@ -167,5 +171,5 @@ def is_held_out(record: Record, options: Options) -> bool:
 
 
 def hash64(text: str) -> int:
-    """Return 64 bits of a hash of `text`, the same everywhere."""
+    """Return 64 bits of a hash of `text`, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -15,7 +15,7 @@ from data_prep.chunk.first_pass import INDEX, FirstPass
 from data_prep.sources.fields import FIRST_BLOCK, Columns, harmonize
 from data_prep.sources.image_paths import EMBEDDED, LINK
 from data_prep.sources.records import encode
-from data_prep.sources.test_sets import TestFile, check_task_name, lines_of_test, parts_of_tests
+from data_prep.sources.test_sets import TestFile, check_task_name, lines_of_test, planned_tests
 from data_prep.stream import StreamError
 from data_prep.stream_writer import LEFT_OUT, Contents, PlannedFile, WrittenFile
 
@@ -24,7 +24,7 @@ MOST_CHUNKS = 100_000
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of the first pass: a stretch of `order`, in a file of the staging folder."""
+    """Some samples of the first pass: rows `start` to `stop` of the order saved in `folder`."""
 
     folder: Path
     start: int
@@ -69,16 +69,15 @@ def contents(
         names = ", ".join(path.name for path in first_pass.sources)
         raise StreamError(f"{names}: no samples to train on; expected at least one")
     rows = _RowMaker(first_pass, order, boundaries)
-    chunks = [rows.part(f"chunks/{n:03d}.jsonl", a, b, n) for n, (a, b) in enumerate(bounds, 1)]
+    chunks = [rows.planned(f"chunks/{n:03d}.jsonl", a, b, n) for n, (a, b) in enumerate(bounds, 1)]
     held = [rows.held_out(index, number) for number in sorted(set(index["task"][index["test"]]))]
-    files, chosen = parts_of_tests(tests, first_pass.options.resolver, scorers)
-    chosen |= {part.task or "": scorers.get(part.task or "", scorers[""]) for part in held}
+    files, chosen = planned_tests(tests, first_pass.options.resolver, scorers)
+    chosen |= {planned.task or "": scorers.get(planned.task or "", scorers[""]) for planned in held}
     rows.save()
     if (left_out := first_pass.folder / LEFT_OUT).stat().st_size:
         shutil.copyfile(left_out, first_pass.folder.parent / LEFT_OUT)
-    parts = chunks + held + files
     return Contents(
-        parts,
+        chunks + held + files,
         chosen,
         {LINK: str(root)} if first_pass.images else {},
         (EMBEDDED,),
@@ -128,7 +127,7 @@ def _iso(microseconds: int) -> str:
 
 
 class _RowMaker:
-    """Makes the parts that are stretches of the first pass, and saves their order."""
+    """Plans the files that hold samples of the first pass, and saves the order of the samples."""
 
     def __init__(
         self, first_pass: FirstPass, order: np.ndarray, boundaries: ChunkBoundaries
@@ -136,7 +135,7 @@ class _RowMaker:
         self.first_pass, self.boundaries, self.orders = first_pass, boundaries, [order]
         self.used = len(order)
 
-    def part(self, file: str, start: int, stop: int, chunk: int | None = None) -> PlannedFile:
+    def planned(self, file: str, start: int, stop: int, chunk: int | None = None) -> PlannedFile:
         shuffle = (
             (self.first_pass.options.seed, chunk) if self.boundaries.shuffle and chunk else None
         )
@@ -153,18 +152,18 @@ class _RowMaker:
         rows = np.flatnonzero(index["test"] & (index["task"] == number))
         self.orders.append(rows)
         start, self.used = self.used, self.used + len(rows)
-        return self.part(f"test/{task}.jsonl", start, self.used)
+        return self.planned(f"test/{task}.jsonl", start, self.used)
 
     def save(self) -> None:
         np.save(self.first_pass.folder / "order.npy", np.concatenate(self.orders))
 
 
-def make(part: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
+def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of one chunk or test set."""
-    if isinstance(part.source, TestFile):
-        yield from lines_of_test(part.source, made)
+    if isinstance(planned.source, TestFile):
+        yield from lines_of_test(planned.source, made)
         return
-    rows: Rows = part.source
+    rows: Rows = planned.source
     index = np.memmap(rows.folder / "index.bin", dtype=INDEX, mode="r")
     order = np.load(rows.folder / "order.npy", mmap_mode="r")[rows.start : rows.stop]
     seen: set[int] = set()
@@ -182,7 +181,7 @@ def make(part: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
         names, tasks = index["id"][order].tolist(), index["task"][order].tolist()
         for start, end, name, task in zip(starts, ends.tolist(), names, tasks, strict=True):
             line = os.pread(file.fileno(), end - start, start)
-            if part.task is not None:
+            if planned.task is not None:
                 _refuse_twice(name, seen, line)
             made.count(rows.tasks[task])
             yield encode(harmonize(json.loads(line), uneven)) if uneven else line
@@ -191,5 +190,5 @@ def make(part: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
 def _refuse_twice(name: int, seen: set[int], line: bytes) -> None:
     if name in seen:
         found = json.loads(line)["id"]
-        raise StreamError(f"id {found!r} stands twice in a test set; ids there must differ")
+        raise StreamError(f"id {found!r} occurs twice; the ids of a test set must be unique")
     seen.add(name)

@@ -1,21 +1,21 @@
 """First pass: the converted samples on disk, in the order of the source, with a small index.
 
 So that memory does not grow with the data: a sample stays in memory for the time of its batch; the
-index takes 30 bytes a sample. Killed, the pass goes on after the last batch that was noted.
+index takes 30 bytes a sample. A killed pass resumes after the batch that was saved last.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 
-from data_prep.chunk.batches import Batch, Options, convert
+from data_prep.chunk.batches import Batch, Group, Options, convert
 from data_prep.errors import Problem
 from data_prep.files import write_json
 from data_prep.parallel import ordered_map
@@ -26,11 +26,12 @@ from data_prep.stream import StreamError
 from data_prep.stream_writer import LEFT_OUT, BadSamples
 
 BATCH = 1000  # samples handed to a process at a time
-NOTE_EVERY = 5  # batches between two notes of the state
-MOST_PROBLEMS = 1000  # a run that refuses bad samples stops there
+SAVE_EVERY = 5  # batches between two saves of the state
+MOST_PROBLEMS = 1000  # a run that refuses bad samples stops at so many
 MOST_GROUPS = 10_000
 INDEX = np.dtype([("at", "<u8"), ("group", "<i8"), ("task", "<i4"), ("test", "?"), ("id", "<u8")])
 _FILES = ("records.jsonl", "index.bin", LEFT_OUT)
+Handles = Sequence[IO[bytes]]  # of _FILES, opened for appending
 
 
 class FirstPass:
@@ -78,29 +79,27 @@ class FirstPass:
         """Return the index: at (byte), group, task and test flag of every sample."""
         return np.fromfile(self.folder / "index.bin", dtype=INDEX)
 
-    def _read(self, file: int, handles: list[Any], workers: int, progress: Progress | None) -> None:
+    def _read(self, file: int, handles: Handles, workers: int, progress: Progress | None) -> None:
         if file != self.file:
             self.file, self.number = file, 0
         path = self.sources[file]
-        ends: list[int] = []
-        jobs = ((self.options, path, items) for items in self._batches(path, ends))
+        jobs = ((self.options, path, items) for items in self._batches(path))
         for done, batch in enumerate(ordered_map(convert, jobs, workers), start=1):
             self._keep(batch, handles)
-            self.number = ends[done - 1]
+            self.number = batch.last
             self._stop_if_bad(MOST_PROBLEMS)
-            if done % NOTE_EVERY == 0:
+            if done % SAVE_EVERY == 0:
                 self._note(handles)
             if progress:
                 progress(self.samples, None, path.name)
 
-    def _batches(self, path: Path, ends: list[int]) -> Iterator[list[Item]]:
+    def _batches(self, path: Path) -> Iterator[list[Item]]:
         start = self.number  # it moves on while the batches are made
         items = (item for item in read_items(path) if item[0] > start)
         while batch := list(islice(items, BATCH)):
-            ends.append(batch[-1][0])
             yield batch
 
-    def _keep(self, batch: Batch, handles: list[Any]) -> None:
+    def _keep(self, batch: Batch, handles: Handles) -> None:
         rows = np.zeros(len(batch.lengths), dtype=INDEX)
         lengths = np.array(batch.lengths, dtype=np.uint64)
         rows["at"] = self.sizes[0] + np.cumsum(lengths) - lengths
@@ -117,10 +116,10 @@ class FirstPass:
         if len(self.problems) < MOST_PROBLEMS:
             self.problems += batch.problems
 
-    def _group_numbers(self, groups: list[Any]) -> list[int]:
+    def _group_numbers(self, groups: list[Group]) -> list[int]:
         if self.options.by != "column":
-            return groups
-        numbers = _numbers(groups, self.labels)
+            return [int(group) for group in groups]
+        numbers = _numbers([str(group) for group in groups], self.labels)
         if len(self.labels) > MOST_GROUPS:
             raise StreamError(
                 f"column {self.options.column!r} has more than {MOST_GROUPS} values: each would be "
@@ -132,7 +131,7 @@ class FirstPass:
         if len(self.problems) > most and not self.skip_bad:
             raise BadSamples(self.problems)
 
-    def _note(self, handles: list[Any]) -> None:
+    def _note(self, handles: Handles) -> None:
         for handle in handles:
             handle.flush()
             os.fsync(handle.fileno())
@@ -144,7 +143,7 @@ class FirstPass:
         write_json(self.folder / "state.json", state)
 
     def _resume(self) -> None:
-        """Take up the state of a killed run and cut off what it wrote after its last note."""
+        """Read the state that a killed run saved and cut off what it wrote after that."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "state.json"
         if path.exists():

@@ -23,13 +23,13 @@ from data_prep.compose.chunk_counts import (
     from_strcvit,
     without_return,
 )
-from data_prep.compose.pools import Counts, chunk_parts, make, make_pools
+from data_prep.compose.pools import Counts, chunk_files, make, make_pools
 from data_prep.errors import DataError
 from data_prep.parallel import cores
 from data_prep.published.benchmarks import CHUNK_SAMPLES, STRCVIT
 from data_prep.sources.image_paths import EMBEDDED, LINK, ImageResolver
 from data_prep.sources.readers import data_files
-from data_prep.sources.test_sets import parts_of_tests
+from data_prep.sources.test_sets import planned_tests
 from data_prep.stream import StreamError
 from data_prep.stream_writer import PARTIAL, Contents, Plan
 
@@ -83,10 +83,10 @@ def _plan(args: argparse.Namespace) -> Plan:
         workers = args.workers or cores()
         pools = make_pools(staging / "pools", train, everywhere, args.skip_bad, workers)
         counts = plan_counts(args, {task: pool.samples for task, pool in pools.items()})
-        parts = chunk_parts(pools, counts, args.seed)
+        chunks = chunk_files(pools, counts, args.seed)
         problems = tuple(problem for pool in pools.values() for problem in pool.problems)
-        test, chosen = parts_of_tests(tests, resolver, scorers)
-        return Contents(parts + test, chosen, {LINK: str(root)}, (EMBEDDED,), problems=problems)
+        test, chosen = planned_tests(tests, resolver, scorers)
+        return Contents(chunks + test, chosen, {LINK: str(root)}, (EMBEDDED,), problems=problems)
 
     generator = {"name": GENERATOR, "version": VERSION, "settings": settings}
     return Plan(args.out.resolve().name, generator, args.seed, contents, make, args.skip_bad)
@@ -142,7 +142,7 @@ def plan_counts(args: argparse.Namespace, have: dict[str, int]) -> Counts:
     missing = sorted({task for chunk in counts for task in chunk} - set(have))
     if missing:
         raise StreamError(
-            f"the mixture names {', '.join(missing)}, there is no file for it; give --task "
+            f"the mixture names {', '.join(missing)}, but there is no file for it; give --task "
             f"{missing[0]}=FILE, or --only-present to leave out what is not there"
         )
     if not args.repeat:

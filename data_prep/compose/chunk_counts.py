@@ -26,7 +26,7 @@ def from_file(path: Path, size: int | None) -> Counts:
         size: samples of a chunk; None takes the numbers as counts.
 
     Raises:
-        StreamError: the file is no mixture; names the chunk and the key.
+        StreamError: the file is not a mixture; the message names the chunk and the key.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -69,14 +69,14 @@ def from_strcvit(size: int, seed: int, tasks: list[str]) -> Counts:
 def drawn(
     have: dict[str, int], chunks: int, size: int, alpha: float, seed: int, repeat: bool
 ) -> Counts:
-    """Return chunks with shares drawn from a Dirichlet distribution; tasks come back at any time.
+    """Return chunks with shares drawn from a Dirichlet distribution; a task may come back.
 
     Args:
         have: samples at hand by task; none is used twice unless `repeat`.
         chunks, size: how many, of how many samples.
-        alpha: concentration: small ones make chunks of few tasks, large ones even chunks.
+        alpha: concentration: small ones make chunks of few tasks, large ones equal shares.
         seed: of the draw.
-        repeat: samples may come again.
+        repeat: samples may be used again.
     """
     state, left = np.random.RandomState([seed, 1]), dict(have)
     counts = []
@@ -90,7 +90,7 @@ def drawn(
 
 
 def _within(weights: dict[str, float], size: int, left: dict[str, int]) -> dict[str, int]:
-    """Return `size` samples in the given shares as far as they are there, the rest from others."""
+    """Return `size` samples in the given shares as far as they last, the rest from other tasks."""
     chunk = dict.fromkeys(weights, 0)
     while (need := size - sum(chunk.values())) > 0:
         open_ = {t: max(w, 1e-9) for t, w in weights.items() if left[t] > chunk[t]}

@@ -19,7 +19,7 @@ from data_prep.sources.converting import converted
 from data_prep.sources.fields import harmonize_all
 from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.readers import DECODER
-from data_prep.sources.records import Record, encode
+from data_prep.sources.records import HostSample, encode
 from data_prep.sources.test_sets import TestFile, lines_of_test
 from data_prep.stream_writer import BadSamples, PlannedFile, WrittenFile
 
@@ -61,7 +61,7 @@ class TrainFile:
         """Return the sample as it is."""
         return raw
 
-    def finish(self, raw: Any, record: Record, number: int) -> Record:
+    def finish(self, raw: Any, record: HostSample, number: int) -> HostSample:
         """Return the record with its task and an id."""
         record["task"] = self.task
         record["id"] = record.get("id", f"{self.task}-{number:06d}")
@@ -108,21 +108,21 @@ def _make_pool(folder: Path, job: tuple[str, Path, ImageResolver]) -> Pool:
     return Pool(task, target, len(starts) - 1, tuple(made.problems))
 
 
-def chunk_parts(pools: dict[str, Pool], counts: Counts, seed: int) -> list[PlannedFile]:
+def chunk_files(pools: dict[str, Pool], counts: Counts, seed: int) -> list[PlannedFile]:
     """Return the chunks: each takes the next rows of every task's shuffled order."""
     used = dict.fromkeys(pools, 0)
-    parts = []
+    files = []
     for number, chunk in enumerate(counts, start=1):
         slices = []
         for task, count in chunk.items():
             if count:
                 start, used[task] = used[task], used[task] + count
                 slices.append(Slice(pools[task], start, used[task], seed))
-        parts.append(PlannedFile(f"chunks/{number:03d}.jsonl", (number, seed, tuple(slices))))
-    return parts
+        files.append(PlannedFile(f"chunks/{number:03d}.jsonl", (number, seed, tuple(slices))))
+    return files
 
 
-def rows(piece: Slice) -> list[Record]:
+def rows(piece: Slice) -> list[HostSample]:
     """Return the samples of a slice."""
     order = np.random.RandomState([piece.seed, crc32(piece.pool.task.encode())])
     shuffled = order.permutation(piece.pool.samples)
@@ -136,9 +136,9 @@ def rows(piece: Slice) -> list[Record]:
     return out
 
 
-def chunk_lines(part: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
-    """Yield the lines of one chunk, its tasks mixed."""
-    number, seed, slices = part.source
+def chunk_lines(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
+    """Yield the lines of one chunk, its tasks shuffled together."""
+    number, seed, slices = planned.source
     records = harmonize_all(record for piece in slices for record in rows(piece))
     # RandomState's stream of numbers never changes between versions of numpy.
     for at in np.random.RandomState([seed, number]).permutation(len(records)):

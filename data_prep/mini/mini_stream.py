@@ -90,7 +90,7 @@ def _add_majorities(scorers: dict[str, str], made: list[WrittenFile]) -> None:
     for item in made:
         if item.file.startswith("test/"):
             ((name, answers),) = item.answers.items()
-            if scorers[name] != "caption":  # CIDEr is no share of right answers: see levels.json
+            if scorers[name] != "caption":  # CIDEr is not a share of right answers: see levels.json
                 score = best_constant_score(scorers[name], trained[name], Counter(answers))
                 item.entry["majority"] = score
 

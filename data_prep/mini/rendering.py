@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import cast
 
 from data_prep.mini.assets import DEFAULT_CACHE, Assets
 from data_prep.mini.tasks import Question, Scene, Task, load_task, sample_rng
+from data_prep.sources.records import HostSample
 from data_prep.stream_writer import PlannedFile, WrittenFile
 
 IMAGES = "images"
@@ -42,9 +43,9 @@ def image_path(split: str, task: str, index: int) -> str:
     return f"{IMAGES}/{split}/{task}/{index:06d}.png"
 
 
-def record(task: str, split: str, index: int, question: Question) -> dict[str, Any]:
+def record(task: str, split: str, index: int, question: Question) -> HostSample:
     """Return the sample as one line of the host's chat format."""
-    return {
+    sample = {
         "messages": [
             {"role": "user", "content": "<image>" + question.prompt},
             {"role": "assistant", "content": question.answer},
@@ -54,6 +55,7 @@ def record(task: str, split: str, index: int, question: Question) -> dict[str, A
         "id": f"{task}-{split}-{index:06d}",
         **question.extra,
     }
+    return cast("HostSample", sample)
 
 
 def draw_samples(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data_prep.command_line import OK, add_common, expect_folder, fetch, run_plan, source_facts
 from data_prep.compose.chunk_counts import drawn
-from data_prep.compose.pools import Counts, chunk_parts, make, make_pools
+from data_prep.compose.pools import Counts, chunk_files, make, make_pools
 from data_prep.errors import DataError
 from data_prep.mllm_cl import GENERATOR, REPOSITORY, VERSION
 from data_prep.mllm_cl.router import FOLDER, write_router
@@ -83,14 +83,14 @@ def _plan(args: argparse.Namespace) -> Plan:
         counts = _counts(args, {task: pool.samples for task, pool in pools.items()})
         if args.router_samples > 0:
             write_router(staging, pools, args.router_samples, args.seed)
-        parts = chunk_parts(pools, counts, args.seed)
+        files = chunk_files(pools, counts, args.seed)
         for task, path in tests.items():
             where = _resolver(args, root, task, "_test")
             source = TestFile(path, task, scorers[task], where, own_ids=False)
-            parts.append(PlannedFile(f"test/{task}.jsonl", source, task))
+            files.append(PlannedFile(f"test/{task}.jsonl", source, task))
         problems = tuple(problem for pool in pools.values() for problem in pool.problems)
         chosen = {task: scorers[task] for task in tasks}
-        return Contents(parts, chosen, {LINK: str(root)}, (FOLDER,), problems=problems)
+        return Contents(files, chosen, {LINK: str(root)}, (FOLDER,), problems=problems)
 
     generator = {"name": GENERATOR, "version": VERSION, "settings": settings}
     name = f"mllm-cl-{args.benchmark.lower()}"

@@ -6,15 +6,16 @@ from 20 samples of every task so far which expert a question belongs to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Any
 
 from data_prep.compose.pools import Pool, Slice, rows
-from data_prep.files import write_blocks
+from data_prep.files import Record, write_blocks
 from data_prep.published.benchmarks import EXPERTS
-from data_prep.sources.records import PLACEHOLDER, Record, encode
+from data_prep.sources.records import PLACEHOLDER, HostSample, encode
 
 FOLDER = "router"
 
@@ -50,7 +51,7 @@ def router_prompt(experts: Sequence[str], question: str) -> str:
     )
 
 
-def router_question(record: Record, experts: Sequence[str]) -> Record:
+def router_question(record: Mapping[str, Any], experts: Sequence[str]) -> Record:
     """Return what the router is asked about a sample: `messages`, one user turn, and `images`.
 
     The first question's image placeholders come first, then the prompt. Pictures that no turn
@@ -65,7 +66,7 @@ def router_question(record: Record, experts: Sequence[str]) -> Record:
     return {"messages": [{"role": "user", "content": content}], "images": images}
 
 
-def router_record(record: Record, experts: Sequence[str], right: int) -> Record:
+def router_record(record: Mapping[str, Any], experts: Sequence[str], right: int) -> Record:
     """Return a training sample as the router sees it: its first question, the expert's letter.
 
     Args:
@@ -99,7 +100,7 @@ def write_router(staging: Path, pools: dict[str, Pool], samples: int, seed: int)
         write_blocks(staging / FOLDER / f"task{stage}.jsonl", lines)
 
 
-def _lines(chosen: dict[str, list[Record]], tasks: list[str]) -> Iterator[bytes]:
+def _lines(chosen: dict[str, list[HostSample]], tasks: list[str]) -> Iterator[bytes]:
     experts = [EXPERTS.get(task, task) for task in tasks]
     for place, task in enumerate(tasks):
         for record in chosen[task]:

@@ -77,7 +77,7 @@ EXPERTS = {
     "OCR": "reading: text in documents, signs, charts and handwriting",
     "Math": "mathematics and logic: geometry, functions, tables, puzzles",
     "VP": "visual perception: counting things, where they are, which is nearer",
-    "APP": "screens: which element of an app or a web page to use for a task",
+    "APP": "screens: which element of an app or an HTML page to use for a task",
 }
 
 

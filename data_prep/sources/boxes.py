@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_prep.errors import DataError, shown
+from data_prep.sources.records import HostSample
 
 Box = tuple[float, float, float, float]
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -80,7 +81,7 @@ def _limits(largest: float, size: Sequence[float] | None) -> tuple[float, float]
     return max(1000.0, size[0]), max(1000.0, size[1])
 
 
-def check_gold_box(record: dict[str, Any]) -> None:
+def check_gold_box(record: HostSample) -> None:
     """Raise DataError unless `answer_bbox` and `size` of a grounding test sample are usable."""
     size = record.get("size")
     sides = read_size(size) if isinstance(size, list | tuple) else None

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from data_prep.errors import DataError
 from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.readers import place, read_all
-from data_prep.sources.records import Record, encode, to_host
+from data_prep.sources.records import HostSample, encode, to_host
 from data_prep.stream_writer import WrittenFile
 
 
@@ -19,13 +19,13 @@ class Converter(Protocol):
     def prepare(self, raw: Any) -> Any:
         """Return the raw sample in a form that `to_host` reads."""
 
-    def finish(self, raw: Any, record: Record, number: int) -> Record:
-        """Return the record with task and id. Raises DataError for a sample that is no good."""
+    def finish(self, raw: Any, record: HostSample, number: int) -> HostSample:
+        """Return the record with task and id. Raises DataError for a sample that cannot be used."""
 
 
 def converted(
     path: Path, resolver: ImageResolver, special: Converter, made: WrittenFile
-) -> Iterator[Record]:
+) -> Iterator[HostSample]:
     """Yield the samples of a file in the host's form.
 
     They are counted in `made`, and what is refused is noted there.
@@ -33,9 +33,7 @@ def converted(
     for number, raw in read_all(path):
         try:
             raw = special.prepare(raw)
-            record = to_host(raw)
-            record["images"] = [resolver.resolve(image) for image in record["images"]]
-            record = special.finish(raw, record, number)
+            record = special.finish(raw, to_host(raw, resolver.resolve), number)
             encode(record)  # refuses what could not be written
         except DataError as refused:
             name = raw.get("id", raw.get("question_id", "")) if isinstance(raw, dict) else ""

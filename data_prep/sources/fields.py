@@ -1,4 +1,4 @@
-"""Makes the extra fields of a chunk even: every sample has them, each of one type.
+"""Harmonizes the extra fields of a chunk: every sample has them, each of one type.
 
 The host reads a chunk with `datasets`: a field that first appears after 10 MB of the file stops it
 (measured with 4.8.4), and so does, in older versions, one that is text here and a list there.
@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
-from data_prep.sources.records import Record, encode
+from data_prep.sources.records import HostSample, encode
 
-# Fields that the host gives a meaning of their own are left as they are.
 FIRST_BLOCK = 8 << 20  # bytes of a file by which its columns are known; `datasets` reads 10 MB
+# The host knows these fields, so they are left as they are.
 HOSTS_OWN = ("messages", "images", "task", "id", "objects", "tools", "rejected_response")
 
 
 class Columns:
-    """The types of the extra fields of many samples, added one at a time."""
+    """The types of the extra fields of many samples, counted one sample at a time."""
 
     def __init__(self) -> None:
         self.samples = 0
         self.kinds: dict[str, set[str]] = {}
         self.counts: dict[str, int] = {}
 
-    def add(self, record: Record) -> None:
-        """Take note of one sample."""
+    def add(self, record: HostSample) -> None:
+        """Count the fields of one sample."""
         self.samples += 1
         for key, value in record.items():
             if key not in HOSTS_OWN:
@@ -34,7 +34,7 @@ class Columns:
                 self.counts[key] = self.counts.get(key, 0) + 1
 
     def merge(self, other: Columns) -> None:
-        """Take note of the samples that `other` has seen."""
+        """Add what `other` has counted."""
         self.samples += other.samples
         for key, kinds in other.kinds.items():
             self.kinds[key] = self.kinds.get(key, set()) | kinds
@@ -64,20 +64,20 @@ def kind_of(value: Any) -> str:
     return "nested"
 
 
-def harmonize(record: Record, uneven: list[str]) -> Record:
+def harmonize(record: HostSample, uneven: list[str]) -> HostSample:
     """Return the sample with the `uneven` fields as text: JSON where it is not text already."""
-    out = dict(record)
+    out: dict[str, object] = {**record}
     for key in uneven:
         value = out.get(key)
         if value is None:
             out[key] = ""
         elif not isinstance(value, str):
             out[key] = json.dumps(value, ensure_ascii=False)
-    return out
+    return cast("HostSample", out)
 
 
-def harmonize_all(records: Iterable[Record]) -> list[Record]:
-    """Return the samples of one chunk with even fields."""
+def harmonize_all(records: Iterable[HostSample]) -> list[HostSample]:
+    """Return the samples of one chunk with harmonized fields."""
     records = list(records)
     columns = Columns()
     for record in records:

@@ -71,14 +71,14 @@ class ImageResolver:
         starts = ("",) if marked else self.prefixes
         found = [os.path.normpath(os.path.join(start, name)) for start in starts]
         if not self.must_exist and len(found) == 1:
-            return found[0]  # without a look, which would cost more than all the rest
+            return found[0]  # looking for the file would cost more than all the rest
         for path in found:
             if os.path.exists(self.root / path):
                 return path
         if not self.must_exist:
             return found[0]
         where = " or ".join(str(self.root / path) for path in found)
-        raise DataError("image-missing", f"image {image!r} is not there: expected {where}")
+        raise DataError("image-missing", f"image {image!r} does not exist: expected {where}")
 
     def _inside(self, name: str) -> str:
         path = os.path.relpath(os.path.normpath(name), self.root)
@@ -117,5 +117,5 @@ def _from_base64(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise DataError(
-            "image-data", f"the image inside the sample is no base64: {error}"
+            "image-data", f"the image inside the sample is not base64: {error}"
         ) from error

@@ -58,13 +58,13 @@ def data_files(sources: list[Path]) -> list[Path]:
 
 
 def kind_of_name(name: str) -> str | None:
-    """Return the suffix of a data file's name (".jsonl", ...), None if it is no data file."""
+    """Return the suffix of a data file's name (".jsonl", ...), None for any other file."""
     plain = name.lower().removesuffix(".gz")
     return next((suffix for suffix in SUFFIXES if plain.endswith(suffix)), None)
 
 
 def place(path: Path | str, number: int) -> str:
-    """Return where sample `number` of a file stands: "f.jsonl:12" or "f.json: sample 12"."""
+    """Return the place of sample `number` of a file: "f.jsonl:12" or "f.json: sample 12"."""
     lines = kind_of_name(str(path)) in (None, ".jsonl", ".ndjson", ".csv", ".tsv")
     return f"{path}:{number}" if lines else f"{path}: sample {number}"
 
@@ -152,7 +152,7 @@ def _kind(path: Path) -> str:
     if magic == b"PAR1":
         return "parquet"
     if magic in (b"PK\x03\x04", b"\x28\xb5\x2f\xfd") or magic[:3] in (b"BZh", b"\xfd7z"):
-        raise DataError("compressed", f"{path}: a packed archive; unpack it (only gzip is read)")
+        raise DataError("compressed", f"{path}: an archive; unpack it (only gzip is read directly)")
     try:
         with _open(path) as file:
             head = file.read(_BLOCK)
@@ -164,7 +164,7 @@ def _kind(path: Path) -> str:
     if not start:
         raise DataError("empty-file", f"{path}: no samples in it; expected at least one")
     if kind_of_name(path.name) == ".parquet":
-        raise DataError("parquet", f"{path}: no Parquet file, it begins with {shown(head[:12])}")
+        raise DataError("parquet", f"{path}: not a Parquet file, it begins with {shown(head[:12])}")
     if kind_of_name(path.name) in (".csv", ".tsv"):
         return "csv"
     return "array" if start[:1] == b"[" else "lines"
@@ -249,7 +249,7 @@ def _elements(window: _Window) -> Iterator[Item]:
                 return
             window.at += 1
             if window.peek() == "]":
-                yield number, DataError("json", "a comma before the closing bracket; take it away")
+                yield number, DataError("json", "a comma before the closing bracket; remove it")
                 return
         value = _next_value(window, number)
         yield number, value
@@ -263,7 +263,7 @@ def _elements(window: _Window) -> Iterator[Item]:
 def _cut_off(window: _Window, number: int, mark: str) -> DataError:
     if not mark:
         return DataError(
-            "json", f"the file ends after {number - 1} samples without ']'; it was cut"
+            "json", f"the file ends after sample {number - 1} without ']'; it is incomplete"
         )
     found = shown(window.text[window.at : window.at + 20])
     line = window.line_of(window.at)
@@ -300,7 +300,7 @@ def _skip_object(window: _Window, refused: DataError) -> DataError:
             return refused
         except ValueError:
             if not window.more():
-                return DataError("json", "the file ends inside a sample; it was cut")
+                return DataError("json", "the file ends inside a sample; it is incomplete")
 
 
 def _csv(path: Path) -> Iterator[Item]:

@@ -7,13 +7,48 @@ and value, `image`), evaluation (`question_id`, `text`, `answer`) and flat pairs
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from data_prep.errors import DataError, shown
 
-Record = dict[str, Any]
+Raw = dict[str, Any]  # a sample as its source has it
+
+
+class Turn(TypedDict):
+    """One turn: `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+class _Conversation(TypedDict):
+    messages: list[Turn]
+
+
+class HostSample(_Conversation, total=False):
+    """A sample in the host's form. Other fields of the source stand beside these.
+
+    Attributes:
+        messages: [system,] user, assistant, ...
+        images: paths relative to the stream folder, one for each `<image>` in the messages.
+        task, id: every sample of a written stream has both.
+        references: gold captions. answer_bbox, size: gold box, width and height of its picture.
+        options: answers to choose from. question_id: as published.
+    """
+
+    images: list[str]
+    task: str
+    id: str
+    references: list[str]
+    answer_bbox: object
+    size: object
+    options: object
+    question_id: object
+
+
 PLACEHOLDER = "<image>"
 ROLES = {
     "system": "system",
@@ -43,27 +78,31 @@ _USED = {*_TURNS, *_IMAGES, *_IDS, "system", "system_prompt", "task"}
 
 
 def _plain(value: Any) -> Any:
-    """Return what a Parquet file holds and JSON has no word for: times as ISO 8601 text."""
+    """Return what a Parquet file can hold and JSON cannot: times as ISO 8601 text."""
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, Decimal | timedelta):
         return str(value)
-    raise DataError("json-value", f"a field holds {shown(value)}, which JSON has no word for")
+    raise DataError("json-value", f"a field holds {shown(value)}, which JSON cannot express")
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain).encode
 _FORMS = "'messages' (role, content), 'conversations' (from, value) or 'question' and 'answer'"
 
 
-def to_host(raw: Any) -> Record:
+def to_host(raw: Any, resolve: Callable[[Any], str]) -> HostSample:
     """Return a sample in the host's form: messages, images, then `task`, `id` and other fields.
 
-    Images stay as they are written, a path or {"bytes", "path"}; `data_prep.stream_writer` says
-    where they go. A sample with images but without placeholders gets them before its first
-    question. `task` and `id` are there only if the sample has them; fields of other names are kept.
+    A sample with images but without placeholders gets them before its first question. `task` and
+    `id` are there only if the sample has them; fields of other names are kept.
+
+    Args:
+        raw: the sample in any form, or the DataError that its reader found.
+        resolve: returns the path of an image, relative to the stream folder; it is given what the
+            sample holds, a path or {"bytes", "path"}.
 
     Raises:
-        DataError: the sample cannot be used; says what was found, what was expected and the fix.
+        DataError: the sample cannot be used.
     """
     if isinstance(raw, DataError):
         raise raw
@@ -75,7 +114,7 @@ def to_host(raw: Any) -> Record:
     images = inline + _read_images(raw)
     check_turns(turns)
     _place_images(turns, len(images))
-    record: Record = {"messages": turns, "images": images}
+    record: Raw = {"messages": turns, "images": []}
     if (task := raw.get("task")) is not None:
         record["task"] = _label("task", task)
     name = next((raw[key] for key in _IDS if raw.get(key) is not None), None)
@@ -84,10 +123,11 @@ def to_host(raw: Any) -> Record:
     for key, value in raw.items():
         if key not in _USED and key not in used and value is not None:
             record[key] = value
-    return record
+    record["images"] = [resolve(image) for image in images]
+    return cast("HostSample", record)
 
 
-def check_host(raw: Any) -> Record:
+def check_host(raw: Any) -> HostSample:
     """Return `raw` if it is in the host's form to the letter, as the chunks of a stream must be.
 
     Raises:
@@ -117,17 +157,17 @@ def check_host(raw: Any) -> Record:
     for key in ("task", "id"):
         if key in raw and (not isinstance(raw[key], str) or not raw[key]):
             raise DataError(f"{key}-type", f"{key}: found {shown(raw[key])}, expected text")
-    return raw
+    return cast("HostSample", raw)
 
 
-def refuse_media(raw: Record) -> None:
+def refuse_media(raw: Raw) -> None:
     """Raise DataError for samples with video or audio: the shipped recipes train on images only."""
     for key in ("videos", "video", "audios", "audio"):
         if raw.get(key):
             raise DataError("media", f"{key}: video and audio are not supported; leave it out")
 
 
-def check_turns(turns: list[Record]) -> None:
+def check_turns(turns: list[Turn]) -> None:
     """Raise DataError unless the turns are [system,] user, assistant, ..., all with text."""
     if not turns:
         raise DataError("no-turns", "no turns; expected a user turn and an assistant turn")
@@ -147,7 +187,7 @@ def check_turns(turns: list[Record]) -> None:
         raise DataError("no-answer", "the last turn is not the assistant's: the answer is missing")
 
 
-def check_placeholders(turns: list[Record], images: int) -> None:
+def check_placeholders(turns: list[Turn], images: int) -> None:
     """Raise DataError unless there are as many `<image>` as images."""
     found = sum(str(turn["content"]).count(PLACEHOLDER) for turn in turns)
     if found != images:
@@ -157,14 +197,14 @@ def check_placeholders(turns: list[Record], images: int) -> None:
         )
 
 
-def _check_content(number: int, turn: Record) -> None:
+def _check_content(number: int, turn: Turn) -> None:
     content, role = turn["content"], turn["role"]
     try:
         content.encode()
     except UnicodeEncodeError as error:
         bad = content[error.start : error.start + 1]
         raise DataError(
-            "surrogate", f"turn {number}: {bad!r} is half a character; repair the text"
+            "surrogate", f"turn {number}: {bad!r} is half of a surrogate pair; repair the text"
         ) from error
     if role == "assistant" and PLACEHOLDER in content:
         raise DataError("placeholder-in-answer", f"turn {number}: {PLACEHOLDER} in an answer")
@@ -173,7 +213,7 @@ def _check_content(number: int, turn: Record) -> None:
     if role == "user" and not content.replace(PLACEHOLDER, "").strip():
         raise DataError("empty-question", f"turn {number}: the question is empty")
     if "\0" in content:
-        raise DataError("control", f"turn {number}: a NUL character in the text; take it out")
+        raise DataError("control", f"turn {number}: a NUL character in the text; remove it")
 
 
 def _check_host_turn(number: int, turn: Any) -> None:
@@ -190,7 +230,7 @@ def _check_host_turn(number: int, turn: Any) -> None:
         raise DataError("content-type", _no_text(number, turn["content"]))
 
 
-def _read_turns(raw: Record) -> tuple[list[Record], list[Any], set[str]]:
+def _read_turns(raw: Raw) -> tuple[list[Turn], list[Any], set[str]]:
     """Return the turns, images found inside them, and the keys that were used."""
     key = next((key for key in _TURNS if raw.get(key) is not None), None)
     if key is None:
@@ -208,7 +248,7 @@ def _read_turns(raw: Record) -> tuple[list[Record], list[Any], set[str]]:
     return turns, inline, set()
 
 
-def _read_turn(number: int, turn: Any, inline: list[Any]) -> Record:
+def _read_turn(number: int, turn: Any, inline: list[Any]) -> Turn:
     if not isinstance(turn, dict):
         raise DataError("turn-keys", f"turn {number}: found {shown(turn)}, expected an object")
     role = turn.get("role", turn.get("from"))
@@ -252,8 +292,8 @@ def _join_parts(number: int, parts: list[Any], inline: list[Any]) -> str:
     return "".join(text)
 
 
-def _read_pair(raw: Record) -> tuple[list[Record], list[Any], set[str]]:
-    """Return the two turns of a question and an answer in columns of their own."""
+def _read_pair(raw: Raw) -> tuple[list[Turn], list[Any], set[str]]:
+    """Return the two turns of a sample with a question column and an answer column."""
     pair = next(((q, a) for q, a in PAIRS if q in raw and a in raw), None)
     if pair is None:
         for question, answer in PAIRS:
@@ -266,7 +306,7 @@ def _read_pair(raw: Record) -> tuple[list[Record], list[Any], set[str]]:
     more = raw.get("input") if pair[0] == "instruction" else None
     if isinstance(more, str) and more:
         question = f"{question}\n{more}"
-    turns = [
+    turns: list[Turn] = [
         {"role": "user", "content": question},
         {"role": "assistant", "content": _answer_text(pair[1], answer)},
     ]
@@ -286,12 +326,12 @@ def _answer_text(key: str, answer: Any) -> str:
     return str(answer)
 
 
-def _no_turns(raw: Record, expected: str) -> str:
+def _no_turns(raw: Raw, expected: str) -> str:
     keys = ", ".join(sorted(map(str, raw))[:12]) or "none"
     return f"found the keys: {keys}; expected {expected}"
 
 
-def _read_images(raw: Record) -> list[Any]:
+def _read_images(raw: Raw) -> list[Any]:
     key = next((key for key in _IMAGES if raw.get(key) not in (None, "", [])), None)
     if key is None:
         return []
@@ -305,7 +345,7 @@ def _read_images(raw: Record) -> list[Any]:
     return images
 
 
-def _place_images(turns: list[Record], images: int) -> None:
+def _place_images(turns: list[Turn], images: int) -> None:
     """Put the placeholders before the first question where a sample has none."""
     if images and not any(PLACEHOLDER in turn["content"] for turn in turns):
         first = next(turn for turn in turns if turn["role"] == "user")
@@ -319,28 +359,31 @@ def _label(key: str, value: Any) -> str:
     return str(value)
 
 
-def encode(record: Record) -> bytes:
+def encode(record: Mapping[str, Any]) -> bytes:
     """Return a record as one line of JSON, in UTF-8, with its line end.
 
     Raises:
-        DataError: a field holds a number that JSON has no word for (1e999) or half a character.
+        DataError: a field holds a number that JSON cannot express (1e999) or half of a
+            surrogate pair.
     """
     try:
         return _ENCODER(record).encode() + b"\n"
     except UnicodeEncodeError as error:
-        raise DataError("surrogate", "a field holds half a character; repair the text") from error
+        raise DataError(
+            "surrogate", "a field holds half of a surrogate pair; repair the text"
+        ) from error
     except ValueError as error:
         raise DataError(
-            "json-number", "a field holds a number without end; write another"
+            "json-number", "a field holds an infinite number, which JSON cannot express"
         ) from error
 
 
-def question_text(record: Record) -> str:
+def question_text(record: HostSample) -> str:
     """Return the text of the user's turns, placeholders taken out."""
     turns = (t["content"] for t in record["messages"] if t["role"] == "user")
     return "\n".join(text.replace(PLACEHOLDER, "").strip() for text in turns)
 
 
-def answer_text(record: Record) -> str:
+def answer_text(record: HostSample) -> str:
     """Return the last answer."""
     return str(record["messages"][-1]["content"])

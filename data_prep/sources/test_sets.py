@@ -1,4 +1,4 @@
-"""Test sets: a file for each task, gold fields for its scorer, ids that differ."""
+"""Test sets: a file for each task, gold fields for its scorer, unique ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_prep.errors import DataError
 from data_prep.sources.boxes import check_gold_box
 from data_prep.sources.converting import converted
 from data_prep.sources.image_paths import ImageResolver
-from data_prep.sources.records import Record, answer_text, encode
+from data_prep.sources.records import HostSample, answer_text, encode
 from data_prep.stream import TASK_NAME, StreamError
 from data_prep.stream_writer import PlannedFile, WrittenFile
 
@@ -19,12 +19,12 @@ from data_prep.stream_writer import PlannedFile, WrittenFile
 class TestSet:
     """Finishes the samples of one published test set.
 
-    Several gold answers become `references`, ids become text and differ from each other, a box
-    stands for a missing answer. `question_id` stays as published.
+    Several gold answers become `references`, ids become text and unique, a box replaces a
+    missing answer. `question_id` stays as published.
 
     Args:
         task: its name. scorer: its `fixed` scorer.
-        own_ids: refuse an id that stands twice; else (published ids repeat) it is made different.
+        own_ids: refuse an id that occurs twice; else (published ids repeat) it is made unique.
     """
 
     __test__ = False  # not for pytest
@@ -39,8 +39,8 @@ class TestSet:
             return {**raw, "answer": str(raw["answer_bbox"])}
         return raw
 
-    def finish(self, raw: Any, record: Record, number: int) -> Record:
-        """Return the record as evaluation wants it. Raises DataError for a gold that is none."""
+    def finish(self, raw: Any, record: HostSample, number: int) -> HostSample:
+        """Return the record as evaluation wants it. Raises DataError for unusable gold."""
         answer = raw.get("answer")
         if isinstance(answer, list) and (len(answer) > 1 or self.scorer == "caption"):
             record["references"] = [str(text) for text in answer]
@@ -60,14 +60,14 @@ class TestSet:
         """Return the id; the second "7" becomes "7#2", or is refused."""
         self.used[name] = self.used.get(name, 0) + 1
         if self.own_ids and self.used[name] > 1:
-            text = f"id {name!r} stands there already; ids of a test set must differ"
+            text = f"id {name!r} occurs twice; the ids of a test set must be unique"
             raise DataError("duplicate-id", text)
         return name if self.used[name] == 1 else f"{name}#{self.used[name]}"
 
 
 @dataclass(frozen=True)
 class TestFile:
-    """A test set of its own file. `own_ids`: an id that stands twice is refused."""
+    """A test set with a file of its own. `own_ids`: an id that occurs twice is refused."""
 
     __test__ = False  # not for pytest
 
@@ -78,7 +78,7 @@ class TestFile:
     own_ids: bool = True
 
 
-def parts_of_tests(
+def planned_tests(
     files: dict[str, Path], resolver: ImageResolver, scorers: dict[str, str]
 ) -> tuple[list[PlannedFile], dict[str, str]]:
     """Return the test sets, and the scorer of each.
@@ -92,20 +92,20 @@ def parts_of_tests(
         StreamError: a task that no file can be named after.
     """
     chosen = {task: scorers.get(task, scorers[""]) for task in files}
-    parts = []
+    planned = []
     for task, path in files.items():
         check_task_name(task)
         source = TestFile(path, task, chosen[task], resolver)
-        parts.append(PlannedFile(f"test/{task}.jsonl", source, task))
-    return parts, chosen
+        planned.append(PlannedFile(f"test/{task}.jsonl", source, task))
+    return planned, chosen
 
 
 def check_task_name(task: str) -> None:
     """Raise StreamError unless a test file can be named after the task."""
     if not TASK_NAME.fullmatch(task):
         raise StreamError(
-            f"task {task!r} has a test set, so its name must be fit for a file: letters, digits, "
-            "dots, dashes and underscores; rename it in the data, or give --task"
+            f"task {task!r} has a test set, so its name must also work as a file name: letters, "
+            "digits, dots, dashes and underscores; rename it in the data, or give --task"
         )
 
 

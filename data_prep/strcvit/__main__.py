@@ -21,7 +21,7 @@ from data_prep.command_line import (
     run_plan,
     source_facts,
 )
-from data_prep.errors import ERROR, Problem, listing
+from data_prep.errors import ERROR, listing
 from data_prep.published.benchmarks import STRCVIT
 from data_prep.sources.image_paths import LINK, ImageResolver
 from data_prep.strcvit import GENERATOR, MARKER, REPOSITORY, VERSION, checklist
@@ -76,12 +76,12 @@ def _plan(args: argparse.Namespace) -> Plan:
     resolver = ImageResolver(root, marker=MARKER, must_exist=not args.no_image_check)
     official = official_gqa(args.source, root)
     tests = test_files(args.source, args.eval == "proxy")
-    parts = [
+    planned = [
         PlannedFile(f"chunks/{number:03d}.jsonl", Source(path, resolver, chunk=number))
         for number, path in chunks.items()
     ]
     for task, path in tests.items():
-        parts.append(
+        planned.append(
             PlannedFile(f"test/{task}.jsonl", Source(path, resolver, task, 0, official), task)
         )
     files = [*chunks.values(), *tests.values()]
@@ -91,7 +91,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         **{key: getattr(args, key) for key in ("eval", "no_image_check", "skip_bad")},
     }
     scorers = {task: STRCVIT[task].scorer for task in tests}
-    contents = Contents(parts, scorers, {LINK: str(root)})
+    contents = Contents(planned, scorers, {LINK: str(root)})
     generator = {"name": GENERATOR, "version": VERSION, "settings": settings}
     return Plan(
         "strcvit",
@@ -109,7 +109,7 @@ def _name(source: Path, path: Path) -> str:
 
 
 def _check_counts(args: argparse.Namespace, made: list[WrittenFile]) -> None:
-    """Raise StreamError when manifest.json of the source says other counts than its files have."""
+    """Raise StreamError when the source's manifest.json and its files differ in their counts."""
     tests = test_files(args.source, args.eval == "proxy")
     paths = [*chunk_files(args.source).values(), *tests.values()]
     counts = {
@@ -122,17 +122,15 @@ def _check_counts(args: argparse.Namespace, made: list[WrittenFile]) -> None:
 
 
 def _report(args: argparse.Namespace, made: list[WrittenFile]) -> None:
-    """Print what every chunk holds, where it differs from the published mixture, and what lacks."""
+    """Print what the chunks hold, how they differ from the published mixture, what is missing."""
     chunks = [item for item in made if item.file.startswith("chunks/")]
-    rows, differences = against_mixture(chunks)
-    for row in rows:
-        tasks = ", ".join(f"{task} {count}" for task, count in sorted(row["tasks"].items()))
-        print(f"chunk {row['chunk']:3}: {row['samples']:5} samples: {tasks}")
-    for item in made:
-        if item not in chunks:
-            print(f"{item.file}: {item.samples} samples")
-    problems: list[Problem] = [problem for item in made for problem in item.problems]
-    problems += differences
+    for number, chunk in enumerate(chunks, start=1):
+        tasks = ", ".join(f"{task} {count}" for task, count in sorted(chunk.tasks.items()))
+        print(f"chunk {number:3}: {chunk.samples:5} samples: {tasks}")
+    for item in made[len(chunks) :]:
+        print(f"{item.file}: {item.samples} samples")
+    differences = against_mixture(chunks)
+    problems = [problem for item in made for problem in item.problems] + differences
     if differences:
         print(f"{len(differences)} differences from the published mixture (strcvit_mixture.json):")
     print(listing(sorted(problems, key=lambda problem: problem.severity != ERROR)))

@@ -1,4 +1,4 @@
-"""Holds the counts of a source against its own manifest and against the published mixture."""
+"""Compares the counts of a source with its own manifest and with the published mixture."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _NAMES = ("file", "path", "name", "filename")
 
 
 def against_manifest(source: Path, counts: dict[str, int]) -> list[Problem]:
-    """Return where manifest.json of the source says something else than its files.
+    """Return where manifest.json of the source and its files differ.
 
-    The layout of that file is not fixed: every number and sha256 that stands by the name of a file
-    is compared, whatever is around it.
+    The layout of that file is not fixed: every number and sha256 beside the name of a file is
+    compared, whatever surrounds it.
 
     Args:
         source: the published folder.
@@ -34,7 +34,7 @@ def against_manifest(source: Path, counts: dict[str, int]) -> list[Problem]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise DataError(
-            "manifest-format", f"{path}: no JSON ({error}); download it again"
+            "manifest-format", f"{path}: not JSON ({error}); download it again"
         ) from error
     problems: list[Problem] = []
     for name, facts in _entries(content):
@@ -45,7 +45,7 @@ def against_manifest(source: Path, counts: dict[str, int]) -> list[Problem]:
 
 
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (file name, what is said of it) from any nesting of objects and lists."""
+    """Yield (file name, its entry) from any nesting of objects and lists."""
     if isinstance(content, list):
         for item in content:
             yield from _entries(item)
@@ -74,9 +74,8 @@ def _compare(file: Path, count: int, facts: Any, where: str) -> Iterator[Problem
         yield Problem("manifest-count", where, text)
 
 
-def against_mixture(chunks: list[WrittenFile]) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Return for each chunk its counts by task, and where they differ from the published groups."""
-    rows: list[dict[str, Any]] = []
+def against_mixture(chunks: list[WrittenFile]) -> list[Problem]:
+    """Return where the counts of chunks differ from the published groups."""
     problems: list[Problem] = []
     mixture = strcvit_mixture()
     if len(chunks) != len(mixture):
@@ -92,10 +91,9 @@ def against_mixture(chunks: list[WrittenFile]) -> tuple[list[dict[str, Any]], li
             for group in [*published, *sorted(set(found) - set(published))]
             if found[group] != published.get(group, 0)
         }
-        rows.append({"chunk": number, "samples": made.samples, "tasks": dict(made.tasks)})
         if differs:
             parts = (f"{g} {a} (published {b})" for g, (a, b) in differs.items())
             total = "" if made.samples == CHUNK_SAMPLES else f"{made.samples} samples; "
             text = f"{total}{', '.join(parts)}"
             problems.append(Problem("mixture", made.file, text, WARNING))
-    return rows, problems
+    return problems

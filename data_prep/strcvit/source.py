@@ -15,7 +15,7 @@ from data_prep.sources.boxes import check_box, is_box_question, read_box, read_s
 from data_prep.sources.converting import converted
 from data_prep.sources.fields import harmonize_all
 from data_prep.sources.image_paths import LINK, ImageResolver
-from data_prep.sources.records import Record, answer_text, encode, question_text
+from data_prep.sources.records import HostSample, answer_text, encode, question_text
 from data_prep.sources.test_sets import TestSet
 from data_prep.strcvit import REPOSITORY
 from data_prep.stream_writer import PlannedFile, WrittenFile
@@ -99,8 +99,8 @@ def official_gqa(source: Path, images: Path) -> Path | None:
     return next((f / OFFICIAL_GQA for f in folders if (f / OFFICIAL_GQA).is_file()), None)
 
 
-def task_of(record: Record) -> str:
-    """Return the task of a training sample: its own, or what its image and answer tell."""
+def task_of(record: HostSample) -> str:
+    """Return the task of a training sample: its own, or the one that its image and answer show."""
     if record.get("task") in STRCVIT:
         return str(record["task"])
     if not record["images"]:
@@ -122,7 +122,7 @@ class _Train:
         """Return the sample as it is."""
         return raw
 
-    def finish(self, raw: Any, record: Record, number: int) -> Record:
+    def finish(self, raw: Any, record: HostSample, number: int) -> HostSample:
         """Return the record with task and id; a Grounding answer must be a box in the picture."""
         record["task"] = task_of(record)
         record.setdefault("id", f"strcvit-{self.chunk:03d}-{number:05d}")
@@ -157,9 +157,9 @@ class _Gqa(TestSet):
         return {**raw, "answer": entry["answer"]}
 
 
-def make(part: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
+def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of one chunk or test set."""
-    source: Source = part.source
+    source: Source = planned.source
     if source.task is None:
         special: Any = _Train(source.chunk)
     elif source.task == "GQA":

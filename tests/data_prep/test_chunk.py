@@ -270,8 +270,11 @@ def test_test_files_become_test_sets(tmp_path, capsys):
         (["--holdout", "1"], "--holdout 1.0: expected a share from 0 to below 1"),
         (["--scorer", "best"], "--scorer best: expected one of vqa"),
         (["--test", "a"], "--test a: expected NAME=FILE"),
-        (["--test", "a/b=x"], "task 'a/b' has a test set, so its name must be fit for a file"),
-        (["--task", "a b", "--holdout", "0.5"], "task 'a b' has a test set, so its name must be"),
+        (
+            ["--test", "a/b=x"],
+            "task 'a/b' has a test set, so its name must also work as a file name",
+        ),
+        (["--task", "a b", "--holdout", "0.5"], "task 'a b' has a test set, so its name must also"),
         (["--images", "/no/such"], "--images /no/such: no such folder"),
         (["--by", "column", "--column", "no"], "column 'no' is missing; every sample must have it"),
         (["--by", "time", "--column", "answer", "--size", "5"], "found 'yes', expected a time"),
@@ -304,6 +307,13 @@ def test_a_rerun_is_a_no_op_and_changed_files_are_told(tmp_path, capsys):
     (out / "chunks/002.jsonl").unlink()
     assert cut(source, out, "--size", "20") == 0
     assert sha256_file(out / "chunks/002.jsonl") == before[out / "chunks/002.jsonl"][1]
+
+
+def test_a_bad_sample_is_left_out_whatever_its_id_is(tmp_path):
+    source = write(tmp_path / "a.jsonl", [*plain(2), {**plain(1)[0], "id": "\ud800"}])
+    assert cut(source, tmp_path / "out", "--skip-bad") == 0
+    (left,) = rows(tmp_path / "out/left_out.jsonl")
+    assert (left["code"], left["sample"]) == ("surrogate", "\\ud800")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):

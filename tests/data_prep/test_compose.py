@@ -126,7 +126,7 @@ def test_draws_keep_to_size_and_supply(draw, repeat, seed):
 
 REFUSED = {
     "too few": (["--mixture", "M"], [{"a": 30}], "a needs 30, has 10. Add data, make the chunks smaller (--size 10 fits)"),
-    "unknown task": (["--mixture", "M"], [{"z": 3}], "the mixture names z, there is no file for it; give --task z=FILE"),
+    "unknown task": (["--mixture", "M"], [{"z": 3}], "the mixture names z, but there is no file for it; give --task z=FILE"),
     "no object": (["--mixture", "M"], [3], "chunk 1: found 3, expected {task: samples}"),
     "no number": (["--mixture", "M"], [{"a": "4"}], "chunk 1: a is '4', expected a number of samples"),
     "negative": (["--mixture", "M"], [{"a": -4}], "chunk 1: a is -4, expected a number of samples"),

@@ -51,7 +51,7 @@ CASES = [
         "zip",
         "a.jsonl",
         b"PK\x03\x04aaaa",
-        "error: a.jsonl: a packed archive; unpack it (only gzip is read)",
+        "error: a.jsonl: an archive; unpack it (only gzip is read directly)",
     ),
     (
         "not utf8",
@@ -153,7 +153,7 @@ CASES = [
         "array no end",
         "a.json",
         json.dumps([host()]).encode()[:-1],
-        "a.json: sample 2: the file ends after 1 samples without ']'; it was cut [json]",
+        "a.json: sample 2: the file ends after sample 1 without ']'; it is incomplete [json]",
     ),
     (
         "array no comma",
@@ -171,7 +171,7 @@ CASES = [
         "array trailing comma",
         "a.json",
         b'[{"text": "a", "answer": "b"},]',
-        "a.json: sample 2: a comma before the closing bracket; take it away [json]",
+        "a.json: sample 2: a comma before the closing bracket; remove it [json]",
     ),
     (
         "array of numbers",
@@ -317,13 +317,13 @@ CASES = [
         lines(
             '{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "x"}]}'
         ),
-        "a.jsonl:1: turn 1: '\\ud800' is half a character; repair the text [surrogate]",
+        "a.jsonl:1: turn 1: '\\ud800' is half of a surrogate pair; repair the text [surrogate]",
     ),
     (
         "nul",
         "a.jsonl",
         lines(host(messages=turns(question="a\0b"))),
-        "a.jsonl:1: turn 1: a NUL character in the text; take it out [control]",
+        "a.jsonl:1: turn 1: a NUL character in the text; remove it [control]",
     ),
     (
         "placeholders",
@@ -383,7 +383,7 @@ CASES = [
         "image base64 bad",
         "a.jsonl",
         lines(host(images=["data:image/png;base64,@@@"])),
-        "a.jsonl:1: the image inside the sample is no base64: Only base64 data is allowed [image-data]",
+        "a.jsonl:1: the image inside the sample is not base64: Only base64 data is allowed [image-data]",
     ),
     (
         "image base64 not image",
@@ -395,7 +395,7 @@ CASES = [
         "image blank",
         "a.jsonl",
         lines(host(images=[" "])),
-        "a.jsonl:1: an empty image path; take it and its <image> out [image-name]",
+        "a.jsonl:1: an empty image path; remove it and its <image> [image-name]",
     ),
     (
         "image marker",
@@ -491,7 +491,7 @@ CASES = [
         "parquet fake",
         "a.parquet",
         b"hello world",
-        "error: a.parquet: no Parquet file, it begins with b'hello world'",
+        "error: a.parquet: not a Parquet file, it begins with b'hello world'",
     ),
     (
         "parquet cut",
@@ -503,13 +503,13 @@ CASES = [
         "number without end",
         "a.jsonl",
         lines('{"question": "a", "answer": "b", "x": 1e999}'),
-        "a.jsonl:1: a field holds a number without end; write another [json-number]",
+        "a.jsonl:1: a field holds an infinite number, which JSON cannot express [json-number]",
     ),
     (
         "half a character in a field",
         "a.jsonl",
         lines('{"question": "a", "answer": "b", "x": "\\ud800"}'),
-        "a.jsonl:1: a field holds half a character; repair the text [surrogate]",
+        "a.jsonl:1: a field holds half of a surrogate pair; repair the text [surrogate]",
     ),
     (
         "half a character in a path",

@@ -77,9 +77,9 @@ def test_no_stream_says_how_to_make_one(tmp_path):
     ("how", "message"),
     [
         (lambda m: m.update(format="strlora-stream/2"), "format is 'strlora-stream/2', expected"),
-        (lambda m: m.pop("chunks"), r"is no stream manifest \(KeyError\('chunks'\)\)"),
-        (lambda m: m["chunks"][0].pop("sha256"), "is no stream manifest"),
-        (lambda m: m["chunks"][0].update(index="one"), "is no stream manifest"),
+        (lambda m: m.pop("chunks"), r"is not a stream manifest \(KeyError\('chunks'\)\)"),
+        (lambda m: m["chunks"][0].pop("sha256"), "is not a stream manifest"),
+        (lambda m: m["chunks"][0].update(index="one"), "is not a stream manifest"),
         (lambda m: m["chunks"][0].update(file="../x.jsonl"), "names '../x.jsonl', which lies outs"),
         (lambda m: m["chunks"][0].update(file="/x.jsonl"), "names '/x.jsonl', which lies outside"),
         (lambda m: m["tasks"]["t"].update(test="a/../../x"), "lies outside the stream"),

@@ -1,7 +1,6 @@
 """Pretraining conversations: descriptions, field queries, checks and copying.
 
-None of these prompts or answer forms occurs in the stream (`tests/data_prep/mini/test_tasks.py`
-holds us to it).
+None of these prompts or answer forms occurs in the stream, which a test checks.
 """
 
 from __future__ import annotations
