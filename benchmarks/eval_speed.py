@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.files import read_jsonl
 from eval.predictions import Question, question_of, write_combined
 from eval.stream import load_stream
-from recipes.run.commands import INFER_PLUGIN, PLUGIN, REPO
+from recipes import REPO
+from recipes.run.commands import INFER_PLUGIN, PLUGIN
 
 BASE = REPO / "assets" / "tiny_base"
 VOCABULARY = 151936
