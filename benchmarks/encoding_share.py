@@ -1,11 +1,10 @@
-"""What encoding the samples (text, pictures) costs in a training; what the sample cache saves.
+"""What encoding the samples (text, pictures) costs in a training.
 
     python benchmarks/encoding_share.py tiny
 
 Trains the first chunk of a recipe through the host's own `sft_main`, in this process, and adds up
-the time inside its template's `encode`. Then the same samples are encoded through an empty
-`launcher.sample_cache`, and read back from it. One process, no dataloader workers, so that encoding
-is in the loop; processor time, so that other programs count little.
+the time inside its template's `encode`. One process, no dataloader workers, so that encoding is in
+the loop; processor time, so that other programs count little.
 """
 
 from __future__ import annotations
@@ -23,49 +22,31 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from recipes.config.loading import load_recipe
+from recipes.run.chunk_data import ensure_stream, open_recipe_stream
 from recipes.run.commands import train_command
-from recipes.run.layout import RunLayout
-from recipes.run.stream import ensure_stream, open_stream
-from recipes.swift_plugins.sample_cache import SampleCache, cached
+from recipes.run_folder.layout import RunLayout
 
 
 class Clock:
-    """Wraps a method and adds up the processor time of its calls; keeps what it was asked."""
+    """Wraps a method and adds up the processor time of its calls; counts them."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.seconds = function, 0.0
-        self.asked: list[tuple[Any, ...]] = []
+        self.calls = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         started = time.process_time()
         result = self.function(*args, **kwargs)
         self.seconds += time.process_time() - started
-        self.asked.append(args)
+        self.calls += 1
         return result
-
-
-def through_cache(clock: Clock, folder: Path) -> dict[str, float]:
-    """Milliseconds a sample through an empty cache and through a full one; bytes of a sample."""
-    cache = SampleCache(folder, limit=1e12)
-    encode = cached(clock.function, cache)
-    spent = []
-    for _ in range(2):
-        started = time.process_time()
-        for template, sample in clock.asked:
-            encode(template, sample, return_length=True)
-        spent.append(1000 * (time.process_time() - started) / len(clock.asked))
-    sizes = [file.stat().st_size for file in folder.glob("*/*")]
-    if cache.encoded != len(sizes):  # a sample that occurs twice is encoded once
-        raise SystemExit(f"{cache.encoded} samples were encoded, {len(sizes)} were kept")
-    size = sum(sizes) / len(sizes)
-    return {"first_ms": round(spent[0], 2), "then_ms": round(spent[1], 2), "bytes": round(size)}
 
 
 def train(recipe_name: str, overrides: list[str], folder: Path) -> tuple[Clock, float, int]:
     """Trains chunk 1; returns the clock of encode, the loop's processor seconds, its steps."""
     recipe = load_recipe(recipe_name, [f"run_dir={folder}", *overrides])
     ensure_stream(recipe)
-    stream = open_stream(recipe)
+    stream = open_recipe_stream(recipe)
     command = train_command(recipe, RunLayout(folder), stream.chunk_file(1), 1)
     os.environ.update(command.environment)
     from swift.pipelines import sft_main
@@ -75,7 +56,7 @@ def train(recipe_name: str, overrides: list[str], folder: Path) -> tuple[Clock, 
     clock, loop = Clock(Template.encode), Clock(SwiftSft.train)
 
     def timed(self: Any, trainer: Any) -> Any:
-        clock.seconds, clock.asked = 0.0, []  # the sample that is printed before is no training
+        clock.seconds, clock.calls = 0.0, 0  # the sample that is printed before is no training
         return loop(self, trainer)
 
     Template.encode = lambda self, *args, **kwargs: clock(self, *args, **kwargs)
@@ -92,16 +73,12 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as name:
         clock, seconds, steps = train(options.recipe, options.overrides, Path(name))
-        cost = through_cache(clock, Path(name) / "cache")
-    count = len(clock.asked)
-    saved = clock.seconds - count * cost["then_ms"] / 1000
+    count = clock.calls
     figures = {
         "samples": count,
         "encode_ms_a_sample": round(1000 * clock.seconds / count, 2),
         "step_ms": round(1000 * seconds / steps, 1),
         "encode_share": round(clock.seconds / seconds, 4),
-        "cached": cost,
-        "share_a_full_cache_saves": round(saved / seconds, 4),
     }
     print(json.dumps(figures, indent=2))
 

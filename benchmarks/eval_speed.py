@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.files import read_jsonl
 from data_prep.stream import open_stream
 from eval.questions import Question, question_of, write_combined
-from recipes.run.commands import INFER_PLUGIN, PLUGIN, REPO
+from recipes import REPO
+from recipes.run.commands import INFER_PLUGIN, PLUGIN
 
 BASE = REPO / "assets" / "tiny_base"
 VOCABULARY = 151936

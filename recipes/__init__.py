@@ -4,3 +4,7 @@ The door is ``bash recipes/run_stream.sh RECIPE``. Nothing here imports torch or
 training and evaluation happen in the processes that :mod:`recipes.run.commands` describes and
 :mod:`recipes.run.runner` starts.
 """
+
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]

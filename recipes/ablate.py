@@ -15,17 +15,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data_prep.files import read_json
+from data_prep.stream import Stream, StreamError
 from eval.routing.stage_ablation import write_ablation
+from recipes import REPO
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
-from recipes.processes.host_process import HostProcess, exit_text, last_error
+from recipes.processes.host_process import HostProcess
+from recipes.processes.log_errors import exit_text, last_error
 from recipes.processes.run_lock import RunLock, RunLocked
 from recipes.run import evaluation
-from recipes.run.commands import REPO
-from recipes.run.layout import RunLayout
-from recipes.run.state import load_state, read_json
-from recipes.run.stream import Stream, StreamError, open_stream
+from recipes.run.chunk_data import open_recipe_stream
+from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.state import load_state
 from strlora_tuner.options import ABLATION
 
 
@@ -92,7 +95,7 @@ def ablate(run: Path, only: Sequence[str], overrides: Sequence[str], again: bool
     chunk = max((r.index for r in load_state(layout.state).chunks if r.evaluated), default=0)
     if chunk == 0:
         raise CannotAblate(f"{run}: no chunk is trained and evaluated yet")
-    stream = open_stream(recipe)
+    stream = open_recipe_stream(recipe)
     with RunLock(layout.lock) as lock:
         for number, name in enumerate(names, start=1):
             where = AblationLayout(run, name)

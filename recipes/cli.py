@@ -12,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
+from recipes import REPO
 from recipes.arguments import parse
 from recipes.config.loading import find_recipe, load_recipe
 from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
 from recipes.config.schema import Recipe
-from recipes.run.commands import REPO
 
 DONE, FAILED, BAD_RECIPE = 0, 1, 2
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -56,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _expected_errors() -> tuple[type[Exception], ...]:
     """What can go wrong in a command and is told as a message, without a traceback."""
+    from data_prep.stream import StreamError
     from recipes.processes.run_lock import RunLocked
-    from recipes.run.manifest import RunChanged
-    from recipes.run.state import StateError
-    from recipes.run.stream import StreamError
-    from recipes.run.training_job import RunError
+    from recipes.run.session import RunError
+    from recipes.run_folder.manifest import RunChanged
+    from recipes.run_folder.state import StateError
     from recipes.slurm.submit import SubmitError
 
     return RunError, RunChanged, RunLocked, StateError, StreamError, SubmitError, OSError
@@ -105,9 +105,9 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> int:
         from recipes.tools.preview import preview
 
         return _print_all(preview(recipe))
-    from recipes.processes import host_process as process
+    from recipes.processes import log_errors
 
-    process.verbose = options.verbose
+    log_errors.verbose = options.verbose
     return _train(recipe, options.train_only)
 
 

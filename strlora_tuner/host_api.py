@@ -116,7 +116,7 @@ TABLE: dict[str, tuple[HostName, ...]] = {
             for m, name in (("qwen2_5_vl", "Qwen2_5_VLModel"), ("qwen3_vl", "Qwen3VLModel"))
         ),
     ),
-    # recipes/processes/resident/host.py
+    # recipes/swift_plugins/resident_models.py and recipes/processes/resident/server.py
     "resident": (
         HostName(f"{_ARGUMENTS}:get_model_processor", _MODELS),
         HostName(

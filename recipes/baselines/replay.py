@@ -8,15 +8,16 @@ holds exactly the stated share of replayed samples.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from recipes.run.state import write_json, write_text
-from recipes.run.stream import file_sha256
+from data_prep.files import read_json, sha256_file, write_json, write_text
+from data_prep.stream import Stream
+from recipes.config.schema import Recipe
+from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.state import RunState
 
 MEMORY, STATE = "memory.jsonl", "state.json"
 FORMAT = 1
@@ -64,7 +65,7 @@ def save_reservoir(folder: Path, reservoir: Reservoir) -> dict[str, str]:
     }
     write_text(folder / MEMORY, text)
     write_json(folder / STATE, state)
-    return {name: file_sha256(folder / name) for name in (MEMORY, STATE)}
+    return {name: sha256_file(folder / name) for name in (MEMORY, STATE)}
 
 
 def load_reservoir(folder: Path, expected: dict[str, str]) -> Reservoir:
@@ -80,9 +81,9 @@ def load_reservoir(folder: Path, expected: dict[str, str]) -> Reservoir:
         path = folder / name
         if not path.is_file():
             raise ReplayError(f"{path} is missing; {_FIX}")
-        if file_sha256(path) != expected.get(name):
+        if sha256_file(path) != expected.get(name):
             raise ReplayError(f"{path} was changed after the chunk was recorded; {_FIX}")
-    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    state = read_json(folder / STATE)
     if state["format"] != FORMAT:
         found = state["format"]
         raise ReplayError(f"{folder / STATE}: format {found!r}, expected {FORMAT}; {_FIX}")
@@ -163,9 +164,49 @@ def _draw(memory: Sequence[str], count: int, generator: random.Random) -> list[s
     return [*memory] * whole + generator.sample(memory, rest)
 
 
-def write_mixed(
-    path: Path, chunk: Path, reservoir: Reservoir, mixture: Mixture, epochs: int, seed: int
-) -> None:
-    """Writes the training file of a chunk, atomically; the same arguments give the same bytes."""
-    lines = mixed_lines(read_lines(chunk), reservoir.lines, mixture, epochs, seed)
-    write_text(path, "".join(f"{line}\n" for line in lines))
+def mixture_of(recipe: Recipe) -> Mixture:
+    """How a training file with replayed samples is laid out; only for a recipe with replay."""
+    assert recipe.replay is not None
+    replayed = recipe.replay.replayed(recipe.schedule.global_batch)
+    assert replayed is not None, "the schema refuses such a share"
+    return Mixture(recipe.schedule.global_batch, replayed, recipe.processes)
+
+
+def write_replay_file(
+    recipe: Recipe, layout: RunLayout, stream: Stream, state: RunState, chunk: int, seed: int
+) -> str:
+    """Writes the training file with replayed samples, if the chunk has one; says so in words.
+
+    The file follows from the memory, the chunk and the seed alone: a resumed chunk gets the same.
+    """
+    if recipe.replay is None or not recipe.replays(chunk):
+        return ""
+    mixture, memory = mixture_of(recipe), _reservoir(recipe, layout, state, chunk - 1)
+    current = read_lines(stream.chunk_file(chunk))
+    lines = mixed_lines(current, memory.lines, mixture, recipe.schedule.epochs, seed)
+    write_text(layout.mixed(chunk), "".join(f"{line}\n" for line in lines))
+    count, batch = len(memory.lines), mixture.global_batch
+    return f", {mixture.replayed} of {batch} in a batch replayed from {count} kept"
+
+
+def update_reservoir(
+    recipe: Recipe, layout: RunLayout, stream: Stream, state: RunState, chunk: int
+) -> dict[str, str]:
+    """Offers a trained chunk's samples to the reservoir, in their order; returns its files' sha256.
+
+    Doing it again gives the same files.
+    """
+    if recipe.replay is None:
+        return {}
+    memory = _reservoir(recipe, layout, state, chunk - 1)
+    for line in read_lines(stream.chunk_file(chunk)):
+        memory.offer(line)
+    return save_reservoir(layout.replay(chunk), memory)
+
+
+def _reservoir(recipe: Recipe, layout: RunLayout, state: RunState, chunk: int) -> Reservoir:
+    """The reservoir after chunk `chunk`, checked against what was recorded; 0: an empty one."""
+    assert recipe.replay is not None
+    if chunk == 0:
+        return Reservoir(recipe.replay.memory, recipe.seed)
+    return load_reservoir(layout.replay(chunk), state.record(chunk).replay_sha256)

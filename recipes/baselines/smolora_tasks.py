@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.files import read_jsonl
+from data_prep.files import read_jsonl, write_json
+from data_prep.stream import Stream, StreamError
 from eval.routing.record import instruction_key_of
-from recipes.run.state import write_json
-from recipes.run.stream import Stream, StreamError
 
 
 def write_task_table(stream: Stream, chunks: int, path: Path) -> None:
@@ -21,7 +20,7 @@ def write_task_table(stream: Stream, chunks: int, path: Path) -> None:
         StreamError: a sample without a task, or a text of two tasks, which does not tell one.
     """
     files = [stream.chunk_file(index) for index in range(1, chunks + 1)]
-    files += [stream.root / entry["test"] for entry in stream.manifest["tasks"].values()]
+    files += [stream.test_file(task) for task in stream.tasks]
     known: dict[str, str] = {}
     for file in files:
         for number, sample in enumerate(read_jsonl(file), 1):

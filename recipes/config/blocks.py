@@ -213,11 +213,3 @@ class Launcher(Block):
     resident: bool = Field(
         False, description="keep host and base model in memory between chunks; on one machine"
     )
-    sample_cache: Folder | None = Field(
-        None,
-        description="folder where encoded samples (tokens, pixels) are kept by their content, for "
-        "later chunks and other runs; null: each is encoded whenever it is read",
-    )
-    sample_cache_gb: float = Field(
-        20.0, gt=0, description="limit of sample_cache in GB; what was used longest ago goes first"
-    )

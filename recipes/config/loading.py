@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from recipes.arguments import shipped_recipes
 from recipes.config.method import Method, MethodError, find_method, method_names
+from recipes.config.migration import is_recorded, migrate
 from recipes.config.parameter_matching import BudgetError, as_method, budget_method, with_budget
 from recipes.config.problems import (
     COMMAND_LINE,
@@ -110,6 +111,9 @@ def _read_with_parents(
     if not isinstance(config, DictConfig):
         message = "must hold blocks such as `model:` at its top level"
         raise RecipeError([Problem(Place(_short(path)), "YAML", message)])
+    if is_recorded(path):
+        recorded = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+        config = OmegaConf.create(migrate(recorded))
     parent = config.pop("extends", None)
     above: list[tuple[str, DictConfig]] = []
     if parent is not None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pydantic
 
+from recipes.config.migration import REMOVED
+
 COMMAND_LINE = "command line"
 
 
@@ -101,6 +103,8 @@ def unknown_key(
         hint = f"did you mean '{elsewhere[near[0]]}'?" if near else ""
     where = f"in {block!r}" if block else "at the top of a recipe"
     dotted = f"{block}.{key}" if block else key
+    if dotted in REMOVED:
+        return Problem(place, dotted, f"was removed: {REMOVED[dotted]}", "leave it out")
     return Problem(place, dotted, f"unknown key; allowed {where}: {', '.join(known)}", hint)
 
 

@@ -10,15 +10,26 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, TypedDict, cast
 
-from recipes.processes.host_process import kill_group, kill_marked, start_time
+from recipes.processes.process_tree import kill_group, kill_tagged, start_time
 
-BEAT_SECONDS = 10.0
+HEARTBEAT_SECONDS = 10.0
 
 
 class RunLocked(Exception):
     """Another orchestrator works on this run; the message says which."""
+
+
+class Holder(TypedDict, total=False):
+    """The text of run.lock: process, machine and boot of the orchestrator, and its host process."""
+
+    pid: int
+    start: float | None
+    machine: str
+    boot: str
+    child: int
+    child_start: float | None
 
 
 class RunLock:
@@ -30,8 +41,7 @@ class RunLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: Any = None
-        self._beat = 0.0
+        self._last_beat = 0.0
 
     def __enter__(self) -> RunLock:
         """Takes the lock.
@@ -40,7 +50,7 @@ class RunLock:
             RunLocked: a living orchestrator holds it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+", encoding="utf-8")
+        self._file: IO[str] = self.path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -52,7 +62,7 @@ class RunLock:
                 "stop it first"
             ) from error
         _end_leftover(read_holder(self.path))
-        kill_marked(self.path.parent)
+        kill_tagged(self.path.parent)
         self._write({})
         return self
 
@@ -63,17 +73,18 @@ class RunLock:
 
     def note_child(self, pid: int | None) -> None:
         """Records the host process that runs now, or that none does."""
-        self._write({} if pid is None else {"child": pid, "child_start": start_time(pid)})
+        child: Holder = {} if pid is None else {"child": pid, "child_start": start_time(pid)}
+        self._write(child)
 
-    def beat(self) -> None:
-        """Gives a sign of life, for a status asked on another machine: the file's time moves."""
-        if time.monotonic() - self._beat >= BEAT_SECONDS:
-            self._beat = time.monotonic()
-            with suppress(OSError):  # a full disk must not end a training over a sign of life
+    def heartbeat(self) -> None:
+        """Moves the file's time, so that a status asked on another machine sees that we live."""
+        if time.monotonic() - self._last_beat >= HEARTBEAT_SECONDS:
+            self._last_beat = time.monotonic()
+            with suppress(OSError):  # a full disk must not end a training over a heartbeat
                 os.utime(self.path)
 
-    def _write(self, child: dict[str, Any]) -> None:
-        me = {
+    def _write(self, child: Holder) -> None:
+        me: Holder = {
             "pid": os.getpid(),
             "start": start_time(os.getpid()),
             "machine": socket.gethostname(),
@@ -85,10 +96,10 @@ class RunLock:
         self._file.flush()
 
 
-def read_holder(path: Path) -> dict[str, Any]:
+def read_holder(path: Path) -> Holder:
     """The lock file's text; empty when there is none or it was cut off while being written."""
     try:
-        return json.loads(path.read_text(encoding="utf-8") or "{}")
+        return cast(Holder, json.loads(path.read_text(encoding="utf-8") or "{}"))
     except (OSError, ValueError):
         return {}
 
@@ -105,12 +116,12 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def is_here(holder: dict[str, Any]) -> bool:
+def is_here(holder: Holder) -> bool:
     """Whether the lock was written on this machine since it started."""
     return holder.get("machine") == socket.gethostname() and holder.get("boot") == boot_id()
 
 
-def _end_leftover(holder: dict[str, Any]) -> None:
+def _end_leftover(holder: Holder) -> None:
     """Kills the host processes of a dead orchestrator: two trainers must never share a folder.
 
     A group lives on under its leader's number even when the leader is gone. When another process

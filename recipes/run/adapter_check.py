@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from recipes.run.checkpoints import (
+from recipes.run_folder.checkpoints import (
     CONFIG,
     EWC_STATE,
     TRAINER_STATE,

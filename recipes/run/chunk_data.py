@@ -1,26 +1,107 @@
-"""What a chunk leaves beside its adapter: replayed samples, the state of EWC, a pool's router."""
+"""What a chunk trains on: the recipe's stream, its chunks' files, and samples of the past."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
+from data_prep.stream import MANIFEST, Stream, StreamError, open_stream
 from recipes.baselines.mr_lora.pool import check_router
-from recipes.baselines.replay import (
-    Mixture,
-    Reservoir,
-    load_reservoir,
-    read_lines,
-    save_reservoir,
-    write_mixed,
-)
-from recipes.config.schema import Recipe
+from recipes.baselines.replay import load_reservoir
+from recipes.config.schema import Data, Recipe
 from recipes.run.adapter_check import check_ewc
-from recipes.run.commands import chunk_seed
-from recipes.run.layout import RunLayout
-from recipes.run.state import ChunkRecord, RunState
-from recipes.run.stream import Stream
+from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.state import ChunkRecord
+
+
+def planned_chunk_file(data: Data, index: int) -> Path:
+    """Where chunk `index` will lie, for commands printed before the stream exists."""
+    return Path(data.stream) / "chunks" / f"{index:03d}.jsonl"
+
+
+def training_chunks(recipe: Recipe, chunk: int) -> list[int]:
+    """The chunks whose samples are trained on for the first time at `chunk`: itself, or all."""
+    joint = recipe.definition.protocol == "joint"
+    return list(range(1, recipe.data.chunks + 1)) if joint else [chunk]
+
+
+def training_files(
+    recipe: Recipe, layout: RunLayout, chunk: int, stream: Stream | None = None
+) -> list[Path]:
+    """What the host reads at `chunk`: chunk files, or the file into which past samples are mixed.
+
+    Without a stream, where they will lie.
+    """
+    if recipe.replays(chunk):
+        return [layout.mixed(chunk)]
+    chunks = training_chunks(recipe, chunk)
+    return [stream.chunk_file(i) if stream else planned_chunk_file(recipe.data, i) for i in chunks]
+
+
+def chunk_only_file(recipe: Recipe, chunk: int, stream: Stream | None = None) -> Path | None:
+    """The chunk's own file where the host reads one with replayed samples; else None."""
+    if not recipe.replays(chunk):
+        return None
+    return stream.chunk_file(chunk) if stream else planned_chunk_file(recipe.data, chunk)
+
+
+def open_recipe_stream(recipe: Recipe) -> Stream:
+    """Open the recipe's stream and check that it holds what the recipe asks for.
+
+    Raises:
+        StreamError: no manifest, another format, too few chunks, or a task that is not there.
+    """
+    root = Path(recipe.data.stream)
+    path = root / MANIFEST
+    if not path.is_file():
+        raise StreamError(missing_text(recipe.data))
+    stream = open_stream(root)
+    chunks = len(stream.chunks)
+    if chunks < recipe.data.chunks:
+        raise StreamError(
+            f"{path} holds {chunks} chunks, but the recipe's data.chunks is {recipe.data.chunks}: "
+            f"use data.chunks={chunks} or another data.stream"
+        )
+    unknown = [task for task in recipe.eval.tasks or [] if task not in stream.tests]
+    if unknown:
+        known = ", ".join(stream.tasks)
+        raise StreamError(f"eval.tasks: {', '.join(unknown)} is not in {path}; it has: {known}")
+    return stream
+
+
+def missing_text(data: Data) -> str:
+    """How to get a stream that is not there."""
+    text = f"the stream {data.stream} is missing ({Path(data.stream) / MANIFEST} is not there)"
+    how = data.prepare or "set data.stream to a folder with stream.json, chunks/ and test/"
+    if data.source == "mini":
+        how = f"it is made by: {' '.join(['python', *_mini_arguments(data)])}"
+    return f"{text}: {how}"
+
+
+def ensure_stream(recipe: Recipe) -> None:
+    """Make the miniature stream when it is asked for and absent; its progress goes to our output.
+
+    Raises:
+        StreamError: the preparation failed.
+    """
+    data = recipe.data
+    if data.source != "mini" or (Path(data.stream) / MANIFEST).is_file():
+        return
+    done = subprocess.run([sys.executable, *_mini_arguments(data)])
+    if done.returncode:
+        raise StreamError(
+            f"preparing {data.stream} failed with exit code {done.returncode}, see above"
+        )
+
+
+def _mini_arguments(data: Data) -> list[str]:
+    where = ["--out", data.stream, "--size", data.size, "--seed", str(data.seed)]
+    return ["-m", "data_prep.mini", *where]
 
 
 def check_carried(recipe: Recipe, layout: RunLayout, record: ChunkRecord) -> None:
-    """Checks what the recipe's method carries from a trained chunk.
+    """Check what the recipe's method carries from a trained chunk beside its adapter.
 
     Raises:
         AdapterError: the state of EWC is missing or damaged.
@@ -33,49 +114,3 @@ def check_carried(recipe: Recipe, layout: RunLayout, record: ChunkRecord) -> Non
         load_reservoir(layout.replay(record.index), record.replay_sha256)
     if recipe.pool is not None:
         check_router(layout, record)
-
-
-def mix_in(recipe: Recipe, layout: RunLayout, stream: Stream, state: RunState, chunk: int) -> str:
-    """Writes the training file with replayed samples, if the chunk has one; says so in words.
-
-    The file follows from the memory, the chunk and the seed alone: a resumed chunk gets the same.
-    """
-    replay, batch = recipe.replay, recipe.schedule.global_batch
-    if replay is None or not recipe.replays(chunk):
-        return ""
-    mixture = mixture_of(recipe)
-    memory = _memory(recipe, layout, state, chunk - 1)
-    seed, epochs = chunk_seed(recipe, chunk), recipe.schedule.epochs
-    write_mixed(layout.mixed(chunk), stream.chunk_file(chunk), memory, mixture, epochs, seed)
-    return f", {mixture.replayed} of {batch} in a batch replayed from {len(memory.lines)} kept"
-
-
-def mixture_of(recipe: Recipe) -> Mixture:
-    """How a training file with replayed samples is laid out; only for a recipe with replay."""
-    assert recipe.replay is not None
-    replayed = recipe.replay.replayed(recipe.schedule.global_batch)
-    assert replayed is not None, "the schema refuses such a share"
-    return Mixture(recipe.schedule.global_batch, replayed, recipe.processes)
-
-
-def remember(
-    recipe: Recipe, layout: RunLayout, stream: Stream, state: RunState, chunk: int
-) -> dict[str, str]:
-    """Offers a trained chunk's samples to the reservoir, in their order; returns its files' sha256.
-
-    Doing it again gives the same files.
-    """
-    if recipe.replay is None:
-        return {}
-    memory = _memory(recipe, layout, state, chunk - 1)
-    for line in read_lines(stream.chunk_file(chunk)):
-        memory.offer(line)
-    return save_reservoir(layout.replay(chunk), memory)
-
-
-def _memory(recipe: Recipe, layout: RunLayout, state: RunState, chunk: int) -> Reservoir:
-    """The reservoir after chunk `chunk`, checked against what was recorded; 0: an empty one."""
-    assert recipe.replay is not None
-    if chunk == 0:
-        return Reservoir(recipe.replay.memory, recipe.seed)
-    return load_reservoir(layout.replay(chunk), state.record(chunk).replay_sha256)

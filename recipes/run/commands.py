@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from recipes import REPO
 from recipes.config.blocks import LaterPhase, Model
 from recipes.config.schema import Recipe
 from recipes.config.swift_arguments import host_arguments
-from recipes.run.layout import RunLayout
+from recipes.processes.command import Command
 from recipes.run.trackers import tracker_arguments, tracker_environment
-from recipes.swift_plugins.sample_cache import FOLDER, LIMIT
+from recipes.run_folder.layout import RunLayout
 from strlora_tuner.methods import LORA, options_class
 from strlora_tuner.options import PROBE_FILE, ROUTING_FILE, TASKS_FILE
 
-REPO = Path(__file__).resolve().parents[2]
 PLUGIN = REPO / "strlora_tuner" / "swift_plugins" / "routed_tuners.py"
 EWC_PLUGIN = REPO / "strlora_tuner" / "methods" / "ewc" / "swift_plugin.py"
 HOST_PLUGIN = REPO / "recipes" / "swift_plugins" / "training.py"
@@ -37,52 +34,6 @@ Value: TypeAlias = "str | int | float | bool | list[str] | dict[str, Value] | No
 Arguments: TypeAlias = dict[str, Value]
 # LoRA options that the host has arguments of its own for.
 _HOST_LORA = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout"}
-
-
-@dataclass(frozen=True)
-class Command:
-    """One host process: `kind` (sft | infer), its arguments, and what its environment adds."""
-
-    kind: str
-    arguments: tuple[str, ...]
-    environment: dict[str, str]
-    processes: int = 1
-    prefix: tuple[str, ...] = ()  # srun and what it needs
-    inside: tuple[str, ...] = ()  # the container that the host runs in
-
-    @property
-    def remote(self) -> bool:
-        """Whether srun starts it, on other machines perhaps."""
-        return bool(self.prefix)
-
-    def argv(self) -> list[str]:
-        """What is executed.
-
-        One process runs the module behind `swift KIND` itself: the launcher in between would cost
-        two seconds a start and stand between our signals and the trainer. Several processes go
-        through ms-swift's own launcher, which calls torchrun.
-        """
-        python = "python3" if self.inside else sys.executable
-        if self.remote:
-            node = [*self.prefix, sys.executable, "-m", "recipes.slurm.task"]
-            host = [*self.inside, python, "-m", "swift.cli.main", self.kind]
-            return [*node, *host, *self.arguments]
-        if "NPROC_PER_NODE" not in self.environment:
-            return [*self.inside, python, "-m", f"swift.cli.{self.kind}", *self.arguments]
-        return [*self.inside, python, "-m", "swift.cli.main", self.kind, *self.arguments]
-
-    def as_shell(self, indent: str = "    ") -> str:
-        """The same as one shell command, for people to read and copy."""
-        names = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        lines = [" ".join([*names, "swift", self.kind])]
-        pair: list[str] = []
-        for argument in self.arguments:
-            if argument.startswith("--") and pair:
-                lines.append(" ".join(pair))
-                pair = []
-            pair.append(shlex.quote(argument))
-        lines.append(" ".join(pair))
-        return f" \\\n{indent}".join(lines)
 
 
 def train_command(
@@ -147,7 +98,7 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
         environment[ROUTING_FILE] = str(layout.routing(chunk))
         environment[PROBE_FILE] = str(layout.probe)
     if chunk > 0 and recipe.pool is not None:
-        plugins.append(str(POOL_PLUGIN))
+        plugins = [str(HOST_PLUGIN), str(POOL_PLUGIN)]  # which brings INFER_PLUGIN along
         block *= POOL_BLOCK
         environment["MR_LORA_POOL_FILE"] = str(layout.pool(chunk))
     arguments: Arguments = {
@@ -338,9 +289,6 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     if recipe.model.remote_code:
         environment["STRLORA_REMOTE_CODE"] = "1"
-    if launcher.sample_cache is not None:
-        environment[FOLDER] = launcher.sample_cache
-        environment[LIMIT] = str(launcher.sample_cache_gb)
     if recipe.told_task:
         environment[TASKS_FILE] = str(layout.tasks.resolve())
     if launcher.nodes > 1:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from data_prep.files import read_json, write_json
+from data_prep.stream import Stream
 from eval.matrix import append_scores
 from eval.predictions import chunk_scores, split_results
 from eval.questions import repair_results, write_combined
@@ -19,10 +21,9 @@ from eval.routing.record import write_probe
 from eval.routing.router_accuracy import count_choices
 from eval.run_files import ChunkScores
 from recipes.config.schema import Recipe
-from recipes.run.commands import Command, infer_command
-from recipes.run.layout import RunLayout
-from recipes.run.state import read_json, write_json
-from recipes.run.stream import Stream
+from recipes.processes.command import Command
+from recipes.run.commands import infer_command
+from recipes.run_folder.layout import RunLayout
 
 
 class Questions(NamedTuple):

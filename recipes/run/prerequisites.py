@@ -7,10 +7,11 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from data_prep.stream import StreamError
 from recipes.config.schema import Recipe
 from recipes.processes.machine import gpu_count
+from recipes.run.chunk_data import missing_text, open_recipe_stream
 from recipes.run.commands import PLUGIN, is_local
-from recipes.run.stream import StreamError, missing_text, open_stream
 from recipes.run.trackers import missing_trackers
 from strlora_tuner.methods.smolora.embedder_files import embedder_problem
 
@@ -24,7 +25,7 @@ def what_is_missing(recipe: Recipe) -> list[str]:
         missing.append(f"model: {model.path} is not there. Get it: {how}")
     missing += _own_code(recipe)
     try:
-        stream = open_stream(recipe)
+        stream = open_recipe_stream(recipe)
         stream.verify_tests([])
     except StreamError as error:
         absent = not (Path(recipe.data.stream) / "stream.json").is_file()

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from recipes.run.checkpoints import complete_lines
+from data_prep.files import complete_lines
 
 PLAIN_SECONDS = 15.0
 

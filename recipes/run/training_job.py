@@ -1,28 +1,40 @@
-"""One adapter to train, of a chunk or of a router: what it needs, what is checked at its end."""
+"""One `swift sft`: an adapter of a chunk or of a router, trained from wherever it stands."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.files import complete_lines, write_text
 from recipes.config.schema import Recipe
-from recipes.processes.host_process import last_error
-from recipes.run import checkpoints
 from recipes.run.adapter_check import AdapterError, check_adapter, check_ewc
-from recipes.run.checkpoints import Checkpoint, CheckpointError
-from recipes.run.layout import RunLayout
-from recipes.run.state import write_text
-
-
-class RunError(Exception):
-    """The run stopped; the message says where, why, and what to do."""
+from recipes.run.chunk_data import chunk_only_file
+from recipes.run.commands import train_command
+from recipes.run.session import RunError, Session, failure_text
+from recipes.run_folder.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    clean_host_folder,
+    install_adapter,
+    newest_checkpoint,
+)
+from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.state import ChunkRecord
 
 
 @dataclass(frozen=True)
-class Job:
-    """One adapter to train, of a chunk or its router; `data` writes and names its files, in words
-    too."""
+class TrainingJob:
+    """One adapter to train.
+
+    Attributes:
+        recipe: the run's, or the one made of it for a router.
+        layout: where its files go.
+        index: the chunk.
+        what: the adapter in words, for messages.
+        data: writes what it is trained on; returns the files, and a text about them.
+    """
 
     recipe: Recipe
     layout: RunLayout
@@ -30,20 +42,81 @@ class Job:
     what: str
     data: Callable[[], tuple[Sequence[Path], str]]
 
+    @property
+    def host(self) -> Path:
+        """The folder that the host writes into."""
+        return self.layout.host(self.index)
 
-def check_finished(job: Job, log: Path) -> Checkpoint:
+
+def train_adapter(session: Session, job: TrainingJob, record: ChunkRecord) -> None:
+    """Bring one adapter into its place, from wherever its training stands.
+
+    Raises:
+        RunError: the host failed, or left no whole adapter.
+    """
+    if not job.layout.adapter(job.index).is_dir():
+        checkpoint = _finished_checkpoint(session, job, record)
+        _keep_metrics(job)
+        _install(job, checkpoint)
+    shutil.rmtree(job.host, ignore_errors=True)
+
+
+def _finished_checkpoint(session: Session, job: TrainingJob, record: ChunkRecord) -> Checkpoint:
+    """Train until the host's last checkpoint of the adapter is there, and return it."""
+    resume = newest_checkpoint(job.host)
+    if resume is not None and resume.finished:
+        return resume  # killed between the host's last save and our copy
+    if resume is not None:
+        check_processes(resume, job.recipe.processes, job.index)
+    clean_host_folder(job.host, resume)
+    files, text = job.data()
+    if resume is not None:
+        text += f", resuming at step {resume.step} of {resume.max_steps}"
+    session.progress.begin(job.index, "train", text)
+    own = chunk_only_file(job.recipe, job.index, session.stream)
+    checkpoint = resume.path if resume else None
+    command = train_command(job.recipe, job.layout, files, job.index, checkpoint, own)
+    log = job.layout.train_log(job.index)
+    tick = session.progress.watch_training(job.host / "logging.jsonl")
+    peak = session.run_host(command, log, tick, f"training {job.what}")
+    record.train_memory_gib = round(max(peak, record.train_memory_gib or 0.0), 3)
+    return _last_checkpoint(job, log)
+
+
+def check_processes(resume: Checkpoint, processes: int, index: int) -> None:
+    """Raise RunError when a half-trained chunk was begun by another number of processes.
+
+    The host stores one random state for each process; the order of samples follows their number.
+    """
+    states = len(list(resume.path.glob("rng_state_*.pth"))) or 1
+    if states != processes:
+        raise RunError(
+            f"chunk {index} was trained up to step {resume.step} by {states} process(es), now "
+            f"it would be {processes}: inside a chunk their number cannot change. Finish the chunk "
+            f"with launcher.nproc x launcher.nodes = {states}, or remove {resume.path.parent} to "
+            f"train the chunk again with {processes}"
+        )
+
+
+def _last_checkpoint(job: TrainingJob, log: Path) -> Checkpoint:
     """The checkpoint that ends the job's training; RunError when the host left none."""
-    last = checkpoints.newest_checkpoint(job.layout.host(job.index))
+    last = newest_checkpoint(job.host)
     if last is None:
-        raise RunError(failed(f"training {job.what}", "left no complete checkpoint", log))
+        raise RunError(failure_text(f"training {job.what}", "left no complete checkpoint", log))
     if not last.finished:
-        words = f"stopped after {last.step} of {last.max_steps} steps without an error"
-        raise RunError(failed(f"training {job.what}", words, log))
+        how = f"stopped after {last.step} of {last.max_steps} steps without an error"
+        raise RunError(failure_text(f"training {job.what}", how, log))
     return last
 
 
-def install(job: Job, checkpoint: Checkpoint) -> None:
-    """Checks a finished checkpoint's adapter and brings it into its place, or raises RunError."""
+def _keep_metrics(job: TrainingJob) -> None:
+    """Copy the host's metrics beside the adapter, one row a step."""
+    rows = [row for row in complete_lines(job.host / "logging.jsonl") if '"loss"' in row[:12]]
+    write_text(job.layout.train_metrics(job.index), "".join(rows))
+
+
+def _install(job: TrainingJob, checkpoint: Checkpoint) -> None:
+    """Check a finished checkpoint's adapter and bring it into its place, or raise RunError."""
     before = job.recipe.previous(job.index)
     previous = None if before is None else job.layout.adapter(before)
     try:
@@ -53,40 +126,9 @@ def install(job: Job, checkpoint: Checkpoint) -> None:
     except AdapterError as error:
         raise RunError(f"{job.what} was trained, but its adapter is not whole: {error}") from error
     try:
-        checkpoints.install_adapter(checkpoint, job.layout.adapter(job.index))
+        install_adapter(checkpoint, job.layout.adapter(job.index))
     except CheckpointError as error:
         raise RunError(
             f"{job.what}: {error}. Look at {job.layout.train_metrics(job.index)}, then start "
             "again with a lower learning rate and another run_dir"
         ) from error
-
-
-def keep_metrics(job: Job) -> None:
-    """Copies the host's metrics beside the adapter, one row a step."""
-    source = job.layout.host(job.index) / "logging.jsonl"
-    rows = [line for line in checkpoints.complete_lines(source) if '"loss"' in line[:12]]
-    write_text(job.layout.train_metrics(job.index), "".join(rows))
-
-
-def check_processes(resume: Checkpoint, processes: int, index: int) -> None:
-    """Raises RunError when a half-trained chunk was begun by another number of processes.
-
-    The host stores one random state for each process; the order of samples follows their number.
-    """
-    states = len(list(resume.path.glob("rng_state_*.pth"))) or 1
-    if states != processes:
-        raise RunError(
-            f"chunk {index} was trained up to step {resume.step} by {states} process(es), now it "
-            f"would be {processes}: inside a chunk their number cannot change. End the chunk with "
-            f"launcher.nproc x launcher.nodes = {states}, or remove {resume.path.parent} to train "
-            f"the chunk again with {processes}"
-        )
-
-
-def failed(what: str, how: str, log: Path) -> str:
-    """What went wrong, with the end of the host's log, and what to do."""
-    cause = "\n".join(f"    {line}" for line in last_error(log))
-    return (
-        f"{what} {how}. The log ends with:\n{cause}\n"
-        f"Whole log: {log}\nMend the cause and give the same command again; it goes on from here."
-    )

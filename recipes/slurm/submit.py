@@ -15,9 +15,9 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+from data_prep.files import write_text
+from recipes import REPO
 from recipes.config.schema import Recipe
-from recipes.run.commands import REPO
-from recipes.run.state import write_text
 
 TEMPLATES = REPO / "recipes" / "slurm"
 _SETUP = "# setup: modules and environment, filled in from launcher.slurm\n"

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from types import FrameType
 
-from recipes.processes.host_process import ask_to_save, kill_group
+from recipes.processes.process_tree import ask_to_save, kill_group
 
 FIRST_PORT, PORTS = 20000, 20000
 

@@ -1,4 +1,4 @@
-"""What `swift infer` is told for an evaluation: `--external_plugins <this file>`.
+"""Loaded by `swift infer` for an evaluation: `--external_plugins <this file>`.
 
 The host drops why an answer ended, and one question that cannot be encoded (a broken picture, a
 prompt longer than max_length) ends the whole process. With this file every result line holds
@@ -10,12 +10,8 @@ processes are written, not only the first one's.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
-
-# ms-swift imports this file by its stem, with only its own folder on the path.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import torch.distributed as dist
@@ -33,7 +29,9 @@ from swift.utils import get_logger
 from tqdm import tqdm
 
 from recipes.swift_plugins.row_generation import RowGeneration, applies_to
+from strlora_tuner import host_api
 
+host_api.check("inference", "row_generation")
 logger = get_logger()
 
 
@@ -63,12 +61,6 @@ def gather_on_cpu() -> None:
     if PartialState(cpu=True).distributed_type == DistributedType.NO:  # something was first
         PartialState._reset_state()
         PartialState(cpu=True)
-
-
-def infer_dataset(self: Any) -> list[dict[str, Any]]:
-    """Answer the questions as the host does; every process comes here, also one without any."""
-    gather_on_cpu()
-    return _INFER_DATASET(self)
 
 
 def ask(
@@ -130,7 +122,23 @@ def _no_answer() -> ChatCompletionResponse:
     return ChatCompletionResponse(model="", choices=[choice], usage=UsageInfo(0, 0, 0))
 
 
-_INFER_DATASET = SwiftInfer.infer_dataset
-SwiftInfer.infer_dataset = infer_dataset
-# The host looks `infer` up on its engine when it has none of its own.
-SwiftInfer.infer = answer_all
+def install() -> None:
+    """Puts `answer_all` and `gather_on_cpu` into the host, once.
+
+    The host imports this file by its path and another plug-in (MR-LoRA's) imports it as a module,
+    so that it may run twice in a process.
+    """
+    if hasattr(SwiftInfer, "infer"):
+        return
+    infer_dataset: Callable[[Any], list[dict[str, Any]]] = SwiftInfer.infer_dataset
+
+    def gather_and_infer(self: Any) -> list[dict[str, Any]]:
+        gather_on_cpu()  # every process comes here, also one without a question
+        return infer_dataset(self)
+
+    host_api.replace("swift.pipelines.infer.infer:SwiftInfer.infer_dataset", gather_and_infer)
+    # The host looks `infer` up on its engine when it has none of its own.
+    host_api.replace("swift.pipelines.infer.infer:SwiftInfer.infer", answer_all)
+
+
+install()

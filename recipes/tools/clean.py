@@ -18,12 +18,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from recipes.baselines.mr_lora.pool import RouterLayout
 from recipes.config.schema import Recipe
 from recipes.processes.run_lock import RunLock
-from recipes.run.checkpoints import EWC_STATE, WEIGHTS, newest_checkpoint
-from recipes.run.layout import RunLayout
-from recipes.run.state import RunState, load_state
+from recipes.run_folder.checkpoints import EWC_STATE, WEIGHTS, newest_checkpoint
+from recipes.run_folder.layout import RouterLayout, RunLayout
+from recipes.run_folder.state import RunState, load_state
 
 # How temporary files begin: a dot, and the name of what they become.
 _LEFTOVERS = tuple(

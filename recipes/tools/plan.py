@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.mini.mixtures import SIZES
+from data_prep.stream import Stream, StreamError
 from recipes.baselines.mr_lora.pool import router_lines
+from recipes.baselines.replay import mixture_of
 from recipes.config.blocks import Data
 from recipes.config.model_sizes import adapter_size, model_shape
 from recipes.config.schema import Recipe
 from recipes.processes.machine import gpus
-from recipes.run.chunk_data import mixture_of
-from recipes.run.layout import RunLayout
-from recipes.run.manifest import RunChanged, check_same_run
-from recipes.run.state import load_state
-from recipes.run.stream import Stream, StreamError, open_stream
+from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.terminal import duration
+from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.manifest import RunChanged, check_same_run
+from recipes.run_folder.state import load_state
 from recipes.tools.cost import (
     ANSWER_TOKENS,
     DECODE_SHARE,
@@ -56,7 +57,7 @@ def make_plan(
     """
     stream: Stream | None = None
     with suppress(StreamError):
-        stream = open_stream(recipe)
+        stream = open_recipe_stream(recipe)
     chunks = [_chunk(recipe, stream, index) for index in recipe.trained_chunks]
     plan: dict[str, Any] = {"recipe": recipe.name, "method": recipe.method, "run": recipe.folder}
     plan["chunks_in_all"] = recipe.data.chunks
@@ -96,7 +97,7 @@ def _chunk(recipe: Recipe, stream: Stream | None, index: int) -> dict[str, Any]:
 
 
 def _samples(recipe: Recipe, stream: Stream | None, chunk: int) -> int:
-    return int(stream.chunk(chunk)["samples"]) if stream else _planned_samples(recipe.data)
+    return stream.chunk(chunk).samples if stream else _planned_samples(recipe.data)
 
 
 def _trained(recipe: Recipe, index: int, samples: int) -> tuple[int, int]:
@@ -171,7 +172,7 @@ def _questions(recipe: Recipe, stream: Stream | None) -> int:
         return ASSUMED_TESTS
     limit = recipe.eval.limit or 10**9
     tasks = recipe.eval.tasks or stream.tasks
-    return sum(min(limit, int(stream.manifest["tasks"][task]["samples"])) for task in tasks)
+    return sum(min(limit, stream.task(task).test.samples) for task in tasks)
 
 
 def _data_sources(recipe: Recipe, stream: Stream | None) -> dict[str, str]:

@@ -6,18 +6,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from recipes.baselines.mr_lora.pool import ROUTER_DATA, RouterLayout, has_router, router_recipe
+from data_prep.stream import Stream, StreamError
+from recipes.baselines.mr_lora.pool import has_router, router_recipe
 from recipes.config.schema import Recipe
+from recipes.run.chunk_data import chunk_only_file, open_recipe_stream, training_files
 from recipes.run.commands import infer_command, train_command
-from recipes.run.layout import RunLayout
 from recipes.run.prerequisites import what_is_missing
-from recipes.run.stream import (
-    Stream,
-    StreamError,
-    open_stream,
-    own_samples,
-    training_files,
-)
+from recipes.run_folder.layout import RouterLayout, RunLayout
 
 
 def preview(recipe: Recipe) -> Iterator[str]:
@@ -25,7 +20,7 @@ def preview(recipe: Recipe) -> Iterator[str]:
     layout = RunLayout(Path(recipe.folder))
     stream: Stream | None = None
     with suppress(StreamError):  # named at the end
-        stream = open_stream(recipe)
+        stream = open_recipe_stream(recipe)
     count = recipe.data.chunks
     yield f"# {recipe.name}: {recipe.method}, {count} chunks, into {layout.root}/"
     if recipe.unused_tuner_keys:
@@ -37,12 +32,12 @@ def preview(recipe: Recipe) -> Iterator[str]:
     for chunk in recipe.trained_chunks:
         files = training_files(recipe, layout, chunk, stream)
         yield f"\n# chunk {chunk} of {count}: {_what(recipe, chunk)}, then evaluate"
-        own = own_samples(recipe, chunk, stream)
+        own = chunk_only_file(recipe, chunk, stream)
         yield train_command(recipe, layout, files, chunk, own=own).as_shell()
         if recipe.pool is not None and has_router(chunk):
             yield f"# chunk {chunk} of {count}: its router"
             router = RouterLayout(layout.root)
-            file = layout.chunk(chunk) / ROUTER_DATA
+            file = layout.router_data(chunk)
             yield train_command(router_recipe(recipe), router, file, chunk).as_shell()
         if recipe.evaluates_after(chunk):
             yield infer_command(recipe, layout, layout.prompts, chunk).as_shell()

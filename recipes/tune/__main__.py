@@ -18,16 +18,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 
+from data_prep.files import write_json, write_text
+from data_prep.stream import StreamError
+from recipes import REPO
 from recipes.config.loading import find_recipe, load_recipe
 from recipes.config.method import METHOD_BLOCKS, find_method
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
 from recipes.config.tuner_block import known_tuner_keys
-from recipes.run.commands import REPO
-from recipes.run.layout import RunLayout
-from recipes.run.manifest import RunChanged, check_same_run
-from recipes.run.state import StateError, write_json, write_text
-from recipes.run.stream import StreamError
+from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.manifest import RunChanged, check_same_run
+from recipes.run_folder.state import StateError
 from recipes.tune.grid import Trial, default_axes, parse_axes, trials
 from recipes.tune.results import (
     FAILED,

@@ -12,8 +12,8 @@ from typing import Any
 
 from eval.matrix import load_matrix
 from eval.metrics import average, last
-from recipes.run.layout import RunLayout
-from recipes.run.state import load_state
+from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.state import load_state
 from recipes.tune.grid import FIRST, LATER, Trial
 
 SAME = 1e-9  # scores closer than this are a tie

@@ -11,11 +11,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import read_json, sha256_file, write_json
 from data_prep.mini.mixtures import SIZES
+from data_prep.stream import MANIFEST, StreamError
 from recipes.config.blocks import Data
 from recipes.config.schema import Recipe
-from recipes.run.state import read_json, write_json
-from recipes.run.stream import MANIFEST, StreamError, ensure_stream, file_sha256
+from recipes.run.chunk_data import ensure_stream
 
 SEED_OFFSET = 1000
 FOLDER = Path("data/tuning")
@@ -50,7 +51,7 @@ def tuning_data(recipe: Recipe, stream: Path | None) -> dict[str, Any]:
 
 def _same(stream: Path, own: Path) -> bool:
     files = [stream / MANIFEST, own / MANIFEST]
-    return all(f.is_file() for f in files) and file_sha256(files[0]) == file_sha256(files[1])
+    return all(f.is_file() for f in files) and sha256_file(files[0]) == sha256_file(files[1])
 
 
 def ensure_tuning_stream(recipe: Recipe) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from recipes.run.manifest import flat
-from recipes.run.state import write_text
+from data_prep.files import write_text
+from recipes.run_folder.manifest import flat
 
 _ENTRY = re.compile(r"^  \S")
 

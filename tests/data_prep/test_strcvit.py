@@ -17,8 +17,8 @@ from data_prep.stream import open_stream as open_folder
 from eval.questions import question_of, write_combined
 from eval.scorers.registry import FIXED, TASKS
 from recipes.config.loading import load_recipe
+from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.prerequisites import what_is_missing
-from recipes.run.stream import open_stream
 from tests.data_prep import trees
 
 REPO = Path(__file__).resolve().parents[2]
@@ -98,7 +98,7 @@ def test_eval_and_the_shipped_recipe_accept_the_stream(stream, tmp_path):
     assert question_of(record, stream)[1] == (record["images"][0],)
     values = [f"data.stream={stream}", "data.chunks=3"]
     recipe = load_recipe(str(REPO / "recipes/internvl3.5-8b.yaml"), values)
-    opened = open_stream(recipe)
+    opened = open_recipe_stream(recipe)
     opened.verify_tests(opened.tasks)
     for index in (1, 2, 3):
         opened.verify_chunk(index)

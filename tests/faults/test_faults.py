@@ -21,10 +21,10 @@ from pathlib import Path
 
 import pytest
 
+from recipes import REPO
 from recipes.cli import main
+from recipes.processes.command import Command
 from recipes.processes.run_lock import RunLock, boot_id
-from recipes.run import state
-from recipes.run.commands import REPO, Command
 from tests.recipes import fake_host
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
@@ -212,7 +212,7 @@ def test_what_the_system_refuses_is_told_with_advice(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(state.os, "fsync", refuse)
+        patch.setattr(os, "fsync", refuse)
         assert go_on(half) == 1
     err = capsys.readouterr().err
     assert advice in err

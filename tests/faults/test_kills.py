@@ -21,11 +21,11 @@ from typing import Any
 
 import pytest
 
-from recipes.processes.host_process import start_time
+from recipes import REPO
+from recipes.processes.process_tree import start_time
 from recipes.processes.run_lock import read_holder
-from recipes.run.checkpoints import newest_checkpoint
-from recipes.run.commands import REPO
-from recipes.run.layout import RunLayout
+from recipes.run_folder.checkpoints import newest_checkpoint
+from recipes.run_folder.layout import RunLayout
 from tests.faults.real import BASE, needs_host, result_of, training_processes
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 

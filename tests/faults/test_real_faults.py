@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from recipes.processes.run_lock import read_holder
-from recipes.run.layout import RunLayout
+from recipes.run_folder.layout import RunLayout
 from tests.faults.real import needs_host, parameters_of, rows_of
 from tests.faults.test_kills import FULL, STEPS, make_recipe, recorded, start, to_the_end
 from tests.recipes.real_host import wait_while

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from recipes import REPO
 from recipes.config.swift_arguments import installed_version
-from recipes.run.commands import REPO
 from tests.recipes.toy import recipe_values, write_recipe
 
 BASE = REPO / "assets" / "tiny_base"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from recipes import REPO
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
-from recipes.run.commands import REPO
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
 

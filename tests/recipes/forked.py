@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
-from recipes.processes.host_process import die_with_parent
+from recipes.processes.process_tree import die_with_parent
 from recipes.processes.resident.worker import Worker
 
 _CONTEXT: Any = multiprocessing.get_context("forkserver")
@@ -57,7 +57,7 @@ def _orchestrate(words: list[str], output: Path) -> None:
 
 
 class _ForkedWorker:
-    """`python -m recipes.processes.resident.host` as a fork, with what Worker uses of Popen."""
+    """`python -m recipes.processes.resident.server` as a fork, with what Worker uses of Popen."""
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         (requests, stdin), (stdout, replies) = os.pipe(), os.pipe()
@@ -96,7 +96,7 @@ def _serve() -> None:
     try:
         os.closerange(3, 1024)
         sys.stdin, sys.stdout = os.fdopen(0, encoding="utf-8"), os.fdopen(1, "w", encoding="utf-8")
-        runpy.run_module("recipes.processes.resident.host", run_name="__main__")
+        runpy.run_module("recipes.processes.resident.server", run_name="__main__")
         code = 0
     finally:
         os._exit(code)

@@ -3,8 +3,8 @@
 import importlib
 import os
 
-from recipes.processes.host_process import die_with_parent
-from recipes.processes.resident.host import prepare
+from recipes.processes.process_tree import die_with_parent
+from recipes.processes.resident.server import prepare
 
 die_with_parent(os.getppid())()  # of the tests; runs die with the server
 prepare()

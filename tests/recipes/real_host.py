@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from recipes import REPO
 from recipes.config.swift_arguments import installed_version
+from recipes.processes.command import Command
 from recipes.processes.host_process import HostProcess
-from recipes.run.checkpoints import Checkpoint, newest_checkpoint
-from recipes.run.commands import REPO, Command
+from recipes.run_folder.checkpoints import Checkpoint, newest_checkpoint
 
 BASE = REPO / "assets" / "tiny_base"
 needs_host = pytest.mark.skipif(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from recipes import REPO
 from recipes.cli import main
 from recipes.config.loading import shipped_recipes
-from recipes.run.commands import REPO
 from tests.recipes.toy import recipe_values, write_recipe
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.files import read_json, sha256_file, write_json
+from data_prep.stream import StreamError
+from recipes import REPO
 from recipes.cli import main
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
-from recipes.run.commands import REPO
+from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.prerequisites import what_is_missing
-from recipes.run.stream import StreamError, file_sha256, open_stream
 from recipes.slurm.submit import header_options, render
 from recipes.tools.preview import preview
 
@@ -123,14 +125,15 @@ def test_a_models_own_code_is_off_unless_the_recipe_says_so(
 def test_an_image_cannot_leave_the_stream(
     toy: Callable[..., Recipe], stream: Path, name: str
 ) -> None:
-    opened = open_stream(toy())
     file = stream / "chunks" / "001.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines()
     lines[1] = json.dumps({**json.loads(lines[1]), "images": [name]})
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    opened.manifest["chunks"][0]["sha256"] = file_sha256(file)
+    manifest = read_json(stream / "stream.json")
+    manifest["chunks"][0]["sha256"] = sha256_file(file)
+    write_json(stream / "stream.json", manifest)
     with pytest.raises(StreamError, match=r"001\.jsonl:2: the image .* lies outside"):
-        opened.verify_chunk(1)
+        open_recipe_stream(toy()).verify_chunk(1)
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/b", "", ".hidden"])
@@ -142,7 +145,7 @@ def test_a_task_cannot_name_a_file_elsewhere(
     manifest["tasks"] = {name: manifest["tasks"]["Fin"]}
     path.write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(StreamError, match="is no name of a task"):
-        open_stream(toy())
+        open_recipe_stream(toy())
 
 
 @pytest.mark.parametrize(

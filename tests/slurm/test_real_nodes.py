@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.run.checkpoints import newest_checkpoint
-from recipes.run.layout import RunLayout
+from recipes.run_folder.checkpoints import newest_checkpoint
+from recipes.run_folder.layout import RunLayout
 from tests.faults.real import BASE, needs_host, parameters_of, rows_of, training_processes
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 from tests.slurm.cluster import Cluster, missing
@@ -69,7 +69,7 @@ def test_a_stream_on_two_nodes_survives_a_node_and_a_rank(cluster: Cluster, tmp_
     text = logs(tmp_path)
     assert "training chunk 2 ended with exit code" in text, cluster.logs()
     assert "was ended by SIGKILL (out of memory? see dmesg)" in text
-    assert "give the same command again; it goes on from here" in text
+    assert "give the same command again; it continues from here" in text
     assert "back into the queue" not in text
 
     cluster.wait_until_over(submit(cluster, path))

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from recipes.run.commands import REPO
+from recipes import REPO
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 from tests.slurm.cluster import Cluster, missing
 

@@ -9,37 +9,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TypedDict
 
+from data_prep.files import sha256_file, write_json, write_text
 from data_prep.mllm_cl.router import expert_letters, router_record
+from data_prep.stream import Stream
 from recipes.baselines.replay import read_lines
 from recipes.config.schema import Recipe
-from recipes.run.checkpoints import CONFIG, WEIGHTS, CheckpointError, adapter_hashes, verify_adapter
-from recipes.run.layout import RunLayout
-from recipes.run.state import ChunkRecord, RunState, write_json, write_text
-from recipes.run.stream import Stream, file_sha256
+from recipes.run_folder.checkpoints import (
+    CONFIG,
+    WEIGHTS,
+    CheckpointError,
+    adapter_hashes,
+    verify_adapter,
+)
+from recipes.run_folder.layout import ROUTER, RouterLayout, RunLayout
+from recipes.run_folder.state import ChunkRecord, RunState
 
-SAMPLES, ROUTER_DATA, ROUTER = "router_samples.jsonl", "router.jsonl", "router"
+
+class Expert(TypedDict):
+    """An adapter that may answer: its letter, what the router reads about it, where it lies."""
+
+    letter: str
+    text: str
+    chunk: int
+    adapter: str
 
 
-@dataclass(frozen=True)
-class RouterLayout(RunLayout):
-    """Where the training of a router leaves its files, beside those of the chunk's adapter."""
+class PoolFile(TypedDict):
+    """pool.json; `router` is None while there is nothing to choose from."""
 
-    def host(self, index: int) -> Path:
-        return self.chunk(index) / "router_host"
-
-    def adapter(self, index: int) -> Path:
-        return self.chunk(index) / ROUTER
-
-    def train_log(self, index: int) -> Path:
-        return self.chunk(index) / "router.log"
-
-    def train_metrics(self, index: int) -> Path:
-        return self.chunk(index) / "router_metrics.jsonl"
+    experts: list[Expert]
+    router: str | None
+    fallback: int
 
 
 def router_recipe(recipe: Recipe) -> Recipe:
@@ -72,9 +76,9 @@ def keep_samples(recipe: Recipe, layout: RunLayout, stream: Stream, index: int) 
     lines = read_lines(stream.chunk_file(index))
     count = min(recipe.pool.samples, len(lines))
     places = Random(f"{recipe.seed}/router/{index}").sample(range(len(lines)), count)
-    path = layout.chunk(index) / SAMPLES
-    write_text(path, "".join(f"{lines[place]}\n" for place in sorted(places)))
-    return {SAMPLES: file_sha256(path)}
+    path = layout.router_samples(index)
+    text = "".join(f"{lines[place]}\n" for place in sorted(places))
+    return {path.name: write_text(path, text)}
 
 
 def write_router_data(
@@ -91,21 +95,24 @@ def write_router_data(
     for chunk in range(1, index + 1):
         if chunk < index:
             known = state.record(chunk).router_sha256
-            verify_adapter(layout.chunk(chunk), {SAMPLES: known.get(SAMPLES, "")})
-        for line in read_lines(layout.chunk(chunk) / SAMPLES):
+            name = layout.router_samples(chunk).name
+            verify_adapter(layout.chunk(chunk), {name: known.get(name, "")})
+        for line in read_lines(layout.router_samples(chunk)):
             rows.append(router_record(json.loads(line), experts, chunk - 1))
-    path = layout.chunk(index) / ROUTER_DATA
+    path = layout.router_data(index)
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path, len(rows)
 
 
 def router_hashes(layout: RunLayout, index: int) -> dict[str, str]:
     """sha256 of a chunk's samples, router data and router, by their names in the chunk's folder."""
-    folder = layout.chunk(index)
-    hashes = {SAMPLES: file_sha256(folder / SAMPLES)}
+    files = [layout.router_samples(index)]
     if has_router(index):
-        hashes[ROUTER_DATA] = file_sha256(folder / ROUTER_DATA)
-        hashes |= {f"{ROUTER}/{k}": v for k, v in adapter_hashes(folder / ROUTER).items()}
+        files.append(layout.router_data(index))
+    hashes = {file.name: sha256_file(file) for file in files}
+    if has_router(index):
+        adapter = adapter_hashes(RouterLayout(layout.root).adapter(index))
+        hashes |= {f"{ROUTER}/{name}": value for name, value in adapter.items()}
     return hashes
 
 
@@ -126,8 +133,9 @@ def check_router(layout: RunLayout, record: ChunkRecord) -> None:
     Raises:
         CheckpointError: a file is missing, unrecorded or was changed.
     """
-    names = {SAMPLES} | ({f"{ROUTER}/{CONFIG}", f"{ROUTER}/{WEIGHTS}"} if has_router(record.index)
-                         else set())  # fmt: skip
+    names = {layout.router_samples(record.index).name}
+    if has_router(record.index):
+        names |= {f"{ROUTER}/{CONFIG}", f"{ROUTER}/{WEIGHTS}"}
     missing = sorted(names - record.router_sha256.keys())
     if missing:
         raise CheckpointError(f"state.json has no sha256 of {', '.join(missing)}")
@@ -138,13 +146,16 @@ def write_pool(recipe: Recipe, layout: RunLayout, state: RunState, index: int) -
     """Writes what the plug-in of `swift infer` reads, see swift_plugin.py in this folder."""
     assert recipe.pool is not None
     chunks, texts = range(1, index + 1), recipe.pool.described(index)
-    experts = [
+    experts: list[Expert] = [
         {"letter": name, "text": text, "chunk": c, "adapter": str(layout.adapter(c).resolve())}
         for name, text, c in zip(expert_letters(index), texts, chunks, strict=True)
     ]
-    router = str((layout.chunk(index) / ROUTER).resolve()) if has_router(index) else None
-    content: dict[str, Any] = {"experts": experts, "router": router}
-    content["fallback"] = index if recipe.pool.fallback == "newest" else _largest(state, index)
+    router = RouterLayout(layout.root).adapter(index)
+    content: PoolFile = {
+        "experts": experts,
+        "router": str(router.resolve()) if has_router(index) else None,
+        "fallback": index if recipe.pool.fallback == "newest" else _largest(state, index),
+    }
     write_json(layout.pool(index), content)
 
 

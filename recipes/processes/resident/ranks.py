@@ -6,7 +6,6 @@ group, so that a signal to the group, a kill of the leader and its memory mean a
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from collections.abc import Callable
@@ -14,8 +13,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None) if os.name == "posix" else None
+from recipes.processes.process_tree import die_with
 
 
 def rank_environment(rank: int, count: int) -> dict[str, str]:
@@ -68,14 +66,6 @@ def run_ranks(count: int, run: Callable[[int], NoReturn]) -> int:
             os.write(2, f"\n{words}\n".encode())
             return 1
     return 0
-
-
-def die_with(parent: int) -> None:
-    """Has the kernel kill this process when `parent`, which forked it, ends (on Linux)."""
-    if _LIBC is not None and hasattr(_LIBC, "prctl"):
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended in between: the signal would never come
-        os._exit(1)
 
 
 def _fork(run: Callable[[int], NoReturn], rank: int) -> int:

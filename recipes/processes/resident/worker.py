@@ -10,22 +10,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from recipes.processes.host_process import (
-    LOG_MARK,
-    child_environment,
-    die_with_parent,
-    kill_group,
-    start_time,
-)
-from recipes.run.commands import Command
+from recipes.processes.command import Command, child_environment
+from recipes.processes.process_tree import LOG_TAG, die_with_parent, kill_group, start_time
+from recipes.processes.resident.messages import Reply, Request
 
-_LAST_WORD = 10.0  # seconds that the worker gets to tell how a job ended that is gone
+_LAST_REPLY = 10.0  # seconds that the worker gets to tell how a job ended that is gone
 
 
 class Worker:
-    """Starts the resident host (host.py) when a job first needs it, and again should it die."""
+    """Starts the resident host (server.py) when a job first needs it, and again should it die."""
 
     def __init__(self, log: Path) -> None:
         """`log` takes what the worker itself says; a job writes into its own."""
@@ -43,10 +38,10 @@ class Worker:
         if self._process is None or self._process.poll() is not None:
             self._process = self._launch(environment)
             self._unread = b""
-        request = {
+        request: Request = {
             "kind": command.kind,
             "arguments": list(command.arguments),
-            "environment": environment | {LOG_MARK: str(log.resolve())},
+            "environment": environment | {LOG_TAG: str(log.resolve())},
             "log": str(log.resolve()),
             "processes": command.processes if "NPROC_PER_NODE" in command.environment else None,
         }
@@ -62,7 +57,7 @@ class Worker:
     def _launch(self, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "recipes.processes.resident.host"],
+                [sys.executable, "-m", "recipes.processes.resident.server"],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -71,7 +66,7 @@ class Worker:
                 preexec_fn=die_with_parent(os.getpid()),
             )
 
-    def reply(self, seconds: float) -> dict[str, Any] | None:
+    def reply(self, seconds: float) -> Reply | None:
         """The worker's next line; None when none came in time, {} when the worker ended."""
         assert self._process is not None
         assert self._process.stdout is not None
@@ -86,7 +81,7 @@ class Worker:
                 return {}
             self._unread += block
         line, _, self._unread = self._unread.partition(b"\n")
-        return json.loads(line)
+        return cast(Reply, json.loads(line))
 
     def close(self) -> None:
         """Ends the worker; a job that still runs is killed."""
@@ -122,7 +117,7 @@ class Job:
         if not self._over:
             reply = self._worker.reply(seconds)
             if reply is None and start_time(self.pid) is None:
-                reply = self._worker.reply(_LAST_WORD) or {}
+                reply = self._worker.reply(_LAST_REPLY) or {}
             if reply is None:
                 return None
             self._over = True
@@ -130,7 +125,7 @@ class Job:
         return self.returncode
 
     def _lost(self) -> int:
-        """The worker died, by the kernel's hand most likely, and took the job along."""
+        """The worker died, most likely killed by the kernel, and took the job along."""
         kill_group(self.pid, signal.SIGKILL)
         self._worker.close()
         return -signal.SIGKILL

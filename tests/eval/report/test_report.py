@@ -208,7 +208,7 @@ def test_a_run_without_experts(tmp_path: Path) -> None:
     manifest["recipe"]["method"], manifest["tuner"] = (
         "lora",
         None,
-    )  # as recipes.run.manifest writes it
+    )  # as recipes.run_folder.manifest writes it
     path.write_text(json.dumps(manifest), "utf-8")
     page = write_report(run).read_text("utf-8")
     assert "The method lora has no routed experts." in page

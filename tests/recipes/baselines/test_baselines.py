@@ -17,15 +17,14 @@ from typing import Any
 import pytest
 
 from eval.compare.comparison import compare
-from recipes.baselines.replay import read_lines
+from recipes.baselines.replay import read_lines, write_replay_file
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
-from recipes.run.chunk_data import mix_in
-from recipes.run.commands import train_command
-from recipes.run.layout import RunLayout
-from recipes.run.state import load_state
-from recipes.run.stream import open_stream
+from recipes.run.chunk_data import open_recipe_stream
+from recipes.run.commands import chunk_seed, train_command
+from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.state import load_state
 from recipes.tools.plan import make_plan
 from recipes.tools.preview import preview
 from recipes.tools.status import verify
@@ -142,7 +141,7 @@ def test_replayed_files_hold_the_share_and_only_past_samples(finished: Finished)
     path, run, out = finished("er")
     assert "training on 10 samples, 1 of 4 in a batch replayed from 6 kept" in out
     recipe = load_recipe(str(path))
-    layout, stream = RunLayout(run), open_stream(recipe)
+    layout, stream = RunLayout(run), open_recipe_stream(recipe)
     state = load_state(layout.state)
     assert [record.steps for record in state.chunks] == [0, 3, 4, 4]
     planned = make_plan(recipe)["chunks"]
@@ -152,7 +151,7 @@ def test_replayed_files_hold_the_share_and_only_past_samples(finished: Finished)
         memory = read_lines(layout.replay(chunk - 1) / "memory.jsonl")
         assert len(set(memory)) == 6
         assert set(memory) <= past
-        mix_in(recipe, layout, stream, state, chunk)
+        write_replay_file(recipe, layout, stream, state, chunk, chunk_seed(recipe, chunk))
         lines = read_lines(layout.mixed(chunk))
         layout.mixed(chunk).unlink()
         for first in range(0, len(lines), 4):
@@ -223,7 +222,7 @@ def test_ewc_beside_replay_is_told_the_chunk_s_own_samples(three: Callable[..., 
     recipe = load_recipe(str(three("er", ewc={"weight": 5}, run_dir=Path("both"))))
     commands = "\n".join(preview(recipe)).split("swift sft")[1:]
     files = [re.findall(r'"ewc_data": "([^"]*)"', text) for text in commands]
-    stream = open_stream(recipe)
+    stream = open_recipe_stream(recipe)
     assert files == [[], [str(stream.chunk_file(2))], [str(stream.chunk_file(3))]]
     assert [chunk["fisher"] for chunk in make_plan(recipe)["chunks"]] == [10, 10, 10]
 

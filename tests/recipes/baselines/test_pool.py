@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.files import read_json
 from data_prep.mllm_cl.router import expert_letters, router_prompt, router_question, router_record
 from eval.compare.costs import stored_millions
 from eval.routing.router_accuracy import count_choices
-from recipes.baselines.mr_lora.choice import Choice, grouped, read_letter
 from recipes.baselines.mr_lora.pool import (
     ROUTER,
-    SAMPLES,
-    RouterLayout,
     check_pool,
     check_router,
     keep_samples,
@@ -26,14 +24,15 @@ from recipes.baselines.mr_lora.pool import (
     write_pool,
     write_router_data,
 )
+from recipes.baselines.mr_lora.prompt import Choice, places_by_chunk, read_letter
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
-from recipes.run.checkpoints import CheckpointError
+from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.commands import infer_command
-from recipes.run.layout import RunLayout
-from recipes.run.state import RunState, load_state, read_json
-from recipes.run.stream import open_stream
+from recipes.run_folder.checkpoints import CheckpointError
+from recipes.run_folder.layout import RouterLayout, RunLayout
+from recipes.run_folder.state import RunState, load_state
 from recipes.tools.clean import removable
 from recipes.tools.plan import make_plan
 from recipes.tools.status import verify
@@ -94,7 +93,7 @@ def test_an_answer_that_is_no_letter_goes_to_the_fallback(said: str | None, choi
 
 def test_groups_keep_every_request_once_and_in_order() -> None:
     choices = [Choice(chunk, "", True) for chunk in (2, 1, 2, 3, 1)]
-    groups = grouped(choices)
+    groups = places_by_chunk(choices)
     assert groups == {1: [1, 4], 2: [0, 2], 3: [3]}
     assert sorted(place for places in groups.values() for place in places) == [0, 1, 2, 3, 4]
 
@@ -105,7 +104,7 @@ def pool(toy: Callable[..., Recipe]) -> Recipe:
 
 
 def test_samples_and_data_of_the_router_follow_from_the_seed(pool: Recipe, tmp_path: Path) -> None:
-    stream, layout, state = open_stream(pool), RunLayout(tmp_path / "r"), RunState()
+    stream, layout, state = open_recipe_stream(pool), RunLayout(tmp_path / "r"), RunState()
     first = keep_samples(pool, layout, stream, 1)
     assert keep_samples(pool, layout, stream, 1) == first
     other = pool.model_copy(update={"seed": 1})
@@ -117,7 +116,7 @@ def test_samples_and_data_of_the_router_follow_from_the_seed(pool: Recipe, tmp_p
     assert lines == len(rows) == 10
     assert [row["messages"][1]["content"] for row in rows] == ["A"] * 5 + ["B"] * 5
     assert all(row["images"] for row in rows)
-    (layout.chunk(1) / SAMPLES).write_text("{}\n", encoding="utf-8")
+    (layout.router_samples(1)).write_text("{}\n", encoding="utf-8")
     with pytest.raises(CheckpointError, match="changed after"):
         write_router_data(pool, layout, state, 2)
 
@@ -250,7 +249,7 @@ def test_a_pool_runs_keeps_what_it_needs_and_finds_damage(
     assert code == 0, err
     assert "resuming at step 1" in out
     state = load_state(layout.state)
-    assert set(state.record(1).router_sha256) == {SAMPLES}
+    assert set(state.record(1).router_sha256) == {layout.router_samples(1).name}
     assert state.record(2).router_sha256 == router_hashes(layout, 2)
     assert read_json(layout.router_scores(2))["tasks"]["Fin"]["unrouted"] == 0
     report = layout.report.read_text(encoding="utf-8")

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from recipes import REPO
+from recipes.baselines.replay import write_replay_file
 from recipes.config.loading import load_recipe
 from recipes.config.method import method_names
-from recipes.run.chunk_data import mix_in
-from recipes.run.commands import REPO, train_command
-from recipes.run.layout import RunLayout
-from recipes.run.state import load_state
-from recipes.run.stream import open_stream
+from recipes.run.chunk_data import open_recipe_stream
+from recipes.run.commands import chunk_seed, train_command
+from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.state import load_state
 from recipes.tools.status import verify
 from strlora_tuner.methods.ewc.ewc import FILE
 from tests.recipes.real_host import (
@@ -52,8 +53,9 @@ def test_a_chunk_with_replay_and_ewc_survives_sigkill_bit_for_bit(tmp_path: Path
     other.chunk(1).mkdir(parents=True)
     for folder in ("adapter", "replay"):
         (other.chunk(1) / folder).symlink_to(layout.chunk(1) / folder)
-    mix_in(recipe, other, open_stream(recipe), load_state(layout.state), 2)
-    own = open_stream(recipe).chunk_file(2)
+    stream, seed = open_recipe_stream(recipe), chunk_seed(recipe, 2)
+    write_replay_file(recipe, other, stream, load_state(layout.state), 2, seed)
+    own = stream.chunk_file(2)
     command = train_command(recipe, other, other.mixed(2), 2, own=own)
     reference = undisturbed(command, other.host(2), tmp_path / "reference.log")
     # 18 samples twice, two beside two replayed ones in a batch of 4.

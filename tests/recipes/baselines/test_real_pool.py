@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.files import read_json
 from data_prep.mllm_cl.__main__ import main as mllm_cl
 from data_prep.published.benchmarks import EXPERTS, MLLM_CL
 from eval.predictions import split_results
-from recipes.baselines.mr_lora.pool import ROUTER_DATA, RouterLayout, router_recipe
+from recipes.baselines.mr_lora.pool import router_recipe
 from recipes.config.loading import load_recipe
 from recipes.processes.host_process import HostProcess
 from recipes.run.commands import infer_command, train_command
-from recipes.run.layout import RunLayout
-from recipes.run.state import read_json
+from recipes.run_folder.layout import RouterLayout, RunLayout
 from tests.data_prep import trees
 from tests.recipes.real_host import (
     BASE,
@@ -68,7 +68,7 @@ def test_a_pool_survives_sigkill_and_answers_with_the_adapters_it_says(tmp_path:
 
     # The same router, undisturbed.
     other = RouterLayout(tmp_path / "other")
-    command = train_command(router_recipe(recipe), other, layout.chunk(2) / ROUTER_DATA, 2)
+    command = train_command(router_recipe(recipe), other, layout.router_data(2), 2)
     reference = undisturbed(command, other.host(2), tmp_path / "reference.log")
     assert sha256(reference.path / WEIGHTS) == sha256(router.adapter(2) / WEIGHTS)
     assert sha256(layout.adapter(1) / WEIGHTS) != sha256(layout.adapter(3) / WEIGHTS)
@@ -114,7 +114,7 @@ def test_mllm_cl_s_five_domains_in_their_order_and_two_processes_answer_as_one(
     gone_on(path)
     layout = RunLayout(tmp_path / "run")
 
-    rows = [json.loads(line) for line in (layout.chunk(5) / ROUTER_DATA).read_text().splitlines()]
+    rows = [json.loads(line) for line in layout.router_data(5).read_text().splitlines()]
     taught = [(row["task"], row["messages"][-1]["content"]) for row in rows]
     assert f"\nC. {EXPERTS['AD']}\n" in rows[0]["messages"][0]["content"]
     assert taught == [pair for pair in zip(domains, "ABCDE", strict=True) for _ in range(4)]

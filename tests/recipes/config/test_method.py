@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.files import read_json
+from data_prep.stream import StreamError, open_stream
 from recipes.baselines.smolora_tasks import write_task_table
 from recipes.config import method as methods
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.run.commands import infer_command, train_command, tuner_arguments
-from recipes.run.layout import RunLayout
 from recipes.run.prerequisites import what_is_missing
-from recipes.run.state import read_json
-from recipes.run.stream import Stream, StreamError
+from recipes.run_folder.layout import RunLayout
 from recipes.tools.method_sizes import sizes_of_methods
 from recipes.tools.preview import preview
 from tests.recipes.toy import write_stream
@@ -181,7 +181,7 @@ def test_released_strlora_has_its_preset_and_a_recipe_says_when_its_routers_free
 def test_the_published_way_of_smolora_is_told_tasks_and_needs_texts_that_tell_one(
     tmp_path: Path,
 ) -> None:
-    stream = Stream(root := write_stream(tmp_path / "s"), read_json(root / "stream.json"))
+    stream = open_stream(write_stream(tmp_path / "s"))
     write_task_table(stream, 2, tmp_path / "tasks.json")
     told = read_json(tmp_path / "tasks.json")
     assert set(told.values()) == set(stream.tasks)

@@ -10,16 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from recipes.processes.host_process import (
-    HostProcess,
-    family,
-    kill_group,
-    last_error,
-    peak_memory,
-    start_time,
-)
+from recipes.processes.command import Command
+from recipes.processes.host_process import HostProcess
+from recipes.processes.log_errors import last_error
+from recipes.processes.process_tree import kill_group, peak_memory, process_tree, start_time
 from recipes.processes.run_lock import RunLock
-from recipes.run.commands import Command
 
 ALLOCATE = "import time; block = bytearray(200 * 2**20); time.sleep(1.5)"
 PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{ALLOCATE}'])"
@@ -106,7 +101,7 @@ def test_all_workers_of_torchrun_are_asked_to_save(tmp_path: Path, through: str)
         process.save_and_stop()
     else:  # SLURM signals every process of a step, torchrun among them
         workers = {int(answer.read_text().rstrip(";")) for answer in answers}
-        for pid in [*(family(process.pid) - workers - {process.pid}), process.pid]:
+        for pid in [*(process_tree(process.pid) - workers - {process.pid}), process.pid]:
             os.kill(pid, signal.SIGUSR1)
         assert process.wait(lambda: None) == 0
     assert [answer.read_text() for answer in answers] == ["saved", "saved"]

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from recipes.processes.host_process import last_error, start_time
+from recipes import REPO
+from recipes.processes.log_errors import last_error
+from recipes.processes.process_tree import start_time
 from recipes.processes.resident.ranks import rank_environment
-from recipes.run.commands import REPO
 
 # Each rank writes its process id; then it runs the last argument.
 LEADER = """

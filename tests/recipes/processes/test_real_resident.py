@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from recipes.config.loading import load_recipe
-from recipes.processes.host_process import HostProcess, start_time
+from recipes.processes.host_process import HostProcess
+from recipes.processes.process_tree import start_time
 from recipes.processes.resident.worker import Worker
 from recipes.processes.run_lock import read_holder
-from recipes.run.checkpoints import WEIGHTS, newest_checkpoint
+from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.commands import train_command
-from recipes.run.layout import RunLayout
-from recipes.run.stream import open_stream
+from recipes.run_folder.checkpoints import WEIGHTS, newest_checkpoint
+from recipes.run_folder.layout import RunLayout
 from tests.recipes.real_host import (
     BASE,
     full_methods,
@@ -51,7 +52,7 @@ def two_processes(folder: Path, steps: int, **launcher: Any) -> Path:
 def by_torchrun(path: Path, other: RunLayout, chunk: int, log: Path) -> str:
     """Trains a chunk as without the worker; sha256 of its adapter."""
     recipe = load_recipe(str(path))
-    command = train_command(recipe, other, open_stream(recipe).chunk_file(chunk), chunk)
+    command = train_command(recipe, other, open_recipe_stream(recipe).chunk_file(chunk), chunk)
     reference = undisturbed(command, other.host(chunk), log)
     assert "torch.distributed.run" in log.read_text(encoding="utf-8")
     other.adapter(chunk).symlink_to(reference.path)
@@ -114,7 +115,7 @@ def answers(layout: RunLayout, tasks: Sequence[str]) -> list[dict[str, Any]]:
 def test_zero2_leaves_the_adapter_of_torchrun(tmp_path: Path) -> None:
     path, layout = two_processes(tmp_path, 6, deepspeed="zero2"), RunLayout(tmp_path / "run")
     recipe = load_recipe(str(path))
-    command = train_command(recipe, layout, open_stream(recipe).chunk_file(1), 1)
+    command = train_command(recipe, layout, open_recipe_stream(recipe).chunk_file(1), 1)
     found = []
     worker = Worker(tmp_path / "worker.log")
     try:

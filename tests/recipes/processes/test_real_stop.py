@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from recipes import REPO
 from recipes.config.loading import load_recipe
-from recipes.run.checkpoints import newest_checkpoint
-from recipes.run.commands import REPO, train_command
-from recipes.run.layout import RunLayout
-from recipes.run.stream import open_stream
+from recipes.run.chunk_data import open_recipe_stream
+from recipes.run.commands import train_command
+from recipes.run_folder.checkpoints import newest_checkpoint
+from recipes.run_folder.layout import RunLayout
 from tests.recipes.real_host import (
     BASE,
     gone_on,
@@ -60,7 +61,7 @@ def test_a_signal_saves_the_current_step_and_the_run_goes_on_from_it(
 
     assert f"resuming at step {saved.step} of {STEPS}" in gone_on(path, "--train-only")
     recipe, other = load_recipe(str(path)), RunLayout(tmp_path / "other")
-    command = train_command(recipe, other, open_stream(recipe).chunk_file(1), 1)
+    command = train_command(recipe, other, open_recipe_stream(recipe).chunk_file(1), 1)
     reference = undisturbed(command, other.host(1), tmp_path / "reference.log")
     assert reference.step == STEPS
     name = "adapter_model.safetensors"

@@ -13,9 +13,10 @@ from recipes.config.loading import load_recipe, shipped_recipes
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
 from recipes.config.swift_arguments import host_arguments
+from recipes.processes.command import Command
 from recipes.run import commands
-from recipes.run.commands import Command, infer_command, train_command, tuner_arguments
-from recipes.run.layout import RunLayout
+from recipes.run.commands import infer_command, train_command, tuner_arguments
+from recipes.run_folder.layout import RunLayout
 from tests.recipes.fake_host import arguments_of
 
 RUN = RunLayout(Path("runs/x"))

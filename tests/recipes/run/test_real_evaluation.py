@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from recipes import REPO
 from recipes.config.loading import load_recipe
 from recipes.config.swift_arguments import installed_version
-from recipes.processes.host_process import HostProcess, kill_group
+from recipes.processes.host_process import HostProcess
+from recipes.processes.process_tree import kill_group
 from recipes.run import evaluation
-from recipes.run.commands import REPO
-from recipes.run.layout import RunLayout
-from recipes.run.stream import open_stream
+from recipes.run.chunk_data import open_recipe_stream
+from recipes.run_folder.layout import RunLayout
 from tests.recipes.toy import SCORERS, recipe_values, write_recipe, write_stream
 
 BASE = REPO / "assets" / "tiny_base"
@@ -42,7 +43,7 @@ def test_killed_it_goes_on_and_a_broken_picture_is_an_error(tmp_path: Path) -> N
     values["data"]["chunks"] = 1
     values["eval"] |= {"batch_size": 2, "max_new_tokens": 6}
     recipe = load_recipe(str(write_recipe(tmp_path / "toy.yaml", values)))
-    layout, opened = RunLayout(tmp_path / "run"), open_stream(recipe)
+    layout, opened = RunLayout(tmp_path / "run"), open_recipe_stream(recipe)
     answers = layout.answers(0)
 
     first = evaluation.prepare(recipe, layout, opened, TASKS, 0)
@@ -96,7 +97,7 @@ def test_two_processes_leave_the_answers_of_both(tmp_path: Path) -> None:
     values["eval"] |= {"batch_size": 2}
     values["launcher"] |= {"nproc": 2}
     recipe = load_recipe(str(write_recipe(tmp_path / "toy.yaml", values)))
-    layout, opened = RunLayout(tmp_path / "run"), open_stream(recipe)
+    layout, opened = RunLayout(tmp_path / "run"), open_recipe_stream(recipe)
     questions = evaluation.prepare(recipe, layout, opened, TASKS[:1], 0)
     assert questions.command is not None
     assert HostProcess(questions.command, layout.eval_log(0)).wait(lambda: None) == 0

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 from recipes.config.loading import load_recipe
+from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.commands import train_command
-from recipes.run.layout import RunLayout
-from recipes.run.stream import open_stream
+from recipes.run_folder.layout import RunLayout
 from tests.recipes.real_host import BASE, gone_on, killed_inside, needs_host, sha256, undisturbed
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
@@ -34,7 +34,7 @@ def test_a_real_stream_survives_sigkill_bit_for_bit(tmp_path: Path) -> None:
     other = RunLayout(tmp_path / "other")
     other.chunk(1).mkdir(parents=True)
     other.adapter(1).symlink_to(layout.adapter(1))
-    command = train_command(recipe, other, open_stream(recipe).chunk_file(2), 2)
+    command = train_command(recipe, other, open_recipe_stream(recipe).chunk_file(2), 2)
     reference = undisturbed(command, other.host(2), tmp_path / "reference.log")
     assert reference.step == reference.max_steps == 12
     name = "adapter_model.safetensors"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from recipes import REPO
 from recipes.processes.run_lock import RunLock, RunLocked
-from recipes.run.commands import REPO
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
 
@@ -145,7 +145,7 @@ def test_killed_inside_a_chunk_it_resumes_from_the_newest_checkpoint(
     process.communicate()
     code, out, err = finish(recipe)
     assert code == 0, err
-    assert "going on after chunk 1" in out
+    assert "continuing after chunk 1" in out
     assert "resuming at step" in out
     log = (run_dir / "chunks" / "002" / "train.log").read_text(encoding="utf-8")
     assert "--resume_from_checkpoint" in log
@@ -172,7 +172,7 @@ def test_killed_inside_an_evaluation_only_the_rest_is_asked(
         file.write('{"response": "re')  # a line that was being written
     code, out, err = finish(recipe)
     assert code == 0, err
-    assert f"going on after {answered} of 8 answers" in out
+    assert f"continuing after {answered} of 8 answers" in out
     assert result(run_dir) == expected
 
     # Killed after the last answer of chunk 2: nothing is asked again.
@@ -192,7 +192,7 @@ def test_killed_inside_an_evaluation_only_the_rest_is_asked(
     log = (chunk / "eval.log").read_bytes()
     code, out, err = finish(recipe)
     assert code == 0, err
-    assert "going on after 8 of 8 answers" in out
+    assert "continuing after 8 of 8 answers" in out
     assert (chunk / "eval.log").read_bytes() == log
     assert result(run_dir) == expected
 

@@ -11,8 +11,8 @@ import pytest
 
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
-from recipes.run.layout import RunLayout
-from recipes.run.manifest import RunChanged, check_same_run, resolved
+from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.manifest import RunChanged, check_same_run, resolved
 from tests.recipes.toy import recipe_values, write_recipe
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from recipes.processes.host_process import last_error, start_time
+from data_prep.files import write_text
+from recipes.processes.log_errors import last_error
+from recipes.processes.process_tree import start_time
 from recipes.processes.run_lock import RunLock, is_held, read_holder
-from recipes.run import checkpoints, state
-from recipes.run.checkpoints import CheckpointError
+from recipes.run_folder import checkpoints, state
+from recipes.run_folder.checkpoints import CheckpointError
 from tests.recipes.fake_host import write_checkpoint, write_weights
 
 
@@ -20,14 +22,14 @@ def test_a_failed_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "state.json"
-    state.write_text(path, "old")
+    write_text(path, "old")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        state.write_text(path, "new")
+        write_text(path, "new")
     assert path.read_text(encoding="utf-8") == "old"
     assert os.listdir(tmp_path) == ["state.json"]
 

@@ -10,10 +10,10 @@ import pytest
 
 from recipes.config.loading import load_recipe
 from recipes.run import trackers
+from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.commands import train_command
-from recipes.run.layout import RunLayout
 from recipes.run.prerequisites import what_is_missing
-from recipes.run.stream import open_stream
+from recipes.run_folder.layout import RunLayout
 from tests.recipes.real_host import BASE, needs_host, undisturbed
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
@@ -85,6 +85,6 @@ def test_the_real_host_tells_the_tracker_the_loss(
     values["swift"] |= {"report_to": name, "swanlab_mode": "local"}
     recipe = load_recipe(str(write_recipe(tmp_path / "toy.yaml", values)))
     layout = RunLayout(tmp_path / "run")
-    command = train_command(recipe, layout, open_stream(recipe).chunk_file(1), 1)
+    command = train_command(recipe, layout, open_recipe_stream(recipe).chunk_file(1), 1)
     undisturbed(command, layout.host(1), tmp_path / "log")
     assert LOSS[name](layout.trackers(1))

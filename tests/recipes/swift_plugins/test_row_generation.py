@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteria
 
-from recipes.run.commands import REPO
+from recipes import REPO
 from recipes.swift_plugins.row_generation import RowGeneration, applies_to
 from tests.strlora_tuner.models import (
     END,

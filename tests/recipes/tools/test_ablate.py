@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from recipes import ablate
+from recipes.processes.command import Command
 from recipes.processes.run_lock import RunLock
-from recipes.run.commands import Command
 from tests.recipes.run.test_runner import finish
 
 NAMES = ["stage1_off", "stage2_uniform", *(f"without_expert_{e}" for e in range(4))]

@@ -1,20 +1,15 @@
-"""`reproduce`, `--verbose` and energy: what a second laboratory and an error need."""
+"""`reproduce`, `--verbose` and costs: what a second laboratory and an error need."""
 
 from __future__ import annotations
 
 import json
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from recipes.processes import gpu_energy as energy
-from recipes.processes.gpu_energy import EnergyMeter, added
-from recipes.run.layout import RunLayout
-from recipes.run.manifest import write_costs
-from recipes.run.state import ChunkRecord, RunState, read_json, write_json
+from data_prep.files import read_json, write_json
+from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.manifest import write_costs
+from recipes.run_folder.state import ChunkRecord, RunState
 from tests.recipes.run.test_runner import finish
 
 
@@ -62,34 +57,11 @@ def test_verbose_shows_all_that_the_host_wrote(toy_yaml: Callable[..., Path]) ->
     assert "ValueError: the loss is not a number" in err
 
 
-def test_energy_is_told_where_the_driver_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    readings = iter([1_000_000, 3_500_000])
-    nvml = types.ModuleType("pynvml")
-    vars(nvml).update(
-        nvmlInit=lambda: None,
-        nvmlShutdown=lambda: None,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetTotalEnergyConsumption=lambda device: next(readings),
-        NVMLError=RuntimeError,
-    )
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr(energy, "gpu_count", lambda: 1)
-    meter = EnergyMeter(4)
-    assert meter.joules() == 2500.0
-    assert meter.gpu_seconds() is not None
-    cpu = EnergyMeter(0)
-    assert (cpu.joules(), cpu.gpu_seconds()) == (None, None)
-    assert (added(None, None), added(None, 2.0), added(1.0, 2.0)) == (None, 2.0, 3.0)
-
-
 def test_the_manifest_tells_what_each_chunk_took(tmp_path: Path) -> None:
     layout = RunLayout(tmp_path)
     write_json(layout.manifest, {"name": "toy", "chunks": []})
     trained = ChunkRecord(1, train_seconds=8.1, eval_seconds=2.2)
-    trained.gpu_seconds, trained.gpu_joules = 41.2, 2500.0
     write_costs(layout, RunState([ChunkRecord(0, eval_seconds=2.0), trained]))
     manifest = read_json(layout.manifest)
     assert manifest["name"] == "toy"
     assert [chunk["wall_seconds"] for chunk in manifest["chunks"]] == [2.0, 10.3]
-    assert [chunk["gpu_seconds"] for chunk in manifest["chunks"]] == [None, 41.2]
-    assert [chunk["joules"] for chunk in manifest["chunks"]] == [None, 2500.0]

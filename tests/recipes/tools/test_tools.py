@@ -14,19 +14,22 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from data_prep.files import write_json
+from recipes import REPO
 from recipes.arguments import COMMANDS
 from recipes.cli import main
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
-from recipes.processes.host_process import ask_to_save, start_time
+from recipes.processes.process_tree import ask_to_save, start_time
 from recipes.processes.run_lock import RunLock, RunLocked, boot_id
 from recipes.run.adapter_check import AdapterError, check_adapter
-from recipes.run.checkpoints import Checkpoint, newest_checkpoint
-from recipes.run.commands import REPO, train_command
-from recipes.run.layout import RunLayout
-from recipes.run.manifest import resolved
-from recipes.run.state import RunState, save_state, write_json
-from recipes.run.training_job import RunError, check_processes
+from recipes.run.commands import train_command
+from recipes.run.session import RunError
+from recipes.run.training_job import check_processes
+from recipes.run_folder.checkpoints import Checkpoint, newest_checkpoint
+from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.manifest import resolved
+from recipes.run_folder.state import RunState, save_state
 from recipes.slurm.task import node_environment
 from recipes.tools.clean import clean
 from recipes.tools.plan import as_text, make_plan

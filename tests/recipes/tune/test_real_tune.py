@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from recipes import REPO
 from recipes.config import method as methods
 from recipes.config.swift_arguments import installed_version
-from recipes.run.commands import REPO
 from recipes.tune import __main__ as tune
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_prep.stream import StreamError
 from recipes.config.loading import load_recipe
-from recipes.run.state import ChunkRecord, RunState, save_state
-from recipes.run.stream import StreamError, open_stream
+from recipes.run.chunk_data import open_recipe_stream
+from recipes.run_folder.state import ChunkRecord, RunState, save_state
 from recipes.tune import __main__ as tune
 from recipes.tune.grid import FIRST, LATER, Trial, default_axes, parse_axes, trials
 from recipes.tune.results import Result, as_csv, as_markdown, choose, read_result, rows
@@ -132,7 +133,7 @@ def test_a_view_asks_the_validation_split(tmp_path: Path) -> None:
     (raw / "stream.json").write_text(json.dumps(manifest), encoding="utf-8")
     write_view(raw, tmp_path / "view")
     recipe = load_recipe("tiny", [f"data.stream={tmp_path / 'view'}", "data.chunks=2"])
-    stream = open_stream(recipe)
+    stream = open_recipe_stream(recipe)
     stream.verify_chunk(2)
     stream.verify_tests(stream.tasks)
     assert any((tmp_path / "view" / "images").iterdir())

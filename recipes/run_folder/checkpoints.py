@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.run.state import sync_folder
-from recipes.run.stream import file_sha256
+from data_prep.files import sha256_file, sync_folder
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -171,7 +170,7 @@ def _sync_file(path: Path) -> None:
 def adapter_hashes(adapter: Path) -> dict[str, str]:
     """sha256 of the files that decide what an adapter computes, and what it carries beside them."""
     carried = [EWC_STATE] if (adapter / EWC_STATE).is_file() else []
-    return {name: file_sha256(adapter / name) for name in (CONFIG, WEIGHTS, *carried)}
+    return {name: sha256_file(adapter / name) for name in (CONFIG, WEIGHTS, *carried)}
 
 
 def verify_adapter(adapter: Path, expected: dict[str, str]) -> None:
@@ -180,7 +179,7 @@ def verify_adapter(adapter: Path, expected: dict[str, str]) -> None:
         path = adapter / name
         if not path.is_file():
             raise CheckpointError(f"{path} is missing")
-        if file_sha256(path) != digest:
+        if sha256_file(path) != digest:
             raise CheckpointError(f"{path} was changed after the chunk was recorded")
 
 

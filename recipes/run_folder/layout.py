@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+ROUTER = "router"  # of a pool: its adapter's folder
+
 
 @dataclass(frozen=True)
 class RunLayout:
@@ -78,6 +80,14 @@ class RunLayout:
         """Which adapters may answer after this chunk: what the plug-in of a pool reads."""
         return self.chunk(index) / "pool.json"
 
+    def router_samples(self, index: int) -> Path:
+        """The chunk's samples on which this and all later routers of a pool are trained."""
+        return self.chunk(index) / "router_samples.jsonl"
+
+    def router_data(self, index: int) -> Path:
+        """What the router after this chunk is trained on: samples of every chunk so far."""
+        return self.chunk(index) / "router.jsonl"
+
     def router_scores(self, index: int) -> Path:
         """Which adapter answered which task, and how often the router was right."""
         return self.chunk(index) / "router.json"
@@ -111,3 +121,20 @@ class RunLayout:
 
     def routing(self, index: int) -> Path:
         return self.chunk(index) / "routing.json"
+
+
+@dataclass(frozen=True)
+class RouterLayout(RunLayout):
+    """Where the training of a router leaves its files, beside those of the chunk's adapter."""
+
+    def host(self, index: int) -> Path:
+        return self.chunk(index) / "router_host"
+
+    def adapter(self, index: int) -> Path:
+        return self.chunk(index) / ROUTER
+
+    def train_log(self, index: int) -> Path:
+        return self.chunk(index) / "router.log"
+
+    def train_metrics(self, index: int) -> Path:
+        return self.chunk(index) / "router_metrics.jsonl"

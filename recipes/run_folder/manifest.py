@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, cast
 
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
+from data_prep.files import read_json, sha256_file, write_json, write_text
+from data_prep.stream import Stream
+from recipes import REPO
 from recipes.config.blocks import Slurm
+from recipes.config.migration import migrate
 from recipes.config.problems import shown
 from recipes.config.schema import Recipe
 from recipes.processes.machine import git, hardware, versions
-from recipes.run.commands import REPO, default_threads
-from recipes.run.layout import RunLayout
-from recipes.run.state import RunState, write_json, write_text
-from recipes.run.stream import Stream, file_sha256
+from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.state import RunState
 
-# Keys that may change while a run goes on: none of them changes a number in its matrix.
+# Keys that may change while a run continues: none of them changes a number in its matrix.
 FREE_KEYS: tuple[str, ...] = (
     "run_dir",
     "model.download",
@@ -33,7 +34,6 @@ FREE_KEYS: tuple[str, ...] = (
 FREE_KEYS += ("schedule.save_steps", "schedule.keep_checkpoints")
 # Processes and machines: between chunks only (recipes.run.runner); the global batch is the same.
 FREE_KEYS += ("launcher.kind", "launcher.nodes", "launcher.nproc", "launcher.resident")
-FREE_KEYS += ("launcher.sample_cache", "launcher.sample_cache_gb")
 FREE_KEYS += tuple(f"launcher.slurm.{key}" for key in Slurm.model_fields)
 FREE_KEYS += ("swift.logging_steps", "swift.report_to", "swift.run_name")
 FREE_KEYS += ("swift.swanlab_mode", "swift.swanlab_project", "swift.dataloader_num_workers")
@@ -46,9 +46,69 @@ class RunChanged(Exception):
     """The recipe or the data differ from those that the run was started with."""
 
 
-def write_manifest(layout: RunLayout, recipe: Recipe, stream: Stream, state: RunState) -> None:
-    """Writes manifest.json and recipe.yaml at the first start; later starts are only added."""
-    session = {
+class SessionEntry(TypedDict):
+    """One start of the orchestrator: when, by which code, on what machine."""
+
+    started: str
+    git: dict[str, object]
+    versions: dict[str, str | None]
+    hardware: dict[str, object]
+    processes: int
+
+
+class ChunkCosts(TypedDict):
+    """Seconds of wall clock that a chunk took so far; chunk 0 is the evaluation of the base."""
+
+    chunk: int
+    wall_seconds: float
+    train_seconds: float
+    eval_seconds: float
+
+
+class DataIdentity(TypedDict):
+    """The stream that a run was started with; `chunks` holds the sha256 of those it trains on."""
+
+    stream: str
+    name: str | None
+    sha256: str
+    chunks: list[str]
+
+
+class ModelIdentity(TypedDict, total=False):
+    """The base model: sizes and sha256 of a local one's files by name; a hub id is only named."""
+
+    path: str
+    hub_id: str
+    bytes: dict[str, int]
+    sha256: dict[str, str] | None
+
+
+class Manifest(SessionEntry):
+    """manifest.json: the run as it was first started, and a list of all starts."""
+
+    format: int
+    name: str
+    recipe: dict[str, Any]
+    protocol: str
+    tuner: dict[str, Any] | None
+    data: DataIdentity
+    model: ModelIdentity
+    seed: int
+    threads: int
+    global_batch: int
+    sessions: list[SessionEntry]
+    chunks: list[ChunkCosts]
+
+
+def write_manifest(
+    layout: RunLayout, recipe: Recipe, stream: Stream, state: RunState, threads: int
+) -> None:
+    """Writes manifest.json and recipe.yaml at the first start; later starts are only added.
+
+    Args:
+        threads: of a host process.
+    """
+    session: SessionEntry = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git": git(REPO),
         "versions": versions(),
@@ -58,37 +118,32 @@ def write_manifest(layout: RunLayout, recipe: Recipe, stream: Stream, state: Run
     if layout.manifest.is_file():
         manifest = read_manifest(layout)
     else:
-        manifest = _new_manifest(recipe, stream, session)
+        manifest = _new_manifest(recipe, stream, session, threads)
         write_text(layout.recipe, OmegaConf.to_yaml(OmegaConf.create(resolved(recipe))))
     manifest["sessions"].append(session)
-    manifest["chunks"] = chunk_costs(state)
-    write_json(layout.manifest, manifest)
+    _write(layout, manifest, state)
 
 
 def write_costs(layout: RunLayout, state: RunState) -> None:
-    """Brings the costs of the chunks in manifest.json to what `state` says; nothing reads them."""
-    write_json(layout.manifest, {**read_manifest(layout), "chunks": chunk_costs(state)})
+    """Brings the costs of the chunks in manifest.json to what `state` says."""
+    _write(layout, read_manifest(layout), state)
 
 
-def chunk_costs(state: RunState) -> list[dict[str, Any]]:
-    """What each chunk took so far: seconds of wall clock and of GPUs, and joules.
-
-    Chunk 0 is the evaluation of the base model; None: on CPU, or not told by the driver.
-    """
-    return [
+def _write(layout: RunLayout, manifest: Manifest, state: RunState) -> None:
+    """Writes manifest.json; the costs are for people and follow from state.json alone."""
+    manifest["chunks"] = [
         {
             "chunk": record.index,
             "wall_seconds": round(record.train_seconds + record.eval_seconds, 1),
             "train_seconds": record.train_seconds,
             "eval_seconds": record.eval_seconds,
-            "gpu_seconds": record.gpu_seconds,
-            "joules": record.gpu_joules,
         }
         for record in state.chunks
     ]
+    write_json(layout.manifest, manifest)
 
 
-def _new_manifest(recipe: Recipe, stream: Stream, session: dict[str, Any]) -> dict[str, Any]:
+def _new_manifest(recipe: Recipe, stream: Stream, session: SessionEntry, threads: int) -> Manifest:
     return {
         "format": 1,
         "name": recipe.name,
@@ -98,24 +153,24 @@ def _new_manifest(recipe: Recipe, stream: Stream, session: dict[str, Any]) -> di
         "tuner": asdict(recipe.tuner_options) if recipe.routed else None,
         "data": {
             "stream": recipe.data.stream,
-            "name": stream.manifest.get("name"),
+            "name": stream.name or None,
             "sha256": stream.sha256,
-            "chunks": [stream.chunk(i + 1)["sha256"] for i in range(recipe.data.chunks)],
+            "chunks": [stream.chunk(i + 1).sha256 for i in range(recipe.data.chunks)],
         },
         "model": model_identity(Path(recipe.model.path)),
         "seed": recipe.seed,
-        "threads": recipe.launcher.omp_threads or default_threads(recipe),
+        "threads": threads,
         "global_batch": recipe.schedule.global_batch,
         "sessions": [],
         "chunks": [],
     }
 
 
-def model_identity(path: Path) -> dict[str, Any]:
+def model_identity(path: Path) -> ModelIdentity:
     """sha256 of every weight and configuration file of a local model; a hub id is only named."""
     if not path.is_dir():
         return {"hub_id": str(path), "sha256": None}
-    hashes = {file.name: file_sha256(file) for file in _model_files(path)}
+    hashes = {file.name: sha256_file(file) for file in _model_files(path)}
     return {"path": str(path), "bytes": _sizes(path), "sha256": hashes}
 
 
@@ -127,9 +182,9 @@ def _sizes(path: Path) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in _model_files(path)}
 
 
-def read_manifest(layout: RunLayout) -> dict[str, Any]:
+def read_manifest(layout: RunLayout) -> Manifest:
     """Reads manifest.json; ValueError when it is damaged."""
-    return json.loads(layout.manifest.read_text(encoding="utf-8"))
+    return cast(Manifest, read_json(layout.manifest))
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
@@ -141,7 +196,7 @@ def check_same_run(layout: RunLayout, recipe: Recipe) -> None:
     """Raises RunChanged when `recipe` is not the one that the run folder was started with."""
     if not layout.manifest.is_file():
         return
-    old, new = dict(flat(_of_today(read_manifest(layout)["recipe"]))), dict(flat(_meant(recipe)))
+    old, new = dict(flat(_recorded(layout))), dict(flat(_normalized(recipe)))
     changed = [
         f"  {key}: {shown(old.get(key))} in the run, {shown(new.get(key))} now"
         for key in sorted(old.keys() | new.keys())
@@ -150,26 +205,27 @@ def check_same_run(layout: RunLayout, recipe: Recipe) -> None:
     if changed:
         raise RunChanged(
             f"{layout.root} was started with another recipe:\n" + "\n".join(changed) + "\n"
-            "Its numbers would no longer mean one thing. Go on with the old values, or give this "
-            f"recipe its own folder: run_dir={layout.root}-2"
+            "Its numbers would no longer mean one thing. Continue with the old values, or give "
+            f"this recipe its own folder: run_dir={layout.root}-2"
         )
 
 
-def _of_today(values: dict[str, Any]) -> dict[str, Any]:
-    """A recorded recipe with the keys that came since at their defaults.
+def _recorded(layout: RunLayout) -> dict[str, Any]:
+    """The recipe that a run was started with, with the keys that came since at their defaults.
 
     One that today's schema no longer accepts stays as it is: every difference will be named.
     """
+    values = migrate(read_manifest(layout)["recipe"])
     try:
-        return _meant(Recipe.model_validate(values))
+        return _normalized(Recipe.model_validate(values))
     except ValidationError:
         return values
 
 
-def _meant(recipe: Recipe) -> dict[str, Any]:
+def _normalized(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values, its tuner's options over their preset and defaults."""
     values = resolved(recipe)
-    with suppress(ValueError, TypeError):  # options that are refused are told when they are used
+    with suppress(ValueError, TypeError):  # options that are refused are named when they are used
         values["tuner"] = asdict(recipe.tuner_options)
     return values
 
@@ -198,17 +254,21 @@ def check_same_model(layout: RunLayout, recipe: Recipe) -> None:
     known = read_manifest(layout)["model"]
     small = sum(known.get("bytes", {}).values()) < HASHED_AGAIN_BELOW
     now = model_identity(path) if small else {"bytes": _sizes(path)}
-    changed = sorted(
-        name
-        for kind in now.keys() & {"bytes", "sha256"}
-        for name in now[kind].keys() | known[kind].keys()
-        if now[kind].get(name) != known[kind].get(name)
-    )
+    changed = sorted({*_changed(known, now, "bytes"), *_changed(known, now, "sha256")})
     if changed:
         raise RunChanged(
             f"the base model {path} changed since {layout.root} was started: {', '.join(changed)}. "
             "Bring the old one back, or start again with another run_dir"
         )
+
+
+def _changed(
+    known: ModelIdentity, now: ModelIdentity, kind: Literal["bytes", "sha256"]
+) -> Iterator[str]:
+    """Yields the files whose size or sha256 differs; none where it was not taken now."""
+    before, after = known.get(kind), now.get(kind)
+    if before is not None and after is not None:
+        yield from (n for n in after.keys() | before.keys() if after.get(n) != before.get(n))
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,51 +1,16 @@
-"""What has been done so far, in files that are either the old or the new, never half of one."""
+"""state.json: what has been done so far. The only file of a run folder that changes in place."""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import read_json, write_json
+
 FORMAT = 1
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes `text` to `path` atomically: temporary file in the same folder, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as JSON, atomically, two spaces of indent."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Returns the value in a JSON file; ValueError when it is none."""
-    return json.loads(path.read_text(encoding="utf-8"))
+# Measured by earlier versions; state.json of their runs still holds them.
+_RETIRED = {"gpu_seconds", "gpu_joules"}
 
 
 @dataclass
@@ -54,8 +19,6 @@ class ChunkRecord:
 
     `trained` and `evaluated` turn true only after their files are in place; seconds are wall time
     over all starts of the chunk; `train_memory_gib` is the most main memory that training held.
-    GPU time and energy are of starts that reached the chunk's end; None on CPU, or where the driver
-    does not tell.
     """
 
     index: int
@@ -66,8 +29,6 @@ class ChunkRecord:
     eval_seconds: float = 0.0
     train_memory_gib: float | None = None
     loss: float | None = None
-    gpu_seconds: float | None = None
-    gpu_joules: float | None = None
     data_sha256: str = ""
     adapter_sha256: dict[str, str] = field(default_factory=dict)
     replay_sha256: dict[str, str] = field(default_factory=dict)
@@ -106,9 +67,12 @@ def load_state(path: Path) -> RunState:
     if not path.exists():
         return RunState()
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
         _check_version(path, raw)
-        chunks = [ChunkRecord(**chunk) for chunk in raw["chunks"]]
+        chunks = [
+            ChunkRecord(**{key: value for key, value in chunk.items() if key not in _RETIRED})
+            for chunk in raw["chunks"]
+        ]
         return RunState(chunks, int(raw["done"]), bool(raw["finished"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StateError(
@@ -125,7 +89,7 @@ def _check_version(path: Path, raw: dict[str, Any]) -> None:
     new = raw.keys() - _names(RunState) - {"format"}
     if version == FORMAT:
         keys = (chunk.keys() for chunk in raw["chunks"])
-        new |= {f"chunks: {key}" for key in set().union(*keys) - _names(ChunkRecord)}
+        new |= {f"chunks: {key}" for key in set().union(*keys) - _names(ChunkRecord) - _RETIRED}
     if version > FORMAT or new:
         unknown = f", unknown keys {', '.join(sorted(new))}" if new else ""
         manifest = path.with_name("manifest.json")
@@ -141,5 +105,5 @@ def _names(record: type[ChunkRecord] | type[RunState]) -> set[str]:
 
 
 def save_state(path: Path, state: RunState) -> None:
-    """Writes state.json atomically."""
-    write_json(path, {"format": FORMAT, **asdict(state)})
+    """Writes state.json atomically; the loss of a chunk that diverged may be NaN."""
+    write_json(path, {"format": FORMAT, **asdict(state)}, allow_nan=True)

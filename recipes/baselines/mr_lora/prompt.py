@@ -1,0 +1,46 @@
+"""What MR-LoRA's router is asked, and which adapter its answer means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from data_prep.files import Record
+from data_prep.mllm_cl.router import router_question
+
+_AROUND = " \t\r\n.:()[]\"'"
+
+
+class Choice(NamedTuple):
+    """The chunk whose adapter answers; the router's answer; whether that was a legal letter."""
+
+    chunk: int
+    answer: str | None
+    legal: bool
+
+
+def router_questions(requests: Sequence[Record], experts: list[str]) -> list[Record]:
+    """What the router is asked about each request; `experts` describes each chunk's adapter."""
+    return [router_question(request, experts) for request in requests]
+
+
+def read_letter(answer: str | None, letters: Mapping[str, int], fallback: int) -> Choice:
+    """The choice that an answer means: exactly one expert's letter, blanks and brackets aside.
+
+    Args:
+        answer: the router's; None where it could not be asked.
+        letters: letter -> chunk.
+        fallback: the chunk whose adapter answers when the answer is no legal letter.
+    """
+    word = "" if answer is None else answer.strip(_AROUND)
+    if word in letters:
+        return Choice(letters[word], answer, True)
+    return Choice(fallback, answer, False)
+
+
+def places_by_chunk(choices: Sequence[Choice]) -> dict[int, list[int]]:
+    """Places of the requests by chunk: chunks ascending, places in their order."""
+    shares: dict[int, list[int]] = {}
+    for place, choice in enumerate(choices):
+        shares.setdefault(choice.chunk, []).append(place)
+    return dict(sorted(shares.items()))

@@ -1,0 +1,79 @@
+"""One host process: what is executed, and in what environment."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+from dataclasses import dataclass
+
+from recipes.processes.machine import gpu_count
+
+
+@dataclass(frozen=True)
+class Command:
+    """One host process: `kind` (sft | infer), its arguments, and what its environment adds."""
+
+    kind: str
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+    processes: int = 1
+    prefix: tuple[str, ...] = ()  # srun and what it needs
+    inside: tuple[str, ...] = ()  # the container that the host runs in
+
+    @property
+    def remote(self) -> bool:
+        """Whether srun starts it, on other machines perhaps."""
+        return bool(self.prefix)
+
+    def argv(self) -> list[str]:
+        """What is executed.
+
+        One process runs the module behind `swift KIND` itself: the launcher in between would cost
+        two seconds a start and stand between our signals and the trainer. Several processes go
+        through ms-swift's own launcher, which calls torchrun.
+        """
+        python = "python3" if self.inside else sys.executable
+        if self.remote:
+            node = [*self.prefix, sys.executable, "-m", "recipes.slurm.task"]
+            host = [*self.inside, python, "-m", "swift.cli.main", self.kind]
+            return [*node, *host, *self.arguments]
+        if "NPROC_PER_NODE" not in self.environment:
+            return [*self.inside, python, "-m", f"swift.cli.{self.kind}", *self.arguments]
+        return [*self.inside, python, "-m", "swift.cli.main", self.kind, *self.arguments]
+
+    def as_shell(self, indent: str = "    ") -> str:
+        """The same as one shell command, for people to read and copy."""
+        names = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        lines = [" ".join([*names, "swift", self.kind])]
+        pair: list[str] = []
+        for argument in self.arguments:
+            if argument.startswith("--") and pair:
+                lines.append(" ".join(pair))
+                pair = []
+            pair.append(shlex.quote(argument))
+        lines.append(" ".join(pair))
+        return f" \\\n{indent}".join(lines)
+
+
+def child_environment(command: Command) -> dict[str, str]:
+    """The inherited environment plus the command's; PYTHONPATH is extended, not replaced."""
+    environment = {**os.environ, **command.environment}
+    inherited = os.environ.get("PYTHONPATH")
+    if inherited and "PYTHONPATH" in command.environment:
+        ours = command.environment["PYTHONPATH"]
+        environment["PYTHONPATH"] = os.pathsep.join([ours, inherited])
+    if "CUDA_VISIBLE_DEVICES" not in environment and gpu_count() > command.processes:
+        # Seeing more GPUs than it has processes, the host would split the model over them.
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(command.processes)))
+    if "NPROC_PER_NODE" in command.environment and not command.remote:
+        environment.setdefault("MASTER_PORT", str(free_port()))
+    return environment
+
+
+def free_port() -> int:
+    """A port that is free now: two runs on a machine must not meet at torchrun's default."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,50 @@
+"""Why a host process failed: the lines of its log that say so, and exit codes in words."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+_ERROR = re.compile(r"^(\[rank\d+\]:\s*)?[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Killed)\b")
+# --verbose: all that the process that failed has said, instead of the cause alone.
+verbose = False
+# torchrun's first words on a process that failed, and its own exceptions after that.
+_FAILED_RANK = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
+_PROGRESS = re.compile(r"\d%\||^\{'")  # a bar, or a step's metrics, which are kept elsewhere
+_FOLLOWS = re.compile("ChildFailedError|SignalException")
+
+
+def last_error(log: Path, limit: int = 12) -> list[str]:
+    """The lines of a log that say why a process failed: the last exception, else its end.
+
+    Where torchrun says that a process was killed, this is the cause, and what others say follows.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(0 if verbose else max(0, log.stat().st_size - 200_000))
+            text = file.read().decode(errors="replace")
+    except OSError as error:
+        return [f"(the log cannot be read: {error})"]
+    _, command, last = text.rpartition("\n$ ")
+    text = last.partition("\n")[2] if command else text  # of what was started last
+    lines = [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    if verbose:
+        return lines
+    first = _FAILED_RANK.search(text)
+    if first and int(first.group(1)) < 0:
+        number, rank, pid = first.groups()
+        return [f"local rank {rank} (process {pid}) {exit_text(int(number))}"]
+    for index in range(len(lines) - 1, -1, -1):
+        if _ERROR.match(lines[index]) and not _FOLLOWS.search(lines[index]):
+            return lines[index : index + limit]
+    return [line for line in lines if not _PROGRESS.search(line)][-limit:]
+
+
+def exit_text(code: int) -> str:
+    """An exit code in words; a kill without our doing is most often the kernel's out-of-memory."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory? see dmesg)" if name == "SIGKILL" else ""
+        return f"was ended by {name}{hint}"
+    return f"ended with exit code {code}"

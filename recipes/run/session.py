@@ -1,0 +1,89 @@
+"""One start of the orchestrator on one run folder: what every step of it works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_prep.stream import Stream
+from recipes.config.schema import Recipe
+from recipes.processes.command import Command
+from recipes.processes.host_process import HostProcess
+from recipes.processes.log_errors import exit_text, last_error
+from recipes.processes.resident.worker import Worker
+from recipes.processes.run_lock import RunLock
+from recipes.run.terminal import Progress
+from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.state import RunState, save_state
+
+
+class RunError(Exception):
+    """The run stopped; the message says where, why, and what to do."""
+
+
+@dataclass
+class Session:
+    """The recipe, its run folder, and what has been done in it.
+
+    Attributes:
+        tasks: those that are evaluated.
+        worker: the resident worker, if the recipe wants it; None: every host process starts anew.
+    """
+
+    recipe: Recipe
+    layout: RunLayout
+    stream: Stream
+    state: RunState
+    lock: RunLock
+    progress: Progress
+    tasks: list[str] = field(init=False)
+    worker: Worker | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tasks = self.recipe.eval.tasks or self.stream.tasks
+        resident = self.recipe.launcher.resident
+        self.worker = Worker(self.layout.worker_log) if resident else None
+
+    def save(self) -> None:
+        """Write state.json."""
+        save_state(self.layout.state, self.state)
+
+    def say(self, text: str) -> None:
+        """Print a line that begins with the recipe's name."""
+        self.progress.say(f"[{self.recipe.name}] {text}")
+
+    def run_host(self, command: Command, log: Path, tick: Callable[[], None], what: str) -> float:
+        """Run a host process to its end; return its peak main memory in GiB.
+
+        Raises:
+            RunError: it failed; `what` names its work.
+        """
+        process = HostProcess(command, log, self.worker)
+        self.lock.note_child(process.pid)
+
+        def watch() -> None:
+            self.lock.heartbeat()
+            tick()
+
+        try:
+            code = process.wait(watch)
+        finally:
+            self.lock.note_child(None)
+        if code:
+            raise RunError(failure_text(what, exit_text(code), log))
+        return process.peak_gib
+
+    def close(self) -> None:
+        """End the resident worker, if there is one."""
+        if self.worker is not None:
+            self.worker.close()
+
+
+def failure_text(what: str, how: str, log: Path) -> str:
+    """What went wrong, with the end of the host's log, and what to do."""
+    cause = "\n".join(f"    {line}" for line in last_error(log))
+    return (
+        f"{what} {how}. The log ends with:\n{cause}\n"
+        f"Whole log: {log}\nFix the cause and give the same command again; it continues from here."
+    )

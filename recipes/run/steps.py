@@ -1,0 +1,181 @@
+"""The steps of a chunk: train its adapter (and a pool's router), evaluate, record.
+
+A step is recorded only after its files are in place, and each can be repeated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.files import read_json
+from recipes.baselines.mr_lora.pool import (
+    check_pool,
+    has_router,
+    keep_samples,
+    router_hashes,
+    router_recipe,
+    write_pool,
+    write_router_data,
+)
+from recipes.baselines.replay import ReplayError, update_reservoir, write_replay_file
+from recipes.run import evaluation
+from recipes.run.adapter_check import AdapterError, check_adapter
+from recipes.run.chunk_data import check_carried, training_files
+from recipes.run.commands import chunk_seed
+from recipes.run.session import RunError, Session, failure_text
+from recipes.run.terminal import duration, score_text
+from recipes.run.training_job import TrainingJob, train_adapter
+from recipes.run_folder.checkpoints import (
+    TRAINER_STATE,
+    CheckpointError,
+    adapter_hashes,
+    verify_adapter,
+)
+from recipes.run_folder.layout import RouterLayout
+from recipes.run_folder.state import ChunkRecord
+
+
+def verify_chunk(session: Session, record: ChunkRecord) -> None:
+    """Raise RunError unless a trained chunk's adapter is whole and the one that was recorded."""
+    adapter = session.layout.adapter(record.index)
+    try:
+        verify_adapter(adapter, record.adapter_sha256)
+        check_adapter(adapter, session.recipe.tuner_type)
+        check_carried(session.recipe, session.layout, record)
+    except (AdapterError, CheckpointError, ReplayError) as error:
+        raise RunError(
+            f"chunk {record.index}: {error}. The run cannot continue from it: bring the file back "
+            "from a copy, or train again with another run_dir"
+        ) from error
+
+
+def train_chunk(session: Session, record: ChunkRecord) -> None:
+    """Train a chunk, from wherever it stands, and record it."""
+    started, index, recipe = time.monotonic(), record.index, session.recipe
+    previous = recipe.previous(index)
+    if previous is not None:
+        verify_chunk(session, session.state.record(previous))
+    train_adapter(session, _chunk_job(session, index), record)
+    if recipe.pool is not None:
+        _train_router(session, record)
+    _record_training(session, record, time.monotonic() - started)
+    session.layout.mixed(index).unlink(missing_ok=True)
+    loss = "" if record.loss is None else f", loss {record.loss:.4f}"
+    session.say(
+        f"chunk {index}/{recipe.data.chunks} trained: {record.steps} steps in "
+        f"{duration(record.train_seconds)}{loss}"
+    )
+
+
+def _chunk_job(session: Session, index: int) -> TrainingJob:
+    recipe, layout, stream = session.recipe, session.layout, session.stream
+
+    def data() -> tuple[Sequence[Path], str]:
+        chunks = recipe.data_chunks(index)
+        for chunk in chunks:
+            stream.verify_chunk(chunk)
+        seed = chunk_seed(recipe, index)
+        replayed = write_replay_file(recipe, layout, stream, session.state, index, seed)
+        samples = sum(stream.chunk(chunk).samples for chunk in chunks)
+        files = training_files(recipe, layout, index, stream)
+        return files, f"training on {samples} samples{replayed}"
+
+    return TrainingJob(recipe, layout, index, f"chunk {index}", data)
+
+
+def _train_router(session: Session, record: ChunkRecord) -> None:
+    """Train the router over all adapters so far, see recipes.baselines.mr_lora.pool."""
+    recipe, layout, index = session.recipe, session.layout, record.index
+    keep_samples(recipe, layout, session.stream, index)
+    if not has_router(index):
+        return
+
+    def data() -> tuple[Sequence[Path], str]:
+        try:
+            file, lines = write_router_data(recipe, layout, session.state, index)
+        except CheckpointError as error:
+            raise RunError(f"the router of chunk {index}: {error}") from error
+        return [file], f"training the router on {lines} samples"
+
+    what = f"the router of chunk {index}"
+    job = TrainingJob(router_recipe(recipe), RouterLayout(layout.root), index, what, data)
+    train_adapter(session, job, record)
+
+
+def _record_training(session: Session, record: ChunkRecord, seconds: float) -> None:
+    recipe, layout, stream, index = session.recipe, session.layout, session.stream, record.index
+    adapter = layout.adapter(index)
+    trainer = read_json(adapter / TRAINER_STATE)
+    record.steps = int(trainer["global_step"])
+    losses = [row["loss"] for row in trainer["log_history"] if "loss" in row]
+    record.loss = float(losses[-1]) if losses else None
+    several = len(recipe.data_chunks(index)) > 1
+    record.data_sha256 = stream.sha256 if several else stream.chunk(index).sha256
+    record.replay_sha256 = update_reservoir(recipe, layout, stream, session.state, index)
+    record.adapter_sha256 = adapter_hashes(adapter)
+    if recipe.pool is not None:
+        record.router_sha256 = router_hashes(layout, index)
+    record.train_seconds += round(seconds, 1)
+    record.trained = True
+    session.save()
+
+
+def evaluate_chunk(session: Session, record: ChunkRecord) -> None:
+    """Answer the test questions with a chunk's adapter (0: the base model), score and record."""
+    started, index, layout = time.monotonic(), record.index, session.layout
+    recipe, stream, tasks = session.recipe, session.stream, session.tasks
+    if index > 0 and not record.trained:
+        evaluation.repeat_base_model(layout, index)
+        record.evaluated = True
+        return
+    _answer(session, index)
+    scores = evaluation.score(recipe, layout, stream, tasks, index)
+    record.eval_seconds += round(time.monotonic() - started, 1)
+    record.evaluated = True
+    session.save()
+    means = {task: entry["score"] for task, entry in scores["tasks"].items()}
+    means = {task: mean for task, mean in means.items() if mean is not None}  # None: no answers
+    session.progress.scores = means
+    session.say(
+        f"chunk {index}/{recipe.data.chunks} scores: {score_text(means)}  "
+        f"({duration(record.eval_seconds)})"
+    )
+
+
+def _answer(session: Session, index: int) -> None:
+    """Bring the host's answers to all questions into place, or raise RunError."""
+    recipe, layout, progress = session.recipe, session.layout, session.progress
+    what = "the base model" if index == 0 else f"{len(session.tasks)} tasks"
+    progress.begin(index, "evaluate", f"evaluating {what}")
+    if recipe.pool is not None and index > 0:
+        _open_pool(session, index)
+    command, answered, total = evaluation.prepare(
+        recipe, layout, session.stream, session.tasks, index
+    )
+    if answered:
+        progress.say(f"continuing after {answered} of {total} answers")
+    answers, log = layout.answers(index), layout.eval_log(index)
+    if command is not None:
+        tick = progress.watch_answers(answers, total)
+        session.run_host(command, log, tick, f"evaluating chunk {index}")
+    if not answers.is_file():
+        raise RunError(failure_text(f"evaluating chunk {index}", "left no answers", log))
+    if missing := total - evaluation.repair_results(answers):
+        progress.say(
+            f"warning: the host left {missing} of {total} questions without an answer; each counts "
+            f"as wrong and is listed as failed in {layout.scores(index)}. See {log}"
+        )
+
+
+def _open_pool(session: Session, index: int) -> None:
+    """Check every adapter that may answer, and write down for the host which they are."""
+    try:
+        check_pool(session.layout, session.state, index)
+    except CheckpointError as error:
+        raise RunError(
+            f"evaluating chunk {index}: {error}. Every adapter so far answers: bring the file "
+            "back from a copy, or train again with another run_dir"
+        ) from error
+    write_pool(session.recipe, session.layout, session.state, index)
