@@ -135,8 +135,8 @@ def evaluate_chunk(session: Session, record: ChunkRecord) -> None:
     record.eval_seconds += round(time.monotonic() - started, 1)
     record.evaluated = True
     session.save()
-    means = {task: entry["score"] for task, entry in scores["tasks"].items()}
-    means = {task: mean for task, mean in means.items() if mean is not None}  # None: no answers
+    entries = scores["tasks"].items()
+    means = {task: e["score"] for task, e in entries if e["score"] is not None}  # None: no answers
     session.progress.scores = means
     session.say(
         f"chunk {index}/{recipe.data.chunks} scores: {score_text(means)}  "

@@ -1,7 +1,7 @@
 """A run folder of the version before: it is read, reported, and continued to the same adapter.
 
-tests/fixtures/old_run_resumable was written by git commit a70feaa with the real host: the toy recipe
-with method strlora, rank 1 and one expert, killed with SIGKILL at step 2 of 3 of chunk 2.
+tests/fixtures/old_run_resumable was written by git commit a70feaa with the real host: the toy
+recipe with method strlora, rank 1 and one expert, killed with SIGKILL at step 2 of 3 of chunk 2.
 expected.json is what that commit made of the same run to its end.
 """
 
