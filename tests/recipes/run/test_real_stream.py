@@ -6,6 +6,8 @@ import csv
 import json
 from pathlib import Path
 
+import pytest
+
 from recipes.config.loading import load_recipe
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.commands import train_command
@@ -13,7 +15,7 @@ from recipes.run_folder.layout import RunLayout
 from tests.recipes.real_host import BASE, gone_on, killed_inside, needs_host, sha256, undisturbed
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
-pytestmark = needs_host
+pytestmark = [pytest.mark.slow, needs_host]
 
 
 def test_a_real_stream_survives_sigkill_bit_for_bit(tmp_path: Path) -> None:
