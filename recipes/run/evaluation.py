@@ -103,7 +103,7 @@ def _note_unrouted(routing: Path, answers: int) -> None:
     content = read_json(routing)
     missing = answers - int(content["rows"])
     if missing:
-        write_json(routing, {**content, "missing_rows": missing})
+        write_json(routing, {**content, "missing_rows": missing}, allow_nan=True)
 
 
 def write_report(layout: RunLayout, say: Callable[[str], None]) -> None:
