@@ -288,8 +288,8 @@ def _claim(folder: Path, plan: Plan) -> None:
     others = sorted(name for name in os.listdir(folder) if name != PARTIAL)
     if others and MANIFEST not in others:
         raise StreamError(
-            f"{folder} holds {others[0]!r} and no {MANIFEST}: not a folder of this program. "
-            "Choose another --out."
+            f"{folder} holds {others[0]!r} and no {MANIFEST}: not begun by this program. "
+            "Choose another --out, or delete the folder if nothing in it is needed."
         )
     (folder / PARTIAL).mkdir(exist_ok=True)
     write_json(state, settings)

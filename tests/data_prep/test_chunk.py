@@ -252,7 +252,7 @@ def test_test_files_become_test_sets(tmp_path, capsys):
     source = write(tmp_path / "a.jsonl", plain(10))
     tests = write(tmp_path / "t.jsonl", plain(3) + plain(1))
     assert cut(source, tmp_path / "out", "--test", f"mine={tests}") == 1
-    assert "t.jsonl:4: id 's0' stands there already" in capsys.readouterr().err
+    assert "t.jsonl:4: id 's0' occurs twice" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     write(tests, plain(3))
     assert cut(source, tmp_path / "out", "--test", f"mine={tests}") == 0
