@@ -17,7 +17,7 @@ from data_prep.files import read_jsonl, write_jsonl
 from data_prep.stream import Stream
 from eval.questions import Question, prompt_of, question_of
 from eval.run_files import ChunkScores, JsonObject, PredictionLine, TaskResult
-from eval.scorers.fixed import gold_answers
+from eval.scorers.answer_text import gold_answers
 from eval.scorers.published_files import published_scores
 from eval.scorers.registry import MOST_CIDER, Scorer, open_scored_stream, scorer_of
 

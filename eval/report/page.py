@@ -132,7 +132,12 @@ def _cards(run: RunData, summary: Summary) -> list[Card]:
         ("average", "Average", "over chunks and tasks", True),
         ("forgetting", "Forgetting", "best earlier chunk minus last, tasks seen before it", True),
         ("base", "Base model", "before the stream", True),
-        ("backward", "Backward transfer", "since first exposure, tasks seen before the last chunk", False),
+        (
+            "backward",
+            "Backward transfer",
+            "since first exposure, tasks seen before the last chunk",
+            False,
+        ),
         ("forward", "Forward transfer", "just before first exposure, tasks after chunk 1", False),
         ("plasticity", "Plasticity", "best gain over the base", False),
         ("majority", "Majority answer", "best constant answer", False),
