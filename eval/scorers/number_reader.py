@@ -6,6 +6,9 @@ of ten, per cent, currency, million and the like, every dash as a sign, ranges, 
 What is none: 10:30, 1.2.3, 2024-01-05, 1st, COVID-19, the 2 of m^2 and of H2O.
 """
 
+# Other scripts and marks on purpose.
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import math
@@ -22,9 +25,9 @@ _WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
     " sixteen seventeen eighteen nineteen twenty"
 )
+_TENS = "thirty forty fifty sixty seventy eighty ninety"
 _WORD_VALUES = {word: float(value) for value, word in enumerate(_WORDS.split())} | {
-    word: 10.0 * ten
-    for ten, word in enumerate("thirty forty fifty sixty seventy eighty ninety".split(), start=3)
+    word: 10.0 * ten for ten, word in enumerate(_TENS.split(), start=3)
 }
 _SCALES = {"hundred": 1e2, "thousand": 1e3, "lakh": 1e5, "million": 1e6, "mio": 1e6, "mn": 1e6}
 _SCALES |= {"crore": 1e7, "billion": 1e9, "bn": 1e9, "trillion": 1e12, "tn": 1e12}
@@ -69,7 +72,8 @@ _NUMBER = re.compile(
     rf"(?!\d|(?:st|nd|rd|th)\b|\.\d|:\d|/\d|\s*[√π])"
 )
 _UNIT = re.compile(
-    r"\s*-?\s*(?!(?:in|of|to|and|or|at|on|for|as|is|was|by|from|with|than|the)\b)([^\W\d]+(?:\s?[/·*^]\s?-?\w+)*\^?\d?|°\s?[CF]?|[€£¥₹])\.?"
+    r"\s*-?\s*(?!(?:in|of|to|and|or|at|on|for|as|is|was|by|from|with|than|the)\b)"
+    r"([^\W\d]+(?:\s?[/·*^]\s?-?\w+)*\^?\d?|°\s?[CF]?|[€£¥₹])\.?"
 )
 _RANGE_GAP = re.compile(
     r"(?:\s*[^\W\d]{1,4}|\s*°\s?[CF]?)?\s*(?:-|to|till|until|through|~|\.\.\.?|±|\+/-)\s*"
@@ -126,7 +130,7 @@ def _value(text: str) -> float:
         return float(text)
     comma, point = text.rfind(","), text.rfind(".")
     groups = re.fullmatch(r"[1-9]\d{0,2}(?:,\d{2,3})*,\d{3}(?:\.\d+)?", text)
-    if groups or comma < 0 < point and text.count(".") == 1:
+    if groups or (comma < 0 < point and text.count(".") == 1):
         return float(text.replace(",", ""))
     return float(text.replace(".", "").replace(",", "."))
 
@@ -193,9 +197,10 @@ def _is_range(text: str, last: Number, gap: str) -> bool:
 
 
 _KNOWN_UNITS = re.compile(
-    r"(?:[kmcdµunMGTh]?(?:m|g|s|l|L|W|V|A|Hz|J|N|Pa|B|b|Wh|ton|tons|t)|in|ft|mi|mph|kph|km/h|m/s|lb|lbs|oz|"
-    r"h|hr|hrs|min|sec|°\s?[CF]?|[€£¥₹]|kg|ha|years?|yrs?|months?|weeks?|days?|hours?|minutes?|seconds?|times|"
-    r"dollars?|euros?|pounds?|cents?|people|persons?|degrees?|meters?|metres?|kilometers?|kilometres?|miles?|"
+    r"(?:[kmcdµunMGTh]?(?:m|g|s|l|L|W|V|A|Hz|J|N|Pa|B|b|Wh|ton|tons|t)|in|ft|mi|mph|kph|km/h|m/s|"
+    r"lbs?|oz|h|hrs?|min|sec|°\s?[CF]?|[€£¥₹]|kg|ha|years?|yrs?|months?|weeks?|days?|hours?|"
+    r"minutes?|seconds?|times|dollars?|euros?|pounds?|cents?|people|persons?|degrees?|meters?|"
+    r"metres?|kilometers?|kilometres?|miles?|"
     r"feet|foot|inch(?:es)?|grams?|kilograms?|liters?|litres?|units?|points?|USD|EUR|GBP)"
     r"(?:\s?[/·*^]?\s?-?[a-zA-Z0-9^]{0,4})?"
 )

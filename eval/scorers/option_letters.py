@@ -7,6 +7,9 @@ alone); else the one that opens the answer ("B. red"); else the only one in brac
 in one mention, or in brackets, are no choice.
 """
 
+# Other scripts and marks on purpose.
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import re
@@ -31,21 +34,22 @@ _STATED = re.compile(
     \b(?:answer|choice|response|solution|key|pick)\b[^.\n:：]{0,60}?
         (?:\b(?:is|are|be|was|option)\b|[:：=]|->|→|-)
     | \b(?:answer|option|choice|letter)\b
-    | \b(?:choose|chose|pick|picked|select|selected|going\ with|go\ with|go\ for|went\ with|opt\ for|
+    | \b(?:choose|chose|pick(?:ed)?|select(?:ed)?|go(?:ing)?\ (?:with|for)|went\ with|opt\ for|
         vote\ for|(?:would|'d|I)\ say|leaving|leaves|actually|wait|correction|rather)\b,?
     | \b(?:it|that|this)(?:'s|\ (?:is|must\ be|should\ be|would\ be|has\ to\ be|can\ only\ be))
     | \b(?:but|so|thus|hence|therefore)\b,?
     | (?:答案|正解|答え|정답|答|답)(?:应该|應該|应|應|就)?(?:是|为|為|は|은|は、)?[:：]?
     | [选選](?:擇|择|项|項)? | 而是 | 应为 | 應為
-    | \b(?:ответ|réponse|reponse|antwort|respuesta|risposta|resposta|jawaban|cevap|đáp\ án|odpowiedź)\b
-        (?:\ (?:correcta|correcte|correta|corretta|richtige|верный|правильный|est|ist|es|è|é|adalah|là|to))*[\ ]?[:：-]?
+    | \b(?:ответ|réponse|antwort|respuesta|risposta|resposta|jawaban|cevap|đáp\ án|odpowiedź)\b
+        (?:\ (?:correcta|correcte|correta|corretta|richtige|верный|est|ist|es|è|é|adalah|là|to))*
+        [\ ]?[:：-]?
     | (?:الإجابة|الجواب)(?:\ الصحيحة)?(?:\ هي|\ هو)?[:：]? | उत्तर(?:\ है)?[:：]? | คำตอบ(?:คือ)?[:：]?
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
 _FILLER = re.compile(
-    r"(?:\s|[(\[:：]|\b(?:the|option|choice|answer|letter|is|be|would|should|must|correct|right|best|most|"
-    r"clearly|definitely|probably|likely|therefore|indeed|then|that|really|simply|just|number|opción|option|"
+    r"(?:\s|[(\[:：]|\b(?:the|option|choice|answer|letter|is|be|would|should|must|correct|right|"
+    r"best|most|clearly|definitely|probably|likely|therefore|indeed|then|that|really|just|opción|"
     r"lettre|buchstabe|вариант|буква)\b|选项|選項|是|为|為|应|應)*\Z",
     re.IGNORECASE,
 )
@@ -57,8 +61,8 @@ _DENIED = re.compile(
 )
 _VERB = r"(?:is|are|was|were|seems?|looks?|(?:would|must|should|can|could) be)\s+(?:\w+\s+)?"
 _WRONG = re.compile(
-    rf"[)\]]?\s*(?:{_VERB}(?:wrong|incorrect|not|false|impossible|out)\b|(?:is|are|was|can|does|do)(?:n't|not)\b"
-    r"|cannot\b|不|错|錯|是错|是錯|が?間違|\?\s*\S)",
+    rf"[)\]]?\s*(?:{_VERB}(?:wrong|incorrect|not|false|impossible|out)\b"
+    r"|(?:is|are|was|can|does|do)(?:n't|not)\b|cannot\b|不|错|錯|是错|是錯|が?間違|\?\s*\S)",
     re.IGNORECASE,
 )
 _RIGHT = re.compile(
@@ -75,7 +79,8 @@ _COMMA = re.compile(r"[)\]]?\s*[,、]\s*[(\[]?")
 _PRONOUN_END = re.compile(r"\s*(?:\Z|\n|[):：、。;!?\]】]|\.(?!\.))")
 # What may follow a letter for it to stand for an option, and not for an article or a pronoun.
 _CLOSED = re.compile(
-    r"\s*(?:\Z|\n|[).:：,，、。;；!！?？\]】|]|-\s|\((?!\w\))|\b(?:because|since|as|is|was|would|must)\b|[^\x00-\x7f])"
+    r"\s*(?:\Z|\n|[).:：,，、。;；!！?？\]】|]|-\s|\((?!\w\))"
+    r"|\b(?:because|since|as|is|was|would|must)\b|[^\x00-\x7f])"
 )
 _OPENED = re.compile(
     r"\s*(?:\Z|\n|[).:：,，、。;；!\]】|]|-\s|\(|\b(?:because|since|as)\b|です|项|項|选|選|번|입니다)"
@@ -86,8 +91,9 @@ _BARE_END = re.compile(r"[)\]]?\s*[.!。]?\s*(?:\Z|\n)|[)\]]?[.!。]\s")
 _BARE_START = re.compile(r"(?:\A|\n|[.!?。:：！？]\s?)[\s(\[#>-]*\Z")
 _INITIAL = re.compile(r"\b[A-Za-z]\.[^\S\n]*\Z")
 _UNSURE = (
-    "a be definitely final guess i it is its maybe most likely must mine my of option perhaps possibly"
-    " probably surely the think thats that would choice answer certainly clearly hmm ok okay yes well sure"
+    "a be definitely final guess i it is its maybe most likely must mine my of option perhaps"
+    " possibly probably surely the think thats that would choice answer certainly clearly hmm ok"
+    " okay yes well sure"
 )
 
 
@@ -150,7 +156,8 @@ def option_letter(answer: str, gold: str = "A") -> str | None:
 def _mentions(text: str, letters: str) -> list[_Mention]:
     word = "A-Za-z0-9" if letters == LATIN else letters + letters.lower()
     pattern = re.compile(
-        rf"(?<![{word}'+#&.-])(?<![{word}]/)[{letters}{letters.lower()}](?![{word}'+#&]|-[{word}]|\.[{word}]\b)"
+        rf"(?<![{word}'+#&.-])(?<![{word}]/)[{letters}{letters.lower()}]"
+        rf"(?![{word}'+#&]|-[{word}]|\.[{word}]\b)"
     )
     found: list[_Mention] = []
     for match in pattern.finditer(text):

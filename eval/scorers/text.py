@@ -1,5 +1,8 @@
 """Text normalisation: EvalAI's for VQA (quirks on request), and a plain one for any script."""
 
+# Other scripts and marks on purpose.
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import re
@@ -107,7 +110,7 @@ def _fold_character(character: str) -> str:
 
 
 def fold(text: str) -> str:
-    """Return `text` with one spelling of each character: NFC, one width, one kind of digit and dash.
+    """Return `text` with one spelling of each character: NFC, one width, one digit, one dash.
 
     Unlike NFKC it keeps powers: "x²" becomes "x^2". "3½" becomes "3 1/2", "㎡" "m^2", "５" and "५"
     "5", every dash "-". Invisible characters go, combining marks stay.
@@ -141,7 +144,8 @@ _INNER_APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
 _PLAIN_TOKEN = re.compile(
     rf"(?<!\w)-?\d*\.?\d+(?:/\d+)?\+?(?![\w{MARKS}^])"
     rf"|(?=\w)[{UNSPACED}][{MARKS}]*"
-    rf"|[^\W_{UNSPACED}](?:[^\W_{UNSPACED}]|[{MARKS}])*(?:\++(?!\w)|\#+(?!\w)|(?<=\b\w)-(?![\w-])|\^-?\w+)?"
+    rf"|[^\W_{UNSPACED}](?:[^\W_{UNSPACED}]|[{MARKS}])*"
+    r"(?:\++(?!\w)|\#+(?!\w)|(?<=\b\w)-(?![\w-])|\^-?\w+)?"
     r"|[<>](?=\s*[-.\d])|[%$€£¥₹₩₽₺₫฿¢=±×÷√∞≤≥≠≈∼∑∫∂∆∇∈∉⊂∪∩∧∨¬∀∃]|[\u2190-\u21ff\u2600-\u26ff]"
 )
 _BLANKS = re.compile(r"\s+")

@@ -1,5 +1,8 @@
 """Yes or no out of an answer with an explanation: the first clause decides, hedges are neither."""
 
+# Other scripts and marks on purpose.
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import re
@@ -29,13 +32,15 @@ _CLAUSE = re.compile(
     r"[.,;:!?\n。，、；：！？…]|\s-+\s|\b(?:because|since|as|but|although|though|and)\b"
 )
 _BEFORE = re.compile(
-    r"(?:\s|\b(?:well|so|hmm|um|oh|okay|ok|actually|sorry|wait|or|rather|then|therefore|thus|the|final|answer|"
-    r"is|it|would|be|i|d|say|think|believe|guess|my|a|of|course|definitely|certainly|clearly|simply)\b|')*"
+    r"(?:\s|\b(?:well|so|hmm|um|oh|okay|ok|actually|sorry|wait|or|rather|then|therefore|thus|the|"
+    r"final|answer|is|it|would|be|i|d|say|think|believe|guess|my|a|of|course|definitely|certainly|"
+    r"clearly|simply)\b|')*"
 )
 _HEDGE = re.compile(
-    r"\b(?:maybe|perhaps|possibly|probably|likely|unlikely|might|unsure|uncertain|unclear|not sure|cannot|can't|"
-    r"can not|could be|may be|not certain|hard to|difficult to|depends|don't know|do not know|unknown|"
-    r"either|both|yes (?:and|or) no|no (?:and|or) yes|yes\s*/\s*no)\b|也许|可能|不确定|不知道|たぶん|わから|分から|모르|아마"
+    r"\b(?:maybe|perhaps|possibly|probably|likely|unlikely|might|unsure|uncertain|unclear|not sure|"
+    r"cannot|can't|can not|could be|may be|not certain|hard to|difficult to|depends|don't know|"
+    r"do not know|unknown|either|both|yes (?:and|or) no|no (?:and|or) yes|yes\s*/\s*no)\b"
+    r"|也许|可能|不确定|不知道|たぶん|わから|分から|모르|아마"
 )
 _IDIOM = re.compile(r"\bno (?:doubt|problem|wonder|matter|worries)\b|\bno\.?\s*\d")
 

@@ -1,5 +1,7 @@
 """Thoughts and tags around answers, and the forms that golds come in."""
 
+# Other scripts and marks on purpose.
+
 from __future__ import annotations
 
 import json
@@ -8,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from eval.score import main
-from eval.scorers.registry import FIXED, find_scorer, score_sample, score_samples
 from eval.scorers.answer_text import final_answer, find_answer, gold_answers
-from eval.scorers.registry import find_task
+from eval.scorers.registry import FIXED, find_scorer, find_task, score_sample, score_samples
 
 NAN = float("nan")
 
@@ -33,7 +34,7 @@ OUTPUTS = [
     "◁think▷A?◁/think▷B",  # Kimi-VL
     "<|begin_of_thought|>A?<|end_of_thought|>\n<|begin_of_solution|>B<|end_of_solution|>",
     "<|START_THINKING|>A?<|END_THINKING|><|START_RESPONSE|>B<|END_RESPONSE|>",
-    "<|channel|>analysis<|message|>A?<|end|><|start|>assistant<|channel|>final<|message|>B<|return|>",
+    "<|channel|>analysis<|message|>A?<|end|><|start|>assistant<|channel|>final<|message|>B",
     "analysisMaybe A.assistantfinalB",  # the same without its special tokens
     "<unused94>thought\nA?<unused95>B",  # MedGemma
     "<think>I write <think> tags now. A?</think>B",
@@ -213,7 +214,7 @@ def test_a_file_too_small_for_cider_says_so(
     path.write_text("".join(json.dumps(r) + "\n" for r in same), "utf-8")
     assert main(["--task", "TextCaps", str(path)]) == 0
     assert "chrF (characters) of the same captions: 100.00" in capsys.readouterr().err
-    things = "dog cat tree bird sun moon sea hill road boat lamp chair".split()
+    things = ("dog", "cat", "tree", "bird", "sun", "moon", "sea", "hill", "road", "boat", "lamp")
     records = [
         {"question_id": i, "gold": [f"a {t} here"], "prediction": f"a {t}"}
         for i, t in enumerate(things)

@@ -1,13 +1,16 @@
 """Boxes in answers: read by structure first, loose digits last."""
 
+# Other scripts and marks on purpose.
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.scorers.registry import score_sample
 from eval.scorers.box_overlap import parse_box
+from eval.scorers.registry import score_sample
 
 BOX = (100.0, 200.0, 500.0, 800.0)
 # All hold one box, most beside other digits.

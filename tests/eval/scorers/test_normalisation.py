@@ -1,5 +1,8 @@
 """Text in any script: what is the same, what is not, and containment."""
 
+# Other scripts and marks on purpose.
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import unicodedata

@@ -1,5 +1,8 @@
 """The one number reader: forms of numbers, what is none, the rules of tolerance, properties."""
 
+# Other scripts and marks on purpose.
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import math
@@ -8,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.scorers.registry import score_sample
 from eval.scorers.number_reader import read_answer, read_gold
+from eval.scorers.registry import score_sample
 
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d\u2796"
 
@@ -63,8 +66,9 @@ SENTENCES = [
     ("答案是5", 5),
 ]
 NOTHING = [
-    "", "no idea", "10:30", "1.2.3", "2024-01-05", "1/2/2020", "21st", "1st", "COVID-19", "H2O", "x^2",
-    "\\sqrt{2}", "2π", "2√3", "(3,5)", "1,2,3", "4 10/3", "5/0", "1e999", "10^999", "9" * 400,
+    "", "no idea", "10:30", "1.2.3", "2024-01-05", "1/2/2020", "21st", "1st", "COVID-19", "H2O",
+    "x^2", "\\sqrt{2}", "2π", "2√3", "(3,5)", "1,2,3", "4 10/3", "5/0", "1e999", "10^999",
+    "9" * 400,
 ]  # fmt: skip
 
 
@@ -148,8 +152,9 @@ def test_relaxed_accuracy(gold: str, answer: str, score: float) -> None:
 @pytest.mark.parametrize("scorer", ["number", "relaxed", "compact"])
 def test_one_reader_for_all(scorer: str) -> None:
     for gold, answer, score in (
-        ("1250", "€1,250", 1), ("-5", "−5", 1), ("-5", "5", 0), ("5", "-5", 0), ("9500", "9{,}500", 1),
-        ("200", "The total is 1,200.", 0), ("0.5", "1/2", 1), ("3.5", "3½", 1), ("2", "5 m^2", 0),
+        ("1250", "€1,250", 1), ("-5", "−5", 1), ("-5", "5", 0), ("5", "-5", 0),
+        ("9500", "9{,}500", 1), ("200", "The total is 1,200.", 0), ("0.5", "1/2", 1),
+        ("3.5", "3½", 1), ("2", "5 m^2", 0),
     ):  # fmt: skip
         assert score_sample(scorer, answer, {"gold": gold}) == score, (gold, answer)
 
@@ -164,8 +169,9 @@ NUMBERS = st.one_of(
     ["{}", "${}", "{} %", "The total is {}.", "\\boxed{{{}}}", "**{}**", "{} km", "answer: {}",
      "It is {}, I think."]))  # fmt: skip
 def test_grouped_and_wrapped_numbers_keep_their_value(number: float, form: str) -> None:
-    for written in (f"{number:,}", str(number), f"{number:,}".replace(",", "{,}"),
-                    f"{number:,}".replace(",", "\u202f"), f"{number:,}".replace("-", "−")):  # fmt: skip
+    grouped = f"{number:,}"
+    forms = (",", "{,}", "\u202f", "", "\u2009")
+    for written in [grouped.replace(",", mark) for mark in forms] + [grouped.replace("-", "−")]:
         found = read_answer(form.format(written))
         assert found is not None
         assert found.low == found.high == pytest.approx(float(number))

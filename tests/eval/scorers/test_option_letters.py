@@ -1,11 +1,14 @@
 """The option letter in an answer: phrasings of models and of public bug reports, false hits too."""
 
+# Other scripts and marks on purpose.
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import pytest
 
-from eval.scorers.registry import score_sample
 from eval.scorers.option_letters import gold_letter, option_letter
+from eval.scorers.registry import score_sample
 
 PICKED = [
     ("A", "A"),

@@ -1,5 +1,8 @@
 """Yes and no with an explanation behind: the first clause decides, hedges are wrong."""
 
+# Other scripts and marks on purpose.
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import pytest
