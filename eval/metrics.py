@@ -2,9 +2,17 @@
 
 `a` is (..., chunks + 1, tasks): row 0 the base model before the stream, row c the model after chunk
 c, NaN = not evaluated and never 0; leading axes (bootstrap replicates, seeds) are carried through.
-C is the last row in which anything was evaluated. Definitions: Lopez-Paz and Ranzato 2017, Chaudhry
-et al. 2018, with the first chunk that held a task as its first exposure. A task's value is NaN
-where a number that it needs is missing; means run over the tasks that have one.
+C is the last row in which anything was evaluated.
+
+The published definitions know one task a chunk: Chaudhry et al. 2018 (eq. 3 and 4) take forgetting
+over the tasks before the last, Lopez-Paz and Ranzato 2017 (eq. 3 and 4) backward transfer over the
+tasks before the last and forward transfer over the tasks after the first: T - 1 tasks each. Here a
+task may come again. c_i is the FIRST chunk that held task i, whatever comes later, and takes the
+task's place in the order: forgetting and backward transfer are over the tasks with c_i < C, forward
+transfer over those with 1 < c_i <= C. With one task a chunk these are the published numbers.
+
+A task's value is NaN where it is left out by definition or a number that it needs is missing;
+means run over the tasks that have one.
 """
 
 from __future__ import annotations
@@ -65,21 +73,36 @@ def average(a: Array) -> Array:
     return mean_over(mean_over(a[..., 1:, :]))
 
 
-def forgetting_by_task(a: Array) -> Array:
-    """Return max_{1 <= c < C} a[c, i] - a[C, i]: (..., tasks); negative where the task still grew.
+def _among(values: Array, first: First, lowest: int, highest: int) -> Array:
+    """Return `values` (..., tasks), NaN for tasks whose first chunk is not in lowest..highest."""
+    inside = [chunk is not None and lowest <= chunk <= highest for chunk in first]
+    return np.where(np.array(inside, dtype=bool), values, np.nan)
 
-    The base model (row 0) is no chunk: what the stream never taught cannot be forgotten.
+
+def forgetting_by_task(a: Array, first: First) -> Array:
+    """Return f_i = max_{1 <= c < C} a[c, i] - a[C, i] of the tasks with c_i < C: (..., tasks).
+
+    Chaudhry et al. 2018, eq. 3. Negative where the task still grew. Not defined, NaN: a task that
+    came first in the last chunk, and one that the stream never taught. A task that comes again
+    keeps its c_i; its best chunk may be one in which it came again, and where chunk C teaches it
+    once more, f_i is what is left of the loss after that. The base model (row 0) is no chunk.
+
+    Args:
+        a: the matrix.
+        first: for each task c_i, the first chunk (from 1) that held it, None: never.
     """
-    return max_over(a[..., 1 : max(last_row(a), 1), :], axis=-2) - last_by_task(a)
+    chunk = last_row(a)
+    best = max_over(a[..., 1 : max(chunk, 1), :], axis=-2)
+    return _among(best - last_by_task(a), first, 1, chunk - 1)
 
 
-def forgetting(a: Array) -> Array:
-    """Return the mean forgetting over tasks: (...)."""
-    return mean_over(forgetting_by_task(a))
+def forgetting(a: Array, first: First) -> Array:
+    """Return the mean forgetting over the tasks with c_i < C (eq. 4): (...)."""
+    return mean_over(forgetting_by_task(a, first))
 
 
 def _at_first(a: Array, first: First, shift: int) -> Array:
-    """Return a[first_i + shift, i] for every task: (..., tasks); NaN for a task never seen."""
+    """Return a[c_i + shift, i] for every task: (..., tasks); NaN for a task never seen."""
     columns = [
         np.full(a.shape[:-2], np.nan) if chunk is None else _row(a, chunk + shift)[..., task]
         for task, chunk in enumerate(first)
@@ -88,27 +111,38 @@ def _at_first(a: Array, first: First, shift: int) -> Array:
 
 
 def backward_transfer_by_task(a: Array, first: First) -> Array:
-    """Return a[C, i] - a[c_i, i], c_i the first chunk that held task i: (..., tasks).
+    """Return a[C, i] - a[c_i, i] of the tasks with c_i < C: (..., tasks).
+
+    Lopez-Paz and Ranzato 2017, eq. 3. A task that came first in the last chunk would add a 0 that
+    is no transfer: NaN. For a task that comes again it is the change since its first chunk, what
+    later chunks of the same task taught included.
 
     Args:
         a: the matrix.
-        first: for each task the first chunk (from 1) that held it, None: never.
+        first: for each task c_i, the first chunk (from 1) that held it, None: never.
     """
-    return last_by_task(a) - _at_first(a, first, 0)
+    values = last_by_task(a) - _at_first(a, first, 0)
+    return _among(values, first, 1, last_row(a) - 1)
 
 
 def backward_transfer(a: Array, first: First) -> Array:
-    """Return the mean backward transfer after first exposure: (...)."""
+    """Return the mean backward transfer over the tasks with c_i < C: (...)."""
     return mean_over(backward_transfer_by_task(a, first))
 
 
 def forward_transfer_by_task(a: Array, first: First) -> Array:
-    """Return a[c_i - 1, i] - a[0, i]: (..., tasks); 0 for a task of chunk 1 by definition."""
-    return _at_first(a, first, -1) - _row(a, 0)
+    """Return a[c_i - 1, i] - a[0, i] of the tasks with 1 < c_i <= C: (..., tasks).
+
+    Lopez-Paz and Ranzato 2017, eq. 4, with the base model's score for that of a random
+    initialisation. A task of chunk 1 would add a 0 that is no transfer: NaN. A task that comes
+    again counts once, before its first chunk.
+    """
+    values = _at_first(a, first, -1) - _row(a, 0)
+    return _among(values, first, 2, last_row(a))
 
 
 def forward_transfer(a: Array, first: First) -> Array:
-    """Return the mean forward transfer: (...)."""
+    """Return the mean forward transfer over the tasks with 1 < c_i <= C: (...)."""
     return mean_over(forward_transfer_by_task(a, first))
 
 
@@ -159,7 +193,7 @@ STREAM_SCORES = (
         lambda a, _: mean_over(a[..., 1:, :], axis=-2),
         total=lambda a, _: average(a),
     ),
-    StreamScore("forgetting", "Forgetting", lambda a, _: forgetting_by_task(a), False),
+    StreamScore("forgetting", "Forgetting", forgetting_by_task, False),
     StreamScore("backward", "Backward transfer", backward_transfer_by_task),
     StreamScore("forward", "Forward transfer", forward_transfer_by_task),
     StreamScore("plasticity", "Plasticity", lambda a, _: plasticity_by_task(a)),

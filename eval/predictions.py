@@ -17,7 +17,7 @@ from data_prep.files import read_jsonl, write_jsonl
 from data_prep.stream import Stream
 from eval.questions import Question, prompt_of, question_of
 from eval.run_files import ChunkScores, JsonObject, PredictionLine, TaskResult
-from eval.scorers.fixed import gold_answers
+from eval.scorers.answer_text import find_answer, gold_answers
 from eval.scorers.published_files import published_scores
 from eval.scorers.registry import MOST_CIDER, Scorer, open_scored_stream, scorer_of
 
@@ -267,6 +267,9 @@ def _task_result(lines: Sequence[PredictionLine], scorer: Scorer) -> TaskResult:
         measured = scored.failed < len(lines)
         cider = 100 * MOST_CIDER * fmean(scored.scores) if measured else math.nan
         result["cider"] = _number(cider)
+    unfinished = sum(find_answer(line["prediction"] or "").unfinished for line in lines)
+    if unfinished:
+        result["unfinished"] = unfinished
     return result
 
 

@@ -16,7 +16,7 @@ from statistics import fmean
 
 from data_prep.files import read_jsonl, write_jsonl
 from eval.run_files import JsonObject
-from eval.scorers.fixed import gold_answers
+from eval.scorers.answer_text import gold_answers
 from eval.scorers.registry import open_scored_stream
 
 Question = tuple[tuple[tuple[str, str], ...], tuple[str, ...]]

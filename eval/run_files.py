@@ -74,9 +74,11 @@ class TaskResult(_TaskResult, total=False):
         cut: answers that reached the longest length allowed.
         stderr: standard error of `score` over the samples.
         cider: for captions, CIDEr-D x 100 (0 to 1,000), of which `score` is the clipped part.
+        unfinished: outputs that end inside a thought, which are empty answers; absent: none.
     """
 
     cider: float | None
+    unfinished: int
 
 
 class PublishedScores(TypedDict):

@@ -3,9 +3,11 @@
 FILE is JSON Lines of {question_id, gold, prediction}; Grounding's gold is {answer_bbox, size},
 TextCaps' a list of captions. One JSON line a sample goes to standard output, {question_id, score}
 with score in 0..1 (captions: CIDEr-D / 10, and `cider` beside it), then a summary to standard
-error. A sample without an answer, or one that cannot be scored, earns 0, says why in `error`, and
-is named with its line. The exit code is 2 where the file as a whole cannot be trusted: no JSON, no
-sample, a question twice.
+error. `fixed` judges what follows a thought (<think>...</think>); a thought without an end is an
+empty answer. Where the file is too small for CIDEr, captions have `chrf` too, from 0 to 1, and the
+summary says so. A sample without an answer, or one that cannot be scored, earns 0, says why in
+`error`, and is named with its line. The exit code is 2 where the file as a whole cannot be trusted:
+no JSON, no sample, a question twice.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from data_prep.files import Record, numbered_jsonl
+from eval.scorers import cider
+from eval.scorers.answer_text import final_answer, find_answer, gold_answers, is_missing
 from eval.scorers.registry import MOST_CIDER, TASKS, Scorer, find_task
 
 REQUIRED = ("question_id", "gold", "prediction")
 MOST_NAMED = 20
+FEWEST_PICTURES = 10  # below this, how rare a word is says little about it
 Numbered = tuple[int, Record]
 
 
@@ -29,11 +35,23 @@ def score_records(records: Sequence[Record], scorer: Scorer) -> list[Record]:
     """Return one result a record, in order: question_id, score, and `error` where there is none.
 
     A missing answer (null, or an `error` in the record) and a record that cannot be scored earn
-    0 and say so; they never reach the scorer.
+    0 and say so; they never reach the scorer. NaN, which pandas writes for an empty cell, is an
+    empty answer to the `fixed` scorers.
     """
+    if scorer.read is not None:
+        records = [_without_nan(record) for record in records]
     if scorer.sample is None:
-        return _score_captions(records, scorer)
-    return [_score_one(record, scorer) for record in records]
+        results = _score_captions(records, scorer)
+    else:
+        results = [_score_one(record, scorer) for record in records]
+    if scorer.read is final_answer:
+        _mark_unfinished(records, results)
+    return results
+
+
+def _without_nan(record: Record) -> Record:
+    answer = record.get("prediction")
+    return record | {"prediction": ""} if answer is not None and is_missing(answer) else record
 
 
 def _problem(record: Record) -> str | None:
@@ -47,7 +65,7 @@ def _problem(record: Record) -> str | None:
     if not isinstance(record["prediction"], str):
         return f"prediction: found {record['prediction']!r}, expected text"
     gold = record["gold"]
-    if gold is None or (isinstance(gold, float) and not math.isfinite(gold)):
+    if is_missing(gold) or gold in (math.inf, -math.inf):
         return f"gold: found {gold!r}, expected an answer"
     return None
 
@@ -65,22 +83,45 @@ def _score_one(record: Record, scorer: Scorer) -> Record:
 
 def _score_captions(records: Sequence[Record], scorer: Scorer) -> list[Record]:
     # Document frequencies are the whole file's, failed samples included.
-    usable = [r for r in records if isinstance(r.get("gold"), list | str) and r["gold"]]
+    problems = [_problem(record) or _reference_problem(record) for record in records]
+    usable = [r for r in records if not is_missing(r.get("gold")) and not _reference_problem(r)]
     answers = ["" if _problem(r) else r["prediction"] for r in usable]
     scores = dict(zip(map(id, usable), scorer.score_all(answers, usable), strict=True))
+    weightless = cider.without_weight(scorer.caption_tokens(answers, usable)[1])
+    small = bool(weightless) or len(usable) < FEWEST_PICTURES
     results = []
-    for record in records:
-        problem = _problem(record)
-        if problem is None and id(record) not in scores:
-            problem = f"gold: found {record['gold']!r}, expected a list of captions"
+    for record, problem in zip(records, problems, strict=True):
         result = _result(record, 0.0 if problem else scores[id(record)], problem)
-        results.append(result | {"cider": result["score"] * MOST_CIDER})
+        result["cider"] = result["score"] * MOST_CIDER
+        if small and not problem:
+            read = scorer.read or str
+            result["chrf"] = cider.chrf(read(record["prediction"]), gold_answers(record))
+        results.append(result)
     return results
+
+
+def _reference_problem(record: Record) -> str | None:
+    """Return why a record has no reference captions, None if it has."""
+    if not isinstance(record.get("gold"), list | str | dict) or not record["gold"]:
+        return f"gold: found {record.get('gold')!r}, expected a list of captions"
+    try:
+        gold_answers(record)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _result(record: Record, score: float, problem: str | None) -> Record:
     result: Record = {"question_id": record.get("question_id"), "score": score}
     return result | ({"error": problem} if problem else {})
+
+
+def _mark_unfinished(records: Sequence[Record], results: Sequence[Record]) -> None:
+    """Note in the results which outputs end inside a thought."""
+    for record, result in zip(records, results, strict=True):
+        answer = record.get("prediction")
+        if isinstance(answer, str) and "error" not in result and find_answer(answer).unfinished:
+            result["unfinished_thought"] = True
 
 
 def summarise(task: str, variant: str, results: Sequence[Record], scorer: Scorer) -> str:
@@ -91,7 +132,24 @@ def summarise(task: str, variant: str, results: Sequence[Record], scorer: Scorer
     scores = [float(result["score"]) for result in results]
     mean = 100.0 * sum(scores) / len(scores) * (1.0 if scorer.sample else MOST_CIDER)
     text = f"{task} ({variant}): {mean:.2f} over {len(results)} samples, {failed} failed"
-    return text + (" (failed samples earn nothing)" if failed else "")
+    text += " (failed samples earn nothing)" if failed else ""
+    unfinished = sum("unfinished_thought" in result for result in results)
+    if unfinished:
+        text += f", {unfinished} thoughts without an end (empty answers)"
+    return text
+
+
+def caption_note(results: Sequence[Record]) -> str | None:
+    """Return what is to be said of a file of captions that is too small for CIDEr, else None."""
+    scores = [float(result["chrf"]) for result in results if "chrf" in result]
+    if not scores:
+        return None
+    return (
+        f"too small for CIDEr: it weighs words by how rare they are in the whole file, and words"
+        f" that stand with every picture earn 0, with one picture all of them ({len(results)} here,"
+        f" fewer than {FEWEST_PICTURES} say little); chrF (characters) of the same captions:"
+        f" {100 * fmean(scores):.2f} of 100"
+    )
 
 
 def duplicates(lines: Sequence[Numbered]) -> list[str]:
@@ -101,8 +159,10 @@ def duplicates(lines: Sequence[Numbered]) -> list[str]:
     for number, record in lines:
         if "question_id" not in record:
             continue
-        # JSON keeps 7 and "7" apart, as the published scripts do.
-        name = json.dumps(record["question_id"])
+        # JSON keeps 7 and "7" apart, as the published scripts do; 7.0 is what pandas makes of 7.
+        question = record["question_id"]
+        whole = isinstance(question, float) and question.is_integer()
+        name = json.dumps(int(question) if whole else question)
         if name in seen:
             repeated.append(
                 f"{number}: question_id {name} stands there twice, first in {seen[name]}"
@@ -128,10 +188,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--task", required=True, help=", ".join(TASKS))
     parser.add_argument("--variant", default="fixed", choices=["fixed", "released"])
+    parser.add_argument(
+        "--keep-thoughts", action="store_true", help="judge the whole output, thoughts included"
+    )
     parser.add_argument("file", type=Path)
     options = parser.parse_args(arguments)
     try:
         scorer = find_task(options.task).scorer(options.variant)
+        scorer = scorer.with_thoughts() if options.keep_thoughts else scorer
         lines = list(numbered_jsonl(options.file))
         if not lines:
             raise ValueError(f"{options.file}:1: no samples, nothing to score")
@@ -155,6 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"eval.score: {options.file}: {text}", file=sys.stderr)
         return 2
     print(summarise(options.task, options.variant, results, scorer), file=sys.stderr)
+    if note := caption_note(results):
+        print(f"eval.score: {options.file}: {note}", file=sys.stderr)
     return 0
 
 

@@ -63,7 +63,7 @@ def summarise(run: RunData) -> Summary:
     statistics: dict[str, Callable[[Array], Array]] = {
         "last": metrics.last,
         "average": metrics.average,
-        "forgetting": metrics.forgetting,
+        "forgetting": lambda m: metrics.forgetting(m, first),
         "backward": lambda m: metrics.backward_transfer(m, first),
         "forward": lambda m: metrics.forward_transfer(m, first),
         "plasticity": metrics.plasticity,
@@ -102,7 +102,7 @@ def _task_rows(
         "base": lambda m: m[..., 0, :],
         "best": lambda m: metrics.max_over(m[..., 1:, :], axis=-2),
         "last": metrics.last_by_task,
-        "forgetting": metrics.forgetting_by_task,
+        "forgetting": lambda m: metrics.forgetting_by_task(m, first),
         "backward": lambda m: metrics.backward_transfer_by_task(m, first),
         "forward": lambda m: metrics.forward_transfer_by_task(m, first),
     }

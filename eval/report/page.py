@@ -130,10 +130,15 @@ def _cards(run: RunData, summary: Summary) -> list[Card]:
     rows = [
         ("last", "Last", f"mean over tasks after chunk {run.evaluated}", True),
         ("average", "Average", "over chunks and tasks", True),
-        ("forgetting", "Forgetting", "best earlier chunk minus last", True),
+        ("forgetting", "Forgetting", "best earlier chunk minus last, tasks seen before it", True),
         ("base", "Base model", "before the stream", True),
-        ("backward", "Backward transfer", "since first exposure", False),
-        ("forward", "Forward transfer", "just before first exposure", False),
+        (
+            "backward",
+            "Backward transfer",
+            "since first exposure, tasks seen before the last chunk",
+            False,
+        ),
+        ("forward", "Forward transfer", "just before first exposure, tasks after chunk 1", False),
         ("plasticity", "Plasticity", "best gain over the base", False),
         ("majority", "Majority answer", "best constant answer", False),
     ]

@@ -98,7 +98,10 @@ def published_table(run: RunData) -> Table | None:
         cider = entry.get("cider")
         raw = "" if cider is None else f"CIDEr {cider:.1f}"
         crash = f"would crash: {crashes[task]}" if task in crashes else ""
-        notes = [raw, f"{entry['cut']} cut off" if entry.get("cut") else "", crash]
+        cut = f"{entry['cut']} cut off" if entry.get("cut") else ""
+        unfinished = entry.get("unfinished")
+        thoughts = f"{unfinished} thoughts without an end" if unfinished else ""
+        notes = [raw, cut, thoughts, crash]
         value = theirs.get(task)
         shown = "–" if value is None else f"{value:.1f}"  # noqa: RUF001
         score = math.nan if entry["score"] is None else entry["score"]

@@ -1,6 +1,8 @@
 """CIDEr-D (Vedantam, Zitnick and Parikh, CVPR 2015), written from the paper's formulas.
 
-Values run from 0 to 10 an image, as in the published evaluation; tables multiply by 100.
+Values run from 0 to 10 an image, as in the published evaluation; tables multiply by 100. It weighs
+words by how rare they are in the whole corpus, so that a single picture earns 0 for any caption:
+`without_weight` finds such pictures, and `chrf` scores a caption with its references alone.
 """
 
 from __future__ import annotations
@@ -9,12 +11,18 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple
+
+from eval.scorers.text import MARKS, UNSPACED, fold
 
 LONGEST_NGRAM = 4
 SIGMA = 6.0
 Ngram = tuple[str, ...]
-_TOKEN = re.compile(r"(?<!\w)n't|'\w+|\d+(?:[.,:]\d+)*|\w+(?:[-.]\w+)*|[$%&#]", re.UNICODE)
+_LETTER = rf"(?:[^\W{UNSPACED}]|[{MARKS}])"
+_TOKEN = re.compile(
+    rf"(?<!\w)n't|'{_LETTER}+|\d+(?:[.,:]\d+)*|[{UNSPACED}][{MARKS}]*|{_LETTER}+(?:[-.]{_LETTER}+)*|[$%&#]"
+)
 _CLITIC = re.compile(r"(?<=\w)(n't|'s|'re|'ve|'ll|'d|'m)\b")
 
 
@@ -22,9 +30,10 @@ def ptb_tokens(text: str) -> list[str]:
     """Return lower-cased tokens in the manner of the Penn Treebank, punctuation dropped.
 
     The COCO caption evaluation tokenises this way: clitics are parted ("don't" -> "do", "n't"),
-    hyphenated words and numbers stay whole, commas, full stops and quotes go.
+    hyphenated words and numbers stay whole, commas, full stops and quotes go. A script that writes
+    no blanks is taken character by character.
     """
-    text = text.lower().replace("\u2019", "'")
+    text = fold(text).lower()
     return _TOKEN.findall(_CLITIC.sub(r" \1", text))
 
 
@@ -101,3 +110,43 @@ def _similarity(answer: _Weighted, reference: _Weighted) -> float:
         if norm:
             total += sum(min(own[n], other[n]) * other[n] for n in own if n in other) / norm
     return penalty * total / LONGEST_NGRAM
+
+
+def without_weight(references: Sequence[Sequence[Sequence[str]]]) -> list[int]:
+    """Return the images that earn 0 even for a caption equal to their longest reference.
+
+    Their n-grams stand in every image, as do all of a corpus of one image.
+    """
+    scores = cider_d([max(image, key=len) for image in references], references)
+    return [number for number, score in enumerate(scores) if score == 0]
+
+
+CHRF_LONGEST = 6
+CHRF_BETA = 2.0
+
+
+def chrf(prediction: str, references: Sequence[str]) -> float:
+    """Return chrF2 (Popovic 2015) of a caption, 0 to 1: the best over its references.
+
+    Character n-grams of 1 to 6 of the tokens without blanks, precision and recall averaged over
+    the lengths that both have. It needs no other picture.
+    """
+    return max((_chrf(prediction, reference) for reference in references), default=0.0)
+
+
+def _chrf(prediction: str, reference: str) -> float:
+    own, other = ("".join(ptb_tokens(text)) for text in (prediction, reference))
+    precisions, recalls = [], []
+    for length in range(1, min(CHRF_LONGEST, len(own), len(other)) + 1):
+        counts = [
+            Counter(text[at : at + length] for at in range(len(text) - length + 1))
+            for text in (own, other)
+        ]
+        shared = (counts[0] & counts[1]).total()
+        precisions.append(shared / counts[0].total())
+        recalls.append(shared / counts[1].total())
+    if not sum(precisions):
+        return 0.0
+    precision, recall = fmean(precisions), fmean(recalls)
+    weight = CHRF_BETA**2
+    return (1 + weight) * precision * recall / (weight * precision + recall)

@@ -1,50 +1,39 @@
 """The `fixed` scorers: one pure function each, (prediction, record) -> score in 0..1.
 
 A record is a test sample or a prediction line: its gold is `gold`, `answer`, or the last assistant
-turn of `messages`; Grounding has `answer_bbox` and `size`, captions have `references`.
+turn of `messages`; Grounding has `answer_bbox` and `size`, captions have `references`. The
+prediction is the answer alone: `registry` takes thoughts off before (answer_text.final_answer).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from eval.scorers import box_overlap as boxes
-from eval.scorers.text import contains_words, evalai, plain
+from eval.scorers.answer_text import GoldRecord, gold_answers
+from eval.scorers.number_reader import (
+    Number,
+    read_answer,
+    read_gold,
+    relaxed_number,
+    same_number,
+)
+from eval.scorers.option_letters import gold_letter, option_letter
+from eval.scorers.text import contains_words, plain, vqa_text
+from eval.scorers.yes_no import is_yes_no, says
 
-# A test sample, a prediction line or a line of an answers file: whatever has a gold answer.
-GoldRecord = Mapping[str, Any]
 CONSENSUS = 3.0
-RELAXED_TOLERANCE = 0.05
-
-
-def gold_answers(record: GoldRecord) -> list[str]:
-    """Return the gold answers of a record, at least one.
-
-    Raises:
-        ValueError: the record has none.
-    """
-    for key in ("references", "gold", "answer"):
-        if record.get(key) is not None and record[key] != []:
-            value = record[key]
-            return [str(item) for item in value] if isinstance(value, list) else [str(value)]
-    for message in reversed(record.get("messages") or []):
-        if message.get("role") == "assistant":
-            return [str(message["content"])]
-    found = sorted(record)
-    raise ValueError(f"record {record.get('id')!r}: no gold; expected 'gold', 'answer',"
-                     f" 'references' or an assistant turn, found the keys {found}")  # fmt: skip
 
 
 def vqa(prediction: str, record: GoldRecord) -> float:
     """Return VQA accuracy: equality after the EvalAI normalisation.
 
     With several gold answers min(n / 3, 1), n the annotators who agree (VQA v2). An answer that
-    normalises to nothing is wrong, so "The" never equals "A".
+    normalises to nothing is wrong, so "The" never equals "A"; "C++" and "-5" keep their signs.
     """
-    answer = evalai(prediction)
-    golds = [evalai(gold) for gold in gold_answers(record)]
+    answer = vqa_text(prediction)
+    golds = [vqa_text(gold) for gold in gold_answers(record)]
     if not answer:
         return 0.0
     if len(golds) == 1:
@@ -59,10 +48,31 @@ def exact(prediction: str, record: GoldRecord) -> float:
 
 
 def compact(prediction: str, record: GoldRecord) -> float:
-    """Return 1 for equality without blanks and marks, on both sides (FinVis: "A, B" is "AB")."""
+    """Return 1 for equality without blanks and marks, on both sides (FinVis: "A, B" is "AB").
+
+    A gold that is one letter is also picked as by `choice`, one that is a number also given as by
+    `number`.
+    """
     answer = plain(prediction).replace(" ", "")
-    golds = (plain(gold).replace(" ", "") for gold in gold_answers(record))
-    return float(bool(answer) and any(answer == gold for gold in golds))
+    golds = gold_answers(record)
+    if answer and any(answer == plain(gold).replace(" ", "") for gold in golds):
+        return 1.0
+    return float(any(_same_letter_or_number(prediction, gold) for gold in golds))
+
+
+def _same_letter_or_number(prediction: str, gold: str) -> bool:
+    if letter := gold_letter(gold):
+        return option_letter(prediction, letter) == letter
+    return bool(_match_numbers(prediction, gold, same_number))
+
+
+def _match_numbers(
+    prediction: str, gold: str, same: Callable[[Number, Number], bool]
+) -> bool | None:
+    """Return whether both give the same number, None if one of them gives none."""
+    wanted = read_gold(gold)
+    found = None if wanted is None else read_answer(prediction)
+    return None if wanted is None or found is None else same(found, wanted)
 
 
 def label(prediction: str, record: GoldRecord) -> float:
@@ -77,9 +87,17 @@ def label(prediction: str, record: GoldRecord) -> float:
 
 
 def contains(prediction: str, record: GoldRecord) -> float:
-    """Return 1 if a gold answer stands in the prediction as a word sequence (MLLM-CL)."""
+    """Return 1 if a gold answer stands in the prediction as a word sequence (MLLM-CL).
+
+    Yes and no: the first clause decides (see `yes_no`).
+    """
     answer = plain(prediction)
-    return float(any(contains_words(answer, plain(gold)) for gold in gold_answers(record)))
+    return float(
+        any(
+            says(prediction, gold) if is_yes_no(gold) else contains_words(answer, plain(gold))
+            for gold in gold_answers(record)
+        )
+    )
 
 
 FORMULAS = "Handwritten Mathematical Expression Recognition"
@@ -97,47 +115,33 @@ def ocr(prediction: str, record: GoldRecord) -> float:
     return float(any(gold and gold in answer for gold in golds))
 
 
-# "A", "(A) up", "A: up", "**B**"; a bare "A car" is an article, not an option.
-_LEADING_LETTER = re.compile(r"^[\W_]*([A-Za-z])(?:[\W_]*$|[).:,\]*\"'])")
-_NAMED_LETTER = re.compile(
-    r"\b(?:answer|option|choice)\b(?:\s+is)?[\s:]*[\W_]*([A-Z])(?![\w'])", re.IGNORECASE
-)
-_LETTER = re.compile(r"[A-Za-z]")
-YES_NO = ("yes", "no")
-
-
 def choice(prediction: str, record: GoldRecord) -> float:
     """Return 1 if the prediction picks the gold option.
 
-    Equality after the EvalAI normalisation; a gold letter also by "(A) up" or "the answer is A";
-    a gold that is one option of a list (`record["options"]`, or yes and no) also when it stands in
-    the prediction as a word sequence and no other option does.
+    Equality after the EvalAI normalisation; a gold letter also by "(A) up" or "the answer is A"
+    (see `option_letters`); yes and no by the first clause (see `yes_no`); a gold that is one option
+    of a list (`record["options"]`) also when it stands in the prediction as a word sequence and no
+    other option does.
     """
     return float(any(_chooses(prediction, gold, record) for gold in gold_answers(record)))
 
 
 def _chooses(prediction: str, gold: str, record: GoldRecord) -> bool:
-    gold = gold.strip()
     # A letter must not go through EvalAI: the option "A" would vanish as an article.
-    if _LETTER.fullmatch(gold):
-        return option_letter(prediction) == gold.upper()
-    answer, wanted = evalai(prediction), evalai(gold)
+    if letter := gold_letter(gold):
+        return option_letter(prediction, letter) == letter
+    options = [str(option) for option in record.get("options") or []]
+    if is_yes_no(gold) and all(map(is_yes_no, options)):
+        return says(prediction, gold)
+    answer, wanted = vqa_text(prediction), vqa_text(gold)
     if answer and answer == wanted:
         return True
-    options = [evalai(str(option)) for option in record.get("options") or []]
-    if wanted in YES_NO and not options:
-        options = list(YES_NO)
-    return wanted in options and _names_only(answer, wanted, options)
+    return wanted in map(vqa_text, options) and _names_only(plain(prediction), gold, options)
 
 
-def option_letter(prediction: str) -> str | None:
-    """Return the option letter that an answer picks, upper-case, or None."""
-    match = _LEADING_LETTER.search(prediction) or _NAMED_LETTER.search(prediction)
-    return match.group(1).upper() if match else None
-
-
-def _names_only(answer: str, wanted: str, options: list[str]) -> bool:
-    others = (o for o in options if o != wanted and not contains_words(wanted, o))
+def _names_only(answer: str, gold: str, options: list[str]) -> bool:
+    wanted = plain(gold)
+    others = (o for o in map(plain, options) if o != wanted and not contains_words(wanted, o))
     return contains_words(answer, wanted) and not any(contains_words(answer, o) for o in others)
 
 
@@ -150,53 +154,42 @@ def grounding(prediction: str, record: GoldRecord) -> float:
     Raises:
         ValueError: the gold box or the size cannot be read.
     """
-    gold, size = _gold_box(record)
+    fields = record["gold"] if isinstance(record.get("gold"), Mapping) else record
+    gold, size = _gold_box(record, fields)
     box = boxes.parse_box(prediction)
     if box is None:
         return 0.0
-    found = boxes.to_pixels(box, size, record.get("box_format", "unit"))
+    box_format = record.get("box_format") or fields.get("box_format") or "unit"
+    found = boxes.to_pixels(box, size, box_format)
     return float(boxes.iou(found, boxes.to_pixels(gold, size, "unit")) > 0.5)
 
 
-def _gold_box(record: GoldRecord) -> tuple[boxes.Box, list[float]]:
-    fields = record["gold"] if isinstance(record.get("gold"), dict) else record
-    written = fields.get("answer_bbox")
+def _gold_box(record: GoldRecord, fields: GoldRecord) -> tuple[boxes.Box, list[float]]:
+    written, size = fields.get("answer_bbox"), fields.get("size")
     box = boxes.parse_box(str(written)) if written is not None else None
-    size = fields.get("size")
-    if box is None or not isinstance(size, list) or len(size) != 2:
+    sides = boxes.parse_numbers(str(size))
+    if box is None or len(sides) != 2:
         raise ValueError(
             f"record {record.get('id', record.get('question_id'))!r}: found answer_bbox={written!r}"
             f" and size={size!r}, expected '[x1, y1, x2, y2]' and [width, height]"
         )
-    return box, [float(side) for side in size]
-
-
-_AMOUNT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?")
-
-
-def _amount(text: str) -> float | None:
-    """Return the number that a whole answer states ("$1,200", "25 %", "1/2"), or None."""
-    text = text.strip().rstrip(".").lower().replace("\u2212", "-").replace("percent", "%")
-    text = re.sub(r"(?<=\d)[, ](?=\d{3}(?!\d))", "", text).replace("$", "").replace("%", "").strip()
-    parts = [part.strip() for part in text.split("/")]
-    if not 1 <= len(parts) <= 2 or not all(_AMOUNT.fullmatch(part) for part in parts):
-        return None
-    top, bottom = float(parts[0]), float(parts[1]) if len(parts) == 2 else 1.0
-    return top / bottom if bottom else None
+    return box, sides
 
 
 def relaxed(prediction: str, record: GoldRecord) -> float:
     """Return relaxed accuracy (ChartQA): numbers within 5 % of the gold, text by equality.
 
-    A gold of 0 wants 0. Percent signs, currency and thousands separators are not looked at.
+    Years are exact (see `number_reader.relaxed_number`), yes and no are read by the first clause.
     """
     return float(any(_relaxed_match(prediction, gold) for gold in gold_answers(record)))
 
 
 def _relaxed_match(prediction: str, gold: str) -> bool:
-    wanted, found = _amount(gold), _amount(prediction)
-    if wanted is not None and found is not None:
-        return abs(found - wanted) <= RELAXED_TOLERANCE * abs(wanted) + 1e-12
+    if is_yes_no(gold):
+        return says(prediction, gold)
+    matches = _match_numbers(prediction, gold, relaxed_number)
+    if matches is not None:
+        return matches
     answer = plain(prediction)
     return bool(answer) and answer == plain(gold)
 
@@ -213,7 +206,7 @@ def science(prediction: str, record: GoldRecord) -> float:
     if len(wanted) > 1:
         named = _items(prediction)
         return len(wanted & named) / max(len(wanted), len(named))
-    if choice(prediction, record) or _LETTER.fullmatch(gold.strip()):
+    if choice(prediction, record) or gold_letter(gold):
         return choice(prediction, record)
     return contains(prediction, record)
 
@@ -226,18 +219,16 @@ def _items(text: str) -> set[str]:
 def number(prediction: str, record: GoldRecord) -> float:
     """Return 1 for the same number, else as `choice` (MLLM-CL Math: options, integers, decimals).
 
-    A longer answer is read by its last number: it was asked to end with the value.
+    In a longer answer the boxed or stated number counts, else the last: it was asked to end with
+    the value (see `number_reader.read_answer`).
     """
     return float(any(_same_number(prediction, gold, record) for gold in gold_answers(record)))
 
 
 def _same_number(prediction: str, gold: str, record: GoldRecord) -> bool:
-    wanted, found = _amount(gold), _amount(prediction)
-    if wanted is None:
+    if read_gold(gold) is None:
         return _chooses(prediction, gold, record)
-    if found is None:
-        found = next(iter(boxes.parse_numbers(prediction.rstrip(". \n"))[::-1]), None)
-    return found is not None and abs(found - wanted) <= 1e-9 * max(1.0, abs(wanted))
+    return bool(_match_numbers(prediction, gold, same_number))
 
 
 def anls(prediction: str, record: GoldRecord) -> float:

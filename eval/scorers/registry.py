@@ -10,7 +10,7 @@ serve only to compare with published numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from data_prep.stream import MANIFEST, Stream, open_stream
 from eval.scorers import cider, fixed, released
-from eval.scorers.fixed import GoldRecord
+from eval.scorers.answer_text import GoldRecord, final_answer, gold_answers
 
 Array = NDArray[np.float64]
 SampleScorer = Callable[[str, GoldRecord], float]
@@ -33,22 +33,43 @@ class Scorer:
 
     Attributes:
         name: the name used in stream.json and on the command line.
-        sample: scores one answer; None if an answer can only be scored with its whole test set.
+        judge: scores one answer; None if an answer can only be scored with its whole test set.
         tokens: turns text into tokens, for captions.
+        read: finds the answer in a model's output; None: the whole output is judged.
     """
 
     name: str
-    sample: SampleScorer | None
+    judge: SampleScorer | None
     tokens: Callable[[str], list[str]] | None = None
+    read: Callable[[str], str] | None = None
+
+    @property
+    def sample(self) -> SampleScorer | None:
+        """Return what scores one output; None if that needs the whole test set."""
+        if self.judge is None or self.read is None:
+            return self.judge
+        judge, read = self.judge, self.read
+        return lambda output, record: judge(read(output), record)
 
     def score_all(self, predictions: Sequence[str], records: Sequence[GoldRecord]) -> list[float]:
         """Return one score in 0..1 for each answer; CIDEr-D is divided by its maximum of 10."""
-        if self.sample is not None:
-            return [self.sample(p, r) for p, r in zip(predictions, records, strict=True)]
-        tokens = self.tokens or str.split
-        references = [[tokens(text) for text in fixed.gold_answers(r)] for r in records]
-        answers = [tokens(prediction) for prediction in predictions]
+        sample = self.sample
+        if sample is not None:
+            return [sample(p, r) for p, r in zip(predictions, records, strict=True)]
+        answers, references = self.caption_tokens(predictions, records)
         return [score / MOST_CIDER for score in cider.cider_d(answers, references)]
+
+    def caption_tokens(
+        self, predictions: Sequence[str], records: Sequence[GoldRecord]
+    ) -> tuple[list[list[str]], list[list[list[str]]]]:
+        """Return the tokens of each answer, and those of each of its references."""
+        tokens, read = self.tokens or str.split, self.read or str
+        references = [[tokens(text) for text in gold_answers(r)] for r in records]
+        return [tokens(read(prediction)) for prediction in predictions], references
+
+    def with_thoughts(self) -> Scorer:
+        """Return the scorer that judges the whole output, what was thought included."""
+        return self if self.read is None else replace(self, read=str)
 
     def aggregate(self, scores: Sequence[float]) -> float:
         """Return the task's score in 0..1: the mean; for captions CIDEr x 100 clipped to 100."""
@@ -61,11 +82,12 @@ class Scorer:
         return mean if self.sample is not None else np.minimum(mean * MOST_CIDER, 1.0)
 
 
-def _table(*scorers: Scorer) -> dict[str, Scorer]:
-    return {scorer.name: scorer for scorer in scorers}
+def _table(read: Callable[[str], str] | None, *scorers: Scorer) -> dict[str, Scorer]:
+    return {scorer.name: replace(scorer, read=read) for scorer in scorers}
 
 
 FIXED = _table(
+    final_answer,
     Scorer("vqa", fixed.vqa),
     Scorer("exact", fixed.exact),
     Scorer("compact", fixed.compact),
@@ -81,6 +103,7 @@ FIXED = _table(
     Scorer("caption", None, cider.ptb_tokens),
 )
 RELEASED = _table(
+    None,
     Scorer("contained", released.contained),
     Scorer("equal_compacted", released.equal_compacted),
     Scorer("two_way_substring", released.two_way_substring),

@@ -7,7 +7,8 @@ for comparison with published numbers only. The default is `fixed`.
 from __future__ import annotations
 
 from eval.scorers import box_overlap as boxes
-from eval.scorers.fixed import FORMULAS, GoldRecord
+from eval.scorers.answer_text import GoldRecord
+from eval.scorers.fixed import FORMULAS
 from eval.scorers.text import RELEASED_FULL_STOPS, evalai
 
 REFUSED = "Unanswerable"

@@ -1,10 +1,15 @@
-"""Text normalisation: the EvalAI one of VQA (quirks on request) and a plain one for labels."""
+"""Text normalisation: EvalAI's for VQA (quirks on request), and a plain one for any script."""
+
+# Other scripts and marks on purpose.
+# ruff: noqa: RUF001
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
+from itertools import groupby
 
 ARTICLES = frozenset({"a", "an", "the"})
 _COUNTING = "zero one two three four five six seven eight nine ten"
@@ -68,26 +73,118 @@ def _strip_punctuation(text: str, full_stops: int) -> str:
     return _FULL_STOP.sub("", result, count=full_stops)
 
 
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+# Written like letters or digits, but for another meaning or none: each script's digits and widths
+# are folded, powers are not (x² is no x2), ™ and variants of one sign go.
+_DROPPED = frozenset("\u00ad\u0640\u2122\u2120\u00a9\u00ae") | {
+    chr(c) for c in range(0xFE00, 0xFE10)
+}
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u02d7\ufe58\ufe63\uff0d\u2796"
+_QUOTES = {
+    "\u2019": "'",
+    "\u2018": "'",
+    "\u02bc": "'",
+    "\uff07": "'",
+    "\u2044": "/",
+    "\u266f": "#",
+    "\u0130": "I",
+}
+_SPELT = {dash: "-" for dash in _DASHES} | _QUOTES | dict.fromkeys(_DROPPED, "")
+
+
+@lru_cache(maxsize=1 << 14)
+def _fold_character(character: str) -> str:
+    if character in _SPELT:
+        return _SPELT[character]
+    category = unicodedata.category(character)
+    if category == "Nd":
+        return str(unicodedata.digit(character))
+    if category == "Cf":  # joiners, marks of direction, the mark at a file's start
+        return ""
+    kind, _, points = unicodedata.decomposition(character).partition("> ")
+    if not kind.startswith("<"):
+        return character
+    folded = "".join(_fold_character(chr(int(point, 16))) for point in points.split())
+    if kind == "<super" and not folded.isalpha():
+        return f"^{folded}"
+    return f" {folded}" if kind == "<fraction" else folded
+
+
+def fold(text: str) -> str:
+    """Return `text` with one spelling of each character: NFC, one width, one digit, one dash.
+
+    Unlike NFKC it keeps powers: "x²" becomes "x^2". "3½" becomes "3 1/2", "㎡" "m^2", "５" and "५"
+    "5", every dash "-". Invisible characters go, combining marks stay.
+    """
+    if text.isascii():
+        return text
+    return unicodedata.normalize(
+        "NFC", "".join(map(_fold_character, unicodedata.normalize("NFC", text)))
+    )
+
+
+def _character_class(keep: Callable[[str], bool]) -> str:
+    """Return the inside of a regular expression's [...] for the characters that `keep` chooses."""
+    points = [p for p in (*range(0x20000), *range(0xE0100, 0xE01F0)) if keep(chr(p))]
+    runs = groupby(enumerate(points), key=lambda pair: pair[1] - pair[0])
+    ends = [(run[0][1], run[-1][1]) for run in (list(run) for _, run in runs)]
+    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in ends)
+
+
+MARKS = _character_class(lambda c: unicodedata.category(c).startswith("M"))
+# Scripts that write no blanks between words: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han.
+UNSPACED = (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_THOUSANDS = re.compile(r"(?<![\d.,])([1-9]\d{0,2}(?:,\d{3})+)(?!\d|,\d)")
 _INNER_APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
-# A whole number with its sign and point, or a run of letters and digits, or a unit that matters.
-_PLAIN_TOKEN = re.compile(r"(?<!\w)[-+]?\d*\.?\d+(?!\w)|[^\W_]+|[%$]")
+# In this order: a number with its sign and point, or a fraction; one character of a script without
+# blanks, with its marks; a word, with the marks of C++, C#, A- and x^2; signs that change what is
+# said. Everything else only parts words.
+_PLAIN_TOKEN = re.compile(
+    rf"(?<!\w)-?\d*\.?\d+(?:/\d+)?\+?(?![\w{MARKS}^])"
+    rf"|(?=\w)[{UNSPACED}][{MARKS}]*"
+    rf"|[^\W_{UNSPACED}](?:[^\W_{UNSPACED}]|[{MARKS}])*"
+    r"(?:\++(?!\w)|\#+(?!\w)|(?<=\b\w)-(?![\w-])|\^-?\w+)?"
+    r"|[<>](?=\s*[-.\d])|[%$€£¥₹₩₽₺₫฿¢=±×÷√∞≤≥≠≈∼∑∫∂∆∇∈∉⊂∪∩∧∨¬∀∃]|[\u2190-\u21ff\u2600-\u26ff]"
+)
+_BLANKS = re.compile(r"\s+")
 
 
 @lru_cache(maxsize=1 << 16)
 def plain(text: str) -> str:
     """Return `text` in lower case without marks: `"**Art_Gallery**."` becomes `"art gallery"`.
 
-    Unicode is folded (NFKC and case folding; accents stay), marks part words, an apostrophe inside
-    a word joins it, thousands separators go; sign and point of a number, `%` and `$` stay.
+    Unicode is folded (see `fold`) and lower-cased, accents and vowel signs stay. Punctuation parts
+    words, an apostrophe inside a word joins it, thousands separators go, `&` is "and". Kept are a
+    number's sign and point, the marks of C++, C#, A+ and x^2, currency, `%` and signs of
+    mathematics. Text in a script without blanks is parted into characters. Text of nothing but
+    other marks is kept as it is.
     """
-    text = (
-        unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'").replace("\u2212", "-")
-    )
-    text = _INNER_APOSTROPHE.sub("", _THOUSANDS.sub("", text))
-    return " ".join(_PLAIN_TOKEN.findall(text))
+    folded = fold(text).casefold()
+    joined = _INNER_APOSTROPHE.sub("", folded).replace("&", " and ")
+    joined = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), joined)
+    tokens = " ".join(_PLAIN_TOKEN.findall(unicodedata.normalize("NFC", joined)))
+    return tokens or _BLANKS.sub("", folded)
+
+
+_MEANT_PLUS = re.compile(r"(?<=[\w+])\+(?!\w)")
+_GRADE = re.compile(r"(?<=\b[^\W\d_])-(?![\w-])")
+_MEANT_MINUS = re.compile(r"(?<![\w.])-(?=\.?\d)")
+
+
+def vqa_text(text: str) -> str:
+    """Return `text` after Unicode folding and the EvalAI normalisation, C++ and -5 kept apart.
+
+    EvalAI drops every plus and minus, so that "C++" is "C" and "-5" is "5"; here they are words.
+    """
+    text = _MEANT_PLUS.sub(" plus ", _GRADE.sub(" minus", fold(text)))
+    return evalai(_MEANT_MINUS.sub("minus ", text))
 
 
 def contains_words(text: str, words: str) -> bool:
-    """Tell whether the word sequence `words` stands in `text`; both already normalised."""
+    """Tell whether the word sequence `words` stands in `text`; both already normalised.
+
+    Characters count as words where `plain` parted a script without blanks.
+    """
     return bool(words) and f" {words} " in f" {text} "

@@ -24,23 +24,98 @@ A = np.array(
     ]
 )
 FIRST = [1, 2, None]
+FUNCTIONS = (
+    metrics.last, metrics.average, lambda a: metrics.forgetting(a, [1] * a.shape[-1]),
+    metrics.plasticity,
+)  # fmt: skip
 
 
 def test_by_hand() -> None:
     assert metrics.last(A) == pytest.approx(0.675)
     assert metrics.average(A) == pytest.approx((0.6 + 0.7 + 0.675) / 3)
-    np.testing.assert_allclose(metrics.forgetting_by_task(A), [0.4, -0.05, NAN])
-    assert metrics.forgetting(A) == pytest.approx(0.175)
+    np.testing.assert_allclose(metrics.forgetting_by_task(A, FIRST), [0.4, -0.05, NAN])
+    assert metrics.forgetting(A, FIRST) == pytest.approx(0.175)
     np.testing.assert_allclose(metrics.backward_transfer_by_task(A, FIRST), [-0.4, 0.05, NAN])
-    np.testing.assert_allclose(metrics.forward_transfer_by_task(A, FIRST), [0.0, 0.1, NAN])
+    np.testing.assert_allclose(metrics.forward_transfer_by_task(A, FIRST), [NAN, 0.1, NAN])
     np.testing.assert_allclose(metrics.plasticity_by_task(A), [0.8, 0.65, NAN])
+
+
+# (what, a[chunk, task] in percent, c_i, forgetting, backward, forward), each worked by hand.
+BY_HAND = [
+    (
+        # RaptorMai/online-continual-learning#23, Continvvm/continuum#281: the last task is no part.
+        # Forgetting: a 80 - 30 = 50, b 80 - 60 = 20. Backward: a 30 - 80, b 60 - 80.
+        # Forward: b 10 - 0, c 10 - 0.
+        "one task a chunk",
+        [[0, 0, 0], [80, 10, 10], [50, 80, 10], [30, 60, 80]],
+        [1, 2, 3],
+        (50 + 20) / 2,
+        (-50 - 20) / 2,
+        (10 + 10) / 2,
+    ),
+    (
+        # arthurdouillard/dytox#12: after the second of two tasks the first has a number.
+        "two tasks",
+        [[5, 5], [90, 15], [60, 70]],
+        [1, 2],
+        90 - 60,
+        60 - 90,
+        15 - 5,
+    ),
+    (
+        # Task a comes in chunks 1 and 3, and is best after 3: 85 - 70. Its backward transfer is
+        # since chunk 1: 70 - 80. b: 75 - 50 and 50 - 75.
+        "a task that comes again",
+        [[0, 0], [80, 20], [40, 75], [85, 60], [70, 50]],
+        [1, 2],
+        (15 + 25) / 2,
+        (-10 - 25) / 2,
+        20,
+    ),
+    (
+        # Task a comes again in the last chunk: 80 - 90 is growth, c = 3 first came there.
+        "a task that the last chunk teaches again",
+        [[0, 0, 0], [80, 20, 0], [40, 70, 0], [90, 50, 60]],
+        [1, 2, 3],
+        (-10 + 20) / 2,
+        (10 - 20) / 2,
+        (20 + 0) / 2,
+    ),
+    (
+        # Best before its own chunk (65 at chunk 1, taught in 2): equation 3 takes every l < k.
+        "best before it was taught",
+        [[0, 0], [80, 65], [70, 60], [60, 50]],
+        [1, 2],
+        (20 + 15) / 2,
+        (-20 - 10) / 2,
+        65,
+    ),
+    # Nothing was seen before the only chunk; two tasks of one chunk have no order.
+    ("one chunk", [[0, 0], [80, 20]], [1, 1], NAN, NAN, NAN),
+    # The stream never taught task b: neither number is about it.
+    ("never taught", [[0, 30], [80, 40], [60, 10]], [1, None], 20, -20, NAN),
+    # The run stands after chunk 2 of 3: T is 2 so far, and c has no number yet.
+    ("in progress", [[0, 0, 9], [80, 10, 9], [50, 80, 9]], [1, 2, 3], 30, -30, 10),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "a", "first", "forgetting", "backward", "forward"), BY_HAND, ids=lambda v: str(v)[:40]
+)
+def test_published_definitions_by_hand(
+    what: str, a: list, first: list, forgetting: float, backward: float, forward: float
+) -> None:
+    matrix = np.array(a, dtype=float)
+    assert metrics.forgetting(matrix, first) == pytest.approx(forgetting, nan_ok=True)
+    assert metrics.backward_transfer(matrix, first) == pytest.approx(backward, nan_ok=True)
+    assert metrics.forward_transfer(matrix, first) == pytest.approx(forward, nan_ok=True)
 
 
 def test_a_run_that_has_only_begun() -> None:
     base_only = A[:1]
     assert math.isnan(metrics.last(base_only))
     assert math.isnan(metrics.average(base_only))
-    assert math.isnan(metrics.forgetting(A[:2]))
+    assert math.isnan(metrics.forgetting(A[:2], FIRST))
     assert metrics.last(A[:2]) == pytest.approx(0.6)
     assert math.isnan(metrics.last(np.zeros((0, 2))))
 
@@ -52,12 +127,12 @@ def test_a_skipped_evaluation_is_left_out() -> None:
     assert math.isnan(metrics.backward_transfer_by_task(skipped, FIRST)[1])
     unfinished = np.vstack([A, np.full((2, 3), NAN)])
     assert metrics.last(unfinished) == pytest.approx(0.675)
-    assert metrics.forgetting(unfinished) == pytest.approx(0.175)
+    assert metrics.forgetting(unfinished, FIRST) == pytest.approx(0.175)
 
 
 def test_the_input_is_left_alone() -> None:
     before = A.copy()
-    for f in (metrics.last, metrics.average, metrics.forgetting, metrics.plasticity):
+    for f in FUNCTIONS:
         f(A)
     np.testing.assert_array_equal(A, before)
 
@@ -80,17 +155,20 @@ def _slow(a: np.ndarray, first: Sequence[int | None]) -> dict[str, float]:
         "last": mean(end),
         "average": mean([mean(list(a[c])) for c in range(1, chunks + 1)]),
         "forgetting": mean(
-            [best([a[c, i] for c in range(1, last)]) - end[i] for i in range(tasks)]
+            [
+                best([a[c, i] for c in range(1, last)]) - end[i]
+                for i, chunk in enumerate(first)
+                if chunk is not None and chunk < last
+            ]
         ),
         "plasticity": mean(
             [best([a[c, i] for c in range(1, chunks + 1)]) - a[0, i] for i in range(tasks)]
         ),
     }
-    backward, forward = [], []
-    for i, c in enumerate(first):
-        inside = c is not None and c <= chunks
-        backward.append(end[i] - a[c, i] if inside else NAN)
-        forward.append(a[c - 1, i] - a[0, i] if c is not None and c - 1 <= chunks else NAN)
+    backward = [end[i] - a[c, i] for i, c in enumerate(first) if c is not None and c < last]
+    forward = [
+        a[c - 1, i] - a[0, i] for i, c in enumerate(first) if c is not None and 1 < c <= last
+    ]
     return found | {"backward_transfer": mean(backward), "forward_transfer": mean(forward)}
 
 
@@ -105,7 +183,7 @@ def test_against_plain_loops(a: np.ndarray, data: st.DataObject) -> None:
     first = data.draw(st.lists(chunk, min_size=a.shape[1], max_size=a.shape[1]))
     for name, expected in _slow(a, first).items():
         f = getattr(metrics, name)
-        found = float(f(a, first) if name.endswith("transfer") else f(a))
+        found = float(f(a, first) if name.endswith(("transfer", "forgetting")) else f(a))
         assert found == pytest.approx(expected, nan_ok=True, abs=1e-12), name
 
 
@@ -113,7 +191,7 @@ def test_against_plain_loops(a: np.ndarray, data: st.DataObject) -> None:
 @given(a=MATRICES, seed=st.integers(0, 99))
 def test_the_order_of_tasks_does_not_matter(a: np.ndarray, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(a.shape[1])
-    for f in (metrics.last, metrics.average, metrics.forgetting, metrics.plasticity):
+    for f in FUNCTIONS:
         assert float(f(a)) == pytest.approx(float(f(a[:, order])), nan_ok=True, abs=1e-12)
 
 
@@ -121,7 +199,7 @@ def test_the_order_of_tasks_does_not_matter(a: np.ndarray, seed: int) -> None:
 @given(a=MATRICES)
 def test_a_column_never_measured_changes_nothing(a: np.ndarray) -> None:
     wider = np.hstack([a, np.full((len(a), 1), NAN)])
-    for f in (metrics.last, metrics.average, metrics.forgetting, metrics.plasticity):
+    for f in FUNCTIONS:
         assert float(f(a)) == pytest.approx(float(f(wider)), nan_ok=True)
 
 
@@ -129,9 +207,9 @@ def test_a_column_never_measured_changes_nothing(a: np.ndarray) -> None:
 @given(a=arrays(np.float64, (5, 3), elements=st.integers(0, 1000).map(lambda x: x / 1000)))
 def test_growing_scores_are_never_forgotten(a: np.ndarray) -> None:
     growing = np.sort(a, axis=0)
-    assert metrics.forgetting(growing) <= 0
+    assert metrics.forgetting(growing, [1, 2, 3]) <= 0
     assert metrics.backward_transfer(growing, [1, 2, 3]) >= 0
-    assert metrics.forgetting(growing[[0, 4, 3, 2, 1]]) >= 0
+    assert metrics.forgetting(growing[[0, 4, 3, 2, 1]], [1, 2, 3]) >= 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -158,7 +236,7 @@ def test_learning_curve() -> None:
 
 def test_leading_axes_are_carried_through() -> None:
     stack = np.stack([A, A[:, ::-1], A + 0.05])
-    for f in (metrics.last, metrics.average, metrics.forgetting, metrics.plasticity):
+    for f in FUNCTIONS:
         np.testing.assert_allclose(f(stack), [float(f(a)) for a in stack])
 
 
@@ -178,7 +256,7 @@ def test_bootstrap_errors_are_those_of_the_formula() -> None:
     # Paired over chunks: the error of a difference is that of the samples' differences.
     difference = first.astype(float) - second
     expected = difference.std() / math.sqrt(n)
-    found = float(metrics.standard_error(metrics.forgetting, drawn))
+    found = float(metrics.standard_error(lambda a: metrics.forgetting(a, [1]), drawn))
     assert found == pytest.approx(expected, rel=0.06)
     again = metrics.bootstrap_matrices(samples, [_identity], 2000, seed=1)
     np.testing.assert_array_equal(drawn, again)

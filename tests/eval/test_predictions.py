@@ -83,6 +83,19 @@ def test_an_empty_answer_is_an_answer(stream: Path, tmp_path: Path) -> None:
     assert chunk_scores(tmp_path / "predictions", stream, 1)["tasks"]["VQAv2"]["failed"] == 0
 
 
+def test_thoughts_are_no_answers(stream: Path, tmp_path: Path) -> None:
+    lines = _all_right(stream)
+    for line in lines[:6]:
+        line["response"] = f"<think>Not red?</think>{line['response']}"
+    lines[0]["response"] = "<think>Let me see"
+    _answer(stream, lines, tmp_path)
+    tasks = chunk_scores(tmp_path / "predictions", stream, 1)["tasks"]
+    scores = [tasks[task]["score"] for task in TASKS]
+    assert sorted(scores) == [pytest.approx(5 / 6, abs=1e-6), 1.0, 1.0]
+    assert [entry.get("unfinished") for entry in tasks.values()].count(1) == 1
+    assert [entry.get("unfinished") for entry in tasks.values()].count(None) == 2
+
+
 def test_nothing_answered_is_no_score(stream: Path, tmp_path: Path) -> None:
     lines = [line for line in _all_right(stream) if "shape" not in line["messages"][0]["content"]]
     _answer(stream, lines, tmp_path)

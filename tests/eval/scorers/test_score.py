@@ -115,7 +115,7 @@ HOSTILE_TASKS = ["AD", "Fin", "ImageNet", "ChartQA", "VQAv2", "Grounding", "Text
 HOSTILE_TASKS += ["MLLM-CL/Sci", "MLLM-CL/OCR", "MLLM-CL/Math"]
 HOSTILE = [
     # (lines of the file, exit code, samples printed, what standard error says)
-    ('{"question_id": 1, "gold": "a", "prediction": NaN}', 0, 1, ":1: question_id 1: prediction"),
+    ('{"question_id": 1, "gold": "a", "prediction": NaN}', 0, 1, "0.00 over 1 samples"),
     ('{"question_id": 1, "gold": NaN, "prediction": "a"}', 0, 1, ":1: question_id 1: gold"),
     ('{"question_id": 1, "gold": null, "prediction": "a"}', 0, 1, ":1: question_id 1: gold"),
     ('{"question_id": 1, "prediction": "a"}', 0, 1, ":1: question_id 1: missing keys ['gold']"),

@@ -7,7 +7,8 @@ import pytest
 from eval.predictions import score_lines
 from eval.scorers.box_overlap import iou, parse_box, to_pixels
 from eval.scorers.cider import ptb_tokens
-from eval.scorers.fixed import FORMULAS, anls, option_letter
+from eval.scorers.fixed import FORMULAS, anls
+from eval.scorers.option_letters import option_letter
 from eval.scorers.published_files import score_file
 from eval.scorers.registry import FIXED, TASKS, find_scorer, find_task, score_sample, score_samples
 from eval.scorers.released import ReleasedCrash
