@@ -20,12 +20,6 @@ def planned_chunk_file(data: Data, index: int) -> Path:
     return Path(data.stream) / "chunks" / f"{index:03d}.jsonl"
 
 
-def training_chunks(recipe: Recipe, chunk: int) -> list[int]:
-    """The chunks whose samples are trained on for the first time at `chunk`: itself, or all."""
-    joint = recipe.definition.protocol == "joint"
-    return list(range(1, recipe.data.chunks + 1)) if joint else [chunk]
-
-
 def training_files(
     recipe: Recipe, layout: RunLayout, chunk: int, stream: Stream | None = None
 ) -> list[Path]:
@@ -35,7 +29,7 @@ def training_files(
     """
     if recipe.replays(chunk):
         return [layout.mixed(chunk)]
-    chunks = training_chunks(recipe, chunk)
+    chunks = recipe.data_chunks(chunk)
     return [stream.chunk_file(i) if stream else planned_chunk_file(recipe.data, i) for i in chunks]
 
 

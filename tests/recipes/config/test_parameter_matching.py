@@ -18,7 +18,8 @@ from recipes.run.commands import train_command, tuner_arguments
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import resolved
 from recipes.tools.method_sizes import sizes_of_methods, stored_at_end
-from recipes.tools.plan import as_text, make_plan
+from recipes.tools.plan import make_plan
+from recipes.tools.plan_text import as_text
 
 BASE = REPO / "assets" / "tiny_base"
 
