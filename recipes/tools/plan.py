@@ -15,8 +15,8 @@ from data_prep.stream import Stream, StreamError
 from recipes.baselines.mr_lora.pool import router_lines
 from recipes.baselines.replay import mixture_of
 from recipes.config.blocks import Data
-from recipes.config.model_sizes import Shape, adapter_size, model_shape
 from recipes.config.schema import Recipe
+from recipes.config.sizes.base_model import Shape, adapter_size, model_shape
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.tools.measured import Measured, find_measured
 from recipes.tools.method_sizes import MethodSize
@@ -238,7 +238,7 @@ def _questions(recipe: Recipe, stream: Stream | None) -> int | None:
     if stream is not None:
         limit = recipe.eval.limit or 10**9
         tasks = recipe.eval.tasks or stream.tasks
-        return sum(min(limit, stream.task(task).samples) for task in tasks)
+        return sum(min(limit, stream.task(task).test.samples) for task in tasks)
     if not _is_known_mini(recipe.data):
         return None
     size = SIZES[recipe.data.size]

@@ -10,10 +10,10 @@ import pytest
 
 from recipes import REPO
 from recipes.config.loading import load_recipe
-from recipes.config.model_sizes import adapter_size, model_shape, tuner_size
-from recipes.config.parameter_matching import TOLERANCE
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
+from recipes.config.sizes.base_model import adapter_size, model_shape, tuner_size
+from recipes.config.sizes.parameter_matching import TOLERANCE
 from recipes.run.commands import train_command, tuner_arguments
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import resolved

@@ -20,8 +20,8 @@ from recipes.arguments import COMMANDS
 from recipes.cli import main
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
-from recipes.processes.host_process import ask_to_save, start_time
 from recipes.processes.machine import hardware
+from recipes.processes.process_tree import ask_to_save, start_time
 from recipes.processes.run_lock import RunLock, RunLocked, boot_id
 from recipes.run.adapter_check import AdapterError, check_adapter
 from recipes.run.commands import train_command
