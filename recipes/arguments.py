@@ -12,7 +12,7 @@ from pathlib import Path
 
 COMMANDS: dict[str, str] = {
     "run": "train and evaluate chunk after chunk; goes on where it stopped",
-    "plan": "what a run will take: steps, tokens, parameters, memory, hours, cost",
+    "plan": "what a run will take: steps, tokens, parameters, counted memory, measured hours",
     "status": "where a run stands, from its files alone; also of a run on another machine",
     "validate": "check a recipe; all mistakes are named at once",
     "report": "write report.html from a run's files, finished or not",
@@ -129,12 +129,8 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument(
-        "--gpu", help="plan for this GPU (A100, H100, ...); default: this machine's"
-    )
-    parser.add_argument(
-        "--price", type=float, metavar="P", help="price of a GPU hour, for the cost of the run"
-    )
+    for option in ("--gpu", "--price"):
+        parser.add_argument(option, action=_Removed, help=argparse.SUPPRESS)
 
 
 def _status_options(parser: argparse.ArgumentParser) -> None:
@@ -166,6 +162,16 @@ def _clean_options(parser: argparse.ArgumentParser) -> None:
         help="also the weights of adapters before the newest finished chunk: the run goes on and "
         "its scores stay, but those chunks can no longer be evaluated again",
     )
+
+
+class _Removed(argparse.Action):
+    """An option of earlier versions, which is refused with the reason."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *ignored: object) -> None:
+        parser.error(
+            f"{'/'.join(self.option_strings)} is gone: plan prints counted and measured figures, "
+            "no estimates and no prices; leave it out"
+        )
 
 
 def _positive(text: str) -> int:

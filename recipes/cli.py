@@ -131,14 +131,13 @@ def _validate(recipe: Recipe, options: argparse.Namespace) -> int:
 
 def _plan(recipe: Recipe, options: argparse.Namespace) -> int:
     from recipes.tools.method_sizes import sizes_of_methods
-    from recipes.tools.plan import as_text, make_plan
+    from recipes.tools.plan import make_plan
+    from recipes.tools.plan_text import as_text
 
     # A run folder's recipe is resolved for one method: what others would take is not in it.
     methods = [] if options.of_run else sizes_of_methods(*options.loaded)
-    plan = make_plan(recipe, options.gpu, options.price, methods)
-    return _print_all(
-        [json.dumps(plan, indent=2, default=asdict)] if options.json else as_text(plan)
-    )
+    plan = make_plan(recipe, methods)
+    return _print_all([json.dumps(asdict(plan), indent=2)] if options.json else as_text(plan))
 
 
 def _status(recipe: Recipe, options: argparse.Namespace) -> int:

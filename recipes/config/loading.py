@@ -15,8 +15,6 @@ from pydantic import ValidationError
 
 from recipes.arguments import shipped_recipes
 from recipes.config.method import Method, MethodError, find_method, method_names
-from recipes.config.migration import is_recorded, migrate
-from recipes.config.parameter_matching import BudgetError, as_method, budget_method, with_budget
 from recipes.config.problems import (
     COMMAND_LINE,
     Place,
@@ -28,8 +26,15 @@ from recipes.config.problems import (
     leaf_names,
     rule_problems,
 )
+from recipes.config.recorded import is_recorded, migrate
 from recipes.config.rules import cross_field_problems
 from recipes.config.schema import Recipe
+from recipes.config.sizes.parameter_matching import (
+    BudgetError,
+    as_method,
+    budget_method,
+    with_budget,
+)
 from recipes.config.swift_arguments import check_swift_block
 from recipes.config.tuner_block import check_tuner_block, known_tuner_keys
 from strlora_tuner.methods import LORA

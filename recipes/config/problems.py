@@ -11,7 +11,7 @@ from typing import Any
 
 import pydantic
 
-from recipes.config.migration import REMOVED
+from recipes.config.recorded import REMOVED
 
 COMMAND_LINE = "command line"
 

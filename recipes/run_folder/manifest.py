@@ -16,8 +16,8 @@ from data_prep.files import read_json, sha256_file, write_json, write_text
 from data_prep.stream import Stream
 from recipes import REPO
 from recipes.config.blocks import Slurm
-from recipes.config.migration import migrate
 from recipes.config.problems import shown
+from recipes.config.recorded import migrate
 from recipes.config.schema import Recipe
 from recipes.processes.machine import git, hardware, versions
 from recipes.run_folder.layout import RunLayout

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from recipes.config.loading import load_recipe
 from recipes.config.method import MethodError, method_names
-from recipes.config.model_sizes import Shape, adapter_size, model_shape
-from recipes.config.parameter_matching import as_method
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
+from recipes.config.sizes.base_model import Shape, adapter_size, model_shape
+from recipes.config.sizes.parameter_matching import as_method
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from recipes.tune.results import (
     read_result,
     rows,
 )
-from recipes.tune.tuning_stream import ensure_tuning_stream, seen_tasks, tuning_data
+from recipes.tune.tuning_stream import ensure_tuning_stream, trained_tasks, tuning_data
 from recipes.tune.writing import write_tuned
 
 FOLDER = Path("runs/tune")
@@ -186,8 +186,10 @@ def _tune(plan: Plan, options: argparse.Namespace) -> int:
         _print_result(results[-1])
         _write_table(plan, [r for r in results if r.trial.method == trial.method])
     of_method = [[r for r in results if r.trial.method == m] for m in plan.bases]
-    table = rows(results, [best for group in of_method if (best := choose(group)) is not None])
-    print(f"\n{as_markdown(table)}\ntables: {plan.folder}/METHOD/{RESULTS}.json, .csv, .md")
+    chosen = [best for group in of_method if (best := choose(group)) is not None]
+    print(
+        f"\n{as_markdown(results, chosen)}\ntables: {plan.folder}/METHOD/{RESULTS}.json, .csv, .md"
+    )
     bad = [r for r in results if r.state in (FAILED, OPEN)]
     if bad:
         names = ", ".join(f"{r.trial.method}/{r.trial.name}" for r in bad)
@@ -204,7 +206,7 @@ def _run(plan: Plan, trial: Trial) -> Result:
             run with other settings.
     """
     run = plan.run_of(trial)
-    tasks = seen_tasks(load_recipe(plan.path, plan.overrides_of(trial)), _stream_of(plan))
+    tasks = trained_tasks(load_recipe(plan.path, plan.overrides_of(trial)), _stream_of(plan))
     words = [*plan.overrides_of(trial), f"eval.tasks=[{','.join(tasks)}]"]
     try:
         check_same_run(RunLayout(run), load_recipe(plan.path, words))
@@ -261,11 +263,12 @@ def _print_result(result: Result) -> None:
 def _write_table(plan: Plan, results: Sequence[Result]) -> None:
     """One method's table, beside its trials: other methods may be tuned at the same time."""
     best = choose(results)
-    table = rows(results, [] if best is None else [best])
+    chosen = [] if best is None else [best]
+    table = rows(results, chosen)
     file = plan.folder / results[0].trial.method / RESULTS
     write_json(file.with_suffix(".json"), table)
     write_text(file.with_suffix(".csv"), as_csv(table))
-    write_text(file.with_suffix(".md"), as_markdown(table))
+    write_text(file.with_suffix(".md"), as_markdown(results, chosen))
 
 
 def _write_choices(plan: Plan, results: Sequence[Result]) -> int:
@@ -290,7 +293,7 @@ def _comments(plan: Plan, results: Sequence[Result], best: Result) -> list[str]:
     how = f"chosen by recipes.tune on {day}: highest Last after {recipe.data.chunks} chunks"
     where = f"on {_stream_of(plan)}, a stream kept for tuning, seed {recipe.seed}; what the table"
     where += " does not name was kept"
-    return [how, where, *as_markdown(rows(results, [best])).splitlines()]
+    return [how, where, *as_markdown(results, [best]).splitlines()]
 
 
 if __name__ == "__main__":

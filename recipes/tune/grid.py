@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import TypeAlias, cast
 
 import yaml
 
@@ -25,7 +25,8 @@ GATE_SCALE = "gate_scale"
 DEFAULT_SCALES = (0.5, 1.0, 2.0)
 DEFAULT_SHARES = (0.5, 1.0)
 RELATIVE = ("scale", "later")
-Axes = dict[str, tuple[Any, ...]]
+Setting: TypeAlias = "str | int | float | bool | None"  # a value of a recipe's key
+Axes = dict[str, tuple[Setting, ...]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Trial:
     """One setting of one method: dotted recipe keys and their values, in the grid's order."""
 
     method: str
-    settings: tuple[tuple[str, Any], ...]
+    settings: tuple[tuple[str, Setting], ...]
 
     @property
     def name(self) -> str:
@@ -69,7 +70,7 @@ def parse_axes(texts: Sequence[str]) -> Axes:
     return axes
 
 
-def _number(value: Any) -> Any:
+def _number(value: Setting) -> Setting:
     """YAML 1.1 reads 1e-3 as text."""
     try:
         return float(value) if isinstance(value, str) else value
@@ -100,11 +101,11 @@ def trials(recipe: Recipe, axes: Axes) -> Iterator[Trial]:
     share = own.later.learning_rate / own.first.learning_rate
     for values in product(*axes.values()):
         given = dict(zip(axes, values, strict=True))
-        settings: dict[str, Any] = {}
+        settings: dict[str, Setting] = {}
         if given.keys() & set(RELATIVE):
-            first = own.first.learning_rate * given.pop("scale", 1.0)
+            first = own.first.learning_rate * cast(float, given.pop("scale", 1.0))
             settings[FIRST] = _rounded(first)
-            settings[LATER] = _rounded(first * given.pop("later", share))
+            settings[LATER] = _rounded(first * cast(float, given.pop("later", share)))
         settings |= given
         yield Trial(recipe.method, tuple(settings.items()))
 

@@ -8,16 +8,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, cast
 
 from eval.matrix import load_matrix
 from eval.metrics import average, last
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import load_state
-from recipes.tune.grid import FIRST, LATER, Trial
+from recipes.tune.grid import FIRST, LATER, Setting, Trial
 
 SAME = 1e-9  # scores closer than this are a tie
 DONE, DIVERGED, FAILED, OPEN = "done", "diverged", "failed", "not run"
+
+
+Row: TypeAlias = "dict[str, Setting]"  # of the table of trials
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,12 @@ class Result:
 
     def rank(self) -> tuple[float, ...]:
         """For sorting, best first: Last, then Avg, then the smaller rates (the safer choice)."""
-        rates = dict(self.trial.settings)
+        rates = cast("dict[str, float]", dict(self.trial.settings))
         return (
             -round(self.last / SAME) * SAME,
             -round(self.average / SAME) * SAME,
-            float(rates.get(FIRST, 0.0)),
-            float(rates.get(LATER, 0.0)),
+            rates.get(FIRST, 0.0),
+            rates.get(LATER, 0.0),
         )
 
 
@@ -75,13 +78,13 @@ def choose(results: Sequence[Result]) -> Result | None:
     return min((r for r in results if r.state == DONE), key=Result.rank, default=None)
 
 
-def rows(results: Sequence[Result], chosen: Sequence[Result]) -> list[dict[str, Any]]:
+def rows(results: Sequence[Result], chosen: Sequence[Result]) -> list[Row]:
     """The results as plain values, one dictionary a trial, all with the same keys."""
-    keys = list(dict.fromkeys(key for r in results for key, _ in r.trial.settings))
+    keys = _keys(results)
     table = []
     for result in results:
         settings = dict(result.trial.settings)
-        row: dict[str, Any] = {"method": result.trial.method}
+        row: Row = {"method": result.trial.method}
         row |= {key: settings.get(key) for key in keys}
         row |= {"last": _known(result.last), "average": _known(result.average)}
         row |= {"seconds": _known(result.seconds), "state": result.state}
@@ -94,7 +97,7 @@ def _known(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
 
 
-def as_csv(table: Sequence[dict[str, Any]]) -> str:
+def as_csv(table: Sequence[Row]) -> str:
     """The rows as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
@@ -103,20 +106,27 @@ def as_csv(table: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def as_markdown(table: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table: scores in percent, the chosen trials bold."""
-    settings = [key for key in table[0] if "." in key]
-    heads = ["method", *(_short(key) for key in settings), "Last", "Avg", "seconds", ""]
+def as_markdown(results: Sequence[Result], chosen: Sequence[Result]) -> str:
+    """The results as a Markdown table: scores in percent, the chosen trials bold."""
+    keys = _keys(results)
+    heads = ["method", *(_short(key) for key in keys), "Last", "Avg", "seconds", ""]
     lines = [_line(heads), "|" + " --- |" * len(heads)]
-    for row in table:
-        cells = [row["method"], *("-" if row[k] is None else f"{row[k]}" for k in settings)]
-        cells += [_percent(row["last"]), _percent(row["average"])]
-        cells.append("-" if row["seconds"] is None else f"{row['seconds']:.0f}")
-        if row["chosen"]:
-            cells = [f"**{cell}**" for cell in cells]
-        note = "chosen" if row["chosen"] else "" if row["state"] == DONE else row["state"]
+    for result in results:
+        settings = dict(result.trial.settings)
+        values = ["-" if settings.get(key) is None else f"{settings[key]}" for key in keys]
+        cells = [result.trial.method, *values]
+        cells += [_number(100 * result.last, 1), _number(100 * result.average, 1)]
+        cells.append(_number(result.seconds, 0))
+        note = "" if result.state == DONE else result.state
+        if result in chosen:
+            cells, note = [f"**{cell}**" for cell in cells], "chosen"
         lines.append(_line([*cells, note]))
     return "\n".join(lines) + "\n"
+
+
+def _keys(results: Sequence[Result]) -> list[str]:
+    """The keys that any of the trials sets, in the order of the grid."""
+    return list(dict.fromkeys(key for r in results for key, _ in r.trial.settings))
 
 
 def _short(key: str) -> str:
@@ -128,5 +138,5 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"

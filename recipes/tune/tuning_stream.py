@@ -114,7 +114,7 @@ def _size(data: Data) -> str:
     return name
 
 
-def seen_tasks(recipe: Recipe, stream: Path) -> list[str]:
+def trained_tasks(recipe: Recipe, stream: Path) -> list[str]:
     """The tasks that the recipe's chunks hold: others cannot tell one setting from another."""
     manifest = read_json(stream / MANIFEST)
     chunks = manifest["chunks"][: recipe.data.chunks]

@@ -123,7 +123,7 @@ def test_joint_trains_once_on_all_chunks_as_a_first_chunk(finished: Finished) ->
     assert "--train_dataloader_shuffle" not in text
     assert option(recipe, 3, "--adapters") is None
     assert load_state(run / "state.json").record(3).steps == 8  # 30 samples in batches of 4
-    assert [chunk["samples"] for chunk in make_plan(recipe)["chunks"]] == [30]
+    assert [chunk.samples for chunk in make_plan(recipe).chunks] == [30]
 
 
 def test_zero_shot_repeats_the_base_model(finished: Finished) -> None:
@@ -134,7 +134,7 @@ def test_zero_shot_repeats_the_base_model(finished: Finished) -> None:
         first, last = (run / "chunks" / n / "predictions" / f"{task}.jsonl" for n in ("000", "003"))
         assert first.read_bytes() == last.read_bytes()
     assert not list(run.glob("chunks/*/adapter"))
-    assert make_plan(load_recipe(str(path)))["chunks"] == []
+    assert make_plan(load_recipe(str(path))).chunks == []
 
 
 def test_replayed_files_hold_the_share_and_only_past_samples(finished: Finished) -> None:
@@ -144,8 +144,8 @@ def test_replayed_files_hold_the_share_and_only_past_samples(finished: Finished)
     layout, stream = RunLayout(run), open_recipe_stream(recipe)
     state = load_state(layout.state)
     assert [record.steps for record in state.chunks] == [0, 3, 4, 4]
-    planned = make_plan(recipe)["chunks"]
-    assert [(c["steps"], c["replayed"]) for c in planned] == [(3, 0), (4, 4), (4, 4)]
+    planned = make_plan(recipe).chunks
+    assert [(c.steps, c.replayed) for c in planned] == [(3, 0), (4, 4), (4, 4)]
     for chunk in (2, 3):
         past = {line for n in range(1, chunk) for line in read_lines(stream.chunk_file(n))}
         memory = read_lines(layout.replay(chunk - 1) / "memory.jsonl")
@@ -224,7 +224,7 @@ def test_ewc_beside_replay_is_told_the_chunk_s_own_samples(three: Callable[..., 
     files = [re.findall(r'"ewc_data": "([^"]*)"', text) for text in commands]
     stream = open_recipe_stream(recipe)
     assert files == [[], [str(stream.chunk_file(2))], [str(stream.chunk_file(3))]]
-    assert [chunk["fisher"] for chunk in make_plan(recipe)["chunks"]] == [10, 10, 10]
+    assert [chunk.fisher for chunk in make_plan(recipe).chunks] == [10, 10, 10]
 
 
 def test_ewc_tells_every_chunk_where_its_state_is(three: Callable[..., Path]) -> None:
@@ -238,7 +238,7 @@ def test_ewc_tells_every_chunk_where_its_state_is(three: Callable[..., Path]) ->
     words = " ".join(train_command(recipe, RunLayout(Path("x")), Path("c"), 2).arguments)
     assert "--callbacks save_and_stop strlora ewc" in words
     plan = make_plan(recipe)
-    assert [chunk["fisher"] for chunk in plan["chunks"]] == [7, 7, 7]
+    assert [chunk.fisher for chunk in plan.chunks] == [7, 7, 7]
 
 
 @pytest.mark.parametrize(

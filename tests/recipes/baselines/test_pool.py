@@ -171,11 +171,13 @@ def test_a_pool_without_its_method_and_the_other_way_round_is_refused() -> None:
 
 def test_plan_counts_the_routers() -> None:
     plan = make_plan(load_recipe("smoke", ["method=mr_lora"]))
-    assert [chunk["routed"] for chunk in plan["chunks"]] == [0, 2 * 20 * 5, 3 * 20 * 5]
-    assert [chunk["steps"] for chunk in plan["chunks"]] == [16, 16 + 50, 16 + 75]
-    lora = make_plan(load_recipe("smoke", ["method=lora"]))["model"]
-    assert plan["model"]["stored_parameters"] == 2 * lora["stored_parameters"], "and a router"
-    assert plan["model"]["adapters_gib"] == pytest.approx(5 / 3 * lora["adapters_gib"])
+    assert [chunk.routed for chunk in plan.chunks] == [0, 2 * 20 * 5, 3 * 20 * 5]
+    assert [chunk.steps for chunk in plan.chunks] == [16, 16 + 50, 16 + 75]
+    lora = make_plan(load_recipe("smoke", ["method=lora"])).model
+    assert plan.model is not None
+    assert lora is not None
+    assert plan.model.stored_parameters == 2 * lora.stored_parameters, "and a router"
+    assert plan.model.adapters_gib == pytest.approx(5 / 3 * lora.adapters_gib)
 
 
 def test_choices_are_judged_by_the_mixture_of_the_chunks(stream: Path, tmp_path: Path) -> None:

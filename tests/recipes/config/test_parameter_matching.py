@@ -10,15 +10,16 @@ import pytest
 
 from recipes import REPO
 from recipes.config.loading import load_recipe
-from recipes.config.model_sizes import adapter_size, model_shape, tuner_size
-from recipes.config.parameter_matching import TOLERANCE
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
+from recipes.config.sizes.base_model import adapter_size, model_shape, tuner_size
+from recipes.config.sizes.parameter_matching import TOLERANCE
 from recipes.run.commands import train_command, tuner_arguments
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import resolved
 from recipes.tools.method_sizes import sizes_of_methods, stored_at_end
-from recipes.tools.plan import as_text, make_plan
+from recipes.tools.plan import make_plan
+from recipes.tools.plan_text import as_text
 
 BASE = REPO / "assets" / "tiny_base"
 

@@ -20,6 +20,7 @@ from recipes.arguments import COMMANDS
 from recipes.cli import main
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
+from recipes.processes.machine import hardware
 from recipes.processes.process_tree import ask_to_save, start_time
 from recipes.processes.run_lock import RunLock, RunLocked, boot_id
 from recipes.run.adapter_check import AdapterError, check_adapter
@@ -32,7 +33,8 @@ from recipes.run_folder.manifest import resolved
 from recipes.run_folder.state import RunState, save_state
 from recipes.slurm.task import node_environment
 from recipes.tools.clean import clean
-from recipes.tools.plan import as_text, make_plan
+from recipes.tools.plan import Seconds, make_plan
+from recipes.tools.plan_text import as_text
 from recipes.tools.status import as_text as status_text
 from recipes.tools.status import read_status, verify
 from tests.recipes.fake_host import write_checkpoint
@@ -145,44 +147,92 @@ def test_status_of_a_run_folder_and_of_damage(
     assert "DAMAGED  chunk 1" in capsys.readouterr().out
 
 
-def test_plan_counts_what_it_can_and_says_what_it_guesses() -> None:
-    tiny = load_recipe("tiny", ["schedule.global_batch=4", "data.stream=data/none"])
-    plan = make_plan(tiny)
-    assert {chunk["steps"] for chunk in plan["chunks"]} == {75}
+def test_plan_counts_what_it_can_and_leaves_the_rest_open() -> None:
+    plan = make_plan(load_recipe("tiny", ["schedule.global_batch=4", "data.stream=data/none"]))
+    assert {chunk.steps for chunk in plan.chunks} == {75}
+    assert {chunk.text_tokens for chunk in plan.chunks} == {None}
+    assert plan.model is not None
     # As a trained adapter of this recipe holds them (counted in its safetensors header).
-    assert plan["model"]["stored_parameters"] == 827_139
+    assert plan.model.stored_parameters == 827_139
     weights = load_file(BASE / "model.safetensors")
-    assert plan["model"]["parameters"] == sum(tensor.size for tensor in weights.values())
-    plan = make_plan(load_recipe("internvl3.5-8b"), "H100", price=2.0)
+    assert plan.model.parameters == sum(tensor.size for tensor in weights.values())
+    assert plan.memory_gib is not None
+    assert plan.memory_gib["base"] == plan.model.parameters * 4 / 2**30
+    plan = make_plan(load_recipe("internvl3.5-8b", ["data.stream=data/none"]))
+    assert {chunk.samples for chunk in plan.chunks} == {None}
+    assert (plan.questions, plan.seconds, plan.gpu_hours) == (None, None, None)
     text = "\n".join(as_text(plan))
     for words in (
-        "estimated: operations",
-        "not measured",
-        "assumed, the stream",
-        "GPU hours, cost",
+        "not known: the stream data/none",
+        "time       not known",
+        "not known: this mach",
     ):
         assert words in text
-    assert sum(chunk["steps"] for chunk in plan["chunks"]) == 25 * 63
-    assert plan["cost"] == pytest.approx(2 * plan["gpu_hours"])
-    assert 16 < sum(plan["memory_gib"].values()) < 80
+    assert "estimated" not in text
+    assert "assumed" not in text
 
 
-def test_plan_takes_measured_times_once_there_are(toy: Callable[..., Recipe]) -> None:
+def test_plan_reads_the_stream(toy: Callable[..., Recipe]) -> None:
     recipe = toy()
-    assert make_plan(recipe)["seconds"] is None
+    plan = make_plan(recipe.model_copy(update={"model": load_recipe("tiny").model}))
+    samples = [chunk.samples or 0 for chunk in plan.chunks]
+    assert [chunk.images for chunk in plan.chunks] == samples, "one image each"
+    assert all((chunk.text_tokens or 0) > (chunk.samples or 0) for chunk in plan.chunks)
+    assert make_plan(recipe).chunks[0].text_tokens is None, "without the model's tokenizer"
+
+
+@pytest.mark.parametrize("option", ["--price", "--gpu"])
+def test_options_of_earlier_plans_are_refused_with_the_reason(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "tiny", option, "2"])
+    assert f"{option} is gone: plan prints counted and measured" in capsys.readouterr().err
+
+
+def measured_run(recipe: Recipe) -> RunLayout:
+    """A run folder whose first chunk took 100 seconds and whose evaluation took 10."""
     layout = half_run(recipe)
     state = RunState(done=1)
     state.record(0).evaluated, state.record(0).eval_seconds = True, 10.0
     state.record(1).trained, state.record(1).train_seconds = True, 100.0
+    state.record(1).train_memory_gib = 1.5
     save_state(layout.state, state)
+    write_json(layout.manifest, {"recipe": resolved(recipe), "hardware": hardware()})
+    return layout
+
+
+def test_plan_takes_measured_times_once_there_are(toy: Callable[..., Recipe]) -> None:
+    recipe = toy()
+    assert make_plan(recipe).seconds is None
+    layout = measured_run(recipe)
+    rows = [{"loss": 1.0}, {"memory(GiB)": 3.5}, {"memory(GiB)": 3.25}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    layout.train_metrics(1).write_text(text, encoding="utf-8")
     plan = make_plan(recipe)
-    assert plan["seconds"] == {"train": 100.0, "evaluate": 10.0, "run": 230.0}
-    assert plan["sources"]["time"].startswith("measured: mean of 1 trained chunks")
-    write_json(layout.manifest, {"recipe": resolved(recipe)})
-    assert make_plan(recipe)["seconds"] is not None
-    other = resolved(recipe) | {"seed": 5}
-    write_json(layout.manifest, {"recipe": other})
-    assert make_plan(recipe)["seconds"] is None, "times of another recipe say nothing of this one"
+    assert plan.seconds == Seconds(train=100.0, evaluate=10.0, run=230.0)
+    assert plan.measured is not None
+    assert (plan.measured.main_memory_gib, plan.measured.gpu_memory_gib) == (1.5, 3.5)
+    assert plan.sources["time"].startswith("measured: mean of 1 trained chunks")
+    write_json(layout.manifest, {"recipe": resolved(recipe) | {"seed": 5}})
+    assert make_plan(recipe).seconds is None, "times of another recipe say nothing of this one"
+
+
+def test_plan_takes_the_times_of_a_comparable_run_on_this_machine(
+    toy: Callable[..., Recipe],
+) -> None:
+    recipe = toy()
+    layout = measured_run(recipe)
+    other = recipe.model_copy(update={"run_dir": f"{layout.root}-seed1", "seed": 1})
+    seconds = make_plan(other).seconds
+    assert seconds is not None
+    assert seconds.run == 230.0
+    assert make_plan(other).sources["time"].endswith(str(layout.root))
+    slow = other.model.model_copy(update={"dtype": "bfloat16"})
+    assert make_plan(other.model_copy(update={"model": slow})).seconds is None
+    elsewhere = {"recipe": resolved(recipe), "hardware": hardware() | {"cores": 999}}
+    write_json(layout.manifest, elsewhere)
+    assert make_plan(other).seconds is None
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))

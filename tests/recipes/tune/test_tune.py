@@ -12,6 +12,7 @@ import yaml
 
 from data_prep.stream import StreamError
 from recipes.config.loading import load_recipe
+from recipes.config.method import find_method, method_names
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.run_folder.state import ChunkRecord, RunState, save_state
 from recipes.tune import __main__ as tune
@@ -69,7 +70,7 @@ def test_a_loss_that_is_no_number_loses_the_trial_and_is_named(tmp_path: Path) -
     save_state(tmp_path / "state.json", RunState([record], 1, finished=True))
     found = read_result(trial, tmp_path)
     assert (found.state, found.why) == ("diverged", "a chunk ended with the loss nan")
-    table = as_markdown(rows([found, result(0.5)], [result(0.5)]))
+    table = as_markdown([found, result(0.5)], [result(0.5)])
     assert "| diverged |" in table.splitlines()[2]
     assert table.splitlines()[3].startswith("| **lora** |")
     assert "nan" in as_csv(rows([found], []))
@@ -103,12 +104,29 @@ def test_choices_are_written_with_their_table_and_the_rest_is_kept(tmp_path: Pat
     }
 
 
-def test_a_file_in_another_form_is_not_written(tmp_path: Path) -> None:
+def test_every_form_of_a_file_is_written_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "lora.yaml"
-    path.write_text("tuned: {mini: {}}\ntuner_type: lora\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="one block at the end"):
-        write_tuned(path, "tiny", {FIRST: 0.002}, [])
-    assert path.read_text(encoding="utf-8") == "tuned: {mini: {}}\ntuner_type: lora\n"
+    path.write_text(
+        "tuned: {mini: {seed: 1}}  # none yet\ntuner_type: null\nwords: 'a'\n", encoding="utf-8"
+    )
+    write_tuned(path, "tiny", {FIRST: 0.00001}, ["why"])
+    text = path.read_text(encoding="utf-8")
+    assert text.endswith("tuner_type: null\nwords: 'a'\n")
+    assert yaml.safe_load(text)["tuned"] == {
+        "mini": {"seed": 1},
+        "tiny": {"schedule": {"first": {"learning_rate": 0.00001}}},
+    }
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_shipped_method_loses_nothing(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "method.yaml"
+    shipped = find_method(name).file.read_text(encoding="utf-8")
+    path.write_text(shipped, encoding="utf-8")
+    write_tuned(path, "other", {FIRST: 0.001}, ["why"])
+    added = "  other:\n    # why\n    schedule:\n      first:\n        learning_rate: 0.001\n"
+    text = path.read_text(encoding="utf-8")
+    assert text == (shipped if "tuned:" in shipped else f"{shipped}tuned:\n") + added
 
 
 def test_the_tuning_stream_is_another_than_the_reported_one() -> None:

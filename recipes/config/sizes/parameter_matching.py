@@ -14,8 +14,8 @@ from typing import Any
 
 from recipes.config.blocks import Matched
 from recipes.config.method import METHOD_BLOCKS, find_method
-from recipes.config.model_sizes import Shape, model_shape, tuner_size
 from recipes.config.schema import Recipe
+from recipes.config.sizes.base_model import Shape, model_shape, tuner_size
 
 TOLERANCE = 0.05  # of the other method's trainable parameters
 MOST_EXPERTS, MOST_RANK = 16, 4096

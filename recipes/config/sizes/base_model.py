@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import safe_open
+
+from data_prep.files import read_json
 from recipes.config.schema import Recipe
 from strlora_tuner.options import AdapterOptions, Size
-
-# Suffixes of the linear layers that carry an adapter, in every model this project knows.
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a multimodal model. `parameters` counts everything, `vision` tower and aligner."""
+    """Sizes of a multimodal model that adapters depend on; `parameters` counts all of its own."""
 
     hidden: int
     layers: int
@@ -25,11 +24,8 @@ class Shape:
     kv_heads: int
     head_dim: int
     intermediate: int
-    vocabulary: int
     parameters: int
-    vision: int
     aligner: int
-    image_tokens: int
     source: str
 
     def linears(self) -> list[tuple[int, int]]:
@@ -40,31 +36,24 @@ class Shape:
         up = (self.hidden, self.intermediate)
         return [*attention, up, up, (self.intermediate, self.hidden)]
 
-    @property
-    def language(self) -> int:
-        """Parameters that work on every token: decoder layers and output head."""
-        layer = sum(a * b for a, b in self.linears())
-        return self.layers * layer + self.hidden * self.vocabulary
 
-
-def _published(sizes: tuple[int, ...], total: float, vision: float, aligner: float) -> Shape:
-    hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary, image_tokens = sizes
-    counts = (int(total * 1e6), int(vision * 1e6), int(aligner * 1e6))
-    text = (hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary)
+def _published(*sizes: int, total: float, aligner: float) -> Shape:
+    """A shape from the sizes of its decoder; counts in millions, as model cards give them."""
+    hidden, layers, heads, kv_heads, head_dim, intermediate = sizes
+    text = (hidden, layers, heads, kv_heads, head_dim, intermediate)
     return Shape(
-        *text, *counts, image_tokens, "table in recipes/config/model_sizes.py (published sizes)"
+        *text, round(total * 1e6), round(aligner * 1e6), "sizes as published with the model"
     )
 
 
-# Language sizes as in the published config.json of each model; counts in millions, rounded, as the
-# model cards give them (the vision tower and the aligner of Qwen are one module there). Tokens of
-# an image, the last size, are assumed: InternVL takes 256 a tile, here five tiles; Qwen by pixels.
+# Decoder sizes from the published config.json of each model, for planning before it is here. (The
+# vision tower and the aligner of Qwen are one module.)
 PUBLISHED: dict[str, Shape] = {
-    "InternVL3_5-8B": _published((4096, 36, 32, 8, 128, 12288, 151936, 1280), 8528, 304, 33),
-    "InternVL3_5-4B": _published((2560, 36, 32, 8, 128, 9728, 151936, 1280), 4732, 304, 17),
-    "gemma-3-4b": _published((2560, 34, 8, 4, 256, 10240, 262208, 256), 4300, 417, 3),
-    "Qwen3-VL-8B": _published((4096, 36, 32, 8, 128, 12288, 151936, 1024), 8767, 576, 0),
-    "Qwen2.5-VL-7B": _published((3584, 28, 28, 4, 128, 18944, 152064, 1024), 8292, 677, 0),
+    "InternVL3_5-8B": _published(4096, 36, 32, 8, 128, 12288, total=8528, aligner=33),
+    "InternVL3_5-4B": _published(2560, 36, 32, 8, 128, 9728, total=4732, aligner=17),
+    "gemma-3-4b": _published(2560, 34, 8, 4, 256, 10240, total=4300, aligner=3),
+    "Qwen3-VL-8B": _published(4096, 36, 32, 8, 128, 12288, total=8767, aligner=0),
+    "Qwen2.5-VL-7B": _published(3584, 28, 28, 4, 128, 18944, total=8292, aligner=0),
 }
 
 
@@ -81,10 +70,9 @@ def model_shape(recipe: Recipe) -> Shape | None:
 
 def _from_files(folder: Path, aligner: str | None) -> Shape:
     """Reads config.json, and counts the tensors named in the headers of the weight files."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     text = config.get("text_config", config)
     tensors = dict(_tensors(folder))
-    vision = sum(n for name, n in tensors.items() if "vision" in name or "visual" in name)
     heads, hidden = text["num_attention_heads"], text["hidden_size"]
     return Shape(
         hidden=hidden,
@@ -93,11 +81,8 @@ def _from_files(folder: Path, aligner: str | None) -> Shape:
         kv_heads=text.get("num_key_value_heads", heads),
         head_dim=text.get("head_dim") or hidden // heads,
         intermediate=text["intermediate_size"],
-        vocabulary=text["vocab_size"],
         parameters=sum(tensors.values()),
-        vision=vision,
         aligner=sum(n for name, n in tensors.items() if aligner and aligner in name),
-        image_tokens=config.get("image_seq_length") or config.get("mm_tokens_per_image") or 256,
         source=f"{folder}/config.json and the headers of its weight files",
     )
 
@@ -105,11 +90,9 @@ def _from_files(folder: Path, aligner: str | None) -> Shape:
 def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
     """(name, number of elements) of every tensor, from the safetensors headers alone."""
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                yield name, math.prod(entry["shape"])
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 -- it has no iterator
+                yield name, math.prod(file.get_slice(name).get_shape())
 
 
 def tuner_size(options: AdapterOptions, shape: Shape) -> Size:

@@ -1,0 +1,98 @@
+"""A plan as tables, each figure followed by where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from recipes.run.terminal import duration
+from recipes.tools.method_sizes import sizes_text
+from recipes.tools.plan import ChunkPlan, Plan
+
+UNKNOWN = "-"
+
+
+def as_text(plan: Plan) -> Iterator[str]:
+    """Yields the plan line by line."""
+    yield f"{plan.recipe}: {plan.method}, {plan.chunks_in_all} chunks, into {plan.run}/"
+    yield "\n chunk   samples   steps  text tokens    images   evaluated"
+    for chunk in plan.chunks if any(c.samples is not None for c in plan.chunks) else ():
+        counts = [chunk.samples, chunk.steps, chunk.text_tokens, chunk.images]
+        yield _chunk_line(f"{chunk.chunk:6d}", counts, "yes" if chunk.evaluated else "no")
+    sums = [
+        _sum([chunk.samples for chunk in plan.chunks]),
+        _sum([chunk.steps for chunk in plan.chunks]),
+        _sum([chunk.text_tokens for chunk in plan.chunks]),
+        _sum([chunk.images for chunk in plan.chunks]),
+    ]
+    evaluations = 1 + sum(chunk.evaluated for chunk in plan.chunks)
+    asked = "" if plan.questions is None else f" x {plan.questions} questions"
+    yield _chunk_line("   all", sums, f"{evaluations}{asked}")
+    yield from _extra_text(plan.chunks)
+    yield from _model_text(plan)
+    yield from sizes_text(plan.methods)
+    yield from _time_text(plan)
+    yield "\nwhere the figures come from"
+    yield from (f"  {name:<8} {text}" for name, text in plan.sources.items())
+
+
+def _sum(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _chunk_line(name: str, counts: Sequence[int | None], last: str) -> str:
+    texts = [UNKNOWN if value is None else f"{value:,}" for value in counts]
+    samples, steps, tokens, images = texts
+    return f"{name} {samples:>9} {steps:>7} {tokens:>12} {images:>9}   {last}"
+
+
+def _extra_text(chunks: Sequence[ChunkPlan]) -> Iterator[str]:
+    """What is read beside the chunks' own samples."""
+    routed = sum(chunk.routed for chunk in chunks)
+    replayed = sum(chunk.replayed for chunk in chunks)
+    fisher = sum(chunk.fisher for chunk in chunks)
+    if routed:
+        yield f"steps and tokens include {routed:,} samples read by the routers, all their passes"
+    if replayed:
+        yield f"steps and tokens include {replayed:,} replayed samples"
+    if fisher:
+        yield f"tokens include {fisher:,} samples read once more for the Fisher information of EWC"
+
+
+def _model_text(plan: Plan) -> Iterator[str]:
+    model = plan.model
+    if model is None or plan.memory_gib is None:
+        return
+    yield f"\nparameters {model.parameters / 1e6:,.1f} M"
+    share = 100 * model.trained_share
+    yield f"  trained  {model.trained_parameters / 1e6:,.2f} M ({share:.2f} %)"
+    yield (
+        f"  stored   {model.stored_parameters / 1e6:,.2f} M a chunk; "
+        f"{model.adapters_gib:.2f} GiB of adapters (float32)"
+    )
+    if plan.budget is not None:
+        derived = ", ".join(f"{key} {value:g}" for key, value in plan.budget.tuner.items())
+        yield (
+            f"  budget   {plan.budget.asked}: {derived}; the adapter trains "
+            f"{plan.budget.trained:,} for {plan.budget.wanted:,}"
+        )
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in plan.memory_gib.items())
+    total = sum(plan.memory_gib.values())
+    yield f"memory     {total:.2f} GiB a process before activations: {parts}"
+    if plan.measured is not None:
+        gpu, main = plan.measured.gpu_memory_gib, plan.measured.main_memory_gib
+        peaks = [f"{gpu:.1f} GiB of a GPU"] if gpu else []
+        peaks += [f"{main:.1f} GiB of main memory"] if main else []
+        if peaks:
+            yield f"  measured {' and '.join(peaks)}, the peak of one process"
+
+
+def _time_text(plan: Plan) -> Iterator[str]:
+    seconds = plan.seconds
+    if seconds is None:
+        yield "\ntime       not known"
+        return
+    yield f"\ntime       {duration(seconds.run)} in all"
+    yield f"  a chunk  train {duration(seconds.train)}, evaluate {duration(seconds.evaluate)}"
+    if plan.gpu_hours is not None:
+        yield f"  GPUs     {plan.processes}: {plan.gpu_hours:.1f} GPU hours"
