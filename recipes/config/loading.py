@@ -30,7 +30,7 @@ from recipes.config.problems import (
 )
 from recipes.config.schema import SCHEDULED_TUNER_KEYS, Recipe, known_tuner_keys, tuner_block
 from recipes.config.swift_arguments import check_swift_block
-from strlora_tuner.methods import LORA, STRLORA, options_class
+from strlora_tuner.methods import LORA, options_class
 from strlora_tuner.methods.strlora.presets import PRESETS
 from strlora_tuner.options import with_preset
 
@@ -251,7 +251,7 @@ def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> R
     except ValidationError as error:
         problems += from_pydantic(error, Recipe, places, elsewhere, also_known=("extends",))
     if isinstance(values.get("tuner"), dict):
-        tuner_type = STRLORA if recipe is None else recipe.tuner_type or LORA
+        tuner_type = "strlora" if recipe is None else recipe.tuner_type or LORA
         problems += _check_tuner(values["tuner"], tuner_type, places, elsewhere)
     if isinstance(values.get("swift"), dict):
         problems += check_swift_block(values["swift"], places, "swift")

@@ -12,11 +12,11 @@ from recipes.baselines.replay import (
     write_mixed,
 )
 from recipes.config.schema import Recipe
-from recipes.run.adapter_check import check_ewc
 from recipes.run.commands import chunk_seed
 from recipes.run.layout import RunLayout
 from recipes.run.state import ChunkRecord, RunState
 from recipes.run.stream import Stream
+from strlora_tuner.methods.ewc.state_file import check_state_file
 
 
 def check_carried(recipe: Recipe, layout: RunLayout, record: ChunkRecord) -> None:
@@ -28,7 +28,7 @@ def check_carried(recipe: Recipe, layout: RunLayout, record: ChunkRecord) -> Non
         ReplayError: so is the memory of replayed samples.
     """
     if recipe.ewc is not None:
-        check_ewc(layout.adapter(record.index), recipe.ewc.released)
+        check_state_file(layout.adapter(record.index), recipe.ewc.released)
     if recipe.replay is not None:
         load_reservoir(layout.replay(record.index), record.replay_sha256)
     if recipe.pool is not None:

@@ -21,7 +21,7 @@ from recipes.config.swift_arguments import host_fields
 from recipes.run.layout import RunLayout
 from recipes.run.trackers import tracker_arguments, tracker_environment
 from recipes.swift_plugins.sample_cache import FOLDER, LIMIT
-from strlora_tuner.methods import STRLORA
+from strlora_tuner.methods import LORA, options_class
 from strlora_tuner.options import TASKS_FILE
 
 REPO = Path(__file__).resolve().parents[2]
@@ -193,9 +193,10 @@ def tuner_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
     """What `--model_kwargs` carries for a tuner of ours in chunk `chunk`, without the prefix."""
     unused = {*_HOST_LORA, *recipe.unused_tuner_keys}
     options = {k: v for k, v in recipe.tuner_given.items() if k not in unused and v is not None}
-    if recipe.tuner_type != STRLORA:
+    preset = options_class(recipe.tuner_type or LORA).default_preset
+    if preset is None:
         return options
-    options.setdefault("preset", "paper")
+    options.setdefault("preset", preset)
     phase = recipe.phase(chunk)
     if phase.stability_weight is not None:
         options["stability_weight"] = phase.stability_weight

@@ -31,8 +31,7 @@ from recipes.processes.host_process import HostProcess, exit_text
 from recipes.processes.resident.worker import Worker
 from recipes.processes.run_lock import RunLock
 from recipes.run import checkpoints, evaluation
-from recipes.run.adapter_check import AdapterError, check_adapter
-from recipes.run.checkpoints import Checkpoint, CheckpointError
+from recipes.run.checkpoints import Checkpoint, CheckpointError, check_adapter
 from recipes.run.chunk_data import check_carried, mix_in, remember
 from recipes.run.commands import Command, train_command
 from recipes.run.layout import RunLayout
@@ -63,6 +62,7 @@ from recipes.run.training_job import (
     keep_metrics,
 )
 from recipes.swift_plugins.sample_cache import trim
+from strlora_tuner.saved import AdapterError
 
 
 def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from recipes.config.schema import Recipe
 from recipes.processes.host_process import last_error
 from recipes.run import checkpoints
-from recipes.run.adapter_check import AdapterError, check_adapter, check_ewc
-from recipes.run.checkpoints import Checkpoint, CheckpointError
+from recipes.run.checkpoints import Checkpoint, check_adapter
 from recipes.run.layout import RunLayout
 from recipes.run.state import write_text
+from strlora_tuner.methods.ewc.state_file import check_state_file
+from strlora_tuner.saved import AdapterError
 
 
 class RunError(Exception):
@@ -49,12 +50,12 @@ def install(job: Job, checkpoint: Checkpoint) -> None:
     try:
         check_adapter(checkpoint.path, job.recipe.tuner_type, previous)
         if job.recipe.ewc is not None:
-            check_ewc(checkpoint.path, job.recipe.ewc.released)
+            check_state_file(checkpoint.path, job.recipe.ewc.released)
     except AdapterError as error:
         raise RunError(f"{job.what} was trained, but its adapter is not whole: {error}") from error
     try:
         checkpoints.install_adapter(checkpoint, job.layout.adapter(job.index))
-    except CheckpointError as error:
+    except AdapterError as error:
         raise RunError(
             f"{job.what}: {error}. Look at {job.layout.train_metrics(job.index)}, then start "
             "again with a lower learning rate and another run_dir"

@@ -21,9 +21,11 @@ from pathlib import Path
 from recipes.baselines.mr_lora.pool import RouterLayout
 from recipes.config.schema import Recipe
 from recipes.processes.run_lock import RunLock
-from recipes.run.checkpoints import EWC_STATE, WEIGHTS, newest_checkpoint
+from recipes.run.checkpoints import newest_checkpoint
 from recipes.run.layout import RunLayout
 from recipes.run.state import RunState, load_state
+from strlora_tuner.methods.ewc import state_file as ewc
+from strlora_tuner.saved import WEIGHTS
 
 # How temporary files begin: a dot, and the name of what they become.
 _LEFTOVERS = tuple(
@@ -95,7 +97,7 @@ def removable(layout: RunLayout, state: RunState, old_adapters: bool) -> Iterato
         if old_adapters and record.trained and 0 < index < _newest_trained(state):
             pool = bool(record.router_sha256)
             adapter = (RouterLayout(layout.root) if pool else layout).adapter(index)
-            yield from _existing(adapter / WEIGHTS, adapter / EWC_STATE)
+            yield from _existing(adapter / WEIGHTS, adapter / ewc.FILE)
 
 
 def _newest_trained(state: RunState) -> int:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config.problems import shown
-from recipes.run.checkpoints import WEIGHTS
 from recipes.run.layout import RunLayout
 from recipes.run.manifest import flat, read_manifest
 from recipes.run.state import load_state
+from strlora_tuner.saved import WEIGHTS
 
 # Kinds of differences, in the order in which they explain each other.
 CAUSES = ("config", "data", "model", "versions", "git", "hardware", "processes", "threads")

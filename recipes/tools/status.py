@@ -12,12 +12,12 @@ from recipes.baselines.mr_lora.pool import RouterLayout
 from recipes.baselines.replay import ReplayError
 from recipes.config.schema import Recipe
 from recipes.processes.run_lock import is_held, is_here, read_holder
-from recipes.run.adapter_check import AdapterError, check_adapter
-from recipes.run.checkpoints import WEIGHTS, CheckpointError, complete_lines, verify_adapter
+from recipes.run.checkpoints import CheckpointError, check_adapter, complete_lines, verify_adapter
 from recipes.run.chunk_data import check_carried
 from recipes.run.layout import RunLayout
 from recipes.run.state import ChunkRecord, load_state
 from recipes.run.terminal import duration, score_text
+from strlora_tuner.saved import WEIGHTS, AdapterError
 
 SILENT_SECONDS = 120.0  # an orchestrator gives a sign of life every few seconds
 

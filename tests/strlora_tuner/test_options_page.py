@@ -6,16 +6,16 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from strlora_tuner.options_page import options_table, update_table
 
 from strlora_tuner.options import TunerOptions
-from strlora_tuner.options_page import options_table, renewed
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_is_that_of_the_schema():
     page = (ROOT / "docs" / "tuner.md").read_text()
-    assert renewed(page) == page, "run: python -m strlora_tuner.options_page docs/tuner.md"
+    assert update_table(page) == page, "run: python -m strlora_tuner.options_page docs/tuner.md"
     assert "docs/tuner.md" in (ROOT / "README.md").read_text()
 
 
@@ -32,4 +32,4 @@ def test_the_table_has_every_option_with_both_values():
 
 def test_a_page_without_marks_is_refused():
     with pytest.raises(ValueError, match="options: begin"):
-        renewed("# nothing\n")
+        update_table("# nothing\n")

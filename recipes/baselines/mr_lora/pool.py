@@ -17,10 +17,11 @@ from typing import Any
 from data_prep.mllm_cl.router import expert_letters, router_record
 from recipes.baselines.replay import read_lines
 from recipes.config.schema import Recipe
-from recipes.run.checkpoints import CONFIG, WEIGHTS, CheckpointError, adapter_hashes, verify_adapter
+from recipes.run.checkpoints import CheckpointError, adapter_hashes, verify_adapter
 from recipes.run.layout import RunLayout
 from recipes.run.state import ChunkRecord, RunState, write_json, write_text
 from recipes.run.stream import Stream, file_sha256
+from strlora_tuner.saved import CONFIG, WEIGHTS
 
 SAMPLES, ROUTER_DATA, ROUTER = "router_samples.jsonl", "router.jsonl", "router"
 

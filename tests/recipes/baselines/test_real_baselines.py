@@ -17,7 +17,7 @@ from recipes.run.layout import RunLayout
 from recipes.run.state import load_state
 from recipes.run.stream import open_stream
 from recipes.tools.status import verify
-from strlora_tuner.methods.ewc.ewc import FILE
+from strlora_tuner.methods.ewc.state_file import FILE
 from tests.recipes.real_host import (
     BASE,
     full_methods,

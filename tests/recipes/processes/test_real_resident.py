@@ -17,10 +17,11 @@ from recipes.config.loading import load_recipe
 from recipes.processes.host_process import HostProcess, start_time
 from recipes.processes.resident.worker import Worker
 from recipes.processes.run_lock import read_holder
-from recipes.run.checkpoints import WEIGHTS, newest_checkpoint
+from recipes.run.checkpoints import newest_checkpoint
 from recipes.run.commands import train_command
 from recipes.run.layout import RunLayout
 from recipes.run.stream import open_stream
+from strlora_tuner.saved import WEIGHTS
 from tests.recipes.real_host import (
     BASE,
     full_methods,

@@ -23,9 +23,9 @@ from safetensors.numpy import load_file
 from recipes.config.loading import load_recipe
 from recipes.config.method import method_names
 from recipes.processes.run_lock import read_holder
-from recipes.run.checkpoints import WEIGHTS
 from recipes.run.layout import RunLayout
 from recipes.run.state import load_state, read_json
+from strlora_tuner.saved import WEIGHTS
 from tests.faults.real import BASE, needs_host, parameters_of, result_of, rows_of
 from tests.faults.test_kills import Kill
 from tests.recipes.forked import ForkedRun

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from recipes.run.checkpoints import WEIGHTS
 from recipes.run.layout import RunLayout
 from recipes.swift_plugins.sample_cache import NotCacheable, SampleCache, cached, key_of, trim
+from strlora_tuner.saved import WEIGHTS
 from tests.recipes.real_host import BASE, gone_on, needs_host, sha256
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 

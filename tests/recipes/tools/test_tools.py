@@ -20,8 +20,7 @@ from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
 from recipes.processes.host_process import ask_to_save, start_time
 from recipes.processes.run_lock import RunLock, RunLocked, boot_id
-from recipes.run.adapter_check import AdapterError, check_adapter
-from recipes.run.checkpoints import Checkpoint, newest_checkpoint
+from recipes.run.checkpoints import Checkpoint, check_adapter, newest_checkpoint
 from recipes.run.commands import REPO, train_command
 from recipes.run.layout import RunLayout
 from recipes.run.manifest import resolved
@@ -32,6 +31,7 @@ from recipes.tools.clean import clean
 from recipes.tools.plan import as_text, make_plan
 from recipes.tools.status import as_text as status_text
 from recipes.tools.status import read_status, verify
+from strlora_tuner.saved import AdapterError
 from tests.recipes.fake_host import write_checkpoint
 from tests.recipes.run.test_runner import start, wait_for
 from tests.recipes.test_cli import door

@@ -102,7 +102,7 @@ def test_smolora(num_experts, gate_scale):
     ids = torch.tensor([[90, 3, 91, 0, 0], [90, 3, 5, 91, 0], [90, 4, 6, 91, 7]])
     vectors = {(3,): torch.randn(384), (3, 5): torch.randn(384), (4, 6): torch.randn(384)}
     layer.context.embed_sentence = lambda adapter, row: vectors[row]
-    layer.context.see_prompt(ids, torch.randn(SAMPLES, TOKENS, HIDDEN))
+    layer.context.on_prompt(ids, torch.randn(SAMPLES, TOKENS, HIDDEN))
     counted = torch.tensor([[0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 1, 0, 0]]).bool()
     sentences = torch.stack(list(vectors.values())).double()
     scale = 2.0 * (num_experts if gate_scale == "num_experts" else 1)
@@ -139,7 +139,7 @@ def branch_layer(past: int, frozen: int, **options):
     layer.mask[2, 0] = 0  # left padding: the first token is the second one
     layer.context.statistics = {"default": ChunkKeys(HIDDEN, layer.config)}
     ids = torch.tensor([[3, 4, 5, 0, 0], [6, 7, 8, 9, 0], [0, 4, 6, 1, 7]])
-    layer.context.see_prompt(ids, torch.randn(SAMPLES, TOKENS, HIDDEN))
+    layer.context.on_prompt(ids, torch.randn(SAMPLES, TOKENS, HIDDEN))
     return layer
 
 

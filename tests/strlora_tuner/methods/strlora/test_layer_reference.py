@@ -13,8 +13,8 @@ from torch import nn
 from strlora_tuner import StrLoraConfig
 from strlora_tuner.core.instruction import RoutingContext
 from strlora_tuner.core.layer import RoutedLinear
+from strlora_tuner.methods.strlora.instruction_statistics import InstructionStatistics
 from strlora_tuner.methods.strlora.layer import MixtureOfExperts
-from strlora_tuner.methods.strlora.statistics import InstructionStatistics
 from tests.strlora_tuner.methods.strlora.reference import Instructions, Weights, routed_update
 
 NAMES = ("A", "B", "query", "key", "prototypes", "task")
@@ -100,7 +100,7 @@ class Pair:
 
     def run(self, x, upstream, mask, embeddings, text):
         """One training forward and backward of the layer; returns output, x's gradient."""
-        self.context.give(embeddings, text)
+        self.context.set_instruction(embeddings, text)
         self.context.begin_forward(mask.long(), training=True)
         x = x.clone().requires_grad_(True)
         output = self.layer(x)

@@ -41,7 +41,7 @@ def _show(value: Any) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def renewed(page: str) -> str:
+def update_table(page: str) -> str:
     """Returns the page with its table as the schema says; ValueError without the two marks."""
     if BEGIN not in page or END not in page:
         raise ValueError(f"the page lacks the lines {BEGIN.strip()} and {END.strip()}")
@@ -51,4 +51,4 @@ def renewed(page: str) -> str:
 
 if __name__ == "__main__":
     file = Path(sys.argv[1])
-    file.write_text(renewed(file.read_text(encoding="utf-8")), encoding="utf-8")
+    file.write_text(update_table(file.read_text(encoding="utf-8")), encoding="utf-8")
