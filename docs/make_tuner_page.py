@@ -1,6 +1,6 @@
-"""Writes the table of options in a page: `python -m strlora_tuner.options_page docs/tuner.md`.
+"""Writes the table of options in a page: `python -m docs.make_tuner_page docs/tuner.md`.
 
-The schema explains every option once; the page repeats it, and a test holds them together.
+options.py explains every option once; the page repeats it, and a test holds them together.
 """
 
 from __future__ import annotations
@@ -10,26 +10,25 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from strlora_tuner.methods.strlora.presets import preset_options
-from strlora_tuner.options import PREFIX, TunerOptions, bounds_of, expected_value
+from strlora_tuner.methods.strlora.options import Options
+from strlora_tuner.options import PREFIX, bounds_of, expected_value, preset_options
 
 BEGIN, END = "<!-- options: begin -->\n", "<!-- options: end -->\n"
-# Host arguments that the three options of plain LoRA go through.
-_HOST = {"rank": "--lora_rank", "alpha": "--lora_alpha", "dropout": "--lora_dropout"}
 
 
 def options_table() -> str:
     """Returns a Markdown table: option, name for the host, value in both presets, effect."""
-    paper = asdict(TunerOptions())
-    released = {**paper, **preset_options("released")}
-    kinds = get_type_hints(TunerOptions)
+    paper = asdict(Options())
+    released = {**paper, **preset_options(Options, "released")}
+    kinds = get_type_hints(Options)
     lines = [
         "| option | for ms-swift | `paper` | `released` | takes | what it does |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for item in fields(TunerOptions):
+    for item in fields(Options):
         name = item.name
-        host = f"`{_HOST.get(name, PREFIX + name)}`"
+        argument = item.metadata["host"]
+        host = f"`--{argument}`" if argument else f"`{PREFIX}{name}`"
         takes = expected_value(kinds[name], bounds_of(item))
         values = (_show(paper[name]), _show(released[name]))
         cells = (f"`{name}`", host, *values, takes, item.metadata["description"])

@@ -1,7 +1,7 @@
 """The one schema of a recipe: every key, its default, its bounds, what it means.
 
-Unknown keys are refused everywhere. The `tuner` block is checked by
-:class:`strlora_tuner.options.TunerOptions`, the `swift` block by
+Unknown keys are refused everywhere. The `tuner` block is checked by the method's options
+(`strlora_tuner/methods/NAME/options.py`), the `swift` block by
 :mod:`recipes.config.swift_arguments`, both from :mod:`recipes.config.loading`, which names file
 and line of every problem.
 """
@@ -20,7 +20,7 @@ from recipes.config.rules import cross_field_problems
 from strlora_tuner.methods import LORA, is_routed, options_class, tuner_types
 from strlora_tuner.options import bounds_of, with_preset
 
-# Keys of TunerOptions that the schedule decides chunk by chunk.
+# Options of StrLoRA that the schedule decides chunk by chunk.
 SCHEDULED_TUNER_KEYS = {
     "stability_weight": "set schedule.first.stability_weight and schedule.later.stability_weight",
     "freeze_routers": "set schedule.later.freeze_routers_from_chunk",

@@ -8,7 +8,7 @@ from torch import nn
 
 from strlora_tuner.core.instruction import RoutingContext
 from strlora_tuner.core.layer import RoutedLinear
-from strlora_tuner.methods import classes_of
+from strlora_tuner.methods import config_class
 from strlora_tuner.methods.branchlora.keys import ChunkKeys
 from tests.strlora_tuner.methods import methods_reference as reference
 
@@ -20,8 +20,9 @@ class Layer:
 
     def __init__(self, method: str, seed: int = 0, **options):
         torch.manual_seed(seed)
-        config_class, model_class = classes_of(method)
-        self.config = config_class(target_modules=["x"], lora_dropout=0.0, **options)
+        kind = config_class(method)
+        model_class = kind.model_class()
+        self.config = kind(target_modules=["x"], lora_dropout=0.0, **options)
         self.context = RoutingContext()
         self.context.configs, self.context.num_layers = {"default": self.config}, 1
         make = lambda d_in, d_out: model_class.new_bank(d_in, d_out, HIDDEN, self.config)  # noqa: E731

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import strlora_tuner
 from strlora_tuner.convert import convert, main
-from tests.strlora_tuner.methods.strlora.published_checkpoint import (
+from tests.strlora_tuner.methods.strlora.published import (
     Published,
     Settings,
     read_fixture,

@@ -241,11 +241,11 @@ def test_teacher_moves_under_bfloat16_weights():
 
 
 def test_ties_go_to_the_first_expert():
-    from strlora_tuner.methods.strlora.routing import largest
+    from strlora_tuner.core.gating import topk_mask
 
     values = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.1, 0.4, 0.4, 0.1], [0.0, 0.0, 0.0, 1.0]])
-    assert largest(values, 2).int().tolist() == [[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]]
-    assert largest(values, 1).int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
+    assert topk_mask(values, 2).int().tolist() == [[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]]
+    assert topk_mask(values, 1).int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
 
 
 def test_released_preset_skips_gradients_of_unused_experts():
