@@ -10,14 +10,14 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from strlora_tuner.register import register_with_peft
+from strlora_tuner.register import register_when_peft_is_loaded
 
 _PUBLIC = {
-    "StrLoraConfig": "strlora_tuner.methods.strlora.config",
-    "StrLoraModel": "strlora_tuner.methods.strlora.model",
-    "after_optimizer_step": "strlora_tuner.training",
-    "instruction_ids": "strlora_tuner.training",
-    "stability_loss": "strlora_tuner.training",
+    "StrLoraConfig": ("strlora_tuner.methods.strlora.config", "Config"),
+    "StrLoraModel": ("strlora_tuner.methods.strlora.model", "Model"),
+    "after_optimizer_step": ("strlora_tuner.training_loop", "after_optimizer_step"),
+    "instruction_ids": ("strlora_tuner.training_loop", "instruction_ids"),
+    "stability_loss": ("strlora_tuner.training_loop", "stability_loss"),
 }
 __all__ = sorted(_PUBLIC)
 
@@ -25,7 +25,8 @@ __all__ = sorted(_PUBLIC)
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    module, attribute = _PUBLIC[name]
+    return getattr(importlib.import_module(module), attribute)
 
 
-register_with_peft()
+register_when_peft_is_loaded()

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from strlora_tuner.methods.strlora.config import StrLoraConfig
-from strlora_tuner.methods.strlora.published import (
+from strlora_tuner.methods.strlora.config import Config
+from strlora_tuner.methods.strlora.options import Options
+from strlora_tuner.methods.strlora.published_checkpoint import (
     ALIGNER,
     hf_native,
     read_aligner,
@@ -26,7 +27,6 @@ from strlora_tuner.methods.strlora.published import (
     read_pickle,
     tensors_of,
 )
-from strlora_tuner.options import TunerOptions
 
 _EMA_NAMES = {
     "attn_wq_weight": "ema_query",
@@ -48,7 +48,7 @@ _KEY = re.compile(
 
 
 def convert_tensors(
-    published: dict[str, Tensor], ema: dict[str, dict[str, Tensor]] | None, options: TunerOptions
+    published: dict[str, Tensor], ema: dict[str, dict[str, Tensor]] | None, options: Options
 ) -> dict[str, Tensor]:
     """Returns our adapter's tensors, keys as PEFT saves them.
 
@@ -93,7 +93,7 @@ def convert_tensors(
     }
 
 
-def _stack_experts(name: str, layer: dict[str, Any], options: TunerOptions) -> list[str]:
+def _stack_experts(name: str, layer: dict[str, Any], options: Options) -> list[str]:
     """Stacks a layer's experts in place; returns what is wrong with it."""
     problems = []
     for part, dim in (("A", 0), ("B", 1)):
@@ -113,7 +113,7 @@ def _stack_experts(name: str, layer: dict[str, Any], options: TunerOptions) -> l
     return problems + [f"{name}: {key} is missing" for key in missing]
 
 
-def _wrong_shapes(name: str, layer: dict[str, Tensor], options: TunerOptions) -> list[str]:
+def _wrong_shapes(name: str, layer: dict[str, Tensor], options: Options) -> list[str]:
     """Names the tensors of a layer that do not fit the configuration or one another."""
     d_in = layer["A"].shape[-1] if "A" in layer else None
     hidden = layer["key"].shape[-1] if "key" in layer else None
@@ -187,8 +187,8 @@ def convert(source: Path, target: Path) -> None:
     }
     aligner = read_aligner(source / "non_lora_trainables.bin")
     tensors |= {f"base_model.model.{key}": tensor for key, tensor in aligner.items()}
-    config = StrLoraConfig(
-        **StrLoraConfig.as_config(options),
+    config = Config(
+        **Config.as_config(options),
         target_modules=_targets(tensors),
         modules_to_save=[ALIGNER] if aligner else None,
         base_model_name_or_path=raw.get("base_model_name_or_path") or None,

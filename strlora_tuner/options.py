@@ -1,17 +1,18 @@
-"""The one schema of the tuner's options: fields, defaults, bounds, and where values come from.
+"""Options that all tuners share: fields, defaults, bounds, presets, and where values come from.
 
-Recipes check their ``tuner:`` block with it, the plug-in checks ``--model_kwargs`` with it, and
-:class:`~strlora_tuner.methods.strlora.config.StrLoraConfig` takes its defaults from it. It imports
-no torch, so that a laptop can validate a recipe, and nothing beyond the standard library, so that
-an adapter loads wherever PEFT does.
+Each method declares its own in `methods/NAME/options.py`, once: recipes check their ``tuner:``
+block with that dataclass, the plug-in checks ``--model_kwargs`` with it, and the method's PEFT
+configuration takes its fields from it. Nothing here imports torch, so that a laptop can check a
+recipe, nor anything beyond the standard library, so that an adapter loads wherever PEFT does.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 PREFIX = "strlora_"
 # Environment variables that are no options. Of an inference run: where its routing record goes,
@@ -31,9 +32,28 @@ NO_OPTIONS = (
 )
 
 
-def option(default: Any, *, description: str, **bounds: float) -> Any:
-    """Returns a dataclass field with its meaning; `bounds` are ge, gt or lt."""
-    return field(default=default, metadata={"description": description, "bounds": bounds})
+def option(
+    default: Any,
+    *,
+    description: str,
+    peft: str | None = None,
+    host: str | None = None,
+    stored: bool = True,
+    **bounds: float,
+) -> Any:
+    """Returns a dataclass field that declares an option.
+
+    Args:
+        default: its value where none is given.
+        description: what it does.
+        peft: its name in PEFT's configuration, where PEFT's tools expect another one.
+        host: the argument of ms-swift that it goes through; None: `--model_kwargs`.
+        stored: whether it is about the adapter and not about one training run.
+        bounds: ge, gt, lt.
+    """
+    names = {"peft": peft, "host": host, "stored": stored}
+    metadata = {"description": description, "bounds": bounds, **names}
+    return field(default=default, metadata=metadata)
 
 
 class Size(NamedTuple):
@@ -54,17 +74,23 @@ class AdapterOptions:
     rank: int = option(
         64,
         ge=1,
+        peft="r",
+        host="lora_rank",
         description="Total rank r; each expert gets r / num_experts (published: 64).",
     )
     alpha: float = option(
         128.0,
         gt=0,
+        peft="lora_alpha",
+        host="lora_alpha",
         description="LoRA alpha; the update is scaled by alpha / rank (published: 128).",
     )
     dropout: float = option(
         0.05,
         ge=0,
         lt=1,
+        peft="lora_dropout",
+        host="lora_dropout",
         description="Dropout on the experts' input, never on the routers' (published: 0.05).",
     )
 
@@ -86,8 +112,14 @@ class AdapterOptions:
     structure: ClassVar[tuple[str, ...]] = ()
     # Options that a chunk's schedule may set; all others follow the adapter.
     scheduled: ClassVar[tuple[str, ...]] = ()
-    # The preset whose options are meant where none is named; None: there are no presets.
+    # Named settings, as what they change; and the one that is meant where none is named, None
+    # where there are no presets.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     default_preset: ClassVar[str | None] = None
+    # What an adapter's file must hold (saved.py): tensors of every adapted layer, and those beside
+    # the layers. None are asked of plain LoRA, which the host saves.
+    layer_tensors: ClassVar[tuple[str, ...]] = ()
+    state_tensors: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
     def cross_field_problems(options: Any) -> list[str]:
@@ -172,153 +204,68 @@ def top_k_problems(options: Any) -> list[str]:
 
 
 @dataclass
-class TunerOptions(AdapterOptions):
-    """Options of one StrLoRA adapter. The defaults are the `paper` preset."""
+class MixtureOptions(AdapterOptions):
+    """Options of a mixture of LoRA experts, whatever routes them, that share out the rank."""
 
-    structure: ClassVar[tuple[str, ...]] = ("num_experts", "router_dim", "instruction_norm")
-    scheduled: ClassVar[tuple[str, ...]] = (
-        "ema_decay",
-        "stability_weight",
-        "stability_temperature",
-        "stability_reduction",
-        "freeze_routers",
-        "task_router",
-        "top_k",
-        "token_top_k",
-        "unused_expert_gradient",
-        "gate_scale",
-        "padding",
-    )
-    default_preset: ClassVar[str | None] = "paper"
-    num_experts: int = option(4, ge=1, description="Experts E a layer (published: 4).")
-    top_k: int = option(
-        2, ge=1, description="Experts that stage 1 keeps for an instruction, k <= E (published: 2)."
-    )
-    token_top_k: int = option(
-        2,
-        ge=1,
-        description="Experts that stage 2 keeps for a token, <= top_k; top_k keeps the weights "
-        "soft (released: 1, hard weights with a straight-through gradient).",
-    )
-    unused_expert_gradient: bool = option(
-        True,
-        description="With token_top_k < top_k: whether the gates of an expert that no token of the "
-        "micro-batch uses get a gradient (the released code skips such an expert: false).",
-    )
-    router_dim: int = option(
-        64, ge=1, description="Width D of stage 2's query and key (published: 64)."
-    )
-    task_router: Literal["frozen", "straight_through", "prior"] = option(
-        "prior",
-        description="How stage 1 learns. frozen: a random projection, as released. "
-        "straight_through: gates times one, with the gradient of p. prior: log p_e is added to "
-        "stage 2's scores inside the kept set.",
-    )
-    instruction_norm: Literal["none", "layernorm", "running"] = option(
-        "running",
-        description="What stage 1 and 2 see of the instruction vector t. none: t (released). "
-        "layernorm: LayerNorm(t). running: (t - m) / sigma with running statistics of the "
-        "instructions seen so far, carried with the adapter; it is what lets stage 1 separate "
-        "tasks.",
-    )
+    structure: ClassVar[tuple[str, ...]] = ("num_experts",)
+    scheduled: ClassVar[tuple[str, ...]] = ("gate_scale",)
+    num_experts: int = option(4, ge=1, description="Experts E a layer; each gets rank / E.")
     gate_scale: Literal["one", "num_experts"] = option(
         "one",
-        description="What the gates of a token sum to. one: as published. num_experts: E, so that "
-        "uniform gates over all experts equal a plain LoRA of the same rank.",
-    )
-    ema_decay: float = option(
-        0.999,
-        gt=0,
-        lt=1,
-        description="Decay b of the teacher routers, an exponential moving average taken after "
-        "every optimizer step (published: 0.999).",
-    )
-    stability_weight: float = option(
-        0.1,
-        ge=0,
-        description="Weight lambda of KL(teacher || student) over stage 2; 0 switches the term and "
-        "the moving average off (published: 0 in the first chunk, then 0.1).",
-    )
-    stability_temperature: float = option(
-        1.0, gt=0, description="Temperature tau of both distributions in the term (published: 1)."
-    )
-    stability_reduction: Literal["mean", "sum"] = option(
-        "mean",
-        description="mean: the term is the mean over the tokens of the global batch, so that "
-        "lambda means the same on 1 and on 64 processes. sum: the means of all micro-batches and "
-        "processes are added up, as the released code does (effective weight 1.6 there).",
-    )
-    padding: Literal["mask", "include"] = option(
-        "mask",
-        description="mask: only real tokens count. include: in training the instruction vector and "
-        "the stability term also average over padding, as the released code does.",
-    )
-    freeze_routers: bool = option(
-        False,
-        description="Freeze both stages' routers (released: from chunk 5, Gemma 4). The stability "
-        "term then has no effect and is switched off.",
-    )
-    compile_routing: Literal["auto", "on", "off"] = option(
-        "auto",
-        description="Whether training fuses the routing arithmetic of a layer with torch.compile. "
-        "auto: on CUDA only. It changes the speed, not the result (float32 rounding aside).",
-    )
-    require_teacher: bool = option(
-        False,
-        description="Refuse to train from an adapter that carries no moving average.",
+        description="What the gates of a token are multiplied with. one: as published. "
+        "num_experts: E, so that uniform gates over all experts equal a plain LoRA of the rank.",
     )
 
     @staticmethod
     def cross_field_problems(options: Any) -> list[str]:
         """Names every rule over several fields that `options` (any object with them) breaks."""
-        problems = [*experts_problems(options), *top_k_problems(options)]
-        if options.token_top_k > options.top_k:
-            problems.append(
-                f"token_top_k = {options.token_top_k} exceeds top_k = {options.top_k}: "
-                f"use token_top_k <= {options.top_k}"
-            )
-        return problems
-
-    def layer_size(self, d_in: int, d_out: int, hidden: int) -> Size:
-        """Counts A, B, query (D, d_in), key (D, hidden), prototypes, task router; averages too."""
-        pair = self.rank * (d_in + d_out)
-        routers = self.router_dim * (d_in + hidden + self.num_experts)
-        task = self.num_experts * hidden
-        trained = pair + (0 if self.freeze_routers else routers)
-        if self.task_router != "frozen" and not self.freeze_routers:
-            trained += task
-        return Size(trained, pair + 2 * routers + task)
-
-    def model_size(self, hidden: int) -> Size:
-        """Counts the instruction statistics: mean (hidden), count, spread, teacher steps."""
-        return Size(0, hidden + 3)
+        return experts_problems(options)
 
 
-def with_preset(options_class: type[AdapterOptions], given: dict[str, Any]) -> dict[str, Any]:
+OptionsT = TypeVar("OptionsT", bound=AdapterOptions)
+
+
+def preset_options(options_class: type[AdapterOptions], name: str) -> dict[str, Any]:
+    """Returns what a preset of a method changes; ValueError for a name that it does not have."""
+    presets = options_class.presets
+    if name not in presets:
+        near = difflib.get_close_matches(str(name), presets, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"preset {name!r} is unknown, expected one of {sorted(presets)}{hint}")
+    return dict(presets[name])
+
+
+def with_preset(options_class: type[AdapterOptions], given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `given` over the options of the preset that it names; ValueError for an unknown one.
 
     An option given as None counts as not given.
     """
-    from strlora_tuner.methods.strlora.presets import preset_options
-
     named = {name: value for name, value in given.items() if value is not None}
     if options_class.default_preset is None:
         return named
-    preset = preset_options(named.pop("preset", options_class.default_preset))
-    return {**preset, **named}
+    return {
+        **preset_options(options_class, named.pop("preset", options_class.default_preset)),
+        **named,
+    }
+
+
+def host_arguments(options_class: type[AdapterOptions]) -> dict[str, str]:
+    """Returns {option: argument of ms-swift} for the options that the host has arguments for."""
+    hosts = {item.name: item.metadata["host"] for item in fields(options_class)}
+    return {name: host for name, host in hosts.items() if host is not None}
 
 
 def options_from_host(
-    model_kwargs: dict[str, Any] | None,
-    options_class: type[AdapterOptions],
-    **lora: Any,
-) -> Any:
+    model_kwargs: Mapping[str, Any] | None,
+    options_class: type[OptionsT],
+    **lora: int | float,
+) -> OptionsT:
     """Builds a tuner's options from ms-swift's arguments.
 
     Args:
         model_kwargs: the host's `--model_kwargs`; keys that start with ``strlora_`` are ours, the
             rest belongs to the model and is left alone. ``strlora_preset`` gives the defaults.
-        options_class: the tuner's options, :class:`TunerOptions` for StrLoRA.
+        options_class: the tuner's options.
         **lora: rank, alpha and dropout as the host parsed them.
 
     Raises:

@@ -1,7 +1,9 @@
-"""Makes PEFT know the method, now or as soon as PEFT is imported.
+"""Makes our methods known to PEFT: at once where PEFT is loaded, else when it is imported.
 
-Importing PEFT takes seconds and needs torch. Checking a recipe needs neither, so `import
-strlora_tuner` must not import PEFT by itself; but `PeftModel.from_pretrained` must work after it.
+`import strlora_tuner` must be enough for `PeftModel.from_pretrained`, in any order with `import
+peft`. It must also stay without torch, since checking a recipe needs none. PEFT itself has no place
+where other packages could announce a method. So, while nobody has imported PEFT, an import hook
+waits for that and then registers: the only way to act on an import that somebody else makes.
 """
 
 from __future__ import annotations
@@ -13,45 +15,22 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from strlora_tuner.methods import folders
-
-METHODS = "strlora_tuner.methods"
-_OWN = {"config": "Config", "model": "Model"}
-
-# Our modules that import PEFT, and what each defines last.
-_NEEDED = {
-    "strlora_tuner.methods.strlora.config": "StrLoraConfig",
-    "strlora_tuner.core.layer": "RoutedLinear",
-    "strlora_tuner.methods.strlora.model": "StrLoraModel",
-    "strlora_tuner.core.config": "RoutedConfig",
-    "strlora_tuner.core.model": "RoutedModel",
-    "strlora_tuner.saved": "not_fitting",
-}
+from strlora_tuner.methods import METHODS, folders
 
 
 def register() -> None:
-    """Registers every method with PEFT; a second call does nothing.
+    """Imports every method's configuration, whose class makes itself known to PEFT.
 
-    While one of the modules that it needs is still being imported (that one imported PEFT) it
-    waits: each of them calls it again at its end.
+    The PEFT model of a method is imported with its first configuration, see RoutedConfig. Of a
+    configuration that is being imported right now, because it was the one to import PEFT, nothing
+    is asked here: it goes on afterwards.
     """
-    others = {f"{METHODS}.{name}.{part}": last for name in folders() for part, last in _OWN.items()}
-    for module, last in {**_NEEDED, **others}.items():
-        if module in sys.modules and not hasattr(sys.modules[module], last):
-            return
-    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-    from peft.utils import register_peft_method
-
-    from strlora_tuner.methods import STRLORA, classes_of
-
-    for name in (STRLORA, *folders()):
-        config, model = classes_of(name)
-        if model not in PEFT_TYPE_TO_TUNER_MAPPING.values():
-            register_peft_method(name=name, config_cls=config, model_cls=model, prefix=model.prefix)
+    for name in folders():
+        importlib.import_module(f"{METHODS}.{name}.config")
 
 
 class _AfterPeft(importlib.abc.MetaPathFinder):
-    """Finds PEFT the ordinary way, once, and registers the method when it has been executed."""
+    """Finds PEFT the ordinary way, once, and calls :func:`register` when it has been executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -71,10 +50,9 @@ class _AfterPeft(importlib.abc.MetaPathFinder):
         return spec
 
 
-def register_with_peft() -> None:
-    """Registers at once when PEFT is loaded, else right after its import."""
-    peft = sys.modules.get("peft")
-    if peft is None:
-        sys.meta_path.insert(0, _AfterPeft())
-    elif hasattr(peft, "PeftModel"):
+def register_when_peft_is_loaded() -> None:
+    """Registers now, or leaves it to the import of PEFT."""
+    if "peft" in sys.modules:
         register()
+    else:
+        sys.meta_path.insert(0, _AfterPeft())

@@ -1,35 +1,42 @@
-"""What a saved adapter holds, compared with a model before the model is touched.
+"""The one judge of a saved adapter: is its file whole, finite, and does it hold what it must?
 
-PEFT wraps layers first and loads afterwards, with strict=False: a damaged file would leave a model
-half changed, a foreign one silently half loaded. Here both are found out beforehand.
+It imports no torch, so that a run can be checked by the process that starts the training. Whether
+an adapter fits a model is asked by core/fit.py.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+import json
+import math
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
-from peft.tuners.tuners_utils import _ExcludedModule as ExcludedModule
-from peft.utils import ModulesToSaveWrapper
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
-from strlora_tuner.register import register
-
-if TYPE_CHECKING:
-    from strlora_tuner.core.config import RoutedConfig
-    from strlora_tuner.core.model import RoutedModel
+from strlora_tuner.options import AdapterOptions
 
 Shape = tuple[int, ...]
-FILE = "adapter_model.safetensors"
-MIXTURE = ".strlora_mixture."
-BASE = "base_model.model."
-_SHOWN = 40
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# In a tensor's name: before the part of a layer, and of what is carried beside the layers.
+LAYER, STATE = ".strlora_mixture.", "strlora_statistics."
+FIX = "bring back an undamaged copy, or train the chunk again"
+# Of a floating-point number: the unsigned integer of its size, and the bits of its exponent.
+_EXPONENT = {
+    "F64": ("<u8", 0x7FF0000000000000),
+    "F32": ("<u4", 0x7F800000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+}
+# Bytes of one number of every type.
+_BYTES = {"BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "BF16": 2, "C64": 8} | {
+    f"{letter}{bits}": bits // 8 for letter in "IUF" for bits in (8, 16, 32, 64)
+}
+
+
+class AdapterError(ValueError):
+    """An adapter's file that cannot be used; the message says what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -40,147 +47,140 @@ class SavedAdapter:
     shapes: dict[str, Shape]
 
 
+def read_shapes(path: Path) -> dict[str, Shape]:
+    """Returns name and shape of every tensor in a safetensors file; reads its header only.
+
+    Raises:
+        AdapterError: the file is missing, cut short, empty, or no safetensors file.
+    """
+    if not path.is_file():
+        raise AdapterError(f"{path} is missing; {FIX}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = file.offset_keys()
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} is damaged ({error}); {FIX}") from error
+    if not shapes:
+        raise AdapterError(f"{path} holds no tensors; {FIX}")
+    return shapes
+
+
+def check_finite(path: Path) -> None:
+    """Raises AdapterError naming the tensors of a safetensors file that hold a NaN or an infinity.
+
+    The host filters NaN out of the loss that it logs: the weights are the only witness.
+    """
+    read_shapes(path)
+    with safe_open(path, framework="numpy") as file:
+        names = file.offset_keys()
+        slices = [file.get_slice(name) for name in names]
+        kinds = [tensor.get_dtype() for tensor in slices]
+        counts = [math.prod(tensor.get_shape()) for tensor in slices]
+    unknown = sorted(set(kinds) - _BYTES.keys())
+    if unknown:
+        raise AdapterError(f"{path} holds numbers of type {', '.join(unknown)}; {FIX}")
+    # The tensors lie at the end of the file in this order, without gaps: the format's rule.
+    sizes = [count * _BYTES[kind] for count, kind in zip(counts, kinds, strict=True)]
+    start, bad = path.stat().st_size - sum(sizes), []
+    for name, kind, count, size in zip(names, kinds, counts, sizes, strict=True):
+        if kind in _EXPONENT:
+            dtype, mask = _EXPONENT[kind]
+            bits = np.fromfile(path, dtype, count, offset=start)
+            if np.any(bits & mask == mask):  # an exponent of ones is NaN or infinity
+                bad.append(name)
+        start += size
+    if bad:
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise AdapterError(
+            f"{path} holds NaN or infinity in {', '.join(bad[:5])}{more}: the training diverged or "
+            "the file was changed; go back to an earlier chunk's adapter, or train again with a "
+            "lower learning rate"
+        )
+
+
 def read_saved(folder: Path) -> SavedAdapter | None:
     """Returns what the adapter in `folder` holds; None when it is not a folder here (a hub's id).
 
     Raises:
-        ValueError: the file is missing, truncated, or holds values that are not finite.
+        AdapterError: the file is missing, cut short, or holds values that are not finite.
     """
-    path = folder / FILE
+    path = folder / WEIGHTS
     if not folder.is_dir():
         return None
     if not path.is_file():
-        raise ValueError(
-            f"{path}: no such file; take a complete copy of the adapter (an adapter of the "
-            "published code is converted with: python -m strlora_tuner.convert --from DIR --to DIR)"
+        raise AdapterError(
+            f"{path} is missing; {FIX} (an adapter of the published code is converted with: "
+            "python -m strlora_tuner.convert --from DIR --to DIR)"
         )
-    shapes, bad = {}, []
-    try:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                tensor = file.get_tensor(key)
-                shapes[key] = tuple(tensor.shape)
-                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                    bad.append(key)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path}: damaged ({error}); take an undamaged copy, or train the chunk again"
-        ) from error
-    if bad:
-        raise ValueError(
-            f"{path}: {len(bad)} tensors hold values that are not finite: {', '.join(bad[:5])}; "
-            "the run diverged or the file was changed; go back to an earlier chunk's adapter"
-        )
+    shapes = read_shapes(path)
+    check_finite(path)
     return SavedAdapter(path, shapes)
 
 
-def matched_layers(model: nn.Module, config: RoutedConfig) -> dict[str, nn.Module]:
-    """Returns the modules that PEFT will wrap, by name.
+def check_adapter(
+    folder: Path, options: type[AdapterOptions] | None, previous: Path | None = None
+) -> None:
+    """Checks the names of all that an adapter must hold; no value is read.
+
+    Args:
+        folder: the adapter's.
+        options: of its method, which knows its tensors; None asks for no particular ones.
+        previous: the folder of the chunk before, which must hold the same tensors.
 
     Raises:
-        ValueError: a target that matches nothing or something that is no linear layer, or an entry
-            of modules_to_save that the model does not have.
+        AdapterError: a file is missing or damaged, or tensors are missing or too many.
     """
-    inside: tuple[str, ...] = ()
-    names, matched = [], {}
-    for name, module in model.named_modules():
-        if name.startswith(inside) and inside:
-            continue
-        if isinstance(module, BaseTunerLayer):
-            inside += (f"{name}.",)
-        names.append(name)
-        found = check_target_module_exists(config, name) if name else False
-        if found and not isinstance(found, ExcludedModule):
-            matched[name] = module
-    _check_targets(model, config, names, matched)
-    missing = [s for s in config.modules_to_save or [] if not any(n.endswith(s) for n in names)]
+    config = folder / CONFIG
+    try:
+        holds = json.loads(config.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AdapterError(f"{config} is missing; {FIX}") from error
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{config} cannot be read ({error}); {FIX}") from error
+    if not isinstance(holds, dict):
+        raise AdapterError(f"{config} holds a {type(holds).__name__}, expected an object; {FIX}")
+    path = folder / WEIGHTS
+    names = set(read_shapes(path))
+    if options is not None and options.layer_tensors:
+        _check_layers(path, names, options)
+        _check_state(path, names, options)
+    if previous is not None and (previous / WEIGHTS).is_file():
+        _same_names(path, names, set(read_shapes(previous / WEIGHTS)))
+
+
+def _check_layers(path: Path, names: set[str], options: type[AdapterOptions]) -> None:
+    layers: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        layer, mark, part = name.partition(LAYER)
+        if mark:
+            layers[layer].add(part)
+    if not layers:
+        raise AdapterError(
+            f"{path} holds {len(names)} tensors but no layer with experts (*{LAYER}A): the tuner "
+            f"was not trained; {FIX}"
+        )
+    for layer, parts in sorted(layers.items()):
+        missing = sorted(set(options.layer_tensors) - parts)
+        if missing:
+            raise AdapterError(f"{path}: {layer} lacks {', '.join(missing)}; {FIX}")
+
+
+def _check_state(path: Path, names: set[str], options: type[AdapterOptions]) -> None:
+    held = {name.partition(STATE)[2] for name in names}
+    missing = sorted(set(options.state_tensors) - held)
     if missing:
-        raise ValueError(f"modules_to_save: the model has no module {', '.join(missing)}")
-    return matched
+        raise AdapterError(
+            f"{path} lacks what the adapter carries beside its layers, *{STATE}"
+            f"{{{', '.join(missing)}}}; {FIX}"
+        )
 
 
-def _check_targets(
-    model: nn.Module, config: RoutedConfig, names: list[str], matched: Mapping[str, nn.Module]
-) -> None:
-    linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    targets = config.target_modules
-    there = f"linear layers of this model are called {', '.join(sorted(linear))}"
-    if not matched:
-        raise ValueError(f"target_modules = {targets!r} matches no layer of the model; {there}")
-    for target in sorted(targets) if isinstance(targets, (set, list)) else ():
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            near = difflib.get_close_matches(target, linear, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"target_modules: no layer is called {target!r}{hint}; {there}")
-    for name, module in matched.items():
-        if not isinstance(module, (nn.Linear, BaseTunerLayer)):
-            raise ValueError(
-                f"target module {name!r} is a {type(module).__name__}: an adapter wraps linear "
-                f"layers only; correct target_modules; {there}"
-            )
-
-
-def check_fit(
-    saved: SavedAdapter,
-    model: nn.Module,
-    config: RoutedConfig,
-    layers: Mapping[str, nn.Module],
-    tuner: type[RoutedModel],
-) -> None:
-    """Raises ValueError, layer by layer, when the saved tensors are not those of this model.
-
-    `layers` are the modules that the adapter will wrap, from :func:`matched_layers`; `tuner` knows
-    what each of them will hold.
-    """
-    hidden = int(model.get_input_embeddings().embedding_dim)  # type: ignore[operator]
-    with torch.device("meta"):
-        state = tuner.new_state(hidden, config)
-    expected: dict[str, Shape] = {
-        f"base_model.strlora_statistics.{part}": tuple(tensor.shape)
-        for part, tensor in (state.state_dict() if state is not None else {}).items()
-    }
-    for name, layer in layers.items():
-        with torch.device("meta"):
-            bank = tuner.new_bank(layer.in_features, layer.out_features, hidden, config)  # type: ignore[arg-type]
-        for part, tensor in bank.state_dict().items():
-            expected[f"{BASE}{name}{MIXTURE}{part}"] = tuple(tensor.shape)
-    for name, module in model.named_modules():
-        if any(name.endswith(suffix) for suffix in config.modules_to_save or []):
-            whole = module.original_module if isinstance(module, ModulesToSaveWrapper) else module
-            for part, tensor in whole.state_dict().items():
-                expected[f"{BASE}{name}.{part}"] = tuple(getattr(tensor, "ds_shape", tensor.shape))
-    problems = differences(expected, saved.shapes)
-    if problems:
-        raise ValueError(not_fitting(f"the adapter {saved.path}", problems))
-
-
-def differences(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> list[str]:
-    """Returns one line a layer that lacks tensors, has unknown ones, or other shapes."""
-    lines: dict[str, list[str]] = {}
-    for key in sorted({*expected, *found}):
-        layer, _, part = key.removeprefix(BASE).rpartition(".")
-        wanted, given = expected.get(key), found.get(key)
-        if wanted is None:
-            problem = f"unexpected {part}"
-        elif given is None:
-            problem = f"missing {part}"
-        elif given != wanted and 0 not in wanted:  # ZeRO-3 empties parameters
-            problem = f"{part} has shape {given}, this model needs {wanted}"
-        else:
-            continue
-        lines.setdefault(layer.removesuffix(MIXTURE[:-1]), []).append(problem)
-    return [f"{layer}: {', '.join(problems)}" for layer, problems in lines.items()]
-
-
-def not_fitting(what: str, problems: Iterable[str]) -> str:
-    """Returns the message for an adapter whose tensors do not fit."""
-    lines = list(problems)
-    more = [f"and {len(lines) - _SHOWN} more layers"] if len(lines) > _SHOWN else []
-    shown = "\n  ".join([*lines[:_SHOWN], *more])
-    return (
-        f"{what} does not fit this model (nothing was loaded):\n  {shown}\n"
-        "Load it into the base model it was trained on, or take an undamaged copy."
-    )
-
-
-register()
+def _same_names(path: Path, names: set[str], before: set[str]) -> None:
+    missing, extra = sorted(before - names), sorted(names - before)
+    if missing or extra:
+        raise AdapterError(
+            f"{path} does not hold the tensors of the chunk before: {len(missing)} missing (first: "
+            f"{missing[:1]}), {len(extra)} new ({extra[:1]}). Its layers or its method changed on "
+            f"the way; {FIX}"
+        )

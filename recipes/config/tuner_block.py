@@ -17,10 +17,9 @@ from recipes.config.problems import (
     shown,
 )
 from strlora_tuner.methods import options_class, tuner_types
-from strlora_tuner.methods.strlora.presets import PRESETS
 from strlora_tuner.options import bounds_of, with_preset
 
-# Keys of TunerOptions that the schedule decides chunk by chunk.
+# Options that the schedule decides chunk by chunk.
 SCHEDULED_TUNER_KEYS = {
     "stability_weight": "set schedule.first.stability_weight and schedule.later.stability_weight",
     "freeze_routers": "set schedule.later.freeze_routers_from_chunk",
@@ -51,6 +50,13 @@ def known_tuner_keys() -> set[str]:
     return options | {"preset"}
 
 
+def known_presets() -> list[str]:
+    """Every preset that some method's tuner has."""
+    return list(
+        dict.fromkeys(name for kind in tuner_types() for name in options_class(kind).presets)
+    )
+
+
 def check_tuner_block(
     tuner: dict[str, Any], tuner_type: str, places: Places, elsewhere: dict[str, str]
 ) -> list[Problem]:
@@ -61,9 +67,10 @@ def check_tuner_block(
     others = known_tuner_keys() - own - {"preset"}
     options = {key: value for key, value in tuner.items() if key not in others}
     preset = options.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
-        message = f"found {shown(preset)}, allowed: {', '.join(PRESETS)}"
-        hint = did_you_mean(str(preset), PRESETS)
+    presets = known_presets()
+    if preset is not None and preset not in presets:
+        message = f"found {shown(preset)}, allowed: {', '.join(presets)}"
+        hint = did_you_mean(str(preset), presets)
         problems.append(Problem(places["tuner.preset"], "tuner.preset", message, hint))
         preset = None
     for key, advice in SCHEDULED_TUNER_KEYS.items():

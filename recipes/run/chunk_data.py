@@ -10,9 +10,9 @@ from data_prep.stream import MANIFEST, Stream, StreamError, open_stream
 from recipes.baselines.mr_lora.pool import check_router
 from recipes.baselines.replay import load_reservoir
 from recipes.config.schema import Data, Recipe
-from recipes.run.adapter_check import check_ewc
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import ChunkRecord
+from strlora_tuner.methods.ewc.state_file import check_state_file
 
 
 def planned_chunk_file(data: Data, index: int) -> Path:
@@ -103,7 +103,7 @@ def check_carried(recipe: Recipe, layout: RunLayout, record: ChunkRecord) -> Non
         ReplayError: so is the memory of replayed samples.
     """
     if recipe.ewc is not None:
-        check_ewc(layout.adapter(record.index), recipe.ewc.released)
+        check_state_file(layout.adapter(record.index), recipe.ewc.released)
     if recipe.replay is not None:
         load_reservoir(layout.replay(record.index), record.replay_sha256)
     if recipe.pool is not None:

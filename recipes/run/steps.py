@@ -21,7 +21,6 @@ from recipes.baselines.mr_lora.pool import (
 )
 from recipes.baselines.replay import ReplayError, update_reservoir, write_replay_file
 from recipes.run import evaluation
-from recipes.run.adapter_check import AdapterError, check_adapter
 from recipes.run.chunk_data import check_carried, training_files
 from recipes.run.commands import chunk_seed
 from recipes.run.session import RunError, Session, failure_text
@@ -31,10 +30,12 @@ from recipes.run_folder.checkpoints import (
     TRAINER_STATE,
     CheckpointError,
     adapter_hashes,
+    check_adapter,
     verify_adapter,
 )
 from recipes.run_folder.layout import RouterLayout
 from recipes.run_folder.state import ChunkRecord
+from strlora_tuner.saved import AdapterError
 
 
 def verify_chunk(session: Session, record: ChunkRecord) -> None:

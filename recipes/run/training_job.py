@@ -9,19 +9,20 @@ from pathlib import Path
 
 from data_prep.files import complete_lines, write_text
 from recipes.config.schema import Recipe
-from recipes.run.adapter_check import AdapterError, check_adapter, check_ewc
 from recipes.run.chunk_data import chunk_only_file
 from recipes.run.commands import train_command
 from recipes.run.session import RunError, Session, failure_text
 from recipes.run_folder.checkpoints import (
     Checkpoint,
-    CheckpointError,
+    check_adapter,
     clean_host_folder,
     install_adapter,
     newest_checkpoint,
 )
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import ChunkRecord
+from strlora_tuner.methods.ewc.state_file import check_state_file
+from strlora_tuner.saved import AdapterError
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,12 @@ def _install(job: TrainingJob, checkpoint: Checkpoint) -> None:
     try:
         check_adapter(checkpoint.path, job.recipe.tuner_type, previous)
         if job.recipe.ewc is not None:
-            check_ewc(checkpoint.path, job.recipe.ewc.released)
+            check_state_file(checkpoint.path, job.recipe.ewc.released)
     except AdapterError as error:
         raise RunError(f"{job.what} was trained, but its adapter is not whole: {error}") from error
     try:
         install_adapter(checkpoint, job.layout.adapter(job.index))
-    except CheckpointError as error:
+    except AdapterError as error:
         raise RunError(
             f"{job.what}: {error}. Look at {job.layout.train_metrics(job.index)}, then start "
             "again with a lower learning rate and another run_dir"

@@ -1,7 +1,7 @@
 """Checkpoints and adapters on disk: complete or not, finished or not, the same or not.
 
-No torch: a safetensors header is JSON, and torch's other files are zip archives whose directory
-stands at the end, so that a file cut short is recognised.
+No torch: strlora_tuner.saved judges the adapter, and torch's own files are zip archives whose
+directory stands at the end, so that a file cut short is recognised.
 """
 
 from __future__ import annotations
@@ -9,21 +9,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import struct
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from data_prep.files import sha256_file, sync_folder
+from strlora_tuner import saved
+from strlora_tuner.methods import options_class
+from strlora_tuner.methods.ewc import state_file as ewc
+from strlora_tuner.saved import CONFIG, WEIGHTS, AdapterError, check_finite, read_shapes
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 TRAINER_STATE = "trainer_state.json"
-EWC_STATE = "ewc.safetensors"
 # What only an interrupted chunk needs; it stays behind when an adapter is installed.
 _RESUME_ONLY: tuple[str, ...] = (
     "optimizer.pt",
@@ -34,12 +31,6 @@ _RESUME_ONLY: tuple[str, ...] = (
     "latest",
 )
 _RESUME_ONLY += ("zero_to_fp32", "scaler.pt")
-_EXPONENT = {
-    "F64": ("<u8", 0x7FF0000000000000),
-    "F32": ("<u4", 0x7F800000),
-    "F16": ("<u2", 0x7C00),
-    "BF16": ("<u2", 0x7F80),
-}
 
 
 class CheckpointError(Exception):
@@ -83,8 +74,8 @@ def read_checkpoint(path: Path, step: int) -> Checkpoint | None:
     """
     try:
         state = json.loads((path / TRAINER_STATE).read_text(encoding="utf-8"))
-        check_weights(path / WEIGHTS)
-    except (OSError, ValueError, CheckpointError):
+        read_shapes(path / WEIGHTS)
+    except (OSError, ValueError):
         return None
     archives = [*path.glob("*.pt"), *path.glob("rng_state*.pth"), *path.glob("global_step*/*.pt")]
     if not archives or not all(zipfile.is_zipfile(archive) for archive in archives):
@@ -94,57 +85,28 @@ def read_checkpoint(path: Path, step: int) -> Checkpoint | None:
     return Checkpoint(path, step, int(state.get("max_steps", 0)))
 
 
-def check_weights(path: Path) -> list[str]:
-    """Returns the tensor names of a safetensors file.
+def check_adapter(folder: Path, tuner_type: str | None, previous: Path | None = None) -> None:
+    """Checks a chunk's adapter before it is recorded, and again when a run is verified.
+
+    Args:
+        folder: the adapter's.
+        tuner_type: the recipe's; None where nothing is trained.
+        previous: the adapter of the chunk before, which must hold the same tensors.
 
     Raises:
-        CheckpointError: the file is missing, cut short, empty, or no safetensors file.
+        AdapterError: a file is missing or cut short, or tensors are missing or too many.
     """
-    return sorted(_read_header(path)[0])
-
-
-def check_finite(path: Path) -> None:
-    """Raises CheckpointError naming the first tensor that holds a NaN or an infinity.
-
-    The host filters NaN out of the loss that it logs, so that the weights are the only witness.
-    """
-    header, start = _read_header(path)
-    for name, entry in header.items():
-        if entry["dtype"] not in _EXPONENT:
-            continue
-        kind, mask = _EXPONENT[entry["dtype"]]
-        first, last = entry["data_offsets"]
-        count = (last - first) // np.dtype(kind).itemsize
-        bits = np.fromfile(path, kind, count, offset=start + first)
-        if np.any(bits & mask == mask):  # an exponent of ones is NaN or infinity
-            raise CheckpointError(f"{path}: {name} holds NaN or infinity: the training diverged")
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Tensor name -> entry of a safetensors file, and where the tensors' bytes start."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > size:
-                raise ValueError("header longer than the file")
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, struct.error) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({error})") from error
-    header.pop("__metadata__", None)
-    if not header:
-        raise CheckpointError(f"{path} holds no tensors")
-    end = max(entry["data_offsets"][1] for entry in header.values())
-    if 8 + length + end != size:
-        raise CheckpointError(f"{path} is cut short: {size} bytes of {8 + length + end}")
-    return header, 8 + length
+    if not (folder / TRAINER_STATE).is_file():
+        raise AdapterError(f"{folder / TRAINER_STATE} is missing; {saved.FIX}")
+    options = None if tuner_type is None else options_class(tuner_type)
+    saved.check_adapter(folder, options, previous)
 
 
 def install_adapter(checkpoint: Checkpoint, target: Path) -> None:
     """Copies the checkpoint's adapter to `target`, which appears complete or not at all.
 
     Raises:
-        CheckpointError: the weights are damaged or not finite.
+        AdapterError: the weights are damaged or not finite.
     """
     check_finite(checkpoint.path / WEIGHTS)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -169,7 +131,7 @@ def _sync_file(path: Path) -> None:
 
 def adapter_hashes(adapter: Path) -> dict[str, str]:
     """sha256 of the files that decide what an adapter computes, and what it carries beside them."""
-    carried = [EWC_STATE] if (adapter / EWC_STATE).is_file() else []
+    carried = [ewc.FILE] if (adapter / ewc.FILE).is_file() else []
     return {name: sha256_file(adapter / name) for name in (CONFIG, WEIGHTS, *carried)}
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config.problems import shown
-from recipes.run_folder.checkpoints import WEIGHTS
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import flat, read_manifest
 from recipes.run_folder.state import load_state
+from strlora_tuner.saved import WEIGHTS
 
 # Kinds of differences, in the order in which they explain each other.
 CAUSES = ("config", "data", "model", "versions", "git", "hardware", "processes", "threads")

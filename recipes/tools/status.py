@@ -14,12 +14,12 @@ from data_prep.files import complete_lines
 from recipes.baselines.replay import ReplayError
 from recipes.config.schema import Recipe
 from recipes.processes.run_lock import is_held, is_here, read_holder
-from recipes.run.adapter_check import AdapterError, check_adapter
 from recipes.run.chunk_data import check_carried
 from recipes.run.terminal import duration, score_text
-from recipes.run_folder.checkpoints import WEIGHTS, CheckpointError, verify_adapter
+from recipes.run_folder.checkpoints import CheckpointError, check_adapter, verify_adapter
 from recipes.run_folder.layout import RouterLayout, RunLayout
 from recipes.run_folder.state import ChunkRecord, load_state
+from strlora_tuner.saved import WEIGHTS, AdapterError
 
 SILENT_SECONDS = 120.0  # an orchestrator gives a sign of life every few seconds
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import importlib
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from peft import PeftConfig
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.utils import PeftType
 from typing_extensions import Self
 
 from strlora_tuner.options import AdapterOptions
-from strlora_tuner.register import register
+from strlora_tuner.saved import SavedAdapter, read_saved
 
 if TYPE_CHECKING:
-    from strlora_tuner.saved import SavedAdapter
-
-# PEFT spells three of the schema's names its own way, so that its tools understand our adapters.
-_PEFT_NAMES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+    from strlora_tuner.core.model import RoutedModel
 
 
 def _add_peft_type(name: str) -> None:
@@ -34,15 +33,22 @@ def _add_peft_type(name: str) -> None:
     type.__setattr__(PeftType, name, member)
 
 
-def option_field(options: type[AdapterOptions], name: str) -> Any:
-    """Returns a configuration field with the default and the meaning of an option."""
-    found = {item.name: item for item in fields(options)}[name]
-    return field(default=found.default, metadata={"help": found.metadata["description"]})
+def _peft_name(option: Field[Any]) -> str:
+    """The name of an option in PEFT's configuration; three have one of PEFT's own."""
+    return option.metadata["peft"] or option.name
+
+
+def _stored(options: type[AdapterOptions]) -> list[Field[Any]]:
+    """The options that an adapter's configuration holds; the others are about a training run."""
+    return [item for item in fields(options) if item.metadata["stored"]]
 
 
 @dataclass
 class RoutedConfig(PeftConfig):
-    """Fields that all routed adapters share; a method adds its own options.
+    """Fields that all routed adapters share. A method's `Config` derives from it.
+
+    The method's options become fields by themselves, under PEFT's names, with their defaults and
+    descriptions: they are declared in its `options.py` and nowhere else.
 
     Raises:
         ValueError: an option out of its bounds, with its value and what is allowed.
@@ -57,9 +63,10 @@ class RoutedConfig(PeftConfig):
     instruction_norm = "none"
     padding = "mask"
 
-    r: int = option_field(AdapterOptions, "rank")
-    lora_alpha: float = option_field(AdapterOptions, "alpha")
-    lora_dropout: float = option_field(AdapterOptions, "dropout")
+    if TYPE_CHECKING:  # options of every method, which become fields below
+        r: int = 0
+        lora_alpha: float = 0.0
+        lora_dropout: float = 0.0
     target_modules: list[str] | str | None = field(
         default=None,
         metadata={"help": "Linear layers of the language model to wrap: names or one regex."},
@@ -95,8 +102,24 @@ class RoutedConfig(PeftConfig):
     )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Makes fields of the options and the configuration known to PEFT, as the class is made."""
         super().__init_subclass__(**kwargs)
+        for item in _stored(cls.options_class):
+            name, help_text = _peft_name(item), {"help": item.metadata["description"]}
+            cls.__annotations__[name] = item.type
+            setattr(cls, name, field(default=item.default, metadata=help_text))
         _add_peft_type(cls.method.upper())
+        PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(cls.method.upper())] = cls
+
+    @classmethod
+    def model_class(cls) -> type[RoutedModel]:
+        """Returns the method's PEFT model, from model.py beside config.py; PEFT then knows it."""
+        folder = cls.__module__.rpartition(".")[0]
+        model: type[RoutedModel] = importlib.import_module(f"{folder}.model").Model
+        peft_type = PeftType(cls.method.upper())
+        PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = model
+        PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = model.prefix
+        return model
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,7 +133,8 @@ class RoutedConfig(PeftConfig):
             raise ValueError(
                 f"turn_start = {self.turn_start} and turn_end = {self.turn_end}: give both or none"
             )
-        self.options()  # the schema checks every value, alone and together
+        self.options()  # checks every value, alone and together
+        self.model_class()  # PEFT asks for the model of a configuration that it has
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -121,8 +145,6 @@ class RoutedConfig(PeftConfig):
         Raises:
             ValueError: an option that this version does not know, or a damaged file.
         """
-        from strlora_tuner.saved import read_saved
-
         name = pretrained_model_name_or_path
         config = super().from_pretrained(name, subfolder=subfolder, **kwargs)
         config.saved = read_saved(Path(name) / (subfolder or ""))
@@ -155,15 +177,13 @@ class RoutedConfig(PeftConfig):
         return "mean"
 
     def options(self) -> Any:
-        """Returns the options as the schema sees them (checked again, so edits are caught).
+        """Returns the method's options (checked again, so edits are caught).
 
         An option that is about a training run, not about an adapter, is not stored and has its
         default here.
         """
-        stored = {item.name for item in fields(self)}
-        named = {item.name: _config_name(item.name) for item in fields(self.options_class)}
-        values = {name: getattr(self, own) for name, own in named.items() if own in stored}
-        return self.options_class(**values)
+        stored = _stored(self.options_class)
+        return self.options_class(**{item.name: getattr(self, _peft_name(item)) for item in stored})
 
     @classmethod
     def from_options(cls, options: AdapterOptions, **others: Any) -> Self:
@@ -172,14 +192,6 @@ class RoutedConfig(PeftConfig):
 
     @classmethod
     def as_config(cls, options: AdapterOptions) -> dict[str, Any]:
-        """Returns the options under the names that the configuration gives them."""
-        known = {item.name for item in fields(cls)}
-        named = {_config_name(name): value for name, value in asdict(options).items()}
-        return {name: value for name, value in named.items() if name in known}
-
-
-def _config_name(option: str) -> str:
-    return _PEFT_NAMES.get(option, option)
-
-
-register()
+        """Returns the options that are stored, under the configuration's names."""
+        values = asdict(options)
+        return {_peft_name(item): values[item.name] for item in _stored(cls.options_class)}

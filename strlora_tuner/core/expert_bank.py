@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,19 +10,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from strlora_tuner.core.buffers import Float32Buffers
 from strlora_tuner.core.instruction import RoutingContext
-from strlora_tuner.core.projection import autocast_on
+from strlora_tuner.core.precision import Float32Buffers, autocast_on
 
 if TYPE_CHECKING:
     from strlora_tuner.core.config import RoutedConfig
-
-
-def float32_scores(x: Tensor) -> AbstractContextManager[Any]:
-    """Inside, autocast leaves the arithmetic on scores in float32."""
-    if autocast_on(x):
-        return torch.autocast(x.device.type, enabled=False)
-    return nullcontext()
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
@@ -61,7 +52,7 @@ class ExpertBank(Float32Buffers):
         self.B = nn.Parameter(torch.empty(d_out, config.r))
         nn.init.normal_(self.A, std=0.01)
         nn.init.zeros_(self.B)
-        self.record: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self.recorded: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def update(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
         """Returns result + the method's update; the arguments are those of :meth:`forward`."""
@@ -87,11 +78,11 @@ class ExpertBank(Float32Buffers):
         rate = self.config.lora_dropout if self.training else 0.0
         return F.linear(F.dropout(x, rate) if rate > 0 else x, self.A)
 
-    def every_hidden(self, x: Tensor) -> Tensor:
+    def expert_activations(self, x: Tensor) -> Tensor:
         """Returns A_e x of all experts, without dropout, (B, L, r), for the routing record."""
         return F.linear(x.to(self.A.dtype), self.A)
 
-    def every_output(self) -> Tensor:
+    def output_weights(self) -> Tensor:
         """Returns B_e of all experts side by side, (d_out, r), for the routing record."""
         return self.B
 
@@ -112,7 +103,7 @@ class ExpertBank(Float32Buffers):
         times = self.config.num_experts if self.config.gate_scale == "num_experts" else 1
         return self.scaling * times
 
-    def mixed(self, hidden: Tensor, result: Tensor, gates: Tensor) -> Tensor:
+    def combine(self, hidden: Tensor, result: Tensor, gates: Tensor) -> Tensor:
         """Returns result + scale * sum_e g_e B_e h_e with h (B, L, r), gates (B, L or 1, E)."""
         weights = (gates * self.scale).to(hidden.dtype).unsqueeze(-1)
         experts = hidden.view(*hidden.shape[:-1], gates.shape[-1], -1)
@@ -149,7 +140,7 @@ class ExpertBank(Float32Buffers):
         flat = torch.addmm(result.flatten(0, -2), weighted.flatten(0, -2), out.t())
         return flat.view_as(result)
 
-    def note(
+    def record(
         self,
         context: RoutingContext,
         x: Tensor,
@@ -172,4 +163,4 @@ class ExpertBank(Float32Buffers):
         if preference is None:
             preference = torch.einsum("ble,bl->be", gates.float(), weights)
             preference = preference / preference.sum(-1, keepdim=True).clamp_min(1e-30)
-        self.record = (gates, kept, preference.detach(), weights)
+        self.recorded = (gates, kept, preference.detach(), weights)

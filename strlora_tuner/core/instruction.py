@@ -104,7 +104,7 @@ class RoutingContext:
         self._rows: dict[str, list[tuple[int, ...]]] = {}
         self._sentences: dict[str, Tensor] = {}
 
-    def see_prompt(self, ids: Tensor, embeddings: Tensor) -> None:
+    def on_prompt(self, ids: Tensor, embeddings: Tensor) -> None:
         """Takes ids (B, L) and embeddings (B, L, H) of a new prompt."""
         self._ids, self._embeddings, self._inputs = ids, embeddings.detach(), None
         self._fresh = self._untaken = True
@@ -125,7 +125,7 @@ class RoutingContext:
         """Called after the base model ran: a later forward pass needs a prompt of its own."""
         self.in_forward = self._fresh = False
 
-    def give(
+    def set_instruction(
         self, embeddings: Tensor | None, mask: Tensor | None = None, ids: Tensor | None = None
     ) -> None:
         """Fixes the instruction to these embeddings (B, L, H), mask and ids; None ends it."""
@@ -225,7 +225,7 @@ class RoutingContext:
         self._turns[adapter] = mask
         return mask
 
-    def see_inputs(self, embeddings: Tensor) -> None:
+    def on_inputs(self, embeddings: Tensor) -> None:
         """Takes what the language model reads of a prompt, (B, L, H), image features included."""
         self._inputs = embeddings.detach()
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.core.expert_bank import ExpertBank
 from strlora_tuner.core.instruction import RoutingContext
-from strlora_tuner.register import register
 
 CANNOT_MERGE = (
     "a routed adapter cannot be merged into the base weights: its experts are weighed anew for "
@@ -85,6 +84,3 @@ class RoutedLinear(nn.Module, BaseTunerLayer):
                 continue
             result = self.strlora_mixture[name](x, result, self.context, name)
         return result
-
-
-register()

@@ -1,4 +1,4 @@
-"""The PEFT model of all routed tuners: wraps layers, hears the prompt, checks what is loaded."""
+"""The PEFT model of all routed tuners: wraps layers, takes the prompt, checks what is loaded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.core.expert_bank import ExpertBank
+from strlora_tuner.core.fit import check_fit, differences, matched_layers, mismatch_message
 from strlora_tuner.core.instruction import RoutingContext
 from strlora_tuner.core.layer import CANNOT_MERGE, RoutedLinear
-from strlora_tuner.register import register
-from strlora_tuner.saved import Shape, check_fit, differences, matched_layers, not_fitting
+from strlora_tuner.saved import Shape
 
 
 class RoutedModel(BaseTuner):
@@ -192,7 +192,7 @@ class RoutedModel(BaseTuner):
         # A single token is a decoding step: the prompt's instruction stays. Ids that are not 2-d
         # are models looking up a placeholder's embedding.
         if isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1] > 1:
-            self.routing.see_prompt(ids, output)
+            self.routing.on_prompt(ids, output)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         mask = kwargs.get("attention_mask")
@@ -265,7 +265,7 @@ def _check_adapter_tensors(model: RoutedModel, state_dict: dict[str, Tensor], pr
         whole = {k: v for k, v in given.items() if k in own and f".modules_to_save.{name}." in k}
         problems = differences(expected | {k: own[k] for k in whole}, found | whole)
         if problems:
-            raise ValueError(not_fitting(f"adapter {name!r}", problems))
+            raise ValueError(mismatch_message(f"adapter {name!r}", problems))
 
 
 def _of_adapter(shapes: Mapping[str, Shape], marks: list[str]) -> dict[str, Shape]:
@@ -283,6 +283,3 @@ def _after_load(model: nn.Module, incompatible: Any) -> None:
     assert isinstance(model, RoutedModel)
     for name in model.routing.configs:
         model.after_load(name)
-
-
-register()

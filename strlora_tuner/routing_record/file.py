@@ -20,8 +20,8 @@ from torch import Tensor
 from strlora_tuner.options import ABLATION, PROBE_FILE, ROUTING_FILE
 from strlora_tuner.routing_record.format import FORMAT
 from strlora_tuner.routing_record.probe import Probe, load_probe
-from strlora_tuner.routing_record.recorder import RoutingRecorder, Text, fewest
-from strlora_tuner.training import tuner_of
+from strlora_tuner.routing_record.recorder import RoutingRecorder, Text, subsample
+from strlora_tuner.training_loop import tuner_of
 
 # Principal components of the instruction vectors that are written.
 COMPONENTS = 6
@@ -137,7 +137,7 @@ def _group(recorder: RoutingRecorder, sums: Sums, layers: list[Sums], group: int
 def output_gram(recorder: RoutingRecorder, layer: str) -> Tensor:
     """Returns B^T B of a layer's active adapter, (r, r) float64: it turns moments into outputs'."""
     mixture = dict(recorder.tuner.mixtures(recorder.adapter))[layer]
-    b = mixture.every_output().double().cpu()
+    b = mixture.output_weights().double().cpu()
     return b.T @ b
 
 
@@ -171,7 +171,7 @@ def activation_similarity(layer: Sums, rows: Tensor, groups: list[int], gram: Te
 def _instructions(probe: Probe, sums: Sums, present: list[int]) -> dict[str, Any]:
     """Returns the map of instruction vectors: principal components, every group weighing alike."""
     every = {key: Text(**text) for key, text in sums["texts"].items()}
-    texts = sorted(fewest(every).values(), key=lambda t: (int(t.groups.argmax()), t.text))
+    texts = sorted(subsample(every).values(), key=lambda t: (int(t.groups.argmax()), t.text))
     if not texts:
         return {"vector_cosine": [], "vector_variance": [], "instructions": []}
     vectors = torch.stack([t.vector / t.rows for t in texts])  # (N, H)

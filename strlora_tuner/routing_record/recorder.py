@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from strlora_tuner.core.instruction import instruction_mask
 from strlora_tuner.core.layer import RoutedLinear
-from strlora_tuner.core.metrics import entropy
+from strlora_tuner.core.routing_metrics import entropy
 from strlora_tuner.routing_record.probe import Probe
-from strlora_tuner.training import tuner_of
+from strlora_tuner.training_loop import tuner_of
 
 MOST_TEXTS = 48  # distinct instructions a task whose vectors are kept
 
@@ -102,7 +102,7 @@ def text_order(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def fewest(texts: dict[str, Text]) -> dict[str, Text]:
+def subsample(texts: dict[str, Text]) -> dict[str, Text]:
     """Returns at most :data:`MOST_TEXTS` texts a group, the first ones by `text_order`.
 
     A text that is dropped here can never come back, so dropping early or late, in one process or
@@ -153,11 +153,11 @@ class RoutingRecorder:
         if not self._begun:  # the first routed layer of this pass; the prompt is known by now
             self._begun = True
             self._begin(self.tuner.routing.take_prompt(), x)
-        record, mixture.record = mixture.record, None
+        record, mixture.recorded = mixture.recorded, None
         if self._weights is None or record is None:  # a decoding step
             return
         step = x.shape[0] // self._weights.shape[0]  # beams repeat rows
-        hidden = mixture.every_hidden(x[::step]).float()
+        hidden = mixture.expert_activations(x[::step]).float()
         if name not in self.layers:
             groups, experts = len(self.probe.groups), self.config.num_experts
             self.layers[name] = LayerSums.zeros(groups, experts, hidden.shape[-1], x.device)
@@ -185,7 +185,7 @@ class RoutingRecorder:
                 seen.rows, seen.groups = seen.rows + 1, seen.groups + row
                 seen.vector += vector
         if len(self.texts) > 4 * MOST_TEXTS * len(self.probe.groups):
-            self.texts = fewest(self.texts)
+            self.texts = subsample(self.texts)
         self.rows += weights.sum(0)
         self._weights = weights
 
@@ -207,5 +207,5 @@ class RoutingRecorder:
             name: {k: v.cpu() if isinstance(v, Tensor) else v for k, v in vars(s).items()}
             for name, s in self.layers.items()
         }
-        texts = {key: vars(text) for key, text in fewest(self.texts).items()}
+        texts = {key: vars(text) for key, text in subsample(self.texts).items()}
         return {"rows": self.rows, "layers": layers, "texts": texts}

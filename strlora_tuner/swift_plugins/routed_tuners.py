@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from strlora_tuner import host_api
 from strlora_tuner.core.carry import carried_config, check_teacher, options_from_environment
 from strlora_tuner.core.config import RoutedConfig
-from strlora_tuner.core.metrics import StepMetrics
-from strlora_tuner.methods import STRLORA, classes_of, folders
+from strlora_tuner.core.routing_metrics import StepMetrics
+from strlora_tuner.methods import config_class, folders
+from strlora_tuner.methods.strlora.ablation import ablate
 from strlora_tuner.options import ABLATION, ROUTING_FILE, options_from_host
-from strlora_tuner.routing_record.ablation import ablate
 from strlora_tuner.routing_record.file import record_routing
-from strlora_tuner.training import after_optimizer_step, tuner_of
+from strlora_tuner.training_loop import after_optimizer_step, tuner_of
 
 host_api.check("routed_tuners")
 logger = get_logger()
@@ -241,6 +241,8 @@ class RoutedCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Makes the carried buffers equal on all ranks: DeepSpeed broadcasts parameters only."""
+        if self.trainer.is_deepspeed_enabled:
+            host_api.check("deepspeed")
         tuner = self._tuner()
         tuner.model.register_forward_hook(self._after_forward)
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -309,7 +311,7 @@ def _gathered(tuner: Any) -> Any:
     return deepspeed.zero.GatheredParameters(partitioned)
 
 
-for method in (STRLORA, *folders()):
-    own = {"config_class": classes_of(method)[0]}
+for method in folders():
+    own = {"config_class": config_class(method)}
     tuners_map[method] = type(f"{method.capitalize()}Tuner", (RoutedTuner,), own)
 callbacks_map["strlora"] = RoutedCallback

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-from recipes.run_folder.checkpoints import WEIGHTS
 from recipes.run_folder.layout import RunLayout
+from strlora_tuner.saved import WEIGHTS
 from tests.recipes.real_host import BASE as BASE
 from tests.recipes.real_host import needs_host as needs_host
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from strlora_tuner.methods.ewc.ewc import ANCHOR, FILE, FISHER
+from strlora_tuner.methods.ewc.state_file import ANCHOR, FILE, FISHER
 from tests.host.swift import (
     HERE,
     PLUGIN,

@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from strlora_tuner.methods import STRLORA, folders
+from strlora_tuner.methods import folders
 from tests.host.swift import HERE, PLUGIN, logged, make_chunk, run, train_arguments
 
 pytestmark = pytest.mark.slow
+STRLORA = "strlora"
 STEPS = 4
 WHOLE = dict(per_device_train_batch_size=8)
 HALF = dict(per_device_train_batch_size=4)
@@ -49,7 +50,7 @@ CASES = [
             reason="minutes more; FULL_METHODS=1 runs it",
         ),
     )
-    for method in (STRLORA, *folders())
+    for method in folders()
     for variant in VARIANTS
 ]
 

@@ -25,11 +25,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from strlora_tuner.methods import STRLORA, classes_of, folders
+from strlora_tuner import StrLoraModel
+from strlora_tuner.methods import config_class, folders
 from strlora_tuner.methods.strlora.layer import MixtureOfExperts
-from strlora_tuner.methods.strlora.model import StrLoraModel
 
-METHODS = folders()  # StrLoRA aside
+STRLORA = "strlora"
+METHODS = tuple(name for name in folders() if name != STRLORA)
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "adapter_keys.json"
 TOKENIZER = Path(__file__).parents[2] / "assets" / "tiny_base"
 # Architectures whose costly tests are in CI's slow part only.
@@ -170,7 +171,7 @@ def config(method: str = STRLORA, **changes: Any) -> Any:
         ignored_ids=[PAD, USER, END, IMAGE, 93, 94, 95],
         pad_id=PAD,
     )
-    return classes_of(method)[0](**{**settings, **SMALL.get(method, {}), **changes})
+    return config_class(method)(**{**settings, **SMALL.get(method, {}), **changes})
 
 
 def adapted_linears() -> list[torch.nn.Linear]:

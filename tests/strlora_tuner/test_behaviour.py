@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 import strlora_tuner
-from strlora_tuner.methods import STRLORA, options_class, tuner_types
+from strlora_tuner.methods import options_class, tuner_types
 from tests.strlora_tuner.models import (
     END,
     GOLDEN,
@@ -24,6 +24,7 @@ from tests.strlora_tuner.models import (
     MODELS,
     PAD,
     SLOW,
+    STRLORA,
     USER,
     adapted,
     adapted_linears,

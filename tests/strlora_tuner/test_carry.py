@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from strlora_tuner.core.carry import carried_config, options_from_environment
-from strlora_tuner.options import TunerOptions
+from strlora_tuner.methods.strlora.options import Options
 from tests.strlora_tuner.models import config
 
 
@@ -20,7 +20,7 @@ def test_options_come_from_the_environment_checked():
             "STRLORA_REMOTE_CODE": "1",
             "PATH": "x",
         },
-        TunerOptions,
+        Options,
     )
     assert given == {
         "stability_weight": 0.3,
@@ -28,12 +28,10 @@ def test_options_come_from_the_environment_checked():
         "top_k": 1,
         "token_top_k": 1,
     }
-    assert options_from_environment({"PATH": "x"}, TunerOptions) == {}
+    assert options_from_environment({"PATH": "x"}, Options) == {}
     for experts in (3, 7, 64):  # whatever the rank is, the adapter's own decides
         number = {"num_experts": experts}
-        assert (
-            options_from_environment({"STRLORA_NUM_EXPERTS": str(experts)}, TunerOptions) == number
-        )
+        assert options_from_environment({"STRLORA_NUM_EXPERTS": str(experts)}, Options) == number
 
 
 @pytest.mark.parametrize(
@@ -46,7 +44,7 @@ def test_options_come_from_the_environment_checked():
 )
 def test_wrong_options_are_refused(name, value, message):
     with pytest.raises(ValueError, match=message):
-        options_from_environment({name: value}, TunerOptions)
+        options_from_environment({name: value}, Options)
 
 
 def test_schedule_changes_and_structure_does_not():
@@ -63,7 +61,7 @@ def test_schedule_changes_and_structure_does_not():
 
 def test_a_preset_that_disagrees_with_the_adapter_is_refused():
     given = options_from_environment(
-        {"STRLORA_PRESET": "released", "STRLORA_ROUTER_DIM": "6"}, TunerOptions
+        {"STRLORA_PRESET": "released", "STRLORA_ROUTER_DIM": "6"}, Options
     )
     assert given["token_top_k"] == 1
     with pytest.raises(ValueError, match="instruction_norm is 'running' in the adapter"):

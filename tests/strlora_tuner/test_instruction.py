@@ -12,7 +12,7 @@ from strlora_tuner.core.instruction import (
     instruction_mask,
     mean_embedding,
 )
-from strlora_tuner.methods.strlora.statistics import PRIOR_COUNT, InstructionStatistics
+from strlora_tuner.methods.strlora.instruction_statistics import PRIOR_COUNT, InstructionStatistics
 
 START, END, IMAGE, PAD = [7, 8], [9], 5, 0
 

@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from strlora_tuner.options import TunerOptions
-from strlora_tuner.options_page import options_table, renewed
+from docs.make_tuner_page import options_table, update_table
+from strlora_tuner.methods.strlora.options import Options
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_is_that_of_the_schema():
     page = (ROOT / "docs" / "tuner.md").read_text()
-    assert renewed(page) == page, "run: python -m strlora_tuner.options_page docs/tuner.md"
+    assert update_table(page) == page, "run: python -m docs.make_tuner_page docs/tuner.md"
     assert "docs/tuner.md" in (ROOT / "README.md").read_text()
 
 
 def test_the_table_has_every_option_with_both_values():
     rows = [line.split(" | ") for line in options_table().splitlines()[2:]]
-    assert [row[0].strip("| `") for row in rows] == [item.name for item in fields(TunerOptions)]
+    assert [row[0].strip("| `") for row in rows] == [item.name for item in fields(Options)]
     cells = {row[0].strip("| `"): [cell.strip("`") for cell in row[2:4]] for row in rows}
     assert cells["token_top_k"] == ["2", "1"]
     assert cells["task_router"] == ["prior", "frozen"]
@@ -32,4 +32,4 @@ def test_the_table_has_every_option_with_both_values():
 
 def test_a_page_without_marks_is_refused():
     with pytest.raises(ValueError, match="options: begin"):
-        renewed("# nothing\n")
+        update_table("# nothing\n")

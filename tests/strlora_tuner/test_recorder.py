@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from strlora_tuner.routing_record.ablation import ablate, ablation_names
+from strlora_tuner.methods.strlora.ablation import ablate, ablation_names
 from strlora_tuner.routing_record.file import add_sums, routing_content
 from strlora_tuner.routing_record.format import instruction_key
 from strlora_tuner.routing_record.probe import Probe, load_probe
 from strlora_tuner.routing_record.recorder import MOST_TEXTS, RoutingRecorder
-from strlora_tuner.training import tuner_of
+from strlora_tuner.training_loop import tuner_of
 from tests.strlora_tuner.models import END, PAD, USER, adapted, text_model
 
 COLOUR, COUNT, NEITHER = [5, 6, 7], [20, 21, 22, 23], [40, 41]
@@ -96,7 +96,7 @@ def test_sums_against_one_row_at_a_time():
             single(**batch)
         weights = torch.tensor(probe().weights(Tokenizer().decode(text)))
         for layer, mixture in enumerate(mixtures):
-            gates = mixture.record[0][0]
+            gates = mixture.recorded[0][0]
             expected[:, layer] += weights[:, None] * gates.mean(0)
             nats = -(gates.clamp_min(1e-30).log() * gates).sum(-1).mean()
             entropies[:, layer] += weights * nats
@@ -219,7 +219,7 @@ def _gates(model, batch):
         model(**batch)
     mixtures = [mixture for _, mixture in tuner_of(model).mixtures()]
     mask = batch["attention_mask"].bool()
-    return torch.stack([m.record[0][mask] for m in mixtures])  # (layers, tokens, E)
+    return torch.stack([m.recorded[0][mask] for m in mixtures])  # (layers, tokens, E)
 
 
 PAPER = dict(task_router="prior", instruction_norm="running", top_k=2, token_top_k=2)

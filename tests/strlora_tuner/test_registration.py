@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from strlora_tuner.options import TunerOptions
+from strlora_tuner.methods.strlora.options import Options
 
 KNOWN = "from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as m; assert 'STRLORA' in m, list(m)"
 
@@ -27,7 +27,7 @@ def test_peft_knows_the_method(first):
 
 def test_checking_options_needs_no_torch():
     code = (
-        "import sys, strlora_tuner.options as s; s.TunerOptions();"
+        "import sys, strlora_tuner.methods.strlora.options as s; s.Options();"
         "assert not {'torch', 'peft', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -62,4 +62,4 @@ def test_the_tuner_needs_torch_transformers_and_peft_only():
 )
 def test_every_wrong_option_is_named(options, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        TunerOptions(**options)
+        Options(**options)

@@ -18,15 +18,10 @@ from data_prep.mllm_cl.router import expert_letters, router_record
 from data_prep.stream import Stream
 from recipes.baselines.replay import read_lines
 from recipes.config.schema import Recipe
-from recipes.run_folder.checkpoints import (
-    CONFIG,
-    WEIGHTS,
-    CheckpointError,
-    adapter_hashes,
-    verify_adapter,
-)
+from recipes.run_folder.checkpoints import CheckpointError, adapter_hashes, verify_adapter
 from recipes.run_folder.layout import ROUTER, RouterLayout, RunLayout
 from recipes.run_folder.state import ChunkRecord, RunState
+from strlora_tuner.saved import CONFIG, WEIGHTS
 
 
 class Expert(TypedDict):

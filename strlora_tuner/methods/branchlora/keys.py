@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from strlora_tuner.core.buffers import Float32Buffers
 from strlora_tuner.core.expert_bank import sum_over_processes
 from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.precision import Float32Buffers
 
 if TYPE_CHECKING:
     from strlora_tuner.methods.branchlora.config import Config

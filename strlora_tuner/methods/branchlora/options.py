@@ -5,14 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from strlora_tuner.mixture_options import MixtureOptions
-from strlora_tuner.options import Size, experts_problems, option, top_k_problems
+from strlora_tuner.options import MixtureOptions, Size, experts_problems, option, top_k_problems
 
 
 @dataclass
 class Options(MixtureOptions):
     """One A for all branches, of which a prompt uses `top_k`."""
 
+    layer_tensors: ClassVar[tuple[str, ...]] = (
+        "A",
+        "B",
+        "frozen_B",
+        "order",
+        "uses",
+        "router",
+        "past_routers",
+    )
+    state_tensors: ClassVar[tuple[str, ...]] = ("keys", "sums")
     scheduled: ClassVar[tuple[str, ...]] = ("gate_scale", "top_k", "frozen_per_chunk")
     num_experts: int = option(
         8, ge=1, description="Branches N of B a layer (published: 8); each has rank / N."

@@ -26,65 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-FILE = "ewc.safetensors"
-FISHER, ANCHOR = "fisher.", "anchor."
-PREFIX = "EWC_"
+from strlora_tuner.methods.ewc.state_file import ANCHOR, FILE, FISHER
+
 _FIX = "restore the file of the chunk before, or train that chunk again"
-
-
-@dataclass(frozen=True)
-class EwcOptions:
-    """What one chunk is told.
-
-    Attributes:
-        weight: lambda.
-        decay: gamma, what is kept of the Fisher information of earlier chunks.
-        samples: of a chunk, drawn at random for its Fisher information; None: all.
-        released: the plain pull to the previous weights, F = 1.
-        seed: of that draw.
-        state: the folder of the chunk before that holds `ewc.safetensors`; None in the first chunk.
-        data: the chunk's own samples, where the training file also holds replayed ones; None: the
-            training file itself.
-    """
-
-    weight: float
-    decay: float = 1.0
-    samples: int | None = None
-    released: bool = False
-    seed: int = 0
-    state: str | None = None
-    data: str | None = None
-
-
-def options_from_environment(environment: Mapping[str, str]) -> EwcOptions:
-    """Reads the options that ms-swift exported from `--model_kwargs '{"ewc_weight": ...}'`.
-
-    Raises:
-        ValueError: no weight, an unknown option, or a value that cannot be read.
-    """
-    readers: dict[str, Callable[[str], object]] = {
-        "weight": float,
-        "decay": float,
-        "samples": int,
-        "released": lambda text: {"True": True, "False": False}[text],
-        "seed": int,
-        "state": str,
-        "data": str,
-    }
-    given: dict[str, object] = {}
-    for key, text in environment.items():
-        if not key.startswith(PREFIX):
-            continue
-        name = key.removeprefix(PREFIX).lower()
-        if name not in readers:
-            raise ValueError(f"ewc_{name} is no option; there are: ewc_{', ewc_'.join(readers)}")
-        try:
-            given[name] = readers[name](text)
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"ewc_{name} = {text!r} cannot be read") from error
-    if "weight" not in given:
-        raise ValueError("callback ewc needs its weight: --model_kwargs '{\"ewc_weight\": 100}'")
-    return EwcOptions(**given)  # type: ignore[arg-type]
 
 
 @dataclass

@@ -9,15 +9,11 @@ before the host completes that checkpoint. Options come through
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-# ms-swift imports this file by its stem, with only its own folder on the path.
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import torch.distributed as dist
 from swift.callbacks import callbacks_map
@@ -27,6 +23,7 @@ from swift.utils import get_logger
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from strlora_tuner import host_api
 from strlora_tuner.methods.ewc.ewc import (
     EwcState,
     FisherEstimate,
@@ -34,11 +31,12 @@ from strlora_tuner.methods.ewc.ewc import (
     drawn_samples,
     load_state,
     next_state,
-    options_from_environment,
     save_state,
     whole_shape,
 )
+from strlora_tuner.methods.ewc.options import options_from_environment
 
+host_api.check("ewc")
 logger = get_logger()
 
 
@@ -68,6 +66,8 @@ class EwcCallback(TrainerCallback):
 
     def _refuse(self) -> None:
         trainer = self.trainer
+        if trainer.is_deepspeed_enabled:
+            host_api.check("deepspeed")
         if trainer.is_deepspeed_enabled and getattr(self.args, "fp16", False):
             raise ValueError(
                 "--fp16 true with DeepSpeed: its dynamic loss scale cannot be applied to the "

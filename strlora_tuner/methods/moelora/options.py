@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from strlora_tuner.mixture_options import MixtureOptions
-from strlora_tuner.options import Size
+from strlora_tuner.options import MixtureOptions, Size
 
 
 @dataclass
 class Options(MixtureOptions):
     """MoELoRA has no options of its own."""
+
+    layer_tensors: ClassVar[tuple[str, ...]] = ("A", "B", "router")
 
     def layer_size(self, d_in: int, d_out: int, hidden: int) -> Size:
         """Counts A, B and the router (E, d_in)."""

@@ -1,14 +1,13 @@
-"""The O-LoRA adapter's configuration as PEFT stores it."""
+"""The O-LoRA adapter's configuration as PEFT stores it in adapter_config.json."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from strlora_tuner.core.config import RoutedConfig, option_field
+from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.methods.olora.options import Options
 from strlora_tuner.options import AdapterOptions
-from strlora_tuner.register import register
 
 
 @dataclass
@@ -18,10 +17,6 @@ class Config(RoutedConfig):
     method: ClassVar[str] = "olora"
     options_class: ClassVar[type[AdapterOptions]] = Options
 
-    orthogonality_weight: float = option_field(Options, "orthogonality_weight")
     subspaces: int = field(
         default=0, metadata={"help": "Frozen subspaces of earlier chunks that the adapter holds."}
     )
-
-
-register()

@@ -12,6 +12,7 @@ from strlora_tuner.options import AdapterOptions, option
 class Options(AdapterOptions):
     """LoRA whose A is kept orthogonal to the frozen ones of earlier chunks."""
 
+    layer_tensors: ClassVar[tuple[str, ...]] = ("A", "B", "past_A", "past_B")
     scheduled: ClassVar[tuple[str, ...]] = ("orthogonality_weight",)
     orthogonality_weight: float = option(
         0.5,

@@ -1,98 +1,16 @@
-"""SMoLoRA: one visual-understanding and one instruction-following expert a prompt, fused by token.
-
-    p^v = softmax(G_v mean(x)),  v = argmax p^v        over the first E/2 experts
-    p^i = softmax(G_i e),        i = argmax p^i        over the others, e the sentence embedding
-    y_v = s p^v_v B_v A_v x,     y_i = s p^i_i B_i A_i x
-    (a, b) = softmax(<f_v, y_v>, <f_i, y_i>) for every token,     y = W x + a y_v + b y_i
-
-The published gates scatter the constant 1 and so never train; here the probability stays with the
-choice. mean(x) is taken over the user's turns, images included, and its choice holds for the whole
-answer: over the whole sample it would show the gate the answer.
-"""
+"""The PEFT model of SMoLoRA, which embeds the sentences that its layers read."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from torch import Tensor
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from strlora_tuner.core.expert_bank import ExpertBank, float32_scores, init_router
-from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.core.model import RoutedModel
 from strlora_tuner.methods.smolora.embedder_files import embedder_folder
+from strlora_tuner.methods.smolora.layer import SeparableExperts
+from strlora_tuner.methods.smolora.options import Options
 from strlora_tuner.methods.smolora.sentence import sentence_embedder
-from strlora_tuner.methods.smolora.tasks import told_task
-from strlora_tuner.methods.strlora.routing import largest
-from strlora_tuner.register import register
-
-if TYPE_CHECKING:
-    from strlora_tuner.methods.smolora.config import Config
-
-
-class SeparableExperts(ExpertBank):
-    """E/2 experts chosen by the prompt's states, then E/2 chosen by the instruction's text.
-
-    `vision` is G_v (E/2, d_in), `text` G_i (E/2, width of the embedding), `fusion` f (2, d_out).
-    """
-
-    def __init__(self, d_in: int, d_out: int, hidden: int, config: Config) -> None:
-        super().__init__(d_in, d_out, config)
-        half = config.num_experts // 2
-        self.vision = nn.Parameter(torch.empty(half, d_in))
-        self.text = nn.Parameter(torch.empty(half, config.embedding_width))
-        self.fusion = nn.Parameter(torch.empty(2, d_out))
-        for router in (self.vision, self.text, self.fusion):
-            init_router(router)
-        self._fixed: tuple[Tensor, Tensor] | None = None
-
-    def update(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
-        """Returns result + both fused experts, (B, L, d_out)."""
-        instruction = context.instruction(adapter, x)
-        fixed = self._fixed
-        if x.shape[1] == 1 and fixed is not None and fixed[0] is instruction:
-            probabilities = fixed[1]
-        else:
-            probabilities = self._probabilities(x, context, adapter)
-            self._fixed = None if self.training else (instruction, probabilities.detach())
-        half = self.vision.shape[0]
-        kept = torch.cat([largest(p, 1) for p in probabilities.detach().split(half, -1)], -1)
-        chosen = (probabilities * kept)[:, None]
-        hidden = self.hidden(x)
-        gates = chosen * self._fused(hidden, chosen).repeat_interleave(half, -1)
-        self.note(context, x, gates, kept, probabilities / 2)
-        return self.mixed(hidden, result, gates)
-
-    def _probabilities(self, x: Tensor, context: RoutingContext, adapter: str) -> Tensor:
-        """Returns p^v and p^i side by side, (B, E) float32."""
-        counted = context.turns(adapter, x)
-        total = torch.bmm(counted[:, None].to(x.dtype), x)[:, 0]
-        sentences = context.sentences(adapter, x)
-        with float32_scores(x):
-            seen = total.float() / counted.sum(1, keepdim=True).clamp_min(1)
-            vision = F.linear(seen, self.vision.float()).softmax(-1)
-            text = F.linear(sentences, self.text.float()).softmax(-1)
-        return torch.cat([vision, text], -1)
-
-    def _fused(self, hidden: Tensor, chosen: Tensor) -> Tensor:
-        """Returns the weights of the two results for every token, (B, L, 2) float32.
-
-        <f, s B (p * A x)> = <s B^T f, p * A x>: the results themselves are not needed.
-        """
-        half = self.A.shape[0] // 2
-        with float32_scores(hidden):
-            reading = self.fusion.float() @ self.B.float() * self.scale  # (2, r)
-            own = torch.cat([reading[0, :half], reading[1, half:]])
-            rank = hidden.shape[-1] // chosen.shape[-1]
-            weights = chosen.repeat_interleave(rank, -1) * own
-            parts = (hidden.float() * weights).unflatten(-1, (2, half)).sum(-1)
-        return parts.softmax(-1)
-
-    def keep_rows(self, keep: Tensor, instruction: Tensor) -> None:
-        """Leaves the rows `keep` of the prompt's probabilities."""
-        if self._fixed is not None:
-            self._fixed = instruction, self._fixed[1][keep]
+from strlora_tuner.methods.smolora.tasks import task_of_text
 
 
 class Model(RoutedModel):
@@ -100,22 +18,19 @@ class Model(RoutedModel):
 
     bank_class = SeparableExperts
 
-    def _add_state(self, adapter_name: str, config: Config) -> None:  # type: ignore[override]
-        embedder_folder(config.embedder)  # before anything is trained
+    def _add_state(self, adapter_name: str, config: RoutedConfig) -> None:
+        embedder_folder(config.options().embedder)  # before anything is trained
         super()._add_state(adapter_name, config)
         self.routing.embed_sentence = self._embed_sentence
 
     def _embed_sentence(self, adapter: str, ids: tuple[int, ...]) -> Tensor:
         """Returns the embedding (width) of an instruction's token ids."""
-        config = cast("Config", self.routing.configs[adapter])
-        embedder = sentence_embedder(config.embedder)
-        if embedder.width != config.embedding_width:
+        options: Options = self.routing.configs[adapter].options()
+        embedder = sentence_embedder(options.embedder)
+        if embedder.width != options.embedding_width:
             raise ValueError(
-                f"tuner.embedder = {config.embedder!r} gives vectors of width {embedder.width}, "
-                f"tuner.embedding_width is {config.embedding_width}: set it to {embedder.width}"
+                f"tuner.embedder = {options.embedder!r} gives vectors of width {embedder.width}, "
+                f"tuner.embedding_width is {options.embedding_width}: set it to {embedder.width}"
             )
         text = self.tokenizer.decode(list(ids)).strip()
-        return embedder.embed(told_task(text) if config.sentence == "task" else text)
-
-
-register()
+        return embedder.embed(task_of_text(text) if options.sentence == "task" else text)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from strlora_tuner.mixture_options import MixtureOptions
-from strlora_tuner.options import Size, experts_problems, option
+from strlora_tuner.options import MixtureOptions, Size, experts_problems, option
 
 
 @dataclass
 class Options(MixtureOptions):
     """A mixture of which one half reads the prompt's states, the other the instruction's text."""
 
+    layer_tensors: ClassVar[tuple[str, ...]] = ("A", "B", "vision", "text", "fusion")
     structure: ClassVar[tuple[str, ...]] = (
         "num_experts",
         "embedder",

@@ -11,7 +11,7 @@ from strlora_tuner.options import TASKS_FILE
 from strlora_tuner.routing_record.format import instruction_key
 
 
-def told_task(text: str) -> str:
+def task_of_text(text: str) -> str:
     """Returns the task that the file of STRLORA_TASKS_FILE, JSON {text: task}, names for a text.
 
     Raises:

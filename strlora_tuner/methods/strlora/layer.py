@@ -9,25 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from strlora_tuner.core.expert_bank import ExpertBank, float32_scores, init_router
+from strlora_tuner.core.autograd import InjectGradient, shared_projection
+from strlora_tuner.core.expert_bank import ExpertBank, init_router
 from strlora_tuner.core.instruction import RoutingContext
-from strlora_tuner.core.projection import shared_projection
-from strlora_tuner.methods.strlora.routing import InjectGradient, token_gates
+from strlora_tuner.core.precision import float32_scores
+from strlora_tuner.methods.strlora.options import ROUTERS, Options
+from strlora_tuner.methods.strlora.routing import token_gates
 from strlora_tuner.methods.strlora.two_stage import (
     Projected,
     Prompt,
     Routers,
     Settings,
+    compute_gates,
     fused_route,
-    read_prompt,
     route,
-    weigh_experts,
+    route_instruction,
 )
 
 if TYPE_CHECKING:
-    from strlora_tuner.methods.strlora.config import StrLoraConfig
-
-ROUTERS = ("query", "key", "prototypes")
+    from strlora_tuner.methods.strlora.config import Config
 
 
 class MixtureOfExperts(ExpertBank):
@@ -43,9 +43,10 @@ class MixtureOfExperts(ExpertBank):
     ema_key: Tensor
     ema_prototypes: Tensor
 
-    def __init__(self, d_in: int, d_out: int, hidden: int, config: StrLoraConfig) -> None:
+    def __init__(self, d_in: int, d_out: int, hidden: int, config: Config) -> None:
         super().__init__(d_in, d_out, config)
-        experts, width = config.num_experts, config.router_dim
+        options: Options = config.options()
+        experts, width = options.num_experts, options.router_dim
         self.query = nn.Parameter(torch.empty(width, d_in))
         self.key = nn.Parameter(torch.empty(width, hidden))
         self.prototypes = nn.Parameter(torch.empty(experts, width))
@@ -109,14 +110,14 @@ class MixtureOfExperts(ExpertBank):
             else:
                 hidden, query, *_ = self._project(x, stabilise=False)
                 with float32_scores(x):
-                    weighted, gates = weigh_experts(hidden, query, prompt, settings)
+                    weighted, gates = compute_gates(hidden, query, prompt, settings)
                 self._note(context, x, gates, prompt)
             return self._add(result, weighted)
         if not self.training or not self.stability_on:
             hidden, query, *_ = self._project(x, stabilise=False)
             with float32_scores(x):
-                prompt = read_prompt(self._routers(), instruction, settings, self.without)
-                weighted, gates = weigh_experts(hidden, query, prompt, settings)
+                prompt = route_instruction(self._routers(), instruction, settings, self.without)
+                weighted, gates = compute_gates(hidden, query, prompt, settings)
             self._note(context, x, gates, prompt)
             return self._add(result, weighted)
         return self._stabilised(x, result, instruction, context, settings)
@@ -171,7 +172,7 @@ class MixtureOfExperts(ExpertBank):
         return fused_route()
 
     def _note(self, context: RoutingContext, x: Tensor, gates: Tensor, prompt: Prompt) -> None:
-        self.note(context, x, gates, prompt.kept, prompt.probabilities)
+        self.record(context, x, gates, prompt.kept, prompt.probabilities)
 
     def _remembered_prompt(self, instruction: Tensor, settings: Settings) -> Prompt:
         """The prompt's part, computed once a prompt and reused in every decoding step."""
@@ -179,7 +180,7 @@ class MixtureOfExperts(ExpertBank):
         # layer a compilation for every prompt.
         if self._fixed is None or self._fixed[0] is not instruction:
             with float32_scores(instruction):
-                prompt = read_prompt(self._routers(), instruction, settings, self.without)
+                prompt = route_instruction(self._routers(), instruction, settings, self.without)
             self._fixed, self._decoding = (instruction, prompt), None
         return self._fixed[1]
 

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from strlora_tuner.core.model import RoutedModel
-from strlora_tuner.methods.strlora.config import StrLoraConfig
+from strlora_tuner.methods.strlora.config import Config
+from strlora_tuner.methods.strlora.instruction_statistics import InstructionStatistics
 from strlora_tuner.methods.strlora.layer import MixtureOfExperts
-from strlora_tuner.methods.strlora.statistics import InstructionStatistics
-from strlora_tuner.register import register
 
 
-class StrLoraModel(RoutedModel):
+class Model(RoutedModel):
     """A base model whose chosen linear layers carry mixtures routed in two stages."""
 
     bank_class = MixtureOfExperts
@@ -53,7 +52,7 @@ class StrLoraModel(RoutedModel):
         """Raises RuntimeError when no prompt has an instruction, or the stability loss is dead."""
         adapter = self.active_adapters[0]
         config = self.peft_config[adapter]
-        assert isinstance(config, StrLoraConfig)
+        assert isinstance(config, Config)
         empty, rows = self.routing.empty_rows, self.routing.rows(adapter)
         if empty is not None and int(empty) == rows:
             raise RuntimeError(
@@ -64,6 +63,3 @@ class StrLoraModel(RoutedModel):
         for name, mixture in self.mixtures(adapter):
             if mixture.stability_on and mixture.divergence is None:
                 raise RuntimeError(f"the stability loss is on but layer {name} computed none")
-
-
-register()

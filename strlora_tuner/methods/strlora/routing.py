@@ -7,25 +7,13 @@ All arithmetic on scores is float32, whatever the model's dtype.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Outside the kept set scores sink to this value and not to -inf: softmax still gives exactly 0
-# there and logarithms stay finite, so that no NaN appears in the stability term or its gradient.
-OUTSIDE = -1e30
-
-
-def largest(values: Tensor, count: int) -> Tensor:
-    """Marks the `count` largest of the last dimension; of equal values the first.
-
-    torch.topk leaves ties open, and they happen: an empty instruction scores all experts alike.
-    """
-    above = values[..., None, :] > values[..., :, None]
-    first = values[..., None, :] == values[..., :, None]
-    ranks = (above | first.tril(-1)).sum(-1)
-    return ranks < count
+from strlora_tuner.core.gating import MASKED_SCORE, topk_mask
 
 
 def select_experts(
@@ -44,10 +32,10 @@ def select_experts(
     """
     logits = F.linear(instruction, task_weight.float())
     if without is not None:
-        logits[:, without] = OUTSIDE
+        logits[:, without] = MASKED_SCORE
         top_k = min(top_k, logits.shape[-1] - 1)
     probabilities = logits.softmax(-1)
-    return probabilities, largest(probabilities.detach(), top_k)
+    return probabilities, topk_mask(probabilities.detach(), top_k)
 
 
 def expert_keys(key_weight: Tensor, prototypes: Tensor, instruction: Tensor) -> Tensor:
@@ -71,13 +59,13 @@ class _Scores(torch.autograd.Function):
     """Float32 products of queries and keys that keep the queries in their own dtype."""
 
     @staticmethod
-    def forward(ctx, query: Tensor, keys: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, query: Tensor, keys: Tensor) -> Tensor:
         """Returns (B, L, E) float32 from queries (B, L, D) and float32 keys (B, E, D)."""
         ctx.save_for_backward(query, keys)
         return torch.matmul(query.float(), keys.transpose(1, 2))
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Returns the gradients of queries and keys."""
         query, keys = ctx.saved_tensors
         to_query = torch.matmul(grad, keys).to(query.dtype) if ctx.needs_input_grad[0] else None
@@ -91,11 +79,6 @@ def token_scores(query: Tensor, keys: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # a sum that fuses with what follows
         return (query.float()[:, :, None] * keys[:, None]).sum(-1)
     return _Scores.apply(query, keys)
-
-
-def outside_bias(kept: Tensor) -> Tensor:
-    """Returns (B, 1, E) float32: 0 for kept experts, :data:`OUTSIDE` for the others."""
-    return torch.zeros_like(kept, dtype=torch.float32).masked_fill(~kept, OUTSIDE)[:, None, :]
 
 
 def token_gates(
@@ -112,7 +95,7 @@ def token_gates(
     if token_top_k >= top_k:
         return soft
     with torch.no_grad():
-        hard = soft * largest(soft, token_top_k)
+        hard = soft * topk_mask(soft, token_top_k)
         hard = hard / hard.sum(-1, keepdim=True)
         used = (hard > 0).any(0).any(0) if not unused_gradient else None
     dense = soft - soft.detach()
@@ -137,22 +120,3 @@ def stability_divergence(
     learned = ((student / temperature) + bias).log_softmax(-1)
     divergence = (target.exp() * (target - learned)).sum(-1)
     return (divergence * token_weights).sum()
-
-
-class InjectGradient(torch.autograd.Function):
-    """Passes `output` through and gives `loss` the gradient 1 in backward.
-
-    A side loss that a module merely stores loses its gradient under reentrant checkpointing; one
-    that hangs on the module's own output is recomputed and differentiated with it.
-    """
-
-    @staticmethod
-    def forward(ctx, output: Tensor, loss: Tensor) -> Tensor:  # type: ignore[override]
-        """Returns `output` unchanged; `loss` is a scalar."""
-        ctx.loss_dtype, ctx.loss_device = loss.dtype, loss.device
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Returns the gradient of `output` as it came, and 1 for the loss."""
-        return grad, torch.ones((), dtype=ctx.loss_dtype, device=ctx.loss_device)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from strlora_tuner.core.gating import mask_bias
 from strlora_tuner.methods.strlora.routing import (
     expert_keys,
-    outside_bias,
     select_experts,
     stability_divergence,
     token_gates,
@@ -58,15 +58,15 @@ class Projected(NamedTuple):
     hidden: Tensor
     query: Tensor
     detached: Tensor
-    taught: Tensor
+    teacher_query: Tensor
 
 
-def read_prompt(
+def route_instruction(
     routers: Routers, instruction: Tensor, settings: Settings, without: int | None = None
 ) -> Prompt:
     """Stage 1, and stage 2's keys, for instruction vectors (B, H)."""
     probabilities, kept = select_experts(routers.task, instruction, settings.top_k, without)
-    bias = outside_bias(kept)
+    bias = mask_bias(kept)
     if settings.task_router == "prior":
         # A sharp stage 1 underflows to p = 0, whose logarithm would make the gradient NaN.
         bias = bias + probabilities.clamp_min(1e-30).log()[:, None, :]
@@ -74,7 +74,7 @@ def read_prompt(
     return Prompt(keys, bias, kept, probabilities)
 
 
-def weigh_experts(
+def compute_gates(
     hidden: Tensor, query: Tensor, prompt: Prompt, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """Stage 2: A x of every expert times its gate and the scale, (B, L, r), and gates (B, L, E)."""
@@ -115,15 +115,15 @@ def route(
         The weighted experts (B, L, r), the gates (B, L, E), the prompt's part, and the term: KL
         averaged over tokens, without its weight.
     """
-    prompt = read_prompt(routers, instruction, settings)
-    weighted, gates = weigh_experts(projected.hidden, projected.query, prompt, settings)
+    prompt = route_instruction(routers, instruction, settings)
+    weighted, gates = compute_gates(projected.hidden, projected.query, prompt, settings)
     with torch.no_grad():
-        taught_keys = expert_keys(teacher.key, teacher.prototypes, instruction)
-        taught = token_scores(projected.taught, taught_keys)
+        teacher_keys = expert_keys(teacher.key, teacher.prototypes, instruction)
+        teacher_scores = token_scores(projected.teacher_query, teacher_keys)
     divergence = stability_divergence(
-        taught,
+        teacher_scores,
         token_scores(projected.detached, prompt.keys),
-        outside_bias(prompt.kept),
+        mask_bias(prompt.kept),
         token_weights,
         settings.temperature,
     )

@@ -18,7 +18,7 @@ from recipes.run.commands import chunk_seed, train_command
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import load_state
 from recipes.tools.status import verify
-from strlora_tuner.methods.ewc.ewc import FILE
+from strlora_tuner.methods.ewc.state_file import FILE
 from tests.recipes.real_host import (
     BASE,
     full_methods,

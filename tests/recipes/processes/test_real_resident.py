@@ -20,8 +20,9 @@ from recipes.processes.resident.worker import Worker
 from recipes.processes.run_lock import read_holder
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.commands import train_command
-from recipes.run_folder.checkpoints import WEIGHTS, newest_checkpoint
+from recipes.run_folder.checkpoints import newest_checkpoint
 from recipes.run_folder.layout import RunLayout
+from strlora_tuner.saved import WEIGHTS
 from tests.recipes.real_host import (
     BASE,
     full_methods,

@@ -24,12 +24,13 @@ from recipes import REPO
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.run.chunk_data import open_recipe_stream
-from recipes.run_folder.checkpoints import CONFIG, WEIGHTS, adapter_hashes, newest_checkpoint
+from recipes.run_folder.checkpoints import adapter_hashes, newest_checkpoint
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import check_same_data, check_same_run
 from recipes.run_folder.migration import migrate_plugin_paths
 from recipes.run_folder.state import load_state
 from recipes.tools.status import verify
+from strlora_tuner.saved import CONFIG, WEIGHTS
 from tests.recipes.real_host import gone_on, needs_host
 from tests.recipes.toy import write_stream
 

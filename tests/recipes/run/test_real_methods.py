@@ -24,9 +24,9 @@ from data_prep.files import read_json
 from recipes.config.loading import load_recipe
 from recipes.config.method import method_names
 from recipes.processes.run_lock import read_holder
-from recipes.run_folder.checkpoints import WEIGHTS
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import load_state
+from strlora_tuner.saved import WEIGHTS
 from tests.faults.real import BASE, needs_host, parameters_of, result_of, rows_of
 from tests.faults.test_kills import Kill
 from tests.recipes.forked import ForkedRun

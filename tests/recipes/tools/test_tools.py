@@ -23,11 +23,10 @@ from recipes.config.schema import Recipe
 from recipes.processes.machine import hardware
 from recipes.processes.process_tree import ask_to_save, start_time
 from recipes.processes.run_lock import RunLock, RunLocked, boot_id
-from recipes.run.adapter_check import AdapterError, check_adapter
 from recipes.run.commands import train_command
 from recipes.run.session import RunError
 from recipes.run.training_job import check_processes
-from recipes.run_folder.checkpoints import Checkpoint, newest_checkpoint
+from recipes.run_folder.checkpoints import Checkpoint, check_adapter, newest_checkpoint
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import resolved
 from recipes.run_folder.state import RunState, save_state
@@ -37,6 +36,7 @@ from recipes.tools.plan import Seconds, make_plan
 from recipes.tools.plan_text import as_text
 from recipes.tools.status import as_text as status_text
 from recipes.tools.status import read_status, verify
+from strlora_tuner.saved import AdapterError
 from tests.recipes.fake_host import write_checkpoint
 from tests.recipes.run.test_runner import start, wait_for
 from tests.recipes.test_cli import door

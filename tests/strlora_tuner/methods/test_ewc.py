@@ -12,17 +12,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from strlora_tuner.methods.ewc.ewc import (
-    FILE,
-    EwcOptions,
     EwcState,
     FisherEstimate,
     Penalty,
     drawn_samples,
     load_state,
     next_state,
-    options_from_environment,
     save_state,
 )
+from strlora_tuner.methods.ewc.options import Options, options_from_environment
+from strlora_tuner.methods.ewc.state_file import FILE
 
 
 class Net(nn.Module):
@@ -281,7 +280,7 @@ def test_a_fisher_that_is_not_finite_or_of_nothing_is_refused(net: Net) -> None:
 
 def test_options_as_the_host_exports_them() -> None:
     given = {"EWC_WEIGHT": "100.0", "EWC_RELEASED": "True", "EWC_SAMPLES": "7", "OTHER": "x"}
-    assert options_from_environment(given) == EwcOptions(weight=100, released=True, samples=7)
+    assert options_from_environment(given) == Options(weight=100, released=True, samples=7)
     for bad, message in (
         ({"EWC_WEIGT": "1"}, "ewc_weigt is no option"),
         ({"EWC_WEIGHT": "much"}, "ewc_weight = 'much' cannot be read"),

@@ -8,7 +8,7 @@ from torch import nn
 
 from strlora_tuner.core.instruction import RoutingContext
 from strlora_tuner.core.layer import RoutedLinear
-from strlora_tuner.methods import classes_of
+from strlora_tuner.methods import config_class
 from strlora_tuner.methods.branchlora.keys import ChunkKeys
 from tests.strlora_tuner.methods import methods_reference as reference
 
@@ -20,8 +20,9 @@ class Layer:
 
     def __init__(self, method: str, seed: int = 0, **options):
         torch.manual_seed(seed)
-        config_class, model_class = classes_of(method)
-        self.config = config_class(target_modules=["x"], lora_dropout=0.0, **options)
+        kind = config_class(method)
+        model_class = kind.model_class()
+        self.config = kind(target_modules=["x"], lora_dropout=0.0, **options)
         self.context = RoutingContext()
         self.context.configs, self.context.num_layers = {"default": self.config}, 1
         make = lambda d_in, d_out: model_class.new_bank(d_in, d_out, HIDDEN, self.config)  # noqa: E731
@@ -102,7 +103,7 @@ def test_smolora(num_experts, gate_scale):
     ids = torch.tensor([[90, 3, 91, 0, 0], [90, 3, 5, 91, 0], [90, 4, 6, 91, 7]])
     vectors = {(3,): torch.randn(384), (3, 5): torch.randn(384), (4, 6): torch.randn(384)}
     layer.context.embed_sentence = lambda adapter, row: vectors[row]
-    layer.context.see_prompt(ids, torch.randn(SAMPLES, TOKENS, HIDDEN))
+    layer.context.on_prompt(ids, torch.randn(SAMPLES, TOKENS, HIDDEN))
     counted = torch.tensor([[0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 1, 0, 0]]).bool()
     sentences = torch.stack(list(vectors.values())).double()
     scale = 2.0 * (num_experts if gate_scale == "num_experts" else 1)
@@ -139,7 +140,7 @@ def branch_layer(past: int, frozen: int, **options):
     layer.mask[2, 0] = 0  # left padding: the first token is the second one
     layer.context.statistics = {"default": ChunkKeys(HIDDEN, layer.config)}
     ids = torch.tensor([[3, 4, 5, 0, 0], [6, 7, 8, 9, 0], [0, 4, 6, 1, 7]])
-    layer.context.see_prompt(ids, torch.randn(SAMPLES, TOKENS, HIDDEN))
+    layer.context.on_prompt(ids, torch.randn(SAMPLES, TOKENS, HIDDEN))
     return layer
 
 

@@ -8,7 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import strlora_tuner
-from strlora_tuner.training import tuner_of
+from strlora_tuner.training_loop import tuner_of
 from tests.strlora_tuner.models import (
     END,
     HIDDEN,
@@ -127,7 +127,7 @@ def used_branches(model, layer="model.layers.0.mlp.up_proj"):
 
 
 def branch(bank, number):
-    return bank.every_output()[:, number * bank.width : (number + 1) * bank.width].clone()
+    return bank.output_weights()[:, number * bank.width : (number + 1) * bank.width].clone()
 
 
 @pytest.mark.parametrize("checkpointing", [None, True, False])

@@ -9,7 +9,7 @@ import torch
 
 from strlora_tuner.methods.smolora.embedder_files import PACKAGE, embedder_folder
 from strlora_tuner.methods.smolora.sentence import SentenceEmbedder, sentence_embedder
-from strlora_tuner.training import tuner_of
+from strlora_tuner.training_loop import tuner_of
 from tests.strlora_tuner.models import END, PAD, USER, adapted, base_model
 
 # Of the model's card: what sentence-transformers gives for this sentence, its first numbers.

@@ -111,7 +111,7 @@ class Result:
 def routed_update(
     x: Tensor, instructions: Tensor, weights: Weights, settings, token_weights: Tensor
 ) -> Result:
-    """Computes the layer for x (B, L, d_in) and t (B, H); `settings` is a TunerOptions.
+    """Computes the layer for x (B, L, d_in) and t (B, H); `settings` is a Options.
 
     Gradients flow as in the paper: straight-through where weights are hard; x and t are detached
     in the divergence, which is averaged with `token_weights` (B, L).

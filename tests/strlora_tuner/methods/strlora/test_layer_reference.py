@@ -13,8 +13,8 @@ from torch import nn
 from strlora_tuner import StrLoraConfig
 from strlora_tuner.core.instruction import RoutingContext
 from strlora_tuner.core.layer import RoutedLinear
+from strlora_tuner.methods.strlora.instruction_statistics import InstructionStatistics
 from strlora_tuner.methods.strlora.layer import MixtureOfExperts
-from strlora_tuner.methods.strlora.statistics import InstructionStatistics
 from tests.strlora_tuner.methods.strlora.reference import Instructions, Weights, routed_update
 
 NAMES = ("A", "B", "query", "key", "prototypes", "task")
@@ -100,7 +100,7 @@ class Pair:
 
     def run(self, x, upstream, mask, embeddings, text):
         """One training forward and backward of the layer; returns output, x's gradient."""
-        self.context.give(embeddings, text)
+        self.context.set_instruction(embeddings, text)
         self.context.begin_forward(mask.long(), training=True)
         x = x.clone().requires_grad_(True)
         output = self.layer(x)
@@ -241,11 +241,11 @@ def test_teacher_moves_under_bfloat16_weights():
 
 
 def test_ties_go_to_the_first_expert():
-    from strlora_tuner.methods.strlora.routing import largest
+    from strlora_tuner.core.gating import topk_mask
 
     values = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.1, 0.4, 0.4, 0.1], [0.0, 0.0, 0.0, 1.0]])
-    assert largest(values, 2).int().tolist() == [[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]]
-    assert largest(values, 1).int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
+    assert topk_mask(values, 2).int().tolist() == [[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]]
+    assert topk_mask(values, 1).int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
 
 
 def test_released_preset_skips_gradients_of_unused_experts():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import strlora_tuner
-from strlora_tuner.core.metrics import StepMetrics
+from strlora_tuner.core.routing_metrics import StepMetrics
 from tests.strlora_tuner.models import adapted, prompts, text_model
 
 ROUTERS = ("query", "key", "prototypes")

@@ -98,7 +98,7 @@ def test_an_empty_instruction_is_the_zero_vector(name):
     routing.recording = True
     logits(model.eval(), batch)
     for _, mixture in model.base_model.mixtures():
-        gates, kept, *_ = mixture.record
+        gates, kept, *_ = mixture.recorded
         assert kept[0].tolist() == [True, True, False, False]
         torch.testing.assert_close(gates[0], torch.tensor([[0.5, 0.5, 0.0, 0.0]]).expand(4, 4))
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from data_prep.mini.mini_stream import write_mini_stream
+from strlora_tuner.methods.strlora.instruction_statistics import InstructionStatistics
 from strlora_tuner.methods.strlora.routing import select_experts
-from strlora_tuner.methods.strlora.statistics import InstructionStatistics
 
 BASE = Path(__file__).parents[4] / "assets" / "tiny_base"
 

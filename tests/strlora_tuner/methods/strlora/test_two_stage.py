@@ -8,8 +8,8 @@ import torch._dynamo.utils
 from torch import Tensor, nn
 
 from strlora_tuner import StrLoraConfig
+from strlora_tuner.core.autograd import shared_projection
 from strlora_tuner.core.instruction import RoutingContext
-from strlora_tuner.core.projection import shared_projection
 from strlora_tuner.methods.strlora.layer import MixtureOfExperts
 from strlora_tuner.methods.strlora.two_stage import Projected, Routers, Settings, route
 
@@ -101,7 +101,7 @@ def test_decoding_equals_the_whole_sequence(
     torch.manual_seed(0)
     layer = Routed(token_top_k=token_top_k, task_router=task_router).eval()
     for _ in range(2):  # a second prompt must not meet what the first one left behind
-        layer.context.give(torch.randn(2, 6, 32), torch.ones(2, 6, dtype=torch.bool))
+        layer.context.set_instruction(torch.randn(2, 6, 32), torch.ones(2, 6, dtype=torch.bool))
         x = torch.randn(2 * repeat, 7, 24)
         with torch.no_grad():
             whole = layer(x)
@@ -114,7 +114,7 @@ def test_decoding_equals_the_whole_sequence(
 def test_scores_are_float32_under_autocast() -> None:
     torch.manual_seed(0)
     layer = Routed(task_router="prior").train()
-    layer.context.give(torch.randn(2, 6, 32), torch.ones(2, 6, dtype=torch.bool))
+    layer.context.set_instruction(torch.randn(2, 6, 32), torch.ones(2, 6, dtype=torch.bool))
     layer.context.recording = True
     # Values that bfloat16 holds exactly: products alone may round.
     x = torch.randint(-2, 3, (2, 5, 24)).float()
@@ -124,10 +124,10 @@ def test_scores_are_float32_under_autocast() -> None:
                 torch.randint(-1, 2, getattr(layer.mixture, name).shape)
             )
     layer(x)
-    wanted = layer.mixture.record[0]
+    wanted = layer.mixture.recorded[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         layer(x)
-    torch.testing.assert_close(layer.mixture.record[0], wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(layer.mixture.recorded[0], wanted, rtol=0, atol=1e-6)
 
 
 def test_the_shared_product_keeps_one_activation() -> None:

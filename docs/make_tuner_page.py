@@ -1,6 +1,6 @@
-"""Writes the table of options in a page: `python -m strlora_tuner.options_page docs/tuner.md`.
+"""Writes the table of options in a page: `python -m docs.make_tuner_page docs/tuner.md`.
 
-The schema explains every option once; the page repeats it, and a test holds them together.
+options.py explains every option once; the page repeats it, and a test holds them together.
 """
 
 from __future__ import annotations
@@ -10,26 +10,25 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from strlora_tuner.methods.strlora.presets import preset_options
-from strlora_tuner.options import PREFIX, TunerOptions, bounds_of, expected_value
+from strlora_tuner.methods.strlora.options import Options
+from strlora_tuner.options import PREFIX, bounds_of, expected_value, preset_options
 
 BEGIN, END = "<!-- options: begin -->\n", "<!-- options: end -->\n"
-# Host arguments that the three options of plain LoRA go through.
-_HOST = {"rank": "--lora_rank", "alpha": "--lora_alpha", "dropout": "--lora_dropout"}
 
 
 def options_table() -> str:
     """Returns a Markdown table: option, name for the host, value in both presets, effect."""
-    paper = asdict(TunerOptions())
-    released = {**paper, **preset_options("released")}
-    kinds = get_type_hints(TunerOptions)
+    paper = asdict(Options())
+    released = {**paper, **preset_options(Options, "released")}
+    kinds = get_type_hints(Options)
     lines = [
         "| option | for ms-swift | `paper` | `released` | takes | what it does |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for item in fields(TunerOptions):
+    for item in fields(Options):
         name = item.name
-        host = f"`{_HOST.get(name, PREFIX + name)}`"
+        argument = item.metadata["host"]
+        host = f"`--{argument}`" if argument else f"`{PREFIX}{name}`"
         takes = expected_value(kinds[name], bounds_of(item))
         values = (_show(paper[name]), _show(released[name]))
         cells = (f"`{name}`", host, *values, takes, item.metadata["description"])
@@ -41,7 +40,7 @@ def _show(value: Any) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def renewed(page: str) -> str:
+def update_table(page: str) -> str:
     """Returns the page with its table as the schema says; ValueError without the two marks."""
     if BEGIN not in page or END not in page:
         raise ValueError(f"the page lacks the lines {BEGIN.strip()} and {END.strip()}")
@@ -51,4 +50,4 @@ def renewed(page: str) -> str:
 
 if __name__ == "__main__":
     file = Path(sys.argv[1])
-    file.write_text(renewed(file.read_text(encoding="utf-8")), encoding="utf-8")
+    file.write_text(update_table(file.read_text(encoding="utf-8")), encoding="utf-8")

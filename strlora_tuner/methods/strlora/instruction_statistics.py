@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from strlora_tuner.core.buffers import Float32Buffers
+from strlora_tuner.core.expert_bank import sum_over_processes
+from strlora_tuner.core.precision import Float32Buffers
 
 if TYPE_CHECKING:
     from strlora_tuner.core.config import RoutedConfig
@@ -47,8 +47,7 @@ class InstructionStatistics(Float32Buffers):
         sums = torch.cat(
             [weights.sum()[None], (wide.square().sum(1) * weights).sum()[None], weights @ wide]
         )
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(sums)
+        sums = sum_over_processes(sums)
         count, square, total = sums[0], sums[1], sums[2:]
         if self._pending is not None:
             count, square, total = (

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strlora_tuner.methods.strlora.presets import preset_options
-from strlora_tuner.options import TunerOptions
+from strlora_tuner.methods.strlora.options import Options
+from strlora_tuner.options import preset_options
 
 # Remote-code InternVL and Gemma 3 before transformers 4.52 name their parts otherwise than the
 # HF-native model of today.
@@ -76,7 +76,7 @@ def read_averages(path: Path) -> dict[str, dict[str, Tensor]] | None:
     return averages or None
 
 
-def read_config(source: Path) -> tuple[TunerOptions, dict[str, Any]]:
+def read_config(source: Path) -> tuple[Options, dict[str, Any]]:
     """Returns our options and the raw published configuration of the adapter in `source`.
 
     Raises:
@@ -114,7 +114,7 @@ def read_config(source: Path) -> tuple[TunerOptions, dict[str, Any]]:
             "lora_sub_router, which this tuner does not have; convert an adapter with a width"
         )
     try:
-        return TunerOptions(**{**preset_options("released"), **values}), raw
+        return Options(**{**preset_options(Options, "released"), **values}), raw
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -12,9 +12,8 @@ import re
 import torch
 from torch import nn
 
-from strlora_tuner.methods.strlora.config import StrLoraConfig
 from strlora_tuner.methods.strlora.layer import MixtureOfExperts
-from strlora_tuner.training import tuner_of
+from strlora_tuner.training_loop import tuner_of
 
 STAGE1_OFF, STAGE2_UNIFORM = "stage1_off", "stage2_uniform"
 _WITHOUT = re.compile(r"without_expert_(\d+)")
@@ -62,7 +61,7 @@ def ablate(model: nn.Module, name: str) -> None:
 
 def _switch_stage_off(mixture: MixtureOfExperts, name: str) -> None:
     # A copy: the configuration object is shared with PEFT, which may save it.
-    config: StrLoraConfig = copy.copy(mixture.config)
+    config = copy.copy(mixture.config)
     config.task_router = "frozen"  # no prior: it is stage 1's part in stage 2
     if name == STAGE1_OFF:
         soft = config.token_top_k >= config.top_k

@@ -22,7 +22,7 @@ def routing_metrics(tuner: RoutedModel) -> dict[str, Tensor]:
     expert e, `empty_instructions` the share of rows that have none. Empty without
     a record.
     """
-    entries = [mixture.record for _, mixture in tuner.mixtures() if mixture.record is not None]
+    entries = [mixture.recorded for _, mixture in tuner.mixtures() if mixture.recorded is not None]
     if not entries:
         return {}
     gates = torch.stack([_token_mean(g, w) for g, _, _, w in entries]).mean(0)

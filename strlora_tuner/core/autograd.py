@@ -1,4 +1,4 @@
-"""A x, Wq x and the teacher's Wq x in one matrix product."""
+"""Functions with gradients of their own: side losses, and products that share one reading of x."""
 
 from __future__ import annotations
 
@@ -8,10 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from strlora_tuner.core.precision import autocast_on
 
-def autocast_on(x: Tensor) -> bool:
-    """Whether autocast is on for the device of x; never on meta, which it does not know."""
-    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+class InjectGradient(torch.autograd.Function):
+    """Passes `output` through and gives `loss` the gradient 1 in backward.
+
+    A side loss that a module merely stores loses its gradient under reentrant checkpointing; one
+    that hangs on the module's own output is recomputed and differentiated with it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, loss: Tensor) -> Tensor:
+        """Returns `output` unchanged; `loss` is a scalar."""
+        ctx.loss_dtype, ctx.loss_device = loss.dtype, loss.device
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the gradient of `output` as it came, and 1 for the loss."""
+        return grad, torch.ones((), dtype=ctx.loss_dtype, device=ctx.loss_device)
 
 
 class _SharedProjection(torch.autograd.Function):
@@ -28,9 +44,9 @@ class _SharedProjection(torch.autograd.Function):
         ctx.save_for_backward(x, a, query)
         ctx.rank, ctx.width = a.shape[0], query.shape[0]
         out = F.linear(x, together)
-        hidden, queries, taught = out.split([ctx.rank, ctx.width, ctx.width], dim=-1)
-        ctx.mark_non_differentiable(taught)
-        return hidden, queries, queries.detach(), taught
+        hidden, queries, teacher_queries = out.split([ctx.rank, ctx.width, ctx.width], dim=-1)
+        ctx.mark_non_differentiable(teacher_queries)
+        return hidden, queries, queries.detach(), teacher_queries
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

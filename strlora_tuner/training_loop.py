@@ -50,11 +50,11 @@ def instruction_ids(model: nn.Module, ids: Tensor, mask: Tensor | None = None) -
     assert routing.embed is not None
     with torch.no_grad():
         embeddings = routing.embed(ids)
-    routing.give(embeddings, counted, ids)
+    routing.set_instruction(embeddings, counted, ids)
     try:
         yield
     finally:
-        routing.give(None)
+        routing.set_instruction(None)
 
 
 def stability_loss(model: nn.Module) -> Tensor:

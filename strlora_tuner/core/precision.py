@@ -1,12 +1,25 @@
-"""Buffers that stay float32 when the module is cast."""
+"""What stays float32 whatever the model's dtype: buffers, and the arithmetic on scores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def autocast_on(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x; never on meta, which it does not know."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
+def float32_scores(x: Tensor) -> AbstractContextManager[Any]:
+    """Inside, autocast leaves the arithmetic on scores in float32."""
+    if autocast_on(x):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
 
 
 class Float32Buffers(nn.Module):

@@ -1,0 +1,146 @@
+"""Options of a StrLoRA adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from strlora_tuner.methods.strlora.presets import PRESETS
+from strlora_tuner.options import AdapterOptions, Size, experts_problems, option, top_k_problems
+
+# The routers that have a teacher, a moving average of them; `task` has none.
+ROUTERS = ("query", "key", "prototypes")
+
+
+@dataclass
+class Options(AdapterOptions):
+    """Options of one StrLoRA adapter. The defaults are the `paper` preset."""
+
+    structure: ClassVar[tuple[str, ...]] = ("num_experts", "router_dim", "instruction_norm")
+    scheduled: ClassVar[tuple[str, ...]] = (
+        "ema_decay",
+        "stability_weight",
+        "stability_temperature",
+        "stability_reduction",
+        "freeze_routers",
+        "task_router",
+        "top_k",
+        "token_top_k",
+        "unused_expert_gradient",
+        "gate_scale",
+        "padding",
+    )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    default_preset: ClassVar[str | None] = "paper"
+    layer_tensors: ClassVar[tuple[str, ...]] = (
+        "A",
+        "B",
+        "task",
+        *ROUTERS,
+        *(f"ema_{name}" for name in ROUTERS),
+    )
+    state_tensors: ClassVar[tuple[str, ...]] = ("count", "mean", "spread", "teacher_steps")
+    num_experts: int = option(4, ge=1, description="Experts E a layer (published: 4).")
+    top_k: int = option(
+        2, ge=1, description="Experts that stage 1 keeps for an instruction, k <= E (published: 2)."
+    )
+    token_top_k: int = option(
+        2,
+        ge=1,
+        description="Experts that stage 2 keeps for a token, <= top_k; top_k keeps the weights "
+        "soft (released: 1, hard weights with a straight-through gradient).",
+    )
+    unused_expert_gradient: bool = option(
+        True,
+        description="With token_top_k < top_k: whether the gates of an expert that no token of the "
+        "micro-batch uses get a gradient (the released code skips such an expert: false).",
+    )
+    router_dim: int = option(
+        64, ge=1, description="Width D of stage 2's query and key (published: 64)."
+    )
+    task_router: Literal["frozen", "straight_through", "prior"] = option(
+        "prior",
+        description="How stage 1 learns. frozen: a random projection, as released. "
+        "straight_through: gates times one, with the gradient of p. prior: log p_e is added to "
+        "stage 2's scores inside the kept set.",
+    )
+    instruction_norm: Literal["none", "layernorm", "running"] = option(
+        "running",
+        description="What stage 1 and 2 see of the instruction vector t. none: t (released). "
+        "layernorm: LayerNorm(t). running: (t - m) / sigma with running statistics of the "
+        "instructions seen so far, carried with the adapter; it is what lets stage 1 separate "
+        "tasks.",
+    )
+    gate_scale: Literal["one", "num_experts"] = option(
+        "one",
+        description="What the gates of a token sum to. one: as published. num_experts: E, so that "
+        "uniform gates over all experts equal a plain LoRA of the same rank.",
+    )
+    ema_decay: float = option(
+        0.999,
+        gt=0,
+        lt=1,
+        description="Decay b of the teacher routers, an exponential moving average taken after "
+        "every optimizer step (published: 0.999).",
+    )
+    stability_weight: float = option(
+        0.1,
+        ge=0,
+        description="Weight lambda of KL(teacher || student) over stage 2; 0 switches the term and "
+        "the moving average off (published: 0 in the first chunk, then 0.1).",
+    )
+    stability_temperature: float = option(
+        1.0, gt=0, description="Temperature tau of both distributions in the term (published: 1)."
+    )
+    stability_reduction: Literal["mean", "sum"] = option(
+        "mean",
+        description="mean: the term is the mean over the tokens of the global batch, so that "
+        "lambda means the same on 1 and on 64 processes. sum: the means of all micro-batches and "
+        "processes are added up, as the released code does (effective weight 1.6 there).",
+    )
+    padding: Literal["mask", "include"] = option(
+        "mask",
+        description="mask: only real tokens count. include: in training the instruction vector and "
+        "the stability term also average over padding, as the released code does.",
+    )
+    freeze_routers: bool = option(
+        False,
+        description="Freeze both stages' routers (released: from chunk 5, Gemma 4). The stability "
+        "term then has no effect and is switched off.",
+    )
+    compile_routing: Literal["auto", "on", "off"] = option(
+        "auto",
+        description="Whether training fuses the routing arithmetic of a layer with torch.compile. "
+        "auto: on CUDA only. It changes the speed, not the result (float32 rounding aside).",
+    )
+    require_teacher: bool = option(
+        False,
+        stored=False,
+        description="Refuse to train from an adapter that carries no moving average.",
+    )
+
+    @staticmethod
+    def cross_field_problems(options: Any) -> list[str]:
+        """Names every rule over several fields that `options` (any object with them) breaks."""
+        problems = [*experts_problems(options), *top_k_problems(options)]
+        if options.token_top_k > options.top_k:
+            problems.append(
+                f"token_top_k = {options.token_top_k} exceeds top_k = {options.top_k}: "
+                f"use token_top_k <= {options.top_k}"
+            )
+        return problems
+
+    def layer_size(self, d_in: int, d_out: int, hidden: int) -> Size:
+        """Counts A, B, query (D, d_in), key (D, hidden), prototypes, task router; averages too."""
+        pair = self.rank * (d_in + d_out)
+        routers = self.router_dim * (d_in + hidden + self.num_experts)
+        task = self.num_experts * hidden
+        trained = pair + (0 if self.freeze_routers else routers)
+        if self.task_router != "frozen" and not self.freeze_routers:
+            trained += task
+        return Size(trained, pair + 2 * routers + task)
+
+    def model_size(self, hidden: int) -> Size:
+        """Counts the instruction statistics: mean (hidden), count, spread, teacher steps."""
+        return Size(0, hidden + 3)
