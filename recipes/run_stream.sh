@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The door: trains and evaluates one recipe, chunk after chunk. `bash recipes/run_stream.sh --help` tells
-# everything; the command line is read in recipes/arguments.py.
+# The door: trains and evaluates one recipe, chunk after chunk. `bash recipes/run_stream.sh --help` lists
+# all commands; the command line is read in recipes/arguments.py.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"

@@ -1,4 +1,4 @@
-"""The table that tells SMoLoRA the task of every text (`tuner.sentence: task`), as published.
+"""The table in which SMoLoRA looks up a text's task (`tuner.sentence: task`), as published.
 
 The published code looks the instruction's embedding up by the task's number, in training and in
 evaluation. Here the tuner looks the text up in this table, which exists for no other setting.
@@ -17,7 +17,7 @@ def write_task_table(stream: Stream, chunks: int, path: Path) -> None:
     """Writes {text: task} of all samples of the first `chunks` chunks and of the test sets.
 
     Raises:
-        StreamError: a sample without a task, or a text of two tasks, which does not tell one.
+        StreamError: a sample has no task, or a text belongs to two tasks.
     """
     files = [stream.chunk_file(index) for index in range(1, chunks + 1)]
     files += [stream.test_file(task) for task in stream.tasks]

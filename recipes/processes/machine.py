@@ -1,4 +1,4 @@
-"""What this machine is, told without torch: GPUs, cores, memory, versions, git."""
+"""This machine, described without torch: GPUs, cores, memory, versions, git."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def peak_memory(pid: int) -> float:
 
 
 def start_time(pid: int) -> float | None:
-    """When a process started, which tells a reused pid; None when it is dead, or not yet buried."""
+    """When a process started, which identifies a reused pid; None when it is dead or a zombie."""
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()

@@ -90,7 +90,7 @@ def train_command(
 def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) -> Command:
     """The command that answers all `prompts` with the adapter of `chunk` (0: the base model)."""
     plugins = [str(HOST_PLUGIN), str(INFER_PLUGIN)]
-    # Answers are on disk after every block: a killed evaluation goes on from there.
+    # Answers are on disk after every block: a killed evaluation continues from there.
     block = recipe.eval.batch_size * recipe.launcher.nproc
     environment = _environment(recipe, layout)
     if chunk > 0 and recipe.routed:
@@ -157,7 +157,7 @@ def tuner_arguments(recipe: Recipe, chunk: int) -> Arguments:
 
 
 def _scheduled_options(recipe: Recipe, chunk: int) -> Arguments:
-    """What the schedule says of a tuner's options in chunk `chunk`, whether the tuner has them."""
+    """What the schedule sets of a tuner's options in chunk `chunk`, whether the tuner has them."""
     options: Arguments = {}
     phase = recipe.phase(chunk)
     if phase.stability_weight is not None:

@@ -107,10 +107,10 @@ def _note_unrouted(routing: Path, answers: int) -> None:
 
 
 def write_report(layout: RunLayout, say: Callable[[str], None]) -> None:
-    """Writes report.html. One that cannot be drawn is told, but must not stop a training run."""
+    """Writes report.html. A failure is printed, but must not stop a training run."""
     try:
         from eval.report import write_report as write_html  # only a finished chunk needs it
 
         write_html(layout.root)
-    except Exception:  # noqa: BLE001 - whatever is wrong with a drawing, training goes on
-        say(f"the report could not be written; training goes on:\n{traceback.format_exc()}")
+    except Exception:  # noqa: BLE001 - a broken chart must not end a training
+        say(f"the report could not be written; training continues:\n{traceback.format_exc()}")

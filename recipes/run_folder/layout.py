@@ -55,7 +55,7 @@ class RunLayout:
 
     @property
     def tasks(self) -> Path:
-        """The task of every text, for a method that is told it; no other run has this file."""
+        """The task of every text, for a method that reads labels; no other run has it."""
         return self.root / "tasks_told.json"
 
     def chunk(self, index: int) -> Path:

@@ -1,4 +1,4 @@
-"""`--slurm`: writes the job file of a recipe and submits it. Nothing from a recipe meets a shell.
+"""`--slurm`: writes the job file of a recipe and submits it; no shell reads a recipe's values.
 
 Options come from the recipe, checked by its schema, as `#SBATCH` lines; recipe and overrides are
 arguments of sbatch, as a list. Words that must stand in the script are quoted.

@@ -19,7 +19,7 @@ FIRST_PORT, PORTS = 20000, 20000
 
 
 def node_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What SLURM says of this task, in the host's words: rank, first machine and port.
+    """What SLURM knows about this task, in the host's variables: rank, first machine and port.
 
     The port follows from job and step, so that two jobs on a machine do not meet; MASTER_ADDR and
     MASTER_PORT that are already set win.

@@ -147,7 +147,7 @@ class _Positions:
         self.module = module
 
     def keep_rows(self, keep: Tensor) -> None:
-        """Leaves the rows `keep`, (rows,) indices."""
+        """Keeps only the rows `keep`, (rows,) indices."""
         self.module.rope_deltas = self.module.rope_deltas[keep]
 
 

@@ -1,4 +1,4 @@
-"""What the orchestrator and the resident worker tell each other: JSON lines through pipes."""
+"""The messages between the orchestrator and the resident worker: JSON lines through pipes."""
 
 from __future__ import annotations
 

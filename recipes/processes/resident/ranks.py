@@ -1,6 +1,6 @@
 """What torchrun does for the processes of one machine, by forking: the resident worker's way.
 
-Each rank is told who it is by torchrun's own variables. All of them stay in the leader's process
+Each rank learns who it is from torchrun's own variables. All of them stay in the leader's process
 group, so that a signal to the group, a kill of the leader and its memory mean all of them.
 """
 
@@ -44,7 +44,7 @@ def run_ranks(count: int, run: Callable[[int], NoReturn]) -> int:
     """Forks `count` processes, which call `run` with their rank, and waits for them.
 
     Returns 0 when all have ended well, else 1, as torchrun does: the first that fails ends the
-    others at once and is told on standard error in torchrun's words. SIGTERM is passed on.
+    others at once and is reported on standard error in torchrun's words. SIGTERM is passed on.
     """
     ranks = {_fork(run, rank): rank for rank in range(count)}
 

@@ -16,7 +16,7 @@ from recipes.processes.command import Command, child_environment
 from recipes.processes.process_tree import LOG_TAG, die_with_parent, kill_group, start_time
 from recipes.processes.resident.messages import Reply, Request
 
-_LAST_REPLY = 10.0  # seconds that the worker gets to tell how a job ended that is gone
+_LAST_REPLY = 10.0  # seconds that the worker gets to report how a vanished job ended
 
 
 class Worker:
