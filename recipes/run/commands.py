@@ -48,7 +48,7 @@ def train_command(
 
     Args:
         data: the training file, or several, which the host reads as one.
-        resume_from: a complete host checkpoint of this very chunk to go on from.
+        resume_from: a complete host checkpoint of this chunk to continue from.
         own: the chunk's own samples, where `data` holds replayed ones, too.
     """
     arguments: Arguments = {
@@ -90,7 +90,7 @@ def train_command(
 def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) -> Command:
     """The command that answers all `prompts` with the adapter of `chunk` (0: the base model)."""
     plugins = [str(HOST_PLUGIN), str(INFER_PLUGIN)]
-    # Answers are on disk after every block: a killed evaluation goes on from there.
+    # Answers are on disk after every block: a killed evaluation continues from there.
     block = recipe.eval.batch_size * recipe.launcher.nproc
     environment = _environment(recipe, layout)
     if chunk > 0 and recipe.routed:
@@ -289,7 +289,7 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     if recipe.model.remote_code:
         environment["STRLORA_REMOTE_CODE"] = "1"
-    if recipe.told_task:
+    if recipe.uses_task_labels:
         environment[TASKS_FILE] = str(layout.tasks.resolve())
     if launcher.nodes > 1:
         environment["NNODES"] = str(launcher.nodes)
