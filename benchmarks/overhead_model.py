@@ -6,7 +6,8 @@ A chunk starts the host twice, to train and to evaluate. A cold start imports th
 seconds, measured by stream_overhead.py) and reads the weights of the base model from a
 disk (`--disk`), once for all processes, since the page cache serves the others; a resident start
 (`--resident`) is a fork. Both copy the weights to each GPU at the same time (`--copy`, for each).
-Work (`--work`) is what a chunk takes without its starts, in seconds. What neither way saves (NCCL's first meeting, kernels' warm-up) is `--both` seconds a start.
+Work (`--work`) is what a chunk takes without its starts, in seconds. What neither way saves
+(NCCL's first meeting, kernels' warm-up) is `--both` seconds a start.
 """
 
 from __future__ import annotations
