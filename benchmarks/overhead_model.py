@@ -1,13 +1,13 @@
-"""The share of a chunk that is not work at the scale of a large model: by a model, from `plan`.
+"""The share of a chunk that is not work at the scale of a large model: by a model.
 
-    python benchmarks/overhead_model.py internvl3.5-8b --gpu H100 --cold 12.1 --resident 1.5
+    python benchmarks/overhead_model.py internvl3.5-8b --work 412 --cold 12.1 --resident 1.5
 
 A chunk starts the host twice, to train and to evaluate. A cold start imports the host (`--cold`
 seconds, measured by stream_overhead.py) and reads the weights of the base model from a
 disk (`--disk`), once for all processes, since the page cache serves the others; a resident start
 (`--resident`) is a fork. Both copy the weights to each GPU at the same time (`--copy`, for each).
-Work is what `plan` estimates for a chunk, its own allowance for starts taken off. What neither way
-saves (NCCL's first meeting, kernels' warm-up) is `--both` seconds a start.
+Work (`--work`) is what a chunk takes without its starts, in seconds. What neither way saves
+(NCCL's first meeting, kernels' warm-up) is `--both` seconds a start.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from recipes.config.loading import load_recipe
-from recipes.tools.cost import START_SECONDS
-from recipes.tools.plan import make_plan
+from recipes.config.sizes.base_model import model_shape
 
 STARTS = 2  # of the host in a chunk
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -42,18 +41,15 @@ def longest_start(work: float, goal: float) -> float:
 def model(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a start and share of a chunk, cold and resident, with what they come from."""
     recipe = load_recipe(options.recipe, options.overrides)
-    plan = make_plan(recipe, options.gpu)
-    if plan["model"] is None or plan["seconds"] is None:
-        raise SystemExit(f"{options.recipe}: `plan` knows neither its model nor its time")
-    weights = plan["model"]["parameters"] * BYTES[recipe.model.dtype] / 1e9
-    allowance = 0.0 if plan["sources"]["time"].startswith("measured") else START_SECONDS
-    work = plan["seconds"]["train"] + plan["seconds"]["evaluate"] - 2 * allowance
+    shape = model_shape(recipe)
+    if shape is None:
+        raise SystemExit(f"{options.recipe}: the sizes of {recipe.model.path} are unknown")
+    weights, work = shape.parameters * BYTES[recipe.model.dtype] / 1e9, options.work
     copy = weights / options.copy + options.both
     starts = {"cold": options.cold + weights / options.disk + copy,
               "resident": options.resident + copy}  # fmt: skip
     return {
         "recipe": [options.recipe, *options.overrides],
-        "gpus": f"{plan['processes']} x {plan['gpu']}",
         "weights_gb": round(weights, 1),
         "work_seconds_a_chunk": round(work, 1),
         "start_seconds": {kind: round(value, 1) for kind, value in starts.items()},
@@ -65,7 +61,6 @@ def model(options: argparse.Namespace) -> dict[str, Any]:
             for kind, value in starts.items()
         },
         "assumed": {"disk_gb_s": options.disk, "copy_gb_s": options.copy, "both_s": options.both},
-        "work_from": plan["sources"]["time"],
     }
 
 
@@ -74,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("recipe", nargs="?", default="internvl3.5-8b")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--gpu", default="H100")
+    parser.add_argument("--work", type=float, required=True, help="seconds of work a chunk")
     parser.add_argument("--cold", type=float, required=True, help="seconds of a cold start")
     parser.add_argument("--resident", type=float, required=True, help="seconds of a resident start")
     parser.add_argument("--disk", type=float, default=1.0, help="GB/s of reading the weights")

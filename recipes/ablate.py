@@ -2,8 +2,8 @@
 
 stage1_off: all experts kept, no prior. stage2_uniform: every kept expert weighs the same.
 without_expert_<e>: expert e (from 0) does not exist. Writes RUN/ablation.json (the score that each
-part is worth, on the same test samples) and the report again. Nothing is trained or changed; an
-interrupted command goes on where it stopped.
+part is worth, on the same test samples) and the report again. Nothing is trained or changed.
+After an interruption the same command continues.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ def ablate(run: Path, only: Sequence[str], overrides: Sequence[str], again: bool
         run: the run folder.
         only: names of ablations; empty means all.
         overrides: of the recipe's `eval` block, for example eval.limit=40.
-        again: also evaluate what is there already.
+        again: repeat evaluations that exist already.
 
     Raises:
         CannotAblate, RecipeError, RunLocked, StreamError: with what is wrong.
     """
     layout = RunLayout(run)
     if not layout.recipe.is_file():
-        raise CannotAblate(f"{layout.recipe} is not there: {run} is no run folder")
+        raise CannotAblate(f"{run} is not a run folder: {layout.recipe} is missing")
     recipe = load_recipe(str(layout.recipe), [*overrides, f"run_dir={run}"])
     if not ablation_names(recipe):
         raise CannotAblate(
@@ -149,8 +149,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", type=Path, help="the run folder, for example runs/tiny")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. eval.limit=40")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these ablations")
-    parser.add_argument("--again", action="store_true", help="evaluate also what is there already")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="only these ablations"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="repeat evaluations that exist already"
+    )
     options = parser.parse_intermixed_args(arguments)
     run = options.run.resolve()
     os.chdir(REPO)  # relative paths in the recipe start there

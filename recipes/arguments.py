@@ -11,13 +11,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 COMMANDS: dict[str, str] = {
-    "run": "train and evaluate chunk after chunk; goes on where it stopped",
-    "plan": "what a run will take: steps, tokens, parameters, counted memory, measured hours",
-    "status": "where a run stands, from its files alone; also of a run on another machine",
-    "validate": "check a recipe; all mistakes are named at once",
+    "run": "train and evaluate chunk after chunk, from where the run stopped",
+    "plan": "count steps, tokens, parameters and memory of a run; hours where they were measured",
+    "status": "show where a run stands, from its files alone; works for a run on another machine",
+    "validate": "check a recipe and name all its mistakes at once",
     "report": "write report.html from a run's files, finished or not",
-    "reproduce": "run a recorded run again into a new folder and say what differs",
-    "clean": "remove what is not needed to go on; only shows it until --yes is given",
+    "reproduce": "repeat a recorded run in a new folder and list what differs",
+    "clean": "list files that the run no longer needs; --yes removes them",
+}
+_STOPPED = "stopped by signal n"
+EXIT_CODES: dict[str, dict[str, str]] = {  # beside 2
+    "run": {"0": "done", "1": "failed", "128+n": _STOPPED},
+    "plan": {"0": "printed"},
+    "status": {"0": "printed", "1": "--verify found damage, or state.json cannot be read"},
+    "validate": {"0": "the recipe is valid"},
+    "report": {"0": "written", "1": "the run has not started, or its files cannot be read"},
+    "reproduce": {
+        "0": "the same",
+        "1": "an adapter or a score differs, or a run failed",
+        "128+n": _STOPPED,
+    },
+    "clean": {"0": "done", "1": "the run is being worked on, or its state cannot be read"},
 }
 _TARGET = "a shipped recipe ({}), a YAML file, or a run folder (runs/tiny)"
 
@@ -54,9 +68,7 @@ def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"bash recipes/run_stream.sh{name}",
         description=_overview() if top else f"{COMMANDS[command].capitalize()}.",
-        epilog="Relative paths in a recipe and in overrides start at the repository's root.\n"
-        "Exit codes: 0 done, 1 failed, 2 the recipe or the command line is wrong, "
-        "128+n stopped by signal n.",
+        epilog=_footer(command),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -81,15 +93,25 @@ def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
     return parser
 
 
+def _footer(command: str) -> str:
+    codes = {**EXIT_CODES[command], "2": "the recipe or the command line is wrong"}
+    order = [code for code in ("0", "1", "2", "128+n") if code in codes]
+    lines = "".join(f"\n  {code:<5}  {codes[code]}" for code in order)
+    return (
+        "Relative paths in a recipe and in overrides start at the repository's root.\n"
+        f"Exit codes:{lines}"
+    )
+
+
 def _overview() -> str:
     lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
     return (
         "Trains a model on a stream chunk after chunk through ms-swift, evaluates all tasks after\n"
         "each chunk and writes runs/<name>/ with adapters, predictions, scores, matrix.csv and\n"
-        "report.html. Give the same command again after any interruption: it goes on.\n\n"
+        "report.html. After an interruption the same command continues.\n\n"
         "bash recipes/run_stream.sh [COMMAND] RECIPE [key=value ...]; commands (default: run):\n"
         + "\n".join(lines)
-        + "\n\n`bash recipes/run_stream.sh COMMAND --help` tells the options of each."
+        + "\n\n`bash recipes/run_stream.sh COMMAND --help` lists the options of each."
     )
 
 
@@ -101,13 +123,13 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print every command, and what this machine lacks; with --slurm print the job file "
-        "and the sbatch command; nothing is run or written",
+        help="print every command and what this machine lacks; with --slurm, the job file and the "
+        "sbatch command; nothing is run or written",
     )
     parser.add_argument(
         "--verbose",
         action="store_true",
-        help="should the host fail, print all that it wrote instead of the cause alone",
+        help="when the host fails, print its whole log instead of the cause alone",
     )
     jobs = parser.add_argument_group("with --slurm")
     jobs.add_argument("--seeds", metavar="0,1,2", default="", help="one array task for each seed")
@@ -115,14 +137,18 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--methods", metavar="a,b", default="", help="one array task for each method (and seed)"
     )
     jobs.add_argument(
-        "--chain", type=_positive, default=1, metavar="N", help="N jobs, each after the one before"
+        "--chain",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="N jobs, each starting after the one before",
     )
     parser.add_argument(
         "--train-only",
         action="store_true",
-        help="train all chunks and leave evaluation to the same command without this",
+        help="train all chunks; the same command without this option evaluates them later",
     )
-    # How an array task finds its own overrides; written by --slurm.
+    # Where an array task finds its own overrides; --slurm writes both.
     parser.add_argument("--grid", help=argparse.SUPPRESS)
     parser.add_argument("--grid-task", type=int, help=argparse.SUPPRESS)
 
@@ -149,18 +175,18 @@ def _reproduce_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare-only",
         action="store_true",
-        help="only compare with the folder, which another machine may have made",
+        help="run nothing; compare with the folder, which may come from another machine",
     )
     parser.add_argument("--json", action="store_true", help="print the differences as JSON")
 
 
 def _clean_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--yes", action="store_true", help="remove it; without this only show it")
+    parser.add_argument("--yes", action="store_true", help="remove the files")
     parser.add_argument(
         "--old-adapters",
         action="store_true",
-        help="also the weights of adapters before the newest finished chunk: the run goes on and "
-        "its scores stay, but those chunks can no longer be evaluated again",
+        help="include the adapter weights of chunks before the newest finished one: the run can "
+        "continue and keeps its scores, but those chunks cannot be evaluated again",
     )
 
 

@@ -1,4 +1,4 @@
-"""`python -m recipes.cli`: what stands behind `bash recipes/run_stream.sh`."""
+"""`python -m recipes.cli`: the commands of `bash recipes/run_stream.sh`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _COMMANDS[options.command](recipe, options)
     except Stopped as stopped:
-        text = "what is done is safe, and the same command goes on from there"
+        text = "finished work is saved, and the same command continues from there"
         print(f"\nstopped by {stopped}: {text}", file=sys.stderr)
         return 128 + stopped.number
     except Exception as error:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
-    """What can go wrong in a command and is told as a message, without a traceback."""
+    """Errors that are printed as a message, without a traceback."""
     from data_prep.stream import StreamError
     from recipes.processes.run_lock import RunLocked
     from recipes.run.session import RunError
@@ -73,7 +73,7 @@ def _load(options: argparse.Namespace) -> Recipe:
     if len(Path(name).parts) > 1 and folder.is_dir():  # a run folder
         name = str(folder / "recipe.yaml")
         if not Path(name).is_file():
-            message = f"{folder} is no run folder: it holds no recipe.yaml"
+            message = f"{folder} is not a run folder: it holds no recipe.yaml"
             raise RecipeError([Problem(Place(COMMAND_LINE), "RECIPE", message)])
         overrides.insert(0, f"run_dir={_from_root(folder)}")
     options.of_run = name != options.recipe
@@ -203,18 +203,18 @@ def _print_all(lines: Iterable[str]) -> int:
 
 
 def _system_text(error: OSError) -> str:
-    """A full disk, a read-only folder: what the system said, and what to do."""
+    """The system's message (full disk, read-only folder, ...) and what to do about it."""
     from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 
     advice = {
-        ENOSPC: "make room (the command clean shows what this run can spare)",
-        EDQUOT: "your quota is used up: make room (the command clean shows what can go)",
-        EROFS: "the folder is read-only: mount it writable or give another run_dir",
-        EACCES: "you may not write there: mend the permissions or give another run_dir",
-        EPERM: "you may not write there: mend the permissions or give another run_dir",
+        ENOSPC: "free some space (the command clean lists what this run no longer needs)",
+        EDQUOT: "your quota is used up: free some space (the command clean lists what can go)",
+        EROFS: "the folder is read-only: mount it writable or set another run_dir",
+        EACCES: "you may not write there: correct the permissions or set another run_dir",
+        EPERM: "you may not write there: correct the permissions or set another run_dir",
     }.get(error.errno or 0)
-    fix = f"; {advice}, then give the same command again" if advice else ""
-    return f"{error}; what was done before is safe{fix}"
+    fix = f"; {advice}, then repeat the command" if advice else ""
+    return f"{error}; finished work is saved{fix}"
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -224,11 +224,11 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
-    """The second signal, of whatever kind: nothing is saved any more."""
+    """Ends everything at the second signal, of whatever kind, without saving."""
     from recipes.processes.host_process import kill_running
 
     kill_running()
-    text = "stopped at once by a second signal; the same command goes on from the last save\n"
+    text = "stopped at once by a second signal; the same command continues from the last save\n"
     os.write(2, text.encode())
     os._exit(128 + number)
 

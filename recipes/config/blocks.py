@@ -47,7 +47,7 @@ class Data(Block):
 
 
 class Phase(Block):
-    """What the host is told in one phase of the stream."""
+    """Settings of one phase of the stream."""
 
     learning_rate: Rate = Field(description="peak learning rate of the adapter")
     aligner_lr: Rate | None = Field(
@@ -170,7 +170,7 @@ class Slurm(Block):
     partition: Word | None = Field(None, description="null: the cluster's default")
     account: Word | None = Field(None, description="null: your default")
     time: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d{1,2}){0,2}$")] = Field(
-        "24:00:00", description="time limit of one job; the stream goes on in the next"
+        "24:00:00", description="time limit of one job; the next one continues the stream"
     )
     stop_before: Positive = Field(
         300, description="seconds before the limit at which a job saves and requeues itself"

@@ -1,4 +1,4 @@
-"""From a recipe's name and overrides to a checked recipe, or to all its problems."""
+"""Loads a recipe: reads and merges its files and overrides, checks it, lists all problems."""
 
 from __future__ import annotations
 
@@ -124,7 +124,15 @@ def _read_with_parents(
     if parent is not None:
         base = _parent_path(str(parent), path, lines)
         if base.resolve() in (*seen, path.resolve()):
-            raise RecipeError([Problem(lines["extends"], "extends", "goes round in a circle")])
+            raise RecipeError(
+                [
+                    Problem(
+                        lines["extends"],
+                        "extends",
+                        "leads back to this file: a recipe cannot extend itself",
+                    )
+                ]
+            )
         above = _read_with_parents(base, places, (*seen, path.resolve()))
     places.update(lines)
     return [*above, (path.stem, config)]
@@ -211,7 +219,7 @@ def _with_overrides(
         key, equals, _ = override.partition("=")
         if not equals or not key or key.startswith("-"):
             hint = "write it as block.key=value, for example seed=1"
-            problems.append(Problem(place, override, "is no override", hint))
+            problems.append(Problem(place, override, "is not an override", hint))
             continue
         try:
             config = _merge(config, OmegaConf.from_dotlist([override]))
@@ -233,7 +241,9 @@ def _secrets(config: DictConfig, places: Places) -> list[Problem]:
     """A recipe is written into logs and manifests, so that no secret may be read into one."""
     text = OmegaConf.to_yaml(config, resolve=False)
     names = sorted({match.group(1) for match in _SECRET.finditer(text)})
-    message = "is a secret by its name, and recipes are logged: the host reads it by itself"
+    message = (
+        "looks like a secret, and recipes are logged; leave it out: the host reads it itself"
+    )
     return [Problem(places["recipe"], f"oc.env:{name}", message) for name in names]
 
 

@@ -7,10 +7,10 @@ Keys of such a file, all but the first optional:
     protocol     stream (default): chunk after chunk, each from the adapter before; joint: one run
                  on all chunks shuffled; zero_shot: the base model; pool: an adapter a chunk and a
                  router
-    defaults     a fragment of a recipe, under the recipe's own values
-    always       a fragment over the recipe's values: what makes the method this method
-    tuned        {recipe: fragment}, over the values of the recipe of that name: learning rates and
-                 gate scale that `python -m recipes.tune` chose there
+    defaults     a fragment of a recipe; the recipe's own values override it
+    always       a fragment that overrides the recipe's values: what defines the method
+    tuned        {recipe: fragment} that overrides the values of the recipe of that name: learning
+                 rates and gate scale that `python -m recipes.tune` chose there
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def find_method(name: str) -> Method:
     """Returns a method by name.
 
     Raises:
-        KeyError: no method is called so.
-        MethodError: its YAML cannot be read, or holds what no method has.
+        KeyError: there is no such method.
+        MethodError: its YAML cannot be read, or holds an unknown key or value.
     """
     if name not in method_names():
         raise KeyError(name)

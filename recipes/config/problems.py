@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, told so that the reader can mend it without opening the code."""
+"""Problems of a recipe, worded so that the reader can correct them without opening the code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where, which key, what was found, what is allowed, what was probably meant."""
+    """One mistake: its place and key, what was found and expected, and a suggestion."""
 
     place: Place
     key: str
@@ -52,7 +52,7 @@ class RecipeError(Exception):
 
 
 class Places:
-    """Where each dotted key was last written; else where a key inside it was, else its parent."""
+    """Where each dotted key was last written; else a key inside it, else its parent."""
 
     def __init__(self, default: Path | str) -> None:
         self._default = Place(str(default))
@@ -146,7 +146,7 @@ def from_pydantic(
 
 
 def _suggestion(detail: Mapping[str, Any]) -> str:
-    """The nearest of a closed list of words, whatever its case."""
+    """Suggests the nearest of a closed list of words, ignoring case."""
     if detail["type"] != "literal_error":
         return ""
     known = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
@@ -154,7 +154,7 @@ def _suggestion(detail: Mapping[str, Any]) -> str:
 
 
 def rule_problems(broken: Sequence[str], places: Places, prefix: str = "") -> list[Problem]:
-    """The places of broken rules over several keys, each told as "key = value ...".
+    """Turns broken rules over several keys, each worded "key = value ...", into problems.
 
     Args:
         prefix: the dotted block that the keys are in.
@@ -194,7 +194,7 @@ def _sentence(
 
 
 def shown(value: Any) -> str:
-    """A value as the user would write it, cut at 80 characters."""
+    """A value as Python writes it, cut at 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 

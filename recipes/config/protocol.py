@@ -12,7 +12,7 @@ class StreamProtocol:
     """Chunk after chunk, each from the adapter of the chunk before; the base of the others."""
 
     name: ClassVar[str] = "stream"
-    # Whether a chunk goes on from another one's adapter: only then is there a past that replay and
+    # Whether a chunk continues another one's adapter: only then is there a past that replay and
     # EWC can keep, and a later phase of the schedule.
     continues: ClassVar[bool] = True
     # Whether every adapter stays and a router chooses among them.
@@ -29,7 +29,7 @@ class StreamProtocol:
         return [chunk]
 
     def previous(self, chunk: int) -> int | None:
-        """The chunk whose adapter `chunk` goes on from; None: it starts with a fresh one."""
+        """The chunk whose adapter `chunk` continues; None: it starts with a fresh one."""
         return chunk - 1 if self.continues and chunk > 1 else None
 
     def evaluation_points(self, count: int) -> list[int]:
@@ -38,7 +38,7 @@ class StreamProtocol:
 
 
 class JointProtocol(StreamProtocol):
-    """One run on all chunks shuffled together; it stands at the last chunk."""
+    """One training on all chunks shuffled together, recorded as the last chunk."""
 
     name = "joint"
     continues = False

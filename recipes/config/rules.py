@@ -152,7 +152,7 @@ def _stream_only(recipe: Recipe, block: str) -> list[str]:
     if recipe.protocol.continues:
         return []
     return [
-        f"method = {recipe.method} has nothing for {block} to act on: no chunk goes on from the "
+        f"method = {recipe.method} has nothing for {block} to act on: no chunk continues the "
         f"one before (protocol {recipe.protocol.name}); set {block}: null"
     ]
 

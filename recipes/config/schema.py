@@ -110,8 +110,8 @@ class Recipe(Block):
         return self.tuner_type is not None and is_routed(self.tuner_type)
 
     @property
-    def told_task(self) -> bool:
-        """Whether the model is told each question's task, as some published code is."""
+    def uses_task_labels(self) -> bool:
+        """Whether the model is given the task of each question, as in some published code."""
         return bool(getattr(self.tuner_options, "sentence", "") == "task")
 
     @property
@@ -164,7 +164,7 @@ class Recipe(Block):
         return self.protocol.data_chunks(chunk, self.data.chunks)
 
     def previous(self, chunk: int) -> int | None:
-        """The chunk whose adapter chunk `chunk` goes on from; None: it starts a fresh one."""
+        """The chunk whose adapter `chunk` continues; None: it starts with a fresh one."""
         return self.protocol.previous(chunk)
 
     def replays(self, chunk: int) -> bool:

@@ -48,7 +48,7 @@ def train_command(
 
     Args:
         data: the training file, or several, which the host reads as one.
-        resume_from: a complete host checkpoint of this very chunk to go on from.
+        resume_from: a complete host checkpoint of this chunk to continue from.
         own: the chunk's own samples, where `data` holds replayed ones, too.
     """
     arguments: Arguments = {
@@ -289,7 +289,7 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     if recipe.model.remote_code:
         environment["STRLORA_REMOTE_CODE"] = "1"
-    if recipe.told_task:
+    if recipe.uses_task_labels:
         environment[TASKS_FILE] = str(layout.tasks.resolve())
     if launcher.nodes > 1:
         environment["NNODES"] = str(launcher.nodes)

@@ -92,7 +92,7 @@ def _run_chunks(session: Session, train_only: bool) -> None:
     session.stream.verify_tests(session.tasks)
     threads = recipe.launcher.omp_threads or default_threads(recipe)
     write_manifest(layout, recipe, session.stream, state, threads)
-    if recipe.told_task:
+    if recipe.uses_task_labels:
         write_task_table(session.stream, count, layout.tasks)
     _announce(session)
     for chunk in plan_chunks(recipe, train_only):

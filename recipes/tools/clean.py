@@ -1,4 +1,4 @@
-"""`clean`: removes what a run no longer needs. What going on needs is never touched.
+"""`clean`: removes what a run no longer needs. What continuing it needs is never touched.
 
 The policy, chunk by chunk:
 
@@ -55,8 +55,8 @@ def clean(recipe: Recipe, remove: bool, old_adapters: bool = False) -> Iterator[
     """Yields a line for each thing that goes; removes it only with `remove`.
 
     Raises:
-        RunLocked: an orchestrator works on the run.
-        StateError: state.json is damaged, so that what is needed cannot be told.
+        RunLocked: an orchestrator is working on the run.
+        StateError: state.json is damaged, so that what is needed is unknown.
     """
     layout = RunLayout(Path(recipe.folder))
     if not layout.state.is_file():
@@ -80,7 +80,7 @@ def clean(recipe: Recipe, remove: bool, old_adapters: bool = False) -> Iterator[
 
 
 def removable(layout: RunLayout, state: RunState, old_adapters: bool) -> Iterator[Path]:
-    """Yields what the policy lets go: files and folders inside the run folder."""
+    """Yields what the policy allows to remove: files and folders inside the run folder."""
     yield from _leftovers(layout.root)
     for record in state.chunks:
         index = record.index
@@ -100,7 +100,7 @@ def removable(layout: RunLayout, state: RunState, old_adapters: bool) -> Iterato
 
 
 def _newest_trained(state: RunState) -> int:
-    """The chunk whose adapter the run goes on from: never newer than what is counted as done."""
+    """The chunk whose adapter the run continues: never newer than what is counted as done."""
     trained = [record.index for record in state.chunks if record.trained]
     return min(max(trained, default=0), max(state.done, 1))
 

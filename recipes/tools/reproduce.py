@@ -1,4 +1,4 @@
-"""`reproduce RUN`: runs a recorded run again, into a new folder, and says what differs."""
+"""`reproduce RUN`: repeats a recorded run in a new folder and lists what differs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`status`: where a run stands, from its files alone; beside a living run or on another machine."""
+"""`status`: where a run stands, read from its files alone, also while it runs elsewhere."""
 
 from __future__ import annotations
 
@@ -191,6 +191,6 @@ def _life_text(status: Status) -> str:
     if status.life == "silent":
         return (
             f"no sign of life for {duration(status.silent_seconds or 0.0)} from {who}; if it is "
-            "gone, the command run goes on"
+            "gone, the command run continues it"
         )
-    return "finished" if status.life == "finished" else "stopped; the command run goes on"
+    return "finished" if status.life == "finished" else "stopped; the command run continues it"

@@ -1,7 +1,7 @@
-"""Choose learning rates and gate scale for methods, all alike, on data that is never reported.
+"""Choose learning rates and gate scale for methods, with one grid for all, on unreported data.
 
 Each trial is an ordinary run in runs/tune/ on another rendering of the stream (another seed), whose
-validation split stands for the test sets. Interrupted, the same command goes on where it was.
+validation split takes the place of the test sets. After an interruption the same command continues.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ from recipes.tune.writing import write_tuned
 
 FOLDER = Path("runs/tune")
 RESULTS = "trials"
-RUNNER = "recipes.cli"  # what brings a trial to its end
+RUNNER = "recipes.cli"  # the module that runs a trial
 
 
 class CannotTune(Exception):
-    """The tuning cannot start or go on; the message says why and what to do."""
+    """The tuning cannot start or continue; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """All trials of a tuning.
 
-    `recipe` is the name that the choice is written under, `path` its YAML; `overrides` are laid
-    over every trial, `bases` the recipe of each method as the trials start from it.
+    `recipe` is the name that the choice is written under, `path` its YAML; `overrides` apply to
+    every trial, `bases` holds each method's recipe that the trials start from.
     """
 
     recipe: str
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m recipes.tune", description=__doc__)
     parser.add_argument("recipe", metavar="RECIPE", help="a shipped recipe or a YAML file")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="laid over every trial")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="applied to every trial")
     parser.add_argument("--methods", required=True, metavar="a,b", help="files of recipes/methods/")
     parser.add_argument(
         "--grid",
@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def make_plan(path: Path, options: argparse.Namespace) -> Plan:
-    """Lays out all trials and checks every one as a recipe, before any is run.
+    """Lists all trials and checks each as a recipe, before any is run.
 
     Raises:
         RecipeError, StreamError, ValueError, CannotTune: something asked for cannot be.
@@ -211,8 +211,8 @@ def _run(plan: Plan, trial: Trial) -> Result:
     try:
         check_same_run(RunLayout(run), load_recipe(plan.path, words))
     except RunChanged as error:
-        told = str(error).partition("\nIts numbers")[0]
-        raise CannotTune(f"{told}\nRemove or rename {run}, and the trial is run anew") from error
+        message = str(error).partition("\nIts numbers")[0]
+        raise CannotTune(f"{message}\nRemove or rename {run} to repeat the trial") from error
     found = read_result(trial, run)
     if found.state not in (FAILED, OPEN):
         return found
@@ -220,7 +220,7 @@ def _run(plan: Plan, trial: Trial) -> Result:
     run.mkdir(parents=True, exist_ok=True)
     code = _start(command, run / "tune.log")
     if code < 0 or code > 128:
-        raise CannotTune(f"the run {run} was stopped by a signal; the same command goes on")
+        raise CannotTune(f"the run {run} was stopped by a signal; the same command continues")
     return read_result(trial, run, _last_words(run / "tune.log") if code else "")
 
 
@@ -239,7 +239,7 @@ def _start(command: list[str], log: Path) -> int:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise CannotTune(f"by {signal.Signals(number).name}; the same command goes on from there")
+    raise CannotTune(f"by {signal.Signals(number).name}; the same command continues from there")
 
 
 def _stream_of(plan: Plan) -> Path:
@@ -248,7 +248,7 @@ def _stream_of(plan: Plan) -> Path:
 
 
 def _last_words(log: Path) -> str:
-    """What the run said last, from `stopped:` on."""
+    """The run's last message, from `stopped:` on."""
     text = log.read_text(encoding="utf-8", errors="replace")
     return " ".join(text.rpartition("stopped: ")[2].split())[:600]
 

@@ -63,7 +63,7 @@ def parse_axes(texts: Sequence[str]) -> Axes:
             raise ValueError(f"--grid {text}: {key} was given before; put all values into one list")
         found = tuple(_number(yaml.safe_load(value)) for value in values.split(","))
         if len({str(value) for value in found}) < len(found):
-            raise ValueError(f"--grid {text}: a value stands there twice; write each once")
+            raise ValueError(f"--grid {text}: a value is given twice; write each once")
         if key in RELATIVE and not all(isinstance(v, (int, float)) and v > 0 for v in found):
             raise ValueError(f"--grid {text}: {key} is a factor, expected positive numbers")
         axes[key] = found

@@ -1,4 +1,4 @@
-"""What the trials gave: their scores, the choice among them, and the table of it."""
+"""Results of trials: their scores, the choice among them, and tables of both."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Row: TypeAlias = "dict[str, Setting]"  # of the table of trials
 
 @dataclass(frozen=True)
 class Result:
-    """A trial and what came of it; scores are parts of 1, NaN unless `state` is done.
+    """A trial's result; scores are between 0 and 1, NaN unless `state` is done.
 
     `state`: done; diverged (NaN or infinite weights or loss: the trial is lost); failed (something
-    else went wrong: it can be run again); not run. `why` says more about the middle two.
+    else went wrong: it can be run again); not run. `why` explains the middle two.
     """
 
     trial: Trial

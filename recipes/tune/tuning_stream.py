@@ -115,7 +115,7 @@ def _size(data: Data) -> str:
 
 
 def trained_tasks(recipe: Recipe, stream: Path) -> list[str]:
-    """The tasks that the recipe's chunks hold: others cannot tell one setting from another."""
+    """The tasks that the recipe's chunks hold: scores of others say nothing about a setting."""
     manifest = read_json(stream / MANIFEST)
     chunks = manifest["chunks"][: recipe.data.chunks]
     held = {task for chunk in chunks for task, count in chunk["tasks"].items() if count}

@@ -178,7 +178,7 @@ def test_released_strlora_has_its_preset_and_a_recipe_says_when_its_routers_free
     assert tuner_arguments(recipe, 4)["freeze_routers"] is True
 
 
-def test_the_published_way_of_smolora_is_told_tasks_and_needs_texts_that_tell_one(
+def test_the_published_way_of_smolora_is_uses_task_labelss_and_needs_texts_that_tell_one(
     tmp_path: Path,
 ) -> None:
     stream = open_stream(write_stream(tmp_path / "s"))

@@ -64,7 +64,7 @@ def test_refusals(run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
         "expected some of stage1_off, stage2_uniform, without_expert_0" in capsys.readouterr().err
     )
     assert ablate.main([str(tmp_path / "nowhere")]) == 1
-    assert "no run folder" in capsys.readouterr().err
+    assert "not a run folder" in capsys.readouterr().err
     with RunLock(folder / "run.lock"):
         assert ablate.main([str(folder), "--only", "stage1_off"]) == 1
     assert "is being worked on" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from data_prep.files import write_json
 from recipes import REPO
-from recipes.arguments import COMMANDS
+from recipes.arguments import COMMANDS, EXIT_CODES
 from recipes.cli import main
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
@@ -240,7 +240,10 @@ def test_help_of_every_command(command: str) -> None:
     done = door(command, "--help")
     assert done.returncode == 0
     assert f"run_stream.sh {command}" in done.stdout
-    assert "Exit codes" in done.stdout
+    codes = done.stdout.partition("Exit codes:")[2]
+    own = [f"{code:<5}  {meaning}" for code, meaning in EXIT_CODES[command].items()]
+    assert all(line in codes for line in own)
+    assert len(codes.split("\n")) == len(own) + 3, "and 2, which all commands share"
 
 
 def layer(*names: str) -> list[str]:
