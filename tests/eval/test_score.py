@@ -12,7 +12,7 @@ import pytest
 from eval.score import main
 from eval.scorers.registry import find_task
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
 
 
