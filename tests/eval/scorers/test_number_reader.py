@@ -144,7 +144,7 @@ def test_ranges(text: str) -> None:
         ("5 km", "5", 1), ("5", "5 km", 1), ("5 km", "5 miles", 0), ("5 m²", "5 m2", 1),
         ("62", "The value is 62.", 1), ("62", "It fell from 80 to 62", 0), ("62", "no idea", 0),
         ("Apollo 11", "11", 0), ("Germany", "germany.", 1), ("Germany", "5", 0),
-        ("65+", "65+", 1), ("18-29", "18–29", 1),
+        ("65+", "65+", 1), ("1b", "1B", 1), ("18-29", "18–29", 1),
     ],
 )  # fmt: skip
 def test_relaxed_accuracy(gold: str, answer: str, score: float) -> None:
