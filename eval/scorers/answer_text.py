@@ -19,15 +19,17 @@ from typing import Any, NamedTuple
 # A test sample, a prediction line or a line of an answers file: whatever has a gold answer.
 GoldRecord = Mapping[str, Any]
 
-_THOUGHT = r"think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|reasoning_scratchpad"
+_THOUGHT = (
+    r"think(?:ing)?|thoughts?|reason(?:ing)?|reflection|rationale|analysis|(?:\w+_)?scratchpad"
+)
 # Opening and closing marks: <think>, <seed:think>, [THINK] (Magistral), Kimi's triangles,
 # <|begin_of_thought|>, <|START_THINKING|>, the channels of gpt-oss, MedGemma's unused tokens.
 _OPEN = (
-    rf"<\s*(?:\w+:)?(?:{_THOUGHT})(?:\s[^<>]*)?>|\[THINK\]|◁think▷|<\|begin_of_thought\|>"
+    rf"<\|?\s*(?:\w+:)?(?:{_THOUGHT})(?:\s[^<>]*)?\|?>|\[THINK\]|◁think▷|<\|begin_of_thought\|>"
     r"|<\|START_THINKING\|>|<\|channel\|>(?:analysis|commentary)\b|<unused94>(?:thought)?"
 )
 _CLOSE = (
-    rf"<\s*/\s*(?:\w+:)?(?:{_THOUGHT})\s*>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>"
+    rf"<\|?\s*/\s*(?:\w+:)?(?:{_THOUGHT})\s*\|?>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>"
     r"|<\|END_THINKING\|>|<\|channel\|>final(?:<\|message\|>)?|<unused95>"
 )
 _THOUGHT_MARK = re.compile(rf"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.IGNORECASE)

@@ -12,6 +12,7 @@ Box = tuple[float, float, float, float]
 BOX_FORMATS = ("unit", "thousand", "pixel")
 # A number that is not part of a word ("x1" and "v2.0" are none).
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
+_RUN = re.compile(rf"{_NUMBER.pattern}(?:(?:\s*[,;]\s*|\s+){_NUMBER.pattern})*")
 _LABEL = re.compile(r"<ref>.*?</ref>|<\|object_ref_start\|>.*?<\|object_ref_end\|>", re.DOTALL)
 _TAGGED = re.compile(
     r"(?:<(?:box|bbox|bounding_box)>|<\|box_start\|>)(.*?)(?:</(?:box|bbox|bounding_box)>|<\|box_end\|>|\Z)",
@@ -59,7 +60,9 @@ def _box(numbers: Sequence[float]) -> list[Box]:
 
 
 def _loose_box(text: str) -> list[Box]:
-    return _box(parse_numbers(text))
+    """Return the runs of four numbers ("2 dogs: 1, 2, 3, 4"), else the four numbers of the text."""
+    runs = [box for run in _RUN.findall(text) for box in _box(parse_numbers(run))]
+    return runs or _box(parse_numbers(text))
 
 
 def _tagged_boxes(text: str) -> list[Box]:

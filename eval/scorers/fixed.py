@@ -63,16 +63,14 @@ def compact(prediction: str, record: GoldRecord) -> float:
 def _same_letter_or_number(prediction: str, gold: str) -> bool:
     if letter := gold_letter(gold):
         return option_letter(prediction, letter) == letter
-    return bool(_match_numbers(prediction, gold, same_number))
+    return _match_numbers(prediction, gold, same_number)
 
 
-def _match_numbers(
-    prediction: str, gold: str, same: Callable[[Number, Number], bool]
-) -> bool | None:
-    """Return whether both give the same number, None if one of them gives none."""
+def _match_numbers(prediction: str, gold: str, same: Callable[[Number, Number], bool]) -> bool:
+    """Tell whether the gold is a number and the prediction gives the same one."""
     wanted = read_gold(gold)
     found = None if wanted is None else read_answer(prediction)
-    return None if wanted is None or found is None else same(found, wanted)
+    return wanted is not None and found is not None and same(found, wanted)
 
 
 def label(prediction: str, record: GoldRecord) -> float:
@@ -148,8 +146,8 @@ def _names_only(answer: str, gold: str, options: list[str]) -> bool:
 def grounding(prediction: str, record: GoldRecord) -> float:
     """Return 1 if IoU > 0.5 between the box in the prediction and the gold box.
 
-    `record["box_format"]` states how the model writes boxes: `unit` (default, parts of the longer
-    side), `thousand` or `pixel`. The gold `answer_bbox` is always in unit form.
+    `box_format`, in the record or in its gold, states how the model writes boxes: `unit` (default,
+    parts of the longer side), `thousand` or `pixel`. The gold `answer_bbox` is always in unit form.
 
     Raises:
         ValueError: the gold box or the size cannot be read.
@@ -187,9 +185,10 @@ def relaxed(prediction: str, record: GoldRecord) -> float:
 def _relaxed_match(prediction: str, gold: str) -> bool:
     if is_yes_no(gold):
         return says(prediction, gold)
-    matches = _match_numbers(prediction, gold, relaxed_number)
-    if matches is not None:
-        return matches
+    return _same_text(prediction, gold) or _match_numbers(prediction, gold, relaxed_number)
+
+
+def _same_text(prediction: str, gold: str) -> bool:
     answer = plain(prediction)
     return bool(answer) and answer == plain(gold)
 
@@ -228,7 +227,7 @@ def number(prediction: str, record: GoldRecord) -> float:
 def _same_number(prediction: str, gold: str, record: GoldRecord) -> bool:
     if read_gold(gold) is None:
         return _chooses(prediction, gold, record)
-    return bool(_match_numbers(prediction, gold, same_number))
+    return _same_text(prediction, gold) or _match_numbers(prediction, gold, same_number)
 
 
 def anls(prediction: str, record: GoldRecord) -> float:

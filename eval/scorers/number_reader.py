@@ -75,6 +75,7 @@ _UNIT = re.compile(
     r"\s*-?\s*(?!(?:in|of|to|and|or|at|on|for|as|is|was|by|from|with|than|the)\b)"
     r"([^\W\d]+(?:\s?[/·*^]\s?-?\w+)*\^?\d?|°\s?[CF]?|[€£¥₹])\.?"
 )
+_CURRENCIES = set("€£¥₹") | {"usd", "eur", "gbp", "euro", "euros", "dollar", "dollars"}
 _RANGE_GAP = re.compile(
     r"(?:\s*[^\W\d]{1,4}|\s*°\s?[CF]?)?\s*(?:-|to|till|until|through|~|\.\.\.?|±|\+/-)\s*"
 )
@@ -161,7 +162,8 @@ def _number(match: re.Match[str], text: str) -> Number | None:
     bare = re.fullmatch(r"-?\d+(?:\.0+)?", match[0].strip()) is not None
     value = -value if signed else value
     bare = bare and not unit
-    return Number(value, value, bool(match["percent"]), bare, unit[1] if unit else "", match.span())
+    name = unit[1] if unit and unit[1].lower() not in _CURRENCIES else ""
+    return Number(value, value, bool(match["percent"]), bare, name, match.span())
 
 
 def _numbers(text: str) -> list[Number]:
@@ -225,7 +227,12 @@ def read_gold(text: str) -> Number | None:
 
 
 def _read_word(text: str) -> Number | None:
-    value = _WORD_VALUES.get(plain(text))
+    """Return the number of a whole text in words, to ninety-nine."""
+    tens, _, ones = plain(text).partition(" ")
+    value = _WORD_VALUES.get(tens)
+    if value is not None and ones:
+        one = _WORD_VALUES.get(ones, 0.0)
+        value = value + one if value >= 20 and 1 <= one <= 9 else None
     return None if value is None else Number(value, value)
 
 

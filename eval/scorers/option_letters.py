@@ -38,7 +38,7 @@ _STATED = re.compile(
         vote\ for|(?:would|'d|I)\ say|leaving|leaves|actually|wait|correction|rather)\b,?
     | \b(?:it|that|this)(?:'s|\ (?:is|must\ be|should\ be|would\ be|has\ to\ be|can\ only\ be))
     | \b(?:but|so|thus|hence|therefore)\b,?
-    | (?:答案|正解|答え|정답|答|답)(?:应该|應該|应|應|就)?(?:是|为|為|は|은|は、)?[:：]?
+    | (?:答案|正解|答え|選択肢|정답|答|답)(?:应该|應該|应|應|就)?(?:是|为|為|は|은|は、)?[:：]?
     | [选選](?:擇|择|项|項)? | 而是 | 应为 | 應為
     | \b(?:ответ|réponse|antwort|respuesta|risposta|resposta|jawaban|cevap|đáp\ án|odpowiedź)\b
         (?:\ (?:correcta|correcte|correta|corretta|richtige|верный|est|ist|es|è|é|adalah|là|to))*
@@ -48,7 +48,7 @@ _STATED = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _FILLER = re.compile(
-    r"(?:\s|[(\[:：]|\b(?:the|option|choice|answer|letter|is|be|would|should|must|correct|right|"
+    r"(?:\s|[(\[:：】]|\b(?:the|option|choice|answer|letter|is|be|would|should|must|correct|right|"
     r"best|most|clearly|definitely|probably|likely|therefore|indeed|then|that|really|just|opción|"
     r"lettre|buchstabe|вариант|буква)\b|选项|選項|是|为|為|应|應)*\Z",
     re.IGNORECASE,

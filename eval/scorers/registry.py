@@ -57,7 +57,9 @@ class Scorer:
         if sample is not None:
             return [sample(p, r) for p, r in zip(predictions, records, strict=True)]
         answers, references = self.caption_tokens(predictions, records)
-        return [score / MOST_CIDER for score in cider.cider_d(answers, references)]
+        # A caption equal to its references may pass the maximum by a rounding error.
+        scores = cider.cider_d(answers, references)
+        return [min(score / MOST_CIDER, 1.0) for score in scores]
 
     def caption_tokens(
         self, predictions: Sequence[str], records: Sequence[GoldRecord]

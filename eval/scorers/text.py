@@ -86,6 +86,7 @@ _QUOTES = {
     "\uff07": "'",
     "\u2044": "/",
     "\u266f": "#",
+    "\u066a": "%",
     "\u0130": "I",
 }
 _SPELT = {dash: "-" for dash in _DASHES} | _QUOTES | dict.fromkeys(_DROPPED, "")
@@ -109,6 +110,10 @@ def _fold_character(character: str) -> str:
     return f" {folded}" if kind == "<fraction" else folded
 
 
+_BASE = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+_POWER = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]{2,}")
+
+
 def fold(text: str) -> str:
     """Return `text` with one spelling of each character: NFC, one width, one digit, one dash.
 
@@ -117,6 +122,7 @@ def fold(text: str) -> str:
     """
     if text.isascii():
         return text
+    text = _POWER.sub(lambda run: "^" + run[0].translate(_BASE), text)
     return unicodedata.normalize(
         "NFC", "".join(map(_fold_character, unicodedata.normalize("NFC", text)))
     )

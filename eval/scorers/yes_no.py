@@ -86,8 +86,16 @@ def verdict(answer: str, table: tuple[frozenset[str], frozenset[str]] = _TABLES[
     first = _of_clause(clauses[0], table)
     if first is None and _BEFORE.fullmatch(clauses[0]) and len(clauses) > 1:  # "Well, yes"
         first = _of_clause(clauses[1], table)
-    others = {_bare(clause, table) for clause in clauses[1:]}
+    others = {_bare(clause, table) for clause in clauses[1:]} - {None}
+    if len(others) == 1 and not _opens(clauses[0], table):  # "There is no car, so yes"
+        return others.pop()
     return None if first is None or (not first) in others else first
+
+
+def _opens(clause: str, table: tuple[frozenset[str], frozenset[str]]) -> bool:
+    """Tell whether a clause begins with yes or no, and does not just hold one."""
+    word = re.match(r"[\w']*", _BEFORE.sub("", clause, count=1))
+    return word is not None and any(word[0].startswith(tuple(words)) for words in table)
 
 
 def _of_clause(clause: str, table: tuple[frozenset[str], frozenset[str]]) -> bool | None:

@@ -28,6 +28,8 @@ OUTPUTS = [
     "<THINK>A?</THINK> B",
     "<think time='3'>A?</think>B",
     "<thought>A?</thought>B",
+    "<|think|>A?<|/think|>B",
+    "<rationale>A?</rationale>B",
     "<reasoning>A?</reasoning>B",  # tinyhumansai/openhuman#6184
     "<seed:think>A?</seed:think>B",
     "[THINK]A?[/THINK]B",  # Magistral

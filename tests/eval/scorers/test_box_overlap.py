@@ -35,6 +35,7 @@ ONE = [
     "There are 2 dogs at [100, 200, 500, 800], 95% sure.",
     "The box is at (100, 200) to (500, 800) in a 640x480 image with 3 dogs",
     "[[100, 200], [500, 800]]",
+    "2 dogs: 100, 200, 500, 800",
     # The same box twice is one box.
     "[100, 200, 500, 800] and again [100, 200, 500, 800]",
     "<box>(100,200),(500,800)</box><box>(100,200),(500,800)</box>",

@@ -139,6 +139,18 @@ PICKED = [
     ("Actually, B", "B"),
     ("A. Wait, B", "B"),
 ]
+PICKED += [
+    ("【答案】B", "B"),
+    ("選択肢B", "B"),
+    ("B が正解です", "B"),
+    ("本题选B", "B"),
+    ("因此答案为：B。", "B"),
+    ("Looking at the image, the answer would be (C).", "C"),
+    ("(A) is incorrect, (B) is correct", "B"),
+    ("The answer is A. A dog is shown.", "A"),
+    ("I'd go with (A)", "A"),
+    ("E. None of the above", "E"),
+]
 NONE = [
     ("A car", None),
     ("I'm not sure", None),

@@ -185,7 +185,7 @@ def test_the_gold_is_right(gold: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=15000)
+@settings(max_examples=6000)
 @given(answer=ANSWERS, gold=ANSWERS, words=WORDS, line=JSON)
 def test_for_long(answer: str, gold: str, words: str, line: Any) -> None:
     _scores_in_range(answer, gold)

@@ -299,6 +299,11 @@ def test_captions_need_the_whole_set() -> None:
         score_sample("caption", "a red car", records[0])
 
 
+def test_a_perfect_caption_earns_no_more_than_the_maximum() -> None:
+    records = [{"gold": "B:KM²KM²"}, {"gold": "a"}]
+    assert max(score_samples("caption", ["(B)km²km²", "a"], records)) <= 1.0
+
+
 def test_tokens_are_those_of_the_treebank() -> None:
     text = 'The bus doesn\'t stop at 10:30, "Main-Street".'
     assert ptb_tokens(text) == ["the", "bus", "does", "n't", "stop", "at", "10:30", "main-street"]

@@ -31,6 +31,8 @@ YES = [
     "Well, yes.",
     "Yeah, it is",
     "No doubt, yes",
+    "There is no car, so yes.",
+    "I see no car. Yes.",
 ]
 NO = [
     "No",
