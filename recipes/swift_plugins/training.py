@@ -46,7 +46,7 @@ def keep_newest_steps(*args: Any, **kwargs: Any) -> None:
 
 
 def types_that_write(architectures: list[str] | None) -> list[str]:
-    """Stands for the function that finds a model's types by the architectures of its config.json."""
+    """Stands for the function that finds a model's types by its config.json's architectures."""
     found: list[str] = types_of(architectures)
     writing = [name for name in found if not name.endswith(NO_TEXT)]
     return writing if len(writing) == 1 else found

@@ -1,9 +1,8 @@
 """The model families of the shipped recipes, as their folders on the hub describe them.
 
-`config`, `preprocessor` and the like hold the published values. `small` is what CI lays over them: few
-layers and narrow ones, so that a model has about 80 million parameters (the vocabulary is whole).
-Everything that decides shapes of data stays as published: vocabulary, special tokens, size of a
-patch, heads of 128 or 256, tokens an image.
+`config` and `files` hold the published values. `small` is what CI lays over them: few layers and
+narrow ones, so that a model has 20 to 80 million parameters. Everything that decides shapes of data
+stays as published: vocabulary, special tokens, size of a patch, width of a head, tokens an image.
 """
 
 from __future__ import annotations
@@ -262,7 +261,8 @@ QWEN2_5_VL = Family(
         "preprocessor_config.json": {
             "min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2,
             "merge_size": 2, "image_mean": CLIP_MEAN, "image_std": CLIP_STD,
-            "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor",
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen2_5_VLProcessor",
         },
         "generation_config.json": _QWEN_GENERATION,
     },
@@ -309,7 +309,9 @@ GEMMA3_4B = Family(
             "size": {"height": 896, "width": 896},
         },
         **{
-            "processor_config.json": {"image_seq_length": 256, "processor_class": "Gemma3Processor"},
+            "processor_config.json": {
+                "image_seq_length": 256, "processor_class": "Gemma3Processor",
+            },
             "generation_config.json": {
                 "bos_token_id": 2, "cache_implementation": "hybrid", "do_sample": True,
                 "eos_token_id": [1, 106], "pad_token_id": 0, "top_k": 64, "top_p": 0.95,
@@ -335,7 +337,8 @@ LLAVA = Family(
             "num_hidden_layers": 32, "rms_norm_eps": 1e-05, "torch_dtype": "float16",
             "vocab_size": 32064,
         },
-        "tie_word_embeddings": False, "torch_dtype": "float16", "transformers_version": "4.36.0.dev0",
+        "tie_word_embeddings": False, "torch_dtype": "float16",
+        "transformers_version": "4.36.0.dev0",
         "vision_config": {
             "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096,
             "model_type": "clip_vision_model", "num_attention_heads": 16, "num_hidden_layers": 24,

@@ -1,4 +1,4 @@
-"""Writes a model folder as the hub has it, with random weights: file names, values and weight names."""
+"""Writes a model folder as the hub has it, with random weights: files, values, weight names."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 Size = tuple[int, int]
 
-# Width and height. How many tiles of 448 pixels InternVL cuts each into, the whole picture included.
+# Width and height; then the tiles of 448 pixels that InternVL makes of each, the whole included.
 SIZES: dict[str, Size] = {
     "coco": (640, 480),
     "imagenet": (500, 375),

@@ -1,4 +1,4 @@
-"""Shipped recipes on folders and data of real shape: `python -m tests.real_shapes.run [RECIPE ...]`.
+"""Shipped recipes on models and data of real shape: `python -m tests.real_shapes.run [RECIPE ...]`.
 
 Each trains and evaluates two chunks through ZeRO-2 in bfloat16 with two processes on the CPU, is
 killed inside the first and goes on. Only what names the machine and the data is overridden. Prints

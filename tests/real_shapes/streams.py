@@ -38,14 +38,14 @@ KINDS = {
                      "What is the object in the image?\n" + SHORT, ("Tench", "Brambling")),
     "TextCaps": Kind("textcaps", "Textcaps", "Provide a one-sentence caption for the image.",
                      ("A sign that says stop stands beside a road.", "A box of cereals.")),
-    "Places365": Kind("places", "Places/train_256", f"What is the background of the image?\n{SHORT}",
-                      ("Airfield", "Bakery")),
+    "Places365": Kind("places", "Places/train_256",
+                      f"What is the background of the image?\n{SHORT}", ("Airfield", "Bakery")),
     "RS": Kind("aerial", "RS/images", f"Is there a road?\n{SHORT}", ("yes", "no")),
     "OCRVQA": Kind("places", "OCR-VQA/images", f"Who wrote this book?\n{SHORT}",
                    ("Ursula K. Le Guin", "Jane Austen")),
 }  # fmt: skip
-# Odd chunks hold pictures of one tile and even ones of thirteen: where both stand in a batch of two,
-# the host keeps the logits of all positions from the shorter one's answer on (12 GB a process).
+# Odd chunks hold pictures of one tile and even ones of thirteen: where both stand in a batch, the
+# host keeps the logits of all positions from the shorter one's answer on (12 GB a process).
 ORDERS = (("VQAv2", "ImageNet", "Grounding", "OCRVQA"), ("Places365", "RS", "OCRVQA", "ImageNet"))
 # Pictures of another size than their task's: the largest among the large, the smallest else.
 ODD = ({"OCRVQA": "scan"}, {"ImageNet": "icon"})
@@ -53,7 +53,7 @@ SAMPLES = (64, 32)  # two optimizer steps and one, at the recipes' global batch
 
 
 def published(folder: Path, samples: Sequence[int] = SAMPLES, tests: int = 2) -> tuple[Path, Path]:
-    """Writes a small StrCVIT as published, `samples` a chunk; returns source folder and image root."""
+    """Writes a small StrCVIT as published, `samples` a chunk; returns its source and image root."""
     source, images = folder / "strcvit", folder / "images"
     for chunk, count in enumerate(samples, start=1):
         rows = [_trained(images, chunk, number) for number in range(count)]

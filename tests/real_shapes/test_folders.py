@@ -60,9 +60,7 @@ def test_the_processor_knows_the_picture_token(family: Family, folder: Folder) -
     config = family.config
     number = config.get("image_token_id", config.get("image_token_index"))
     assert processor.image_token_id == number
-    assert type(processor).__name__ == (
-        family.files["preprocessor_config.json"]["processor_class"]
-    )
+    assert type(processor).__name__ == (family.files["preprocessor_config.json"]["processor_class"])
     vocabulary = config.get("text_config", config).get("vocab_size", 262208)
     assert len(processor.tokenizer) <= vocabulary
 

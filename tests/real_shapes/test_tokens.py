@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tests.recipes.real_host import needs_host
 
 pytestmark = [pytest.mark.slow, needs_host]
 HOST_PLUGIN = ROOT / "recipes" / "swift_plugins" / "training.py"
-# Runs in a process of its own, since the host changes what it imports: prints the tokens of samples.
+# Prints the tokens of samples; in a process of its own, since the host changes what it imports.
 ENCODE = """
 import json, sys
 from swift.utils import import_external_file
@@ -32,6 +33,18 @@ template = get_template(processor, max_pixels=int(sys.argv[5]) or None)
 template.set_mode(mode)
 print("ENCODED", json.dumps([list(template.encode(each)["input_ids"]) for each in samples]))
 """
+# Prints what the host's table of models asks for each type.
+REQUIRES = """
+import json, sys
+from swift.model import MODEL_MAPPING
+for name in sys.argv[1:]:
+    meta = MODEL_MAPPING[name]
+    groups = [group.requires or [] for group in meta.model_groups]
+    print("REQUIRED", json.dumps(meta.requires + [text for group in groups for text in group]))
+"""
+TYPES = ("internvl", "gemma3_vision", "qwen3_vl", "qwen2_5_vl", "llava1_5_hf")
+# timm is for InternVL's own remote code (the -HF folders do not import it), decord for videos.
+NOT_USED = {"timm", "decord"}
 TOKENS = {
     "Qwen3-VL-8B-Instruct": {"coco": 300, "imagenet": 192, "textcaps": 672, "places": 64,
                              "aerial": 256, "scan": 1260, "icon": 4},
@@ -109,3 +122,18 @@ def test_qwen_weights_under_another_name_are_known(folder: Folder, tmp_path: Pat
         row = {"messages": [{"role": "user", "content": "What?"}]}
         row["messages"].append({"role": "assistant", "content": "This."})
         assert encoded(other, [row])[0]
+
+
+def test_what_the_host_asks_for_is_in_the_requirements() -> None:
+    argv = [sys.executable, "-c", REQUIRES, *TYPES]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("REQUIRED")]
+    assert len(lines) == len(TYPES)
+    asked = {_name(text) for line in lines for text in json.loads(line.removeprefix("REQUIRED"))}
+    listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert asked - NOT_USED <= {_name(line) for line in listed if line and line[0] != "#"}
+
+
+def _name(requirement: str) -> str:
+    """The normalised name of a package in a line such as `qwen_vl_utils>=0.0.14`."""
+    return re.split(r"[<>=!~\[ ]", requirement, maxsplit=1)[0].lower().replace("_", "-")

