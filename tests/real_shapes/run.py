@@ -69,7 +69,7 @@ class Memory(threading.Thread):
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.process = psutil.Process(pid)
-        self.peak, self.seen = 0.0, set[psutil.Process]()
+        self.peak = 0.0
         self.ended = threading.Event()
 
     def run(self) -> None:
@@ -78,7 +78,6 @@ class Memory(threading.Thread):
             held = 0
             with suppress(psutil.Error):
                 tree = [self.process, *self.process.children(recursive=True)]
-                self.seen.update(tree[1:])
                 held = sum(_held(each) for each in tree)
             self.peak = max(self.peak, held / 2**30)
 
@@ -139,15 +138,24 @@ def _start(command: list[str], row: Row, until: Path | None = None) -> None:
             if until is not None and until.exists():
                 break
             time.sleep(0.05)
-        process.kill()
-        process.wait()
+        if process.poll() is None:
+            _kill_tree(process)
         memory.ended.set()
         memory.join()
-        for child in psutil.wait_procs(list(memory.seen), timeout=60)[1]:
-            child.kill()
         log.seek(0)
         row.output += log.read()
     row.peak_gib = max(row.peak_gib, memory.peak)
+
+
+def _kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and all that it started at once, as a machine does that goes down."""
+    tree = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in tree:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.wait()
+    psutil.wait_procs(tree, timeout=60)
 
 
 def _evaluated(matrix: Path) -> set[str]:
