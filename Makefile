@@ -1,4 +1,4 @@
-.PHONY: help setup test check format faults methods ci
+.PHONY: help setup test check format faults methods long ci
 
 help:    ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -22,6 +22,9 @@ faults:  ## kills, faults, signals and a real SLURM, slow ones included
 methods: ## every method in the real host, slow ones included
 	FULL_METHODS=1 .venv/bin/python -m pytest -n 2 --dist loadfile -m slow tests/host tests/recipes/run/test_real_methods.py tests/recipes/baselines/test_real_baselines.py \
 		tests/recipes/baselines/test_real_pool.py tests/recipes/processes/test_real_resident.py
+
+long:    ## every shipped recipe on model folders and data of real shape (tens of minutes, 10 GB of memory)
+	FULL_SHAPES=1 .venv/bin/python -m pytest -m slow --durations 0 -rP tests/real_shapes
 
 ci:      ## everything, slow suites included
 	bash .ci/run

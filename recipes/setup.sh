@@ -33,7 +33,7 @@ wanted=("$root/requirements.txt")
 alone=$root/requirements-no-deps.txt
 if $dev; then wanted+=("$root/requirements-dev.txt"); fi
 
-missing() { "$1" "$root/recipes/tools/missing_requirements.py" "${wanted[@]}" "${@:2}"; }
+missing() { "$1" "$root/recipes/processes/missing_requirements.py" "${wanted[@]}" "${@:2}"; }
 
 finish() {
   if $print_python; then printf '%s\n' "$1"; else say "ready: $1"; fi

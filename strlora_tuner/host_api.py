@@ -43,6 +43,7 @@ class HostName(NamedTuple):
 
 _NO_FOREIGN_CODE = "Python files that come with a model are not run"
 _NEWEST = "the newest checkpoint is kept, whatever the files' times say"
+_TYPE = "a model's type is known from its config.json, whatever its folder is called"
 _NO_STOP_FILE = "the file /tmp/stop, which anybody can write, does not end a run"
 _ANSWERS = "every answer says why it ended, and one bad question does not end the run"
 _ALL_RANKS = "on a CPU the answers of all processes are written"
@@ -62,6 +63,7 @@ _FROZEN = "routers that must not train stay frozen"
 _LAYERS = "layers are wrapped"
 
 _DYNAMIC, _LOADER = "transformers.dynamic_module_utils", "swift.model.register:ModelLoader"
+_META = "swift.model.model_meta"
 _TRAINER, _MIXIN = "transformers.trainer:Trainer", "swift.trainers.mixin:SwiftMixin"
 _ENGINE, _INFER = "swift.infer_engine:TransformersEngine", "swift.pipelines.infer.infer:SwiftInfer"
 _GENERATION = "transformers.generation.utils:GenerationMixin"
@@ -90,6 +92,12 @@ TABLE: dict[str, tuple[HostName, ...]] = {
         ),
         HostName(
             "swift.utils.shutdown_manager:ShutdownManager", _NO_STOP_FILE, mentions="_stop_file"
+        ),
+        HostName(f"{_META}:get_matched_model_types", _TYPE),
+        HostName(f"{_META}:_get_model_info", _TYPE, mentions="get_matched_model_types"),
+        HostName(f"{_META}:ModelMeta", _TYPE, mentions="candidate_templates"),
+        HostName(
+            "swift.template.register:get_template_meta", _TYPE, mentions="candidate_templates"
         ),
     ),
     # recipes/swift_plugins/inference.py and recipes/baselines/mr_lora/swift_plugin.py

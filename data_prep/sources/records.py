@@ -7,6 +7,7 @@ and value, `image`), evaluation (`question_id`, `text`, `answer`) and flat pairs
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -50,6 +51,7 @@ class HostSample(_Conversation, total=False):
 
 
 PLACEHOLDER = "<image>"
+_LINE_ENDS = re.compile(rf"({PLACEHOLDER})[ \t]*[\r\n]+")
 ROLES = {
     "system": "system",
     "human": "user",
@@ -94,7 +96,10 @@ def to_host(raw: Any, resolve: Callable[[Any], str]) -> HostSample:
     """Return a sample in the host's form: messages, images, then `task`, `id` and other fields.
 
     A sample with images but without placeholders gets them before its first question. `task` and
-    `id` are there only if the sample has them; fields of other names are kept.
+    `id` are there only if the sample has them; fields of other names are kept. Line ends right
+    after a placeholder are left out: what stands between a picture and the text is the chat
+    template's affair (InternVL's writes a line end of its own), and published training samples
+    have one where test sets, which have no placeholder, get none.
 
     Args:
         raw: the sample in any form, or the DataError that its reader found.
@@ -346,10 +351,12 @@ def _read_images(raw: Raw) -> list[Any]:
 
 
 def _place_images(turns: list[Turn], images: int) -> None:
-    """Put the placeholders before the first question where a sample has none."""
+    """Put the placeholders before the first question where a sample has none; no line end after."""
     if images and not any(PLACEHOLDER in turn["content"] for turn in turns):
         first = next(turn for turn in turns if turn["role"] == "user")
         first["content"] = PLACEHOLDER * images + first["content"]
+    for turn in turns:
+        turn["content"] = _LINE_ENDS.sub(r"\1", turn["content"])
     check_placeholders(turns, images)
 
 

@@ -241,9 +241,7 @@ def _secrets(config: DictConfig, places: Places) -> list[Problem]:
     """A recipe is written into logs and manifests, so that no secret may be read into one."""
     text = OmegaConf.to_yaml(config, resolve=False)
     names = sorted({match.group(1) for match in _SECRET.finditer(text)})
-    message = (
-        "looks like a secret, and recipes are logged; leave it out: the host reads it itself"
-    )
+    message = "looks like a secret, and recipes are logged; leave it out: the host reads it itself"
     return [Problem(places["recipe"], f"oc.env:{name}", message) for name in names]
 
 

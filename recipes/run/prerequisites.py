@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 from data_prep.stream import StreamError
 from recipes.config.schema import Recipe
 from recipes.processes.machine import gpu_count
+from recipes.processes.missing_requirements import lacking
 from recipes.run.chunk_data import missing_text, open_recipe_stream
-from recipes.run.commands import PLUGIN, is_local
+from recipes.run.commands import PLUGIN, REPO, is_local
 from recipes.run.trackers import missing_trackers
 from strlora_tuner.methods.smolora.embedder_files import embedder_problem
 
@@ -45,6 +47,7 @@ def what_is_missing(recipe: Recipe) -> list[str]:
             "transformers"
         )
     if not recipe.launcher.slurm.container:
+        missing += missing_packages()
         missing += missing_trackers(recipe)
         embedder = getattr(recipe.tuner_options, "embedder", None)
         problem = embedder_problem(embedder) if embedder else None
@@ -52,6 +55,17 @@ def what_is_missing(recipe: Recipe) -> list[str]:
     if recipe.routed and not PLUGIN.is_file():
         missing.append(f"tuner: {PLUGIN} is not there; the checkout is incomplete")
     return missing
+
+
+def missing_packages() -> list[str]:
+    """Names what this environment lacks of requirements.txt, the lazily imported included."""
+    found = lacking(REPO / "requirements.txt")
+    if not found:
+        return []
+    return [
+        f"packages: {', '.join(found)}. Get them: {sys.executable} -m pip install -r "
+        "requirements.txt, or leave --no-setup out"
+    ]
 
 
 def _own_code(recipe: Recipe) -> list[str]:

@@ -1,9 +1,11 @@
 """Loaded by every host process: `--external_plugins <this file> --callbacks save_and_stop`.
 
-It corrects three defaults. The graceful exit of ms-swift also stops whenever the file /tmp/stop
+It corrects four defaults. The graceful exit of ms-swift also stops whenever the file /tmp/stop
 exists, which any user of a shared machine can create; ms-swift runs Python files that come with a
-model; and transformers orders checkpoints by the files' times, so that a clock that jumps makes it
-remove the newest one.
+model; it finds no type (Qwen3-VL) or template (Qwen2.5-VL) for a model whose folder has another
+name than on the hub, since embedders and rerankers have the same architecture, and other models the
+same type; and transformers orders checkpoints by the files' times, so that a clock that jumps makes
+it remove the newest one.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from typing import Any
 
 from swift.callbacks import callbacks_map
 from swift.callbacks.deepspeed_elastic import GracefulExitCallback
+from swift.model import MODEL_MAPPING
 from transformers import trainer_utils
 
 from strlora_tuner import host_api
 
 host_api.check("training")
+NO_TEXT = ("_emb", "_reranker")  # how the host's types end that write none
 
 
 class SaveAndStop(GracefulExitCallback):
@@ -41,7 +45,18 @@ def keep_newest_steps(*args: Any, **kwargs: Any) -> None:
     trainer_utils.rotate_checkpoints(*args, **{**kwargs, "use_mtime": False})
 
 
+def types_that_write(architectures: list[str] | None) -> list[str]:
+    """Stands for the function that finds a model's types by its config.json's architectures."""
+    found: list[str] = types_of(architectures)
+    writing = [name for name in found if not name.endswith(NO_TEXT)]
+    return writing if len(writing) == 1 else found
+
+
 host_api.replace("transformers.trainer:rotate_checkpoints", keep_newest_steps)
+types_of = host_api.replace("swift.model.model_meta:get_matched_model_types", types_that_write)
+for meta in MODEL_MAPPING.values():  # the template that is called like the type is its own
+    if meta.model_type in meta.candidate_templates:
+        meta.candidate_templates = [meta.model_type]
 callbacks_map["save_and_stop"] = SaveAndStop
 if os.environ.get("STRLORA_REMOTE_CODE") != "1":
     host_api.replace("swift.model.register:ModelLoader.default_trust_remote_code", False)

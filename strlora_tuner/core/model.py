@@ -259,13 +259,29 @@ def _check_adapter_tensors(model: RoutedModel, state_dict: dict[str, Tensor], pr
     given = {key: tuple(value.shape) for key, value in state_dict.items()}
     for name in model.peft_config:
         marks = [f".{part}.{name}." for part in ("strlora_mixture", "strlora_statistics")]
-        found, expected = (_of_adapter(keys, marks) for keys in (given, own))
+        left_out = _frozen(model, prefix, marks) - given.keys()
+        needed = {key: shape for key, shape in own.items() if key not in left_out}
+        found, expected = (_of_adapter(keys, marks) for keys in (given, needed))
         if not found:
             continue
         whole = {k: v for k, v in given.items() if k in own and f".modules_to_save.{name}." in k}
         problems = differences(expected | {k: own[k] for k in whole}, found | whole)
         if problems:
             raise ValueError(mismatch_message(f"adapter {name!r}", problems))
+
+
+def _frozen(model: RoutedModel, prefix: str, marks: list[str]) -> set[str]:
+    """Returns the keys of an adapter's parameters that rest while others train; else nothing.
+
+    DeepSpeed leaves them out when it saves a checkpoint inside a chunk. The host has loaded them
+    from the adapter beside it when it goes on.
+    """
+    parameters = {
+        key: parameter.requires_grad
+        for key, parameter in model.named_parameters(prefix=prefix.removesuffix("."))
+        if any(mark in key for mark in marks)
+    }
+    return {key for key, trains in parameters.items() if not trains and any(parameters.values())}
 
 
 def _of_adapter(shapes: Mapping[str, Shape], marks: list[str]) -> dict[str, Shape]:

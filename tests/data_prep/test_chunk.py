@@ -56,7 +56,7 @@ def ids(out: Path) -> list[list[str]]:
 
 EXPECTED = {
     "messages": [
-        {"role": "user", "content": "<image>\nWhat?"},
+        {"role": "user", "content": "<image>What?"},
         {"role": "assistant", "content": "yes"},
     ],
     "images": ["images/a/b.jpg"],

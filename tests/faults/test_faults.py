@@ -199,7 +199,11 @@ def test_out_of_memory(
 
 @pytest.mark.parametrize(
     ("number", "advice"),
-    [(errno.ENOSPC, "free some space"), (errno.EDQUOT, "quota"), (errno.EROFS, "mount it writable")],
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "mount it writable"),
+    ],
 )
 def test_what_the_system_refuses_is_told_with_advice(
     half: Half,

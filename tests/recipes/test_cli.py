@@ -49,6 +49,22 @@ def test_dry_run_says_when_nothing_is_missing(
     assert "Nothing is missing" in capsys.readouterr().out
 
 
+def test_dry_run_names_packages_that_are_absent(
+    toy_yaml: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = "numpy<0.1\nno-such-package>=2\n"
+    (tmp_path / "requirements.txt").write_text(text, encoding="utf-8")
+    monkeypatch.setattr("recipes.run.prerequisites.REPO", tmp_path)
+    assert main([str(toy_yaml()), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "# MISSING  packages: numpy<0.1 (found " in out
+    assert "no-such-package>=2 (not installed)" in out
+    assert "-m pip install -r requirements.txt" in out
+
+
 def test_a_wrong_recipe_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tiny", "--validate", "tuner.num_expert=4"]) == 2
     err = capsys.readouterr().err

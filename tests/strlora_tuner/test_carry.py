@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from strlora_tuner.core.carry import carried_config, options_from_environment
 from strlora_tuner.methods.strlora.options import Options
-from tests.strlora_tuner.models import config
+from tests.strlora_tuner.models import adapted, config, text_model
 
 
 def test_options_come_from_the_environment_checked():
@@ -66,3 +67,24 @@ def test_a_preset_that_disagrees_with_the_adapter_is_refused():
     assert given["token_top_k"] == 1
     with pytest.raises(ValueError, match="instruction_norm is 'running' in the adapter"):
         carried_config(config(), given, "chunk-1")
+
+
+def test_a_checkpoint_without_what_rests_is_loaded() -> None:
+    model = adapted(text_model(), freeze_routers=True)
+    trains = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    buffers = {name for name, _ in model.named_buffers()}
+    # What DeepSpeed saves inside a chunk; the host has loaded the rest from the adapter beside it.
+    saved = {k: v + 1 for k, v in model.state_dict().items() if k in trains | buffers}
+    resting = {k: v.clone() for k, v in model.state_dict().items() if k not in saved}
+    assert any(".strlora_mixture." in key for key in resting)
+    model.load_state_dict(saved, strict=False)
+    now = model.state_dict()
+    assert all(torch.equal(now[key], value) for key, value in {**saved, **resting}.items())
+
+
+def test_a_checkpoint_without_what_trains_is_refused() -> None:
+    model = adapted(text_model(), freeze_routers=True)
+    name = next(name for name, weight in model.named_parameters() if weight.requires_grad)
+    saved = {key: value for key, value in model.state_dict().items() if key != name}
+    with pytest.raises(ValueError, match="missing"):
+        model.load_state_dict(saved, strict=False)

@@ -1,0 +1,101 @@
+"""Writes a model folder as the hub has it, with random weights: files, values, weight names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from tests.real_shapes.families import Family, Json
+
+SHARD = "60MB"  # so that there are several, as on the hub
+
+
+def build(family: Family, folder: Path, seed: int = 0, full_width: bool = False) -> Path:
+    """Writes the folder `folder`/NAME of the hub and returns it; one that is there is kept.
+
+    Args:
+        family: whose folder.
+        folder: where to put it.
+        seed: of the random weights.
+        full_width: as wide as published, with two layers in the language model.
+
+    Raises:
+        Unreachable: its tokenizer cannot be had.
+    """
+    target = folder / family.name
+    if (target / "config.json").is_file():
+        return target
+    vocabulary, settings = _tokenizer(family)
+    target.mkdir(parents=True, exist_ok=True)
+    _write(target / "tokenizer.json", vocabulary)
+    _write(target / "tokenizer_config.json", settings)
+    for name, content in family.files.items():
+        _write(target / name, content)
+    config = family.configured(full_width)
+    _save_weights(family, config, target, seed)
+    _write(target / "config.json", config)  # last: a folder with it is whole
+    return target
+
+
+def _save_weights(family: Family, config: Json, target: Path, seed: int) -> None:
+    """Saves random weights under the names of the published checkpoint, in shards."""
+    _write(target / "config.json", config)
+    known = AutoConfig.from_pretrained(target)
+    (target / "config.json").unlink()
+    known.tie_word_embeddings = family.tied
+    torch.manual_seed(seed)
+    model = AutoModelForImageTextToText.from_config(known, dtype=torch.bfloat16)
+    kept = {path.name: path.read_bytes() for path in target.iterdir()}
+    # Saving takes the names of transformers 5 back to those of the checkpoint.
+    model.save_pretrained(target, max_shard_size=SHARD)
+    for name, content in kept.items():
+        (target / name).write_bytes(content)
+    if family.older:
+        _rename(target, family.older)
+
+
+def _rename(target: Path, older: dict[str, str]) -> None:
+    """Gives the weights the names that they had in an older transformers."""
+
+    def old(name: str) -> str:
+        start = next((start for start in older if name.startswith(start)), "")
+        return older.get(start, "") + name.removeprefix(start)
+
+    for shard in target.glob("*.safetensors"):
+        save_file({old(k): v for k, v in load_file(shard).items()}, shard, {"format": "pt"})
+    index = target / "model.safetensors.index.json"
+    if index.is_file():
+        content = json.loads(index.read_text(encoding="utf-8"))
+        weights = {old(name): file for name, file in content["weight_map"].items()}
+        _write(index, {**content, "weight_map": weights})
+
+
+def _tokenizer(family: Family) -> tuple[Json, Json]:
+    """tokenizer.json and tokenizer_config.json, with the tokens that the family adds."""
+    vocabulary, settings = family.vocabulary.files()
+    own = dict(family.tokenizer)
+    added = vocabulary["added_tokens"]
+    free = 1 + max([token["id"] for token in added] + list(vocabulary["model"]["vocab"].values()))
+    for number, text in enumerate(own.pop("added", []), start=free):
+        added.append(_added(number, text))
+        if "added_tokens_decoder" in settings:
+            settings["added_tokens_decoder"][str(number)] = _settings_of(text)
+    return vocabulary, {**settings, **own}
+
+
+def _added(number: int, text: str) -> dict[str, Any]:
+    return {"id": number, **_settings_of(text)}
+
+
+def _settings_of(text: str) -> dict[str, Any]:
+    flags = ("lstrip", "normalized", "rstrip", "single_word")
+    return {"content": text, **dict.fromkeys(flags, False), "special": True}
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,33 @@
+"""Every shipped recipe on its near-real folder, as `python -m tests.real_shapes.run` does it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.real_shapes.families import RECIPES
+from tests.real_shapes.run import SMALLEST, run_recipe, table
+from tests.real_shapes.vocabularies import Unreachable
+from tests.recipes.real_host import needs_host
+
+pytestmark = [pytest.mark.slow, needs_host]
+LONG = os.environ.get("FULL_SHAPES") == "1"
+
+
+def test_every_recipe_with_a_model_of_the_hub_has_a_folder() -> None:
+    shipped = {path.stem for path in Path("recipes").glob("*.yaml")}
+    assert set(RECIPES) == shipped - {"tiny", "smoke", "mini"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_runs(recipe: str, tmp_path: Path) -> None:
+    if not LONG and recipe != SMALLEST:
+        pytest.skip("minutes more; FULL_SHAPES=1 (make long) runs it")
+    try:  # in CI without the kill, and with the first and last evaluation only
+        row = run_recipe(RECIPES[recipe], tmp_path, kill=LONG, every=1 if LONG else 2)
+    except Unreachable as error:
+        pytest.skip(f"no tokenizer: {error}")
+    print(table([row]))
+    assert row.works, row.output[-6000:]

@@ -1,0 +1,139 @@
+"""What the host makes of a sample: its tokens for a picture of each size, and its prompts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.real_shapes.conftest import Folder
+from tests.real_shapes.families import FAMILIES, QWEN2_5_VL, QWEN3_VL, Family
+from tests.real_shapes.pictures import SIZES, TILES, draw
+from tests.real_shapes.streams import ROOT, llava, strcvit
+from tests.recipes.real_host import needs_host
+
+pytestmark = [pytest.mark.slow, needs_host]
+HOST_PLUGIN = ROOT / "recipes" / "swift_plugins" / "training.py"
+# Prints the tokens of samples; in a process of its own, since the host changes what it imports.
+ENCODE = """
+import json, sys
+from swift.utils import import_external_file
+folder, mode, samples, plugin = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4]
+import_external_file(plugin)
+from swift.model import get_model_processor
+from swift.template import get_template
+processor = get_model_processor(folder, load_model=False)[1]
+template = get_template(processor, max_pixels=int(sys.argv[5]) or None)
+template.set_mode(mode)
+print("ENCODED", json.dumps([list(template.encode(each)["input_ids"]) for each in samples]))
+"""
+# Prints what the host's table of models asks for each type.
+REQUIRES = """
+import json, sys
+from swift.model import MODEL_MAPPING
+for name in sys.argv[1:]:
+    meta = MODEL_MAPPING[name]
+    groups = [group.requires or [] for group in meta.model_groups]
+    print("REQUIRED", json.dumps(meta.requires + [text for group in groups for text in group]))
+"""
+TYPES = ("internvl", "gemma3_vision", "qwen3_vl", "qwen2_5_vl", "llava1_5_hf")
+# timm is for InternVL's own remote code (the -HF folders do not import it), decord for videos.
+NOT_USED = {"timm", "decord"}
+TOKENS = {
+    "Qwen3-VL-8B-Instruct": {"coco": 300, "imagenet": 192, "textcaps": 672, "places": 64,
+                             "aerial": 256, "scan": 1260, "icon": 4},
+    "Qwen2.5-VL-7B-Instruct": {"coco": 391, "imagenet": 234, "textcaps": 888, "places": 81,
+                               "aerial": 324, "scan": 1247, "icon": 4},
+}  # fmt: skip
+MAX_PIXELS = {QWEN3_VL.name: 1310720, QWEN2_5_VL.name: 1003520}  # of the recipes
+
+
+def encoded(
+    folder: Path, samples: list[dict[str, Any]], mode: str = "train", max_pixels: int = 0
+) -> list[list[int]]:
+    """The tokens that the host's own template makes of each sample."""
+    argv = [sys.executable, "-c", ENCODE, str(folder), mode, json.dumps(samples)]
+    argv += [str(HOST_PLUGIN), str(max_pixels)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("ENCODED"))
+    found: list[list[int]] = json.loads(line.removeprefix("ENCODED"))
+    return found
+
+
+def tokens_expected(family: Family) -> dict[str, int]:
+    """Picture tokens by size of the picture."""
+    if family.name.startswith("InternVL"):
+        return {name: 256 * tiles for name, tiles in TILES.items()}
+    if family.name in TOKENS:
+        return TOKENS[family.name]
+    # One token stands for all: the processor fills in the 256 later.
+    return dict.fromkeys(SIZES, 1 if family.name.startswith("gemma") else 576)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
+def test_picture_tokens_by_size(family: Family, folder: Folder, tmp_path: Path) -> None:
+    samples = [
+        {
+            "messages": [
+                {"role": "user", "content": "<image>What?"},
+                {"role": "assistant", "content": "A box."},
+            ],
+            "images": [str(draw(tmp_path / f"{name}.jpg", size, name))],
+        }
+        for name, size in SIZES.items()
+    ]
+    number = family.config.get("image_token_id", family.config.get("image_token_index"))
+    found = encoded(folder(family), samples, max_pixels=MAX_PIXELS.get(family.name, 0))
+    counts = dict(zip(SIZES, (ids.count(number) for ids in found), strict=True))
+    assert counts == tokens_expected(family)
+    assert max(map(len, found)) < 4096  # max_length of the recipes
+
+
+def test_training_and_test_prompts_are_the_same_text(folder: Folder, tmp_path: Path) -> None:
+    for stream in (strcvit(tmp_path / "strcvit"), llava(tmp_path / "llava")):
+        trained = _first(stream / "chunks" / "002.jsonl", "What is on the left?")
+        asked = _first(stream / "test" / "VQAv2.jsonl", "What is on the left?")
+        assert trained["messages"][0] == asked["messages"][0]
+        path = folder(FAMILIES[0])
+        trained["images"] = asked["images"] = [str(stream / trained["images"][0])]
+        question = {**asked, "messages": asked["messages"][:1]}
+        learned = encoded(path, [trained])[0]
+        prompt = encoded(path, [question], mode="transformers")[0]
+        assert learned[: len(prompt)] == prompt
+
+
+def _first(path: Path, text: str) -> dict[str, Any]:
+    """The first sample of a file whose question holds `text`."""
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return next(row for row in rows if text in row["messages"][0]["content"])
+
+
+def test_qwen_weights_under_another_name_are_known(folder: Folder, tmp_path: Path) -> None:
+    for family in (QWEN3_VL, QWEN2_5_VL):
+        other = tmp_path / f"my-{family.recipe}-weights"
+        shutil.copytree(folder(family), other)
+        row = {"messages": [{"role": "user", "content": "What?"}]}
+        row["messages"].append({"role": "assistant", "content": "This."})
+        assert encoded(other, [row])[0]
+
+
+def test_what_the_host_asks_for_is_in_the_requirements() -> None:
+    argv = [sys.executable, "-c", REQUIRES, *TYPES]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("REQUIRED")]
+    assert len(lines) == len(TYPES)
+    asked = {_name(text) for line in lines for text in json.loads(line.removeprefix("REQUIRED"))}
+    listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert asked - NOT_USED <= {_name(line) for line in listed if line and line[0] != "#"}
+
+
+def _name(requirement: str) -> str:
+    """The normalised name of a package in a line such as `qwen_vl_utils>=0.0.14`."""
+    return re.split(r"[<>=!~\[ ]", requirement, maxsplit=1)[0].lower().replace("_", "-")
