@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_prep.files import read_json, write_text
 from eval import metrics
-from eval.charts.lines import percent
+from eval.charts.figure import percent
 from eval.report.data import RunData, without_folders
 from eval.report.numbers import Number, Summary
 
