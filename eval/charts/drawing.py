@@ -27,9 +27,9 @@ _NAMES += ["on-dark", "on-mid", "on-pale", *(f"c{i}" for i in range(COLOURS))]
 PALETTE = {name: f"#0000{number:02x}" for number, name in enumerate(_NAMES, start=16)}
 _VARIABLES = {stand_in: f"var(--{name})" for name, stand_in in PALETTE.items()}
 _STAND_IN = re.compile("|".join(_VARIABLES))
-# The font's name and the ids of groups; what is referred to (clip paths, markers) has another form.
-_FONT = re.compile(r"font: (?:\d+ )?([\d.]+)px [^;\"]*")
-_GROUP_ID = re.compile(r' id="[A-Za-z0-9]+_\d+"')
+# What only makes a page longer: the font's name, the ids of groups (what is referred to, as clip
+# paths and markers, has an id of another form), and the indentation.
+_NEEDLESS = re.compile(r" font-family: [^;\"]*;?| id=\"[\w.]+_\d+\"|\n *")
 
 
 def both(draw: Callable[[float], Canvas], title: str) -> Chart:
@@ -63,7 +63,7 @@ def _svg(canvas: Canvas, title: str) -> Markup:
     body = buffer.getvalue()
     body = body[body.index("<defs>", body.index("</metadata>")) : body.rindex("</svg>")]
     body = re.sub(r"<defs>\s*<style.*?</defs>", "", body, count=1, flags=re.S)
-    body = _GROUP_ID.sub("", _FONT.sub(r"font-size: \1px", body))
+    body = _NEEDLESS.sub(lambda found: "\n" if found.group()[0] == "\n" else "", body)
     body = _STAND_IN.sub(lambda found: _VARIABLES[found.group()], body)
     head = f'viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}"'
     return Markup(f'<svg {head} class="chart">{body}</svg>')
