@@ -238,7 +238,7 @@ def _cells(
     rows, columns = values.shape
     ax.pcolormesh(np.arange(columns + 1), np.arange(rows + 1), rgba,
                   edgecolor=PALETTE["paper"], linewidth=min(2.0, wide / 8))  # fmt: skip
-    frames = [_FRAME + (j, i) for i, j in np.ndindex(rows, columns) if framed(i, j)]
+    frames = [_FRAME + np.array([j, i]) for i, j in np.ndindex(rows, columns) if framed(i, j)]
     if frames:  # one line, with gaps: thousands of frames must stay a small picture
         x, y = np.concatenate(frames).T
         ax.plot(x, y, color=PALETTE["ink"], linewidth=min(1.6, wide / 7))

@@ -19,9 +19,9 @@ from eval.charts.figure import Chart, Entry, Table, colour, percent
 from eval.charts.plots import Bar, Series, bars, composition, heat_map, legend, line_chart
 from eval.report.choices import choice_part
 from eval.report.data import RunData
+from eval.report.expert_use import routing_section
 from eval.report.loss_curves import STABILITY_KEYS, curve
 from eval.report.numbers import Number, Summary
-from eval.report.routing import routing_section
 from eval.report.samples import examples
 from eval.report.tables import (
     composition_table,
