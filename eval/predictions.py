@@ -18,7 +18,7 @@ from data_prep.stream import Stream
 from eval.questions import Question, prompt_of, question_of
 from eval.run_files import ChunkScores, JsonObject, PredictionLine, TaskResult
 from eval.scorers.answer_text import find_answer, gold_answers
-from eval.scorers.published_files import published_scores
+from eval.scorers.published_scores import published_scores
 from eval.scorers.registry import MOST_CIDER, Scorer, open_scored_stream, scorer_of
 
 GOLD_FIELDS = (

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from data_prep.files import read_json
+
+ABLATION_FORMAT = 1
 
 JsonObject = dict[str, Any]
 
@@ -185,6 +187,28 @@ class AblationContent(TypedDict):
     chunk: int
     intact: Intact
     ablations: list[Ablation]
+
+
+def read_ablation(path: Path) -> AblationContent:
+    """Return the content of `ablation.json`.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: another format, or numbers that are missing.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != ABLATION_FORMAT:
+        raise ValueError(
+            f"{path}: not an ablation of format {ABLATION_FORMAT}; run recipes.ablate again"
+        )
+    try:
+        tasks = {task: float(e["score"] or 0) for task, e in content["intact"]["tasks"].items()}
+        for entry in content["ablations"]:
+            for numbers in (entry, *(entry["tasks"][task] for task in tasks)):
+                [float(numbers[key] or 0) for key in ("score", "cost", "low", "high")]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged ({error!r}); run recipes.ablate again") from error
+    return cast(AblationContent, content)
 
 
 @dataclass(frozen=True)

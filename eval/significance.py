@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import stats
 
 Array = NDArray[np.float64]
 LEVEL = 0.95
@@ -41,9 +41,9 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     known = _finite(values)
     if len(known) < 2:
         return NO_INTERVAL
-    error = known.std(ddof=1) / math.sqrt(len(known))
-    reach = float(special.stdtrit(len(known) - 1, (1 + level) / 2) * error)
-    return Interval(float(known.mean()) - reach, float(known.mean()) + reach)
+    mean = float(known.mean())
+    reach = float(stats.t.ppf((1 + level) / 2, len(known) - 1) * stats.sem(known))
+    return Interval(mean - reach, mean + reach)
 
 
 def percentile_interval(drawn: Array, level: float = LEVEL) -> Interval:
@@ -66,12 +66,9 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
     one, other = _finite(first), _finite(second)
     if len(one) < 2 or len(other) < 2:
         return math.nan
-    parts = [one.var(ddof=1) / len(one), other.var(ddof=1) / len(other)]
-    gap = abs(float(one.mean() - other.mean()))
-    if sum(parts) == 0:
-        return 1.0 if gap <= TIE else 0.0
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(one) - 1) + parts[1] ** 2 / (len(other) - 1))
-    return float(2 * special.stdtr(freedom, -gap / math.sqrt(sum(parts))))
+    if one.std() == other.std() == 0:
+        return 1.0 if abs(one.mean() - other.mean()) <= TIE else 0.0
+    return float(stats.ttest_ind(one, other, equal_var=False).pvalue)
 
 
 def mcnemar(first: Array, second: Array) -> float:
@@ -89,8 +86,8 @@ def mcnemar(first: Array, second: Array) -> float:
         raise ValueError("McNemar's test needs scores of 0 and 1; use a permutation test")
     only_first = int(((first == 1) & (second == 0)).sum())
     only_second = int(((first == 0) & (second == 1)).sum())
-    discordant = only_first + only_second
-    return min(1.0, 2 * float(special.bdtr(min(only_first, only_second), discordant, 0.5)))
+    fewer, both = min(only_first, only_second), only_first + only_second
+    return float(stats.binomtest(fewer, both).pvalue) if both else 1.0
 
 
 def permutation_p(observed: float, drawn: Iterable[Array]) -> float:

@@ -11,7 +11,7 @@ from data_prep.mini.mixtures import PUBLISHED, SHORT
 # Names of the scorers in eval/scorers (eval is not imported here; a test holds the two equal).
 SCORERS = (
     *("vqa", "exact", "compact", "label", "choice", "contains"),
-    *("grounding", "relaxed", "anls", "ocr", "science", "number", "caption"),
+    *("grounding", "relaxed", "ocr", "science", "number", "caption"),
 )
 
 

@@ -1,13 +1,13 @@
-"""What a section of the page is made of: plots for two widths, with the table behind each."""
+"""What a section of a page is made of: plots for two widths, with the tables behind each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from eval.charts.lines import NARROW, WIDE
+COLOURS = 8
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,14 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """One entry of a legend: a name, and the class of the style sheet that has its colour."""
+
+    name: str
+    style: str
+
+
+@dataclass(frozen=True)
 class Figure:
     """A plot under its heading, with a note and the tables behind it.
 
@@ -37,8 +45,7 @@ class Figure:
         tables: all of its numbers.
         note: how to read it.
         half: so narrow that two stand side by side on a screen.
-        legend: entries of name and CSS class, shown where the plot does not name its lines.
-        always: show the legend also on a screen.
+        legend: what the colours mean.
     """
 
     title: str
@@ -46,10 +53,21 @@ class Figure:
     tables: list[Table]
     note: str = ""
     half: bool = False
-    legend: list[dict[str, str]] = field(default_factory=list)
-    always: bool = False
+    legend: list[Entry] = field(default_factory=list)
 
 
-def both(draw: Callable[[float], Markup]) -> Chart:
-    """Return a plot drawn for both widths."""
-    return Chart(draw(WIDE), draw(NARROW))
+def colour(index: int) -> str:
+    """Return the style of series `index`: eight colours, then the same again, dashed."""
+    return f"c{index % COLOURS}" + (" again" if index >= COLOURS else "")
+
+
+def percent(value: float | None) -> str:
+    """Return a score in 0..1 as percent with one decimal; a dash where there is none."""
+    if value is None or math.isnan(value):
+        return "–"  # noqa: RUF001
+    return f"{100 * value:.1f}".replace("-", "−")  # noqa: RUF001
+
+
+def ratio(value: float, digits: int = 3) -> str:
+    """Return a number with some digits behind the point; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"  # noqa: RUF001

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 
 from eval import metrics
-from eval.charts.bars import Bar, intervals
-from eval.charts.figure import Figure, Table, both
-from eval.charts.lines import Series, composition, heat_map, line_chart, percent
-from eval.charts.svg import colour
+from eval.charts.figure import Figure, Table, colour, percent
+from eval.charts.plots import Bar, Series, heat_map, intervals, legend, line_chart
 from eval.compare import tables
 from eval.compare.comparison import BASE, Column, Comparison
 from eval.compare.routing_part import routing_part
-from eval.report.page import fill
+from eval.report.page import composition_chart, fill
 from eval.report.tables import composition_table
 
 MOST_COLOURED = 16
@@ -94,18 +92,14 @@ def _stream(found: Comparison) -> Figure | None:
               for i, (name, values) in enumerate(means.items())]  # fmt: skip
     x = [float(chunk) for chunk in range(rows)]
     title = f"Mean score of {len(series)} methods over {rows - 1} chunks."
-    chart = both(
-        lambda w: line_chart(title, series, x, w, "chunk", "Mean score, %", y_max=1.0,
-                             name_lines=False)
-    )  # fmt: skip
+    chart = line_chart(title, series, x, "chunk", "Mean score, %", y_max=1.0)
     body = [
         ["base model" if c == 0 else f"chunk {c}", *(percent(float(v[c])) for v in means.values())]
         for c in range(rows)
     ]
     table = Table("Mean score after each chunk, in percent", ["after", *means], body)
-    legend = [{"name": name, "class_": colour(i)} for i, name in enumerate(means)]
     note = "Mean over tasks, and over seeds where a method has several. Chunk 0 is the base model."
-    return Figure("Mean score over the stream", chart, [table], note, legend=legend, always=True)
+    return Figure("Mean score over the stream", chart, [table], note, legend=legend(series))
 
 
 def _mixture(found: Comparison) -> Figure | None:
@@ -115,13 +109,10 @@ def _mixture(found: Comparison) -> Figure | None:
     if table is None or any(run.composition() != chunks for run in runs):
         return None
     done = min(run.evaluated for run in runs)
-    names = list(dict.fromkeys([*runs[0].tasks, *(t for c in chunks for t in c)]))
-    title = f"Share of each task among the samples of {len(chunks)} chunks."
-    chart = both(lambda w: composition(title, chunks, names, w, done, named=False))
-    legend = [{"name": name, "class_": colour(i)} for i, name in enumerate(names)]
-    few = len(names) <= MOST_COLOURED
-    return Figure("What the chunks are made of", chart, [table], "Pale bars: not trained by all.",
-                  legend=legend if few else [], always=True)  # fmt: skip
+    chart, entries = composition_chart(runs[0], done)
+    shown = entries if len(entries) <= MOST_COLOURED else []
+    note = "Pale bars: not trained by all."
+    return Figure("What the chunks are made of", chart, [table], note, legend=shown)
 
 
 def _score(found: Comparison, column: Column) -> Figure | None:
@@ -134,7 +125,7 @@ def _score(found: Comparison, column: Column) -> Figure | None:
         return None
     better = "higher is better" if column.higher_is_better else "lower is better"
     title = f"{column.title} of {len(dots)} methods, in percent; {better}."
-    chart = both(lambda w: intervals(title, dots, w, f"{column.title}, % ({better})"))
+    chart = intervals(title, dots, f"{column.title}, % ({better})")
     body = [[b.name, percent(b.value), percent(b.low), percent(b.high)] for b in dots]
     head = ["method", column.title, "interval from", "to"]
     table = Table(f"{column.title} with its 95 % interval, in percent", head, body)
@@ -149,7 +140,7 @@ def _last(found: Comparison) -> Figure | None:
         [[found.cell(name, f"last/{task}").value for name in names] for task in found.tasks]
     )
     title = f"Last score of {len(found.tasks)} tasks (rows) for {len(names)} methods, in percent."
-    chart = both(lambda w: heat_map(title, values, found.tasks, names, w, ""))
+    chart = heat_map(title, values, found.tasks, names)
     body = [[t, *(percent(float(v)) for v in values[i])] for i, t in enumerate(found.tasks)]
     table = Table("Last score by task, in percent", ["task", *names], body)
     return Figure("Last score by task", chart, [table])

@@ -22,12 +22,12 @@ from eval.matrix import Matrix, load_matrix
 from eval.predictions import TaskScores, task_scores
 from eval.routing.record import Routing, load_routing
 from eval.routing.router_accuracy import Choices, read_choices
-from eval.routing.stage_ablation import load_ablation
 from eval.run_files import (
     AblationContent,
     ChunkScores,
     Manifest,
     RunState,
+    read_ablation,
     read_manifest,
     read_object,
     read_state,
@@ -189,7 +189,7 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
         run.last_scores = _try(gaps, what, partial(_chunk_scores, path), None)
     path = run_dir / "ablation.json"
     if path.is_file():
-        run.ablation = _try(gaps, "Ablations", lambda: load_ablation(path), None)
+        run.ablation = _try(gaps, "Ablations", lambda: read_ablation(path), None)
     run.gaps = [Gap(gap.what, without_folders(gap.why, run)) for gap in run.gaps]
     return run
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from data_prep.files import read_json, write_text
 from eval import metrics
-from eval.charts.lines import percent
+from eval.charts.figure import percent
 from eval.report.data import RunData, without_folders
 from eval.report.numbers import Number, Summary
 
-LOAD_OURS = """import strlora_tuner  # registers the method with PEFT; from this pack's root
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-base = AutoModelForImageTextToText.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "{folder}").eval()
-processor = AutoProcessor.from_pretrained("{base}")"""
-LOAD_PLAIN = LOAD_OURS.split("\n", 1)[1]
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
 
 def write_model_card(run: RunData, summary: Summary) -> Path | None:
@@ -32,8 +27,8 @@ def write_model_card(run: RunData, summary: Summary) -> Path | None:
     if chunk == 0 or not (adapter / "adapter_config.json").is_file():
         return None
     path = adapter / "README.md"
-    # The recipe may name folders of this machine; a card is for others.
     ours = str(read_json(adapter / "adapter_config.json").get("peft_type", "")) != "LORA"
+    # The recipe may name folders of this machine; a card is for others.
     text = model_card(run, summary, chunk, ours).replace(str(run.root.resolve()), run.root.name)
     write_text(path, without_folders(text, run))
     return path
@@ -41,28 +36,39 @@ def write_model_card(run: RunData, summary: Summary) -> Path | None:
 
 def model_card(run: RunData, summary: Summary, chunk: int, ours: bool) -> str:
     """Return the text of the card of one chunk's adapter; `ours`: PEFT alone does not know it."""
-    method = run.method or "unknown"
-    base = base_name(run.manifest.model or "unknown")
-    stream = run.stream.name if run.stream else "unknown"
-    planned = f" of {run.planned}" if run.planned else ""
-    what = "finished" if run.finished else "the stream goes on"
-    parts = [
-        _front_matter(base, method),
-        f"# {run.name}: {method} after chunk {chunk}{planned}",
-        f"An adapter for `{base}`, trained on the stream `{stream}` chunk after chunk, one pass,"
-        f" seed {run.seed_text} ({what}).",
-        "## How to load it",
-        _code(LOAD_OURS if ours else LOAD_PLAIN, base, _folder(run, chunk)),
-        _host(ours),
-        "## Scores",
-        "Percent, on the stream's test sets; ± one standard error over test samples.",
-        _scores(summary),
-        "## How it was made",
-        _facts(run),
-        f"<details><summary>The resolved recipe</summary>\n\n```yaml\n{run.recipe.strip()}\n```\n"
-        "\n</details>",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    base, method = base_name(run.manifest.model or "unknown"), run.method or "unknown"
+    card_data = ModelCardData(
+        base_model=base,
+        library_name="peft",
+        pipeline_tag="image-text-to-text",
+        tags=[method, "peft", "continual-learning", "visual-instruction-tuning"],
+    )
+    total = summary.total
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["with_error"] = _with_error
+    return environment.get_template("adapter_card.md.j2").render(
+        card_data=card_data,
+        run=run,
+        manifest=run.manifest,
+        method=method,
+        base=base,
+        stream=run.stream.name if run.stream else "unknown",
+        chunk=chunk,
+        ours=ours,
+        folder=f"runs/{run.root.resolve().name}/chunks/{chunk:03d}/adapter",
+        rows=[
+            *((row.task, (row.base, row.last, row.forgetting)) for row in summary.tasks),
+            ("**mean**", (total["base"], total["last"], total["forgetting"])),
+        ],
+        average=total["average"],
+        failed=summary.failed,
+        steps=sum(record.steps or 0 for record in run.state.chunks),
+    )
 
 
 def base_name(path: str) -> str:
@@ -70,63 +76,8 @@ def base_name(path: str) -> str:
     return path if not Path(path).is_absolute() else f"path/to/{Path(path).name}"
 
 
-def _front_matter(base: str, method: str) -> str:
-    tags = [method, "peft", "continual-learning", "visual-instruction-tuning"]
-    lines = ["---", f"base_model: {json.dumps(base)}", "library_name: peft"]
-    lines += ["pipeline_tag: image-text-to-text", "tags:", *(f"- {json.dumps(t)}" for t in tags)]
-    return "\n".join([*lines, "---"])
-
-
-def _folder(run: RunData, chunk: int) -> str:
-    return f"runs/{run.root.resolve().name}/chunks/{chunk:03d}/adapter"
-
-
-def _code(template: str, base: str, folder: str) -> str:
-    return f"```python\n{template.format(base=base, folder=folder)}\n```"
-
-
-def _host(ours: bool) -> str:
-    text = "With ms-swift: `swift infer --adapters <this folder>`."
-    if ours:
-        text = text.replace("folder>`.", "folder>") + (
-            " --external_plugins strlora_tuner/swift_plugins/routed_tuners.py`. Keep the adapter"
-            " loaded: it is not merged into the base weights."
-        )
-    return text
-
-
-def _scores(summary: Summary) -> str:
-    rows = ["| task | base model | this adapter | forgetting |", "| --- | --- | --- | --- |"]
-    for row in summary.tasks:
-        cells = [_with_error(number) for number in (row.base, row.last, row.forgetting)]
-        rows.append(f"| {' | '.join([_cell(row.task), *cells])} |")
-    means = [_with_error(summary.total[key]) for key in ("base", "last", "forgetting")]
-    rows.append(f"| **mean** | {' | '.join(means)} |")
-    text = f"\n\nAverage over all chunks: {_with_error(summary.total['average'])}."
-    failed = f" {summary.failed} test samples got no answer." if summary.failed else ""
-    return "\n".join(rows) + text + failed
-
-
 def _with_error(number: Number) -> str:
     if math.isnan(number.value):
         return "not measured"
     text = percent(number.value)
     return text if math.isnan(number.stderr) else f"{text} ± {percent(number.stderr)}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _facts(run: RunData) -> str:
-    manifest = run.manifest
-    git = manifest.git
-    steps = sum(record.steps or 0 for record in run.state.chunks)
-    facts = [
-        ("Code", f"{git.get('sha', 'unknown')}{', local changes' if git.get('dirty') else ''}"),
-        ("Versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items())),
-        ("Optimizer steps", str(steps) if steps else ""),
-        ("Global batch", str(manifest.global_batch or "")),
-        ("Data", manifest.stream_sha256),
-    ]
-    return "\n".join(f"- {name}: {value}" for name, value in facts if value)

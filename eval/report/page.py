@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -15,16 +15,13 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from eval import metrics
-from eval.charts import lines as charts
-from eval.charts.bars import Bar, bars
-from eval.charts.figure import Chart, Table, both
-from eval.charts.lines import Series, percent
-from eval.charts.svg import colour
+from eval.charts.figure import Chart, Entry, Table, colour, percent
+from eval.charts.plots import Bar, Series, bars, composition, heat_map, legend, line_chart
+from eval.report.choices import choice_part
 from eval.report.data import RunData
+from eval.report.expert_use import routing_section
 from eval.report.loss_curves import STABILITY_KEYS, curve
 from eval.report.numbers import Number, Summary
-from eval.report.routing.choices import choice_part
-from eval.report.routing.section import routing_section
 from eval.report.samples import examples
 from eval.report.tables import (
     composition_table,
@@ -72,7 +69,7 @@ def fill(template: str, context: dict[str, Any]) -> str:
 
 def page_context(run: RunData, summary: Summary) -> dict[str, Any]:
     """Return everything that the template shows, ready for print."""
-    scored = bool(run.tasks)
+    lines = _accuracy_lines(run) if run.tasks else []
     return {
         "run": run,
         "lead": _lead(run),
@@ -81,10 +78,12 @@ def page_context(run: RunData, summary: Summary) -> dict[str, Any]:
         "cards": _cards(run, summary),
         "measured": _measured(run),
         "failed": summary.failed,
-        "accuracy": _accuracy(run) if scored else None,
-        "entries": _legend(run),
-        "composition": _composition(run) if scored and run.composition() else None,
-        "heat": _heat(run) if scored else None,
+        "accuracy": _accuracy(run, lines) if lines else None,
+        "entries": legend(lines),
+        "composition": composition_chart(run, run.evaluated)[0]
+        if lines and run.composition()
+        else None,
+        "heat": _heat(run) if run.tasks else None,
         "forgetting": _forgetting(summary) if run.evaluated > 1 else None,
         "routing": routing_section(run),
         "choices": choice_part(run),
@@ -152,41 +151,36 @@ def _card(number: Number, name: str, note: str, main: bool) -> Card:
     return Card(name, percent(number.value), stderr, missing + note, main)
 
 
-def _legend(run: RunData) -> list[dict[str, str]]:
-    if len(run.tasks) > MOST_COLOURED:
-        return [{"name": "mean", "class_": "mean"}, {"name": "one task each", "class_": "many"}]
-    entries = [{"name": task, "class_": colour(i)} for i, task in enumerate(run.tasks)]
-    return [*entries, {"name": "mean", "class_": "mean"}]
-
-
-def _accuracy(run: RunData) -> Chart:
+def _accuracy_lines(run: RunData) -> list[Series]:
+    """Return the scores of every task over all planned chunks, the mean last."""
     a = run.matrix.values
     many = len(run.tasks) > MOST_COLOURED
     lines = [
         Series(task, a[:, i].tolist(), "many" if many else colour(i))
         for i, task in enumerate(run.tasks)
     ]
-    mean = metrics.mean_over(a)
-    lines.append(Series("mean", mean.tolist(), "mean"))
-    chunks = max(run.planned, len(a) - 1)
-    blank = [math.nan] * (chunks + 1 - len(a))
-    lines = [Series(s.name, [*s.values, *blank], s.class_) for s in lines]
+    lines.append(Series("mean", metrics.mean_over(a).tolist(), "mean"))
+    blank = [math.nan] * (max(run.planned, len(a) - 1) + 1 - len(a))
+    return [Series(s.name, [*s.values, *blank], s.style) for s in lines]
+
+
+def _accuracy(run: RunData, lines: Sequence[Series]) -> Chart:
+    mean = metrics.mean_over(run.matrix.values)
     title = (
-        f"Accuracy of {len(run.tasks)} tasks after each of {len(a) - 1} chunks; the mean goes from"
-        f" {percent(float(mean[0]))} to {percent(float(mean[-1]))} percent."
+        f"Accuracy of {len(run.tasks)} tasks after each of {len(mean) - 1} chunks; the mean goes"
+        f" from {percent(float(mean[0]))} to {percent(float(mean[-1]))} percent."
     )
-    x = [float(c) for c in range(chunks + 1)]
-    return both(
-        lambda width: charts.line_chart(title, lines, x, width, "chunk", "Score, %", y_max=1.0)
-    )
+    x = [float(chunk) for chunk in range(len(lines[-1].values))]
+    return line_chart(title, lines, x, "chunk", "Score, %", y_max=1.0)
 
 
-def _composition(run: RunData) -> Chart:
+def composition_chart(run: RunData, done: int) -> tuple[Chart, list[Entry]]:
+    """Return what the chunks of a stream are made of, with the colours of the tasks."""
     chunks = run.composition()
+    tasks = dict.fromkeys([*run.tasks, *(t for c in chunks for t in c)])
+    entries = [Entry(task, colour(i)) for i, task in enumerate(tasks)]
     title = f"Share of each task among the samples of {len(chunks)} chunks."
-    order = [*run.tasks, *(t for c in chunks for t in c if t not in run.tasks)]
-    tasks = list(dict.fromkeys(order))
-    return both(lambda w: charts.composition(title, chunks, tasks, w, run.evaluated))
+    return composition(title, chunks, entries, done), entries
 
 
 def _heat(run: RunData) -> Chart:
@@ -198,9 +192,7 @@ def _heat(run: RunData) -> Chart:
         return inside and chunks[column - 1].get(run.tasks[row], 0) > 0
 
     title = f"Scores of {len(run.tasks)} tasks (rows) after each chunk (columns), in percent."
-    return both(
-        lambda w: charts.heat_map(title, a.T, run.tasks, columns, w, "after chunk", outlined=held)
-    )
+    return heat_map(title, a.T, run.tasks, columns, "after chunk", framed=held)
 
 
 def _forgetting(summary: Summary) -> Chart:
@@ -210,8 +202,7 @@ def _forgetting(summary: Summary) -> Chart:
     worst = max(known, key=lambda item: item.value, default=None)
     tail = f"; most by {worst.name}, {percent(worst.value)} points" if worst else ""
     title = f"Forgetting of {len(items)} tasks{tail}."
-    unit = "points lost since the best chunk"
-    return both(lambda width: bars(title, items, width, unit))
+    return bars(title, items, "points lost since the best chunk")
 
 
 def _experts_why(run: RunData) -> str:
@@ -223,32 +214,27 @@ def _experts_why(run: RunData) -> str:
     return "No chunk has a routing.json that can be read (the tuner writes it while evaluating)."
 
 
-def _losses(run: RunData) -> list[dict[str, Any]]:
-    wanted: list[tuple[str, Sequence[str]]] = [("Language-model loss", ("loss",))]
-    if not run.routing:  # else it stands in the section about routing
-        wanted.append(("Routing-stability loss", STABILITY_KEYS))
-    found = []
+class LossPlot(TypedDict):
+    """One loss over the optimizer steps of the stream."""
+
+    name: str
+    chart: Chart
+    table: Table
+
+
+def _losses(run: RunData) -> list[LossPlot]:
+    wanted = [("Language-model loss", ("loss",)), ("Routing-stability loss", STABILITY_KEYS)]
+    plots: list[LossPlot] = []
     for name, keys in wanted:
         line = curve(run, keys)
         if line is not None:
-            chart = _loss_chart(name, line.steps, line.values, line.borders)
-            found.append({"name": name, "chart": chart, "table": curve_table(name, line)})
-    return found
-
-
-def _loss_chart(
-    name: str, steps: Sequence[float], values: Sequence[float], borders: Sequence[float]
-) -> Chart:
-    title = f"{name}: {values[0]:.3g} at the first step, {values[-1]:.3g} at the last."
-    series = [Series(name, list(values), "c0")]
-
-    def draw(width: float) -> Markup:
-        return charts.line_chart(
-            title, series, list(steps), width, "optimizer step", "", show=lambda v: f"{v:g}",
-            height=210.0, name_lines=False, marks=borders,
-        )  # fmt: skip
-
-    return both(draw)
+            first, last = line.values[0], line.values[-1]
+            title = f"{name}: {first:.3g} at the first step, {last:.3g} at the last."
+            series = [Series(name, line.values, "c0")]
+            chart = line_chart(title, series, line.steps, "optimizer step", "",
+                               lambda v: f"{v:g}", height=210.0, marks=line.borders)  # fmt: skip
+            plots.append({"name": name, "chart": chart, "table": curve_table(name, line)})
+    return plots
 
 
 def _tables(run: RunData, summary: Summary) -> dict[str, Table | None]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 from eval import metrics
-from eval.charts.figure import Table
-from eval.charts.lines import percent
+from eval.charts.figure import Table, percent
 from eval.report.data import RunData
 from eval.report.loss_curves import Curve
 from eval.report.numbers import Number, Summary

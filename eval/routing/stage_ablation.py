@@ -13,16 +13,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import read_json, write_json
+from data_prep.files import write_json
 from data_prep.stream import Stream
 from eval.metrics import bootstrap_matrices, mean_over
 from eval.predictions import read_predictions
 from eval.run_files import (
+    ABLATION_FORMAT,
     Ablation,
     AblationContent,
     Cost,
@@ -34,7 +34,6 @@ from eval.scorers.registry import open_scored_stream, scorer_of
 from eval.significance import percentile_interval
 
 Array = NDArray[np.float64]
-FORMAT = 1
 REPLICATES = 1000
 SEED = 0
 
@@ -100,7 +99,7 @@ def _content(chunk: int, paired: Mapping[str, _Paired], names: Sequence[str]) ->
         }
         ablations.append({"name": name, **_cost(real, drawn, row, slice(None)), "tasks": tasks})
     return {
-        "format": FORMAT,
+        "format": ABLATION_FORMAT,
         "chunk": chunk,
         "intact": {"score": _number(float(mean_over(real[0]))), "tasks": intact},
         "ablations": ablations,
@@ -124,23 +123,3 @@ def _cost(real: Array, drawn: Array, row: int, columns: slice) -> Cost:
 
 def _number(value: float) -> float | None:
     return round(float(value), 6) if math.isfinite(value) else None
-
-
-def load_ablation(path: Path) -> AblationContent:
-    """Return the content of `ablation.json`.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: another format, or numbers that are missing.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path}: not an ablation of format {FORMAT}; run recipes.ablate again")
-    try:
-        tasks = {task: float(e["score"] or 0) for task, e in content["intact"]["tasks"].items()}
-        for entry in content["ablations"]:
-            for numbers in (entry, *(entry["tasks"][task] for task in tasks)):
-                [float(numbers[key] or 0) for key in ("score", "cost", "low", "high")]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: damaged ({error!r}); run recipes.ablate again") from error
-    return cast(AblationContent, content)

@@ -228,25 +228,3 @@ def _same_number(prediction: str, gold: str, record: GoldRecord) -> bool:
     if read_gold(gold) is None:
         return _chooses(prediction, gold, record)
     return _same_text(prediction, gold) or _match_numbers(prediction, gold, same_number)
-
-
-def anls(prediction: str, record: GoldRecord) -> float:
-    """Return the normalised Levenshtein similarity (ANLS, ST-VQA) to the best gold, cut at 0.5."""
-    best = max(_similarity(plain(prediction), plain(gold)) for gold in gold_answers(record))
-    return best if best >= 0.5 else 0.0
-
-
-def _similarity(answer: str, gold: str) -> float:
-    longest = max(len(answer), len(gold))
-    return 1.0 - _edits(answer, gold) / longest if longest else 0.0
-
-
-def _edits(first: str, second: str) -> int:
-    """Return the Levenshtein distance, one row of the table at a time."""
-    row = list(range(len(second) + 1))
-    for i, letter in enumerate(first, start=1):
-        previous, row[0] = row[0], i
-        for j, other in enumerate(second, start=1):
-            change = previous + (letter != other)
-            previous, row[j] = row[j], min(change, row[j] + 1, row[j - 1] + 1)
-    return row[-1]

@@ -98,7 +98,6 @@ FIXED = _table(
     Scorer("contains", fixed.contains),
     Scorer("grounding", fixed.grounding),
     Scorer("relaxed", fixed.relaxed),
-    Scorer("anls", fixed.anls),
     Scorer("ocr", fixed.ocr),
     Scorer("science", fixed.science),
     Scorer("number", fixed.number),

@@ -53,7 +53,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [360, 1100])
-@pytest.mark.parametrize(("name", "plots"), [("report", 16), ("compare", 8)])
+@pytest.mark.parametrize(("name", "plots"), [("report", 8), ("compare", 8)])
 def test_page(
     browser: Browser, pages: dict[str, Path], name: str, plots: int, width: int, dark: bool,
     tmp_path: Path,
@@ -90,7 +90,7 @@ def test_every_plot_has_a_table(browser: Browser, pages: dict[str, Path]) -> Non
     assert browser.evaluate(without) == []
     figures = "[...document.querySelectorAll('.figures figure')]"
     bare = f"{figures}.filter(f => !f.querySelector('details td')).length"
-    assert browser.evaluate(f"{figures}.length") >= 10
+    assert browser.evaluate(f"{figures}.length") >= 3
     assert browser.evaluate(bare) == 0
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import shutil
 from html import unescape
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from data_prep.files import read_jsonl, write_jsonl
-from eval.charts.svg import Scale, polyline, spread, ticks
 from eval.report import write_report
 from eval.report.__main__ import main
 from eval.report.data import load_run
@@ -49,13 +46,10 @@ def _matrix(run: Path) -> dict[tuple[int, str], float]:
 
 def test_the_page_stands_alone(finished: Path) -> None:
     page = _page(finished)
-    assert page.count("<svg") >= 12
-    # Every plot and picture has a text; what is left are marks in legends, hidden from readers.
-    assert page.count('<svg viewBox="0 0 12 12"') == 5
-    assert page.count('role="img" aria-label=') == page.count("<svg") - 5
+    assert page.count('role="img" aria-label=') == page.count("<svg") >= 14
     assert page.count("data:image/jpeg;base64,") == 5
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert all(link.startswith("data:") for link in links)
+    assert all(link.startswith(("data:", "#")) for link in links)
     assert "<script" not in page
     assert "http" not in re.sub(r"data:[^\"]*", "", page)
     assert "prefers-color-scheme: dark" in page
@@ -75,7 +69,6 @@ def test_a_run_still_going_on(tmp_path: Path) -> None:
     write_report(run)
     page = _page(run)
     assert "Still going on: 2 of 6 chunks" in page
-    assert 'class="waiting"' in page
     assert "Predictions of VQAv2 after chunk 2" in page
     # The scores themselves are in matrix.csv.
     assert cards_of(page)["Last"][0] == shown(
@@ -171,18 +164,7 @@ def test_many_tasks_and_chunks(tmp_path: Path) -> None:
     run, _ = make_run(tmp_path, chunks=30, done=30, tests=2, tasks=tasks, routed=False)
     page = write_report(run).read_text("utf-8")
     assert len(page) < 2_000_000
-    assert 'class="series many"' in page
-
-
-def test_svg_helpers() -> None:
-    assert ticks(0, 1) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert ticks(-0.1, 0.3)[0] <= -0.1
-    assert ticks(0.5, 0.5) == [0.5]
-    assert Scale(0, 10, 100, 200)(5) == 150
-    assert polyline([(0, 1), (1, math.nan), (2, 3), (3, 4)]) == "M0.0 1.0 h0 M2.0 3.0 L3.0 4.0"
-    placed = spread([10, 11, 12, 90], 8, 0, 100)
-    assert all(b - a >= 8 - 1e-9 for a, b in pairwise(placed))
-    assert spread([99, 99], 8, 0, 100) == [92, 100]
+    assert "one task each" in page
 
 
 def test_damaged_ablations_and_routing_are_marked(run: Path) -> None:
@@ -225,7 +207,7 @@ def test_chunks_that_were_not_evaluated_are_gaps(tmp_path: Path) -> None:
     tables = tables_of(write_report(run).read_text("utf-8"))
     rows = tables["score after each chunk, in percent"]
     assert set(rows[2][1:]) == set(rows[4][1:]) == {"\u2013"}
-    assert [row[0] for row in tables["mutual information of task and expert set"][1:]] == [
+    assert [row[0] for row in tables["routing over the stream"][1:]] == [
         "chunk 2", "chunk 4"
     ]  # fmt: skip
 

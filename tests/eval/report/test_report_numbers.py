@@ -175,33 +175,22 @@ def _overlap(one: dict, other: dict) -> float:
 
 
 def test_experts_by_task_layer_and_chunk(routing: dict, tables: dict) -> None:
+    rows = iter(tables["expert use by task and chunk, in percent"][1:])
+    for chunk, record in routing.items():
+        for group in record["groups"]:
+            weights = [mean([layer[e] for layer in group["use"]]) for e in range(4)]
+            kept = [mean([layer[e] for layer in group["selected"]]) for e in range(4)]
+            stages = [f"{mean(group[key]):.3f}" for key in ("task_entropy", "token_entropy")]
+            name = f"{group['name']}, chunk {chunk}"
+            assert next(rows) == [name, *map(shown, weights + kept), *stages]
     last = routing[CHUNKS]
-    rows = tables[f"expert use by task after chunk {CHUNKS}, in percent"]
-    for group, row in zip(last["groups"], rows[1:], strict=True):
-        weights = [mean([layer[e] for layer in group["use"]]) for e in range(4)]
-        kept = [mean([layer[e] for layer in group["selected"]]) for e in range(4)]
-        stages = [mean(group["task_entropy"]), mean(group["token_entropy"])]
-        assert row == [group["name"], *map(shown, weights + kept), *(f"{v:.3f}" for v in stages)]
-    by_chunk = tables["expert weight by task and chunk, in percent"][1:]
-    by_layer = tables["expert weight by layer and chunk, in percent"][1:]
-    both = tables[f"expert weight by task and layer after chunk {CHUNKS}, in percent"][1:]
-    groups = {c: r["groups"] for c, r in routing.items()}
-    for i, group in enumerate(last["groups"]):
-        for e in range(4):
-            course = [mean([layer[e] for layer in groups[c][i]["use"]]) for c in groups]
-            assert by_chunk[4 * i + e] == [f"{group['name']}, E{e}", *map(shown, course)]
+    rows = iter(tables[f"expert weight by layer and task after chunk {CHUNKS}, in percent"][1:])
     for n, name in enumerate(last["layers"]):
         short = f"{name.split('.')[3]} {name.split('.')[-1]}"
-        for e in range(4):
-            course = [mean([g["use"][n][e] for g in groups[c]]) for c in groups]
-            assert by_layer[4 * n + e] == [f"{short}, E{e}", *map(shown, course)]
-        for i, group in enumerate(last["groups"]):
-            row = both[i * len(last["layers"]) + n]
-            assert row[:5] == [f"{group['name']}, {short}", *map(shown, group["use"][n])]
-            assert row[5:] == [
-                f"{group['task_entropy'][n]:.3f}",
-                f"{group['token_entropy'][n]:.3f}",
-            ]
+        for group in last["groups"]:
+            numbers = [_nmi(last["groups"], n), group["task_entropy"][n], group["token_entropy"][n]]
+            wanted = [*map(shown, group["use"][n]), *(f"{value:.3f}" for value in numbers)]
+            assert next(rows) == [f"{short}, {group['name']}", *wanted]
 
 
 def test_separation_overlap_and_similarity(routing: dict, tables: dict, page: str) -> None:
@@ -209,10 +198,8 @@ def test_separation_overlap_and_similarity(routing: dict, tables: dict, page: st
     names = [g["name"] for g in last["groups"]]
     layers = range(len(last["layers"]))
     course = {c: [_nmi(r["groups"], n) for n in layers] for c, r in routing.items()}
-    rows = tables["mutual information of task and expert set"]
+    rows = tables["routing over the stream"]
     assert [row[1] for row in rows[1:]] == [f"{mean(course[c]):.3f}" for c in course]
-    for n, row in enumerate(tables["nmi(task, expert set) by layer and chunk, in percent"][1:]):
-        assert row[1:] == [shown(course[c][n]) for c in course]
     shared = [[_overlap(x, y) for y in last["groups"]] for x in last["groups"]]
     rows = tables[f"overlap of tasks after chunk {CHUNKS}, in percent"]
     assert rows[1:] == [[n, *map(shown, row)] for n, row in zip(names, shared, strict=True)]
@@ -238,22 +225,23 @@ def test_separation_overlap_and_similarity(routing: dict, tables: dict, page: st
     }  # fmt: skip
 
 
-def test_drift_entropies_and_map(routing: dict, tables: dict) -> None:
+def test_drift_and_entropies(routing: dict, tables: dict) -> None:
     groups = {c: r["groups"] for c, r in routing.items()}
-    rows = tables["drift of routing since the chunk before"]
-    assert set(rows[1][1:]) == {"–"}  # noqa: RUF001
-    for (before, after), row in zip(pairwise(groups), rows[2:], strict=True):
+    rows, by_chunk = (
+        tables["drift of each task's routing since the chunk before, in percent"],
+        tables["routing over the stream"],
+    )
+    assert set(rows[1][1:]) == {by_chunk[1][4]} == {"–"}  # noqa: RUF001
+    for (before, after), row, all_tasks in zip(
+        pairwise(groups), rows[2:], by_chunk[2:], strict=True
+    ):
         moved = [1 - _overlap(x, y) for x, y in zip(groups[before], groups[after], strict=True)]
-        assert row == [f"chunk {after}", *(f"{v:.3f}" for v in [*moved, mean(moved)])]
-    for chunk, row in zip(groups, tables["entropy of routing, in nats"][1:], strict=True):
+        assert row == [f"chunk {after}", *map(shown, moved)]
+        assert all_tasks[4] == f"{mean(moved):.3f}"
+    for chunk, row in zip(groups, by_chunk[1:], strict=True):
         stages = [mean([mean(g[key]) for g in groups[chunk]])
                   for key in ("task_entropy", "token_entropy")]  # fmt: skip
-        assert row[1:] == [f"{value:.3f}" for value in stages]
-    rows = tables[f"instructions on the map after chunk {CHUNKS}"]
-    entries = routing[CHUNKS]["instructions"]
-    assert [row[2:] for row in rows[1:]] == [
-        [str(e["rows"]), *(f"{v:.2f}" for v in e["vector"])] for e in entries
-    ]
+        assert row[5:] == [f"{value:.3f}" for value in stages]
 
 
 def test_ablations(run: Path, tables: dict) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from eval.scorers.cider import cider_d
-from eval.scorers.published_files import mean_of_all, published_mean, published_scores, score_file
+from eval.scorers.published_scores import published_scores
 from eval.scorers.registry import STRCVIT, find_task
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
@@ -51,30 +51,6 @@ def test_released_captions(corpus: dict[str, Any]) -> None:
     assert cider_d(tokens, references) == pytest.approx(oracle, abs=1e-12)
 
 
-@pytest.mark.parametrize("case", RELEASED["files"], ids=lambda c: f"{c['task']}-{c['name']}")
-def test_released_files(case: dict[str, Any]) -> None:
-    verdict = score_file(case["task"], case["annotations"], case["results"])
-    assert verdict.crash is None
-    assert verdict.accuracy is not None
-    if "released_accuracy" in case:
-        assert round(verdict.accuracy, 2) == case["released_accuracy"]
-    if "released_printed" in case:
-        assert f"{verdict.accuracy:.2f}%" == case["released_printed"]
-    if "released_correct" in case:
-        assert verdict.correct == case["released_correct"]
-    if "released_printed_samples" in case:
-        assert verdict.printed_samples == case["released_printed_samples"]
-
-
-@pytest.mark.parametrize("case", RELEASED["crashes"], ids=lambda c: f"{c['task']}-{c['name']}")
-def test_where_the_published_script_crashes_ours_says_so(case: dict[str, Any]) -> None:
-    if "result_lines" in case:
-        pytest.skip("a blank line at the end of a file: our reader skips it, see test_score")
-    verdict = score_file(case["task"], case["annotations"], case["results"])
-    assert verdict.accuracy is None
-    assert verdict.crash
-
-
 def test_published_scores_of_prediction_lines() -> None:
     line = {"id": "1", "gold": "A", "prediction": "A"}
     caption = line | {"gold": "a b", "references": ["a b c d e"] * 5, "prediction": "a b c d e"}
@@ -93,11 +69,9 @@ def test_published_scores_of_prediction_lines() -> None:
     assert published_scores(lines)["mean"] is None
 
 
-def test_published_mean() -> None:
-    typical = next(a for a in RELEASED["aggregate"] if a["name"] == "typical")
-    scores = {("Places365" if k == "Places" else k): float(v) for k, v in typical["inputs"].items()}
-    assert published_mean(scores) == pytest.approx(typical["released"]["AP"], abs=1e-9)
-    clipped = scores | {"TextCaps": 100.0}
-    assert mean_of_all(scores) == pytest.approx(sum(clipped.values()) / 11)
-    with pytest.raises(ValueError, match="Fin"):
-        published_mean({k: v for k, v in scores.items() if k != "Fin"})
+@pytest.mark.parametrize("task", ["AD", "RS", "Fin"])
+def test_a_failed_sample_leaves_no_published_score(task: str) -> None:
+    line = {"id": "1", "gold": "A", "prediction": None, "error": "no memory"}
+    found = published_scores({task: [line], "VQAv2": [line]})
+    assert found["tasks"] == {task: None, "VQAv2": 0.0}
+    assert "without a prompt" in found["crashes"][task]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import TypedDict
 
-from eval.charts.figure import Figure, Table, both
-from eval.charts.lines import Series, line_chart, percent
-from eval.charts.svg import colour
+from eval.charts.figure import Figure, Table, colour, percent
+from eval.charts.plots import Series, legend, line_chart
 from eval.report.data import RunData
 from eval.routing.router_accuracy import Accuracy, Choices
 
@@ -73,10 +72,8 @@ def _over_the_stream(run: RunData) -> Figure:
     series = [Series(name, [total.values()[i] for total in totals], colour(i))
               for i, name in enumerate(NAMES)]  # fmt: skip
     title = f"Share of questions that went to a right chunk, after each of {len(chunks)} chunks."
-    chart = both(
-        lambda w: line_chart(title, series, [float(c) for c in chunks], w, "chunk", "Right, %",
-                             y_max=1.0, height=220.0)
-    )  # fmt: skip
+    x = [float(chunk) for chunk in chunks]
+    chart = line_chart(title, series, x, "chunk", "Right, %", y_max=1.0, height=240.0)
     head = ["after", *NAMES, "no legal letter"]
     rows = [
         [f"chunk {c}", *map(percent, t.values()),
@@ -84,9 +81,8 @@ def _over_the_stream(run: RunData) -> Figure:
         for c, t in zip(chunks, totals, strict=True)
     ]  # fmt: skip
     table = Table("Right choices over the stream, in percent of the questions", head, rows)
-    legend = [{"name": s.name, "class_": s.class_} for s in series]
     note = "Over all questions whose task a chunk held so far."
-    return Figure("Right choices over the stream", chart, [table], note, legend=legend)
+    return Figure("Right choices over the stream", chart, [table], note, legend=legend(series))
 
 
 def _by_task(last: Choices) -> Table:

@@ -1,0 +1,69 @@
+"""matplotlib's SVG inside our pages: accessible, in the page's colours and font, for two widths.
+
+A plot is drawn with stand-ins for the colours, which become variables of the style sheet, so that
+the page is light or dark as the reader's system is.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from html import escape
+
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure as Canvas
+
+from eval.charts.figure import COLOURS, Chart
+
+WIDE, NARROW = 880.0, 380.0  # in CSS pixels: text keeps its size on a phone
+FONT = 12.0
+_NAMES = ["ink", "soft", "hair", "rule", "paper", "heat", "loss", "gain"]
+_NAMES += ["on-dark", "on-mid", "on-pale", *(f"c{i}" for i in range(COLOURS))]
+# Variable of the style sheet -> its stand-in in a drawing.
+PALETTE = {name: f"#0000{number:02x}" for number, name in enumerate(_NAMES, start=16)}
+_VARIABLES = {stand_in: f"var(--{name})" for name, stand_in in PALETTE.items()}
+_STAND_IN = re.compile("|".join(_VARIABLES))
+# What only makes a page longer: the font's name, the ids of groups (what is referred to, as clip
+# paths and markers, has an id of another form), and the indentation.
+_NEEDLESS = re.compile(r" font-family: [^;\"]*;?| id=\"[\w.]+_\d+\"|\n *")
+
+
+def both(draw: Callable[[float], Canvas], title: str) -> Chart:
+    """Return a plot drawn for both widths; `title` is what a screen reader says."""
+    return Chart(_svg(draw(WIDE), title), _svg(draw(NARROW), title))
+
+
+def axes(width: float, height: float, left: float, right: float, top: float, bottom: float) -> Axes:
+    """Return empty axes without frame and ticks inside a canvas; all sizes in CSS pixels."""
+    canvas = Canvas(figsize=(width / 72, height / 72), frameon=False)
+    box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+    ax = canvas.add_axes(box)
+    ax.set_frame_on(False)
+    ax.tick_params(length=0, pad=7, labelsize=FONT, labelcolor=PALETTE["soft"])
+    ax.set_axisbelow(True)
+    return ax
+
+
+def label(ax: Axes, x: float, y: float, text: str, align: str, ink: str = "soft") -> None:
+    """Write a text `x`, `y` pixels off the lower left corner of the canvas."""
+    offset = (x, y)
+    ax.annotate(text, offset, xycoords="figure points", ha=align, va="center", fontsize=FONT,
+                color=PALETTE[ink], annotation_clip=False)  # fmt: skip
+
+
+def _svg(canvas: Canvas, title: str) -> Markup:
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        FigureCanvasSVG(canvas).print_svg(buffer, metadata={"Date": None})
+    width, height = canvas.get_size_inches() * 72
+    body = buffer.getvalue()
+    body = body[body.index("<defs>", body.index("</metadata>")) : body.rindex("</svg>")]
+    body = re.sub(r"<defs>\s*<style.*?</defs>", "", body, count=1, flags=re.S)
+    body = _NEEDLESS.sub(lambda found: "\n" if found.group()[0] == "\n" else "", body)
+    body = _STAND_IN.sub(lambda found: _VARIABLES[found.group()], body)
+    head = f'viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}"'
+    return Markup(f'<svg {head} class="chart">{body}</svg>')

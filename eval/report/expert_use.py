@@ -1,0 +1,264 @@
+"""The section about routing: who uses which expert, how well the router tells tasks apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+import numpy as np
+
+from eval import metrics
+from eval.charts.figure import Figure, Table, colour, percent, ratio
+from eval.charts.plots import Array, Bar, Series, bars, heat_map, legend, line_chart
+from eval.report.data import RunData
+from eval.routing import diagnosis
+from eval.routing.record import Routing
+
+ABLATIONS = {
+    "stage1_off": "stage 1 off: all experts",
+    "stage2_uniform": "stage 2 off: equal weights",
+}
+MOST_LAYERS = 32
+
+
+class Fact(TypedDict):
+    """One number of the last chunk, ready for print."""
+
+    name: str
+    value: str
+    note: str
+
+
+class RoutingPart(TypedDict):
+    """What the page says about routing; `lead` is empty without a routing record."""
+
+    lead: str
+    facts: list[Fact]
+    figures: list[Figure]
+    gaps: list[str]
+
+
+def routing_by_chunk(run: RunData) -> dict[int, Routing]:
+    """Return the chunks with a routing record, in order."""
+    return {chunk: run.routing[chunk] for chunk in sorted(run.routing) if run.routing[chunk].tasks}
+
+
+def routing_section(run: RunData) -> RoutingPart | None:
+    """Return the lead, the headline facts and the figures.
+
+    None without any routing record or ablation; without a record alone there is no lead.
+    """
+    recorded = routing_by_chunk(run)
+    figures = [_over_the_stream(run, recorded), _experts(run, recorded)] if recorded else []
+    if run.ablation is not None and run.ablation["ablations"]:
+        figures.append(_ablation(run))
+    if not figures:
+        return None
+    lead, facts = (_lead(recorded), _facts(recorded)) if recorded else ("", [])
+    return {"lead": lead, "facts": facts, "figures": figures, "gaps": routing_gaps(run)}
+
+
+def routing_gaps(run: RunData) -> list[str]:
+    """Return sentences about what the routing record lacks."""
+    gaps = []
+    for chunk, routing in sorted(run.routing.items()):
+        if routing.unknown_rows > 0.5:
+            text = f"{routing.unknown_rows:.0f} rows had an instruction of no test set; left out"
+            gaps.append(f"Chunk {chunk}: {text}.")
+        asked = int(run.matrix.samples[chunk].sum()) if chunk < len(run.matrix.samples) else 0
+        if asked and routing.rows < 0.99 * asked:
+            text = f"recorded for {routing.rows:.0f} of {asked} questions"
+            gaps.append(f"Chunk {chunk}: {text} (the evaluation was interrupted and went on).")
+    return gaps
+
+
+def _lead(recorded: Mapping[int, Routing]) -> str:
+    first, chunk = min(recorded), max(recorded)
+    text = (
+        f"After chunk {chunk} the normalised mutual information between task and chosen expert set"
+        f" is {ratio(_separation(recorded[chunk]), 2)} (mean over {len(recorded[chunk].layers)}"
+        " layers; 0: the sets say nothing about the task, 1: they name it)."
+    )
+    if first != chunk:
+        text += f" After chunk {first} it was {ratio(_separation(recorded[first]), 2)}."
+    return text + " Measured on the test questions, the same after every chunk."
+
+
+def _separation(routing: Routing) -> float:
+    return float(metrics.mean_over(routing.nmi))
+
+
+def _overlap(routing: Routing) -> float:
+    return diagnosis.off_diagonal(diagnosis.overlap(routing.use))
+
+
+def _similarity(routing: Routing) -> float:
+    return diagnosis.off_diagonal(metrics.mean_over(routing.cka, axis=0))
+
+
+def _entropies(routing: Routing) -> tuple[float, float]:
+    stages = (routing.task_entropy, routing.token_entropy)
+    return float(metrics.mean_over(stages[0].ravel())), float(metrics.mean_over(stages[1].ravel()))
+
+
+def _facts(recorded: Mapping[int, Routing]) -> list[Fact]:
+    last = recorded[max(recorded)]
+    stage1, stage2 = _entropies(last)
+    rows = [
+        ("Separation", _separation(last), "NMI of task and expert set"),
+        ("Overlap", _overlap(last), "expert weight two tasks share"),
+        ("Similarity", _similarity(last), "CKA of two tasks' outputs"),
+        ("Stage 1 entropy", stage1, f"nats, at most {math.log(last.experts):.2f}"),
+        ("Stage 2 entropy", stage2, f"nats, at most {math.log(last.top_k):.2f}"),
+    ]
+    return [{"name": n, "value": ratio(v, 2), "note": note} for n, v, note in rows]
+
+
+def _over_the_stream(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
+    """Return separation, overlap, similarity and drift after each chunk; entropies in the table."""
+    drift = diagnosis.drift(recorded, run.tasks)
+    columns = {
+        "separation": [_separation(r) for r in recorded.values()],
+        "overlap": [_overlap(r) for r in recorded.values()],
+        "similarity": [_similarity(r) for r in recorded.values()],
+        "drift": metrics.mean_over(drift).tolist(),
+    }
+    series = [Series(name, values, colour(i)) for i, (name, values) in enumerate(columns.items())]
+    title = f"Separation, overlap, similarity and drift of routing over {len(recorded)} chunks."
+    chart = line_chart(title, series, [float(c) for c in recorded], "chunk", "Share",
+                       lambda v: f"{v:.2g}", y_max=1.0, height=240.0)  # fmt: skip
+    note = (
+        "Separation: mutual information of task and expert set; a falling line: the router loses"
+        " the tasks. Overlap: expert weight that two tasks share. Similarity: linear CKA of what"
+        " the experts add for two tasks. Drift: a task's weight that went to other experts since"
+        " the recorded chunk before. Means over layers and tasks."
+    )
+    entropies = [_entropies(routing) for routing in recorded.values()]
+    rows = [
+        [
+            f"chunk {c}",
+            *(ratio(values[i]) for values in columns.values()),
+            *map(ratio, entropies[i]),
+        ]
+        for i, c in enumerate(recorded)
+    ]
+    head = ["after", *columns, "stage 1 entropy, nats", "stage 2 entropy, nats"]
+    table = Table("Routing over the stream", head, rows)
+    by_task = _matrix("Drift of each task's routing since the chunk before, in percent", "after",
+                      [f"chunk {c}" for c in recorded], run.tasks, drift)  # fmt: skip
+    tables = [table, by_task]
+    return Figure("Routing over the stream", chart, tables, note, True, legend(series))
+
+
+def _experts(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
+    """Return the weight of every expert by task after the last chunk; tables have all chunks."""
+    chunk, last = max(recorded), recorded[max(recorded)]
+    weight = metrics.mean_over(last.use, axis=1)
+    experts = [f"E{e}" for e in range(last.experts)]
+    title = f"Expert weight of {len(last.tasks)} tasks after chunk {chunk}, in percent."
+    high = max(float(np.nanmax(weight, initial=0.0)), 1e-9)
+    chart = heat_map(title, weight, last.tasks, experts, "expert", high)
+    note = "Share of the token weight (stage 2), mean over layers; every row sums to 100."
+    square = f"after chunk {chunk}, in percent"
+    tables = [
+        _by_task(recorded),
+        _by_layer(chunk, last),
+        _matrix(f"Overlap of tasks {square}", "task", last.tasks, last.tasks,
+                diagnosis.overlap(last.use)),
+        _matrix(f"Similarity of expert outputs (CKA) {square}", "task", last.tasks, last.tasks,
+                metrics.mean_over(last.cka, axis=0)),
+    ]  # fmt: skip
+    if np.isfinite(last.cosine).any():
+        caption = f"Cosine of the tasks' mean instruction vectors after chunk {chunk}, x 100"
+        tables.append(_matrix(caption, "task", last.tasks, last.tasks, last.cosine))
+    return Figure("Experts by task", chart, tables, note, half=True)
+
+
+def _by_task(recorded: Mapping[int, Routing]) -> Table:
+    """Return stage-2 weight, stage-1 choice and entropies by task and chunk, means over layers."""
+    most = max(routing.experts for routing in recorded.values())
+    rows = []
+    for chunk, routing in recorded.items():
+        blank = ["–"] * (most - routing.experts)  # noqa: RUF001
+        weight, kept = (metrics.mean_over(u, axis=1) for u in (routing.use, routing.selected))
+        stages = [metrics.mean_over(e) for e in (routing.task_entropy, routing.token_entropy)]
+        rows += [
+            [f"{task}, chunk {chunk}", *map(percent, weight[i]), *blank, *map(percent, kept[i]),
+             *blank, *(ratio(float(stage[i])) for stage in stages)]
+            for i, task in enumerate(routing.tasks)
+        ]  # fmt: skip
+    head = ["task", *(f"E{e} weight" for e in range(most)), *(f"E{e} kept" for e in range(most))]
+    head += ["stage 1 entropy", "stage 2 entropy"]
+    return Table("Expert use by task and chunk, in percent", head, rows)
+
+
+def _by_layer(chunk: int, routing: Routing) -> Table:
+    """Return every layer's expert weights by task, its separation and its entropies."""
+    values = (routing.use, routing.nmi[None], routing.task_entropy, routing.token_entropy)
+    by_layer = [np.moveaxis(v, 1, 0) for v in values]  # (layers, tasks, ...)
+    names = [_short(layer) for layer in routing.layers]
+    if len(names) > MOST_LAYERS:  # a deep model's layers are averaged by decoder block
+        blocks = [diagnosis.by_block(routing.layers, v) for v in by_layer]
+        names, by_layer = [f"block {n}" for n in blocks[0][0]], [means for _, means in blocks]
+    use, nmi, stage1, stage2 = by_layer
+    rows = [
+        [f"{name}, {task}", *map(percent, use[n, i]),
+         *(ratio(float(v)) for v in (nmi[n, 0], stage1[n, i], stage2[n, i]))]
+        for n, name in enumerate(names)
+        for i, task in enumerate(routing.tasks)
+    ]  # fmt: skip
+    head = ["layer, task", *(f"E{e}" for e in range(routing.experts))]
+    head += ["separation of the layer", "stage 1 entropy", "stage 2 entropy"]
+    return Table(f"Expert weight by layer and task after chunk {chunk}, in percent", head, rows)
+
+
+def _short(layer: str) -> str:
+    """Return a layer's name without what all layers share: "0 q_proj"."""
+    parts = layer.split(".")
+    number = next((part for part in parts if part.isdigit()), "")
+    return f"{number} {parts[-1]}".strip()
+
+
+def _matrix(
+    caption: str, what: str, rows: Sequence[str], columns: Sequence[str], values: Array
+) -> Table:
+    body = [[name, *map(percent, values[i])] for i, name in enumerate(rows)]
+    return Table(caption, [what, *columns], body)
+
+
+def ablation_name(name: str) -> str:
+    """Return an ablation's name for people."""
+    return ABLATIONS.get(name, name.replace("without_expert_", "without E"))
+
+
+def _ablation(run: RunData) -> Figure:
+    """Return what each part of the router is worth: score, cost and interval, cost by task."""
+    content = run.ablation
+    assert content is not None
+    chunk, intact = content["chunk"], content["intact"]
+    items = [
+        Bar(ablation_name(e["name"]), *(math.nan if n is None else n for n in numbers))
+        for e in content["ablations"]
+        if (numbers := (e["cost"], e["low"], e["high"]))
+    ]
+    worst = max((i for i in items if not math.isnan(i.value)), key=lambda i: i.value, default=None)
+    tail = f"; most: {worst.name}, {percent(worst.value)} points" if worst else ""
+    title = f"What each part of the router is worth after chunk {chunk}{tail}."
+    chart = bars(title, items, "points of the mean score lost without it")
+    note = (
+        f"The adapter of chunk {chunk} evaluated again with a part switched off; whiskers: 95 %"
+        " bootstrap interval, paired on the same test samples."
+    )
+    tasks = list(intact["tasks"])
+    rows = [["intact", percent(intact["score"]), "", "",
+             *(percent(intact["tasks"][task]["score"]) for task in tasks)]]  # fmt: skip
+    rows += [
+        [e["name"].replace("_", " "), percent(e["score"]), percent(e["cost"]),
+         f"{percent(e['low'])} to {percent(e['high'])}",
+         *(percent(e["tasks"][task]["cost"]) for task in tasks)]
+        for e in content["ablations"]
+    ]  # fmt: skip
+    head = ["switched off", "mean score", "cost", "95 % interval", *(f"{t}: cost" for t in tasks)]
+    caption = f"Ablations after chunk {chunk}, in percent; first row: intact scores"
+    return Figure("What each part is worth", chart, [Table(caption, head, rows)], note)
