@@ -115,11 +115,14 @@ DAMAGES = {
     ),
     "not finite": (
         lambda f: edit(f, lambda t, k: t[k].fill_(float("nan"))),
-        "1 tensors hold values that are not finite: .*q_proj.*ema_query",
+        "holds NaN or infinity in .*q_proj.*ema_query: the training diverged",
     ),
-    "truncated": (truncate, "adapter_model.safetensors: damaged"),
-    "tampered": (overwrite_header, "adapter_model.safetensors: damaged"),
-    "gone": (lambda f: (f / FILE).unlink(), "no such file; take a complete copy"),
+    "truncated": (truncate, "adapter_model.safetensors is damaged"),
+    "tampered": (overwrite_header, "adapter_model.safetensors is damaged"),
+    "gone": (
+        lambda f: (f / FILE).unlink(),
+        "is missing; bring back an undamaged copy",
+    ),
     "newer": (add_option, "unknown options new_option"),
 }
 

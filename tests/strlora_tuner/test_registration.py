@@ -9,25 +9,77 @@ import sys
 import pytest
 
 from strlora_tuner.methods.strlora.options import Options
+from tests.strlora_tuner.models import adapted, text_model
 
-KNOWN = "from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as m; assert 'STRLORA' in m, list(m)"
+# What a script can import first; some of these modules import PEFT themselves.
+FIRST = [
+    "import strlora_tuner",
+    "import strlora_tuner, peft",
+    "import peft, strlora_tuner",
+    "import torch, transformers, strlora_tuner",
+    "import strlora_tuner.methods, peft",
+    "import strlora_tuner.training_loop",
+    "from strlora_tuner import StrLoraConfig",
+    "from strlora_tuner import StrLoraModel",
+    *(
+        f"import strlora_tuner.{module}"
+        for module in (
+            "core",
+            "core.config",
+            "core.layer",
+            "core.model",
+            "methods.strlora.config",
+            "methods.strlora.layer",
+            "methods.strlora.model",
+            "methods.branchlora.model",
+            "methods.smolora.config",
+            "routing_record.recorder",
+            "convert",
+        )
+    ),
+]
+# Each runs in a fork, which a fresh interpreter for each would take minutes for.
+LOAD = """
+import os, sys, torch, transformers
+failed = []
+for first in {first!r}:
+    pid = os.fork()
+    if pid == 0:
+        assert not any(name.startswith(("peft", "strlora_tuner")) for name in sys.modules)
+        exec(first)
+        from peft import PeftModel
+        model = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.from_pretrained({base!r})
+        )
+        for adapter in {adapters!r}:
+            name = os.path.basename(adapter)
+            loaded = PeftModel.from_pretrained(model, adapter, adapter_name=name)
+            assert type(loaded.base_model).__module__ == f"strlora_tuner.methods.{{name}}.model"
+            model = loaded.unload()
+        os._exit(0)
+    if os.waitpid(pid, 0)[1]:
+        failed.append(first)
+sys.exit("\\n".join(failed))
+"""
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import strlora_tuner",
-        "import peft, strlora_tuner",
-        "import strlora_tuner.core.layer",
-    ],
-)
-def test_peft_knows_the_method(first):
-    subprocess.run([sys.executable, "-c", f"{first}; {KNOWN}"], check=True)
+def test_peft_loads_an_adapter_whatever_was_imported_first(tmp_path):
+    base = text_model()
+    base.config.save_pretrained(tmp_path / "base")
+    adapters = []
+    for method in ("strlora", "moelora"):
+        adapters.append(str(tmp_path / method))
+        adapted(text_model(), method).save_pretrained(adapters[-1])
+    code = LOAD.format(first=FIRST, base=str(tmp_path / "base"), adapters=adapters)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_checking_options_needs_no_torch():
     code = (
         "import sys, strlora_tuner.methods.strlora.options as s; s.Options();"
+        "import strlora_tuner.saved, strlora_tuner.methods.ewc.state_file;"
+        "import strlora_tuner.routing_record.format, strlora_tuner.host_api;"
         "assert not {'torch', 'peft', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
