@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="folder to work in, kept; default: a temporary")
     parser.add_argument("--no-kill", action="store_true", help="do not try to go on after a kill")
     parser.add_argument(
-        "--full-width", action="store_true", help="as wide as published (10 GB a process and more)"
+        "--full-width", action="store_true", help="models as wide as published, with two layers"
     )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.recipes if name not in RECIPES]
