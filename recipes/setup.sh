@@ -4,9 +4,18 @@
 # cluster image) is used as it is and nothing is installed; otherwise .venv is made in the repository.
 #
 #   bash recipes/setup.sh [--dev] [--print-python]
+#   bash recipes/setup.sh --wheels FOLDER [--python 3.12] [--beside LIST]     where there is a network
+#   bash recipes/setup.sh --from FOLDER [--into DIR]                          where there is none
 #
 #   --dev            also what the tests need (requirements-dev.txt)
 #   --print-python   print the interpreter to use on stdout; everything else goes to stderr
+#   --wheels FOLDER  install nothing: collect wheels of what an environment without a network lacks
+#   --python X.Y     the Python there (default: that of the interpreter here)
+#   --beside LIST    what is there: NAME or NAME==VERSION, with commas between (what they require counts
+#                    as there, too), or a file of what `pip freeze` prints there, which is exact
+#                    (default: torch,torchvision)
+#   --from FOLDER    install collected wheels beside the packages of PYTHON, which stay as they are
+#   --into DIR       the new virtual environment (default: .venv, which run_stream.sh finds by itself)
 #
 # Environment: PYTHON          interpreter that makes .venv (default: python3)
 #              TORCH_INDEX_URL package index for torch and torchvision (default: pip's own)
@@ -17,17 +26,35 @@ torch_version=2.13.0
 torchvision_version=0.28.0
 dev=false
 print_python=false
-for argument in "$@"; do
-  case $argument in
-    --dev) dev=true ;;
-    --print-python) print_python=true ;;
-    -h | --help) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    *) echo "setup: unknown option '$argument'; see --help" >&2; exit 2 ;;
-  esac
-done
+wheels=
+from=
+into=$root/.venv
+collecting=()
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
+
+while [ $# -gt 0 ]; do
+  case $1 in
+    --wheels | --python | --beside | --from | --into)
+      [ $# -gt 1 ] || { say "error: $1 needs a value; see --help"; exit 2; } ;;
+  esac
+  case $1 in
+    --dev) dev=true ;;
+    --print-python) print_python=true ;;
+    --wheels) wheels=$2; shift ;;
+    --python | --beside) collecting+=("$1" "$2"); shift ;;
+    --from) from=$2; shift ;;
+    --into) into=$2; shift ;;
+    -h | --help) sed -n '2,22s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    *) say "unknown option '$1'; see --help"; exit 2 ;;
+  esac
+  shift
+done
+if [ -z "$wheels" ] && [ ${#collecting[@]} -gt 0 ]; then
+  say "error: ${collecting[0]} belongs to --wheels FOLDER; see --help"
+  exit 2
+fi
 
 wanted=("$root/requirements.txt")
 alone=$root/requirements-no-deps.txt
@@ -40,14 +67,44 @@ finish() {
   exit 0
 }
 
+# torchvision's wheels on a general index are built for CUDA; the shim makes their pure-Python parts
+# usable beside a torch without it.
+mend_torchvision() {
+  if "$1" -c 'import torchvision' > /dev/null 2>&1; then return; fi
+  cp "$root/recipes/tools/torchvision_cpu_shim.py" "$2/"
+  echo 'import torchvision_cpu_shim' > "$2/torchvision_cpu_shim.pth"
+  "$1" -c 'import torchvision' > /dev/null 2>&1 ||
+    fail "torchvision cannot be imported beside torch; see: $1 -c 'import torchvision'"
+}
+
+# The interpreter's own site-packages; PYTHONPATH, a folder of other packages perhaps, is left out.
+site_packages() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
 # 1. An active environment, or .venv, that has everything.
 active=$(command -v "${PYTHON:-python3}" || true)
 [ -n "$active" ] || fail "no ${PYTHON:-python3} found; install Python 3.11 or set PYTHON"
 venv="$root/.venv/bin/python"
+if [ -n "$wheels" ]; then
+  collector=$active
+  if [ -x "$venv" ] && [ -z "${PYTHON:-}" ]; then collector=$venv; fi
+  PYTHONPATH=$root "$collector" -m recipes.wheels collect "$wheels" ${collecting[@]+"${collecting[@]}"}
+  exit
+fi
+if [ -n "$from" ]; then
+  started=$SECONDS
+  PYTHONPATH=$root "$active" -m recipes.wheels install "$from" --into "$into"
+  mend_torchvision "$into/bin/python" "$(site_packages "$into/bin/python")"
+  touch "$into/.ready" "$into/.from-wheels"
+  say "installed in $((SECONDS - started)) s"
+  finish "$into/bin/python"
+fi
 needed=()  # a cluster image need not have the embedder: method smolora names it when it is missing
 if $dev; then needed=("$alone"); fi
 if missing "$active" ${needed[@]+"${needed[@]}"} > /dev/null 2>&1; then finish "$active"; fi
-if [ -e "$root/.venv/.ready" ] && missing "$venv" "$alone" > /dev/null 2>&1; then finish "$venv"; fi
+if ! $dev && [ -e "$root/.venv/.from-wheels" ]; then needed=(); else needed=("$alone"); fi
+if [ -e "$root/.venv/.ready" ] && missing "$venv" ${needed[@]+"${needed[@]}"} > /dev/null 2>&1; then
+  finish "$venv"
+fi
 
 # 2. Otherwise make .venv and install what is missing.
 "$active" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
@@ -83,8 +140,7 @@ else
 fi
 files=()
 for file in "${wanted[@]}"; do files+=(-r "$file"); done
-# torchvision's wheels on a general index are built for CUDA; without dependencies they cannot
-# replace the torch that is there, and the shim makes their pure-Python parts usable beside it.
+# Without dependencies, so that it cannot replace the torch that is there.
 if ! "$venv" -c 'import torchvision' > /dev/null 2>&1; then
   install "torchvision $torchvision_version" ${torch_index[@]+"${torch_index[@]}"} --no-deps \
     "torchvision==$torchvision_version"
@@ -92,13 +148,7 @@ fi
 install "ms-swift, transformers, peft, deepspeed and the rest (about two minutes)" \
   ${constraints[@]+"${constraints[@]}"} "${files[@]}"
 install "the sentence embedder of SMoLoRA" --no-deps -r "$alone"
-if ! "$venv" -c 'import torchvision' > /dev/null 2>&1; then
-  site=$("$venv" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  cp "$root/recipes/tools/torchvision_cpu_shim.py" "$site/"
-  echo 'import torchvision_cpu_shim' > "$site/torchvision_cpu_shim.pth"
-  "$venv" -c 'import torchvision' > /dev/null 2>&1 ||
-    fail "torchvision cannot be imported beside torch; see: $venv -c 'import torchvision'"
-fi
+mend_torchvision "$venv" "$(site_packages "$venv")"
 left=$(missing "$venv" "$alone" 2>&1) || fail "still missing after installation: $left"
 touch "$root/.venv/.ready"
 say "installed in $((SECONDS - started)) s"
