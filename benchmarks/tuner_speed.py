@@ -36,6 +36,7 @@ import strlora_tuner
 from strlora_tuner import StrLoraConfig
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+METHODS = ["peft_lora", "strlora", "naive", "moelora"]
 SHAPES = {"qwen3-8b": dict(hidden=4096, layers=36, heads=32, intermediate=12288)}
 
 
@@ -170,13 +171,18 @@ def memory(method: Method, ids: torch.Tensor, options: argparse.Namespace) -> fl
     return (sum(storage.nbytes() for storage in storages.values()) + gradients) / 1e6
 
 
-def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Returns median step seconds, decode seconds a token and memory in MB of every method."""
+def prepare(options: argparse.Namespace) -> dict[str, Method]:
+    """Returns the asked methods on one base model."""
     torch.manual_seed(0)
     methods = build_methods(build_base(options), options)
+    return {name: methods[name] for name in options.methods}
+
+
+def measure(methods: dict[str, Method], options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Returns median step seconds, decode seconds a token and memory in MB of every method."""
     ids = torch.randint(5, 4000, (options.batch, options.seq), device=options.device)
     if options.device == "meta":
-        methods.pop("naive")  # it asks for values
+        methods.pop("naive", None)  # it asks for values
         return {name: {"memory": memory(m, ids, options)} for name, m in methods.items()}
     prompt = ids[:, : min(options.seq, 64)]
     rounds: dict[str, dict[str, list[float]]] = {m: {"step": [], "decode": []} for m in methods}
@@ -197,11 +203,9 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     }
 
 
-def profile(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+def profile(methods: dict[str, Method], options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Returns self time in ms by operator, of a step of PEFT LoRA and of ours."""
     cuda = options.device == "cuda"
-    torch.manual_seed(0)
-    methods = build_methods(build_base(options), options)
     ids = torch.randint(5, 4000, (options.batch, options.seq), device=options.device)
     samples: dict[str, list[dict[str, float]]] = {"peft_lora": [], "strlora": []}
     for repeat in range(options.warmup + options.repeats):
@@ -271,26 +275,31 @@ def main() -> int:
     parser.add_argument("--new-tokens", type=int, default=32, help="0: do not measure decoding")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--profile", action="store_true", help="only show where a step's time goes")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--profile", action="store_true", help="also show where a step's time goes")
     parser.add_argument("--json", type=Path, help="write the figures here")
     given = {a.lstrip("-").split("=")[0] for a in sys.argv[1:] if a.startswith("--")}
     options = parser.parse_args()
     for name, value in SHAPES.get(options.shape or "", {}).items():
         if name not in given:
             setattr(options, name, value)
-    if options.profile:
-        print_profile(profile(options))
-        return 0
-    figures = measure(options)
+    if not {"peft_lora", "strlora"} <= set(options.methods):
+        parser.error("--methods: peft_lora and strlora must be among them")
+    methods = prepare(options)
+    figures = measure(methods, options)
     base = figures["peft_lora"]
     relative = {
         name: {key: round(value / base[key], 4) for key, value in values.items()}
         for name, values in figures.items()
     }
     print_table(figures, relative)
+    times = profile(methods, options) if options.profile else None
+    if times is not None:
+        print_profile(times)
     if options.json:
         settings: dict[str, Any] = {k: v for k, v in vars(options).items() if k != "json"}
         report = {"relative_to_peft_lora": relative, "figures": figures, "settings": settings}
+        report["profile_ms"] = times
         options.json.write_text(json.dumps({**report, "torch": torch.__version__}, indent=1))
     return 0
 

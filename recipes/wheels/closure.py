@@ -162,16 +162,16 @@ def close(
             if _lacks(name, demands[name], present, wheels)
         }
         fetched = fetch(lacking) if lacking else {}
-        for name in fetched.keys() & wheels.keys():  # another version: what the old one asked is void
+        for name in (
+            fetched.keys() & wheels.keys()
+        ):  # another version: what the old one asked is void
             for demand in demands.values():
                 demand.asked.pop(f"{name} {wheels[name].version}", None)
         wheels |= fetched
         level = [
             (f"{name} {wheels[name].version}", requirement)
             for name in [*fetched, *(grown - fetched.keys())]
-            for requirement in applicable(
-                wheels[name].requires, demands[name].extras, environment
-            )
+            for requirement in applicable(wheels[name].requires, demands[name].extras, environment)
         ]
     return wheels, demands
 

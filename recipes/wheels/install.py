@@ -171,4 +171,3 @@ def make_environment(into: Path) -> Path:
     packages = into / "lib" / version / "site-packages"
     (packages / "_beside.pth").write_text("".join(lines), encoding="utf-8")
     return into / "bin" / "python"
-

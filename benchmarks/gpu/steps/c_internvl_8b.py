@@ -92,14 +92,14 @@ def main(step: Step, folder: Path) -> None:
             step.figure(f"model_{name}", value)
         step.save()
         write_stream(folder / "stream", 2, samples, questions, not step.cpu)
-        small = ["model.dtype=float32", "launcher.cpu=true", "swift.dataloader_num_workers=0",
-                 "schedule.global_batch=2", "schedule.per_device_batch=1"]  # fmt: skip
-        real = ["schedule.global_batch=8", "schedule.per_device_batch=2"]
+        small = ["model.dtype=float32", "launcher.cpu=true", "launcher.resident=true",
+                 "swift.dataloader_num_workers=0", "eval.max_new_tokens=4", "schedule.global_batch=2", "schedule.per_device_batch=1"]  # fmt: skip
+        real = ["eval.max_new_tokens=20", "schedule.global_batch=8", "schedule.per_device_batch=2"]
         words = [
             "internvl3.5-8b", f"model.path={place / 'model'}", f"data.stream={folder / 'stream'}",
             "data.chunks=2", "launcher.nproc=1", "launcher.deepspeed=null",
             "schedule.later.freeze_routers_from_chunk=null", "eval.every=2",
-            "eval.max_new_tokens=20", "swift.include_num_input_tokens_seen=true",
+            "swift.include_num_input_tokens_seen=true",
             *(small if step.cpu else real),
         ]  # fmt: skip
         step.result["settings"] = {"words": words[3:], "samples_a_chunk": samples,

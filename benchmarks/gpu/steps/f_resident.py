@@ -1,0 +1,30 @@
+"""benchmarks/stream_overhead.py: the resident worker against a process each, recipe `tiny`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from step import Step, script
+
+
+def main(step: Step, folder: Path) -> None:
+    """Two chunks both ways; the script itself fails when the adapters differ."""
+    file = folder / "overhead.json"
+    words = ["tiny", f"launcher.cpu={str(step.cpu).lower()}", "--chunks", "2"]
+    step.result["settings"] = {"words": words}
+    script("benchmarks/stream_overhead.py", *words, "--json", str(file))
+    report = json.loads(file.read_text("utf-8"))
+    step.result["details"] = report
+    for way, seconds in report["not_training_seconds_a_chunk"].items():
+        step.figure(f"{way}_not_training_s", seconds)
+    step.figure("fewer_times", report["ratio"], at_least=2.0)
+    step.figure("resident_training_share", report["training_share"]["resident"])
+    step.figure("adapters_differ", not report["same_adapters"], at_most=0)
+
+
+if __name__ == "__main__":
+    sys.exit(Step("f_resident", __doc__).main(main))
