@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -16,13 +18,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "gpu")]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from results import FORMAT, Result, goal
 
 from recipes.processes.machine import git, gpus, hardware, versions
 
+ROOT = Path(__file__).resolve().parents[2]
 STREAM = ROOT / "data" / "mini-tiny"
 
 
@@ -160,8 +164,6 @@ def run_recipe(folder: Path, *words: str) -> None:
 
 def environment() -> dict[str, str]:
     """This process's environment, for one that needs no network."""
-    import os
-
     return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -178,7 +180,7 @@ def step_seconds(rows: list[dict[str, Any]]) -> float:
     all steps before it took.
     """
     ends = [n * float(row["train_speed(s/it)"]) for n, row in enumerate(rows, start=1)]
-    steps = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(ends)]
     return statistics.median(steps) if steps else float("nan")
 
 

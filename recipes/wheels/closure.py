@@ -162,9 +162,7 @@ def close(
             if _lacks(name, demands[name], present, wheels)
         }
         fetched = fetch(lacking) if lacking else {}
-        for name in (
-            fetched.keys() & wheels.keys()
-        ):  # another version: what the old one asked is void
+        for name in fetched.keys() & wheels.keys():  # what the old one asked is void
             for demand in demands.values():
                 demand.asked.pop(f"{name} {wheels[name].version}", None)
         wheels |= fetched

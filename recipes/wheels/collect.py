@@ -48,7 +48,7 @@ def say(text: str) -> None:
 
 
 def pip(*arguments: str, environment: Mapping[str, str] | None = None) -> str | None:
-    """Runs pip of this interpreter; returns None, or the last lines of what it said of a failure."""
+    """Runs pip of this interpreter; returns None, or the end of its output when it failed."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **(environment or {})}

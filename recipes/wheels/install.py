@@ -13,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
 
-
 from recipes.wheels.closure import (
     LEFT_OUT,
     Demands,

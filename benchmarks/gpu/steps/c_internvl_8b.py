@@ -92,9 +92,13 @@ def main(step: Step, folder: Path) -> None:
             step.figure(f"model_{name}", value)
         step.save()
         write_stream(folder / "stream", 2, samples, questions, not step.cpu)
-        small = ["model.dtype=float32", "launcher.cpu=true", "launcher.resident=true",
-                 "swift.dataloader_num_workers=0", "eval.max_new_tokens=4", "schedule.global_batch=2", "schedule.per_device_batch=1"]  # fmt: skip
-        real = ["eval.max_new_tokens=20", "schedule.global_batch=8", "schedule.per_device_batch=2"]
+        small = [
+            "model.dtype=float32", "launcher.cpu=true", "launcher.resident=true",
+            "swift.dataloader_num_workers=0", "eval.max_new_tokens=4",
+            "schedule.global_batch=2", "schedule.per_device_batch=1",
+        ]  # fmt: skip
+        real = ["eval.max_new_tokens=20", "schedule.global_batch=8",
+                "schedule.per_device_batch=2"]  # fmt: skip
         words = [
             "internvl3.5-8b", f"model.path={place / 'model'}", f"data.stream={folder / 'stream'}",
             "data.chunks=2", "launcher.nproc=1", "launcher.deepspeed=null",

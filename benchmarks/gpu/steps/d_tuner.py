@@ -1,4 +1,4 @@
-"""benchmarks/tuner_speed.py at the shape of Qwen3-8B: step, decoding and memory against PEFT LoRA."""
+"""tuner_speed.py at the shape of Qwen3-8B: step, decoding and memory against PEFT LoRA."""
 
 from __future__ import annotations
 

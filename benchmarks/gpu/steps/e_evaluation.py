@@ -1,4 +1,4 @@
-"""benchmarks/eval_speed.py at the shape of InternVL3.5-8B: batches against one question at a time."""
+"""eval_speed.py at the shape of InternVL3.5-8B: batches against one question at a time."""
 
 from __future__ import annotations
 

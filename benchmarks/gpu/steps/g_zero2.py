@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-2 with one process: recipe `tiny`, one chunk, against the same without DeepSpeed."""
+"""DeepSpeed ZeRO-2 with one process: recipe `tiny`, one chunk, with DeepSpeed and without."""
 
 from __future__ import annotations
 
