@@ -52,7 +52,7 @@ def test_a_signal_saves_the_current_step_and_the_run_goes_on_from_it(
     process.send_signal(number)
     _, err = process.communicate(timeout=900)
     assert process.returncode == 128 + number, err
-    assert f"stopped by {number.name}: what is done is safe, and the same command goes on" in err
+    assert f"stopped by {number.name}: finished work is saved" in err
     saved = newest_checkpoint(layout.host(1))
     log = layout.train_log(1).read_text(encoding="utf-8")
     assert saved is not None, log

@@ -216,7 +216,7 @@ def test_a_signal_stops_with_a_message(recipe: Path, run_dir: Path, number: sign
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
-    assert "the same command goes on" in err
+    assert "the same command continues" in err
 
 
 def test_a_failing_chunk_shows_the_cause_and_the_log(recipe: Path, run_dir: Path) -> None:
