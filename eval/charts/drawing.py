@@ -27,9 +27,12 @@ _NAMES += ["on-dark", "on-mid", "on-pale", *(f"c{i}" for i in range(COLOURS))]
 PALETTE = {name: f"#0000{number:02x}" for number, name in enumerate(_NAMES, start=16)}
 _VARIABLES = {stand_in: f"var(--{name})" for name, stand_in in PALETTE.items()}
 _STAND_IN = re.compile("|".join(_VARIABLES))
-# What only makes a page longer: the font's name, the ids of groups (what is referred to, as clip
-# paths and markers, has an id of another form), and the indentation.
-_NEEDLESS = re.compile(r" font-family: [^;\"]*;?| id=\"[\w.]+_\d+\"|\n *")
+# What only makes a page longer: the font's name, rotations by nothing, the ids of groups (what is
+# referred to, as clip paths and markers, has an id of another form), indentation, far decimals.
+_NEEDLESS = re.compile(
+    r" font-family: [^;\"]*;?| transform=\"rotate\(-0 [^\"]*\"| id=\"[\w.]+_\d+\"|(?<=\n) +"
+)
+_LONG_NUMBER = re.compile(r"\d+\.\d{3,}")
 
 
 def both(draw: Callable[[float], Canvas], title: str) -> Chart:
@@ -63,7 +66,7 @@ def _svg(canvas: Canvas, title: str) -> Markup:
     body = buffer.getvalue()
     body = body[body.index("<defs>", body.index("</metadata>")) : body.rindex("</svg>")]
     body = re.sub(r"<defs>\s*<style.*?</defs>", "", body, count=1, flags=re.S)
-    body = _NEEDLESS.sub(lambda found: "\n" if found.group()[0] == "\n" else "", body)
+    body = _LONG_NUMBER.sub(lambda found: f"{float(found.group()):.2f}", _NEEDLESS.sub("", body))
     body = _STAND_IN.sub(lambda found: _VARIABLES[found.group()], body)
     head = f'viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}"'
     return Markup(f'<svg {head} class="chart">{body}</svg>')

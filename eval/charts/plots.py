@@ -147,9 +147,10 @@ def composition(
         for column, entry in enumerate(entries):
             name, _, again = entry.style.partition(" ")
             ink = to_rgb(PALETTE[name])
-            colours = [(*ink, a * (0.5 if again else 1.0)) for a in alpha]
-            ax.bar(numbers, shares[:, column], broad, bottom, color=colours,
-                   edgecolor=PALETTE["paper"], linewidth=0.6)  # fmt: skip
+            colours = np.array([(*ink, a * (0.5 if again else 1.0)) for a in alpha])
+            held = shares[:, column] > 0
+            ax.bar(numbers[held], shares[held, column], broad, bottom[held], color=colours[held],
+                   edgecolor=PALETTE["paper"], linewidth=0.6, clip_on=False)  # fmt: skip
             bottom += shares[:, column]
         ax.set_ylim(0, 1)
         ax.set_yticks([])
@@ -237,7 +238,8 @@ def _cells(
     rgba[..., :3], rgba[..., 3] = to_rgb(PALETTE["heat"]), shade
     rows, columns = values.shape
     ax.pcolormesh(np.arange(columns + 1), np.arange(rows + 1), rgba,
-                  edgecolor=PALETTE["paper"], linewidth=min(2.0, wide / 8))  # fmt: skip
+                  edgecolor=PALETTE["paper"], linewidth=min(2.0, wide / 8),
+                  clip_on=False)  # fmt: skip
     frames = [_FRAME + np.array([j, i]) for i, j in np.ndindex(rows, columns) if framed(i, j)]
     if frames:  # one line, with gaps: thousands of frames must stay a small picture
         x, y = np.concatenate(frames).T
