@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.processes.command import Command
+from strlora_tuner.methods import options_class
 
 STEP_SECONDS = float(os.environ.get("FAKE_STEP_SECONDS", "0.02"))
 
@@ -53,10 +54,11 @@ def arguments_of(argv: Sequence[str]) -> dict[str, str]:
     return {key.removeprefix("--"): " ".join(values) for key, values in found.items()}
 
 
-# The tensors of one routed layer, which a StrLoRA adapter must hold: empty ones here.
-PARAMETERS = ("A", "B", "query", "key", "prototypes", "task")
-AVERAGES = ("ema_query", "ema_key", "ema_prototypes")
-ROUTED = [f"layer.strlora_mixture.{name}" for name in PARAMETERS + AVERAGES]
+def tensors_of(tuner_type: str) -> list[str]:
+    """The tensors that an adapter of a method must hold: empty ones here."""
+    options = options_class(tuner_type)
+    layer = [f"layer.strlora_mixture.{part}" for part in options.layer_tensors]
+    return layer + [f"strlora_statistics.{part}" for part in options.state_tensors]
 
 
 def write_weights(path: Path, content: bytes, dtype: str = "U8", empty: Sequence[str] = ()) -> None:
@@ -147,8 +149,7 @@ def train(arguments: dict[str, str]) -> None:
         with (output / "logging.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
         if step == steps or step % int(arguments["save_steps"]) == 0 or asked:
-            routed = {"strlora": ROUTED, "lora": []}  # of any other tuner the experts
-            empty = routed.get(arguments["tuner_type"], ROUTED[:2])
+            empty = tensors_of(arguments["tuner_type"])
             if step == steps and "ewc" in arguments["callbacks"].split(" "):
                 carry_ewc(output / f"checkpoint-{step}", weights, arguments["model_kwargs"])
             write_checkpoint(output / f"checkpoint-{step}", step, steps, weights, empty)

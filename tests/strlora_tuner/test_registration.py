@@ -59,7 +59,7 @@ for first in {first!r}:
         os._exit(0)
     if os.waitpid(pid, 0)[1]:
         failed.append(first)
-sys.exit("\\n".join(failed))
+sys.exit("; ".join(failed) or 0)
 """
 
 
