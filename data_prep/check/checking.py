@@ -17,7 +17,7 @@ from data_prep.errors import ERROR, WARNING, DataError, Problem
 from data_prep.images import Picture
 from data_prep.parallel import cores, ordered_map
 from data_prep.progress_bar import Progress
-from data_prep.sources.fields import Columns
+from data_prep.sources.fields import Columns, Uneven
 from data_prep.sources.readers import read_items
 
 BATCH = 500
@@ -60,7 +60,7 @@ class Result:
     seen: dict[str, Counter[str]] = field(default_factory=dict)
     pictures: dict[str, Picture] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
-    uneven: dict[str, list[str]] = field(default_factory=dict)
+    uneven: dict[str, Uneven] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -142,12 +142,13 @@ class Check:
             self._note(problem, (name, line))
 
     def _check_columns(self, name: str, columns: Columns) -> None:
-        uneven = columns.sparse() if (self.layout.root / name).stat().st_size > LIMIT else []
+        uneven = columns.uneven((self.layout.root / name).stat().st_size, LIMIT)
         if uneven:
             self.result.uneven[name] = uneven
             text = (
-                f"the fields {uneven} are not in every sample: in a file of over 10 MB the host's "
-                "loader stops where they first appear; make the stream with data_prep.chunk"
+                f"the fields {list(uneven)} are not in every sample or not of one type at every "
+                "depth: the host's loader stops there (where they are only missing, in files of "
+                "over 10 MB); make the stream with data_prep.chunk, or use --fix"
             )
             self._note(Problem("fields-uneven", str(self.layout.root / name), text))
 

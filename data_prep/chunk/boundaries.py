@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.chunk.first_pass import INDEX, FirstPass
-from data_prep.sources.fields import FIRST_BLOCK, Columns, harmonize
+from data_prep.sources.fields import FIRST_BLOCK, Columns, Uneven, harmonize
 from data_prep.sources.image_paths import EMBEDDED, LINK
 from data_prep.sources.records import encode
 from data_prep.sources.test_sets import TestFile, check_task_name, lines_of_test, planned_tests
@@ -30,8 +30,8 @@ class Rows:
     start: int
     stop: int
     tasks: tuple[str, ...]
-    mixed: tuple[str, ...]  # fields of several types
-    sparse: tuple[str, ...]  # fields that not all samples have
+    small: Uneven  # fields that must be text in any file
+    large: Uneven  # and in a large one
     shuffle: tuple[int, int] | None  # seed and chunk
 
 
@@ -140,10 +140,10 @@ class _RowMaker:
             (self.first_pass.options.seed, chunk) if self.boundaries.shuffle and chunk else None
         )
         columns = self.first_pass.columns if chunk else Columns()
-        mixed, sparse = tuple(columns.mixed()), tuple(columns.sparse())
+        small, large = columns.uneven(0), columns.uneven(FIRST_BLOCK + 1)
         tasks = tuple(self.first_pass.tasks)
         task = None if chunk else file.removeprefix("test/").removesuffix(".jsonl")
-        rows = Rows(self.first_pass.folder, start, stop, tasks, mixed, sparse, shuffle)
+        rows = Rows(self.first_pass.folder, start, stop, tasks, small, large, shuffle)
         return PlannedFile(file, rows, task)
 
     def held_out(self, index: np.ndarray, number: int) -> PlannedFile:
@@ -177,7 +177,7 @@ def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
         last = order == len(index) - 1
         ends = np.where(last, os.fstat(file.fileno()).st_size, index["at"][(order + 1) * ~last])
         large = int(ends.sum()) - sum(starts) > FIRST_BLOCK
-        uneven = [*rows.mixed, *(rows.sparse if large else ())]
+        uneven = rows.large if large else rows.small
         names, tasks = index["id"][order].tolist(), index["task"][order].tolist()
         for start, end, name, task in zip(starts, ends.tolist(), names, tasks, strict=True):
             line = os.pread(file.fileno(), end - start, start)
