@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.chunk.first_pass import INDEX, FirstPass
-from data_prep.sources.fields import FIRST_BLOCK, Columns, Uneven, harmonize
+from data_prep.sources.fields import FIRST_BLOCK, Columns, StartOfFile, Uneven, harmonize
 from data_prep.sources.image_paths import EMBEDDED, LINK
 from data_prep.sources.records import encode
 from data_prep.sources.test_sets import TestFile, check_task_name, lines_of_test, planned_tests
@@ -177,14 +177,26 @@ def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
         last = order == len(index) - 1
         ends = np.where(last, os.fstat(file.fileno()).st_size, index["at"][(order + 1) * ~last])
         large = int(ends.sum()) - sum(starts) > FIRST_BLOCK
-        uneven = rows.large if large else rows.small
+        uneven, start_of_file = rows.large if large else rows.small, StartOfFile()
         names, tasks = index["id"][order].tolist(), index["task"][order].tolist()
         for start, end, name, task in zip(starts, ends.tolist(), names, tasks, strict=True):
             line = os.pread(file.fileno(), end - start, start)
             if planned.task is not None:
                 _refuse_twice(name, seen, line)
             made.count(rows.tasks[task])
+            if large and planned.task is None:
+                _refuse_late(start_of_file, line, planned.file)
             yield encode(harmonize(json.loads(line), uneven)) if uneven else line
+
+
+def _refuse_late(start_of_file: StartOfFile, line: bytes, file: str) -> None:
+    record = json.loads(line)
+    if field := start_of_file.late(record, len(line)):
+        raise StreamError(
+            f"{file}: {field!r} of sample {record['id']!r} holds what no sample in the first 5 MB "
+            "of the chunk holds (pictures after text alone, text after times): the host's loader "
+            "would stop there; cut smaller chunks with --size, or shuffle the source"
+        )
 
 
 def _refuse_twice(name: int, seen: set[int], line: bytes) -> None:

@@ -79,10 +79,10 @@ class Columns:
         for path, kinds in paths.items():
             if len(kinds) > 1:
                 return True
-            parent = path.rpartition(".")[0] if not path.endswith("[]") else None
-            if path and parent is not None:
+            if path and not path.endswith("[]"):
                 # Keys may hold dots: then the parent is not found, and the field becomes text.
-                if sum(kinds.values()) < paths.get(parent, {}).get("object", len(paths) << 40):
+                objects = paths.get(path.rpartition(".")[0], {}).get("object")
+                if objects is None or sum(kinds.values()) < objects:
                     return True
         return False
 
@@ -113,6 +113,32 @@ def _kinds(value: Any, path: str) -> Iterator[tuple[str, str]]:
             yield from _kinds(inner, f"{path}[]")
     else:  # also what `encode` writes as text: dates, decimals
         yield path, "time" if _TIME.match(str(value)) else "text"
+
+
+class StartOfFile:
+    """Finds what the host's own fields hold only after the start of a large file.
+
+    They cannot become text, so such a file must be cut or shuffled.
+    """
+
+    def __init__(self, limit: int = FIRST_BLOCK) -> None:
+        self.limit, self.at = limit, 0
+        self.known: set[tuple[str, str, str]] = set()
+
+    def late(self, record: Mapping[str, Any], size: int) -> str | None:
+        """Return the field of a type that did not occur before; `size` is of the line, in bytes."""
+        found = {
+            (key, path, kind)
+            for key in HOSTS_OWN
+            if key in record and key != "tools"
+            for path, kind in _kinds(record[key], "")
+            if kind not in ("null", "empty")
+        }
+        self.at += size
+        if self.at <= self.limit:
+            self.known |= found
+            return None
+        return next((key for key, _, _ in sorted(found - self.known)), None)
 
 
 def harmonize(record: HostSample, uneven: Uneven) -> HostSample:
