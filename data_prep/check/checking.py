@@ -17,8 +17,8 @@ from data_prep.errors import ERROR, WARNING, DataError, Problem
 from data_prep.images import Picture
 from data_prep.parallel import cores, ordered_map
 from data_prep.progress_bar import Progress
-from data_prep.sources.fields import Columns
-from data_prep.sources.readers import read_items
+from data_prep.sources.fields import Columns, StartOfFile, Uneven
+from data_prep.sources.readers import parse, read_items
 
 BATCH = 500
 LIMIT = 10 << 20  # bytes by which `datasets` fixes the columns of a file
@@ -60,7 +60,7 @@ class Result:
     seen: dict[str, Counter[str]] = field(default_factory=dict)
     pictures: dict[str, Picture] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
-    uneven: dict[str, list[str]] = field(default_factory=dict)
+    uneven: dict[str, Uneven] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -121,7 +121,7 @@ class Check:
         except DataError as refused:
             self._note(refused.at(str(self.layout.root / file.name)))
         progress.close()
-        self._check_columns(file.name, columns)
+        self._check_columns(file.name, columns, file.task is None)
 
     def _workers(self, number: int) -> int:
         """One process for small files: starting others takes longer than reading."""
@@ -141,15 +141,34 @@ class Check:
         for line, problem in scanned.problems:
             self._note(problem, (name, line))
 
-    def _check_columns(self, name: str, columns: Columns) -> None:
-        uneven = columns.sparse() if (self.layout.root / name).stat().st_size > LIMIT else []
+    def _check_columns(self, name: str, columns: Columns, training: bool) -> None:
+        path = self.layout.root / name
+        if training and columns.samples and path.stat().st_size > LIMIT:
+            self._check_own_fields(name)
+        uneven = columns.uneven((self.layout.root / name).stat().st_size, LIMIT)
         if uneven:
             self.result.uneven[name] = uneven
             text = (
-                f"the fields {uneven} are not in every sample: in a file of over 10 MB the host's "
-                "loader stops where they first appear; make the stream with data_prep.chunk"
+                f"the fields {list(uneven)} are not in every sample or not of one type at every "
+                "depth: the host's loader stops there (where they are only missing, in files of "
+                "over 10 MB); make the stream with data_prep.chunk, or use --fix"
             )
             self._note(Problem("fields-uneven", str(self.layout.root / name), text))
+
+    def _check_own_fields(self, name: str) -> None:
+        """Note the first sample at which the host's loader stops for one of its own fields."""
+        start_of_file = StartOfFile(LIMIT)
+        for line, item in read_items(self.layout.root / name):
+            record = parse(item)
+            size = len(item) + 1 if isinstance(item, bytes) else len(str(item))
+            if isinstance(record, dict) and (key := start_of_file.late(record, size)):
+                text = (
+                    f"{key!r} holds what no sample in the first 10 MB holds: the host's loader "
+                    "stops here; make smaller chunks, or move such a sample to the front"
+                )
+                where = f"{self.layout.root / name}:{line}"
+                self._note(Problem("fields-late", where, text))
+                return
 
     def _look_at_images(self) -> None:
         result, settings = self.result, self.settings

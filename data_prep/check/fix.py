@@ -14,7 +14,7 @@ from data_prep.check.sample_rules import check_sample
 from data_prep.check.stream_folder import DataFile
 from data_prep.files import sha256_file, write_blocks
 from data_prep.progress_bar import Progress
-from data_prep.sources.fields import harmonize
+from data_prep.sources.fields import Uneven, harmonize
 from data_prep.sources.readers import read_all
 from data_prep.sources.records import encode
 from data_prep.stream import StreamError
@@ -28,7 +28,7 @@ class Kept:
     root: Path
     file: DataFile
     dropped: frozenset[int]
-    uneven: tuple[str, ...]
+    uneven: Uneven
 
 
 def write_clean(result: Result, out: Path, workers: int | None = None) -> tuple[int, list[str]]:
@@ -64,7 +64,7 @@ def _files(result: Result) -> tuple[list[PlannedFile], list[str]]:
         if sum(result.seen[file.name].values()) <= len(dropped):
             empty.append(file.name)
             continue
-        uneven = tuple(result.uneven.get(file.name, [])) if file.task is None else ()
+        uneven = result.uneven.get(file.name, {}) if file.task is None else {}
         name = file.name if file.name.startswith("chunks/") or file.task else Path(file.name).name
         kept = Kept(result.layout.root, file, dropped, uneven)
         place = name if "/" in name else f"chunks/{name}"
@@ -118,4 +118,4 @@ def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
             continue
         record = check_sample(raw, kept.file)
         made.count(str(record.get("task") or planned.task or ""))
-        yield encode(harmonize(record, list(kept.uneven)) if kept.uneven else record)
+        yield encode(harmonize(record, kept.uneven) if kept.uneven else record)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.chunk.first_pass import INDEX, FirstPass
-from data_prep.sources.fields import FIRST_BLOCK, Columns, harmonize
+from data_prep.sources.fields import FIRST_BLOCK, Columns, StartOfFile, Uneven, harmonize
 from data_prep.sources.image_paths import EMBEDDED, LINK
 from data_prep.sources.records import encode
 from data_prep.sources.test_sets import TestFile, check_task_name, lines_of_test, planned_tests
@@ -30,8 +30,8 @@ class Rows:
     start: int
     stop: int
     tasks: tuple[str, ...]
-    mixed: tuple[str, ...]  # fields of several types
-    sparse: tuple[str, ...]  # fields that not all samples have
+    small: Uneven  # fields that must be text in any file
+    large: Uneven  # and in a large one
     shuffle: tuple[int, int] | None  # seed and chunk
 
 
@@ -140,10 +140,10 @@ class _RowMaker:
             (self.first_pass.options.seed, chunk) if self.boundaries.shuffle and chunk else None
         )
         columns = self.first_pass.columns if chunk else Columns()
-        mixed, sparse = tuple(columns.mixed()), tuple(columns.sparse())
+        small, large = columns.uneven(0), columns.uneven(FIRST_BLOCK + 1)
         tasks = tuple(self.first_pass.tasks)
         task = None if chunk else file.removeprefix("test/").removesuffix(".jsonl")
-        rows = Rows(self.first_pass.folder, start, stop, tasks, mixed, sparse, shuffle)
+        rows = Rows(self.first_pass.folder, start, stop, tasks, small, large, shuffle)
         return PlannedFile(file, rows, task)
 
     def held_out(self, index: np.ndarray, number: int) -> PlannedFile:
@@ -177,14 +177,26 @@ def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
         last = order == len(index) - 1
         ends = np.where(last, os.fstat(file.fileno()).st_size, index["at"][(order + 1) * ~last])
         large = int(ends.sum()) - sum(starts) > FIRST_BLOCK
-        uneven = [*rows.mixed, *(rows.sparse if large else ())]
+        uneven, start_of_file = rows.large if large else rows.small, StartOfFile()
         names, tasks = index["id"][order].tolist(), index["task"][order].tolist()
         for start, end, name, task in zip(starts, ends.tolist(), names, tasks, strict=True):
             line = os.pread(file.fileno(), end - start, start)
             if planned.task is not None:
                 _refuse_twice(name, seen, line)
             made.count(rows.tasks[task])
+            if large and planned.task is None:
+                _refuse_late(start_of_file, line, planned.file)
             yield encode(harmonize(json.loads(line), uneven)) if uneven else line
+
+
+def _refuse_late(start_of_file: StartOfFile, line: bytes, file: str) -> None:
+    record = json.loads(line)
+    if field := start_of_file.late(record, len(line)):
+        raise StreamError(
+            f"{file}: {field!r} of sample {record['id']!r} holds what no sample in the first 5 MB "
+            "of the chunk holds (pictures after text alone, text after times): the host's loader "
+            "would stop there; cut smaller chunks with --size, or shuffle the source"
+        )
 
 
 def _refuse_twice(name: int, seen: set[int], line: bytes) -> None:

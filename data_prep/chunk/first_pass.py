@@ -137,8 +137,7 @@ class FirstPass:
             os.fsync(handle.fileno())
         keys = ("file", "number", "finished", "sizes", "tasks", "labels", "images")
         state = {key: getattr(self, key) for key in keys}
-        columns = {k: sorted(v) for k, v in self.columns.kinds.items()}
-        state["columns"] = [self.columns.samples, columns, self.columns.counts]
+        state["columns"] = [self.columns.samples, self.columns.kinds]
         state["problems"] = [problem.as_json() for problem in self.problems]
         write_json(self.folder / "state.json", state)
 
@@ -148,9 +147,7 @@ class FirstPass:
         path = self.folder / "state.json"
         if path.exists():
             state = json.loads(path.read_text())
-            samples, kinds, counts = state.pop("columns")
-            self.columns.samples, self.columns.counts = samples, counts
-            self.columns.kinds = {key: set(values) for key, values in kinds.items()}
+            self.columns.samples, self.columns.kinds = state.pop("columns")
             self.problems = [Problem(**problem) for problem in state.pop("problems")]
             vars(self).update(state)
         for name, size in zip(_FILES, self.sizes, strict=True):
