@@ -172,6 +172,8 @@ def _experts(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
     if np.isfinite(last.cosine).any():
         caption = f"Cosine of the tasks' mean instruction vectors after chunk {chunk}, x 100"
         tables.append(_matrix(caption, "task", last.tasks, last.tasks, last.cosine))
+    if last.instructions:
+        tables.append(_instructions(chunk, last))
     return Figure("Experts by task", chart, tables, note, half=True)
 
 
@@ -211,6 +213,17 @@ def _by_layer(chunk: int, routing: Routing) -> Table:
     head = ["layer, task", *(f"E{e}" for e in range(routing.experts))]
     head += ["separation of the layer", "stage 1 entropy", "stage 2 entropy"]
     return Table(f"Expert weight by layer and task after chunk {chunk}, in percent", head, rows)
+
+
+def _instructions(chunk: int, routing: Routing) -> Table:
+    """Return some instructions with their vectors; stage 1 can hardly tell neighbours apart."""
+    rows = [
+        [i.text if len(i.text) <= 80 else f"{i.text[:79]}…", i.task, str(i.rows),
+         *(ratio(value, 2) for value in i.point[:2])]
+        for i in routing.instructions
+    ]  # fmt: skip
+    head = ["instruction", "task", "questions", "first component", "second component"]
+    return Table(f"Instructions by principal components after chunk {chunk}", head, rows)
 
 
 def _short(layer: str) -> str:

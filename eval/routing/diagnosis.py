@@ -1,4 +1,4 @@
-"""What routing says about the stream: overlap of tasks, drift, entropies, separation by layer.
+"""What routing says about the stream: overlap of tasks, drift, means by decoder block.
 
 Pure functions of the `Routing` of one or of all evaluated chunks. A task or chunk that was not
 recorded is NaN.
@@ -55,21 +55,6 @@ def drift(course: Course, tasks: Sequence[str]) -> Array:
     return moved
 
 
-def entropies(course: Course) -> tuple[Array, Array]:
-    """Return the entropy of stage 1 and of stage 2 in nats, mean over tasks and layers."""
-    found = [course[chunk] for chunk in sorted(course)]
-    stages = [[mean_over(getattr(r, name).ravel()) for r in found] for name in STAGES]
-    return np.array(stages[0]), np.array(stages[1])
-
-
-STAGES = ("task_entropy", "token_entropy")
-
-
-def separation(course: Course) -> Array:
-    """Return NMI(task, expert set), mean over layers, of every recorded chunk: (chunks,)."""
-    return np.array([mean_over(course[chunk].nmi) for chunk in sorted(course)])
-
-
 def by_block(names: Sequence[str], values: Array) -> tuple[list[str], Array]:
     """Return the values averaged over the layers of each decoder block, and the block's numbers.
 
@@ -82,22 +67,3 @@ def by_block(names: Sequence[str], values: Array) -> tuple[list[str], Array]:
     rows = [[n == block for n in numbers] for block in blocks]
     means = [mean_over(values[row], axis=0) for row in rows]
     return blocks, np.stack(means) if means else np.zeros((0, *values.shape[1:]))
-
-
-def block_by_kind(names: Sequence[str], values: Array) -> tuple[list[str], list[str], Array]:
-    """Return one value a layer as a table of decoder blocks and kinds of layers (q_proj, ...).
-
-    Args:
-        names: of the layers.
-        values: (L,).
-
-    Returns:
-        Names of the blocks, names of the kinds, and (blocks, kinds), NaN where there is no layer.
-    """
-    numbers = [next((p for p in name.split(".") if p.isdigit()), "") for name in names]
-    kinds = [name.rsplit(".", 1)[-1] for name in names]
-    rows, columns = list(dict.fromkeys(numbers)), list(dict.fromkeys(kinds))
-    table = np.full((len(rows), len(columns)), np.nan)
-    for number, kind, value in zip(numbers, kinds, values, strict=True):
-        table[rows.index(number), columns.index(kind)] = value
-    return [f"block {row}" for row in rows], columns, table

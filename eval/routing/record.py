@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Instruction:
-    """One distinct instruction: its task, its rows, and where its vector lies on the map."""
+    """One distinct instruction: task, rows, and its vector on the first principal components."""
 
     text: str
     task: str
@@ -58,7 +58,6 @@ class Routing:
         task_rows: (T,), the same by task.
         unknown_rows: routed rows whose text is in no test file (left out).
         instructions: some of the distinct instructions, at most a few dozen a task.
-        variance: share of variance on each axis of the map.
     """
 
     tasks: list[str]
@@ -75,7 +74,6 @@ class Routing:
     task_rows: Array
     unknown_rows: float
     instructions: list[Instruction]
-    variance: list[float]
 
     @property
     def experts(self) -> int:
@@ -156,7 +154,6 @@ def load_routing(path: Path, tasks: Sequence[str]) -> Routing:
             for e in content["instructions"]
             if e["group"] in present
         ],
-        variance=[_known(v) for v in content["vector_variance"]],
     )
 
 

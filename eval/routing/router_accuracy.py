@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -38,16 +38,13 @@ class Accuracy:
     any_chunk_by_chance: float = math.nan
 
     def values(self) -> tuple[float, float, float, float]:
-        """Return the four numbers in the order of `ACCURACIES`."""
+        """Return the four numbers in the order of the fields."""
         return (
             self.dominant_chunk,
             self.any_chunk,
             self.dominant_chunk_by_chance,
             self.any_chunk_by_chance,
         )
-
-
-ACCURACIES = tuple(field.name for field in fields(Accuracy))
 
 
 def router_accuracy(

@@ -244,6 +244,14 @@ def test_drift_and_entropies(routing: dict, tables: dict) -> None:
         assert row[5:] == [f"{value:.3f}" for value in stages]
 
 
+def test_instructions(routing: dict, tables: dict) -> None:
+    rows = tables[f"instructions by principal components after chunk {CHUNKS}"]
+    assert [row[1:] for row in rows[1:]] == [
+        [e["group"], str(e["rows"]), *(f"{v:.2f}" for v in e["vector"])]
+        for e in routing[CHUNKS]["instructions"]
+    ]
+
+
 def test_ablations(run: Path, tables: dict) -> None:
     rows = tables[f"ablations after chunk {CHUNKS}, in percent; first row: intact scores"]
     intact = dict(zip(rows[0], rows[1], strict=True))

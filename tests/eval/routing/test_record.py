@@ -139,14 +139,11 @@ def test_overlap_and_drift(tmp_path: Path) -> None:
     assert np.isnan(second.cosine).all()
 
 
-def test_means_by_block_and_kind() -> None:
+def test_means_by_block() -> None:
     names = ["m.layers.0.q_proj", "m.layers.0.k_proj", "m.layers.1.q_proj"]
     values = np.array([[1.0], [3.0], [5.0]])
     assert diagnosis.by_block(names, values)[0] == ["0", "1"]
     assert diagnosis.by_block(names, values)[1].tolist() == [[2.0], [5.0]]
-    blocks, kinds, table = diagnosis.block_by_kind(names, values[:, 0])
-    assert (blocks, kinds) == (["block 0", "block 1"], ["q_proj", "k_proj"])
-    np.testing.assert_array_equal(table, [[1.0, 3.0], [5.0, np.nan]])
 
 
 def test_shared_instructions_are_shared_out(tmp_path: Path) -> None:
