@@ -158,13 +158,13 @@ def close(
             demand.asked[who] = demand.asked.get(who, SpecifierSet()) & requirement.specifier
         lacking = {
             name: demands[name]
-            for name in dict.fromkeys(canonicalize_name(r.name) for _, r in level)
+            for name in dict.fromkeys(str(canonicalize_name(r.name)) for _, r in level)
             if _lacks(name, demands[name], present, wheels)
         }
         fetched = fetch(lacking) if lacking else {}
-        for name in fetched.keys() & wheels.keys():  # what the old one asked is void
+        for again in fetched.keys() & wheels.keys():  # what the old one asked is void
             for demand in demands.values():
-                demand.asked.pop(f"{name} {wheels[name].version}", None)
+                demand.asked.pop(f"{again} {wheels[again].version}", None)
         wheels |= fetched
         level = [
             (f"{name} {wheels[name].version}", requirement)

@@ -215,7 +215,7 @@ def collect(folder: Path, python: str, beside: Mapping[str, str | None], whole: 
     folder.mkdir(parents=True, exist_ok=True)
     present = {**({} if whole else implied(beside, python)), **beside}
     roots = read_requirements(ROOT / "requirements.txt")
-    pins = {canonicalize_name(r.name): str(r.specifier).removeprefix("==")
+    pins = {str(canonicalize_name(r.name)): str(r.specifier).removeprefix("==")
             for r in read_requirements(ROOT / "requirements.lock")}  # fmt: skip
     fetch = Fetcher(folder, python, pins)
     environment = environment_of(python)
@@ -236,12 +236,14 @@ def collect(folder: Path, python: str, beside: Mapping[str, str | None], whole: 
          "sha256": hashlib.sha256((folder / wheel.file).read_bytes()).hexdigest()}
         for name, wheel in sorted({**wheels, **spares}.items())
     ]  # fmt: skip
+    left_out = {name: why for name, why in LEFT_OUT.items() if name in demands}
     manifest = {
         "format": FORMAT, "python": python, "machine": "x86_64", "beside": dict(beside),
-        "left_out": {name: why for name, why in LEFT_OUT.items() if name in demands},
+        "left_out": left_out,
         "wheels": rows,
     }  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    size = sum((folder / row["file"]).stat().st_size for row in rows) / 2**20
+    files = (wheel.file for wheel in {**wheels, **spares}.values())
+    size = sum((folder / file).stat().st_size for file in files) / 2**20
     say(f"{len(rows)} wheels ({len(spares)} of them spare), {size:.1f} MiB, in {folder}")
-    say("left out, as nothing here imports them: " + ", ".join(manifest["left_out"]))
+    say("left out, as nothing here imports them: " + ", ".join(left_out))

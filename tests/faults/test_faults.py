@@ -220,7 +220,7 @@ def test_what_the_system_refuses_is_told_with_advice(
         assert go_on(half) == 1
     err = capsys.readouterr().err
     assert advice in err
-    assert "give the same command again" in err
+    assert "repeat the command" in err
     assert go_on(half) == 0
 
 
