@@ -1,6 +1,6 @@
 """Any answer to any gold: no crash, a score in 0..1, and the same score for the same answer.
 
-The long run is marked slow: `pytest -m slow tests/eval/scorers/test_scorer_fuzz.py`.
+The long run, ten minutes at most, belongs to `make long` (FULL_FUZZ=1).
 """
 
 # Other scripts and marks on purpose.
@@ -9,6 +9,7 @@ The long run is marked slow: `pytest -m slow tests/eval/scorers/test_scorer_fuzz
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from typing import Any
 
@@ -185,6 +186,7 @@ def test_the_gold_is_right(gold: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("FULL_FUZZ") != "1", reason="FULL_FUZZ=1: minutes of examples")
 @settings(max_examples=6000)
 @given(answer=ANSWERS, gold=ANSWERS, words=WORDS, line=JSON)
 def test_for_long(answer: str, gold: str, words: str, line: Any) -> None:
