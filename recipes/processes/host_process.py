@@ -55,7 +55,7 @@ class HostProcess:
             file.write(f"\n$ {' '.join(command.argv())}\n".encode())
             file.flush()
             self._process: Started = (
-                worker.start(command, log) if worker else _start(command, log, file)
+                worker.start(command, log) if worker else start_process(command, log, file)
             )
         self.pid = self._process.pid
         self.peak_gib = 0.0
@@ -103,7 +103,8 @@ class HostProcess:
         kill_tagged(self._log)
 
 
-def _start(command: Command, log: Path, output: IO[bytes]) -> Started:
+def start_process(command: Command, log: Path, output: IO[bytes]) -> Started:
+    """Starts a command, tagged with its log and killed with this process; writes to `output`."""
     return subprocess.Popen(
         command.argv(),
         env=child_environment(command) | {LOG_TAG: str(log.resolve())},

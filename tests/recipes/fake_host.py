@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.processes.command import Command
+from recipes.processes.host_process import Started, start_process
+from recipes.processes.resident.worker import Worker
 from strlora_tuner.methods import options_class
 
 STEP_SECONDS = float(os.environ.get("FAKE_STEP_SECONDS", "0.02"))
@@ -38,7 +40,12 @@ def install() -> None:
             else host
         )
 
+    def start(self: Worker, command: Command, log: Path) -> Started:
+        with log.open("ab") as output:  # the resident worker would run the real host
+            return start_process(command, log, output)
+
     Command.argv = argv  # type: ignore[method-assign]
+    Worker.start = start  # type: ignore[method-assign, assignment]
 
 
 def arguments_of(argv: Sequence[str]) -> dict[str, str]:
