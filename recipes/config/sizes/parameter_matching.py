@@ -9,13 +9,13 @@ every method and does not count.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from recipes.config.blocks import Matched
 from recipes.config.method import METHOD_BLOCKS, find_method
 from recipes.config.schema import Recipe
 from recipes.config.sizes.base_model import Shape, model_shape, tuner_size
+from strlora_tuner.options import AdapterOptions
 
 TOLERANCE = 0.05  # of the other method's trainable parameters
 MOST_EXPERTS, MOST_RANK = 16, 4096
@@ -59,7 +59,7 @@ def with_budget(recipe: Recipe, other: Recipe) -> Recipe:
     raise BudgetError(_refusal(recipe, other, best, wanted))
 
 
-def _experts(options: Any) -> list[int | None]:
+def _experts(options: AdapterOptions) -> list[int | None]:
     """Numbers of experts, the recipe's own first, then by distance from it; [None] without any."""
     own = getattr(options, "num_experts", None)
     if own is None:
@@ -69,28 +69,36 @@ def _experts(options: Any) -> list[int | None]:
 
 
 def _nearest(recipe: Recipe, shape: Shape, experts: int | None, wanted: int) -> Matched | None:
-    """The setting whose size is nearest to `wanted` with so many experts; sizes grow with rank."""
-    best: Matched | None = None
-    for setting in _settings(recipe, experts):
-        try:
-            options = recipe.model_copy(update={"matched": setting}).tuner_options
-        except ValueError:  # the rank cannot be divided, or too few experts for top_k
-            continue
-        trained = tuner_size(options, shape).trained
-        found = setting.model_copy(update={"trained": trained, "wanted": wanted})
-        if best is None or found.gap < best.gap:
-            best = found
-        if trained > wanted:
-            break
-    return best
+    """The setting whose size is nearest to `wanted` with so many experts, the smaller of two.
+
+    Parameters grow by the same number with every further rank a number of experts allows, so two
+    counts say where to look; the settings there are counted themselves.
+    """
+    first, second = (_counted(recipe, shape, experts, steps, wanted) for steps in (1, 2))
+    if first is None or second is None:
+        return first or second
+    steps = 1 + (wanted - first.trained) // (second.trained - first.trained)
+    most = MOST_RANK // (experts or 1)
+    tried = sorted({min(max(number, 1), most) for number in (steps, steps + 1)})
+    found = [_counted(recipe, shape, experts, number, wanted) for number in tried]
+    return min((each for each in found if each is not None), key=lambda each: each.gap)
 
 
-def _settings(recipe: Recipe, experts: int | None) -> Iterator[Matched]:
+def _counted(
+    recipe: Recipe, shape: Shape, experts: int | None, steps: int, wanted: int
+) -> Matched | None:
+    """The setting of rank `steps` x experts; None where the method cannot have it."""
     own = recipe.tuner_options
-    more = {} if experts in (None, getattr(own, "num_experts", None)) else {"num_experts": experts}
-    for rank in range(experts or 1, MOST_RANK + 1, experts or 1):
-        tuner = {"rank": rank, "alpha": own.alpha / own.rank * rank, **more}
-        yield Matched(tuner=tuner, trained=0, wanted=1)
+    rank = steps * (experts or 1)
+    tuner: dict[str, float] = {"rank": rank, "alpha": own.alpha / own.rank * rank}
+    if experts not in (None, getattr(own, "num_experts", None)):
+        tuner["num_experts"] = experts or 1
+    setting = Matched(tuner=tuner, trained=0, wanted=wanted)
+    try:
+        options = recipe.model_copy(update={"matched": setting}).tuner_options
+    except ValueError:  # too few experts for top_k, or a number of them that it cannot have
+        return None
+    return setting.model_copy(update={"trained": tuner_size(options, shape).trained})
 
 
 def _refusal(recipe: Recipe, other: Recipe, best: Matched | None, wanted: int) -> str:
