@@ -110,6 +110,8 @@ class AdapterOptions:
 
     # Options that shape the adapter's tensors or their meaning: fixed for the whole stream.
     structure: ClassVar[tuple[str, ...]] = ()
+    # Whether every further chunk adds tensors to the adapter's file.
+    grows: ClassVar[bool] = False
     # Options that a chunk's schedule may set; all others follow the adapter.
     scheduled: ClassVar[tuple[str, ...]] = ()
     # Named settings, as what they change; and the one that is meant where none is named, None
@@ -125,23 +127,6 @@ class AdapterOptions:
     def cross_field_problems(options: Any) -> list[str]:
         """Names every rule over several fields that `options` (any object with them) breaks."""
         return []
-
-    def layer_size(self, d_in: int, d_out: int, hidden: int) -> Size:
-        """Counts one adapted linear layer; `hidden` is the width of the instruction vector."""
-        pair = self.rank * (d_in + d_out)
-        return Size(pair, pair)
-
-    def layer_growth(self, d_in: int, d_out: int, hidden: int) -> int:
-        """Counts what every chunk after the first adds to a layer's part of the file."""
-        return 0
-
-    def model_growth(self, hidden: int) -> int:
-        """Counts what every chunk after the first adds beside the layers."""
-        return 0
-
-    def model_size(self, hidden: int) -> Size:
-        """Counts what an adapter has once, beside its layers."""
-        return Size(0, 0)
 
 
 _COMPARISONS = {

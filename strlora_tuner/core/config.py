@@ -176,6 +176,10 @@ class RoutedConfig(PeftConfig):
         """How side losses add up: mean over the tokens of the global batch, or sum."""
         return "mean"
 
+    def at_chunk(self, chunk: int) -> Self:
+        """Returns the configuration as it is while chunk `chunk` (from 1) is trained."""
+        return self
+
     def options(self) -> Any:
         """Returns the method's options (checked again, so edits are caught).
 

@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 import strlora_tuner
+from strlora_tuner.core.size import adapter_size
 from strlora_tuner.methods import options_class, tuner_types
 from tests.strlora_tuner.models import (
     END,
@@ -247,10 +248,8 @@ def test_counted_sizes_are_the_real_ones(tuner, tmp_path):
         model = get_peft_model(base_model("text"), config(tuner))
         options = config(tuner).options()
     model.save_pretrained(tmp_path)
-    linears = adapted_linears()
-    sizes = [options.layer_size(m.in_features, m.out_features, HIDDEN) for m in linears]
-    once = options.model_size(HIDDEN)
+    linears = [(m.in_features, m.out_features) for m in adapted_linears()]
+    size = adapter_size(tuner, options, linears, repeats=1, hidden=HIDDEN)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     stored = sum(t.numel() for t in load_file(tmp_path / "adapter_model.safetensors").values())
-    assert sum(size.trained for size in sizes) + once.trained == trained
-    assert sum(size.stored for size in sizes) + once.stored == stored
+    assert size == (trained, stored)

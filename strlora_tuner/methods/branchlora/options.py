@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from strlora_tuner.options import MixtureOptions, Size, experts_problems, option, top_k_problems
+from strlora_tuner.options import MixtureOptions, experts_problems, option, top_k_problems
 
 
 @dataclass
@@ -22,6 +22,7 @@ class Options(MixtureOptions):
         "past_routers",
     )
     state_tensors: ClassVar[tuple[str, ...]] = ("keys", "sums")
+    grows: ClassVar[bool] = True
     scheduled: ClassVar[tuple[str, ...]] = ("gate_scale", "top_k", "frozen_per_chunk")
     num_experts: int = option(
         8, ge=1, description="Branches N of B a layer (published: 8); each has rank / N."
@@ -38,21 +39,3 @@ class Options(MixtureOptions):
     def cross_field_problems(options: Any) -> list[str]:
         """Names every rule over several fields that `options` (any object with them) breaks."""
         return [*experts_problems(options), *top_k_problems(options)]
-
-    def layer_size(self, d_in: int, d_out: int, hidden: int) -> Size:
-        """Counts the shared A, all branches and the router; stored also their order and use."""
-        router = self.num_experts * d_in
-        count = self.rank // self.num_experts * d_in + self.rank * d_out + router
-        return Size(count, count + 2 * self.num_experts)
-
-    def layer_growth(self, d_in: int, d_out: int, hidden: int) -> int:
-        """Counts the router that every further chunk leaves."""
-        return self.num_experts * d_in
-
-    def model_size(self, hidden: int) -> Size:
-        """Counts the sums that become the chunk's image and text key."""
-        return Size(0, 2 * hidden)
-
-    def model_growth(self, hidden: int) -> int:
-        """Counts both keys of a further chunk."""
-        return 2 * hidden

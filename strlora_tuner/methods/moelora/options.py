@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from strlora_tuner.options import MixtureOptions, Size
+from strlora_tuner.options import MixtureOptions
 
 
 @dataclass
@@ -13,8 +13,3 @@ class Options(MixtureOptions):
     """MoELoRA has no options of its own."""
 
     layer_tensors: ClassVar[tuple[str, ...]] = ("A", "B", "router")
-
-    def layer_size(self, d_in: int, d_out: int, hidden: int) -> Size:
-        """Counts A, B and the router (E, d_in)."""
-        count = self.rank * (d_in + d_out) + self.num_experts * d_in
-        return Size(count, count)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
+
+from typing_extensions import Self
 
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.methods.olora.options import Options
@@ -20,3 +22,7 @@ class Config(RoutedConfig):
     subspaces: int = field(
         default=0, metadata={"help": "Frozen subspaces of earlier chunks that the adapter holds."}
     )
+
+    def at_chunk(self, chunk: int) -> Self:
+        """Returns the configuration with a subspace for every chunk before `chunk`."""
+        return replace(self, subspaces=chunk - 1)

@@ -13,6 +13,7 @@ class Options(AdapterOptions):
     """LoRA whose A is kept orthogonal to the frozen ones of earlier chunks."""
 
     layer_tensors: ClassVar[tuple[str, ...]] = ("A", "B", "past_A", "past_B")
+    grows: ClassVar[bool] = True
     scheduled: ClassVar[tuple[str, ...]] = ("orthogonality_weight",)
     orthogonality_weight: float = option(
         0.5,
@@ -20,7 +21,3 @@ class Options(AdapterOptions):
         description="Weight lambda of the sum over layers and earlier chunks of |A_i A^T|^2 "
         "(published: 0.5).",
     )
-
-    def layer_growth(self, d_in: int, d_out: int, hidden: int) -> int:
-        """Counts the frozen A and B that every further chunk leaves."""
-        return self.rank * (d_in + d_out)

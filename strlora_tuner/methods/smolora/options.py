@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from strlora_tuner.options import MixtureOptions, Size, experts_problems, option
+from strlora_tuner.options import MixtureOptions, experts_problems, option
 
 
 @dataclass
@@ -42,10 +42,3 @@ class Options(MixtureOptions):
                 f"instruction; use {options.num_experts + 1}"
             )
         return problems
-
-    def layer_size(self, d_in: int, d_out: int, hidden: int) -> Size:
-        """Counts A, B, both gates and the two vectors of the fusion."""
-        half = self.num_experts // 2
-        gates = half * (d_in + self.embedding_width)
-        count = self.rank * (d_in + d_out) + gates + 2 * d_out
-        return Size(count, count)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from strlora_tuner.methods.strlora.presets import PRESETS
-from strlora_tuner.options import AdapterOptions, Size, experts_problems, option, top_k_problems
+from strlora_tuner.options import AdapterOptions, experts_problems, option, top_k_problems
 
 # The routers that have a teacher, a moving average of them; `task` has none.
 ROUTERS = ("query", "key", "prototypes")
@@ -130,17 +130,3 @@ class Options(AdapterOptions):
                 f"use token_top_k <= {options.top_k}"
             )
         return problems
-
-    def layer_size(self, d_in: int, d_out: int, hidden: int) -> Size:
-        """Counts A, B, query (D, d_in), key (D, hidden), prototypes, task router; averages too."""
-        pair = self.rank * (d_in + d_out)
-        routers = self.router_dim * (d_in + hidden + self.num_experts)
-        task = self.num_experts * hidden
-        trained = pair + (0 if self.freeze_routers else routers)
-        if self.task_router != "frozen" and not self.freeze_routers:
-            trained += task
-        return Size(trained, pair + 2 * routers + task)
-
-    def model_size(self, hidden: int) -> Size:
-        """Counts the instruction statistics: mean (hidden), count, spread, teacher steps."""
-        return Size(0, hidden + 3)

@@ -8,6 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import strlora_tuner
+from strlora_tuner.core.size import adapter_size
 from strlora_tuner.training_loop import tuner_of
 from tests.strlora_tuner.models import (
     END,
@@ -56,10 +57,9 @@ def stored(folder):
 def test_a_second_and_third_chunk_save_and_load_and_grow_as_counted(method, tmp_path):
     adapted(base_model("text"), method).save_pretrained(tmp_path / "1")
     options = config(method).options()
-    growth = options.model_growth(HIDDEN) + sum(
-        options.layer_growth(layer.in_features, layer.out_features, HIDDEN)
-        for layer in adapted_linears()
-    )
+    linears = [(layer.in_features, layer.out_features) for layer in adapted_linears()]
+    sizes = [adapter_size(method, options, linears, 1, HIDDEN, chunk) for chunk in (1, 2, 3)]
+    assert options.grows == (sizes[0].stored < sizes[1].stored)
     for chunk in (2, 3):
         model = begin(tmp_path / str(chunk - 1))
         step(model, seed=chunk)
@@ -68,7 +68,8 @@ def test_a_second_and_third_chunk_save_and_load_and_grow_as_counted(method, tmp_
         for key, value in tensors(model).items():
             assert torch.equal(loaded.state_dict()[key], value), key
         assert torch.equal(logits(loaded.eval()), logits(model.eval()))
-        assert stored(tmp_path / str(chunk)) - stored(tmp_path / str(chunk - 1)) == growth
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert sizes[chunk - 1] == (trained, stored(tmp_path / str(chunk)))
 
 
 @ALL

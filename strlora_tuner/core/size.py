@@ -1,0 +1,47 @@
+"""How many parameters an adapter has: its own modules, made on the meta device and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from strlora_tuner.methods import LORA, config_class
+from strlora_tuner.options import AdapterOptions, Size
+
+
+def adapter_size(
+    tuner_type: str,
+    options: AdapterOptions,
+    layers: Sequence[tuple[int, int]],
+    repeats: int,
+    hidden: int,
+    chunk: int = 1,
+) -> Size:
+    """Counts an adapter as chunk `chunk` (from 1) trains and stores it; nothing takes memory.
+
+    Args:
+        layers: (d_in, d_out) of the adapted linear layers of one decoder layer.
+        repeats: number of decoder layers.
+        hidden: width of the instruction vector.
+    """
+    if tuner_type == LORA:  # PEFT's own: a pair of matrices a layer
+        pairs = repeats * sum(options.rank * (d_in + d_out) for d_in, d_out in layers)
+        return Size(pairs, pairs)
+    config = config_class(tuner_type).from_options(options).at_chunk(chunk)
+    model = config.model_class()
+    with torch.device("meta"):
+        banks = [model.new_bank(d_in, d_out, hidden, config) for d_in, d_out in layers]
+        state = model.new_state(hidden, config)
+    for bank in banks:
+        bank.freeze_untrained()
+    once = Size(0, 0) if state is None else _count(state)
+    counts = [_count(bank) for bank in banks]
+    trained = repeats * sum(count.trained for count in counts) + once.trained
+    return Size(trained, repeats * sum(count.stored for count in counts) + once.stored)
+
+
+def _count(module: nn.Module) -> Size:
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return Size(trained, sum(tensor.numel() for tensor in module.state_dict().values()))
