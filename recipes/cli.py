@@ -57,13 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors that are printed as a message, without a traceback."""
     from data_prep.stream import StreamError
+    from recipes.config.sizes.base_model import CountError
     from recipes.processes.run_lock import RunLocked
     from recipes.run.session import RunError
     from recipes.run_folder.manifest import RunChanged
     from recipes.run_folder.state import StateError
     from recipes.slurm.submit import SubmitError
 
-    return RunError, RunChanged, RunLocked, StateError, StreamError, SubmitError, OSError
+    of_runs = RunError, RunChanged, RunLocked, StateError, StreamError, SubmitError
+    return *of_runs, CountError, OSError
 
 
 def _load(options: argparse.Namespace) -> Recipe:

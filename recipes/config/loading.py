@@ -29,6 +29,7 @@ from recipes.config.problems import (
 from recipes.config.recorded import is_recorded, migrate
 from recipes.config.rules import cross_field_problems
 from recipes.config.schema import Recipe
+from recipes.config.sizes.base_model import CountError
 from recipes.config.sizes.parameter_matching import (
     BudgetError,
     as_method,
@@ -97,7 +98,7 @@ def _budgeted(
         return with_budget(recipe, load_recipe(name, as_method(overrides, other), tuned))
     except MethodError as error:
         raise RecipeError([_of_method(error)]) from error
-    except BudgetError as error:
+    except (BudgetError, CountError) as error:
         raise RecipeError([Problem(place, "budget", str(error))]) from error
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from recipes.config.method import METHOD_BLOCKS
 from recipes.config.schema import Recipe
-from strlora_tuner.methods import options_class
-from strlora_tuner.options import AdapterOptions
 
 
 def cross_field_problems(recipe: Recipe) -> list[str]:
@@ -107,7 +105,7 @@ def _ewc_problems(recipe: Recipe) -> list[str]:
             "model.dtype = float16 with ewc under DeepSpeed: its dynamic loss scale cannot be "
             "applied to the penalty; use model.dtype: bfloat16"
         )
-    if recipe.tuner_type is not None and _grows(recipe.tuner_type):
+    if recipe.options_class.grows:
         problems.append(
             f"method = {recipe.method} has nothing for ewc to act on: every chunk starts "
             "parameters of its own, of which the weights before say nothing; set ewc: null"
@@ -119,12 +117,6 @@ def _ewc_problems(recipe: Recipe) -> list[str]:
                 "of ewc is taken sample by sample: leave it out"
             )
     return problems + _stream_only(recipe, "ewc")
-
-
-def _grows(tuner_type: str) -> bool:
-    """Whether a tuner's adapter gets new tensors with every chunk: then it says how many."""
-    own = [kind for kind in options_class(tuner_type).__mro__ if kind is not AdapterOptions]
-    return any({"layer_growth", "model_growth"} & vars(kind).keys() for kind in own)
 
 
 def _pool_problems(recipe: Recipe) -> list[str]:

@@ -115,9 +115,14 @@ class Recipe(Block):
         return bool(getattr(self.tuner_options, "sentence", "") == "task")
 
     @property
+    def options_class(self) -> type[AdapterOptions]:
+        """The dataclass of the tuner's options; of plain LoRA's where nothing is trained."""
+        return options_class(self.tuner_type or LORA)
+
+    @property
     def tuner_options(self) -> AdapterOptions:
         """The tuner block over its preset, checked; the schedule's keys are not in it."""
-        kind = options_class(self.tuner_type or LORA)
+        kind = self.options_class
         unused = self.unused_tuner_keys
         given = {key: value for key, value in self.tuner_given.items() if key not in unused}
         return kind(**with_preset(kind, given))
@@ -130,7 +135,7 @@ class Recipe(Block):
     @property
     def own_tuner_keys(self) -> set[str]:
         """Keys of the tuner block that this method's tuner has."""
-        kind = options_class(self.tuner_type or LORA)
+        kind = self.options_class
         presets = set() if kind.default_preset is None else {"preset"}
         return {item.name for item in dataclasses.fields(kind)} | presets
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from data_prep.files import write_text
 from recipes.config.problems import Places, Problem, did_you_mean, shown
+from strlora_tuner.options import AdapterOptions, host_arguments
 
 REPO = Path(__file__).resolve().parents[2]
 SHIPPED = Path(__file__).resolve().parent
@@ -67,9 +68,7 @@ OWNED: dict[str, str] = {
     "custom_register_path": "set method",
     "callbacks": "set method",
     "model_kwargs": "set the keys of tuner",
-    "lora_rank": "set tuner.rank",
-    "lora_alpha": "set tuner.alpha",
-    "lora_dropout": "set tuner.dropout",
+    **{host: f"set tuner.{name}" for name, host in host_arguments(AdapterOptions).items()},
     "adapters": "always the previous chunk's adapter",
     "resume_from_checkpoint": "the orchestrator resumes from the newest complete checkpoint",
     "resume_only_model": "it would end at once on a new chunk (ms-swift issue 6084)",
@@ -107,7 +106,7 @@ OWNED: dict[str, str] = {
 
 
 @cache
-def host_arguments() -> dict[str, HostArgument]:
+def known_arguments() -> dict[str, HostArgument]:
     """Returns the arguments of the installed ms-swift; without one, the tested version's."""
     name = f"ms-swift-{installed_version() or TESTED_VERSION}.json"
     cached = REPO / ".cache" / "recipes" / name
@@ -136,7 +135,7 @@ def read_from_package() -> str:
 
 def check_swift_block(block: dict[str, Any], places: Places, prefix: str) -> list[Problem]:
     """Checks a `swift:` block: known to the host, not owned by us, of the right type."""
-    known = host_arguments()
+    known = known_arguments()
     problems = []
     for key, value in block.items():
         dotted = f"{prefix}.{key}"

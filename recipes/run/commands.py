@@ -16,12 +16,11 @@ from typing import TypeAlias
 from recipes import REPO
 from recipes.config.blocks import LaterPhase, Model
 from recipes.config.schema import Recipe
-from recipes.config.swift_arguments import host_arguments
+from recipes.config.swift_arguments import known_arguments
 from recipes.processes.command import Command
 from recipes.run.trackers import tracker_arguments, tracker_environment
 from recipes.run_folder.layout import RunLayout
-from strlora_tuner.methods import LORA, options_class
-from strlora_tuner.options import PROBE_FILE, ROUTING_FILE, TASKS_FILE
+from strlora_tuner.options import PROBE_FILE, ROUTING_FILE, TASKS_FILE, host_arguments
 
 PLUGIN = REPO / "strlora_tuner" / "swift_plugins" / "routed_tuners.py"
 EWC_PLUGIN = REPO / "strlora_tuner" / "methods" / "ewc" / "swift_plugin.py"
@@ -32,8 +31,6 @@ POOL_BLOCK = 8  # batches that are routed together, so that each adapter's share
 # What an argument of the host holds: a list is several words, a dictionary JSON, None left out.
 Value: TypeAlias = "str | int | float | bool | list[str] | dict[str, Value] | None"
 Arguments: TypeAlias = dict[str, Value]
-# LoRA options that the host has arguments of its own for.
-_HOST_LORA = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 
 
 def train_command(
@@ -120,7 +117,7 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
         arguments["adapters"] = str(layout.adapter(chunk))
         if recipe.eval.backend == "vllm":
             arguments["merge_lora"] = True
-    known = host_arguments()
+    known = known_arguments()
     arguments |= {key: v for key, v in recipe.swift.items() if known[key].model_side}
     if recipe.launcher.nodes > 1:  # this machine alone answers
         environment |= {"NNODES": "1", "NODE_RANK": "0"}
@@ -148,10 +145,10 @@ def _container(recipe: Recipe) -> tuple[str, ...]:
 
 def tuner_arguments(recipe: Recipe, chunk: int) -> Arguments:
     """What `--model_kwargs` carries for a tuner of ours in chunk `chunk`, without the prefix."""
-    unused = {*_HOST_LORA, *recipe.unused_tuner_keys}
+    unused = {*host_arguments(recipe.options_class), *recipe.unused_tuner_keys}
     options = {k: v for k, v in recipe.tuner_given.items() if k not in unused and v is not None}
     if "preset" in recipe.own_tuner_keys:
-        options.setdefault("preset", options_class(recipe.tuner_type or LORA).default_preset)
+        options.setdefault("preset", recipe.options_class.default_preset)
     scheduled = _scheduled_options(recipe, chunk)
     return options | {k: v for k, v in scheduled.items() if k in recipe.own_tuner_keys}
 
@@ -208,8 +205,8 @@ def _adapter_arguments(
     arguments |= {"external_plugins": plugins, "callbacks": callbacks}
     if keywords:
         arguments["model_kwargs"] = keywords
-    for ours, hosts in _HOST_LORA.items():
-        arguments[hosts] = getattr(recipe.tuner_options, ours)
+    for option, argument in host_arguments(recipe.options_class).items():
+        arguments[argument] = getattr(recipe.tuner_options, option)
     return arguments
 
 

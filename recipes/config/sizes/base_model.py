@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from data_prep.files import read_json
 from recipes.config.schema import Recipe
-from strlora_tuner.options import AdapterOptions, Size
+from strlora_tuner.options import Size
 
 
 @dataclass(frozen=True)
@@ -95,32 +95,34 @@ def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
                 yield name, math.prod(file.get_slice(name).get_shape())
 
 
-def tuner_size(options: AdapterOptions, shape: Shape) -> Size:
-    """Counts a tuner on the seven linear layers of every decoder layer.
-
-    What a layer has is counted by the method's options (strlora_tuner).
-    """
-    layers = [options.layer_size(d_in, d_out, shape.hidden) for d_in, d_out in shape.linears()]
-    once = options.model_size(shape.hidden)
-    trained = shape.layers * sum(size.trained for size in layers) + once.trained
-    stored = shape.layers * sum(size.stored for size in layers) + once.stored
-    return Size(trained, stored)
+class CountError(Exception):
+    """A tuner cannot be counted; the message says what is missing."""
 
 
-def tuner_growth(options: AdapterOptions, shape: Shape) -> int:
-    """Counts what every chunk after the first adds to a tuner's file."""
-    layers = [options.layer_growth(d_in, d_out, shape.hidden) for d_in, d_out in shape.linears()]
-    return shape.layers * sum(layers) + options.model_growth(shape.hidden)
+def tuner_size(recipe: Recipe, shape: Shape, chunk: int = 1) -> Size:
+    """Counts what the recipe's tuner trains and stores in chunk `chunk`, without the aligner.
 
+    Its own modules are counted, on the seven linear layers of every decoder layer; 0 where nothing
+    is trained.
 
-def adapter_size(recipe: Recipe, shape: Shape) -> Size:
-    """Counts what the recipe's method trains, and stores in the last chunk's file; aligner too.
-
-    0 where nothing is trained.
+    Raises:
+        CountError: torch or PEFT is not installed.
     """
     if recipe.tuner_type is None:
         return Size(0, 0)
-    size = tuner_size(recipe.tuner_options, shape)
-    aligner = shape.aligner if recipe.model.aligner else 0
-    grown = (recipe.data.chunks - 1) * tuner_growth(recipe.tuner_options, shape)
-    return Size(size.trained + aligner, size.stored + grown + aligner)
+    try:
+        from strlora_tuner.counting import count_adapter
+    except ModuleNotFoundError as error:
+        raise CountError(
+            f"counting an adapter's parameters needs {error.name}: run recipes/setup.sh"
+        ) from error
+    options, linears = recipe.tuner_options, shape.linears()
+    return count_adapter(recipe.tuner_type, options, linears, shape.layers, shape.hidden, chunk)
+
+
+def adapter_size(recipe: Recipe, shape: Shape) -> Size:
+    """Counts what the first chunk trains, and what the last one's file stores; aligner too."""
+    aligner = shape.aligner if recipe.model.aligner and recipe.tuner_type is not None else 0
+    trained = tuner_size(recipe, shape).trained
+    stored = tuner_size(recipe, shape, recipe.data.chunks).stored
+    return Size(trained + aligner, stored + aligner)

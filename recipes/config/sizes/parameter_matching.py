@@ -48,7 +48,7 @@ def with_budget(recipe: Recipe, other: Recipe) -> Recipe:
     for each in (recipe, other):
         if each.tuner_type is None:
             raise BudgetError(f"method {each.method} trains nothing: set budget: null")
-    wanted = tuner_size(other.tuner_options, shape).trained
+    wanted = tuner_size(other, shape).trained
     best: Matched | None = None
     for experts in _experts(recipe.tuner_options):
         near = _nearest(recipe, shape, experts, wanted)
@@ -95,10 +95,10 @@ def _counted(
         tuner["num_experts"] = experts or 1
     setting = Matched(tuner=tuner, trained=0, wanted=wanted)
     try:
-        options = recipe.model_copy(update={"matched": setting}).tuner_options
+        trained = tuner_size(recipe.model_copy(update={"matched": setting}), shape).trained
     except ValueError:  # too few experts for top_k, or a number of them that it cannot have
         return None
-    return setting.model_copy(update={"trained": tuner_size(options, shape).trained})
+    return setting.model_copy(update={"trained": trained})
 
 
 def _refusal(recipe: Recipe, other: Recipe, best: Matched | None, wanted: int) -> str:

@@ -16,8 +16,8 @@ from recipes.config.swift_arguments import (
     OWNED,
     SHIPPED,
     TESTED_VERSION,
-    host_arguments,
     installed_version,
+    known_arguments,
     read_from_package,
 )
 
@@ -172,7 +172,7 @@ def test_keys_of_the_orchestrator_are_refused_with_the_reason(key: str) -> None:
 
 
 def test_owned_keys_exist_in_the_host_or_are_its_inference_arguments() -> None:
-    assert set(OWNED) <= set(host_arguments())
+    assert set(OWNED) <= set(known_arguments())
 
 
 @pytest.mark.skipif(installed_version() != TESTED_VERSION, reason="another ms-swift is installed")

@@ -80,7 +80,7 @@ def test_the_rank_is_derived_and_the_scale_stays() -> None:
     best = abs(recipe.matched.trained - recipe.matched.wanted)
     for rank in (options.rank - 1, options.rank + 1):
         other = load_recipe("tiny", ["method=lora", f"tuner.rank={rank}"])
-        size = tuner_size(other.tuner_options, shape).trained
+        size = tuner_size(other, shape).trained
         assert abs(size - recipe.matched.wanted) >= best, "no other rank is nearer"
 
 

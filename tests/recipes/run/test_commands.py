@@ -12,7 +12,7 @@ import pytest
 from recipes.config.loading import load_recipe, shipped_recipes
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
-from recipes.config.swift_arguments import host_arguments
+from recipes.config.swift_arguments import known_arguments
 from recipes.processes.command import Command
 from recipes.run import commands
 from recipes.run.commands import infer_command, train_command, tuner_arguments
@@ -213,7 +213,7 @@ def test_every_training_flag_is_an_argument_of_the_host(name: str, method: str) 
     for chunk in (1, 2, 6):
         resume = Path("checkpoint-1") if chunk == 2 else None
         assert flags(train_command(recipe, RUN, CHUNK_FILE, chunk, resume)).keys() <= set(
-            host_arguments()
+            known_arguments()
         )
 
 

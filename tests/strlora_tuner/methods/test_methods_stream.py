@@ -8,7 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import strlora_tuner
-from strlora_tuner.core.size import adapter_size
+from strlora_tuner.counting import count_adapter
 from strlora_tuner.training_loop import tuner_of
 from tests.strlora_tuner.models import (
     END,
@@ -58,7 +58,7 @@ def test_a_second_and_third_chunk_save_and_load_and_grow_as_counted(method, tmp_
     adapted(base_model("text"), method).save_pretrained(tmp_path / "1")
     options = config(method).options()
     linears = [(layer.in_features, layer.out_features) for layer in adapted_linears()]
-    sizes = [adapter_size(method, options, linears, 1, HIDDEN, chunk) for chunk in (1, 2, 3)]
+    sizes = [count_adapter(method, options, linears, 1, HIDDEN, chunk) for chunk in (1, 2, 3)]
     assert options.grows == (sizes[0].stored < sizes[1].stored)
     for chunk in (2, 3):
         model = begin(tmp_path / str(chunk - 1))

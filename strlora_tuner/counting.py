@@ -11,7 +11,7 @@ from strlora_tuner.methods import LORA, config_class
 from strlora_tuner.options import AdapterOptions, Size
 
 
-def adapter_size(
+def count_adapter(
     tuner_type: str,
     options: AdapterOptions,
     layers: Sequence[tuple[int, int]],
