@@ -11,8 +11,9 @@ from typing import Any
 from data_prep.errors import DataError, Problem, shown
 from data_prep.sources.fields import Columns
 from data_prep.sources.image_paths import ImageResolver
+from data_prep.sources.raw_forms import to_host
 from data_prep.sources.readers import Item, parse, place
-from data_prep.sources.records import HostSample, encode, question_text, to_host
+from data_prep.sources.records import HostSample, encode, question_text
 
 Group = int | str
 # Epoch numbers: seconds, milliseconds, microseconds or nanoseconds, by their size.
