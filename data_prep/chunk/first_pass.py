@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -45,6 +46,7 @@ class FirstPass:
         self.tasks: list[str] = []
         self.labels: list[str] = []
         self.images = False
+        self.forms: dict[str, str] = {}
         self.columns = Columns()
         self.problems: list[Problem] = []
 
@@ -69,6 +71,9 @@ class FirstPass:
             for file in range(self.file, len(self.sources)):
                 self._read(file, handles, workers, progress)
             self._stop_if_bad(0)
+            for form in self.forms:
+                if form != "dates and times":
+                    print(f"column {self.options.column!r}: read as {form}", file=sys.stderr)
             self.finished = True
             self._note(handles)
         finally:
@@ -113,6 +118,8 @@ class FirstPass:
             self.sizes[at] += len(data)
         self.images = self.images or batch.images
         self.columns.merge(batch.columns)
+        self.forms = {**batch.forms, **self.forms}
+        self._refuse_mixed_times()
         if len(self.problems) < MOST_PROBLEMS:
             self.problems += batch.problems
 
@@ -127,6 +134,14 @@ class FirstPass:
             )
         return numbers
 
+    def _refuse_mixed_times(self) -> None:
+        if len(self.forms) > 1:
+            found = "; ".join(f"{form} ({where})" for form, where in self.forms.items())
+            raise StreamError(
+                f"column {self.options.column!r} holds times of several forms: {found}; write all "
+                "of them in one form, such as 2026-01-31T12:00:00"
+            )
+
     def _stop_if_bad(self, most: int) -> None:
         if len(self.problems) > most and not self.skip_bad:
             raise BadSamples(self.problems)
@@ -135,7 +150,7 @@ class FirstPass:
         for handle in handles:
             handle.flush()
             os.fsync(handle.fileno())
-        keys = ("file", "number", "finished", "sizes", "tasks", "labels", "images")
+        keys = ("file", "number", "finished", "sizes", "tasks", "labels", "images", "forms")
         state = {key: getattr(self, key) for key in keys}
         state["columns"] = [self.columns.samples, self.columns.kinds]
         state["problems"] = [problem.as_json() for problem in self.problems]
