@@ -84,7 +84,7 @@ class ImageResolver:
         if not self.must_exist and len(found) == 1:
             if name.isascii() and "\\" not in name:
                 return found[0]  # looking for the file would cost more than all the rest
-            return other_spelling(self.root, found[0]) or found[0]
+            return os.path.normpath(other_spelling(self.root, found[0]) or found[0])
         for path in found:
             if os.path.exists(self.root / path):
                 return path

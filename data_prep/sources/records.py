@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, TypedDict, cast
 
 from data_prep.errors import DataError, shown
-from data_prep.sources.objects import check_objects
+from data_prep.sources.boxes import check_objects
 
 Raw = dict[str, Any]  # a sample as its source has it
 

@@ -93,6 +93,24 @@ def test_pictures_that_come_late_are_refused_with_the_fix(tmp_path, capsys):
     assert "--size" in said
 
 
+def test_a_loss_that_comes_late_is_written_for_all_answers(tmp_path):
+    with (tmp_path / "a.jsonl").open("w") as file:
+        for number in range(COUNT):
+            turns: list[dict[str, object]] = [
+                {"role": "user", "content": f"{number}? " + "x" * 1400},
+                {"role": "assistant", "content": "yes"},
+            ]
+            if number >= COUNT - 5:
+                turns[1]["loss"] = False
+            file.write(json.dumps({"id": f"s{number}", "messages": turns}) + "\n")
+    assert _cut(tmp_path / "a.jsonl", tmp_path / "s", "--no-shuffle") == 0
+    file_name = str(tmp_path / "s" / "chunks" / "001.jsonl")
+    rows = load_dataset("json", data_files=file_name, split="train", cache_dir=str(tmp_path / "h"))
+    assert rows[0]["messages"][1]["loss"] is True
+    assert rows[-1]["messages"][1]["loss"] is False
+    assert check([str(tmp_path / "a.jsonl"), "--workers", "1"]) == 1
+
+
 def test_a_field_with_names_as_keys_becomes_text():
     columns = Columns()
     for number in range(300):
