@@ -22,6 +22,12 @@ MOST_PATHS = 200  # of keys inside one field; more are names, such as {"img1": 0
 HOSTS_OWN = ("messages", "images", "task", "id", "objects", "tools", "rejected_response")
 _TURN_DEFAULTS = {"loss": True}  # of an answer; the recipes train on all answers
 _TIME = re.compile(r"\s*\d{4}-\d\d-\d\d")  # what `datasets` may read as a time
+# Read by the host, by the scorers or by `check`.
+FIELDS_READ = {
+    *HOSTS_OWN,
+    *("rejected_messages", "label", "channel", "margin", "chat_template_kwargs"),
+    *("options", "references", "answer_bbox", "size", "question_id"),
+}
 MESSAGES = "messages"  # become uneven by a `loss` that not all answers have
 Uneven = dict[str, bool]  # field that must become JSON text; whether text is put in quotes too
 

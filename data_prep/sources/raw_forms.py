@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from data_prep.errors import DataError, shown
-from data_prep.sources.choices import read_options, with_options
 from data_prep.sources.boxes import read_objects
+from data_prep.sources.choices import read_options, with_options
 from data_prep.sources.picture_marks import place_images, read_images, refuse_lost
 from data_prep.sources.records import (
     PLACEHOLDER,
@@ -51,6 +51,7 @@ PAIRS = (
 _TURNS = ("messages", "conversations", "conversation")
 _IDS = ("id", "question_id", "sample_id")
 _USED = {*_TURNS, "images", "image", "image_path", *_IDS, "system", "system_prompt", "task"}
+_TURN = {"role", "from", "content", "value", "loss", "weight", "train", "loss_scale"}
 _FORMS = "'messages' (role, content), 'conversations' (from, value) or 'question' and 'answer'"
 
 
@@ -139,6 +140,12 @@ def _read_turn(number: int, turn: Any, inline: list[Any]) -> Turn:
     out: Turn = {"role": ROLES[role.strip().lower()], "content": content}
     _read_loss(number, turn, out)
     return out
+
+
+def unread_turn_keys(raw: Raw) -> set[str]:
+    """Return the keys of a sample's turns that nobody reads: they are left out."""
+    turns: list[Raw] = next((raw[key] for key in _TURNS if raw.get(key) is not None), [])
+    return {str(key) for turn in turns for key, value in turn.items() if value is not None} - _TURN
 
 
 def _read_loss(number: int, turn: Raw, out: Turn) -> None:

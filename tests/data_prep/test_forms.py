@@ -14,8 +14,8 @@ import pytest
 from data_prep.check.__main__ import main as check
 from data_prep.chunk.__main__ import main as chunk
 from data_prep.errors import DataError
-from data_prep.sources.choices import with_options
 from data_prep.sources.boxes import check_objects, read_objects
+from data_prep.sources.choices import with_options
 from data_prep.sources.raw_forms import to_host
 
 CASES = Path(__file__).parents[1] / "fixtures" / "cases"
@@ -154,6 +154,19 @@ def test_loss_of_a_turn_is_kept():
     kept = _host({"messages": turns})["messages"]
     assert kept[1] == {"role": "assistant", "content": "b", "loss": False}
     assert kept[3] == {"role": "assistant", "content": "d", "loss": True, "loss_scale": 2.0}
+
+
+def test_what_nobody_reads_is_listed_once(tmp_path, capsys):
+    turns = [
+        {"role": "user", "content": "a", "rating": 3},
+        {"role": "assistant", "content": "b", "name": "bot"},
+    ]
+    row = {"messages": turns, "site": "x", "size": [3, 4]}
+    (tmp_path / "a.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    _cut(tmp_path / "a.jsonl", tmp_path / "s")
+    said = capsys.readouterr().err
+    assert said.count("left out: name, rating") == 1
+    assert said.count("not read in training: site\n") == 1
 
 
 def test_trl_prompt_and_completion_as_turns():
