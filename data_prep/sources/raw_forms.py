@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from data_prep.errors import DataError, shown
+from data_prep.sources.answer_options import read_options, with_options
 from data_prep.sources.boxes import read_objects
-from data_prep.sources.choices import read_options, with_options
 from data_prep.sources.picture_marks import place_images, read_images, refuse_lost
 from data_prep.sources.records import (
     PLACEHOLDER,

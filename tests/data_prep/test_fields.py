@@ -1,6 +1,7 @@
 """Fields of every shape are read by `datasets` and by the host, in files of any size.
 
-After huggingface/datasets#3965, #5596 and #7222, modelscope/ms-swift#8326.
+After huggingface/datasets#2799, #3965, #5596, #7159 and #7222, huggingface/course#692,
+modelscope/ms-swift#8326.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ FIELDS: dict[str, Callable[[bool], object]] = {
     "large": lambda late: 2**64 if late else 1,
     "empty": lambda late: ["x"] if late else [],
     "null": lambda late: {"a": 0.5 if late else None},
+    "closed": lambda late: {"at": "2024-01-05T10:00:00Z" if late else None},
+    "missing": lambda late: "2024-01-05" if late else None,
     "real": lambda late: {"a": 0.5 if late else 1},
     "dotted": lambda late: {"a.b": 1, **({"a.b.c": 2} if late else {})},
 }

@@ -14,8 +14,8 @@ import pytest
 from data_prep.check.__main__ import main as check
 from data_prep.chunk.__main__ import main as chunk
 from data_prep.errors import DataError
+from data_prep.sources.answer_options import with_options
 from data_prep.sources.boxes import check_objects, read_objects
-from data_prep.sources.choices import with_options
 from data_prep.sources.raw_forms import to_host
 
 CASES = Path(__file__).parents[1] / "fixtures" / "cases"
