@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import stat
+import unicodedata
 import warnings
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -24,6 +25,7 @@ _EXTENSIONS = {
     "GIF": (".gif",),
     "WEBP": (".webp",),
     "BMP": (".bmp", ".dib"),
+    "AVIF": (".avif",),
     "TIFF": (".tif", ".tiff"),
 }
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -133,9 +135,37 @@ def _no_file(name: str, path: Path, error: OSError) -> DataError:
     text = f"image {name!r} does not exist"
     if path.is_symlink():
         text = f"image {name!r} is a link to a file that does not exist"
+    elif other := other_spelling(Path(str(path)[: -len(name)]), name):
+        text += f", but {other!r} does (backslashes, or another Unicode form of the same letters)"
+    elif re.match(r"(?:images/)?[A-Za-z]:[\\/]", name):
+        text += ": it is a path of Windows with its drive"
     elif near := _other_case(path):
         text += f", but {near!r} does: upper and lower case differ"
     return DataError("image-missing", f"{text}; put the file there or leave the sample out")
+
+
+def other_spelling(root: Path, name: str) -> str | None:
+    """Return the file that is there under `name` written otherwise: slashes, NFC or NFD."""
+    if (root / name).exists():
+        return None
+    plain = name.replace("\\", "/")
+    forms = [plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
+    return next((f for f in forms if ".." not in f.split("/") and (root / f).exists()), None)
+
+
+def what_begins(data: bytes) -> str:
+    """Return in words what a file that is no picture is, by its first bytes."""
+    start = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:500].lower()
+    if start[:1] == b"<" and b"<svg" in start:
+        return "an SVG drawing, not an image: convert it to PNG"
+    if start[:1] == b"<":
+        page = b"<html" in start or b"<!doctype html" in start or b"<head" in start
+        return "not an image: it begins with " + ("an HTML page" if page else "XML")
+    if data[4:8] == b"ftyp":
+        return f"a HEIC picture or a video ({data[8:12].decode('latin-1')}): convert it to PNG"
+    kinds = ((b"%PDF", "a PDF"), (b"version https://git-lfs", "a Git LFS pointer"))
+    words = next((words for magic, words in kinds if data.startswith(magic)), repr(data[:12]))
+    return f"not an image: it begins with {words}"
 
 
 def _other_case(path: Path) -> str | None:
@@ -185,8 +215,8 @@ def _decode(data: bytes, name: str, picture: Picture, near: bool) -> None:
             if near:
                 picture.dhash = dhash(image)
     except UnidentifiedImageError:
-        start = "an HTML page" if data.lstrip()[:1] == b"<" else repr(data[:12])
-        picture.add("image-unknown", f"image {name!r} is not an image: it begins with {start}")
+        text = f"image {name!r} is {what_begins(data)}; fetch or convert it again"
+        picture.add("image-unknown", text)
     except Image.DecompressionBombError:
         picture.add(
             "image-huge", f"image {name!r} has more than {MOST_PIXELS} pixels; make it smaller"

@@ -16,6 +16,7 @@ from data_prep.chunk import GENERATOR, VERSION
 from data_prep.chunk.batches import Options
 from data_prep.chunk.boundaries import ChunkBoundaries, contents, make
 from data_prep.chunk.first_pass import FirstPass
+from data_prep.chunk.times import EPOCHS
 from data_prep.command_line import add_common, pairs, run_plan, scorers_of, source_facts
 from data_prep.parallel import cores
 from data_prep.progress_bar import Progress
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--size", type=int, help="most samples in a chunk (by count: 2000)")
     out.add_argument("--column", help='by time or column: its name, also "meta.date"')
     out.add_argument("--every", help="by time: length of a chunk, such as 12h, 7d, 4w")
+    out.add_argument("--epoch", choices=EPOCHS, help="by time: numbers are these since 1970")
     out.add_argument("--no-shuffle", action="store_true", help="keep the order inside chunks")
     out.add_argument("--task", help="task of samples that name none (default: name of --out)")
     out.add_argument("--task-column", help='column that names the task (default: "task")')
@@ -82,6 +84,8 @@ def _plan(args: argparse.Namespace) -> Plan:
         **{k: getattr(args, k) for k in ("by", "size", "column", "every", "task", "task_column")},
         **{k: getattr(args, k) for k in ("holdout", "skip_bad", "no_shuffle")},
     }
+    if args.epoch:
+        settings["epoch"] = args.epoch
     options = Options(
         args.by,
         args.column,
@@ -91,6 +95,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         args.seed,
         name,
         ImageResolver(root, embed=args.out / PARTIAL / EMBEDDED),
+        args.epoch,
     )
     workers = args.workers or cores()
 
@@ -116,6 +121,8 @@ def _boundaries(args: argparse.Namespace) -> ChunkBoundaries:
         raise StreamError(f"--by {args.by} needs --column NAME")
     if args.by == "time" and not (args.every or args.size):
         raise StreamError("--by time needs --every (such as 7d) or --size")
+    if args.epoch and args.by != "time":
+        raise StreamError("--epoch goes with --by time")
     if args.by == "column" and args.every:
         raise StreamError("--every goes with --by time")
     window = _window(args.every) if args.every else None

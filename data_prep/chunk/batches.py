@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from datetime import date, datetime, time, timezone
 from pathlib import Path
 from typing import Any
 
+from data_prep.chunk.times import microseconds
 from data_prep.errors import DataError, Problem, shown
 from data_prep.sources.fields import Columns
 from data_prep.sources.image_paths import ImageResolver
+from data_prep.sources.raw_forms import to_host, unread_turn_keys
 from data_prep.sources.readers import Item, parse, place
-from data_prep.sources.records import HostSample, encode, question_text, to_host
+from data_prep.sources.records import HostSample, encode, question_text
 
 Group = int | str
-# Epoch numbers: seconds, milliseconds, microseconds or nanoseconds, by their size.
-_UNITS = ((1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3))
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Options:
         holdout: share of the images (of the questions, where there is no image) kept for testing.
         seed: of shuffling and of the hold-out.
         name: of the stream, part of made-up ids.
+        epoch: unit of numbers in a column of times; None: by their size.
     """
 
     by: str
@@ -41,6 +41,7 @@ class Options:
     seed: int
     name: str
     resolver: ImageResolver
+    epoch: str | None = None
 
 
 @dataclass
@@ -59,6 +60,8 @@ class Batch:
     ids: list[int] = field(default_factory=list)  # 64-bit hashes
     images: bool = False
     columns: Columns = field(default_factory=Columns)
+    forms: dict[str, str] = field(default_factory=dict)  # of times: where each was first found
+    unread: set[str] = field(default_factory=set)  # keys of turns that are left out
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -70,13 +73,16 @@ def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
         try:
             raw = parse(item)
             record = host_record(raw, options, f"{path.name.split('.')[0]}-{number:07d}")
-            group = group_of(raw, options)
+            group, form = group_of(raw, options)
             line = encode(record)
         except DataError as refused:
             name = raw.get("id", "") if isinstance(raw, dict) else ""
             batch.problems.append(refused.at(place(path, number), str(name)))
             continue
+        if form:
+            batch.forms.setdefault(form, place(path, number))
         lines.append(line)
+        batch.unread |= unread_turn_keys(raw)
         batch.lengths.append(len(line))
         batch.groups.append(group)
         batch.tasks.append(record["task"])
@@ -111,55 +117,20 @@ def look_up(raw: Any, column: str) -> Any:
     return value
 
 
-def group_of(raw: Any, options: Options) -> Group:
-    """Return what a sample is grouped by: microseconds, the column's value, or 0."""
+def group_of(raw: Any, options: Options) -> tuple[Group, str]:
+    """Return what a sample is grouped by (microseconds, the value, or 0) and the form of a time."""
     if options.by == "count" or options.column is None:
-        return 0
+        return 0, ""
     value = look_up(raw, options.column)
     if value is None or value == "":
         raise DataError(
             "column", f"column {options.column!r} is missing; every sample must have it"
         )
     if options.by == "time":
-        return microseconds(value, options.column)
+        return microseconds(value, options.column, options.epoch)
     if isinstance(value, list | dict):
         raise DataError("column", f"column {options.column!r}: found {shown(value)}, expected text")
-    return str(value)
-
-
-def microseconds(value: Any, column: str) -> int:
-    """Return a time stamp as microseconds since 1970 in UTC; a time without a zone counts as UTC.
-
-    Args:
-        value: ISO 8601 text, a number since 1970 (s, ms, us or ns, by its size), or a date.
-        column: for the message.
-    """
-    try:
-        if isinstance(value, date) and not isinstance(value, datetime):
-            value = datetime.combine(value, time())
-        if isinstance(value, str):
-            value = _from_text(value.strip())
-        if isinstance(value, datetime):
-            moment = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
-            return int(moment.timestamp() * 1e6)
-        if isinstance(value, bool):
-            raise ValueError
-        size = abs(float(value))
-        unit = next((unit for least, unit in _UNITS if size >= least), 1.0)
-        return int(float(value) * unit * 1e6)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(
-            "time",
-            f"column {column!r}: found {shown(value)}, expected a time such as "
-            "2026-01-31T12:00:00 or seconds since 1970",
-        ) from error
-
-
-def _from_text(text: str) -> datetime | float:
-    try:
-        return float(text)
-    except ValueError:
-        return datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
+    return str(value), ""
 
 
 def is_held_out(record: HostSample, options: Options) -> bool:

@@ -184,9 +184,11 @@ def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
             if planned.task is not None:
                 _refuse_twice(name, seen, line)
             made.count(rows.tasks[task])
+            if uneven:
+                line = encode(harmonize(json.loads(line), uneven))
             if large and planned.task is None:
                 _refuse_late(start_of_file, line, planned.file)
-            yield encode(harmonize(json.loads(line), uneven)) if uneven else line
+            yield line
 
 
 def _refuse_late(start_of_file: StartOfFile, line: bytes, file: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from data_prep.errors import Problem
 from data_prep.files import write_json
 from data_prep.parallel import ordered_map
 from data_prep.progress_bar import Progress
-from data_prep.sources.fields import Columns
+from data_prep.sources.fields import FIELDS_READ, Columns
 from data_prep.sources.readers import Item, read_items
 from data_prep.stream import StreamError
 from data_prep.stream_writer import LEFT_OUT, BadSamples
@@ -45,6 +46,8 @@ class FirstPass:
         self.tasks: list[str] = []
         self.labels: list[str] = []
         self.images = False
+        self.forms: dict[str, str] = {}
+        self.unread: list[str] = []
         self.columns = Columns()
         self.problems: list[Problem] = []
 
@@ -69,6 +72,7 @@ class FirstPass:
             for file in range(self.file, len(self.sources)):
                 self._read(file, handles, workers, progress)
             self._stop_if_bad(0)
+            self._say()
             self.finished = True
             self._note(handles)
         finally:
@@ -113,6 +117,9 @@ class FirstPass:
             self.sizes[at] += len(data)
         self.images = self.images or batch.images
         self.columns.merge(batch.columns)
+        self.forms = {**batch.forms, **self.forms}
+        self.unread = sorted({*self.unread, *batch.unread})
+        self._refuse_mixed_times()
         if len(self.problems) < MOST_PROBLEMS:
             self.problems += batch.problems
 
@@ -127,6 +134,25 @@ class FirstPass:
             )
         return numbers
 
+    def _say(self) -> None:
+        """Say once how times were read, and which fields nobody reads."""
+        for form in self.forms:
+            if form != "dates and times":
+                print(f"column {self.options.column!r}: read as {form}", file=sys.stderr)
+        if self.unread:
+            print(f"keys of turns that are left out: {', '.join(self.unread)}", file=sys.stderr)
+        if kept := sorted(self.columns.kinds.keys() - FIELDS_READ):
+            shown = ", ".join(kept[:20]) + (", ..." if len(kept) > 20 else "")
+            print(f"fields that are kept, but not read in training: {shown}", file=sys.stderr)
+
+    def _refuse_mixed_times(self) -> None:
+        if len(self.forms) > 1:
+            found = "; ".join(f"{form} ({where})" for form, where in self.forms.items())
+            raise StreamError(
+                f"column {self.options.column!r} holds times of several forms: {found}; write all "
+                "of them in one form, such as 2026-01-31T12:00:00"
+            )
+
     def _stop_if_bad(self, most: int) -> None:
         if len(self.problems) > most and not self.skip_bad:
             raise BadSamples(self.problems)
@@ -135,7 +161,17 @@ class FirstPass:
         for handle in handles:
             handle.flush()
             os.fsync(handle.fileno())
-        keys = ("file", "number", "finished", "sizes", "tasks", "labels", "images")
+        keys = (
+            "file",
+            "number",
+            "finished",
+            "sizes",
+            "tasks",
+            "labels",
+            "images",
+            "forms",
+            "unread",
+        )
         state = {key: getattr(self, key) for key in keys}
         state["columns"] = [self.columns.samples, self.columns.kinds]
         state["problems"] = [problem.as_json() for problem in self.problems]

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from data_prep.errors import DataError
 from data_prep.sources.image_paths import ImageResolver
+from data_prep.sources.raw_forms import to_host
 from data_prep.sources.readers import place, read_all
-from data_prep.sources.records import HostSample, encode, to_host
+from data_prep.sources.records import HostSample, encode
 from data_prep.stream_writer import WrittenFile
 
 

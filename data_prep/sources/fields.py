@@ -20,7 +20,15 @@ FIRST_BLOCK = 5 << 20  # bytes of a file by which its columns are known; `datase
 MOST_PATHS = 200  # of keys inside one field; more are names, such as {"img1": 0.1, "img2": 0.3}
 # The host knows these fields, so they are left as they are.
 HOSTS_OWN = ("messages", "images", "task", "id", "objects", "tools", "rejected_response")
+_TURN_DEFAULTS = {"loss": True}  # of an answer; the recipes train on all answers
 _TIME = re.compile(r"\s*\d{4}-\d\d-\d\d")  # what `datasets` may read as a time
+# Read by the host, by the scorers or by `check`.
+FIELDS_READ = {
+    *HOSTS_OWN,
+    *("rejected_messages", "label", "channel", "margin", "chat_template_kwargs"),
+    *("options", "references", "answer_bbox", "size", "question_id"),
+}
+MESSAGES = "messages"  # become uneven by a `loss` that not all answers have
 Uneven = dict[str, bool]  # field that must become JSON text; whether text is put in quotes too
 
 
@@ -40,6 +48,11 @@ class Columns:
     def add(self, record: Mapping[str, Any]) -> None:
         """Count the fields of one sample."""
         self.samples += 1
+        for turn in record["messages"]:
+            for key in _TURN_DEFAULTS.keys() & turn.keys():
+                self._count(MESSAGES, f".{key}", "any", 1)
+            if turn["role"] == "assistant":
+                self._count(MESSAGES, "", "any", 1)
         for key, value in record.items():
             if key not in HOSTS_OWN:
                 for path, kind in _kinds(value, ""):
@@ -59,7 +72,11 @@ class Columns:
 
     def sparse(self) -> list[str]:
         """Return the fields whose type the start of a large file may not show."""
-        return sorted(key for key, paths in self.kinds.items() if self._is_sparse(paths))
+        return sorted(
+            key
+            for key, paths in self.kinds.items()
+            if (_is_loss_sparse(paths) if key == MESSAGES else self._is_sparse(paths))
+        )
 
     def uneven(self, size: int, limit: int = FIRST_BLOCK) -> Uneven:
         """Return the fields that must become text in a file of `size` bytes."""
@@ -85,6 +102,11 @@ class Columns:
                 if objects is None or sum(kinds.values()) < objects:
                     return True
         return False
+
+
+def _is_loss_sparse(paths: dict[str, dict[str, int]]) -> bool:
+    answers = paths.get("", {}).get("any", 0)
+    return any(kinds["any"] < answers for path, kinds in paths.items() if path)
 
 
 def _is_mixed(paths: dict[str, dict[str, int]]) -> bool:
@@ -149,7 +171,12 @@ def harmonize(record: HostSample, uneven: Uneven) -> HostSample:
     out: dict[str, object] = {**record}
     for key, quoted in uneven.items():
         value = out.get(key)
-        if value is None:
+        if key == MESSAGES:
+            out[key] = [
+                {**_TURN_DEFAULTS, **turn} if turn["role"] == "assistant" else turn
+                for turn in record["messages"]
+            ]
+        elif value is None:
             out[key] = ""
         elif quoted or not isinstance(value, str):
             out[key] = json.dumps(value, ensure_ascii=False)

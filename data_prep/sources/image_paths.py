@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from data_prep.errors import DataError, shown
 from data_prep.files import write_blocks
-from data_prep.images import check_name
+from data_prep.images import check_name, other_spelling, what_begins
 
 LINK = "images"  # the stream's link to the folder with the images
 EMBEDDED = "embedded"  # the stream's folder for pictures that came inside samples
@@ -26,6 +27,10 @@ _MAGIC = (
     (b"BM", ".bmp"),
     (b"II*\0", ".tif"),
     (b"MM\0*", ".tif"),
+)
+# How base64 of those begins; a path of that kind would have to be a long name without an ending.
+_BASE64 = re.compile(
+    r"\s*(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk|SUkqA|TU0AK|AAAA)[A-Za-z0-9+/\s]{40,}=*\s*"
 )
 
 
@@ -53,13 +58,19 @@ class ImageResolver:
             if image.get("bytes"):
                 return self._write(_as_bytes(image["bytes"]))
             image = image.get("path")
-        if not isinstance(image, str):
+        if not isinstance(image, str | bytes):
             raise DataError("image-type", f"images: found {shown(image)}, expected a path as text")
+        if isinstance(image, bytes):
+            return self._write(image)
+        if _BASE64.fullmatch(image):
+            return self._write(_from_base64(image))
         if match := _DATA_URI.match(image):
             return self._write(_from_base64(image[match.end() :]))
         return f"{LINK}/{self._under_root(image)}"
 
     def _under_root(self, image: str) -> str:
+        if image[:8].lower() == "file:///":
+            image = unquote(image[7:])
         marked = self.marker is not None and image.startswith(self.marker)
         name = image[len(self.marker or "") :].lstrip("/") if marked else image
         if name.startswith("<"):
@@ -71,7 +82,9 @@ class ImageResolver:
         starts = ("",) if marked else self.prefixes
         found = [os.path.normpath(os.path.join(start, name)) for start in starts]
         if not self.must_exist and len(found) == 1:
-            return found[0]  # looking for the file would cost more than all the rest
+            if name.isascii() and "\\" not in name:
+                return found[0]  # looking for the file would cost more than all the rest
+            return os.path.normpath(other_spelling(self.root, found[0]) or found[0])
         for path in found:
             if os.path.exists(self.root / path):
                 return path
@@ -95,8 +108,10 @@ class ImageResolver:
         ending = next((end for magic, end in _MAGIC if data.startswith(magic)), None)
         if ending is None and data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             ending = ".webp"
+        if ending is None and data[4:12] in (b"ftypavif", b"ftypavis"):
+            ending = ".avif"
         if ending is None:
-            raise DataError("image-data", f"the image inside the sample begins with {data[:12]!r}")
+            raise DataError("image-data", f"the image inside the sample is {what_begins(data)}")
         digest = hashlib.sha256(data).hexdigest()
         name = f"{digest[:2]}/{digest}{ending}"
         if not (self.embed / name).exists():
@@ -114,7 +129,7 @@ def _as_bytes(value: Any) -> bytes:
 
 def _from_base64(text: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise DataError(
             "image-data", f"the image inside the sample is not base64: {error}"

@@ -1,14 +1,13 @@
-"""Data files -> raw samples: JSON Lines, one JSON array, CSV or Parquet; plain or gzip.
+"""Data files -> raw samples: JSON Lines, one JSON array, CSV, Parquet or Arrow; plain or gzip.
 
 JSON and CSV are read here line by line and not with `datasets`, for three reasons: an error must
 name its line; a JSON array must not be held in memory; and a CSV cell "NA" or "007" is text.
-Parquet goes through `datasets`.
+Parquet and Arrow go through `datasets`.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
 import gzip
 import io
 import json
@@ -19,9 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_prep.errors import DataError, shown
+from data_prep.sources.tables import MOST_BYTES, read_arrow, read_parquet, table_rows
 
-MOST_BYTES = 64 << 20  # of one sample
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+# What `datasets` writes beside the samples of a folder.
+_BESIDE = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 _BLOCK = 1 << 20
 _JSON_CELLS = ("messages", "conversations", "images", "image", "size", "references", "answer_bbox")
 _TOO_LONG = "a number of more than 4,300 digits; write it as text"  # Python's own limit
@@ -45,7 +46,9 @@ def data_files(sources: list[Path]) -> list[Path]:
     files: list[Path] = []
     for source in sources:
         if source.is_dir():
-            found = sorted(p for p in source.iterdir() if kind_of_name(p.name) and p.is_file())
+            _refuse_splits(source)
+            inside = (p for p in source.iterdir() if p.is_file() and p.name not in _BESIDE)
+            found = sorted(p for p in inside if kind_of_name(p.name))
             if not found:
                 wanted = ", ".join(SUFFIXES)
                 raise DataError("no-data", f"{source}: no data file; expected one of {wanted}")
@@ -55,6 +58,17 @@ def data_files(sources: list[Path]) -> list[Path]:
         else:
             files.append(source)
     return files
+
+
+def _refuse_splits(folder: Path) -> None:
+    """Raise DataError for a folder of several splits, as `DatasetDict.save_to_disk` writes it."""
+    if (folder / "dataset_dict.json").is_file():
+        names = sorted(p.parent.name for p in folder.glob("*/state.json"))
+        raise DataError(
+            "splits",
+            f"{folder}: a folder of several splits ({', '.join(names)}) by save_to_disk: give the "
+            f"folder of one, such as --source {folder / (names or ['train'])[0]}",
+        )
 
 
 def kind_of_name(name: str) -> str | None:
@@ -81,7 +95,9 @@ def read_items(path: Path) -> Iterator[Item]:
     kind = _kind(path)
     try:
         if kind == "parquet":
-            yield from _parquet(path)
+            yield from read_parquet(path)
+        elif kind == "arrow":
+            yield from read_arrow(path)
         elif kind == "csv":
             yield from _csv(path)
         elif kind == "array":
@@ -148,10 +164,12 @@ def _kind(path: Path) -> str:
         what = "is a folder" if path.is_dir() else "no such file"
         raise DataError("no-data", f"{path}: {what}; expected a data file")
     with path.open("rb") as raw:
-        magic = raw.read(4)
-    if magic == b"PAR1":
+        magic = raw.read(8)
+    if magic[:4] == b"PAR1":
         return "parquet"
-    if magic in (b"PK\x03\x04", b"\x28\xb5\x2f\xfd") or magic[:3] in (b"BZh", b"\xfd7z"):
+    if magic[:6] == b"ARROW1" or (magic[:4] == b"\xff" * 4 and path.name.endswith(".arrow")):
+        return "arrow"
+    if magic[:4] in (b"PK\x03\x04", b"\x28\xb5\x2f\xfd") or magic[:3] in (b"BZh", b"\xfd7z"):
         raise DataError("compressed", f"{path}: an archive; unpack it (only gzip is read directly)")
     try:
         with _open(path) as file:
@@ -167,7 +185,23 @@ def _kind(path: Path) -> str:
         raise DataError("parquet", f"{path}: not a Parquet file, it begins with {shown(head[:12])}")
     if kind_of_name(path.name) in (".csv", ".tsv"):
         return "csv"
+    _refuse_one_object(path, start)
     return "array" if start[:1] == b"[" else "lines"
+
+
+def _refuse_one_object(path: Path, start: bytes) -> None:
+    """Raise DataError for a file that is one JSON object over many lines: one error, not many."""
+    first = start.split(b"\n", 1)[0].strip()
+    if path.name in _BESIDE:
+        raise DataError(
+            "metadata", f"{path}: describes a dataset and holds no samples: give its folder"
+        )
+    if first == b"{" or re.fullmatch(rb'\{\s*"(?:data|train|rows|annotations)":\s*\[', first):
+        raise DataError(
+            "json",
+            f"{path}: one JSON object over several lines; expected a sample a line, or one array: "
+            "write the list of samples alone",
+        )
 
 
 def _lines(path: Path) -> Iterator[Item]:
@@ -304,33 +338,16 @@ def _skip_object(window: _Window, refused: DataError) -> DataError:
 
 
 def _csv(path: Path) -> Iterator[Item]:
-    csv.field_size_limit(MOST_BYTES)
-    with _open(path) as file:
-        tabs = "\t" if kind_of_name(path.name) == ".tsv" else ","
-        rows = csv.reader(_text(file), delimiter=tabs, strict=True)
-        header: list[str] = []
-        while True:
-            number = rows.line_num + 1
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield number, DataError("csv", f"not CSV: {error}")
-                return
-            if not header:
-                header = [name.strip() for name in row]
-            elif row:
-                yield number, _not_utf8("".join(row)) or _row(header, row)
+    """Yield the rows; JSON in the cells of known columns is read."""
+    tabs = kind_of_name(path.name) == ".tsv"
+    for number, row in table_rows(lambda: _text(_open(path)), tabs):
+        if isinstance(row, DataError):
+            yield number, row
+            continue
+        yield number, _not_utf8("".join(row.values())) or _row(row)
 
 
-def _row(header: list[str], row: list[str]) -> Any:
-    if len(row) != len(header):
-        return DataError(
-            "csv-columns",
-            f"found {len(row)} cells, the header names {len(header)}: quote cells with commas",
-        )
-    sample: dict[str, Any] = {k: v for k, v in zip(header, row, strict=True) if v != ""}
+def _row(sample: dict[str, Any]) -> Any:
     for key in _JSON_CELLS:
         if sample.get(key, "").lstrip()[:1] in ("[", "{"):
             value = parse(sample[key].encode())
@@ -338,14 +355,3 @@ def _row(header: list[str], row: list[str]) -> Any:
                 return DataError("csv-json", f"column {key!r}: {value}")
             sample[key] = value
     return sample
-
-
-def _parquet(path: Path) -> Iterator[Item]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        for number, row in enumerate(rows.decode(False), start=1):
-            yield number, {key: value for key, value in row.items() if value is not None}
-    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-        raise DataError("parquet", f"{path}: damaged Parquet file ({error})") from error

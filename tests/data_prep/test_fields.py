@@ -1,6 +1,7 @@
 """Fields of every shape are read by `datasets` and by the host, in files of any size.
 
-After huggingface/datasets#3965, #5596 and #7222, modelscope/ms-swift#8326.
+After huggingface/datasets#2799, #3965, #5596, #7159 and #7222, huggingface/course#692,
+modelscope/ms-swift#8326.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ FIELDS: dict[str, Callable[[bool], object]] = {
     "large": lambda late: 2**64 if late else 1,
     "empty": lambda late: ["x"] if late else [],
     "null": lambda late: {"a": 0.5 if late else None},
+    "closed": lambda late: {"at": "2024-01-05T10:00:00Z" if late else None},
+    "missing": lambda late: "2024-01-05" if late else None,
     "real": lambda late: {"a": 0.5 if late else 1},
     "dotted": lambda late: {"a.b": 1, **({"a.b.c": 2} if late else {})},
 }
@@ -91,6 +94,24 @@ def test_pictures_that_come_late_are_refused_with_the_fix(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "'images' of sample" in said
     assert "--size" in said
+
+
+def test_a_loss_that_comes_late_is_written_for_all_answers(tmp_path):
+    with (tmp_path / "a.jsonl").open("w") as file:
+        for number in range(COUNT):
+            turns: list[dict[str, object]] = [
+                {"role": "user", "content": f"{number}? " + "x" * 1400},
+                {"role": "assistant", "content": "yes"},
+            ]
+            if number >= COUNT - 5:
+                turns[1]["loss"] = False
+            file.write(json.dumps({"id": f"s{number}", "messages": turns}) + "\n")
+    assert _cut(tmp_path / "a.jsonl", tmp_path / "s", "--no-shuffle") == 0
+    file_name = str(tmp_path / "s" / "chunks" / "001.jsonl")
+    rows = load_dataset("json", data_files=file_name, split="train", cache_dir=str(tmp_path / "h"))
+    assert rows[0]["messages"][1]["loss"] is True
+    assert rows[-1]["messages"][1]["loss"] is False
+    assert check([str(tmp_path / "a.jsonl"), "--workers", "1"]) == 1
 
 
 def test_a_field_with_names_as_keys_becomes_text():

@@ -389,7 +389,7 @@ CASES = [
         "image base64 not image",
         "a.jsonl",
         lines(host(images=["data:image/png;base64,aGVsbG8="])),
-        "a.jsonl:1: the image inside the sample begins with b'hello' [image-data]",
+        "a.jsonl:1: the image inside the sample is not an image: it begins with b'hello' [image-data]",
     ),
     (
         "image blank",

@@ -1,0 +1,101 @@
+"""Tables -> rows: CSV, TSV, Parquet and Arrow."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from data_prep.errors import DataError
+
+MOST_BYTES = 64 << 20  # of one sample
+
+
+def table_rows(
+    open_text: Callable[[], IO[str]], tabs: bool
+) -> Iterator[tuple[int, dict[str, str] | DataError]]:
+    """Yield (line, row by column, empty cells left out) of a CSV or TSV file.
+
+    A TSV file is read with quotes as in CSV; if that does not work out (a cell that only starts
+    with a quote), all its quotes are text.
+
+    Args:
+        open_text: opens the file from its start.
+        tabs: TSV.
+    """
+    csv.field_size_limit(MOST_BYTES)
+    if not tabs:
+        yield from _rows(open_text, ",", csv.QUOTE_MINIMAL)
+        return
+    quoted = not any(isinstance(row, DataError) for _, row in _rows(open_text, "\t", 0))
+    yield from _rows(open_text, "\t", csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+
+
+def _rows(
+    open_text: Callable[[], IO[str]], delimiter: str, quoting: Any
+) -> Iterator[tuple[int, dict[str, str] | DataError]]:
+    with open_text() as file:
+        rows = csv.reader(file, delimiter=delimiter, strict=True, quoting=quoting)
+        header: list[str] = []
+        while True:
+            number = rows.line_num + 1
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield number, DataError("csv", f"not CSV: {error}")
+                return
+            if not header:
+                header = [name.strip() for name in row]
+            elif row:
+                yield number, _row(header, row)
+
+
+def _row(header: list[str], row: list[str]) -> dict[str, str] | DataError:
+    if len(row) != len(header):
+        return DataError(
+            "csv-columns",
+            f"found {len(row)} cells, the header names {len(header)}: quote cells with commas",
+        )
+    return {key: cell for key, cell in zip(header, row, strict=True) if cell != ""}
+
+
+def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number, row) of a Parquet file. Raises DataError for a damaged one."""
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        for number, row in enumerate(rows.decode(False), start=1):
+            yield number, _filled(row)
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+        raise DataError("parquet", f"{path}: damaged Parquet file ({error})") from error
+
+
+def read_arrow(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number, row) of a file that `save_to_disk` wrote. Raises DataError."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            magic = source.read(6)
+            source.seek(0)
+            file = pa.ipc.open_file(source) if magic == b"ARROW1" else None
+            batches = (
+                (file.get_batch(i) for i in range(file.num_record_batches))
+                if file
+                else pa.ipc.open_stream(source)
+            )
+            number = 0
+            for batch in batches:
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, _filled(row)
+    except (OSError, ValueError) as error:
+        raise DataError("arrow", f"{path}: damaged Arrow file ({error})") from error
+
+
+def _filled(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if value is not None}

@@ -1,0 +1,343 @@
+"""Samples as people publish them: nothing of them is lost without a word.
+
+The folders of tests/fixtures/cases are recreated from public reports; see each case.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.check.__main__ import main as check
+from data_prep.chunk.__main__ import main as chunk
+from data_prep.errors import DataError
+from data_prep.sources.answer_options import with_options
+from data_prep.sources.boxes import check_objects, read_objects
+from data_prep.sources.raw_forms import to_host
+
+CASES = Path(__file__).parents[1] / "fixtures" / "cases"
+
+
+def _cut(source: Path, out: Path, *more: str) -> list[dict[str, Any]]:
+    args = ["--source", str(source), "--out", str(out), "--workers", "1", "--no-shuffle", *more]
+    assert chunk(args) == 0
+    assert check([str(out), "--workers", "1"]) == 0
+    files = sorted((out / "chunks").iterdir())
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def _host(raw: dict[str, Any]) -> Any:
+    return to_host(raw, str)
+
+
+def _asked(text: str, **fields: Any) -> Any:
+    return _host({"question": text, "answer": "yes", **fields})
+
+
+def _texts(record: dict[str, Any]) -> list[str]:
+    return [turn["content"] for turn in record["messages"]]
+
+
+def test_qwen_vl_paths_in_the_text(tmp_path):  # ms-swift#99, Qwen-VL#147
+    (row,) = _cut(CASES / "01" / "a.jsonl", tmp_path / "s")
+    assert row["images"] == ["images/pics/lamp.png"]
+    assert _texts(row) == ["Picture 1: <image>Is the lamp lit?", "no"]
+
+
+def test_columns_of_other_names(tmp_path):  # Qwen3-VL#1262, trl#4874
+    rows = _cut(CASES / "02" / "a.jsonl", tmp_path / "s")
+    assert [row["images"] for row in rows] == [["images/pics/a.png"]] * 2
+
+
+def test_history_becomes_turns(tmp_path):  # LLaMA-Factory#3351, #8808
+    (row,) = _cut(CASES / "03" / "a.jsonl", tmp_path / "s")
+    assert _texts(row)[1:] == [
+        "<image>What stands in the corner?",
+        "a shelf",
+        "And what is on top of it?",
+        "a vase",
+    ]
+
+
+def test_parts_that_mark_the_place(tmp_path):  # trl#4874, #4289
+    (row,) = _cut(CASES / "04" / "a.jsonl", tmp_path / "s")
+    assert row["images"] == ["images/pics/a.png"]
+    assert _texts(row)[0] == "<image>What is parked here?"
+
+
+def test_objects_as_text(tmp_path):  # ms-swift#3204, #2342
+    row, _ = _cut(CASES / "15" / "a.jsonl", tmp_path / "s")
+    assert row["objects"] == {"ref": ["the bin"], "bbox": [[1, 2, 20, 22]]}
+
+
+@pytest.mark.parametrize("name", ["big.tsv", "small.tsv"])
+def test_base64_without_a_head(tmp_path, name):  # VLMEvalKit#302, #377
+    (row,) = _cut(CASES / "16" / name, tmp_path / "s")
+    assert row["images"][0].startswith("embedded/")
+    assert _texts(row) == ["<image>Which colour?\nA. blue\nB. red", "B"]
+
+
+def test_backslashes(tmp_path):  # YOLO-World#535
+    (row,) = _cut(CASES / "17" / "a.jsonl", tmp_path / "s")
+    assert row["images"] == ["images/pics/a.png"]
+
+
+def test_options_beside_an_answer_that_is_their_number(tmp_path):  # AVG-LLaVA#10
+    (row,) = _cut(CASES / "18" / "a.jsonl", tmp_path / "s")
+    assert _texts(row) == [
+        "<image>Which is smallest?\nA. krill\nB. whale\nC. plankton\nD. leopard",
+        "C",
+    ]
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *("<image 1>", "<image_1>", "<image1>", "<|image_1|>", "<|image|>", "<ImageHere>"),
+        *("image_1", "<|vision_start|><|image_pad|><|vision_end|>", "<image/>", "[IMG]"),
+        *("<IMG_CONTEXT>", "<start_of_image>", "<image></image>", "<img>", "<Image>", "{image}"),
+    ],
+)
+def test_every_mark_becomes_the_placeholder_where_it_stands(mark):
+    record = _asked(f"Here: {mark} what is it?", image="a.png")
+    assert _texts(record)[0] == "Here: <image> what is it?"
+    assert record["images"] == ["a.png"]
+
+
+def test_numbered_marks_order_the_pictures_and_are_placed_once():
+    record = _asked("Is <image 2> left of <image 1>? See <image 2>.", images=["a.png", "b.png"])
+    assert _texts(record)[0] == "Is <image> left of <image>? See image 2."
+    assert record["images"] == ["b.png", "a.png"]
+    columns = _asked("<image 1> or <image 2>?", image_2="b.png", image_1="a.png")
+    assert columns["images"] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("sample", "code"),
+    [
+        ({"question": "<image 3>?", "images": ["a.png"]}, "placeholders"),
+        ({"question": "<image 1>?"}, "picture-mark"),
+        ({"question": "<|image_9|>?"}, "picture-mark"),
+        ({"question": "<picture>?", "image": "a.png"}, "picture-mark"),
+        ({"question": "What?", "shot": "a.png"}, "picture-lost"),
+        ({"question": "What?", "view": {"path": "x/a.jpg"}}, "picture-lost"),
+        ({"question": "<img>b.png</img>?", "image": "a.png"}, "placeholders"),
+        ({"question": "What?", "history": "none"}, "history"),
+        ({"question": "What?", "history": [["a", None]]}, "history"),
+        ({"question": "What?", "options": ["a", "b"], "answer": "2"}, "options"),
+        ({"question": "What?", "answer": float("nan")}, "no-answer"),
+        ({"question": "What?", "objects": "[1"}, "objects"),
+    ],
+)
+def test_what_would_be_lost_is_refused(sample, code):
+    with pytest.raises(DataError) as refused:
+        _host({"answer": "yes", **sample})
+    assert refused.value.code == code
+
+
+def test_text_that_only_looks_like_a_mark_stays():
+    html = 'What does <img src="a.png"> show? [1] {x} my_image_1.txt'
+    assert _texts(_asked(html))[0] == html
+    assert _texts(_asked("Whose file is it?", file_name="notes.txt"))[0] == "Whose file is it?"
+
+
+def test_loss_of_a_turn_is_kept():
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "loss": False},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d", "weight": 1, "loss_scale": 2},
+    ]
+    kept = _host({"messages": turns})["messages"]
+    assert kept[1] == {"role": "assistant", "content": "b", "loss": False}
+    assert kept[3] == {"role": "assistant", "content": "d", "loss": True, "loss_scale": 2.0}
+
+
+def test_what_nobody_reads_is_listed_once(tmp_path, capsys):
+    turns = [
+        {"role": "user", "content": "a", "rating": 3},
+        {"role": "assistant", "content": "b", "name": "bot"},
+    ]
+    row = {"messages": turns, "site": "x", "size": [3, 4]}
+    (tmp_path / "a.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    _cut(tmp_path / "a.jsonl", tmp_path / "s")
+    said = capsys.readouterr().err
+    assert said.count("left out: name, rating") == 1
+    assert said.count("not read in training: site\n") == 1
+
+
+def test_trl_prompt_and_completion_as_turns():
+    record = _host(
+        {
+            "prompt": [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
+            ],
+            "completion": [{"role": "assistant", "content": "yes"}],
+            "images": ["a.png"],
+        }
+    )
+    assert _texts(record) == ["<image>?", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "expected"),
+    [
+        ("1", ["x", "y"], "B"),
+        ("b", ["x", "y"], "b"),
+        ("(A)", ["x", "y"], "(A)"),
+        ("2", ["1", "2"], None),  # the text of an option
+        ("y", ["x", "y"], None),
+        ("blue", ["x", "y"], None),
+    ],
+)
+def test_options_are_written_out_where_the_answer_points_at_them(answer, options, expected):
+    question, said = with_options("Which?", answer, options)
+    if expected is None:
+        assert (question, said) == ("Which?", answer)
+    else:
+        assert (question, said) == (f"Which?\nA. {options[0]}\nB. {options[1]}", expected)
+
+
+@pytest.mark.parametrize(
+    ("objects", "good"),
+    [
+        ({"ref": ["a"], "bbox": [[1, 2, 3, 4]]}, True),
+        ({"ref": [], "bbox": [[1, 2, 3, 4]]}, False),
+        ({"ref": ["a"], "bbox": []}, False),
+        ({"ref": ["a"], "bbox": [[1, 2, 3]]}, False),
+        ({"ref": ["a"], "bbox": [["1", 2, 3, 4]]}, False),
+        ("[]", False),
+    ],
+)
+def test_check_finds_objects_that_the_host_deletes(objects, good):
+    record = {"messages": [{"content": "<ref-object> <bbox>"}], "objects": objects}
+    if good:
+        check_objects(record)
+        return
+    with pytest.raises(DataError, match="objects"):
+        check_objects(record)
+
+
+def test_objects_as_a_list_with_several_boxes():
+    value = [{"caption": "a", "bbox": [[1, 2, 3, 4], [5, 6, 7, 8]], "image": 1}]
+    expected = {"ref": ["a"], "bbox": [[1, 2, 3, 4], [5, 6, 7, 8]], "image_id": [1, 1]}
+    assert read_objects(json.dumps(value)) == expected
+
+
+def test_a_folder_by_save_to_disk_is_read(tmp_path, capsys):  # axolotl#1430, datasets#7018
+    saved = CASES / "05" / "saved"
+    rows = _cut(saved, tmp_path / "s")
+    alone = _cut(saved / "data-00000-of-00001.arrow", tmp_path / "t")
+    assert [row["messages"] for row in rows] == [row["messages"] for row in alone]
+    assert rows
+    args = ["--source", str(saved / "state.json"), "--out", str(tmp_path / "u")]
+    assert chunk(args) != 0
+    said = capsys.readouterr().err
+    assert "give its folder" in said
+    assert said.count("[json]") == 0
+
+
+def test_a_folder_of_splits_says_which_to_give(tmp_path, capsys):
+    from datasets import Dataset, DatasetDict
+
+    part = Dataset.from_list([{"question": "a?", "answer": "b"}])
+    DatasetDict(train=part, test=part).save_to_disk(str(tmp_path / "d"))
+    assert chunk(["--source", str(tmp_path / "d"), "--out", str(tmp_path / "s")]) != 0
+    assert "test, train" in capsys.readouterr().err
+    assert len(_cut(tmp_path / "d" / "train", tmp_path / "t")) == 1
+
+
+def test_one_object_over_many_lines_is_one_error(tmp_path, capsys):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"data": [{"question": "a", "answer": "b"}] * 3}, indent=2))
+    assert chunk(["--source", str(path), "--out", str(tmp_path / "s")]) != 0
+    assert capsys.readouterr().err.count("a.json") == 1
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ('"Stop" stands on what?', '"Stop" stands on what?'),
+        ('"Stop', '"Stop'),
+        ('"a ""b"" c"', 'a "b" c'),
+    ],
+)
+def test_a_tsv_cell_that_starts_with_a_quote(tmp_path, cell, text):
+    path = tmp_path / "a.tsv"
+    path.write_text(f"question\tanswer\n{cell}\tyes\nWhat?\tno\n")
+    rows = _cut(path, tmp_path / "s")
+    assert [_texts(row) for row in rows] == [[text, "yes"], ["What?", "no"]]
+
+
+def test_parts_and_bytes_of_a_parquet_file(tmp_path):
+    from datasets import Dataset
+
+    turns = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "text": None}, {"type": "text", "text": "What?"}],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": "a van"}]},
+    ]
+    data = (CASES / "04" / "pics" / "a.png").read_bytes()
+    row = {"messages": turns, "images": [{"bytes": data, "path": None}]}
+    Dataset.from_list([row]).to_parquet(str(tmp_path / "a.parquet"))
+    (read,) = _cut(tmp_path / "a.parquet", tmp_path / "s")
+    assert _texts(read) == ["<image>What?", "a van"]
+    assert read["images"][0].startswith("embedded/")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
+        (b"<!DOCTYPE html><html></html>", "an HTML page"),
+        (b"<?xml version='1.0'?><error/>", "XML"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"%PDF-1.4", "a PDF"),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 20, "HEIC"),
+    ],
+)
+def test_files_that_are_no_pictures_are_named(tmp_path, data, words):
+    from data_prep.images import inspect
+
+    (tmp_path / "a.png").write_bytes(data)
+    ((code, text, _),) = inspect(tmp_path / "a.png", "a.png").findings
+    assert code == "image-unknown"
+    assert words in text
+
+
+def test_avif_and_wrapped_base64_inside_a_sample(tmp_path):
+    import base64
+    from io import BytesIO
+
+    from PIL import Image
+
+    store = BytesIO()
+    Image.new("RGB", (64, 64), "red").save(store, "AVIF")
+    row = {"question": "a?", "answer": "b", "image": base64.encodebytes(store.getvalue()).decode()}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    (read,) = _cut(tmp_path / "a.jsonl", tmp_path / "s")
+    assert read["images"][0].endswith(".avif")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_in_another_unicode_form_and_file_addresses(tmp_path, form):
+    import unicodedata
+
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    name = unicodedata.normalize(form, "café 1.png")
+    (tmp_path / name).write_bytes((CASES / "04" / "pics" / "a.png").read_bytes())
+    address = f"file://{tmp_path}/caf%C3%A9%201.png"
+    written = [
+        unicodedata.normalize(other, name),
+        address,
+        f".\\{name}",
+    ]
+    lines = [{"question": f"{n}?", "answer": "b", "image": w} for n, w in enumerate(written)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = _cut(tmp_path / "a.jsonl", tmp_path / "s")
+    assert {row["images"][0] for row in rows} == {f"images/{name}"}
