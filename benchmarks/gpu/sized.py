@@ -157,7 +157,7 @@ def write_stream(folder: Path, chunks: int, samples: int, questions: int, full: 
         rows = [sample(f"c{chunk}", n, TASKS[n % len(TASKS)]) for n in range(samples)]
         file = f"chunks/{chunk:03d}.jsonl"
         counts = {task: sum(row["task"] == task for row in rows) for task in TASKS}
-        entries.append({"file": file, "tasks": counts, **write(file, rows)})
+        entries.append({"index": chunk, "file": file, "tasks": counts, **write(file, rows)})
     tasks: dict[str, dict[str, Any]] = {}
     for task in TASKS:
         rows = [sample(f"t-{task}", n, task) for n in range(questions)]

@@ -28,7 +28,13 @@ def main(step: Step, folder: Path) -> None:
     error = float((product - a @ b).norm() / (a @ b).norm())
     step.figure("matmul_relative_error", error, at_most=1e-5)
     step.save()
-    words = ["tiny", "data.chunks=2", "eval.limit=25", f"launcher.cpu={str(step.cpu).lower()}"]
+    words = [
+        "tiny",
+        "data.chunks=2",
+        "eval.limit=25",
+        f"launcher.cpu={str(step.cpu).lower()}",
+        "launcher.resident=false",
+    ]
     step.result["settings"] = {"words": words}
     run_recipe(folder / "run", *words)
     found = scores(folder / "run")

@@ -97,7 +97,7 @@ def main(step: Step, folder: Path) -> None:
             "swift.dataloader_num_workers=0", "eval.max_new_tokens=4",
             "schedule.global_batch=2", "schedule.per_device_batch=1",
         ]  # fmt: skip
-        real = ["eval.max_new_tokens=20", "schedule.global_batch=8",
+        real = ["launcher.resident=false", "eval.max_new_tokens=20", "schedule.global_batch=8",
                 "schedule.per_device_batch=2"]  # fmt: skip
         words = [
             "internvl3.5-8b", f"model.path={place / 'model'}", f"data.stream={folder / 'stream'}",

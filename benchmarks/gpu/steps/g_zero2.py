@@ -18,7 +18,7 @@ def main(step: Step, folder: Path) -> None:
     from safetensors.torch import load_file
 
     words = ["tiny", "data.chunks=1", "eval.limit=1", f"launcher.cpu={str(step.cpu).lower()}",
-             "launcher.kind=torchrun"]  # fmt: skip
+             "launcher.kind=torchrun", "launcher.resident=false"]  # fmt: skip
     step.result["settings"] = {"words": words}
     losses, adapters = {}, {}
     for way, value in (("plain", "null"), ("zero2", "zero2")):
