@@ -80,10 +80,15 @@ class LayerSums:
 
     def __add__(self, more: LayerSums) -> LayerSums:
         sums = {k: v + getattr(more, k) for k, v in vars(self).items() if k != "sets"}
-        both = [part.sets for part in (self, more)]
-        masks = self.sets.keys() | more.sets.keys()
-        sets = {mask: sum(part[mask] for part in both if mask in part) for mask in masks}
+        sets = dict(self.sets)
+        for mask, weights in more.sets.items():
+            sets[mask] = sets[mask] + weights if mask in sets else weights
         return LayerSums(**sums, sets=sets)
+
+    def cpu(self) -> LayerSums:
+        """Returns them on the CPU; sets always are."""
+        sums = {k: v.cpu() for k, v in vars(self).items() if k != "sets"}
+        return LayerSums(**sums, sets=self.sets)
 
 
 @dataclass
@@ -237,10 +242,5 @@ class RoutingRecorder:
 
     def sums(self) -> Sums:
         """Returns everything counted so far, on the CPU."""
-        layers = {
-            name: LayerSums(
-                **{k: v.cpu() if isinstance(v, Tensor) else v for k, v in vars(layer).items()}
-            )
-            for name, layer in self.layers.items()
-        }
+        layers = {name: layer.cpu() for name, layer in self.layers.items()}
         return Sums(self.rows, layers, subsample(self.texts))
