@@ -249,7 +249,7 @@ def with_preset(options_class: type[AdapterOptions], given: Mapping[str, Any]) -
     }
 
 
-def host_names(options_class: type[AdapterOptions]) -> dict[str, str]:
+def host_arguments(options_class: type[AdapterOptions]) -> dict[str, str]:
     """Returns {option: argument of ms-swift} for the options that the host has arguments for."""
     hosts = {item.name: item.metadata["host"] for item in fields(options_class)}
     return {name: host for name, host in hosts.items() if host is not None}

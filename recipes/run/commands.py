@@ -21,13 +21,7 @@ from recipes.processes.command import Command
 from recipes.run.trackers import tracker_arguments, tracker_environment
 from recipes.run_folder.layout import RunLayout
 from strlora_tuner.methods import LORA, options_class
-from strlora_tuner.options import (
-    PROBE_FILE,
-    ROUTING_FILE,
-    TASKS_FILE,
-    AdapterOptions,
-    host_names,
-)
+from strlora_tuner.options import PROBE_FILE, ROUTING_FILE, TASKS_FILE
 
 PLUGIN = REPO / "strlora_tuner" / "swift_plugins" / "routed_tuners.py"
 EWC_PLUGIN = REPO / "strlora_tuner" / "methods" / "ewc" / "swift_plugin.py"
@@ -39,7 +33,7 @@ POOL_BLOCK = 8  # batches that are routed together, so that each adapter's share
 Value: TypeAlias = "str | int | float | bool | list[str] | dict[str, Value] | None"
 Arguments: TypeAlias = dict[str, Value]
 # LoRA options that the host has arguments of its own for.
-_HOST_LORA = host_names(AdapterOptions)
+_HOST_LORA = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 
 
 def train_command(
