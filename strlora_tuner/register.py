@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from strlora_tuner import host_api
 from strlora_tuner.methods import METHODS, folders
 
 
@@ -24,7 +25,11 @@ def register() -> None:
     The PEFT model of a method is imported with its first configuration, see RoutedConfig. Of a
     configuration that is being imported right now, because it was the one to import PEFT, nothing
     is asked here: it goes on afterwards.
+
+    Raises:
+        ImportError: this version of PEFT lacks a hook that our tuners override.
     """
+    host_api.check("peft")
     for name in folders():
         importlib.import_module(f"{METHODS}.{name}.config")
 

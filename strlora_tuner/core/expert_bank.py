@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,22 @@ def init_router(weight: Tensor) -> None:
     nn.init.uniform_(weight, -bound, bound)
 
 
+class Routed(NamedTuple):
+    """How a layer routed the tokens of one forward pass.
+
+    Attributes:
+        gates: (B, L, E), the weight of every expert for every token.
+        kept: (B, E) bool, the experts that the prompt can use.
+        preference: (B, E), how much the prompt asked for each; they sum to 1.
+        tokens: (B, L) float32, each token's share in a mean over all tokens; 0 for padding.
+    """
+
+    gates: Tensor
+    kept: Tensor
+    preference: Tensor
+    tokens: Tensor
+
+
 class ExpertBank(Float32Buffers):
     """Experts of one layer: A (r, d_in) stacked, B (d_out, r) side by side; y = B (g * (A x)).
 
@@ -40,8 +56,7 @@ class ExpertBank(Float32Buffers):
     Buffers keep float32 for good.
 
     Attributes:
-        record: gates (B, L, E), kept experts (B, E) bool, preferences (B, E) that sum to 1 and
-            token weights (B, L), of the last forward pass, where recording was asked for.
+        recorded: how the last forward pass was routed, where recording was asked for.
     """
 
     def __init__(self, d_in: int, d_out: int, config: RoutedConfig) -> None:
@@ -52,7 +67,7 @@ class ExpertBank(Float32Buffers):
         self.B = nn.Parameter(torch.empty(d_out, config.r))
         nn.init.normal_(self.A, std=0.01)
         nn.init.zeros_(self.B)
-        self.recorded: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self.recorded: Routed | None = None
 
     def update(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
         """Returns result + the method's update; the arguments are those of :meth:`forward`."""
@@ -120,7 +135,7 @@ class ExpertBank(Float32Buffers):
         """Freezes the parameters that the configuration does not train."""
 
     def keep_rows(self, keep: Tensor, instruction: Tensor) -> None:
-        """Leaves the rows `keep` of what is remembered of a prompt while it is answered."""
+        """Keeps only the rows `keep` of what is remembered of a prompt while it is answered."""
 
     def routers(self) -> Iterable[nn.Parameter]:
         """Yields this bank's parameters beside A and B."""
@@ -148,7 +163,7 @@ class ExpertBank(Float32Buffers):
         kept: Tensor | None = None,
         preference: Tensor | None = None,
     ) -> None:
-        """Keeps in `record` how x (B, L, d_in) was routed, if recording was asked for.
+        """Keeps in `recorded` how x (B, L, d_in) was routed, if recording was asked for.
 
         Without a choice of experts a prompt keeps all of them, and prefers them by its mean gates.
         """
@@ -163,4 +178,4 @@ class ExpertBank(Float32Buffers):
         if preference is None:
             preference = torch.einsum("ble,bl->be", gates.float(), weights)
             preference = preference / preference.sum(-1, keepdim=True).clamp_min(1e-30)
-        self.recorded = (gates, kept, preference.detach(), weights)
+        self.recorded = Routed(gates, kept, preference.detach(), weights)

@@ -323,7 +323,7 @@ class RoutingContext:
         return int(self._vectors[adapter].shape[0])
 
     def keep_rows(self, keep: Tensor) -> dict[str, Tensor]:
-        """Leaves the rows `keep` (indices) of a batch that is being decoded, the others ended.
+        """Keeps only the rows `keep` (indices) of a batch that is being decoded: the others ended.
 
         Returns:
             The instruction vectors by adapter, (rows, H).

@@ -205,7 +205,7 @@ class RoutedModel(BaseTuner):
         self.routing.end_forward()
 
     def keep_rows(self, keep: Tensor) -> None:
-        """Leaves the rows `keep` (indices) of a batch that is being decoded: the others ended.
+        """Keeps only the rows `keep` (indices) of a batch that is being decoded: the others ended.
 
         For a generation that takes rows out of its key-value cache one by one.
         """

@@ -25,17 +25,17 @@ def routing_metrics(tuner: RoutedModel) -> dict[str, Tensor]:
     entries = [mixture.recorded for _, mixture in tuner.mixtures() if mixture.recorded is not None]
     if not entries:
         return {}
-    gates = torch.stack([_token_mean(g, w) for g, _, _, w in entries]).mean(0)
+    gates = torch.stack([_token_mean(e.gates, e.tokens) for e in entries]).mean(0)
+    rows = [(entropy(e.preference) * e.tokens.sum(1)).sum() for e in entries]
+    tokens = [(entropy(e.gates) * e.tokens).sum() for e in entries]
     result = {
-        "task_entropy": torch.stack(
-            [(entropy(p) * w.sum(1)).sum() for _, _, p, w in entries]
-        ).mean(),
-        "token_entropy": torch.stack([(entropy(g) * w).sum() for g, _, _, w in entries]).mean(),
+        "task_entropy": torch.stack(rows).mean(),
+        "token_entropy": torch.stack(tokens).mean(),
     }
     result |= {f"expert_{index}": share for index, share in enumerate(gates)}
     if tuner.routing.empty_rows is not None:
-        rows = tuner.routing.rows(tuner.active_adapters[0])
-        result["empty_instructions"] = tuner.routing.empty_rows.float() / rows
+        count = tuner.routing.rows(tuner.active_adapters[0])
+        result["empty_instructions"] = tuner.routing.empty_rows.float() / count
     return result
 
 

@@ -9,8 +9,10 @@ import atexit
 import fcntl
 import json
 import math
+import operator
 import os
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,18 @@ import torch
 from torch import Tensor
 
 from strlora_tuner.options import ABLATION, PROBE_FILE, ROUTING_FILE
-from strlora_tuner.routing_record.format import FORMAT
+from strlora_tuner.routing_record.format import (
+    FORMAT,
+    GroupRecord,
+    InstructionMap,
+    RoutingContent,
+)
 from strlora_tuner.routing_record.probe import Probe, load_probe
-from strlora_tuner.routing_record.recorder import RoutingRecorder, Text, subsample
+from strlora_tuner.routing_record.recorder import LayerSums, RoutingRecorder, Sums, subsample
 from strlora_tuner.training_loop import tuner_of
 
 # Principal components of the instruction vectors that are written.
 COMPONENTS = 6
-Sums = dict[str, Any]
 
 
 def record_routing(model: Any, environment: Mapping[str, str]) -> None:
@@ -56,11 +62,11 @@ def _finish(
     lock = path.with_name(f".{path.name}.lock")
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        torch.save(recorder.sums(), _part(path, rank))
+        recorder.sums().save(_part(path, rank))
         parts = [_part(path, r) for r in range(world)]
         if not all(part.is_file() for part in parts):
             return
-        sums = add_sums([torch.load(part, weights_only=True) for part in parts])
+        sums = reduce(operator.add, map(Sums.load, parts))
         content = routing_content(recorder, sums, ablation)
         temporary = path.with_name(f".{path.name}.tmp")
         with temporary.open("w", encoding="utf-8") as out:
@@ -72,65 +78,48 @@ def _finish(
             leftover.unlink()
 
 
-def add_sums(parts: list[Sums]) -> Sums:
-    """Returns the sums of several processes as one."""
-    total: Sums = {"rows": sum(part["rows"] for part in parts), "layers": {}, "texts": {}}
-    for part in parts:
-        for name, sums in part["layers"].items():
-            total["layers"][name] = _plus(total["layers"].get(name), sums)
-        for key, text in part["texts"].items():
-            seen = total["texts"].get(key)
-            total["texts"][key] = (
-                {**text, **{k: seen[k] + text[k] for k in ("rows", "groups", "vector")}}
-                if seen
-                else text
-            )
-    return total
-
-
-def _plus(seen: Sums | None, more: Sums) -> Sums:
-    if seen is None:
-        return more
-    total = {k: seen[k] + v for k, v in more.items() if k != "sets"}
-    masks = seen["sets"].keys() | more["sets"].keys()
-    both = [s["sets"] for s in (seen, more)]
-    total["sets"] = {m: sum(sets[m] for sets in both if m in sets) for m in masks}
-    return total
-
-
 def routing_content(
     recorder: RoutingRecorder, sums: Sums, ablation: str | None = None
-) -> dict[str, Any]:
+) -> RoutingContent:
     """Returns the content of routing.json from the sums of all processes."""
-    names = [name for name, _ in recorder.tuner.mixtures() if name in sums["layers"]]
-    layers = [sums["layers"][name] for name in names]
-    present = [g for g, rows in enumerate(sums["rows"].tolist()) if rows > 0]
-    content: dict[str, Any] = {
+    names = [name for name, _ in recorder.tuner.mixtures() if name in sums.layers]
+    layers = [sums.layers[name] for name in names]
+    present = [g for g, rows in enumerate(sums.rows.tolist()) if rows > 0]
+    return {
         "format": FORMAT,
         "ablation": ablation,
         "layers": names,
         "num_experts": recorder.config.num_experts,
         "top_k": recorder.config.kept_experts,
-        "rows": round(float(sums["rows"].sum()), 6),
-        "groups": [_group(recorder, sums, layers, g) for g in present],
+        "rows": round(float(sums.rows.sum()), 6),
+        "groups": [_group(recorder, sums.rows, layers, g) for g in present],
         "cka": [
-            _rounded(activation_similarity(layer, sums["rows"], present, output_gram(recorder, n)))
+            _rounded(activation_similarity(layer, sums.rows, present, output_gram(recorder, n)))
             for n, layer in zip(names, layers, strict=True)
         ],
+        **_instructions(recorder.probe, sums, present),
     }
-    return content | _instructions(recorder.probe, sums, present)
 
 
-def _group(recorder: RoutingRecorder, sums: Sums, layers: list[Sums], group: int) -> dict[str, Any]:
-    probe, rows = recorder.probe, float(sums["rows"][group])
-    entry: dict[str, Any] = {"name": probe.groups[group], "rows": round(rows, 6)}
-    for key in ("use", "selected", "task_entropy", "token_entropy"):
-        entry[key] = [_rounded(layer[key][group] / rows) for layer in layers]
-    entry["sets"] = [
-        {str(m): round(float(w[group]) / rows, 6) for m, w in sorted(s["sets"].items()) if w[group]}
-        for s in layers
-    ]
-    return entry
+def _group(recorder: RoutingRecorder, rows: Tensor, layers: list[LayerSums], g: int) -> GroupRecord:
+    """Returns how the rows of group number `g` were routed."""
+    count = float(rows[g])
+    return {
+        "name": recorder.probe.groups[g],
+        "rows": round(count, 6),
+        "use": [_rounded(layer.use[g] / count) for layer in layers],
+        "selected": [_rounded(layer.selected[g] / count) for layer in layers],
+        "task_entropy": [_rounded(layer.task_entropy[g] / count) for layer in layers],
+        "token_entropy": [_rounded(layer.token_entropy[g] / count) for layer in layers],
+        "sets": [
+            {
+                str(mask): round(float(weights[g]) / count, 6)
+                for mask, weights in sorted(layer.sets.items())
+                if weights[g]
+            }
+            for layer in layers
+        ],
+    }
 
 
 @torch.no_grad()
@@ -141,7 +130,9 @@ def output_gram(recorder: RoutingRecorder, layer: str) -> Tensor:
     return b.T @ b
 
 
-def activation_similarity(layer: Sums, rows: Tensor, groups: list[int], gram: Tensor) -> Tensor:
+def activation_similarity(
+    layer: LayerSums, rows: Tensor, groups: list[int], gram: Tensor
+) -> Tensor:
     """Returns the linear CKA of every pair of groups' expert outputs, 0..1, pairs (i < j) in order.
 
     The outputs B (g * A x) of two tasks share features, not samples, so Gram matrices are taken
@@ -155,8 +146,8 @@ def activation_similarity(layer: Sums, rows: Tensor, groups: list[int], gram: Te
         groups: which to compare.
         gram: B^T B, (r, r).
     """
-    mean = layer["mean"][groups] / rows[groups, None]
-    second = layer["second"][groups] / rows[groups, None, None]
+    mean = layer.mean[groups] / rows[groups, None]
+    second = layer.second[groups] / rows[groups, None, None]
     centre = mean.mean(0)
     cross = mean[:, :, None] * centre
     moments = second - cross - cross.transpose(1, 2) + centre[:, None] * centre
@@ -168,10 +159,9 @@ def activation_similarity(layer: Sums, rows: Tensor, groups: list[int], gram: Te
     return similarity[i, j].clamp(0, 1)
 
 
-def _instructions(probe: Probe, sums: Sums, present: list[int]) -> dict[str, Any]:
+def _instructions(probe: Probe, sums: Sums, present: list[int]) -> InstructionMap:
     """Returns the map of instruction vectors: principal components, every group weighing alike."""
-    every = {key: Text(**text) for key, text in sums["texts"].items()}
-    texts = sorted(subsample(every).values(), key=lambda t: (int(t.groups.argmax()), t.text))
+    texts = sorted(subsample(sums.texts).values(), key=lambda t: (int(t.groups.argmax()), t.text))
     if not texts:
         return {"vector_cosine": [], "vector_variance": [], "instructions": []}
     vectors = torch.stack([t.vector / t.rows for t in texts])  # (N, H)

@@ -56,7 +56,21 @@ class InstructionRecord(TypedDict):
     vector: list[Number]
 
 
-class RoutingContent(TypedDict):
+class InstructionMap(TypedDict):
+    """The instructions' mean vectors, on their first principal components.
+
+    Attributes:
+        vector_cosine: cosine between the groups' mean instruction vectors, [group][group].
+        vector_variance: share of variance on each principal component.
+        instructions: some of the distinct instructions.
+    """
+
+    vector_cosine: list[list[Number]]
+    vector_variance: list[Number]
+    instructions: list[InstructionRecord]
+
+
+class RoutingContent(InstructionMap):
     """The content of routing.json.
 
     Attributes:
@@ -67,9 +81,6 @@ class RoutingContent(TypedDict):
         rows: prompts.
         groups: the tasks that have rows.
         cka: for each layer the similarity of every pair (i, j), i < j, of groups, row by row.
-        vector_cosine: cosine between the groups' mean instruction vectors, [group][group].
-        vector_variance: share of variance on each principal component.
-        instructions: some of the distinct instructions.
     """
 
     format: int
@@ -80,9 +91,6 @@ class RoutingContent(TypedDict):
     rows: float
     groups: list[GroupRecord]
     cka: list[list[Number]]
-    vector_cosine: list[list[Number]]
-    vector_variance: list[Number]
-    instructions: list[InstructionRecord]
 
 
 def instruction_key(text: str) -> str:

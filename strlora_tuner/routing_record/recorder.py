@@ -2,18 +2,20 @@
 
 Every prompt counts once, in the pass that reads it: decoding steps and the recomputation of
 gradient checkpointing are left out. All sums are float64 and additive, so that several processes
-together count exactly what one would (routing_file.py adds them up).
+together count exactly what one would (file.py adds them up).
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from strlora_tuner.core.expert_bank import Routed
 from strlora_tuner.core.instruction import instruction_mask
 from strlora_tuner.core.layer import RoutedLinear
 from strlora_tuner.core.routing_metrics import entropy
@@ -52,39 +54,41 @@ class LayerSums:
 
         return cls(zero(experts), zero(experts), zero(), zero(), zero(rank), zero(rank, rank))
 
-    def add(
-        self,
-        weights: Tensor,
-        hidden: Tensor,
-        gates: Tensor,
-        kept: Tensor,
-        probabilities: Tensor,
-        tokens: Tensor,
-    ) -> None:
+    def add(self, weights: Tensor, hidden: Tensor, routed: Routed) -> None:
         """Adds the rows of a batch; sets are added by the recorder.
 
         Args:
             weights: (B, G) float64, each row's weight in every group.
             hidden: A x, (B, L, r).
-            gates: (B, L, E).
-            kept: (B, E), 1 where stage 1 kept the expert.
-            probabilities: stage 1's p, (B, E).
-            tokens: (B, L), a real token's weight; 0 for padding.
+            routed: how they were routed, all float32.
         """
+        gates, tokens = routed.gates, routed.tokens
         tokens = tokens / tokens.sum(1, keepdim=True).clamp_min(1e-30)
         root = tokens.sqrt()
         active = hidden.unflatten(-1, (gates.shape[-1], -1)) * gates.unsqueeze(-1)
         active = active.flatten(-2) * root.unsqueeze(-1)
         rows = {
             "use": torch.einsum("ble,bl->be", gates, tokens),
-            "selected": kept,
-            "task_entropy": entropy(probabilities),
+            "selected": routed.kept,
+            "task_entropy": entropy(routed.preference),
             "token_entropy": (entropy(gates) * tokens).sum(-1),
             "mean": torch.einsum("blr,bl->br", active, root),
             "second": active.transpose(1, 2) @ active,
         }
         for name, values in rows.items():
             getattr(self, name).add_(torch.tensordot(weights, values.double(), dims=([0], [0])))
+
+    def __add__(self, more: LayerSums) -> LayerSums:
+        sums = {k: v + getattr(more, k) for k, v in vars(self).items() if k != "sets"}
+        sets = dict(self.sets)
+        for mask, weights in more.sets.items():
+            sets[mask] = sets[mask] + weights if mask in sets else weights
+        return LayerSums(**sums, sets=sets)
+
+    def cpu(self) -> LayerSums:
+        """Returns them on the CPU; sets always are."""
+        sums = {k: v.cpu() for k, v in vars(self).items() if k != "sets"}
+        return LayerSums(**sums, sets=self.sets)
 
 
 @dataclass
@@ -95,6 +99,10 @@ class Text:
     rows: int
     groups: Tensor
     vector: Tensor
+
+    def __add__(self, more: Text) -> Text:
+        groups, vector = self.groups + more.groups, self.vector + more.vector
+        return Text(self.text, self.rows + more.rows, groups, vector)
 
 
 def text_order(text: str) -> str:
@@ -113,6 +121,37 @@ def subsample(texts: dict[str, Text]) -> dict[str, Text]:
         by_group.setdefault(int(texts[key].groups.argmax()), []).append(key)
     kept = {key for keys in by_group.values() for key in keys[:MOST_TEXTS]}
     return {key: text for key, text in texts.items() if key in kept}
+
+
+@dataclass
+class Sums:
+    """What one process, or several together, counted: rows by group (G), layers, instructions."""
+
+    rows: Tensor
+    layers: dict[str, LayerSums]
+    texts: dict[str, Text]
+
+    def save(self, path: Path) -> None:
+        """Writes them to a file that :meth:`load` reads."""
+        layers = {name: vars(layer) for name, layer in self.layers.items()}
+        texts = {key: vars(text) for key, text in self.texts.items()}
+        torch.save({"rows": self.rows, "layers": layers, "texts": texts}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Sums:
+        """Returns what :meth:`save` wrote."""
+        content = torch.load(path, weights_only=True)
+        layers = {name: LayerSums(**layer) for name, layer in content["layers"].items()}
+        texts = {key: Text(**text) for key, text in content["texts"].items()}
+        return cls(content["rows"], layers, texts)
+
+    def __add__(self, more: Sums) -> Sums:
+        layers, texts = dict(self.layers), dict(self.texts)
+        for name, layer in more.layers.items():
+            layers[name] = layers[name] + layer if name in layers else layer
+        for key, text in more.texts.items():
+            texts[key] = texts[key] + text if key in texts else text
+        return Sums(self.rows + more.rows, layers, texts)
 
 
 class RoutingRecorder:
@@ -153,8 +192,8 @@ class RoutingRecorder:
         if not self._begun:  # the first routed layer of this pass; the prompt is known by now
             self._begun = True
             self._begin(self.tuner.routing.take_prompt(), x)
-        record, mixture.recorded = mixture.recorded, None
-        if self._weights is None or record is None:  # a decoding step
+        routed, mixture.recorded = mixture.recorded, None
+        if self._weights is None or routed is None:  # a decoding step
             return
         step = x.shape[0] // self._weights.shape[0]  # beams repeat rows
         hidden = mixture.expert_activations(x[::step]).float()
@@ -162,10 +201,10 @@ class RoutingRecorder:
             groups, experts = len(self.probe.groups), self.config.num_experts
             self.layers[name] = LayerSums.zeros(groups, experts, hidden.shape[-1], x.device)
         sums = self.layers[name]
-        parts = [part[::step].float() for part in record]
-        sums.add(self._weights.to(x.device), hidden, *parts)
-        bits = 2 ** torch.arange(parts[1].shape[-1], device=x.device, dtype=torch.float64)
-        self._codes.append((sums, parts[1].double() @ bits))
+        routed = Routed(*(part[::step].float() for part in routed))
+        sums.add(self._weights.to(x.device), hidden, routed)
+        bits = 2 ** torch.arange(routed.kept.shape[-1], device=x.device, dtype=torch.float64)
+        self._codes.append((sums, routed.kept.double() @ bits))
 
     def _begin(self, ids: Tensor | None, x: Tensor) -> None:
         """Finds the instructions of a new prompt (B, L) and their weights in the groups (B, G)."""
@@ -201,11 +240,7 @@ class RoutingRecorder:
                     sums.sets[int(code)] = sums.sets.get(int(code), torch.zeros_like(row)) + row
         self._open, self._codes = False, []
 
-    def sums(self) -> dict[str, Any]:
-        """Returns everything counted so far, on the CPU: what routing_file.py adds up."""
-        layers = {
-            name: {k: v.cpu() if isinstance(v, Tensor) else v for k, v in vars(s).items()}
-            for name, s in self.layers.items()
-        }
-        texts = {key: vars(text) for key, text in subsample(self.texts).items()}
-        return {"rows": self.rows, "layers": layers, "texts": texts}
+    def sums(self) -> Sums:
+        """Returns everything counted so far, on the CPU."""
+        layers = {name: layer.cpu() for name, layer in self.layers.items()}
+        return Sums(self.rows, layers, subsample(self.texts))

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from strlora_tuner.methods.strlora.ablation import ablate, ablation_names
-from strlora_tuner.routing_record.file import add_sums, routing_content
+from strlora_tuner.routing_record.file import routing_content
 from strlora_tuner.routing_record.format import instruction_key
 from strlora_tuner.routing_record.probe import Probe, load_probe
-from strlora_tuner.routing_record.recorder import MOST_TEXTS, RoutingRecorder
+from strlora_tuner.routing_record.recorder import MOST_TEXTS, RoutingRecorder, Sums
 from strlora_tuner.training_loop import tuner_of
 from tests.strlora_tuner.models import END, PAD, USER, adapted, text_model
 
@@ -114,12 +114,14 @@ def test_sums_against_one_row_at_a_time():
             assert shares == pytest.approx(selected, abs=2e-5)
 
 
-def test_several_processes_count_what_one_does():
+def test_several_processes_count_what_one_does(tmp_path):
     batches = [prompts(COLOUR, COUNT), prompts(COUNT, NEITHER), prompts(COLOUR, COLOUR)]
     whole = recorded(model_with_adapter(), *batches)
     parts = [recorded(model_with_adapter(), batches[0]),
              recorded(model_with_adapter(), *batches[1:])]  # fmt: skip
-    together = add_sums([part.sums() for part in parts])
+    for number, part in enumerate(parts):
+        part.sums().save(tmp_path / str(number))
+    together = Sums.load(tmp_path / "0") + Sums.load(tmp_path / "1")
     assert routing_content(parts[0], together) == routing_content(whole, whole.sums())
 
 

@@ -87,7 +87,7 @@ class Branches(ExpertBank):
         return gates
 
     def keep_rows(self, keep: Tensor, instruction: Tensor) -> None:
-        """Leaves the rows `keep` of the prompt's gates."""
+        """Keeps only the rows `keep` of the prompt's gates."""
         if self._fixed is not None:
             self._fixed = instruction, self._fixed[1][keep]
 

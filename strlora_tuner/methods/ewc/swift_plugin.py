@@ -141,7 +141,7 @@ class EwcCallback(TrainerCallback):
             else:
                 estimate.add(loss)
         model.train()
-        trainer.custom_metrics["eval"].clear()  # accuracy of those forwards, which nobody asked for
+        trainer.custom_metrics["eval"].clear()  # drop the accuracy of these extra forward passes
         return estimate.mean(dist.all_reduce if dist.is_initialized() else None)
 
     def _loss(self, index: int) -> Tensor:

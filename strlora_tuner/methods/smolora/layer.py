@@ -88,6 +88,6 @@ class SeparableExperts(ExpertBank):
         return parts.softmax(-1)
 
     def keep_rows(self, keep: Tensor, instruction: Tensor) -> None:
-        """Leaves the rows `keep` of the prompt's probabilities."""
+        """Keeps only the rows `keep` of the prompt's probabilities."""
         if self._fixed is not None:
             self._fixed = instruction, self._fixed[1][keep]

@@ -185,7 +185,7 @@ class MixtureOfExperts(ExpertBank):
         return self._fixed[1]
 
     def keep_rows(self, keep: Tensor, instruction: Tensor) -> None:
-        """Leaves the rows `keep` of the remembered prompt, whose vectors are now `instruction`."""
+        """Keeps only the rows `keep` of the prompt; its vectors are now `instruction`."""
         if self._fixed is None:
             return
         self._fixed = instruction, Prompt(*(part[keep] for part in self._fixed[1]))
