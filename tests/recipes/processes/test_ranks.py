@@ -49,7 +49,9 @@ def pids(folder: Path, process: subprocess.Popen[bytes]) -> list[int]:
 
 
 def test_all_end_well(tmp_path: Path) -> None:
-    process = start(tmp_path, "print('rank', rank, os.getpgid(0) == os.getppid(), flush=True)")
+    process = start(
+        tmp_path, "os.write(1, f'rank {rank} {os.getpgid(0) == os.getppid()}\\n'.encode())"
+    )
     assert process.wait(timeout=300) == 0
     lines = (tmp_path / "log").read_text().split("\n")
     assert sorted(lines) == ["", "rank 0 True", "rank 1 True"]
