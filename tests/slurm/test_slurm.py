@@ -145,7 +145,7 @@ def test_the_evaluation_is_a_job_of_its_own(cluster: Cluster, tmp_path: Path) ->
     cluster.wait_until_over(evaluation)
     finished(cluster, tmp_path)
     trained = (tmp_path / f"logs/toy-{training}.out").read_text(encoding="utf-8")
-    assert "trained: 2 chunks; the same command without --train-only ends" in trained
+    assert "trained: 2 chunks; the same command without --train-only evaluates them" in trained
     assert "scores:" not in trained
     evaluated = (tmp_path / f"logs/toy-{evaluation}.out").read_text(encoding="utf-8")
     assert "on n1, start 1" in evaluated
