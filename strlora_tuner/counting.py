@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
 
+from strlora_tuner.core.model import RoutedModel
 from strlora_tuner.methods import LORA, config_class
 from strlora_tuner.options import AdapterOptions, Size
 
@@ -30,7 +32,7 @@ def count_adapter(
         pairs = repeats * sum(options.rank * (d_in + d_out) for d_in, d_out in layers)
         return Size(pairs, pairs)
     config = config_class(tuner_type).from_options(options).at_chunk(chunk)
-    model = config.model_class()
+    model = cast(type[RoutedModel], config.model_class())
     with torch.device("meta"):
         banks = [model.new_bank(d_in, d_out, hidden, config) for d_in, d_out in layers]
         state = model.new_state(hidden, config)

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType
 from typing_extensions import Self
 
 from strlora_tuner.options import AdapterOptions
 from strlora_tuner.saved import SavedAdapter, read_saved
-
-if TYPE_CHECKING:
-    from strlora_tuner.core.model import RoutedModel
 
 
 def _add_peft_type(name: str) -> None:
@@ -112,10 +110,10 @@ class RoutedConfig(PeftConfig):
         PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(cls.method.upper())] = cls
 
     @classmethod
-    def model_class(cls) -> type[RoutedModel]:
+    def model_class(cls) -> type[BaseTuner]:
         """Returns the method's PEFT model, from model.py beside config.py; PEFT then knows it."""
         folder = cls.__module__.rpartition(".")[0]
-        model: type[RoutedModel] = importlib.import_module(f"{folder}.model").Model
+        model: type[BaseTuner] = importlib.import_module(f"{folder}.model").Model
         peft_type = PeftType(cls.method.upper())
         PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = model
         PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = model.prefix

@@ -7,8 +7,7 @@ half loaded into a model that is half changed.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
@@ -18,9 +17,6 @@ from torch import nn
 
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.saved import LAYER, STATE, SavedAdapter, Shape
-
-if TYPE_CHECKING:
-    from strlora_tuner.core.model import RoutedModel
 
 BASE = "base_model.model."
 _SHOWN = 40
@@ -77,23 +73,24 @@ def check_fit(
     model: nn.Module,
     config: RoutedConfig,
     layers: Mapping[str, nn.Module],
-    tuner: type[RoutedModel],
+    new_bank: Callable[[int, int, int, RoutedConfig], nn.Module],
+    new_state: Callable[[int, RoutedConfig], nn.Module | None],
 ) -> None:
     """Raises ValueError, layer by layer, when the saved tensors are not those of this model.
 
-    `layers` are the modules that the adapter will wrap, from :func:`matched_layers`; `tuner` knows
-    what each of them will hold.
+    `layers` are the modules that the adapter will wrap, from :func:`matched_layers`; `new_bank` and
+    `new_state` make what a layer and the whole adapter hold (RoutedModel's).
     """
     hidden = int(model.get_input_embeddings().embedding_dim)  # type: ignore[operator]
     with torch.device("meta"):
-        state = tuner.new_state(hidden, config)
+        state = new_state(hidden, config)
     expected: dict[str, Shape] = {
         f"base_model.{STATE}{part}": tuple(tensor.shape)
         for part, tensor in (state.state_dict() if state is not None else {}).items()
     }
     for name, layer in layers.items():
         with torch.device("meta"):
-            bank = tuner.new_bank(layer.in_features, layer.out_features, hidden, config)  # type: ignore[arg-type]
+            bank = new_bank(layer.in_features, layer.out_features, hidden, config)  # type: ignore[arg-type]
         for part, tensor in bank.state_dict().items():
             expected[f"{BASE}{name}{LAYER}{part}"] = tuple(tensor.shape)
     for name, module in model.named_modules():

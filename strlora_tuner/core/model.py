@@ -56,7 +56,7 @@ class RoutedModel(BaseTuner):
             return
         layers = matched_layers(model, peft_config)
         if peft_config.saved is not None:
-            check_fit(peft_config.saved, model, peft_config, layers, type(self))
+            check_fit(peft_config.saved, model, peft_config, layers, self.new_bank, self.new_state)
 
     def _create_and_replace(  # type: ignore[override]
         self,
