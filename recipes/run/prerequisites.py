@@ -17,6 +17,10 @@ from recipes.run.commands import PLUGIN, REPO, is_local
 from recipes.run.trackers import missing_trackers
 from strlora_tuner.methods.smolora.embedder_files import embedder_problem
 
+# The newest whose own requirements (torch==2.13.0, transformers>=5.16.1,<5.20) are what
+# requirements.lock holds.
+VLLM = "0.32.0"
+
 
 def what_is_missing(recipe: Recipe) -> list[str]:
     """Names everything that this machine lacks for the run, each with the way to get it."""
@@ -42,9 +46,10 @@ def what_is_missing(recipe: Recipe) -> list[str]:
         )
     if recipe.eval.backend == "vllm" and find_spec("vllm") is None:
         missing.append(
-            "vLLM: eval.backend asks for it and it is not installed. Get it: pip install vllm "
-            "(it brings its own torch: use an environment of its own), or set eval.backend: "
-            "transformers"
+            "vLLM: eval.backend asks for it and it is not installed. Get it: "
+            f"pip install vllm=={VLLM} (it requires the torch and transformers of "
+            "requirements.lock; its other requirements may move packages, so take an environment "
+            "of its own), or set eval.backend: transformers"
         )
     if not recipe.launcher.slurm.container:
         missing += missing_packages()
