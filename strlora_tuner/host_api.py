@@ -61,6 +61,8 @@ _CHECKED = "an adapter is compared with the model before a layer is changed"
 _PROMPT = "the routers see the prompt"
 _FROZEN = "routers that must not train stay frozen"
 _LAYERS = "layers are wrapped"
+_UNKNOWN = "unknown options of an adapter are refused"
+_INSIDE = "an adapter that transformers itself loads is loaded whole"
 
 _DYNAMIC, _LOADER = "transformers.dynamic_module_utils", "swift.model.register:ModelLoader"
 _META = "swift.model.model_meta"
@@ -180,7 +182,13 @@ TABLE: dict[str, tuple[HostName, ...]] = {
         HostName(f"{_PEFT}:_ExcludedModule", _CHECKED),
         HostName(f"{_PEFT}:BaseTunerLayer._freeze_non_trainable_peft_weights", _FROZEN),
         HostName(f"{_PEFT}:BaseTunerLayer._move_adapter_to_device_of_base_layer", _LAYERS),
-        HostName("peft:PeftConfig.check_kwargs", "unknown options of an adapter are refused"),
+        HostName("peft:PeftConfig.from_peft_type", _UNKNOWN, mentions="config_cls"),
+        HostName("transformers:PreTrainedModel._load_pretrained_model", _INSIDE),
+        HostName(
+            "transformers:PreTrainedModel.load_adapter", _INSIDE, mentions="_load_pretrained_model"
+        ),
+        HostName("transformers.modeling_utils:LoadStateDictInfo", _INSIDE),
+        HostName("transformers.modeling_utils:load_state_dict", _INSIDE),
     ),
 }
 

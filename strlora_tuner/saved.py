@@ -21,6 +21,9 @@ Shape = tuple[int, ...]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # In a tensor's name: before the part of a layer, and of what is carried beside the layers.
 LAYER, STATE = ".strlora_mixture.", "strlora_statistics."
+# What stands before both: in a file of PEFT's; and where transformers saved a model with adapters,
+# whose state lies inside the model.
+BESIDE, INSIDE = "base_model.", "base_model.model."
 FIX = "bring back an undamaged copy, or train the chunk again"
 # Of a floating-point number: the unsigned integer of its size, and the bits of its exponent.
 _EXPONENT = {

@@ -8,18 +8,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from strlora_tuner.core.model import RoutedModel
+from strlora_tuner.core.model import TUNER, RoutedModel
 
 
 def tuner_of(model: nn.Module) -> RoutedModel:
-    """Returns the routed tuner inside `model` (a PeftModel, possibly wrapped).
+    """Returns the routed tuner of `model`: a PeftModel or what transformers loaded, maybe wrapped.
 
     Raises:
         ValueError: the model carries no adapter of this package.
     """
     for module in model.modules():
-        if isinstance(module, RoutedModel):
-            return module
+        tuner = module.__dict__.get(TUNER, module)
+        if isinstance(tuner, RoutedModel):
+            return tuner
     raise ValueError(
         f"{type(model).__name__} carries no routed adapter: load one with "
         "PeftModel.from_pretrained or add one with get_peft_model(model, StrLoraConfig(...))"

@@ -7,6 +7,8 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import peft
+from packaging.version import Version
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
@@ -29,6 +31,11 @@ def _add_peft_type(name: str) -> None:
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member
     type.__setattr__(PeftType, name, member)
+
+
+def _newer_peft(saved_by: str | None) -> bool:
+    """Whether `saved_by`, as PEFT writes its version, is newer than the installed PEFT."""
+    return saved_by is not None and Version(saved_by.split("@")[0]) > Version(peft.__version__)
 
 
 def _peft_name(option: Field[Any]) -> str:
@@ -109,6 +116,28 @@ class RoutedConfig(PeftConfig):
         _add_peft_type(cls.method.upper())
         PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(cls.method.upper())] = cls
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuses keys of adapter_config.json that this version of the tuner does not know.
+
+        Here, since every way to read that file ends in a call of the class with all that it holds.
+        Fields that a newer PEFT added to all configurations are not ours to refuse: PEFT drops them
+        and warns.
+        """
+        unknown = sorted(kwargs.keys() - {item.name for item in fields(cls)})
+        if "peft_type" in kwargs and "expert_num" in unknown:
+            raise ValueError(
+                "adapter_config.json was written by the published StrLoRA code: convert the "
+                "adapter with python -m strlora_tuner.convert --from DIR --to DIR"
+            )
+        if "peft_type" in kwargs and unknown and not _newer_peft(kwargs.get("peft_version")):
+            raise ValueError(
+                f"adapter_config.json holds unknown options {', '.join(unknown)}, and PEFT "
+                f"{kwargs.get('peft_version') or '(no version given)'}, which saved it, is not "
+                f"newer than the installed {peft.__version__}: the adapter was saved by a newer "
+                "version of strlora_tuner; update it"
+            )
+        return super().__new__(cls)
+
     @classmethod
     def model_class(cls) -> type[BaseTuner]:
         """Returns the method's PEFT model, from model.py beside config.py; PEFT then knows it."""
@@ -147,22 +176,6 @@ class RoutedConfig(PeftConfig):
         config = super().from_pretrained(name, subfolder=subfolder, **kwargs)
         config.saved = read_saved(Path(name) / (subfolder or ""))
         return config
-
-    @classmethod
-    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
-        """Refuses keys of adapter_config.json that no version of this tuner has written."""
-        unknown = sorted(kwargs.keys() - {f.name for f in fields(cls)} - {"peft_version"})
-        if "expert_num" in unknown:
-            raise ValueError(
-                "adapter_config.json was written by the published StrLoRA code: convert the "
-                "adapter with python -m strlora_tuner.convert --from DIR --to DIR"
-            )
-        if unknown:
-            raise ValueError(
-                f"adapter_config.json holds unknown options {', '.join(unknown)}: the adapter was "
-                "saved by a newer version of strlora_tuner; update it"
-            )
-        return super().check_kwargs(**kwargs)
 
     @property
     def kept_experts(self) -> int:

@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.core.expert_bank import ExpertBank
-from strlora_tuner.core.fit import check_fit, differences, matched_layers, mismatch_message
+from strlora_tuner.core.fit import (
+    check_fit,
+    check_loaded,
+    keep_to_language_model,
+    matched_layers,
+    read_tensors,
+)
 from strlora_tuner.core.instruction import RoutingContext
 from strlora_tuner.core.layer import CANNOT_MERGE, RoutedLinear
-from strlora_tuner.saved import Shape
+from strlora_tuner.saved import STATE
+
+# The attribute of a transformers model that holds the tuner, where no PeftModel does.
+TUNER = "strlora_tuner"
+
+
+class _Hook:
+    """A method of the tuner as a hook of a module of its model.
+
+    PEFT copies an embedding that is to be trained in full (modules_to_save), hooks included: the
+    copy calls the same tuner. A copy of the whole model calls the copy of the tuner.
+    """
+
+    def __init__(self, tuner: RoutedModel, method: str) -> None:
+        self.tuner, self.method = tuner, method
+
+    def __call__(self, *args: Any) -> None:
+        getattr(self.tuner, self.method)(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        whole = id(self.tuner) in memo or id(self.tuner.model) in memo
+        return _Hook(copy.deepcopy(self.tuner, memo), self.method) if whole else self
 
 
 class RoutedModel(BaseTuner):
@@ -26,6 +56,10 @@ class RoutedModel(BaseTuner):
     A method derives from it and names its bank, a class that is made from (d_in, d_out, hidden,
     config), and, where the adapter carries state beside its layers, the module that holds it, made
     from (hidden, config). Parameters and buffers of both are saved, loaded and checked.
+
+    It is made by PeftModel, which then holds it, or by transformers (`model.load_adapter`,
+    `from_pretrained(ADAPTER)`, `pipeline`), which throws it away: the model itself keeps it then,
+    and the adapter's state. All adapters of a model share one routing context.
     """
 
     bank_class: type[ExpertBank]
@@ -34,13 +68,32 @@ class RoutedModel(BaseTuner):
     tuner_layer_cls = RoutedLinear
     target_module_mapping: dict[str, list[str]] = {}
 
+    def __init__(
+        self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any
+    ) -> None:
+        # PeftModel gives a dictionary.
+        self._inside = isinstance(peft_config, PeftConfig)
+        super().__init__(model, peft_config, adapter_name, **kwargs)
+
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
-        self.routing = RoutingContext()
         self._tokenizer: Any = None
-        self.strlora_statistics = nn.ModuleDict()
-        self.routing.statistics = self.strlora_statistics
-        self.routing.embed = model.get_input_embeddings()  # type: ignore[operator]
+        first = model.__dict__.get(TUNER) if self._inside else None
+        if first is not None and type(first) is not type(self):
+            raise ValueError(
+                f"the model carries adapters of {type(first).__module__}, which one of "
+                f"{type(self).__module__} cannot join: load it into a base model of its own"
+            )
+        self._joins = first is not None
+        self.routing: RoutingContext = first.routing if first is not None else RoutingContext()
+        if first is None:
+            holder = model if self._inside else self
+            holder.strlora_statistics = nn.ModuleDict()  # type: ignore[assignment]
+            self.routing.statistics = self.strlora_statistics
+            self.routing.embed = self._embed
         self.register_load_state_dict_post_hook(_after_load)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return cast(Tensor, self.model.get_input_embeddings()(ids))  # type: ignore[operator]
 
     def _check_new_adapter_config(self, config: RoutedConfig) -> None:  # type: ignore[override]
         super()._check_new_adapter_config(config)
@@ -52,8 +105,8 @@ class RoutedModel(BaseTuner):
 
     def _prepare_model(self, peft_config: RoutedConfig, model: nn.Module) -> None:  # type: ignore[override]
         # Called before any layer is wrapped: what is refused here leaves the model as it was.
-        if peft_config.target_modules == "all-linear":
-            return
+        if peft_config.saved is None and not peft_config.inference_mode:
+            keep_to_language_model(peft_config, model)
         layers = matched_layers(model, peft_config)
         if peft_config.saved is not None:
             check_fit(peft_config.saved, model, peft_config, layers, self.new_bank, self.new_state)
@@ -119,7 +172,7 @@ class RoutedModel(BaseTuner):
         return int(self.model.get_input_embeddings().embedding_dim)  # type: ignore[operator]
 
     def _add_state(self, adapter_name: str, config: RoutedConfig) -> None:
-        if adapter_name in self.routing.configs:
+        if self.routing.configs.get(adapter_name) is config:
             return
         self.routing.configs[adapter_name] = config
         state = self.new_state(self._hidden_size(), config)
@@ -129,14 +182,27 @@ class RoutedModel(BaseTuner):
             self.strlora_statistics[adapter_name] = state if meta else state.to(device)
 
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
-        embedding = self.routing.embed
-        assert isinstance(embedding, nn.Module)
-        self._handles = [
-            embedding.register_forward_hook(self._after_embedding),
+        if not self._joins:
+            self._handles = self._register_hooks(model)
+        if self._inside:
+            model.__dict__[TUNER] = self
+            model.__dict__["_load_pretrained_model"] = self._load_inside
+        self._count_layers()
+
+    def _register_hooks(self, model: nn.Module) -> list[RemovableHandle]:
+        embedding = model.get_input_embeddings()  # type: ignore[operator]
+        return [
+            embedding.register_forward_hook(_Hook(self, "_after_embedding")),
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             model.register_forward_hook(self._after_forward, always_call=True),
         ]
-        self._count_layers()
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The names of the active adapters; a transformers model sets those of its layers alone."""
+        if self._inside and self.model.__dict__.get(TUNER) is self:
+            return next(layer for _, layer in self.routed_layers()).active_adapters
+        return super().active_adapters
 
     def _count_layers(self) -> None:
         self.routing.num_layers = sum(1 for _ in self.mixtures())
@@ -199,7 +265,7 @@ class RoutedModel(BaseTuner):
         if mask is None and len(args) > 1 and isinstance(args[1], Tensor):
             mask = args[1]
         mask = mask if isinstance(mask, Tensor) else None
-        self.routing.begin_forward(mask, self.training)
+        self.routing.begin_forward(mask, module.training)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.routing.end_forward()
@@ -242,56 +308,54 @@ class RoutedModel(BaseTuner):
             del self.strlora_statistics[adapter_name]
         del self.routing.configs[adapter_name]
 
+    def _load_inside(
+        self,
+        model: nn.Module,
+        state_dict: Mapping[str, Tensor] | None,
+        checkpoint_files: list[str] | None,
+        load_config: Any,
+        expected_keys: list[str] | None = None,
+    ) -> Any:
+        """Loads the adapter that transformers has just added, in the place of its own loader.
+
+        That one looks for an adapter's state inside the model and drops, with a remark in its log,
+        what it does not find a place for.
+
+        Raises:
+            ValueError: tensors are missing, unknown, of another shape or not finite; the adapter is
+                then taken out of the model again.
+        """
+        from peft.utils import set_peft_model_state_dict
+        from transformers import modeling_utils
+
+        name, config = list(model.peft_config.items())[-1]  # type: ignore[operator, union-attr]
+        if not isinstance(config, RoutedConfig):
+            return type(model)._load_pretrained_model(  # type: ignore[attr-defined]
+                model, state_dict, checkpoint_files, load_config, expected_keys
+            )
+        try:
+            tensors, saved = read_tensors(state_dict or {}, checkpoint_files or [])
+            layers = {k: m for k, m in self.routed_layers() if name in m.strlora_mixture}
+            check_fit(saved, model, config, layers, self.new_bank, self.new_state)
+        except ValueError:
+            model.delete_adapter(name)  # type: ignore[operator]
+            raise
+        self._cast_adapter_dtype(name)  # as PeftModel does: what trains is float32
+        inside = {f"model.{key}": value for key, value in tensors.items()}
+        set_peft_model_state_dict(self, inside, adapter_name=name)
+        nothing: dict[str, Any] = {"error_msgs": [], "conversion_errors": {}}
+        nothing |= {f"{kind}_keys": set() for kind in ("missing", "unexpected", "mismatched")}
+        return modeling_utils.LoadStateDictInfo(**nothing, skipped_pp_keys=set()), None
+
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        _check_adapter_tensors(self, state_dict, prefix)
+        if not self._inside:
+            # A file of a model that transformers saved: there the state lies inside the model.
+            for key in [key for key in state_dict if key.startswith(f"{prefix}model.{STATE}")]:
+                state_dict[prefix + key.removeprefix(f"{prefix}model.")] = state_dict.pop(key)
+        check_loaded(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _check_adapter_tensors(model: RoutedModel, state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Raises ValueError when tensors of a loaded adapter are missing, unknown or of another shape.
-
-    PEFT loads with strict=False and only warns; this runs before anything is copied, so that
-    nothing is half loaded, modules_to_save included.
-    """
-    own = {key: tuple(value.shape) for key, value in model.state_dict(prefix=prefix).items()}
-    given = {key: tuple(value.shape) for key, value in state_dict.items()}
-    for name in model.peft_config:
-        marks = [f".{part}.{name}." for part in ("strlora_mixture", "strlora_statistics")]
-        left_out = _frozen(model, prefix, marks) - given.keys()
-        needed = {key: shape for key, shape in own.items() if key not in left_out}
-        found, expected = (_of_adapter(keys, marks) for keys in (given, needed))
-        if not found:
-            continue
-        whole = {k: v for k, v in given.items() if k in own and f".modules_to_save.{name}." in k}
-        problems = differences(expected | {k: own[k] for k in whole}, found | whole)
-        if problems:
-            raise ValueError(mismatch_message(f"adapter {name!r}", problems))
-
-
-def _frozen(model: RoutedModel, prefix: str, marks: list[str]) -> set[str]:
-    """Returns the keys of an adapter's parameters that rest while others train; else nothing.
-
-    DeepSpeed leaves them out when it saves a checkpoint inside a chunk. The host has loaded them
-    from the adapter beside it when it goes on.
-    """
-    parameters = {
-        key: parameter.requires_grad
-        for key, parameter in model.named_parameters(prefix=prefix.removesuffix("."))
-        if any(mark in key for mark in marks)
-    }
-    return {key for key, trains in parameters.items() if not trains and any(parameters.values())}
-
-
-def _of_adapter(shapes: Mapping[str, Shape], marks: list[str]) -> dict[str, Shape]:
-    """Returns the shapes of one adapter's tensors, names as PEFT saves them."""
-    result = {}
-    for key, shape in shapes.items():
-        for mark in marks:
-            if mark in key:
-                result[key.replace(mark, mark[: mark.index(".", 1) + 1])] = shape
-    return result
 
 
 @torch.no_grad()

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from strlora_tuner.core.fit import BASE
 from strlora_tuner.methods import folders, options_class
 from strlora_tuner.methods.ewc.state_file import FILE, check_state_file
 from strlora_tuner.options import AdapterOptions
 from strlora_tuner.saved import (
     CONFIG,
+    INSIDE,
     LAYER,
     STATE,
     WEIGHTS,
@@ -95,7 +95,7 @@ def test_an_adapter_lacks_nothing(saved, tmp_path, method):
     check_adapter(folder, options, previous=saved / method)
     tensors = load_file(folder / WEIGHTS)
     first = next(name.partition(LAYER)[0] for name in sorted(tensors) if LAYER in name)
-    assert first.startswith(BASE)
+    assert first.startswith(INSIDE)
     gone = [f"{first}{LAYER}{part}" for part in options.layer_tensors]
     gone += [f"base_model.{STATE}{part}" for part in options.state_tensors]
     for name in gone:

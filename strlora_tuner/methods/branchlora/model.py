@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from strlora_tuner.core.expert_bank import sum_over_processes
 from strlora_tuner.core.model import RoutedModel
@@ -21,11 +20,10 @@ class Model(RoutedModel):
     bank_class = Branches
     state_class = ChunkKeys
 
-    def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
-        super()._post_injection_hook(model, config, adapter_name)
+    def _register_hooks(self, model: nn.Module) -> list[RemovableHandle]:
         decoder = model.get_decoder()  # type: ignore[operator]
         handle = decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)
-        self._handles.append(handle)
+        return [*super()._register_hooks(model), handle]
 
     def _before_decoder(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict) -> None:
         embeddings = kwargs.get("inputs_embeds")

@@ -10,7 +10,7 @@ import pytest
 from docs.make_tuner_page import options_table, update_table
 from strlora_tuner.methods.strlora.options import Options
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_page_is_that_of_the_schema():
