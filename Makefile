@@ -16,8 +16,7 @@ format:  ## let ruff format the code
 	.venv/bin/ruff format . && .venv/bin/ruff check --fix .
 
 faults:  ## kills, faults, signals and a real SLURM, slow ones included
-	FULL_FAULTS=1 .venv/bin/python -m pytest -n 2 --dist loadfile tests/faults tests/slurm tests/recipes/run/test_runner.py tests/recipes/processes/test_real_stop.py \
-		tests/recipes/run/test_real_stream.py
+	FULL_FAULTS=1 .venv/bin/python -m pytest -n 2 --dist loadfile tests/faults tests/slurm tests/recipes/run/test_runner.py tests/recipes/processes/test_real_stop.py
 
 methods: ## every method in the real host, slow ones included
 	FULL_METHODS=1 .venv/bin/python -m pytest -n 2 --dist loadfile -m slow tests/host tests/recipes/run/test_real_methods.py tests/recipes/baselines/test_real_baselines.py \

@@ -87,6 +87,7 @@ def make_recipe(folder: Path, processes: int) -> Path:
     values = recipe_values(stream, folder / "run", BASE, method="strlora")
     values["data"]["chunks"] = CHUNKS
     values["tuner"] |= {"dropout": 0.05}  # so that a lost random state is seen
+    values["model"] |= {"aligner": "multi_modal_projector"}
     values["schedule"] |= {"save_steps": 2, "per_device_batch": 4 // processes}
     values["eval"] |= {"batch_size": 2}
     values["launcher"] |= {"nproc": processes, "resident": True}
@@ -217,7 +218,17 @@ TWO = [
 def test_four_kills(undisturbed, tmp_path: Path) -> None:
     recipe, expected = undisturbed(1)
     walk(recipe, tmp_path / "run", CI, 0)
-    assert result_of(RunLayout(tmp_path / "run")) == expected
+    layout = RunLayout(tmp_path / "run")
+    assert result_of(layout) == expected
+    adapters = {expected[f"adapter {chunk:03d}"] for chunk in range(1, CHUNKS + 1)}
+    assert len(adapters) == CHUNKS, "a chunk that trained nothing"
+    routing = json.loads(layout.routing(CHUNKS).read_text(encoding="utf-8"))
+    assert routing["num_experts"] == 4
+    assert [(group["name"], group["rows"]) for group in routing["groups"]] == [
+        ("VQAv2", 6),
+        ("Fin", 6),
+    ]
+    assert layout.report.is_file()
 
 
 @pytest.mark.skipif(not FULL, reason="set FULL_FAULTS=1 (make faults)")

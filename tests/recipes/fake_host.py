@@ -2,7 +2,7 @@
 
 It is for the tests that kill the orchestrator at many moments: what it "trains" is a hash of the
 previous adapter, the chunk and the step, so that the last adapter is right only if every chunk was
-trained once, from the right adapter, and resumed at the right step. test_real_stream.py runs the
+trained once, from the right adapter, and resumed at the right step. tests/faults/test_kills.py runs the
 real host.
 """
 
