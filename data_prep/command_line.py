@@ -23,11 +23,19 @@ OK, FAILED, UNUSABLE = 0, 1, 2  # unusable: options or sources that no run can s
 def add_common(parser: argparse.ArgumentParser, out_required: bool = True) -> None:
     """Add --out, --seed, --skip-bad and --workers."""
     parser.add_argument("--out", type=Path, required=out_required, help="stream folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--seed", type=seed, default=0, help="of everything random; below 2**32")
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave bad samples out and list them; else refuse"
     )
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
+
+
+def seed(text: str) -> int:
+    """The option --seed: a number that every generator takes. ValueError for another."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2**32 - 1")
+    return number
 
 
 def source_facts(path: Path) -> dict[str, Any]:

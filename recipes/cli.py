@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,7 @@ from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
 from recipes.config.schema import Recipe
 
 DONE, FAILED, BAD_RECIPE = 0, 1, 2
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Stopped(BaseException):
@@ -44,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _COMMANDS[options.command](recipe, options)
     except Stopped as stopped:
         text = "finished work is saved, and the same command continues from there"
-        print(f"\nstopped by {stopped}: {text}", file=sys.stderr)
+        _tell(f"\nstopped by {stopped}: {text}")
         return 128 + stopped.number
     except Exception as error:
         if not isinstance(error, _expected_errors()):
             raise
         message = _system_text(error) if isinstance(error, OSError) else error
-        print(f"\nstopped: {message}", file=sys.stderr)
+        _tell(f"\nstopped: {message}")
         return FAILED
 
 
@@ -118,7 +119,8 @@ def _train(recipe: Recipe, train_only: bool = False) -> int:
     from recipes.run.terminal import Progress
 
     for number in STOPPING:
-        signal.signal(number, _stop)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
+            signal.signal(number, _stop)
     with Progress(recipe.name, recipe.data.chunks) as progress:
         run(recipe, progress, train_only)
     return DONE
@@ -204,6 +206,12 @@ def _print_all(lines: Iterable[str]) -> int:
     return DONE
 
 
+def _tell(text: str) -> None:
+    """Prints on standard error; where the terminal is gone, the exit code alone must say it."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def _system_text(error: OSError) -> str:
     """The system's message (full disk, read-only folder, ...) and what to do about it."""
     from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
@@ -222,6 +230,8 @@ def _system_text(error: OSError) -> str:
 def _stop(number: int, frame: FrameType | None) -> None:
     for each in STOPPING:
         signal.signal(each, _stop_at_once)
+    # A terminal that goes tells its processes so twice, by its shell and by the kernel.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise Stopped(number)
 
 

@@ -3,7 +3,8 @@
 # all commands; the command line is read in recipes/arguments.py.
 set -euo pipefail
 
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+# Also through a symbolic link; no `cd`, which CDPATH would lead elsewhere.
+here="$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 root="$(dirname "$here")"
 
 setup=yes
@@ -27,15 +28,16 @@ found_python() {
     fi
 }
 
-# Found from anywhere, and not hidden by a package of the same name: eval is a common one.
+# For the processes that are started later. The commands themselves run as a folder, recipes/__main__.py:
+# with `-m`, an eval.py or a logging.py in the user's working directory would be imported first.
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
 # Help needs no package and must not wait for an installation.
 if [[ $help == yes ]]; then
-    exec "$(found_python)" -m recipes.arguments ${arguments[@]+"${arguments[@]}"} --help
+    exec "$(found_python)" "$here" ${arguments[@]+"${arguments[@]}"} --help
 fi
 if [[ ${#arguments[@]} -eq 0 ]]; then
-    "$(found_python)" -m recipes.arguments --help >&2
+    "$(found_python)" "$here" --help >&2
     exit 2
 fi
 
@@ -44,4 +46,4 @@ if [[ $setup == yes ]]; then
 else
     python="$(found_python)"
 fi
-exec "$python" -m recipes.cli "${arguments[@]}"
+exec "$python" "$here" "${arguments[@]}"

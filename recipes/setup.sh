@@ -21,7 +21,8 @@
 #              TORCH_INDEX_URL package index for torch and torchvision (default: pip's own)
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
+export PYTHONSAFEPATH=1 # a pip.py or torchvision/ in the user's working directory is not imported
 torch_version=2.13.0
 torchvision_version=0.28.0
 dev=false

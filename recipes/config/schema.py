@@ -9,6 +9,7 @@ than one key is checked when a recipe is loaded, so that every problem gets its 
 from __future__ import annotations
 
 import dataclasses
+from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -41,7 +42,9 @@ class Recipe(Block):
     """One run: a method on a stream."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
-    seed: int = Field(0, ge=0, description="seed of initialisation, dropout and sample order")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="seed of initialisation, dropout and sample order"
+    )
     run_dir: str | None = Field(
         None, description="null: runs/<name>, with -<method> behind it when method is not strlora"
     )
@@ -88,6 +91,22 @@ class Recipe(Block):
     def processes(self) -> int:
         """Training processes on all machines together."""
         return self.launcher.nproc * self.launcher.nodes
+
+    def chunk_seed(self, chunk: int) -> int:
+        """The seed of everything that is drawn for one chunk: below 2**32, NumPy's bound.
+
+        Where seed * 1000 + chunk is above (a date as seed), the first four bytes of the sha256 of
+        the text "seed/chunk", read from the left, take its place.
+        """
+        simple = self.seed * 1000 + chunk
+        if simple < 2**32:
+            return simple
+        return int.from_bytes(sha256(f"{self.seed}/{chunk}".encode()).digest()[:4], "big")
+
+    @property
+    def host_seed(self) -> int:
+        """The seed that the host is given and adds each rank to; all sums stay below 2**32."""
+        return min(self.seed, 2**32 - self.processes)
 
     @property
     def definition(self) -> Method:

@@ -61,7 +61,7 @@ def train_command(
         "save_total_limit": recipe.schedule.keep_checkpoints,
         "save_only_model": False,
         "eval_strategy": "no",
-        "seed": recipe.seed,
+        "seed": recipe.host_seed,
         **tracker_arguments(recipe, chunk),
     }
     previous = recipe.previous(chunk)
@@ -213,7 +213,7 @@ def _adapter_arguments(
 def _ewc_arguments(recipe: Recipe, layout: RunLayout, chunk: int, own: Path | None) -> Arguments:
     assert recipe.ewc is not None
     options = {k: v for k, v in recipe.ewc.model_dump().items() if v is not None}
-    options["seed"] = chunk_seed(recipe, chunk)
+    options["seed"] = recipe.chunk_seed(chunk)
     previous = recipe.previous(chunk)
     if previous is not None:
         options["state"] = str(layout.adapter(previous))
@@ -242,16 +242,11 @@ def _data_arguments(recipe: Recipe, files: Sequence[Path], chunk: int) -> Argume
         "strict": True,
         "dataset_num_proc": 1,
         "dataset_shuffle": False,  # the trainer shuffles; a second shuffle would only cost time
-        "data_seed": chunk_seed(recipe, chunk),
+        "data_seed": recipe.chunk_seed(chunk),
     }
     if recipe.replays(chunk):  # the order, of all epochs, is in the file
         arguments["train_dataloader_shuffle"] = False
     return arguments
-
-
-def chunk_seed(recipe: Recipe, chunk: int) -> int:
-    """The seed of everything that is drawn for one chunk."""
-    return recipe.seed * 1000 + chunk
 
 
 def _optimizer_arguments(recipe: Recipe, chunk: int) -> Arguments:

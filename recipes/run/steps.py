@@ -22,7 +22,6 @@ from recipes.baselines.mr_lora.pool import (
 from recipes.baselines.replay import ReplayError, update_reservoir, write_replay_file
 from recipes.run import evaluation
 from recipes.run.chunk_data import check_carried, training_files
-from recipes.run.commands import chunk_seed
 from recipes.run.session import RunError, Session, failure_text
 from recipes.run.terminal import duration, score_text
 from recipes.run.training_job import TrainingJob, train_adapter
@@ -77,7 +76,7 @@ def _chunk_job(session: Session, index: int) -> TrainingJob:
         chunks = recipe.data_chunks(index)
         for chunk in chunks:
             stream.verify_chunk(chunk)
-        seed = chunk_seed(recipe, index)
+        seed = recipe.chunk_seed(index)
         replayed = write_replay_file(recipe, layout, stream, session.state, index, seed)
         samples = sum(stream.chunk(chunk).samples for chunk in chunks)
         files = training_files(recipe, layout, index, stream)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -57,11 +59,13 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._live.stop()
+        with _read_or_not():
+            self._live.stop()
 
     def say(self, text: str) -> None:
         """Prints a line that stays, above the live panel where there is one."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        with _read_or_not():
+            self.console.print(text, markup=False, soft_wrap=True)
 
     def begin(self, chunk: int, task: str, text: str) -> None:
         """Starts an activity and says so in a line."""
@@ -158,6 +162,15 @@ class Progress:
         if self.scores:
             panel.add_row("last scores", score_text(self.scores))
         return panel
+
+
+@contextmanager
+def _read_or_not() -> Iterator[None]:
+    """A terminal or a pipe that is gone ends no run: from then on nothing is printed."""
+    try:
+        yield
+    except (OSError, SystemExit):  # rich would end the program when a pipe is closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def score_text(scores: Mapping[str, float]) -> str:

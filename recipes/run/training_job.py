@@ -18,6 +18,7 @@ from recipes.run_folder.checkpoints import (
     clean_host_folder,
     install_adapter,
     newest_checkpoint,
+    passed_over,
 )
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import ChunkRecord
@@ -69,6 +70,8 @@ def _finished_checkpoint(session: Session, job: TrainingJob, record: ChunkRecord
         return resume  # killed between the host's last save and our copy
     if resume is not None:
         check_processes(resume, job.recipe.processes, job.index)
+    for text in passed_over(job.host, resume):
+        session.say(text)
     clean_host_folder(job.host, resume)
     files, text = job.data()
     if resume is not None:

@@ -11,8 +11,11 @@ import os
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from data_prep.files import sha256_file, sync_folder
 from strlora_tuner import saved
@@ -54,10 +57,20 @@ class Checkpoint:
 def newest_checkpoint(host: Path) -> Checkpoint | None:
     """Returns the newest complete checkpoint in a host folder, or None."""
     for step, path in sorted(_numbered(host), reverse=True):
-        checkpoint = read_checkpoint(path, step)
-        if checkpoint is not None:
-            return checkpoint
+        if incomplete(path, step) is None:
+            return Checkpoint(path, step, int(_state(path).get("max_steps", 0)))
     return None
+
+
+def passed_over(host: Path, taken: Checkpoint | None) -> list[str]:
+    """Says of every checkpoint after the one that is `taken` (None: all) why it is not used."""
+    first = -1 if taken is None else taken.step
+    later = [(step, path) for step, path in sorted(_numbered(host)) if step > first]
+    instead = "the chunk's start" if taken is None else taken.path.name
+    return [
+        f"{path.name} is not complete ({incomplete(path, step)}): going on from {instead}"
+        for step, path in later
+    ]
 
 
 def _numbered(host: Path) -> list[tuple[int, Path]]:
@@ -66,23 +79,59 @@ def _numbered(host: Path) -> list[tuple[int, Path]]:
     return [(int(step), path) for step, path in names if step.isdigit() and not path.is_symlink()]
 
 
-def read_checkpoint(path: Path, step: int) -> Checkpoint | None:
-    """Returns the checkpoint when every file that resuming needs is whole, else None.
+def _state(path: Path) -> dict[str, Any]:
+    return cast(dict[str, Any], json.loads((path / TRAINER_STATE).read_text(encoding="utf-8")))
 
-    The host writes trainer_state.json last; the rest guards against
-    power cuts and full disks.
+
+def incomplete(path: Path, step: int) -> str | None:
+    """Says what a checkpoint lacks; None when all that resuming needs is there and whole.
+
+    The host writes trainer_state.json last; the rest guards against power cuts, full disks and
+    people who save space. Without the state of optimizer, schedule or random numbers the host
+    would go on with new ones and say nothing. The last checkpoint of a chunk needs none of them.
     """
     try:
-        state = json.loads((path / TRAINER_STATE).read_text(encoding="utf-8"))
+        state = _state(path)
         read_shapes(path / WEIGHTS)
-    except (OSError, ValueError):
-        return None
-    archives = [*path.glob("*.pt"), *path.glob("rng_state*.pth"), *path.glob("global_step*/*.pt")]
-    if not archives or not all(zipfile.is_zipfile(archive) for archive in archives):
-        return None
+    except (OSError, ValueError) as error:
+        return str(error)
     if state.get("global_step") != step:
+        return f"{TRAINER_STATE} is of step {state.get('global_step')}"
+    if 0 < step == state.get("max_steps"):
         return None
-    return Checkpoint(path, step, int(state.get("max_steps", 0)))
+    missing = [pattern for pattern, count in _resumed_from(path) if _count(path, pattern) < count]
+    if missing:
+        return f"{', '.join(missing)} missing"
+    archives = [*path.glob("*.pt"), *path.glob("rng_state*.pth"), *path.glob("global_step*/*.pt")]
+    cut = [file.name for file in archives if not zipfile.is_zipfile(file)]
+    return f"{', '.join(cut)} cut short" if cut else None
+
+
+def _resumed_from(path: Path) -> Iterator[tuple[str, int]]:
+    """Patterns of the files that the host resumes from, and how many of each there must be."""
+    arguments: dict[str, Any] = {}
+    with suppress(OSError, ValueError):  # old ones have none; then what is there has to say it
+        arguments = json.loads((path / "args.json").read_text(encoding="utf-8"))
+    ranks = arguments.get("global_world_size") or _count(path, "rng_state_*.pth") or 1
+    names = [f"rng_state_{rank}.pth" for rank in range(ranks)] if ranks > 1 else ["rng_state.pth"]
+    yield from ((name, 1) for name in names)
+    config = arguments.get("deepspeed")
+    if not config and not _count(path, "global_step*"):
+        yield from (("optimizer.pt", 1), ("scheduler.pt", 1))
+        if arguments.get("fp16"):
+            yield "scaler.pt", 1
+        return
+    config = config if isinstance(config, dict) else {}
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    yield "latest", 1
+    yield "global_step*/*_model_states.pt", ranks if stage == 3 else 1
+    yield "global_step*/*_optim_states.pt", ranks if stage else 0
+    if "scheduler" not in config:  # else DeepSpeed keeps it
+        yield "scheduler.pt", 1
+
+
+def _count(path: Path, pattern: str) -> int:
+    return sum(1 for _ in path.glob(pattern))
 
 
 def check_adapter(folder: Path, tuner_type: str | None, previous: Path | None = None) -> None:

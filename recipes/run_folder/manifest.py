@@ -94,6 +94,7 @@ class Manifest(SessionEntry):
     data: DataIdentity
     model: ModelIdentity
     seed: int
+    chunk_seeds: dict[str, int]
     threads: int
     global_batch: int
     sessions: list[SessionEntry]
@@ -159,6 +160,7 @@ def _new_manifest(recipe: Recipe, stream: Stream, session: SessionEntry, threads
         },
         "model": model_identity(Path(recipe.model.path)),
         "seed": recipe.seed,
+        "chunk_seeds": {str(i): recipe.chunk_seed(i) for i in recipe.trained_chunks},
         "threads": threads,
         "global_batch": recipe.schedule.global_batch,
         "sessions": [],

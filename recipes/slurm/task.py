@@ -57,7 +57,7 @@ def main(command: list[str]) -> int:
         if number != signal.SIGUSR1 or not ask_to_save(process.pid):
             kill_group(process.pid, signal.SIGTERM)
 
-    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, pass_on)
     return process.wait()
 

@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run:
         _show(plan)
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     try:
         return _tune(plan, options)

@@ -112,12 +112,12 @@ def test_nothing_heavy_is_imported() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def door(*arguments: str, cwd: Path = REPO) -> subprocess.CompletedProcess[str]:
-    script = str(REPO / "recipes" / "run_stream.sh")
-    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
-    return subprocess.run(
-        ["bash", script, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
-    )
+def door(
+    *arguments: str, cwd: Path = REPO, script: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(script or REPO / "recipes" / "run_stream.sh"), *arguments]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, **variables}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def test_the_door(tmp_path: Path) -> None:
@@ -129,6 +129,34 @@ def test_the_door(tmp_path: Path) -> None:
     valid = door("tiny", "--validate", "--no-setup", cwd=tmp_path)
     assert (valid.returncode, valid.stdout) == (0, "tiny: valid (strlora, 8 chunks)\n")
     assert door("tiny", "--validate", "--no-setup", "sead=1").returncode == 2
+
+
+def test_nothing_in_the_working_directory_takes_the_place_of_ours(tmp_path: Path) -> None:
+    """Neither of our packages, nor of the standard library or of what we use."""
+    for name in ("eval", "recipes", "data_prep"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('theirs')", encoding="utf-8")
+    for name in ("cli", "logging", "yaml", "signal", "pydantic"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('theirs')", encoding="utf-8")
+    for words in (["validate", "tiny"], ["validate", "--help"]):
+        done = door(*words, "--no-setup", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    report = door("report", "tiny", f"run_dir={tmp_path}", "--no-setup", cwd=tmp_path)
+    assert (report.returncode, "not started" in report.stderr) == (1, True), report.stderr
+    assert door(cwd=tmp_path).returncode == 2
+
+
+def test_the_door_is_found_through_a_link_and_beside_cdpath(tmp_path: Path) -> None:
+    """CDPATH leads `cd recipes` elsewhere, and prints where."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "bin").mkdir()
+    link = tmp_path / "bin" / "strlora"
+    link.symlink_to(REPO / "recipes" / "run_stream.sh")
+    ours = "tiny: valid (strlora, 8 chunks)\n"
+    words = ["validate", "tiny", "--no-setup"]
+    assert door(*words, script=link, cwd=tmp_path).stdout == ours
+    relative = Path("recipes/run_stream.sh")
+    assert door(*words, script=relative, CDPATH=str(tmp_path)).stdout == ours
 
 
 def test_a_reader_that_has_read_enough_is_no_error() -> None:

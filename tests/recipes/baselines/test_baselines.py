@@ -22,7 +22,7 @@ from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
 from recipes.run.chunk_data import open_recipe_stream
-from recipes.run.commands import chunk_seed, train_command
+from recipes.run.commands import train_command
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import load_state
 from recipes.tools.plan import make_plan
@@ -151,7 +151,7 @@ def test_replayed_files_hold_the_share_and_only_past_samples(finished: Finished)
         memory = read_lines(layout.replay(chunk - 1) / "memory.jsonl")
         assert len(set(memory)) == 6
         assert set(memory) <= past
-        write_replay_file(recipe, layout, stream, state, chunk, chunk_seed(recipe, chunk))
+        write_replay_file(recipe, layout, stream, state, chunk, recipe.chunk_seed(chunk))
         lines = read_lines(layout.mixed(chunk))
         layout.mixed(chunk).unlink()
         for first in range(0, len(lines), 4):

@@ -14,7 +14,7 @@ from recipes.baselines.replay import write_replay_file
 from recipes.config.loading import load_recipe
 from recipes.config.method import method_names
 from recipes.run.chunk_data import open_recipe_stream
-from recipes.run.commands import chunk_seed, train_command
+from recipes.run.commands import train_command
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import load_state
 from recipes.tools.status import verify
@@ -53,7 +53,7 @@ def test_a_chunk_with_replay_and_ewc_survives_sigkill_bit_for_bit(tmp_path: Path
     other.chunk(1).mkdir(parents=True)
     for folder in ("adapter", "replay"):
         (other.chunk(1) / folder).symlink_to(layout.chunk(1) / folder)
-    stream, seed = open_recipe_stream(recipe), chunk_seed(recipe, 2)
+    stream, seed = open_recipe_stream(recipe), recipe.chunk_seed(2)
     write_replay_file(recipe, other, stream, load_state(layout.state), 2, seed)
     own = stream.chunk_file(2)
     command = train_command(recipe, other, other.mixed(2), 2, own=own)

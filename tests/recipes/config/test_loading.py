@@ -263,6 +263,24 @@ def test_unknown_recipe_names_the_shipped_ones() -> None:
     assert "no such file" in problem.message
 
 
+def test_a_date_is_a_seed() -> None:
+    """NumPy takes 32 bits; the host adds each process's rank to the run's seed."""
+    small = load_recipe("tiny", ["seed=4294967"])
+    assert [small.chunk_seed(chunk) for chunk in (1, 295)] == [4294967001, 4294967295]
+    for seed in ("4294968", "20241126", str(2**32 - 1)):
+        recipe = load_recipe("internvl3.5-8b", [f"seed={seed}"])
+        drawn = [recipe.chunk_seed(chunk) for chunk in range(26)]
+        assert len(set(drawn)) == 26
+        assert 0 <= min(drawn) <= max(drawn) < 2**32
+        assert recipe.host_seed + recipe.processes - 1 < 2**32
+    # printf 20241126/3 | sha256sum | head -c 8
+    date = load_recipe("tiny", ["seed=20241126"])
+    assert date.chunk_seed(3) == 0xEE3E857B
+    assert date.host_seed == 20241126
+    (problem,) = problems_of("tiny", f"seed={2**32}")
+    assert "should be less than 4294967296" in problem.message
+
+
 def test_recipe_is_immutable(toy: Callable[..., Recipe]) -> None:
     with pytest.raises(ValueError, match="frozen"):
         toy().seed = 3

@@ -103,6 +103,78 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
     assert found.step == 10
 
 
+RESUMED_FROM = {
+    "plain": ["optimizer.pt", "scheduler.pt", "rng_state.pth"],
+    "fp16": ["scaler.pt"],
+    "two processes": ["rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"],
+    "zero2": ["latest", "scheduler.pt", "rng_state_1.pth", "global_step2/x_1_optim_states.pt",
+              "global_step2/mp_rank_00_model_states.pt"],
+    "zero3": ["global_step2/x_0_model_states.pt", "global_step2/x_1_optim_states.pt"],
+    "own schedule": ["global_step2/x_0_optim_states.pt"],
+}  # fmt: skip
+FILES = {
+    "plain": ["optimizer.pt", "scheduler.pt", "rng_state.pth"],
+    "two processes": ["optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"],
+    "zero2": ["scheduler.pt", "rng_state_0.pth", "rng_state_1.pth",
+              "global_step2/mp_rank_00_model_states.pt", "global_step2/x_0_optim_states.pt",
+              "global_step2/x_1_optim_states.pt"],
+}  # fmt: skip
+FILES["fp16"] = [*FILES["plain"], "scaler.pt"]
+FILES["zero3"] = [f.replace("mp_rank_00", f"x_{i}") for i in range(2) for f in FILES["zero2"]]
+FILES["own schedule"] = [f for f in FILES["zero2"] if f != "scheduler.pt"]
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "plain": {"global_world_size": 1, "deepspeed": None},
+    "fp16": {"global_world_size": 1, "fp16": True},
+    "two processes": {"global_world_size": 2},
+    "zero2": {"global_world_size": 2, "deepspeed": {"zero_optimization": {"stage": 2}}},
+    "zero3": {"global_world_size": 2, "deepspeed": {"zero_optimization": {"stage": 3}}},
+    "own schedule": {
+        "global_world_size": 2,
+        "deepspeed": {"scheduler": {"type": "WarmupLR"}, "zero_optimization": {"stage": 1}},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", RESUMED_FROM)
+def test_a_checkpoint_without_what_resuming_needs_is_passed_over(tmp_path: Path, kind: str) -> None:
+    """People delete optimizer.pt to save space, and tools that copy leave files out."""
+    for step in (1, 2):
+        path = tmp_path / f"checkpoint-{step}"
+        write_checkpoint(path, step, 9, b"x" * 32)
+        archive = (path / "optimizer.pt").read_bytes()
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            (path / name).unlink()
+        for name in FILES[kind]:
+            (path / name).parent.mkdir(exist_ok=True)
+            (path / name).write_bytes(archive)
+        if "zero" in str(ARGUMENTS[kind]):
+            (path / "latest").write_text("global_step2", encoding="utf-8")
+        (path / "args.json").write_text(json.dumps(ARGUMENTS[kind]), encoding="utf-8")
+    newest = tmp_path / "checkpoint-2"
+    for name in RESUMED_FROM[kind]:
+        content = (newest / name).read_bytes()
+        (newest / name).unlink()
+        found = checkpoints.newest_checkpoint(tmp_path)
+        assert found is not None
+        assert found.step == 1, name
+        (text,) = checkpoints.passed_over(tmp_path, found)
+        assert text.startswith("checkpoint-2 is not complete ("), text
+        assert text.endswith(" missing): going on from checkpoint-1")
+        (newest / name).write_bytes(content)
+        found = checkpoints.newest_checkpoint(tmp_path)
+        assert found is not None
+        assert found.step == 2
+        assert checkpoints.passed_over(tmp_path, found) == []
+
+
+def test_the_last_checkpoint_of_a_chunk_needs_only_its_adapter(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint-3", 3, 3, b"x" * 32)
+    (tmp_path / "checkpoint-3" / "optimizer.pt").unlink()
+    found = checkpoints.newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.finished
+
+
 def test_a_checkpoint_without_steps_is_never_finished(tmp_path: Path) -> None:
     """Resuming only the model on new data ends at once (ms-swift issue 6084)."""
     write_checkpoint(tmp_path / "checkpoint-0", 0, 0, b"x" * 32)
