@@ -1,8 +1,7 @@
 """Faults of files, locks and machines: after each the run goes on, or stops and says what to do.
 
 The run is one of two chunks whose first is done, with the stand-in host; kills at random moments
-are in tests/recipes/run/test_runner.py, the real host's in
-test_real_stop.py.
+are in tests/recipes/run/test_runner.py, the real host's in test_kills.py.
 """
 
 from __future__ import annotations

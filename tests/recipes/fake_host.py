@@ -2,8 +2,8 @@
 
 It is for the tests that kill the orchestrator at many moments: what it "trains" is a hash of the
 previous adapter, the chunk and the step, so that the last adapter is right only if every chunk was
-trained once, from the right adapter, and resumed at the right step. tests/faults/test_kills.py runs the
-real host.
+trained once, from the right adapter, and resumed at the right step. The real host is
+killed in tests/faults/test_kills.py.
 """
 
 from __future__ import annotations
