@@ -6,8 +6,10 @@ The standard library and jsonlines only, so that every package may use it.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +21,23 @@ from typing import Any
 import jsonlines
 
 Record = dict[str, Any]
+
+
+def is_missing(value: object) -> bool:
+    """Tell whether a value is none: null, or the NaN that pandas writes for an empty cell."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def read_literal(text: str) -> Any:
+    """Return the list or object that a text is, in JSON or as Python prints it, else the text."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return text
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return text
 
 
 def sha256_file(path: Path) -> str:

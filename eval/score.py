@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from data_prep.files import Record, numbered_jsonl
+from data_prep.files import Record, is_missing, numbered_jsonl
 from eval.scorers import cider
-from eval.scorers.answer_text import final_answer, find_answer, gold_answers, is_missing
+from eval.scorers.answer_text import final_answer, find_answer, gold_answers
 from eval.scorers.registry import MOST_CIDER, TASKS, Scorer, find_task
 
 REQUIRED = ("question_id", "gold", "prediction")

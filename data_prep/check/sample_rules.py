@@ -88,7 +88,7 @@ def check_sample(raw: Any, file: DataFile) -> HostSample:
         check_name(image)
     if file.task is not None:
         _check_test(record, file)
-    elif is_box_question(question_text(record)):
+    elif is_box_question(question_text(record)) and not record.get("objects"):
         check_box("the answer", answer_text(record), read_size(record.get("size")))
     return record
 

@@ -11,6 +11,7 @@ from data_prep.chunk.times import microseconds
 from data_prep.errors import DataError, Problem, shown
 from data_prep.sources.fields import Columns
 from data_prep.sources.image_paths import ImageResolver
+from data_prep.sources.picture_marks import unread_marks
 from data_prep.sources.raw_forms import to_host, unread_turn_keys
 from data_prep.sources.readers import Item, parse, place
 from data_prep.sources.records import HostSample, encode, question_text
@@ -62,6 +63,7 @@ class Batch:
     columns: Columns = field(default_factory=Columns)
     forms: dict[str, str] = field(default_factory=dict)  # of times: where each was first found
     unread: set[str] = field(default_factory=set)  # keys of turns that are left out
+    marks: set[str] = field(default_factory=set)  # look like marks of pictures, and stay text
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -83,6 +85,7 @@ def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
             batch.forms.setdefault(form, place(path, number))
         lines.append(line)
         batch.unread |= unread_turn_keys(raw)
+        batch.marks |= unread_marks(record["messages"])
         batch.lengths.append(len(line))
         batch.groups.append(group)
         batch.tasks.append(record["task"])

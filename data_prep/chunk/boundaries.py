@@ -68,7 +68,7 @@ def contents(
     if not len(order):
         names = ", ".join(path.name for path in first_pass.sources)
         raise StreamError(f"{names}: no samples to train on; expected at least one")
-    rows = _RowMaker(first_pass, order, boundaries)
+    rows = _RowMaker(first_pass, order, boundaries, several=len(bounds) > 1)
     chunks = [rows.planned(f"chunks/{n:03d}.jsonl", a, b, n) for n, (a, b) in enumerate(bounds, 1)]
     held = [rows.held_out(index, number) for number in sorted(set(index["task"][index["test"]]))]
     files, chosen = planned_tests(tests, first_pass.options.resolver, scorers)
@@ -130,9 +130,14 @@ class _RowMaker:
     """Plans the files that hold samples of the first pass, and saves the order of the samples."""
 
     def __init__(
-        self, first_pass: FirstPass, order: np.ndarray, boundaries: ChunkBoundaries
+        self,
+        first_pass: FirstPass,
+        order: np.ndarray,
+        boundaries: ChunkBoundaries,
+        several: bool,
     ) -> None:
         self.first_pass, self.boundaries, self.orders = first_pass, boundaries, [order]
+        self.several = several  # chunks: `datasets` may be given all in one call
         self.used = len(order)
 
     def planned(self, file: str, start: int, stop: int, chunk: int | None = None) -> PlannedFile:
@@ -140,7 +145,8 @@ class _RowMaker:
             (self.first_pass.options.seed, chunk) if self.boundaries.shuffle and chunk else None
         )
         columns = self.first_pass.columns if chunk else Columns()
-        small, large = columns.uneven(0), columns.uneven(FIRST_BLOCK + 1)
+        large = columns.uneven(FIRST_BLOCK + 1)
+        small = large if self.several else columns.uneven(0)
         tasks = tuple(self.first_pass.tasks)
         task = None if chunk else file.removeprefix("test/").removesuffix(".jsonl")
         rows = Rows(self.first_pass.folder, start, stop, tasks, small, large, shuffle)

@@ -48,6 +48,7 @@ class FirstPass:
         self.images = False
         self.forms: dict[str, str] = {}
         self.unread: list[str] = []
+        self.marks: list[str] = []
         self.columns = Columns()
         self.problems: list[Problem] = []
 
@@ -119,6 +120,7 @@ class FirstPass:
         self.columns.merge(batch.columns)
         self.forms = {**batch.forms, **self.forms}
         self.unread = sorted({*self.unread, *batch.unread})
+        self.marks = sorted({*self.marks, *batch.marks})[:20]
         self._refuse_mixed_times()
         if len(self.problems) < MOST_PROBLEMS:
             self.problems += batch.problems
@@ -141,6 +143,8 @@ class FirstPass:
                 print(f"column {self.options.column!r}: read as {form}", file=sys.stderr)
         if self.unread:
             print(f"keys of turns that are left out: {', '.join(self.unread)}", file=sys.stderr)
+        if self.marks:
+            print(f"marks that stay text: {', '.join(self.marks)}", file=sys.stderr)
         if kept := sorted(self.columns.kinds.keys() - FIELDS_READ):
             shown = ", ".join(kept[:20]) + (", ..." if len(kept) > 20 else "")
             print(f"fields that are kept, but not read in training: {shown}", file=sys.stderr)
@@ -171,6 +175,7 @@ class FirstPass:
             "images",
             "forms",
             "unread",
+            "marks",
         )
         state = {key: getattr(self, key) for key in keys}
         state["columns"] = [self.columns.samples, self.columns.kinds]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from data_prep.errors import DataError, Problem
 from data_prep.files import write_blocks
 from data_prep.parallel import ordered_map
 from data_prep.sources.converting import converted
-from data_prep.sources.fields import harmonize_all
+from data_prep.sources.fields import FIRST_BLOCK, Columns, harmonize
 from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.readers import DECODER
 from data_prep.sources.records import HostSample, encode
@@ -34,6 +34,7 @@ class Pool:
     path: Path
     samples: int
     problems: tuple[Problem, ...] = ()
+    columns: Columns = field(default_factory=Columns)
 
     @property
     def index(self) -> Path:
@@ -95,30 +96,36 @@ def make_pools(
 def _make_pool(folder: Path, job: tuple[str, Path, ImageResolver]) -> Pool:
     task, path, resolver = job
     target = folder / f"{task}.jsonl"
-    made, starts = WrittenFile(), [0]
+    made, starts, columns = WrittenFile(), [0], Columns()
 
     def lines() -> Iterator[bytes]:
         for record in converted(path, resolver, TrainFile(task), made):
             line = encode(record)
             starts.append(starts[-1] + len(line))
+            columns.add(record)
             yield line
 
     write_blocks(target, lines())
     np.save(target.with_suffix(".npy"), np.array(starts, dtype=np.uint64))
-    return Pool(task, target, len(starts) - 1, tuple(made.problems))
+    return Pool(task, target, len(starts) - 1, tuple(made.problems), columns)
 
 
 def chunk_files(pools: dict[str, Pool], counts: Counts, seed: int) -> list[PlannedFile]:
     """Return the chunks: each takes the next rows of every task's shuffled order."""
     used = dict.fromkeys(pools, 0)
-    files = []
+    columns, files = Columns(), []
+    for pool in pools.values():
+        columns.merge(pool.columns)
+    uneven = columns.uneven(FIRST_BLOCK + 1)  # chunks may be read together: one form in all
     for number, chunk in enumerate(counts, start=1):
         slices = []
         for task, count in chunk.items():
             if count:
                 start, used[task] = used[task], used[task] + count
                 slices.append(Slice(pools[task], start, used[task], seed))
-        files.append(PlannedFile(f"chunks/{number:03d}.jsonl", (number, seed, tuple(slices))))
+        files.append(
+            PlannedFile(f"chunks/{number:03d}.jsonl", (number, seed, tuple(slices), uneven))
+        )
     return files
 
 
@@ -138,8 +145,8 @@ def rows(piece: Slice) -> list[HostSample]:
 
 def chunk_lines(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of one chunk, its tasks shuffled together."""
-    number, seed, slices = planned.source
-    records = harmonize_all(record for piece in slices for record in rows(piece))
+    number, seed, slices, uneven = planned.source
+    records = [harmonize(record, uneven) for piece in slices for record in rows(piece)]
     # RandomState's stream of numbers never changes between versions of numpy.
     for at in np.random.RandomState([seed, number]).permutation(len(records)):
         made.count(records[at]["task"])

@@ -2,7 +2,8 @@
 
 The host reads a chunk with `datasets`, which fixes the type of every field by the first 10 MB of a
 file and stops at the first sample of another type (measured with 4.8.4): a key that appears later,
-also inside an object; text that looked like a time so far; a list that was empty so far. A field
+also inside an object; text that looked like a time so far; a list that was empty so far. Where
+several chunks are given to it in one call, the first of them decides. A field
 that is an integer here and text there stops it in files of any size, and so does an integer above
 2^63. Such fields are written as JSON text, in all samples.
 """
@@ -19,13 +20,14 @@ from data_prep.sources.records import HostSample, encode
 FIRST_BLOCK = 5 << 20  # bytes of a file by which its columns are known; `datasets` reads 10 MB
 MOST_PATHS = 200  # of keys inside one field; more are names, such as {"img1": 0.1, "img2": 0.3}
 # The host knows these fields, so they are left as they are.
-HOSTS_OWN = ("messages", "images", "task", "id", "objects", "tools", "rejected_response")
+HOSTS_OWN = ("messages", "images", "task", "id", "objects", "tools")
+REJECTED = "rejected_response"  # the host deletes a sample where it is null
 _TURN_DEFAULTS = {"loss": True}  # of an answer; the recipes train on all answers
 _TIME = re.compile(r"\s*\d{4}-\d\d-\d\d")  # what `datasets` may read as a time
 # Read by the host, by the scorers or by `check`.
 FIELDS_READ = {
     *HOSTS_OWN,
-    *("rejected_messages", "label", "channel", "margin", "chat_template_kwargs"),
+    *(REJECTED, "rejected_messages", "label", "channel", "margin", "chat_template_kwargs"),
     *("options", "references", "answer_bbox", "size", "question_id"),
 }
 MESSAGES = "messages"  # become uneven by a `loss` that not all answers have
@@ -80,7 +82,8 @@ class Columns:
 
     def uneven(self, size: int, limit: int = FIRST_BLOCK) -> Uneven:
         """Return the fields that must become text in a file of `size` bytes."""
-        names = {*self.mixed(), *(self.sparse() if size > limit else [])}
+        sparse = self.sparse()
+        names = {*self.mixed(), *(sparse if size > limit else {REJECTED}.intersection(sparse))}
         return {name: "time" in self.kinds[name].get("", {}) for name in sorted(names)}
 
     def _count(self, key: str, path: str, kind: str, count: int) -> None:

@@ -6,10 +6,11 @@ Every mark becomes `<image>` where it stands; the table in data_prep/README.md l
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from data_prep.errors import DataError, shown
+from data_prep.files import is_missing, read_literal
 from data_prep.sources.records import PLACEHOLDER, Turn, check_placeholders
 
 # Columns that hold pictures whatever they look like, the first that is filled counts.
@@ -18,57 +19,111 @@ IMAGE_COLUMNS = (
     *("image_name", "image_filename", "image_url", "image_urls", "image_bytes", "image_base64"),
     *("img", "imgs", "img_path", "img_paths", "img_file", "picture", "pictures", "photo"),
 )
-# These only where they hold the name of a picture.
-_MAYBE = ("file_name", "filename", "file", "path", "filepath", "file_path", "url", "jpg", "png")
-_NUMBERED_COLUMN = re.compile(r"(?:image|img|picture)_?(\d{1,3})", re.IGNORECASE)
-_PICTURE_NAME = re.compile(
-    r"[^\n<>|]{1,400}\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|heic)(?:\?\S*)?", re.IGNORECASE
+# These only where they hold the name of a picture; their names without case, "_", "-" and blanks.
+_MAYBE = re.compile(
+    r"(?:input|query|question)?(?:image|img|picture|pic|photo|screenshot|frame)s?"
+    r"(?:file|path|name|filename|filepath|url|uri|src|list)?s?|file|filename|filepath|path|url|jpg|png"
 )
-_PATH_MARK = re.compile(r"<img>\s*([^<>]{1,1000}?)\s*</img>", re.IGNORECASE)
+_NUMBERED_COLUMN = re.compile(r"(?:image|img|picture)[_ -]?(\d{1,3})", re.IGNORECASE)
+_ENDING = r"\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|heic)"
+_PICTURE_NAME = re.compile(rf"[^\n<>|]{{1,400}}{_ENDING}(?:\?\S*)?", re.IGNORECASE)
+_NAME = rf"[^\n<>|\"'()]{{1,400}}{_ENDING}"  # inside other text
+# <img>path</img>, <image>path</image>, ![words](path), [img: path], <image: path>
+_PATH_MARK = re.compile(
+    r"<(?P<tag>img|image)>\s*(?P<path>[^<>]{1,1000}?)\s*</(?P=tag)>"
+    rf"|!\[[^\]\n]*\]\(\s*(?P<linked>{_NAME})(?:\s+\"[^\"\n]*\")?\s*\)"
+    rf"|[<\[](?:img|image)\s*[:=]\s*[\"']?(?P<named>{_NAME})[\"']?\s*[>\]]",
+    re.IGNORECASE,
+)
+_HTML_MARK = re.compile(rf"<ima?ge?\b[^<>]*?\bsrc\s*=\s*[\"']?({_NAME})[^<>]*>", re.IGNORECASE)
+# What a tokenizer's tokens for one picture stand between: <img><IMG_CONTEXT>...</img>
+_PATCH = r"<\|image_pad\|>|<IMG_CONTEXT>|<image_soft_token>|<im_patch>|<\|image\|>"
+_WRAPPED = re.compile(
+    r"<\|?(?:img|vision_start|im_start|image_start|img_start|start_of_image|vision_bos)\|?>\s*"
+    rf"(?P<inside>(?:(?:{_PATCH}|<image>)\s*)+)"
+    r"<\|?(?:/img|vision_end|im_end|image_end|img_end|end_of_image|vision_eos)\|?>",
+    re.IGNORECASE,
+)
 _PLAIN_MARK = re.compile(
-    r"<\|vision_start\|>\s*<\|image_pad\|>\s*<\|vision_end\|>|<img>\s*<image>\s*</img>"
-    r"|<\|image(?:_pad)?\|>|<ImageHere>|<IMG_CONTEXT>|<image>\s*</image>|<image\s*/?>"
-    r"|<(?:image[-_]?placeholder|start_of_image|im_patch|img)>|\[(?:IMG|IMAGE)\]"
-    r"|<__image__>|<__media__>|\{\{?image\}?\}",
+    r"<image>\s*</image>|<\s*[|\uff5c]?\s*(?:image|img)(?:[-_ ]?(?:placeholder|pad|token|here"
+    r"|soft_token|sentinel|context))?\s*[|\uff5c]?\s*/?\s*>|<(?:start_of_image|im_patch)>"
+    r"|\[\[?(?:IMG|IMAGE)\]?\]|<__image__>|<__media__>|\{\{?image\}?\}|&lt;image&gt;",
     re.IGNORECASE,
 )
+# Where there are none of those; some of them are HTML, too.
+_OTHER_MARK = re.compile(r"<\|?(?:picture|pic|photo|media|visual|figure)\|?>", re.IGNORECASE)
+_THING = r"(?:image|img|picture|pic|photo|figure|fig)"
 _NUMBERED_MARK = re.compile(
-    r"<\|?(?:image|img)[ _-]?(\d{1,3})\|?\s*/?>|\{(?:image|img)[ _]?(\d{1,3})\}"
-    r"|\[(?:image|img)[ _]?(\d{1,3})\]",
+    rf"<\|?{_THING}(?: id=[\"']?|[ _#:-])?(\d{{1,3}})[\"']?(?:[_ -]?placeholder)?\|?\s*/?>"
+    rf"|\{{{_THING}[ _]?(\d{{1,3}})\}}|\[{_THING}[ _-]?(\d{{1,3}})\]"
+    rf"|!\[[^\]\n]*\]\(<?{_THING}[ _-]?(\d{{1,3}})>?\)",
     re.IGNORECASE,
 )
-_BARE_MARK = re.compile(r"(?<![\w/.-])(?:image|img)_(\d{1,3})(?![\w/.-])", re.IGNORECASE)
+_BARE_MARK = re.compile(
+    rf"(?<![\w/.-])(?:image|img)_(\d{{1,3}})(?![\w/.-])|\({_THING} (\d{{1,3}})\)", re.IGNORECASE
+)
 # What looks like a mark and is none that is known; HTML (<img src=...>) is not meant.
 _UNKNOWN_MARK = re.compile(
     r"<\|?/?(?:im(?:g|age)s?|pic(?:ture)?|photo|vision)\w{0,20}[ _:#-]?\w{0,20}\|?>|<\|im\w*\|>",
     re.IGNORECASE,
 )
 _LINE_ENDS = re.compile(rf"({PLACEHOLDER})[ \t]*[\r\n]+")
+_EMPTY: tuple[object, ...] = (None, "", [], {})
 
 
 def read_images(raw: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
     """Return the pictures that the columns of a sample hold, and the columns that were used.
 
     Raises:
-        DataError: a column of pictures that holds something else.
+        DataError: a column of pictures that holds something else, or `image` beside other `images`.
     """
-    key = next((key for key in IMAGE_COLUMNS if raw.get(key) not in (None, "", [])), None)
+    filled = {k: v for k, v in raw.items() if not is_missing(v) and v not in _EMPTY}
+    key = next((key for key in IMAGE_COLUMNS if key in filled), None)
+    numbered = _numbered_columns(filled) if key in (None, "image", "img", "picture") else {}
+    if numbered:
+        first = {key: 0} if key else {}
+        order = sorted(first | numbered, key=(numbered | first).__getitem__)
+        return [filled[name] for name in order], set(order)
     if key is None:
-        numbered = sorted(
-            (int(match.group(1)), name)
-            for name, value in raw.items()
-            if (match := _NUMBERED_COLUMN.fullmatch(name)) and value not in (None, "", [])
-        )
-        if numbered and all(_is_picture(raw[name]) for _, name in numbered):
-            return [raw[name] for _, name in numbered], {name for _, name in numbered}
-        key = next((key for key in _MAYBE if key in raw and names_picture(raw[key])), None)
+        key = next((key for key in filled if _maybe(key) and names_picture(filled[key])), None)
     if key is None:
         return [], set()
-    images = raw[key] if isinstance(raw[key], list) else [raw[key]]
+    images = _listed(filled[key])
     for image in images:
         if not _is_picture(image):
             raise DataError("image-type", f"{key}: found {shown(image)}, expected a path as text")
-    return images, {key}
+    used = {key}
+    if key == "images" and "image" in filled:
+        used.add("image")
+        if any(image not in images for image in _listed(filled["image"])):
+            raise DataError(
+                "picture-lost",
+                f"'image' holds {shown(filled['image'])}, which is not among 'images': write all "
+                "pictures of the sample into 'images'",
+            )
+    return images, used
+
+
+def _numbered_columns(filled: Mapping[str, Any]) -> dict[str, int]:
+    """Return the columns image_1, image_2, ... with their numbers, if all of them hold pictures."""
+    matches = {name: _NUMBERED_COLUMN.fullmatch(name) for name in filled}
+    found = {name: int(match.group(1)) for name, match in matches.items() if match}
+    return found if all(_is_picture(filled[name]) for name in found) else {}
+
+
+def _maybe(key: str) -> bool:
+    return bool(_MAYBE.fullmatch(re.sub(r"[_\s-]", "", key).lower()))
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return the pictures of one column: a list, the text of one, or names parted by ; , or |."""
+    if isinstance(value, str):
+        value = read_literal(value)
+    if isinstance(value, str) and len(value) < 10_000:
+        parts = re.split(r"\s*[;,|]\s*", value)
+        if len(parts) > 1 and all(map(names_picture, parts)):
+            return parts
+    return value if isinstance(value, list) else [value]
 
 
 def _is_picture(image: object) -> bool:
@@ -94,16 +149,16 @@ def place_images(turns: list[Turn], inside: list[Any], listed: list[Any]) -> lis
 
     Args:
         turns: changed in place.
-        inside: of parts, in their order; None where a part only marks the place.
+        inside: of parts, in their order; None or a number where a part only marks the place.
         listed: of the columns.
 
     Raises:
         DataError: marks and pictures do not agree, or a mark that nobody knows.
     """
-    if any(image is None for image in inside):
+    if any(image is None or isinstance(image, int) for image in inside):
         images = _fill(inside, listed)
     else:
-        images = _named(turns, inside + listed)
+        images = _named(turns, inside if inside == listed else inside + listed)
     if images and not any(PLACEHOLDER in turn["content"] for turn in turns):
         _refuse_unknown(turns)
         first = next(turn for turn in turns if turn["role"] == "user")
@@ -118,38 +173,61 @@ def place_images(turns: list[Turn], inside: list[Any], listed: list[Any]) -> lis
 
 def _fill(inside: list[Any], listed: list[Any]) -> list[Any]:
     """Return the pictures of the parts; those that only mark the place are the listed ones."""
-    marks = sum(image is None for image in inside)
-    if marks != len(listed):
+    marks = [image for image in inside if image is None or isinstance(image, int)]
+    numbers = [mark for mark in marks if mark is not None]
+    if len(marks) != len(listed) or (numbers and sorted(numbers) != list(range(len(listed)))):
+        where = f" (their index: {numbers})" if numbers else ""
         raise DataError(
             "placeholders",
-            f"{marks} parts of type image without a picture, but {len(listed)} in 'images': "
-            "write one part for each",
+            f"{len(marks)} parts of type image without a picture{where}, but {len(listed)} in "
+            "'images': write one part for each",
         )
-    rest = iter(listed)
-    return [next(rest) if image is None else image for image in inside]
+    rest = iter([listed[number] for number in numbers] if numbers else listed)
+    return [next(rest) if image is None or isinstance(image, int) else image for image in inside]
 
 
 def _named(turns: list[Turn], images: list[Any]) -> list[Any]:
     """Replace the marks of the questions; return the pictures in the order of their marks."""
     asked = [turn for turn in turns if turn["role"] != "assistant"]
     text = "\n".join(turn["content"] for turn in asked)
-    if "<" not in text and "[" not in text and "{" not in text and "_" not in text:
+    if not any(mark in text for mark in "<[{_(&"):
         return images
-    if _PATH_MARK.search(text):
-        paths = [match.group(1) for match in _PATH_MARK.finditer(text)]
-        if any(path.lower() != PLACEHOLDER for path in paths):
-            return _from_paths(asked, paths, images)
+    if found := _paths(text):
+        return _from_paths(asked, found, images)
     if not images:
         return images  # words such as [image] are no marks where there is no picture
     for turn in asked:
-        turn["content"] = _PLAIN_MARK.sub(PLACEHOLDER, turn["content"])
+        words = _PATH_MARK.sub(lambda match: f"<image {match['path']}>", turn["content"])
+        words = _WRAPPED.sub(_unwrapped, words)
+        words = _HTML_MARK.sub(lambda m: PLACEHOLDER if m.group(1) in images else m.group(), words)
+        turn["content"] = _PLAIN_MARK.sub(PLACEHOLDER, words)
+    text = "\n".join(turn["content"] for turn in asked)
     if any(PLACEHOLDER in turn["content"] for turn in asked):
         return images
     for mark in (_NUMBERED_MARK, _BARE_MARK):
-        found = [int(next(filter(None, m.groups()))) for m in mark.finditer(text)]
-        if found and (mark is _NUMBERED_MARK or len(set(found)) == len(images)):
-            return _by_number(asked, mark, found, images)
+        numbers = [_number(match) for match in mark.finditer(text)]
+        if numbers and (mark is _NUMBERED_MARK or len(set(numbers)) == len(images)):
+            return _by_number(asked, mark, numbers, images)
+    for turn in asked:
+        turn["content"] = _OTHER_MARK.sub(PLACEHOLDER, turn["content"])
     return images
+
+
+def _unwrapped(match: re.Match[str]) -> str:
+    """Return one placeholder for the patches of one picture, one for each `<image>`."""
+    return PLACEHOLDER * max(1, match["inside"].lower().count(PLACEHOLDER))
+
+
+def _number(match: re.Match[str]) -> int:
+    return int(next(filter(None, match.groups())))
+
+
+def _paths(text: str) -> list[str]:
+    """Return the paths that stand in the text's marks; `<img><image></img>` holds none."""
+    found = [
+        match["path"] or match["linked"] or match["named"] for match in _PATH_MARK.finditer(text)
+    ]
+    return [] if all(path.isdecimal() for path in found) else found
 
 
 def _from_paths(asked: list[Turn], paths: list[str], images: list[Any]) -> list[Any]:
@@ -159,9 +237,12 @@ def _from_paths(asked: list[Turn], paths: list[str], images: list[Any]) -> list[
             f"the text names {len(paths)} pictures as <img>path</img>, and a column {len(images)} "
             "others: keep one of the two",
         )
-    if any(PLACEHOLDER in turn["content"] for turn in asked):
-        raise DataError("placeholders", f"both {PLACEHOLDER} and <img>path</img>: keep one form")
     for turn in asked:
+        plain = _PATH_MARK.sub("", turn["content"])
+        if PLACEHOLDER in plain:
+            raise DataError(
+                "placeholders", f"both {PLACEHOLDER} and <img>path</img>: keep one form"
+            )
         turn["content"] = _PATH_MARK.sub(PLACEHOLDER, turn["content"])
     return list(paths)
 
@@ -181,7 +262,7 @@ def _by_number(
     seen: set[int] = set()
 
     def replace(match: re.Match[str]) -> str:
-        number = int(next(filter(None, match.groups())))
+        number = _number(match)
         if number in seen:
             return f"image {number}"
         seen.add(number)
@@ -203,12 +284,35 @@ def _refuse_unknown(turns: list[Turn]) -> None:
             )
 
 
-def refuse_lost(raw: Mapping[str, Any]) -> None:
-    """Raise DataError where a sample without pictures has a field that names one."""
+def unread_marks(turns: Iterable[Turn]) -> set[str]:
+    """Return what looks like a mark of a picture and stays text, beside those that were read."""
+    texts = [turn["content"] for turn in turns if turn["role"] != "assistant"]
+    found = {match.group() for text in texts for match in _UNKNOWN_MARK.finditer(text)}
+    return found - {PLACEHOLDER}
+
+
+def refuse_lost(raw: Mapping[str, Any], turns: Iterable[Turn]) -> None:
+    """Raise DataError where a sample without pictures has a field or a mark that names one.
+
+    A sample says with an empty list of `images` that the HTML in its text is no picture.
+    """
     for key, value in raw.items():
-        if names_picture(value):
+        if _holds_picture(value):
             raise DataError(
                 "picture-lost",
                 f"{key!r} names a picture, {shown(value)}, but is no column of pictures: rename it "
                 "to 'image', or take it out",
             )
+    for turn in turns:
+        found = _HTML_MARK.search(turn["content"]) if turn["role"] != "assistant" else None
+        if found and raw.get("images") != []:
+            raise DataError(
+                "picture-lost",
+                f"{found.group()!r} in the text is not read as a picture: write {PLACEHOLDER} "
+                "and name it in 'images', or write \"images\": [] if it is only text",
+            )
+
+
+def _holds_picture(value: object) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return names_picture(value) or any(map(_holds_picture, inner))

@@ -7,14 +7,13 @@ and value, `image`), parts, TRL (`prompt` and `completion` as turns), evaluation
 
 from __future__ import annotations
 
-import ast
-import math
 from collections.abc import Callable
 from typing import Any, cast
 
 from data_prep.errors import DataError, shown
+from data_prep.files import is_missing, read_literal
 from data_prep.sources.answer_options import read_options, with_options
-from data_prep.sources.boxes import read_objects
+from data_prep.sources.boxes import check_objects, read_objects
 from data_prep.sources.picture_marks import place_images, read_images, refuse_lost
 from data_prep.sources.records import (
     PLACEHOLDER,
@@ -37,21 +36,17 @@ ROLES = {
     "chatgpt": "assistant",
     "model": "assistant",
 }
-# A question column and its answer column, tried in this order.
-PAIRS = (
-    ("text", "answer"),
-    ("question", "answer"),
-    ("query", "response"),
-    ("prompt", "response"),
-    ("prompt", "answer"),
-    ("prompt", "completion"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-)
+# Columns with a question and with its answer, tried in this order; `text` may be a context.
+QUESTIONS = ("question", "query", "prompt", "instruction", "problem", "user", "human", "input")
+ANSWERS = ("answer", "response", "completion", "output", "solution", "answers", "assistant", "gpt")
+PAIRS = (*((q, a) for q in QUESTIONS for a in ANSWERS), ("text", "answer"))
 _TURNS = ("messages", "conversations", "conversation")
 _IDS = ("id", "question_id", "sample_id")
-_USED = {*_TURNS, "images", "image", "image_path", *_IDS, "system", "system_prompt", "task"}
+_SYSTEM = ("system", "system_prompt")
+_KNOWN = {*QUESTIONS, *ANSWERS, *_TURNS, *_IDS, *_SYSTEM, "history", "images", "task", "options"}
 _TURN = {"role", "from", "content", "value", "loss", "weight", "train", "loss_scale"}
+_TEXT_PARTS, _IMAGE_PARTS = ("text", "input_text"), ("image", "image_url", "input_image")
+_PICTURE_KEYS = ("image", "image_url", "url", "path", "file_name", "base64", "data", "source")
 _FORMS = "'messages' (role, content), 'conversations' (from, value) or 'question' and 'answer'"
 
 
@@ -77,13 +72,15 @@ def to_host(raw: Any, resolve: Callable[[Any], str]) -> HostSample:
     if not isinstance(raw, dict):
         kind = type(raw).__name__
         raise DataError("not-object", f"found {shown(raw)} ({kind}), expected a JSON object")
+    raw = {_plain_name(key, raw): value for key, value in raw.items()}
     refuse_media(raw)
     turns, inside, used = _read_turns(raw)
     listed, columns = read_images(raw)
+    used |= columns | _put_system(raw, turns)
     check_turns(turns)
     images = place_images(turns, inside, listed)
     if not images:
-        refuse_lost({key: value for key, value in raw.items() if key not in used})
+        refuse_lost({key: value for key, value in raw.items() if key not in used}, turns)
     record: Raw = {"messages": turns, "images": []}
     if (task := raw.get("task")) is not None:
         record["task"] = _label("task", task)
@@ -91,32 +88,61 @@ def to_host(raw: Any, resolve: Callable[[Any], str]) -> HostSample:
     if name is not None:
         record["id"] = _label("id", name)
     for key, value in raw.items():
-        if key not in _USED | used | columns and value is not None:
-            record[key] = read_objects(value) if key == "objects" else value
+        value = read_objects(value) if key == "objects" else value
+        if key not in used | {*_IDS, "task", "images"} and not is_missing(value):
+            record[key] = value
     record["images"] = [resolve(image) for image in images]
+    check_objects(record)
     return cast("HostSample", record)
+
+
+def _plain_name(key: Any, raw: Raw) -> Any:
+    """Return the name of a known column that is written in other case ("Question")."""
+    plain = key.lower() if isinstance(key, str) else key
+    return plain if plain in _KNOWN and plain not in raw else key
 
 
 def _read_turns(raw: Raw) -> tuple[list[Turn], list[Any], set[str]]:
     """Return the turns, images found inside them, and the keys that were used."""
     key = next((key for key in _TURNS if raw.get(key) is not None), None)
-    used: set[str] = set()
     if key is not None:
-        written = raw[key]
+        written, used = raw[key], {key}
     elif isinstance(raw.get("prompt"), list) and isinstance(raw.get("completion"), list):
         key, written, used = "prompt", raw["prompt"] + raw["completion"], {"prompt", "completion"}
     else:
         return _read_pair(raw)
+    if isinstance(written, str):
+        written = read_literal(written)
     if not isinstance(written, list):
         raise DataError("turns-type", f"{key}: found {shown(written)}, expected a list of turns")
+    if raw.get("history") not in (None, "", [], "[]"):
+        raise DataError("history", f"history beside {key}: put its turns into {key}")
     inline: list[Any] = []
     turns = [_read_turn(number, turn, inline) for number, turn in enumerate(written, start=1)]
-    system = raw.get("system") or raw.get("system_prompt")
-    if system and not (turns and turns[0]["role"] == "system"):
-        if not isinstance(system, str):
-            raise DataError("content-type", f"system: found {shown(system)}, expected text")
-        turns.insert(0, {"role": "system", "content": system})
-    return turns, inline, used
+    options, columns = read_options(raw)
+    if (
+        options
+        and len(turns) > 1
+        and [turn["role"] for turn in turns[-2:]] == ["user", "assistant"]
+    ):
+        asked, said = turns[-2], turns[-1]
+        asked["content"], said["content"] = with_options(asked["content"], said["content"], options)
+    return turns, inline, used | columns
+
+
+def _put_system(raw: Raw, turns: list[Turn]) -> set[str]:
+    """Put the system prompt of a column before the turns; return the columns that hold one."""
+    used = {key for key in _SYSTEM if not is_missing(raw.get(key)) and raw[key] != ""}
+    texts = [raw[key] for key in _SYSTEM if key in used]
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError("content-type", f"system: found {shown(texts)}, expected text")
+    if turns and turns[0]["role"] == "system":
+        texts.insert(0, turns.pop(0)["content"])
+    if len(set(texts)) > 1:
+        raise DataError("system", f"several system prompts: {shown(texts)}; keep one of them")
+    if texts:
+        turns.insert(0, {"role": "system", "content": texts[0]})
+    return {*_SYSTEM} & raw.keys()
 
 
 def _read_turn(number: int, turn: Any, inline: list[Any]) -> Turn:
@@ -133,6 +159,10 @@ def _read_turn(number: int, turn: Any, inline: list[Any]) -> Turn:
     if not isinstance(role, str) or role.strip().lower() not in ROLES:
         known = "system, user (human) or assistant (gpt)"
         raise DataError("role", f"turn {number}: role {shown(role)}, expected {known}")
+    if isinstance(content, str) and content.lstrip()[:1] == "[":
+        parts = read_literal(content)
+        typed = isinstance(parts, list) and parts and all(_part_kind(part) for part in parts)
+        content = parts if typed else content
     if isinstance(content, list):
         content = _join_parts(number, content, inline)
     if not isinstance(content, str):
@@ -144,8 +174,12 @@ def _read_turn(number: int, turn: Any, inline: list[Any]) -> Turn:
 
 def unread_turn_keys(raw: Raw) -> set[str]:
     """Return the keys of a sample's turns that nobody reads: they are left out."""
-    turns: list[Raw] = next((raw[key] for key in _TURNS if raw.get(key) is not None), [])
-    return {str(key) for turn in turns for key, value in turn.items() if value is not None} - _TURN
+    lists = (raw.get(key) for key in (*_TURNS, "prompt", "completion", "history"))
+    turns = [turn for turns in lists if isinstance(turns, list) for turn in turns]
+    known = [
+        turn for turn in turns if isinstance(turn, dict) and ("role" in turn or "from" in turn)
+    ]
+    return {str(key) for turn in known for key, value in turn.items() if value is not None} - _TURN
 
 
 def _read_loss(number: int, turn: Raw, out: Turn) -> None:
@@ -163,67 +197,78 @@ def _read_loss(number: int, turn: Raw, out: Turn) -> None:
         out["loss_scale"] = float(scale)
 
 
+def _part_kind(part: Any) -> str | None:
+    return part.get("type") if isinstance(part, dict) else None
+
+
 def _join_parts(number: int, parts: list[Any], inline: list[Any]) -> str:
-    """Return the text of a turn written in parts ({"type": "text"}, {"type": "image"})."""
+    """Return the text of a turn written in parts ({"type": "text"}, {"type": "image"}).
+
+    Their pictures go to `inline`; None or their index where a part only marks the place of one.
+    """
     text = []
     for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            text.append(part["text"])
-        elif kind in ("image", "image_url"):
-            keys = ("image", "image_url", "url", "path", "base64")
-            # None where the part only marks the place of a picture in `images`
-            image = next((part[key] for key in keys if part.get(key) is not None), None)
-            inline.append(image.get("url") if isinstance(image, dict) and "url" in image else image)
+        kind, fields = _part_kind(part), part if isinstance(part, dict) else {"text": part}
+        words = next((fields[key] for key in ("text", "content", "value") if fields.get(key)), "")
+        if kind in _IMAGE_PARTS or (kind is None and fields.get("image")):
+            image = next((fields[key] for key in _PICTURE_KEYS if fields.get(key)), None)
+            inline.append(fields.get("index") if image is None else _picture_of(image))
             text.append(PLACEHOLDER)
+        elif kind in (None, *_TEXT_PARTS) and isinstance(words, str):
+            text.append(words)
         else:
             raise DataError("content-type", f"turn {number}: found the part {shown(part)}")
     return "".join(text)
+
+
+def _picture_of(image: Any) -> Any:
+    """Return the picture that a part holds: {"url"} of OpenAI, the source of Anthropic, a path."""
+    if isinstance(image, dict):
+        return next((image[key] for key in ("url", "data") if image.get(key)), image)
+    return image
 
 
 def _read_pair(raw: Raw) -> tuple[list[Turn], list[Any], set[str]]:
     """Return the two turns of a sample with a question column and an answer column."""
     pair = next(((q, a) for q, a in PAIRS if q in raw and a in raw), None)
     if pair is None:
-        for question, answer in PAIRS:
+        for question in (*QUESTIONS, "text"):
             if question in raw:
-                raise DataError("no-answer", f"{question!r} has no {answer!r} beside it")
+                raise DataError("no-answer", f"{question!r} has no 'answer' beside it")
         raise DataError("no-turns", no_turns(raw, _FORMS))
     question, answer = raw[pair[0]], raw[pair[1]]
+    inline: list[Any] = []
+    turns = _read_history(raw.get("history"), inline)
+    if isinstance(question, list):
+        question = _join_parts(len(turns) + 1, question, inline)
+    more = raw.get("input") if pair[0] == "instruction" else None
+    if more is not None and not isinstance(more, str):
+        raise DataError("content-type", f"input: found {shown(more)}, expected text")
+    if more and isinstance(question, str):
+        question = f"{question}\n{more}".lstrip("\n")
     if not isinstance(question, str):
         raise DataError("content-type", f"{pair[0]}: found {shown(question)}, expected text")
-    more = raw.get("input") if pair[0] == "instruction" else None
-    if isinstance(more, str) and more:
-        question = f"{question}\n{more}"
     options, columns = read_options(raw)
-    said = _answer_text(pair[1], answer)
+    said = answer_of(pair[1], answer)
     if options:
         question, said = with_options(question, said, options)
-    turns = _read_history(raw.get("history"))
     turns += [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
-    if isinstance(system := raw.get("system"), str) and system:
-        turns.insert(0, {"role": "system", "content": system})
     used = {*pair, *columns, "history"}
-    return turns, [], used | {"input"} if more else used
+    return turns, inline, used | {"input"} if more is not None else used
 
 
-def _read_history(history: Any) -> list[Turn]:
-    """Return the earlier turns: pairs of question and answer, also as text."""
-    if isinstance(history, str) and history:
-        try:
-            history = ast.literal_eval(history)
-        except (ValueError, SyntaxError) as error:
-            raise DataError(
-                "history", f"history: found {shown(history)}, expected pairs in a list"
-            ) from error
-    if history is None or history == "":
+def _read_history(history: Any, inline: list[Any]) -> list[Turn]:
+    """Return the earlier turns: pairs of question and answer, or turns, also as text."""
+    if isinstance(history, str):
+        history = read_literal(history)
+    if is_missing(history) or history == "":
         return []
     if not isinstance(history, list | tuple):
         raise DataError("history", f"history: found {shown(history)}, expected pairs in a list")
     turns: list[Turn] = []
     for pair in history:
         if isinstance(pair, dict) and ("role" in pair or "from" in pair):
-            turns.append(_read_turn(len(turns) + 1, pair, []))
+            turns.append(_read_turn(len(turns) + 1, pair, inline))
             continue
         if isinstance(pair, dict):
             pair = next(([pair[q], pair[a]] for q, a in PAIRS if q in pair and a in pair), pair)
@@ -235,11 +280,16 @@ def _read_history(history: Any) -> list[Turn]:
     return turns
 
 
-def _answer_text(key: str, answer: Any) -> str:
-    """Return the answer as text; numbers are written out, of a list the first counts."""
+def answer_of(key: str, answer: Any) -> str:
+    """Return the answer as text; numbers are written out, of a list the first counts.
+
+    An item may be an object, as VQA publishes them: {"answer": "net", "answer_id": 1}.
+    """
     if isinstance(answer, list) and answer:
         answer = answer[0]
-    if answer is None or answer == [] or (isinstance(answer, float) and math.isnan(answer)):
+    if isinstance(answer, dict) and "answer" in answer:
+        answer = answer["answer"]
+    if is_missing(answer) or answer == []:
         raise DataError("no-answer", f"{key}: the answer is missing; leave the sample out")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise DataError("content-type", f"{key}: found {shown(answer)}, expected text")

@@ -11,6 +11,7 @@ from data_prep.errors import DataError
 from data_prep.sources.boxes import check_gold_box
 from data_prep.sources.converting import converted
 from data_prep.sources.image_paths import ImageResolver
+from data_prep.sources.raw_forms import answer_of
 from data_prep.sources.records import HostSample, answer_text, encode
 from data_prep.stream import TASK_NAME, StreamError
 from data_prep.stream_writer import PlannedFile, WrittenFile
@@ -43,7 +44,7 @@ class TestSet:
         """Return the record as evaluation wants it. Raises DataError for unusable gold."""
         answer = raw.get("answer")
         if isinstance(answer, list) and (len(answer) > 1 or self.scorer == "caption"):
-            record["references"] = [str(text) for text in answer]
+            record["references"] = [answer_of("answer", text) for text in answer]
         elif self.scorer == "caption":
             record["references"] = [answer_text(record)]
         if "question_id" in raw:

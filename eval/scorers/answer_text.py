@@ -9,12 +9,13 @@ from __future__ import annotations
 import ast
 import io
 import json
-import math
 import re
 import tokenize
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
+
+from data_prep.files import is_missing
 
 # A test sample, a prediction line or a line of an answers file: whatever has a gold answer.
 GoldRecord = Mapping[str, Any]
@@ -137,11 +138,6 @@ def gold_answers(record: GoldRecord) -> list[str]:
 
 def _name(record: GoldRecord) -> str:
     return f"record {record.get('id', record.get('question_id'))!r}"
-
-
-def is_missing(value: object) -> bool:
-    """Tell whether a value is none: null, or the NaN that pandas writes for an empty cell."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _texts(value: object) -> list[str]:

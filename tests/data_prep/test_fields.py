@@ -15,6 +15,7 @@ from datasets import load_dataset
 
 from data_prep.check.__main__ import main as check
 from data_prep.chunk.__main__ import main as chunk
+from data_prep.compose.__main__ import main as compose
 from data_prep.sources.fields import Columns
 
 COUNT = 14_000  # samples of 1.5 kB
@@ -31,11 +32,13 @@ FIELDS: dict[str, Callable[[bool], object]] = {
     "closed": lambda late: {"at": "2024-01-05T10:00:00Z" if late else None},
     "missing": lambda late: "2024-01-05" if late else None,
     "real": lambda late: {"a": 0.5 if late else 1},
+    "rejected_response": lambda late: "no" if late else None,  # the host deletes what has none
     "dotted": lambda late: {"a.b": 1, **({"a.b.c": 2} if late else {})},
 }
 
 
 def _source(path: Path, count: int, late: int, **fixed: object) -> Path:
+    path.parent.mkdir(exist_ok=True)
     with path.open("w") as file:
         for number in range(count):
             row = {"id": f"s{number}", "question": f"{number}? " + "x" * 1400, "answer": "yes"}
@@ -65,6 +68,25 @@ def test_what_differs_late_is_read_by_datasets_and_by_the_host(tmp_path, monkeyp
 
     train, _ = host([file], split_dataset_ratio=0.0)
     assert len(train) == count
+
+
+def test_chunks_are_read_together_by_datasets(tmp_path):
+    source = _source(tmp_path / "a.jsonl", 40, 10)
+    assert _cut(source, tmp_path / "s", "--no-shuffle", "--size", "15") == 0
+    files = sorted(map(str, (tmp_path / "s" / "chunks").iterdir()))
+    rows = load_dataset("json", data_files=files, split="train", cache_dir=str(tmp_path / "hf"))
+    assert (len(files), len(rows)) == (3, 40)
+
+
+def test_composed_chunks_are_read_together_by_datasets(tmp_path):
+    for task, late in (("a", 0), ("b", 20)):
+        _source(tmp_path / f"tasks/{task}.jsonl", 20, late)
+    (tmp_path / "m.json").write_text(json.dumps([{"a": 20}, {"b": 20}]))
+    args = ["--source", str(tmp_path / "tasks"), "--mixture", str(tmp_path / "m.json")]
+    assert compose([*args, "--out", str(tmp_path / "s"), "--workers", "1"]) == 0
+    files = sorted(map(str, (tmp_path / "s" / "chunks").iterdir()))
+    rows = load_dataset("json", data_files=files, split="train", cache_dir=str(tmp_path / "hf"))
+    assert (len(files), len(rows)) == (2, 40)
 
 
 def test_check_finds_what_the_host_stops_at(tmp_path, capsys):

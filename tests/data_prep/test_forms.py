@@ -99,6 +99,31 @@ def test_options_beside_an_answer_that_is_their_number(tmp_path):  # AVG-LLaVA#1
         *("<image 1>", "<image_1>", "<image1>", "<|image_1|>", "<|image|>", "<ImageHere>"),
         *("image_1", "<|vision_start|><|image_pad|><|vision_end|>", "<image/>", "[IMG]"),
         *("<IMG_CONTEXT>", "<start_of_image>", "<image></image>", "<img>", "<Image>", "{image}"),
+        *("<im_start><image><im_end>", "<|image_start|><image><|image_end|>", "<|image_token|>"),
+        *("<img><IMG_CONTEXT><IMG_CONTEXT></img>", "<|image_placeholder|>", "< image >", "<pic>"),
+        *(
+            "<start_of_image><image_soft_token><end_of_image>",
+            "<image-1>",
+            "[Image 1]",
+            "<|img_1|>",
+        ),
+        *(
+            "<image id=1>",
+            "<image#1>",
+            "<figure 1>",
+            "<image>1</image>",
+            "![](image_1)",
+            "(image 1)",
+        ),
+        *(
+            "<media>",
+            "&lt;image&gt;",
+            "<\uff5cimage\uff5c>",
+            "<image_here>",
+            "<FIGURE>",
+            "[[image]]",
+        ),
+        *('<img src="a.png">', "![a dog](a.png)", "<image>a.png</image>", "<image: a.png>"),
     ],
 )
 def test_every_mark_becomes_the_placeholder_where_it_stands(mark):
@@ -121,10 +146,21 @@ def test_numbered_marks_order_the_pictures_and_are_placed_once():
         ({"question": "<image 3>?", "images": ["a.png"]}, "placeholders"),
         ({"question": "<image 1>?"}, "picture-mark"),
         ({"question": "<|image_9|>?"}, "picture-mark"),
-        ({"question": "<picture>?", "image": "a.png"}, "picture-mark"),
+        ({"question": "<vision>?", "image": "a.png"}, "picture-mark"),
         ({"question": "What?", "shot": "a.png"}, "picture-lost"),
         ({"question": "What?", "view": {"path": "x/a.jpg"}}, "picture-lost"),
         ({"question": "<img>b.png</img>?", "image": "a.png"}, "placeholders"),
+        ({"question": 'See <img src="pics/a.png">'}, "picture-lost"),
+        ({"question": "What?", "meta": {"file": {"name": "x/a.jpg"}}}, "picture-lost"),
+        ({"question": "What?", "image": "a.png", "images": ["b.png"]}, "picture-lost"),
+        ({"question": "What?", "image_left": "a.png", "image_right": "b.png"}, "picture-lost"),
+        ({"question": [{"type": "image", "index": 1}, "?"], "images": ["a.png"]}, "placeholders"),
+        ({"question": "<bbox>?", "image": "a.png"}, "objects"),
+        ({"instruction": "What?", "input": ["a"]}, "content-type"),
+        ({"question": "What?", "options": ["a", "b"], "answer": "-1"}, "options"),
+        ({"question": "What?", "options": ["a", "b"], "answer": "E"}, "options"),
+        ({"question": "What?", "system": "a", "system_prompt": "b"}, "system"),
+        ({"messages": [], "history": [["a", "b"]]}, "history"),
         ({"question": "What?", "history": "none"}, "history"),
         ({"question": "What?", "history": [["a", None]]}, "history"),
         ({"question": "What?", "options": ["a", "b"], "answer": "2"}, "options"),
@@ -140,7 +176,7 @@ def test_what_would_be_lost_is_refused(sample, code):
 
 def test_text_that_only_looks_like_a_mark_stays():
     html = 'What does <img src="a.png"> show? [1] {x} my_image_1.txt'
-    assert _texts(_asked(html))[0] == html
+    assert _texts(_asked(html, images=[]))[0] == html
     assert _texts(_asked("Whose file is it?", file_name="notes.txt"))[0] == "Whose file is it?"
 
 
@@ -194,7 +230,7 @@ def test_trl_prompt_and_completion_as_turns():
     ],
 )
 def test_options_are_written_out_where_the_answer_points_at_them(answer, options, expected):
-    question, said = with_options("Which?", answer, options)
+    question, said = with_options("Which?", answer, dict(zip("AB", options, strict=True)))
     if expected is None:
         assert (question, said) == ("Which?", answer)
     else:
@@ -202,9 +238,130 @@ def test_options_are_written_out_where_the_answer_points_at_them(answer, options
 
 
 @pytest.mark.parametrize(
+    ("fields", "answer", "lines"),
+    [
+        ({"options": ["x", "y"], "answer": 1.0}, "B", "A. x\nB. y"),
+        ({"options": {"1": "x", "2": "y"}, "answer": "1"}, "A", "A. x\nB. y"),
+        ({"options": ["A. x", "B) y"], "answer": "B."}, "B.", "A. x\nB. y"),
+        ({"options": "A. x\nB. y", "answer": "B"}, "B", "A. x\nB. y"),
+        ({"choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answer": "2"}, "B", "A. x\nB. y"),
+        ({"options": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}], "answer": 0},
+         "A", "A. x\nB. y"),
+        ({"option_a": "x", "option_b": "y", "answer": "B"}, "B", "A. x\nB. y"),
+        ({"choice_0": "x", "choice_1": "y", "answer": "0"}, "A", "A. x\nB. y"),
+        ({"A": "x", "B": float("nan"), "C": "y", "answer": "C"}, "C", "A. x\nC. y"),
+        ({"options": ["x", "y", "z"], "answer": "A, C"}, "A, C", "A. x\nB. y\nC. z"),
+        ({"options": ["x", "y"], "answer": "B. y"}, "B. y", "A. x\nB. y"),
+    ],
+)  # fmt: skip
+def test_options_of_every_form(fields, answer, lines):
+    assert _texts(_host({"question": "Which?", **fields})) == [f"Which?\n{lines}", answer]
+    if not fields.keys() & {"A", "option_a"}:
+        turns = [
+            {"role": "user", "content": "Which?"},
+            {"role": "assistant", "content": str(fields["answer"])},
+        ]
+        record = _host({"messages": turns, **{k: v for k, v in fields.items() if k != "answer"}})
+        assert _texts(record) == [f"Which?\n{lines}", answer]
+
+
+@pytest.mark.parametrize(
+    ("part", "listed"),
+    [
+        ({"type": "image", "index": 0}, ["a.png"]),
+        ({"type": "image", "image": None, "text": None}, ["a.png"]),
+        ({"type": "image", "image": "a.png"}, ["a.png"]),
+        ({"type": "image_url", "image_url": {"url": "a.png"}}, []),
+        ({"type": "input_image", "image_url": "a.png"}, []),
+        ({"type": "image", "source": {"type": "url", "url": "a.png"}}, []),
+        ({"type": "image", "file_name": "a.png"}, []),
+        ({"image": "a.png"}, []),
+    ],
+)
+def test_parts_of_every_form(part, listed):
+    parts = [part, {"type": "text", "content": "What?"}, " now"]
+    for turn in (parts, json.dumps([parts[0], {"type": "text", "text": "What? now"}])):
+        turns = [{"role": "user", "content": turn}, {"role": "assistant", "content": "yes"}]
+        if isinstance(turn, str) and "type" not in part:
+            continue
+        record = _host({"messages": turns, "images": listed})
+        assert _texts(record) == ["<image>What? now", "yes"]
+        assert record["images"] == ["a.png"]
+
+
+def test_parts_with_an_index_take_that_picture():
+    parts = [{"type": "image", "index": 1}, " or ", {"type": "image", "index": 0}]
+    record = _asked(parts, images=["a.png", "b.png"])
+    assert _texts(record)[0] == "<image> or <image>"
+    assert record["images"] == ["b.png", "a.png"]
+
+
+@pytest.mark.parametrize(
+    "name", ["Image", "imagePath", "image-file", "photos", "img_url", "picture_path", "screenshot"]
+)
+def test_columns_in_other_spelling(name):
+    assert _asked("What?", **{name: "a.png"})["images"] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    "value", ['["a.png", "b.png"]', "['a.png', 'b.png']", "a.png; b.png", "a.png|b.png"]
+)
+def test_several_pictures_in_one_text(value):
+    assert _asked("What?", images=value)["images"] == ["a.png", "b.png"]
+    assert _asked("What?", image="a.png", image_2="b.png")["images"] == ["a.png", "b.png"]
+
+
+def test_an_empty_cell_of_a_picture_is_none():
+    assert _asked("What?", image=float("nan"))["images"] == []
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [["a", "b"]],
+        [{"user": "a", "assistant": "b"}],
+        [{"human": "a", "gpt": "b"}],
+        [{"question": "a", "answer": "b"}],
+        '[["a", "b"]]',
+        "[('a', 'b')]",
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+    ],
+)
+def test_history_of_every_form(history):
+    record = _asked("c", history=history, system_prompt="s")
+    assert _texts(record) == ["s", "a", "b", "c", "yes"]
+
+
+def test_names_of_columns_in_capitals_and_turns_as_text():
+    assert _texts(_host({"Question": "a", "Answer": "b"})) == ["a", "b"]
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert _texts(_host({"messages": json.dumps(turns)})) == ["a", "b"]
+    assert _texts(_host({"messages": str(turns)})) == ["a", "b"]
+
+
+def test_a_context_beside_a_question_is_no_question():
+    record = _host({"question": "What?", "answer": "yes", "text": "a long context"})
+    assert _texts(record)[0] == "What?"
+    assert record["text"] == "a long context"
+
+
+def test_answers_as_vqa_publishes_them():
+    gold = [{"answer": "net", "answer_id": 1}, {"answer": "nets", "answer_id": 2}]
+    assert _texts(_host({"question": "What?", "answers": gold})) == ["What?", "net"]
+
+
+@pytest.mark.parametrize(
     ("objects", "good"),
     [
         ({"ref": ["a"], "bbox": [[1, 2, 3, 4]]}, True),
+        ({"ref": ["a"], "bbox": [[1, 2, 3, 4]], "image_id": [0], "bbox_type": "norm1"}, True),
+        ({"ref": ["a"], "bbox": [[1, 2, 3, 4], [1, 2, 3, 4]]}, True),  # the same box twice
+        ({"ref": ["a"], "bbox": [[1, 2, 3, 4]], "image_id": [1]}, False),
+        ({"ref": [None], "bbox": [[1, 2, 3, 4]]}, False),
+        ({"ref": ["a"], "bbox": [[1, 2, 3, float("nan")]]}, False),
+        ({"ref": ["a"], "bbox": [[1, 2, 3, 4]], "bbox_type": "norm1000"}, False),
+        ({}, False),
+        (None, False),
         ({"ref": [], "bbox": [[1, 2, 3, 4]]}, False),
         ({"ref": ["a"], "bbox": []}, False),
         ({"ref": ["a"], "bbox": [[1, 2, 3]]}, False),
@@ -213,12 +370,26 @@ def test_options_are_written_out_where_the_answer_points_at_them(answer, options
     ],
 )
 def test_check_finds_objects_that_the_host_deletes(objects, good):
-    record = {"messages": [{"content": "<ref-object> <bbox>"}], "objects": objects}
+    turns = [{"content": "<ref-object> <bbox>"}]
+    record = {"messages": turns, "objects": objects, "images": ["a.png"]}
     if good:
         check_objects(record)
         return
     with pytest.raises(DataError, match="objects"):
         check_objects(record)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "{'ref': ['a'], 'bbox': [[1, 2, 3, 4]]}",
+        [{"label": "a", "bbox_2d": [1, 2, 3, 4], "bbox_type": None}],
+        {"ref": "a", "bbox": [1, 2, 3, 4]},
+        ['{"caption": "a", "bbox": [1, 2, 3, 4]}'],
+    ],
+)
+def test_objects_of_every_form(value):
+    assert read_objects(value) == {"ref": ["a"], "bbox": [[1, 2, 3, 4]]}
 
 
 def test_objects_as_a_list_with_several_boxes():
