@@ -48,10 +48,7 @@ def instruction_ids(model: nn.Module, ids: Tensor, mask: Tensor | None = None) -
         )
     routing = tuner_of(model).routing
     counted = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    assert routing.embed is not None
-    with torch.no_grad():
-        embeddings = routing.embed(ids)
-    routing.set_instruction(embeddings, counted, ids)
+    routing.set_instruction(routing.look_up(ids), counted, ids)
     try:
         yield
     finally:

@@ -66,6 +66,7 @@ class RoutedConfig(PeftConfig):
     num_experts = 1
     gate_scale = "one"
     instruction_norm = "none"
+    instruction_turns = "so_far"
     padding = "mask"
 
     if TYPE_CHECKING:  # options of every method, which become fields below

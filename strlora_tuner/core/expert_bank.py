@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.core.precision import Float32Buffers, autocast_on
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ def sum_over_processes(values: Tensor) -> Tensor:
         values = values.clone()
         dist.all_reduce(values)
     return values
+
+
+_NAMES = itertools.count()
 
 
 def init_router(weight: Tensor) -> None:
@@ -39,12 +43,16 @@ class Routed(NamedTuple):
         kept: (B, E) bool, the experts that the prompt can use.
         preference: (B, E), how much the prompt asked for each; they sum to 1.
         tokens: (B, L) float32, each token's share in a mean over all tokens; 0 for padding.
+        share: (B), what the tokens of each row of `preference` make of that mean.
+
+    Where a row has several segments, B are all segments in training, and the rows' last outside.
     """
 
     gates: Tensor
     kept: Tensor
     preference: Tensor
     tokens: Tensor
+    share: Tensor
 
 
 class ExpertBank(Float32Buffers):
@@ -57,7 +65,11 @@ class ExpertBank(Float32Buffers):
 
     Attributes:
         recorded: how the last forward pass was routed, where recording was asked for.
+        name: under which a sequence keeps what this bank read of it.
     """
+
+    # Whether experts are chosen by the hidden states of the whole prompt.
+    reads_states = False
 
     def __init__(self, d_in: int, d_out: int, config: RoutedConfig) -> None:
         super().__init__()
@@ -68,6 +80,7 @@ class ExpertBank(Float32Buffers):
         nn.init.normal_(self.A, std=0.01)
         nn.init.zeros_(self.B)
         self.recorded: Routed | None = None
+        self.name = next(_NAMES)
 
     def update(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
         """Returns result + the method's update; the arguments are those of :meth:`forward`."""
@@ -134,9 +147,6 @@ class ExpertBank(Float32Buffers):
     def freeze_untrained(self) -> None:
         """Freezes the parameters that the configuration does not train."""
 
-    def keep_rows(self, keep: Tensor, instruction: Tensor) -> None:
-        """Keeps only the rows `keep` of what is remembered of a prompt while it is answered."""
-
     def routers(self) -> Iterable[nn.Parameter]:
         """Yields this bank's parameters beside A and B."""
         for name, parameter in self.named_parameters(recurse=False):
@@ -162,10 +172,12 @@ class ExpertBank(Float32Buffers):
         gates: Tensor,
         kept: Tensor | None = None,
         preference: Tensor | None = None,
+        index: Tensor | None = None,
     ) -> None:
         """Keeps in `recorded` how x (B, L, d_in) was routed, if recording was asked for.
 
         Without a choice of experts a prompt keeps all of them, and prefers them by its mean gates.
+        `index` (B, L) says which rows of `kept` and `preference` a token took, if not its row's.
         """
         if not (context.recording or self.training):
             return
@@ -178,4 +190,9 @@ class ExpertBank(Float32Buffers):
         if preference is None:
             preference = torch.einsum("ble,bl->be", gates.float(), weights)
             preference = preference / preference.sum(-1, keepdim=True).clamp_min(1e-30)
-        self.recorded = Routed(gates, kept, preference.detach(), weights)
+        share = weights.sum(1)
+        if index is not None and self.training:
+            share = weights.new_zeros(len(kept)).index_add(0, index.flatten(), weights.flatten())
+        elif index is not None:
+            kept, preference = kept[index[:, -1]], preference[index[:, -1]]
+        self.recorded = Routed(gates, kept, preference.detach(), weights, share)

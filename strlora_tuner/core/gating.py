@@ -25,3 +25,11 @@ def mask_bias(kept: Tensor) -> Tensor:
     """Returns (B, 1, E) float32 to add to scores: 0 for kept experts (B, E), else MASKED_SCORE."""
     bias = torch.zeros_like(kept, dtype=torch.float32)
     return bias.masked_fill(~kept, MASKED_SCORE)[:, None, :]
+
+
+def at(values: Tensor, index: Tensor | None) -> Tensor:
+    """Returns what each token of (B, L) takes of values (S, ...): (B, L, ...).
+
+    Without an index S is B, and a row's value holds for all its tokens: (B, 1, ...).
+    """
+    return values[:, None] if index is None else values[index]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.core.expert_bank import ExpertBank
-from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.instruction.context import RoutingContext
 
 CANNOT_MERGE = (
     "a routed adapter cannot be merged into the base weights: its experts are weighed anew for "

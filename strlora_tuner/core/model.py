@@ -21,7 +21,9 @@ from strlora_tuner.core.fit import (
     matched_layers,
     read_tensors,
 )
-from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.instruction.context import RoutingContext
+from strlora_tuner.core.instruction.generation import unwrap_generate, wrap_generate
+from strlora_tuner.core.instruction.turns import sample_starts
 from strlora_tuner.core.layer import CANNOT_MERGE, RoutedLinear
 from strlora_tuner.saved import STATE
 
@@ -45,6 +47,9 @@ class _Hook:
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
         whole = id(self.tuner) in memo or id(self.tuner.model) in memo
         return _Hook(copy.deepcopy(self.tuner, memo), self.method) if whole else self
+
+
+_READ = ("input_ids", "attention_mask", "past_key_values")
 
 
 class RoutedModel(BaseTuner):
@@ -190,6 +195,7 @@ class RoutedModel(BaseTuner):
         self._count_layers()
 
     def _register_hooks(self, model: nn.Module) -> list[RemovableHandle]:
+        wrap_generate(model, self.routing, self._reads_states)
         embedding = model.get_input_embeddings()  # type: ignore[operator]
         return [
             embedding.register_forward_hook(_Hook(self, "_after_embedding")),
@@ -255,30 +261,36 @@ class RoutedModel(BaseTuner):
 
     def _after_embedding(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         ids = args[0] if args else None
-        # A single token is a decoding step: the prompt's instruction stays. Ids that are not 2-d
-        # are models looking up a placeholder's embedding.
-        if isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1] > 1:
+        # Ids that are not 2-d are models looking up a placeholder's embedding.
+        if isinstance(ids, Tensor) and ids.dim() == 2:
             self.routing.on_prompt(ids, output)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
-        mask = kwargs.get("attention_mask")
-        if mask is None and len(args) > 1 and isinstance(args[1], Tensor):
-            mask = args[1]
+        given = dict(zip(_READ[:2], args, strict=False)) | kwargs
+        ids, mask, cache = (
+            given.get(k) for k in ("input_ids", "attention_mask", "past_key_values")
+        )
+        ids = ids if isinstance(ids, Tensor) else None
+        read = given.get("inputs_embeds") if ids is None else ids
+        starts = None
+        if mask is None and cache is None and isinstance(read, Tensor):
+            starts = sample_starts(given, read.shape[1])
         mask = mask if isinstance(mask, Tensor) else None
-        self.routing.begin_forward(mask, module.training)
+        self.routing.begin_forward(mask, module.training, cache, ids, starts)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.routing.end_forward()
+        self.routing.end_forward(getattr(output, "past_key_values", None))
+
+    def _reads_states(self) -> bool:
+        """Whether the active adapter chooses experts by the states of the whole prompt."""
+        return self.bank_class.reads_states
 
     def keep_rows(self, keep: Tensor) -> None:
         """Keeps only the rows `keep` (indices) of a batch that is being decoded: the others ended.
 
         For a generation that takes rows out of its key-value cache one by one.
         """
-        vectors = self.routing.keep_rows(keep)
-        for name in vectors:
-            for _, mixture in self.mixtures(name):
-                mixture.keep_rows(keep, vectors[name])
+        self.routing.keep_rows(keep)
 
     def chosen_chunks(self) -> list[int] | None:
         """Returns the chunk, from 1, whose router each row of the last prompt took.
@@ -291,6 +303,7 @@ class RoutedModel(BaseTuner):
         """Returns the base model without adapters and without our hooks."""
         for handle in self._handles:
             handle.remove()
+        unwrap_generate(self.model)
         return super().unload()
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:

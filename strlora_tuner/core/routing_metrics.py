@@ -19,14 +19,14 @@ def routing_metrics(tuner: RoutedModel) -> dict[str, Tensor]:
     """Returns scalars of the last recorded forward, averaged over layers and real tokens.
 
     `task_entropy` (stage 1) and `token_entropy` (stage 2) in nats, `expert_<e>` the mean share of
-    expert e, `empty_instructions` the share of rows that have none. Empty without
+    expert e, `empty_instructions` the share of those that are empty. Empty without
     a record.
     """
     entries = [mixture.recorded for _, mixture in tuner.mixtures() if mixture.recorded is not None]
     if not entries:
         return {}
     gates = torch.stack([_token_mean(e.gates, e.tokens) for e in entries]).mean(0)
-    rows = [(entropy(e.preference) * e.tokens.sum(1)).sum() for e in entries]
+    rows = [(entropy(e.preference) * e.share).sum() for e in entries]
     tokens = [(entropy(e.gates) * e.tokens).sum() for e in entries]
     result = {
         "task_entropy": torch.stack(rows).mean(),
@@ -34,8 +34,8 @@ def routing_metrics(tuner: RoutedModel) -> dict[str, Tensor]:
     }
     result |= {f"expert_{index}": share for index, share in enumerate(gates)}
     if tuner.routing.empty_rows is not None:
-        count = tuner.routing.rows(tuner.active_adapters[0])
-        result["empty_instructions"] = tuner.routing.empty_rows.float() / count
+        empty = tuner.routing.empty_rows.float()
+        result["empty_instructions"] = empty / tuner.routing.instructions
     return result
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from strlora_tuner.core.expert_bank import Routed
-from strlora_tuner.core.instruction import instruction_mask
+from strlora_tuner.core.instruction.turns import instruction_mask
 from strlora_tuner.core.layer import RoutedLinear
 from strlora_tuner.core.routing_metrics import entropy
 from strlora_tuner.routing_record.probe import Probe
@@ -191,7 +191,7 @@ class RoutingRecorder:
         mixture = layer.mixture(self.adapter)
         if not self._begun:  # the first routed layer of this pass; the prompt is known by now
             self._begun = True
-            self._begin(self.tuner.routing.take_prompt(), x)
+            self._begin(self.tuner.routing.take_prompt(x), x)
         routed, mixture.recorded = mixture.recorded, None
         if self._weights is None or routed is None:  # a decoding step
             return
@@ -210,7 +210,8 @@ class RoutingRecorder:
         """Finds the instructions of a new prompt (B, L) and their weights in the groups (B, G)."""
         if ids is None:
             return
-        vectors = self.tuner.routing.instruction(self.adapter, x)
+        routing = self.tuner.routing
+        vectors = routing.last_of_rows(self.adapter, routing.instruction(self.adapter, x))
         vectors = vectors[:: x.shape[0] // ids.shape[0]].double().cpu()
         mask = instruction_mask(ids, self.config)
         rows = [tuple(row[marked].tolist()) for row, marked in zip(ids, mask, strict=True)]

@@ -37,13 +37,7 @@ host_api.check("routed_tuners")
 logger = get_logger()
 
 
-def _refuse_packing(args: Any) -> None:
-    for name in ("packing", "padding_free"):
-        if getattr(args, name, False):
-            raise ValueError(
-                f"--{name} true: several samples share a row, so their instructions would be "
-                f"mixed; a routed tuner needs --{name} false"
-            )
+def _refuse_sequence_parallel(args: Any) -> None:
     if (getattr(args, "sequence_parallel_size", 1) or 1) > 1:
         raise ValueError(
             f"--sequence_parallel_size {args.sequence_parallel_size}: a rank would see only "
@@ -130,7 +124,7 @@ class RoutedTuner(PeftTuner):
     @classmethod
     def prepare_model(cls, args: Any, model: Any) -> nn.Module:  # type: ignore[override]
         """Returns `model` with a fresh adapter on the linear layers of its language model."""
-        _refuse_packing(args)
+        _refuse_sequence_parallel(args)
         _refuse_vision(args, model)
         options = options_from_host(
             args.model_kwargs,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from strlora_tuner.core.expert_bank import sum_over_processes
-from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.core.precision import Float32Buffers
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class ChunkKeys(Float32Buffers):
         self._pending: Tensor | None = None
         self._seen: Tensor | None = None
         self._chosen: tuple[Tensor, Tensor] | None = None
+        self.choices: Tensor | None = None  # of the rows of the last prompt
 
     @torch.no_grad()
     def observe(self, context: RoutingContext, adapter: str, x: Tensor) -> None:
@@ -46,7 +47,8 @@ class ChunkKeys(Float32Buffers):
         if self._seen is instruction or not context.in_forward:
             return
         self._seen = instruction
-        found = features(context, adapter, x).sum(0)
+        found, exist = features(context, adapter, x), context.exist(adapter)
+        found = (found if exist is None else found[exist]).sum(0)
         self._pending = found if self._pending is None else self._pending + found
 
     @torch.no_grad()
@@ -58,18 +60,14 @@ class ChunkKeys(Float32Buffers):
 
     @torch.no_grad()
     def choose(self, context: RoutingContext, adapter: str, x: Tensor) -> Tensor:
-        """Returns the number of the chunk with the nearest keys for each row, (B); 0 the first."""
+        """Returns the chunk with the nearest keys for each segment, (S); 0 is the first."""
         instruction = context.instruction(adapter, x)
         if self._chosen is None or self._chosen[0] is not instruction:
             known = F.normalize(torch.cat([self.keys, self.sums[None]]), dim=-1)
             near = torch.einsum("bmh,cmh->bc", features(context, adapter, x), known)
             self._chosen = instruction, near.argmax(-1)
+            self.choices = context.last_of_rows(adapter, self._chosen[1])
         return self._chosen[1]
-
-    @property
-    def choices(self) -> Tensor | None:
-        """What :meth:`choose` returned last."""
-        return None if self._chosen is None else self._chosen[1]
 
     @torch.no_grad()
     def close_chunk(self) -> None:
@@ -79,6 +77,6 @@ class ChunkKeys(Float32Buffers):
 
 
 def features(context: RoutingContext, adapter: str, x: Tensor) -> Tensor:
-    """Returns image and text feature of every row, (B, 2, H) float32 of norm 1 or 0."""
+    """Returns image and text feature of every segment, (S, 2, H) float32 of norm 1 or 0."""
     image = context.image_vectors(adapter, x)
     return F.normalize(torch.stack([image, context.instruction(adapter, x)], 1), dim=-1)

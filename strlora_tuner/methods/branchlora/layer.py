@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from strlora_tuner.core.expert_bank import ExpertBank, init_router
-from strlora_tuner.core.gating import mask_bias, topk_mask
-from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.gating import at, mask_bias, topk_mask
+from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.core.precision import float32_scores
 from strlora_tuner.methods.branchlora.keys import ChunkKeys
 
@@ -29,6 +29,8 @@ class Branches(ExpertBank):
     `frozen_B` (d_out, f w) and `B` (d_out, (N - f) w) hold the branches `order` (N), side by side.
     `uses` (N) counts the prompts of this chunk that used a branch. `past_routers` is (c, N, d_in).
     """
+
+    reads_states = True
 
     frozen_B: Tensor
     order: Tensor
@@ -49,27 +51,24 @@ class Branches(ExpertBank):
         self.register_buffer("uses", torch.zeros(count, dtype=torch.int64))
         self.register_buffer("past_routers", torch.zeros(config.past_chunks, count, d_in))
         self.counted: Tensor | None = None
-        self._fixed: tuple[Tensor, Tensor] | None = None
 
     def update(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
         """Returns result + the branches' sum, (B, L, d_out)."""
-        instruction = context.instruction(adapter, x)
-        fixed = self._fixed
-        if x.shape[1] == 1 and fixed is not None and fixed[0] is instruction:
-            gates = fixed[1]
-        else:
-            gates = self._gates(x, context, adapter)
-            self._fixed = None if self.training else (instruction, gates.detach())
+        context.instruction(adapter, x)
+        index, gates = context.index(adapter, x), self._gates(x, context, adapter)
         hidden = self.hidden(x)
-        weights = (gates[:, self.order] * self.scale).to(hidden.dtype)
-        weighted = (hidden[:, :, None] * weights[:, None, :, None]).flatten(-2)
+        weights = at((gates[:, self.order] * self.scale).to(hidden.dtype), index)
+        weighted = (hidden[:, :, None] * weights[..., None]).flatten(-2)
         out = torch.cat([self.frozen_B.to(self.B.dtype), self.B], 1)
         return self._add(result, weighted, out)
 
     def _gates(self, x: Tensor, context: RoutingContext, adapter: str) -> Tensor:
-        """Returns the weight of every branch for every row, (B, N) float32."""
+        """Returns the weight of every branch for every segment, (S, N) float32."""
+        before = context.recall(self.name, adapter, x)
+        if before is not None and context.continues(adapter, x):
+            return before[0]
         keys: ChunkKeys = context.statistics[adapter]
-        first = context.first_token(x)
+        first = context.first_token(adapter, x) if before is None else before[1]
         with float32_scores(x):
             if self.training:
                 keys.observe(context, adapter, x)
@@ -81,15 +80,15 @@ class Branches(ExpertBank):
             kept = topk_mask(scores.detach(), self.config.top_k)
             gates = (scores + mask_bias(kept)[:, 0]).softmax(-1)
         if self.training and context.in_forward:
-            used = kept.sum(0)
+            exist = context.exist(adapter)
+            used = (kept if exist is None else kept & exist[:, None]).sum(0)
             self.counted = used if self.counted is None else self.counted + used
-        self.record(context, x, gates[:, None], kept, scores.softmax(-1))
+        if before is not None:
+            gates = torch.where(context.began_in_cache(adapter), before[0], gates)
+        context.remember(self.name, adapter, gates, first)
+        index = context.index(adapter, x)
+        self.record(context, x, at(gates, index), kept, scores.softmax(-1), index)
         return gates
-
-    def keep_rows(self, keep: Tensor, instruction: Tensor) -> None:
-        """Keeps only the rows `keep` of the prompt's gates."""
-        if self._fixed is not None:
-            self._fixed = instruction, self._fixed[1][keep]
 
     def expert_activations(self, x: Tensor) -> Tensor:
         """Returns A x once for each branch, (B, L, r)."""

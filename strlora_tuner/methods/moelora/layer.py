@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from strlora_tuner.core.expert_bank import ExpertBank, init_router
-from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.instruction.context import RoutingContext
 
 if TYPE_CHECKING:
     from strlora_tuner.methods.moelora.config import Config

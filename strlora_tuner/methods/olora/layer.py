@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from strlora_tuner.core.autograd import InjectGradient
 from strlora_tuner.core.expert_bank import ExpertBank
-from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.core.precision import float32_scores
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from strlora_tuner.core.expert_bank import ExpertBank, init_router
-from strlora_tuner.core.gating import topk_mask
-from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.gating import at, topk_mask
+from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.core.precision import float32_scores
 from strlora_tuner.methods.smolora.options import Options
 
@@ -34,6 +34,8 @@ class SeparableExperts(ExpertBank):
     `vision` is G_v (E/2, d_in), `text` G_i (E/2, width of the embedding), `fusion` f (2, d_out).
     """
 
+    reads_states = True
+
     def __init__(self, d_in: int, d_out: int, hidden: int, config: Config) -> None:
         super().__init__(d_in, d_out, config)
         options: Options = config.options()
@@ -43,35 +45,38 @@ class SeparableExperts(ExpertBank):
         self.fusion = nn.Parameter(torch.empty(2, d_out))
         for router in (self.vision, self.text, self.fusion):
             init_router(router)
-        self._fixed: tuple[Tensor, Tensor] | None = None
 
     def update(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
         """Returns result + both fused experts, (B, L, d_out)."""
-        instruction = context.instruction(adapter, x)
-        fixed = self._fixed
-        if x.shape[1] == 1 and fixed is not None and fixed[0] is instruction:
-            probabilities = fixed[1]
-        else:
-            probabilities = self._probabilities(x, context, adapter)
-            self._fixed = None if self.training else (instruction, probabilities.detach())
+        context.instruction(adapter, x)
+        index, probabilities = context.index(adapter, x), self._probabilities(x, context, adapter)
         half = self.vision.shape[0]
         kept = torch.cat([topk_mask(p, 1) for p in probabilities.detach().split(half, -1)], -1)
-        chosen = (probabilities * kept)[:, None]
+        chosen = at(probabilities * kept, index)
         hidden = self.hidden(x)
         gates = chosen * self._fused(hidden, chosen).repeat_interleave(half, -1)
-        self.record(context, x, gates, kept, probabilities / 2)
+        self.record(context, x, gates, kept, probabilities / 2, index)
         return self.combine(hidden, result, gates)
 
     def _probabilities(self, x: Tensor, context: RoutingContext, adapter: str) -> Tensor:
-        """Returns p^v and p^i side by side, (B, E) float32."""
-        counted = context.turns(adapter, x)
-        total = torch.bmm(counted[:, None].to(x.dtype), x)[:, 0]
+        """Returns p^v and p^i of every segment side by side, (S, E) float32."""
+        before = context.recall(self.name, adapter, x)
+        if before is not None and context.continues(adapter, x):
+            return before[0]
+        counted, number = context.turn_tokens(adapter, x)
+        total = torch.bmm(counted.to(x.dtype), x).flatten(0, 1)
+        if before is not None:
+            total = total + before[1]
         sentences = context.sentences(adapter, x)
         with float32_scores(x):
-            seen = total.float() / counted.sum(1, keepdim=True).clamp_min(1)
+            seen = total.float() / number.clamp_min(1)
             vision = F.linear(seen, self.vision.float()).softmax(-1)
             text = F.linear(sentences, self.text.float()).softmax(-1)
-        return torch.cat([vision, text], -1)
+        found = torch.cat([vision, text], -1)
+        if before is not None:
+            found = torch.where(context.began_in_cache(adapter), before[0], found)
+        context.remember(self.name, adapter, found, total)
+        return found
 
     def _fused(self, hidden: Tensor, chosen: Tensor) -> Tensor:
         """Returns the weights of the two results for every token, (B, L, 2) float32.
@@ -86,8 +91,3 @@ class SeparableExperts(ExpertBank):
             weights = chosen.repeat_interleave(rank, -1) * own
             parts = (hidden.float() * weights).unflatten(-1, (2, half)).sum(-1)
         return parts.softmax(-1)
-
-    def keep_rows(self, keep: Tensor, instruction: Tensor) -> None:
-        """Keeps only the rows `keep` of the prompt's probabilities."""
-        if self._fixed is not None:
-            self._fixed = instruction, self._fixed[1][keep]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from strlora_tuner.core.autograd import InjectGradient, shared_projection
 from strlora_tuner.core.expert_bank import ExpertBank, init_router
-from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.core.precision import float32_scores
 from strlora_tuner.methods.strlora.options import ROUTERS, Options
 from strlora_tuner.methods.strlora.routing import token_gates
@@ -102,31 +102,33 @@ class MixtureOfExperts(ExpertBank):
     def update(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
         """Returns result + the routed update, in training with the stability term's gradient."""
         instruction = context.instruction(adapter, x)
+        index = context.index(adapter, x)
         settings = self._settings()
         if not self.training and not torch.is_grad_enabled():
             prompt = self._remembered_prompt(instruction, settings)
-            if x.shape[1] == 1:
+            if x.shape[1] == 1 and index is None:
                 weighted = self._decoded(x, prompt, settings)
             else:
                 hidden, query, *_ = self._project(x, stabilise=False)
                 with float32_scores(x):
-                    weighted, gates = compute_gates(hidden, query, prompt, settings)
-                self._note(context, x, gates, prompt)
+                    weighted, gates = compute_gates(hidden, query, prompt, settings, index)
+                self._note(context, x, gates, prompt, index)
             return self._add(result, weighted)
         if not self.training or not self.stability_on:
             hidden, query, *_ = self._project(x, stabilise=False)
             with float32_scores(x):
                 prompt = route_instruction(self._routers(), instruction, settings, self.without)
-                weighted, gates = compute_gates(hidden, query, prompt, settings)
-            self._note(context, x, gates, prompt)
+                weighted, gates = compute_gates(hidden, query, prompt, settings, index)
+            self._note(context, x, gates, prompt, index)
             return self._add(result, weighted)
-        return self._stabilised(x, result, instruction, context, settings)
+        return self._stabilised(x, result, instruction, index, context, settings)
 
     def _stabilised(
         self,
         x: Tensor,
         result: Tensor,
         instruction: Tensor,
+        index: Tensor | None,
         context: RoutingContext,
         settings: Settings,
     ) -> Tensor:
@@ -136,9 +138,9 @@ class MixtureOfExperts(ExpertBank):
         tokens = context.token_weights(x, self.config.padding)
         with float32_scores(x):
             weighted, gates, prompt, divergence = self._route(x)(
-                projected, instruction, routers, teacher, tokens, settings
+                projected, instruction, routers, teacher, tokens, settings, index
             )
-        self._note(context, x, gates, prompt)
+        self._note(context, x, gates, prompt, index)
         value = divergence * (self.config.stability_weight / context.num_layers)
         self.divergence = value.detach()
         output = self._add(result, weighted)
@@ -171,8 +173,15 @@ class MixtureOfExperts(ExpertBank):
             return route
         return fused_route()
 
-    def _note(self, context: RoutingContext, x: Tensor, gates: Tensor, prompt: Prompt) -> None:
-        self.record(context, x, gates, prompt.kept, prompt.probabilities)
+    def _note(
+        self,
+        context: RoutingContext,
+        x: Tensor,
+        gates: Tensor,
+        prompt: Prompt,
+        index: Tensor | None,
+    ) -> None:
+        self.record(context, x, gates, prompt.kept, prompt.probabilities, index)
 
     def _remembered_prompt(self, instruction: Tensor, settings: Settings) -> Prompt:
         """The prompt's part, computed once a prompt and reused in every decoding step."""
@@ -183,14 +192,6 @@ class MixtureOfExperts(ExpertBank):
                 prompt = route_instruction(self._routers(), instruction, settings, self.without)
             self._fixed, self._decoding = (instruction, prompt), None
         return self._fixed[1]
-
-    def keep_rows(self, keep: Tensor, instruction: Tensor) -> None:
-        """Keeps only the rows `keep` of the prompt; its vectors are now `instruction`."""
-        if self._fixed is None:
-            return
-        self._fixed = instruction, Prompt(*(part[keep] for part in self._fixed[1]))
-        if self._decoding is not None:
-            self._decoding = self._decoding[keep]
 
     def _decoded(self, x: Tensor, prompt: Prompt, settings: Settings) -> Tensor:
         """Returns the weighted experts (B, 1, r) of one new token a row, x (B, 1, d_in).

@@ -53,8 +53,8 @@ class Model(RoutedModel):
         adapter = self.active_adapters[0]
         config = self.peft_config[adapter]
         assert isinstance(config, Config)
-        empty, rows = self.routing.empty_rows, self.routing.rows(adapter)
-        if empty is not None and int(empty) == rows:
+        empty = self.routing.empty_rows
+        if empty is not None and int(empty) == int(self.routing.instructions):
             raise RuntimeError(
                 "no row of the first batch holds an instruction: the user turn's markers "
                 f"{config.turn_start} were not found in the input ids; check the template, or "

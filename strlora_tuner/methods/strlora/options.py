@@ -28,6 +28,7 @@ class Options(AdapterOptions):
         "top_k",
         "token_top_k",
         "unused_expert_gradient",
+        "instruction_turns",
         "gate_scale",
         "padding",
     )
@@ -71,6 +72,12 @@ class Options(AdapterOptions):
         "layernorm: LayerNorm(t). running: (t - m) / sigma with running statistics of the "
         "instructions seen so far, carried with the adapter; it is what lets stage 1 separate "
         "tasks.",
+    )
+    instruction_turns: Literal["so_far", "all"] = option(
+        "so_far",
+        description="Which of a conversation's user turns make t. so_far: for what runs from the "
+        "end of an answer to the end of the next, the turns up to there, in training as in a chat. "
+        "all: one t for all of it, later turns included (released); cannot go on from a cache.",
     )
     gate_scale: Literal["one", "num_experts"] = option(
         "one",

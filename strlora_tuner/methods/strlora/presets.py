@@ -13,6 +13,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "unused_expert_gradient": False,
         "task_router": "frozen",
         "instruction_norm": "none",
+        "instruction_turns": "all",
         "padding": "include",
         "stability_reduction": "sum",
     },

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from strlora_tuner.core.gating import MASKED_SCORE, topk_mask
+from strlora_tuner.core.gating import MASKED_SCORE, at, topk_mask
 
 
 def select_experts(
@@ -59,26 +59,40 @@ class _Scores(torch.autograd.Function):
     """Float32 products of queries and keys that keep the queries in their own dtype."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, keys: Tensor) -> Tensor:
-        """Returns (B, L, E) float32 from queries (B, L, D) and float32 keys (B, E, D)."""
-        ctx.save_for_backward(query, keys)
-        return torch.matmul(query.float(), keys.transpose(1, 2))
+    def forward(ctx: Any, query: Tensor, keys: Tensor, index: Tensor | None) -> Tensor:
+        """Returns (B, L, E) float32 from queries (B, L, D) and float32 keys (S, E, D)."""
+        ctx.save_for_backward(query, keys, index)
+        if index is None:
+            return torch.matmul(query.float(), keys.transpose(1, 2))
+        return torch.einsum("bld,bled->ble", query.float(), keys[index])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """Returns the gradients of queries and keys."""
-        query, keys = ctx.saved_tensors
-        to_query = torch.matmul(grad, keys).to(query.dtype) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return to_query, None
-        return to_query, torch.matmul(grad.transpose(1, 2), query.float())
+        query, keys, index = ctx.saved_tensors
+        to_query = to_keys = None
+        if index is None:
+            if ctx.needs_input_grad[0]:
+                to_query = torch.matmul(grad, keys).to(query.dtype)
+            if ctx.needs_input_grad[1]:
+                to_keys = torch.matmul(grad.transpose(1, 2), query.float())
+            return to_query, to_keys, None
+        if ctx.needs_input_grad[0]:
+            to_query = torch.einsum("ble,bled->bld", grad, keys[index]).to(query.dtype)
+        if ctx.needs_input_grad[1]:
+            outer = torch.einsum("ble,bld->bled", grad, query.float()).flatten(0, 1)
+            to_keys = torch.zeros_like(keys).index_add_(0, index.flatten(), outer)
+        return to_query, to_keys, None
 
 
-def token_scores(query: Tensor, keys: Tensor) -> Tensor:
-    """Returns z, (B, L, E) float32, from queries (B, L, D) in any dtype and keys (B, E, D)."""
+def token_scores(query: Tensor, keys: Tensor, index: Tensor | None = None) -> Tensor:
+    """Returns z, (B, L, E) float32, from queries (B, L, D) in any dtype and keys (S, E, D).
+
+    `index` (B, L) says which keys a token takes; without it S is B, and they are its row's.
+    """
     if torch.compiler.is_compiling():  # a sum that fuses with what follows
-        return (query.float()[:, :, None] * keys[:, None]).sum(-1)
-    return _Scores.apply(query, keys)
+        return (query.float()[:, :, None] * at(keys, index)).sum(-1)
+    return _Scores.apply(query, keys, index)
 
 
 def token_gates(
@@ -109,7 +123,7 @@ def stability_divergence(
 
     Args:
         teacher, student: raw scores z, (B, L, E) float32.
-        bias: (B, 1, E), keeps both inside the student's set.
+        bias: (B, 1 or L, E), keeps both inside the student's set.
         token_weights: (B, L) float32 that sum to 1.
         temperature: tau.
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from strlora_tuner.core.gating import mask_bias
+from strlora_tuner.core.gating import at, mask_bias
 from strlora_tuner.methods.strlora.routing import (
     expert_keys,
     select_experts,
@@ -44,7 +44,10 @@ class Routers(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """What the prompt alone fixes: keys (B, E, D), bias (B, 1, E), kept and p (B, E)."""
+    """What the prompt alone fixes: keys (B, E, D), bias (B, 1, E), kept and p (B, E).
+
+    Where rows have several segments, B is their number.
+    """
 
     keys: Tensor
     bias: Tensor
@@ -75,11 +78,18 @@ def route_instruction(
 
 
 def compute_gates(
-    hidden: Tensor, query: Tensor, prompt: Prompt, settings: Settings
+    hidden: Tensor,
+    query: Tensor,
+    prompt: Prompt,
+    settings: Settings,
+    index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Stage 2: A x of every expert times its gate and the scale, (B, L, r), and gates (B, L, E)."""
+    """Stage 2: A x of every expert times its gate and the scale, (B, L, r), and gates (B, L, E).
+
+    `index` (B, L) says which prompt a token takes, if not its row's.
+    """
     gates = token_gates(
-        token_scores(query, prompt.keys) + prompt.bias,
+        token_scores(query, prompt.keys, index) + at(prompt.bias[:, 0], index),
         settings.token_top_k,
         settings.top_k,
         settings.unused_expert_gradient,
@@ -87,7 +97,7 @@ def compute_gates(
     weights = gates
     if settings.task_router == "straight_through":
         p = prompt.probabilities
-        weights = weights * (1 + p - p.detach())[:, None, :]
+        weights = weights * at(1 + p - p.detach(), index)
     experts = hidden.unflatten(-1, (settings.num_experts, -1))
     weighted = experts * (weights * settings.scale).to(hidden.dtype).unsqueeze(-1)
     return weighted.flatten(-2), gates
@@ -100,6 +110,7 @@ def route(
     teacher: Routers,
     token_weights: Tensor,
     settings: Settings,
+    index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Prompt, Tensor]:
     """A training forward with the stability term.
 
@@ -110,20 +121,21 @@ def route(
         teacher: their moving averages; its `task` is the student's.
         token_weights: (B, L) float32 that sum to 1.
         settings: the options.
+        index: (B, L), which instruction a token takes; None: its row's.
 
     Returns:
         The weighted experts (B, L, r), the gates (B, L, E), the prompt's part, and the term: KL
         averaged over tokens, without its weight.
     """
     prompt = route_instruction(routers, instruction, settings)
-    weighted, gates = compute_gates(projected.hidden, projected.query, prompt, settings)
+    weighted, gates = compute_gates(projected.hidden, projected.query, prompt, settings, index)
     with torch.no_grad():
         teacher_keys = expert_keys(teacher.key, teacher.prototypes, instruction)
-        teacher_scores = token_scores(projected.teacher_query, teacher_keys)
+        teacher_scores = token_scores(projected.teacher_query, teacher_keys, index)
     divergence = stability_divergence(
         teacher_scores,
-        token_scores(projected.detached, prompt.keys),
-        mask_bias(prompt.kept),
+        token_scores(projected.detached, prompt.keys, index),
+        at(mask_bias(prompt.kept)[:, 0], index),
         token_weights,
         settings.temperature,
     )

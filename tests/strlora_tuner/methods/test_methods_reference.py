@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.core.layer import RoutedLinear
 from strlora_tuner.methods import config_class
 from strlora_tuner.methods.branchlora.keys import ChunkKeys

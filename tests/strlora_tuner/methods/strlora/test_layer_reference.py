@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from strlora_tuner import StrLoraConfig
-from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.core.layer import RoutedLinear
 from strlora_tuner.methods.strlora.instruction_statistics import InstructionStatistics
 from strlora_tuner.methods.strlora.layer import MixtureOfExperts

@@ -76,15 +76,19 @@ def test_as_released_padding_counts_in_training_and_no_answer_depends_on_its_bat
 
 
 @COSTLY
-def test_all_user_turns_of_a_conversation_count(name):
-    model = adapted(base_model(name)).eval()
-    ids = torch.tensor([[USER, 11, 12, END, 50, 51, END, USER, 13, 14, 15, END, 52, END]])
+def test_as_released_all_user_turns_of_a_conversation_count(name):
+    """A later turn then moves the answer before it, which in a chat it cannot."""
+    model = adapted(base_model(name), instruction_turns="all").eval()
+    first = [USER, 11, 12, END, 50, 51, END]
+    ids = torch.tensor([[*first, USER, 13, 14, 15, END, 52, END]])
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     conversation = logits(model, batch)
     with strlora_tuner.instruction_ids(model, torch.tensor([[11, 12, 13, 14, 15]])):
         torch.testing.assert_close(logits(model, batch), conversation)
     with strlora_tuner.instruction_ids(model, torch.tensor([[11, 12]])):
         assert not torch.allclose(logits(model, batch), conversation)
+    alone = {name: value[:, : len(first)] for name, value in batch.items()}
+    assert (logits(model, alone) - conversation[:, : len(first)]).abs().max() > 0.01
 
 
 @COSTLY

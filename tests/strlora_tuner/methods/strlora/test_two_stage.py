@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from strlora_tuner import StrLoraConfig
 from strlora_tuner.core.autograd import shared_projection
-from strlora_tuner.core.instruction import RoutingContext
+from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.methods.strlora.layer import MixtureOfExperts
 from strlora_tuner.methods.strlora.two_stage import Projected, Routers, Settings, route
 

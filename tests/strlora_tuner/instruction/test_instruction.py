@@ -8,10 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strlora_tuner import StrLoraConfig
-from strlora_tuner.core.instruction import (
-    instruction_mask,
-    mean_embedding,
-)
+from strlora_tuner.core.instruction.turns import instruction_mask, mean_embedding
 from strlora_tuner.methods.strlora.instruction_statistics import PRIOR_COUNT, InstructionStatistics
 
 START, END, IMAGE, PAD = [7, 8], [9], 5, 0

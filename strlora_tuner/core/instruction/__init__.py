@@ -1,0 +1,1 @@
+"""The instruction vector: whose tokens count, which tokens it routes, and what a cache keeps."""

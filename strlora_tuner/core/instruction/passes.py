@@ -1,0 +1,207 @@
+"""Whose tokens a forward pass of the model reads: a new prompt's, or a cache's that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from strlora_tuner.core.instruction.segments import Pass
+from strlora_tuner.core.instruction.sequence import (
+    Generation,
+    Sequence,
+    fitted,
+    note_sequence,
+    sequence_of,
+    tokens_in,
+)
+from strlora_tuner.core.instruction.turns import GENERATED, starts_of
+
+if TYPE_CHECKING:
+    from strlora_tuner.core.config import RoutedConfig
+
+NO_IDS = (
+    "inputs_embeds were passed without their token ids; pass input_ids, or wrap the call in "
+    "strlora_tuner.instruction_ids(model, ids)"
+)
+
+
+class PassReader:
+    """Keeps what hooks tell of a forward pass, and finds the sequences that it reads."""
+
+    def __init__(self) -> None:
+        self.configs: dict[str, RoutedConfig] = {}
+        self.embed: Callable[[Tensor], Tensor] | None = None
+        self.training = False
+        self.given: tuple[Tensor, Tensor] | None = None  # an instruction that was fixed
+        self.generations: list[Generation] = []  # calls of generate, the innermost last
+        # Whether the base model runs: a layer that runs outside is recomputed by checkpointing.
+        self.in_forward = False
+        self._looking_up = False
+        self._embedded: tuple[Tensor, Tensor] | None = None  # ids and embeddings, not yet read
+        self._inputs: Tensor | None = None
+        self._pass: Pass | None = None
+        self._cache: Any = None
+        self._past = 0
+        self._generation: Generation | None = None
+        self._mask: Tensor | None = None
+        self._starts: Tensor | None = None
+
+    def on_prompt(self, ids: Tensor, embeddings: Tensor) -> None:
+        """Takes ids (B, L) and embeddings (B, L, H) that a pass reads, or is about to read."""
+        if self._looking_up:
+            return
+        self._embedded, self._inputs = (ids, embeddings.detach()), None
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Returns the embeddings (B, L, H) of ids (B, L), which are not read as a prompt."""
+        assert self.embed is not None
+        self._looking_up = True
+        try:
+            with torch.no_grad():
+                return self.embed(ids.clamp_min(0)).detach()
+        finally:
+            self._looking_up = False
+
+    def begin_forward(
+        self,
+        attention_mask: Tensor | None,
+        training: bool,
+        cache: Any = None,
+        ids: Tensor | None = None,
+        starts: Tensor | None = None,
+    ) -> None:
+        """Called before the base model runs.
+
+        Args:
+            attention_mask: a 2-d one (B, past + L) tells real tokens.
+            training: whether statistics are counted and nothing is remembered.
+            cache: the key-value cache.
+            ids: (B, L), where the model is given them.
+            starts: (B or 1, L) bool, where packed samples begin.
+        """
+        self.in_forward, self.training = True, training
+        self._cache, self._starts, self._pass = cache, starts, None
+        generation = self.generations[-1] if self.generations else None
+        self._generation = generation if generation and generation.owns(cache, ids) else None
+        is_mask = attention_mask is not None and attention_mask.dim() == 2
+        self._mask = attention_mask if is_mask else None
+        if self._mask is None and self._generation is not None:
+            self._mask = self._generation.mask  # a static cache's mask is 4-d
+        if cache is None:
+            self._past = 0
+        else:
+            self._past = tokens_in(cache) if self._generation is None else self._generation.fed
+
+    def end_forward(self, cache: Any = None) -> None:
+        """Called after the base model ran, with the cache that it returned."""
+        run, generation = self._pass, self._generation
+        if run is not None and not self.training:
+            run.sequence.embeddings = run.inputs = None
+            cache = self._cache if cache is None else cache
+            if cache is not None and sequence_of(cache) is not run.sequence:
+                note_sequence(cache, run.sequence)
+            if generation is not None:
+                generation.sequence = run.sequence
+                generation.fed += run.shape[1]
+        self.in_forward, self._embedded, self._generation = False, None, None
+
+    def _running(self, x: Tensor) -> Pass:
+        """Returns the pass that x (B, L, d) is of; a layer that is recomputed finds the last one.
+
+        Raises:
+            RuntimeError: it is unknown whose tokens these are.
+        """
+        if self._pass is None:
+            self._pass = self._open((x.shape[0], x.shape[1]))
+        return self._pass
+
+    def _open(self, shape: tuple[int, int]) -> Pass:
+        generation, cache, past = self._generation, self._cache, self._past
+        if generation is not None and generation.answering and generation.sequence is not None:
+            sequence = generation.sequence.repeated(shape[0])
+            return Pass(sequence, generation.fed, shape, answering=True)
+        ids, embeddings = self._read(shape)
+        if ids is None and self.given is not None:
+            known = sequence_of(cache) if past else None
+            return Pass(known or Sequence(shape[0]), past, shape, answering=past > 0)
+        if generation is not None and past > generation.past:  # a further piece of the prompt
+            assert generation.sequence is not None
+            return Pass(generation.sequence.repeated(shape[0]), past, shape, inputs=embeddings)
+        if generation is not None and generation.length is None:
+            generation.length = past + shape[1]
+        if past == 0:
+            return Pass(self._opened(shape, ids, embeddings), 0, shape, inputs=embeddings)
+        known = sequence_of(cache)
+        if known is None or known.ids is None:
+            raise RuntimeError(
+                f"past_key_values holds {past} tokens that this adapter has not read, so their "
+                "instruction is unknown: pass the whole conversation without the cache"
+            )
+        known = known.repeated(shape[0])
+        if generation is None and shape[1] == 1 and past >= known.length:
+            if ids is not None and not self.generations:
+                self._refuse_single(known, ids)
+            return Pass(known, past, shape, answering=True)
+        if generation is not None and generation.ids is not None:
+            ids = fitted(generation.ids, past + shape[1], GENERATED)[:, past:]
+            ids = ids.repeat_interleave(shape[0] // len(ids), 0)
+        if ids is None:
+            raise RuntimeError(f"no token ids for what goes on from past_key_values: {NO_IDS}")
+        sequence = known.followed_by(past, ids, self._mask)
+        follows = generation is None or not generation.drafts
+        return Pass(sequence, past, shape, follows=follows, inputs=embeddings)
+
+    def embedded_ids(self, shape: tuple[int, int]) -> Tensor | None:
+        """Returns the ids (B, L) that the embedding saw last, if they are of this shape."""
+        return self._read(shape)[0]
+
+    def _read(self, shape: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
+        """Returns ids (B, L) and embeddings (B, L, H) of a pass, if the embedding saw them."""
+        if self._embedded is None or self._embedded[0].shape[1] != shape[1]:
+            return None, None
+        ids, embeddings = self._embedded
+        if shape[0] % len(ids):
+            return None, None
+        if shape[0] != len(ids):  # beams and num_return_sequences repeat rows
+            times = shape[0] // len(ids)
+            ids, embeddings = (part.repeat_interleave(times, 0) for part in (ids, embeddings))
+        return ids, embeddings
+
+    def _opened(
+        self, shape: tuple[int, int], ids: Tensor | None, embeddings: Tensor | None
+    ) -> Sequence:
+        """Returns the sequence that begins with this pass."""
+        generation = self._generation
+        known = None if generation is None else generation.ids
+        if generation is not None and known is not None and shape[1] < known.shape[1]:
+            real = None if generation.mask is None else generation.mask.bool()
+            return Sequence(len(known), known, real).repeated(shape[0])  # read in pieces
+        if ids is None:
+            seen = "the embedding layer saw no prompt before a routed layer ran"
+            raise RuntimeError(f"no instruction vector: {seen}: {NO_IDS}")
+        if generation is not None and (generation.length or shape[1]) < shape[1]:
+            ids = ids.clone()  # candidates, or answers that are in no cache
+            ids[:, generation.length :] = GENERATED
+        real = self._mask
+        real = real.bool() if real is not None and real.shape == ids.shape else None
+        starts = None if generation is not None or real is not None else self._starts
+        if starts is not None:
+            starts = starts.expand_as(ids)
+        return Sequence(shape[0], ids, real, embeddings, starts)
+
+    def _refuse_single(self, known: Sequence, ids: Tensor) -> None:
+        """Raises RuntimeError when a user's turn is fed token by token."""
+        known.tail = ids if known.tail is None else torch.cat([known.tail[:, -16:], ids], 1)
+        for config in self.configs.values():
+            length = len(config.turn_start)
+            if not length or known.tail.shape[1] < length:
+                continue
+            if bool(starts_of(known.tail[:, -length:], config.turn_start)[:, 0].any()):
+                raise RuntimeError(
+                    "a user's turn begins token by token on past_key_values, where its words "
+                    "cannot be known before they route: pass the whole turn in one call, or call "
+                    "generate with the whole conversation"
+                )
