@@ -55,6 +55,8 @@ _TOKENS = "the stability term is averaged over the tokens of the global batch"
 _METRICS = "our numbers reach the training log"
 _SCALE = "the loss scale of float16 applies to gradients that we add"
 _TUNER = "the host creates, saves and loads our adapters"
+_LOGITS = "of a mixed batch only logits with a label are kept"
+_MASTERS = "what trains is float32, whatever the model's dtype"
 _FISHER = "the Fisher information of EWC is that of the host's own loss"
 _SHARDED = "parameters that DeepSpeed ZeRO-3 cut into slices are recognised and gathered"
 _CHECKED = "an adapter is compared with the model before a layer is changed"
@@ -95,6 +97,7 @@ TABLE: dict[str, tuple[HostName, ...]] = {
         HostName(
             "swift.utils.shutdown_manager:ShutdownManager", _NO_STOP_FILE, mentions="_stop_file"
         ),
+        HostName(f"{_MIXIN}.prepare_logits_to_keep", _LOGITS, mentions="loss_mask"),
         HostName(f"{_META}:get_matched_model_types", _TYPE),
         HostName(f"{_META}:_get_model_info", _TYPE, mentions="get_matched_model_types"),
         HostName(f"{_META}:ModelMeta", _TYPE, mentions="candidate_templates"),
@@ -154,6 +157,12 @@ TABLE: dict[str, tuple[HostName, ...]] = {
         HostName(_MIXIN, _METRICS, mentions="custom_metrics"),
         HostName("accelerate:Accelerator", _SCALE, mentions="scaler"),
     ),
+    # swift_plugins/master_weights.py
+    "master_weights": (
+        HostName(f"{_TUNER_MIXIN}.prepare_model", _MASTERS),
+        HostName("peft.utils:ModulesToSaveWrapper.update", _MASTERS, mentions="modules_to_save"),
+        HostName("transformers.integrations.deepspeed:deepspeed_config", _MASTERS),
+    ),
     # methods/ewc/swift_plugin.py
     "ewc": (
         HostName("swift.dataset:LazyLLMDataset", _FISHER),
@@ -165,6 +174,11 @@ TABLE: dict[str, tuple[HostName, ...]] = {
     ),
     # Both, and only where DeepSpeed runs.
     "deepspeed": (
+        HostName(
+            "deepspeed.runtime.engine:DeepSpeedEngine.forward",
+            _MASTERS,
+            mentions="autocast_if_enabled",
+        ),
         HostName("deepspeed.runtime.engine:DeepSpeedEngine.backward", _FISHER, "scale_wrt_gas"),
         HostName("deepspeed.runtime.zero.partition_parameters:Init", _SHARDED, mentions="ds_id"),
         HostName("deepspeed.runtime.zero.partition_parameters:Init", _SHARDED, mentions="ds_shape"),

@@ -31,6 +31,7 @@ from strlora_tuner.methods import config_class, folders
 from strlora_tuner.methods.strlora.ablation import ablate
 from strlora_tuner.options import ABLATION, ROUTING_FILE, options_from_host
 from strlora_tuner.routing_record.file import record_routing
+from strlora_tuner.swift_plugins import master_weights as master_weights
 from strlora_tuner.training_loop import after_optimizer_step, tuner_of
 
 host_api.check("routed_tuners")

@@ -7,8 +7,11 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from recipes import REPO
 from recipes.run.commands import HOST_PLUGIN, INFER_PLUGIN, POOL_PLUGIN
@@ -65,6 +68,31 @@ def test_a_renamed_name_stops_the_plugin(
     with pytest.raises(ImportError, match=name) as caught:
         load(plugin)
     assert protects in str(caught.value)
+
+
+def test_a_mixed_batch_keeps_labelled_positions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short and a long sample: the loss of all logits, from those with a label."""
+    from swift.trainers.mixin import SwiftMixin
+
+    monkeypatch.setattr(SwiftMixin, "prepare_logits_to_keep", SwiftMixin.prepare_logits_to_keep)
+    load(HOST_PLUGIN)
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                         num_attention_heads=2)  # fmt: skip
+    model = LlamaForCausalLM(config).double()
+    ids = torch.randint(50, (3, 40))
+    labels = torch.full_like(ids, -100)
+    labels[0, 37:], labels[1, 5:8], labels[2, 6] = ids[0, 37:], ids[1, 5:8], ids[2, 6]
+    scale = torch.rand(3, 40, dtype=torch.float64) * (labels != -100)
+    inputs = {"input_ids": ids, "labels": labels, "loss_scale": scale}
+    trainer = SimpleNamespace(args=SimpleNamespace(bf16=True, fp16=False))
+    SwiftMixin.prepare_logits_to_keep(trainer, inputs)
+    kept_scale = inputs.pop("loss_scale")
+    found, wanted = model(**inputs), model(input_ids=ids, labels=labels)
+    assert found.logits.shape[1] == 1 + 6  # positions 4-6 and 36-38 see a label, and the last one
+    torch.testing.assert_close(found.loss, wanted.loss, rtol=1e-12, atol=0)
+    assert kept_scale.shape == inputs["labels"].shape
+    assert torch.equal(kept_scale > 0, inputs["labels"] != -100)
 
 
 @pytest.mark.slow
