@@ -123,6 +123,11 @@ class AdapterOptions:
     layer_tensors: ClassVar[tuple[str, ...]] = ()
     state_tensors: ClassVar[tuple[str, ...]] = ()
 
+    @classmethod
+    def tensors_of_layer(cls, saved: Mapping[str, Any]) -> set[str]:
+        """Returns which tensors each adapted layer must hold, by the adapter's stored options."""
+        return set(cls.layer_tensors)
+
     @staticmethod
     def cross_field_problems(options: Any) -> list[str]:
         """Names every rule over several fields that `options` (any object with them) breaks."""

@@ -146,13 +146,13 @@ def check_adapter(
     path = folder / WEIGHTS
     names = set(read_shapes(path))
     if options is not None and options.layer_tensors:
-        _check_layers(path, names, options)
+        _check_layers(path, names, options.tensors_of_layer(holds))
         _check_state(path, names, options)
     if previous is not None and (previous / WEIGHTS).is_file():
         _same_names(path, names, set(read_shapes(previous / WEIGHTS)))
 
 
-def _check_layers(path: Path, names: set[str], options: type[AdapterOptions]) -> None:
+def _check_layers(path: Path, names: set[str], needed: set[str]) -> None:
     layers: dict[str, set[str]] = defaultdict(set)
     for name in names:
         layer, mark, part = name.partition(LAYER)
@@ -164,7 +164,7 @@ def _check_layers(path: Path, names: set[str], options: type[AdapterOptions]) ->
             f"was not trained; {FIX}"
         )
     for layer, parts in sorted(layers.items()):
-        missing = sorted(set(options.layer_tensors) - parts)
+        missing = sorted(needed - parts)
         if missing:
             raise AdapterError(f"{path}: {layer} lacks {', '.join(missing)}; {FIX}")
 

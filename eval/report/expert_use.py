@@ -118,21 +118,24 @@ def _facts(recorded: Mapping[int, Routing]) -> list[Fact]:
 def _over_the_stream(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
     """Return separation, overlap, similarity and drift after each chunk; entropies in the table."""
     drift = diagnosis.drift(recorded, run.tasks)
+    changes = diagnosis.kept_changes(recorded, run.tasks)
     columns = {
         "separation": [_separation(r) for r in recorded.values()],
         "overlap": [_overlap(r) for r in recorded.values()],
         "similarity": [_similarity(r) for r in recorded.values()],
         "drift": metrics.mean_over(drift).tolist(),
+        "kept sets changed": metrics.mean_over(changes).tolist(),
     }
     series = [Series(name, values, colour(i)) for i, (name, values) in enumerate(columns.items())]
-    title = f"Separation, overlap, similarity and drift of routing over {len(recorded)} chunks."
+    title = f"Separation, overlap, similarity and movement of routing over {len(recorded)} chunks."
     chart = line_chart(title, series, [float(c) for c in recorded], "chunk", "Share",
                        lambda v: f"{v:.2g}", y_max=1.0, height=240.0)  # fmt: skip
     note = (
         "Separation: mutual information of task and expert set; a falling line: the router loses"
         " the tasks. Overlap: expert weight that two tasks share. Similarity: linear CKA of what"
         " the experts add for two tasks. Drift: a task's weight that went to other experts since"
-        " the recorded chunk before. Means over layers and tasks."
+        " the recorded chunk before. Kept sets changed: share of the expert sets that the same test"
+        " instructions (up to 48 a task) no longer keep. Means over layers and tasks."
     )
     entropies = [_entropies(routing) for routing in recorded.values()]
     rows = [
@@ -147,7 +150,9 @@ def _over_the_stream(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
     table = Table("Routing over the stream", head, rows)
     by_task = _matrix("Drift of each task's routing since the chunk before, in percent", "after",
                       [f"chunk {c}" for c in recorded], run.tasks, drift)  # fmt: skip
-    tables = [table, by_task]
+    changed = _matrix("Kept expert sets changed since the chunk before, in percent", "after",
+                      [f"chunk {c}" for c in recorded], run.tasks, changes)  # fmt: skip
+    tables = [table, by_task, changed]
     return Figure("Routing over the stream", chart, tables, note, True, legend(series))
 
 

@@ -33,6 +33,9 @@ def scalars_of(run: RunData, chunk: int) -> dict[str, float]:
     if routing is not None and routing.tasks:
         found["routing/nmi"] = float(mean_over(routing.nmi))
         found["routing/overlap"] = diagnosis.off_diagonal(diagnosis.overlap(routing.use))
+        past = [c for c in sorted(run.routing) if c <= chunk and run.routing[c].tasks][-2:]
+        changes = diagnosis.kept_changes({c: run.routing[c] for c in past}, run.tasks)
+        found["routing/kept_sets_changed"] = float(mean_over(changes[-1]))
         found["routing/task_entropy"] = float(mean_over(routing.task_entropy.ravel()))
         found["routing/token_entropy"] = float(mean_over(routing.token_entropy.ravel()))
     choices = run.choices.get(chunk)

@@ -55,6 +55,37 @@ def drift(course: Course, tasks: Sequence[str]) -> Array:
     return moved
 
 
+def kept_changes(course: Course, tasks: Sequence[str]) -> Array:
+    """Return the share of kept expert sets that changed since the recorded chunk before.
+
+    The sets that the same test instructions keep are compared, every layer and every question
+    counting once; an instruction that both chunks did not record, or whose rows kept different
+    sets, is left out.
+
+    Returns:
+        (chunks, T), 0..1; NaN where nothing can be compared, as in the first row.
+    """
+    chunks = sorted(course)
+    changed = np.full((len(chunks), len(tasks)), np.nan)
+    for row in range(1, len(chunks)):
+        before, after = course[chunks[row - 1]], course[chunks[row]]
+        if before.layers != after.layers:
+            continue
+        old = {(i.task, i.text): i.kept for i in before.instructions}
+        for column, task in enumerate(tasks):
+            pairs = [
+                (a != b, i.rows)
+                for i in after.instructions
+                if i.task == task
+                for a, b in zip(old.get((task, i.text), ()), i.kept, strict=False)
+                if a is not None and b is not None
+            ]
+            if pairs:
+                moved, rows = zip(*pairs, strict=True)
+                changed[row, column] = np.average(moved, weights=rows)
+    return changed
+
+
 def by_block(names: Sequence[str], values: Array) -> tuple[list[str], Array]:
     """Return the values averaged over the layers of each decoder block, and the block's numbers.
 

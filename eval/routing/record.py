@@ -32,12 +32,17 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Instruction:
-    """One distinct instruction: task, rows, and its vector on the first principal components."""
+    """One distinct instruction: task, rows, and its vector on the first principal components.
+
+    `kept` holds by layer the bit mask of the experts that it keeps, None where its rows differ; it
+    is empty in records of before November 2026.
+    """
 
     text: str
     task: str
     rows: int
     point: tuple[float, ...]
+    kept: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,11 @@ def load_routing(path: Path, tasks: Sequence[str]) -> Routing:
         unknown_rows=float(content["rows"]) - float(rows.sum()),
         instructions=[
             Instruction(
-                str(e["text"]), str(e["group"]), int(e["rows"]), tuple(map(_known, e["vector"]))
+                str(e["text"]),
+                str(e["group"]),
+                int(e["rows"]),
+                tuple(map(_known, e["vector"])),
+                tuple(e.get("kept", ())),
             )
             for e in content["instructions"]
             if e["group"] in present

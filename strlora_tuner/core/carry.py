@@ -60,6 +60,7 @@ def carried_config(
         ValueError: an option that shapes the adapter differs from the saved one.
     """
     current = saved.options()
+    given = saved.possible(given)
     problems = [
         f"{name} is {getattr(current, name)!r} in the adapter and {given[name]!r} in this run"
         for name in current.structure

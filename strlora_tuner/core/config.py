@@ -188,6 +188,10 @@ class RoutedConfig(PeftConfig):
         """How side losses add up: mean over the tokens of the global batch, or sum."""
         return "mean"
 
+    def possible(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Returns what of a chunk's options the saved adapter can follow; of another it says so."""
+        return given
+
     def at_chunk(self, chunk: int) -> Self:
         """Returns the configuration as it is while chunk `chunk` (from 1) is trained."""
         return self

@@ -27,7 +27,14 @@ from strlora_tuner.routing_record.format import (
     RoutingContent,
 )
 from strlora_tuner.routing_record.probe import Probe, load_probe
-from strlora_tuner.routing_record.recorder import LayerSums, RoutingRecorder, Sums, subsample
+from strlora_tuner.routing_record.recorder import (
+    MIXED,
+    LayerSums,
+    RoutingRecorder,
+    Sums,
+    Text,
+    subsample,
+)
 from strlora_tuner.training_loop import tuner_of
 
 # Principal components of the instruction vectors that are written.
@@ -179,10 +186,15 @@ def _instructions(probe: Probe, sums: Sums, present: list[int]) -> InstructionMa
         "vector_variance": _rounded(variance[:COMPONENTS]),
         "instructions": [
             {"text": t.text, "group": probe.groups[int(t.groups.argmax())], "rows": t.rows,
-             "vector": _rounded(point)}
+             "vector": _rounded(point), "kept": _kept(t)}
             for t, point in zip(texts, points, strict=True)
         ],
     }  # fmt: skip
+
+
+def _kept(text: Text) -> list[int | None]:
+    masks = [] if text.kept is None else text.kept.tolist()
+    return [None if mask == MIXED else mask for mask in masks]
 
 
 def _rounded(values: Tensor) -> Any:

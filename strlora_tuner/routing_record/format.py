@@ -48,12 +48,18 @@ class GroupRecord(TypedDict):
 
 
 class InstructionRecord(TypedDict):
-    """One distinct instruction: its group, its rows, its vector on the first components."""
+    """One distinct instruction: its group, its rows, its vector on the first components.
+
+    Attributes:
+        kept: by layer the set of experts that it keeps, bit e for expert e; null where its rows
+            kept different ones. Records of before November 2026 lack the list.
+    """
 
     text: str
     group: str
     rows: int
     vector: list[Number]
+    kept: list[int | None]
 
 
 class InstructionMap(TypedDict):

@@ -23,6 +23,7 @@ from strlora_tuner.routing_record.probe import Probe
 from strlora_tuner.training_loop import tuner_of
 
 MOST_TEXTS = 48  # distinct instructions a task whose vectors are kept
+MIXED = -1  # no set of experts: rows of one instruction kept different ones
 
 
 @dataclass
@@ -93,16 +94,29 @@ class LayerSums:
 
 @dataclass
 class Text:
-    """One distinct instruction: its rows, their weight in every group, the sum of its vectors."""
+    """One distinct instruction: its rows, their weight in every group, the sum of its vectors.
+
+    `kept` has by layer the bit mask of the experts that all its rows kept, or :data:`MIXED`.
+    """
 
     text: str
     rows: int
     groups: Tensor
     vector: Tensor
+    kept: Tensor | None = None
+
+    def keep(self, masks: Tensor | None) -> None:
+        """Takes the masks of further rows of this text, (layers)."""
+        if self.kept is None or masks is None:
+            self.kept = masks if self.kept is None else self.kept
+        else:
+            self.kept = torch.where(self.kept == masks, masks, MIXED)
 
     def __add__(self, more: Text) -> Text:
         groups, vector = self.groups + more.groups, self.vector + more.vector
-        return Text(self.text, self.rows + more.rows, groups, vector)
+        together = Text(self.text, self.rows + more.rows, groups, vector, self.kept)
+        together.keep(more.kept)
+        return together
 
 
 def text_order(text: str) -> str:
@@ -168,7 +182,8 @@ class RoutingRecorder:
         self._decoded: dict[tuple[int, ...], str] = {}
         self._open = self._begun = False
         self._weights: Tensor | None = None
-        self._codes: list[tuple[LayerSums, Tensor]] = []
+        self._prompts: list[str] = []
+        self._codes: dict[str, Tensor] = {}
         self.tuner.routing.recording = True
         base = self.tuner.model
         base.register_forward_pre_hook(self._before_forward)
@@ -177,7 +192,7 @@ class RoutingRecorder:
             layer.register_forward_hook(self._layer_hook(name))
 
     def _before_forward(self, *_: Any) -> None:
-        self._open, self._begun, self._weights, self._codes = True, False, None, []
+        self._open, self._begun, self._weights, self._codes = True, False, None, {}
 
     def _layer_hook(self, name: str) -> Any:
         def hook(layer: RoutedLinear, args: tuple[Any, ...], output: Tensor) -> None:
@@ -204,7 +219,7 @@ class RoutingRecorder:
         routed = Routed(*(part[::step].float() for part in routed))
         sums.add(self._weights.to(x.device), hidden, routed)
         bits = 2 ** torch.arange(routed.kept.shape[-1], device=x.device, dtype=torch.float64)
-        self._codes.append((sums, routed.kept.double() @ bits))
+        self._codes[name] = routed.kept.double() @ bits
 
     def _begin(self, ids: Tensor | None, x: Tensor) -> None:
         """Finds the instructions of a new prompt (B, L) and their weights in the groups (B, G)."""
@@ -227,7 +242,7 @@ class RoutingRecorder:
         if len(self.texts) > 4 * MOST_TEXTS * len(self.probe.groups):
             self.texts = subsample(self.texts)
         self.rows += weights.sum(0)
-        self._weights = weights
+        self._weights, self._prompts = weights, texts
 
     def _text(self, ids: tuple[int, ...]) -> str:
         if ids not in self._decoded:
@@ -236,10 +251,16 @@ class RoutingRecorder:
 
     def _after_forward(self, *_: Any) -> None:
         if self._weights is not None:
-            for sums, codes in self._codes:
+            masks = {name: codes.long().cpu() for name, codes in self._codes.items()}
+            for name, codes in masks.items():
+                sets = self.layers[name].sets
                 for code, row in zip(codes.tolist(), self._weights, strict=True):
-                    sums.sets[int(code)] = sums.sets.get(int(code), torch.zeros_like(row)) + row
-        self._open, self._codes = False, []
+                    sets[code] = sets.get(code, torch.zeros_like(row)) + row
+            ordered = [masks[name] for name, _ in self.tuner.mixtures() if name in masks]
+            for row, text in enumerate(self._prompts if ordered else []):
+                if text in self.texts:
+                    self.texts[text].keep(torch.stack([codes[row] for codes in ordered]))
+        self._open, self._codes = False, {}
 
     def sums(self) -> Sums:
         """Returns everything counted so far, on the CPU."""

@@ -257,7 +257,9 @@ def _write_routing(folder: Path, stream: Path, tasks: list[str], chunk: int) -> 
         for line in lines[:12]:
             text = json.loads(line)["messages"][0]["content"].replace("<image>", "")
             point = [round(draw.gauss(3 * (number % 3), 1), 5), round(draw.gauss(number, 1), 5)]
-            instructions.append({"text": text, "group": task, "rows": 1, "vector": point})
+            instructions.append({"text": text, "group": task, "rows": 1, "vector": point,
+                                 "kept": [None if n == chunk else 3 << draw.randint(0, 2)
+                                          for n in range(len(layers))]})  # fmt: skip
     pairs_of_tasks = len(tasks) * (len(tasks) - 1) // 2
     content = {
         "format": 2,

@@ -125,6 +125,33 @@ def test_several_processes_count_what_one_does(tmp_path):
     assert routing_content(parts[0], together) == routing_content(whole, whole.sums())
 
 
+def test_the_sets_that_every_instruction_keeps():
+    """Against the layers' own masks, one prompt at a time; null where rows of a text differ."""
+    texts, single = [COLOUR, COUNT, NEITHER], model_with_adapter()
+    recorder = recorded(model_with_adapter(), prompts(*texts), prompts(COUNT))
+    content = routing_content(recorder, recorder.sums())
+    found = {entry["text"]: entry["kept"] for entry in content["instructions"]}
+    tuner_of(single).routing.recording = True
+    for text in texts:
+        with torch.no_grad():
+            single(**prompts(text))
+        masks = [m.recorded.kept[0].tolist() for _, m in tuner_of(single).mixtures()]
+        assert found[Tokenizer().decode(text)] == [
+            sum(2**e for e, kept in enumerate(mask) if kept) for mask in masks
+        ]
+    assert len({tuple(kept) for kept in found.values()}) > 1
+    name, mixture = next(tuner_of(recorder.tuner).mixtures())
+    with torch.no_grad():
+        mixture.task.neg_()  # now the same text keeps the other experts
+        recorder.tuner.model(**prompts(COUNT))
+    changed = routing_content(recorder, recorder.sums())
+    other = {entry["text"]: entry["kept"] for entry in changed["instructions"]}
+    place = changed["layers"].index(name)
+    wanted = list(found[Tokenizer().decode(COUNT)])
+    wanted[place] = None
+    assert other == {**found, Tokenizer().decode(COUNT): wanted}
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_recomputation_does_not_count_twice(reentrant):
     plain = recorded(model_with_adapter(), prompts(COLOUR, COUNT))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+import logging
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from typing_extensions import Self
 
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.methods.strlora.options import Options
 from strlora_tuner.options import AdapterOptions
+
+# What adapters did that were saved before R had an average and these options existed.
+OLD_RULE = {"stability_on": "scores", "instruction_statistics": "count"}
 
 
 @dataclass
@@ -16,6 +22,39 @@ class Config(RoutedConfig):
 
     method: ClassVar[str] = "strlora"
     options_class: ClassVar[type[AdapterOptions]] = Options
+    goes_on: bool = field(
+        default=False, metadata={"help": "Whether an earlier chunk has trained the adapter."}
+    )
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> Self:
+        """Returns the configuration of a saved adapter; says where R has no average.
+
+        Raises:
+            ValueError: an option that this version does not know, or a damaged file.
+        """
+        name = pretrained_model_name_or_path
+        config = super().from_pretrained(name, subfolder=subfolder, **kwargs)
+        options = config.options()
+        if options.stability_on == "scores" and options.task_router != "frozen":
+            logging.getLogger(__name__).warning(
+                f"{name} carries no average of R: in training its stability term compares the "
+                "scores of stage 2 (stability_on: scores), whatever the recipe asks for"
+            )
+        return config
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Gives an adapter without these options the rule that it was trained by."""
+        return super().check_kwargs(**{**OLD_RULE, **kwargs})
+
+    def possible(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Without an average of R the rule stays what it was: there is nothing to compare with."""
+        if self.options().stability_on != "scores":
+            return given
+        return {name: value for name, value in given.items() if name not in OLD_RULE}
 
     @property
     def side_loss_reduction(self) -> str:

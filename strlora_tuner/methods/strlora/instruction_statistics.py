@@ -56,21 +56,31 @@ class InstructionStatistics(Float32Buffers):
         self._pending = (count, square, total)
 
     @torch.no_grad()
-    def commit(self) -> None:
-        """Merges the pending sums (Chan et al., 1979); call once after an optimizer step."""
-        if self._pending is None:
+    def commit(self, share: float | None = None) -> None:
+        """Merges the pending sums (Chan et al., 1979); call once after an optimizer step.
+
+        Args:
+            share: how much of mean and variance the step's instructions are from now on: 0 leaves
+                all as it was; None: every instruction counts alike.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None or share == 0:
             return
-        count, square, total = self._pending
+        count, square, total = pending
         new_mean = total / count.clamp_min(1)
         new_spread = (square - count * new_mean.square().sum()).clamp_min(0)
         old = self.count.double()
         both = (old + count).clamp_min(1)
         shift = new_mean - self.mean.double()
-        spread = self.spread.double() + new_spread + shift.square().sum() * old * count / both
-        self.mean.copy_(self.mean.double() + shift * count / both)
+        part = count / both
+        spread = self.spread.double() + new_spread + shift.square().sum() * old * part
+        if share is not None:
+            part = torch.where((old > 0) & (count > 0), share, part)
+            before, new = self.spread.double() / old.clamp_min(1), new_spread / count.clamp_min(1)
+            spread = both * (before + part * (new - before + (1 - part) * shift.square().sum()))
+        self.mean.copy_(self.mean.double() + shift * part)
         self.spread.copy_(spread)
         self.count += count.to(self.count.dtype)
-        self._pending = None
 
     @torch.no_grad()
     def normalise(self, vectors: Tensor) -> Tensor:

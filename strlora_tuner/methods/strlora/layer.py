@@ -36,12 +36,14 @@ class MixtureOfExperts(ExpertBank):
     Parameters sit directly on this module: PEFT restores keys only one level deep, and DeepSpeed
     ZeRO-3 gathers what the running module owns. A is (r, d_in), B is (d_out, r); expert e owns rows
     (columns) e * r/E to (e+1) * r/E. `query` is Wq (D, d_in), `key` Wk (D, H), `prototypes` P
-    (E, D), `task` R (E, H). The buffers `ema_*` are the teacher, in float32 for good.
+    (E, D), `task` R (E, H). The buffers `ema_*` are the teacher, in float32 for good; R has one
+    unless the stability term compares stage 2's scores alone.
     """
 
     ema_query: Tensor
     ema_key: Tensor
     ema_prototypes: Tensor
+    ema_task: Tensor
 
     def __init__(self, d_in: int, d_out: int, hidden: int, config: Config) -> None:
         super().__init__(d_in, d_out, config)
@@ -52,7 +54,8 @@ class MixtureOfExperts(ExpertBank):
         self.prototypes = nn.Parameter(torch.empty(experts, width))
         self.task = nn.Parameter(torch.empty(experts, hidden))
         self.reset_parameters()
-        for name in ROUTERS:
+        self.averaged = ROUTERS if options.stability_on == "scores" else (*ROUTERS, "task")
+        for name in self.averaged:
             copy = getattr(self, name).detach().clone().float()
             self.register_buffer(f"ema_{name}", copy)
         self._fixed: tuple[Tensor, Prompt] | None = None
@@ -89,13 +92,13 @@ class MixtureOfExperts(ExpertBank):
     @torch.no_grad()
     def start_teacher(self) -> None:
         """Makes the teacher a copy of the routers."""
-        for name in ROUTERS:
+        for name in self.averaged:
             getattr(self, f"ema_{name}").copy_(getattr(self, name))
 
     @torch.no_grad()
     def update_teacher(self) -> None:
         """theta_ema <- b theta_ema + (1 - b) theta, in float32; call after an optimizer step."""
-        for name in ROUTERS:
+        for name in self.averaged:
             teacher = getattr(self, f"ema_{name}")
             teacher.lerp_(getattr(self, name).to(teacher), 1 - self.config.ema_decay)
 
@@ -134,7 +137,8 @@ class MixtureOfExperts(ExpertBank):
     ) -> Tensor:
         projected = self._project(x, stabilise=True)
         routers = self._routers()
-        teacher = Routers(routers.task, self.ema_key, self.ema_prototypes)
+        task = self.ema_task if "task" in self.averaged else routers.task
+        teacher = Routers(task, self.ema_key, self.ema_prototypes)
         tokens = context.token_weights(x, self.config.padding)
         with float32_scores(x):
             weighted, gates, prompt, divergence = self._route(x)(
@@ -158,6 +162,7 @@ class MixtureOfExperts(ExpertBank):
             config.unused_expert_gradient,
             self.scale,
             config.stability_temperature,
+            config.stability_on,
         )
 
     def _routers(self) -> Routers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,15 +31,30 @@ class Model(RoutedModel):
         """
         adapter = self.active_adapters[0]
         statistics = self.statistics(adapter)
-        statistics.commit()
         mixtures = [mixture for _, mixture in self.mixtures(adapter)]
-        if any(mixture.stability_on for mixture in mixtures):
+        stability_on = any(mixture.stability_on for mixture in mixtures)
+        statistics.commit(self._statistics_share() if stability_on else None)
+        if stability_on:
             for mixture in mixtures:
                 mixture.update_teacher()
             statistics.teacher_steps += 1
         elif int(statistics.teacher_steps) == 0:
             for mixture in mixtures:
                 mixture.start_teacher()
+
+    def _statistics_share(self) -> float | None:
+        """How much a step may move mean and scale of the instructions, see `commit`."""
+        config: Any = self.peft_config[self.active_adapters[0]]
+        if not config.goes_on:
+            return None  # the first chunk has no other statistics than its own
+        return {"count": None, "slow": 1 - config.ema_decay, "hold": 0.0}[
+            config.instruction_statistics
+        ]
+
+    def begin_chunk(self) -> None:
+        """Notes in the configuration, which is saved, that the adapter goes on from a chunk."""
+        config: Any = self.peft_config[self.active_adapters[0]]
+        config.goes_on = True
 
     def after_load(self, adapter_name: str) -> None:
         """A loaded adapter that carries no teacher gets one: a copy of its routers."""

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 from strlora_tuner.methods.strlora.presets import PRESETS
 from strlora_tuner.options import AdapterOptions, experts_problems, option, top_k_problems
 
-# The routers that have a teacher, a moving average of them; `task` has none.
+# The routers that always have a teacher, a moving average of them; `task` has one where the
+# stability term compares what it decides (`stability_on`).
 ROUTERS = ("query", "key", "prototypes")
 
 
@@ -17,12 +18,18 @@ ROUTERS = ("query", "key", "prototypes")
 class Options(AdapterOptions):
     """Options of one StrLoRA adapter. The defaults are the `paper` preset."""
 
-    structure: ClassVar[tuple[str, ...]] = ("num_experts", "router_dim", "instruction_norm")
+    structure: ClassVar[tuple[str, ...]] = (
+        "num_experts",
+        "router_dim",
+        "instruction_norm",
+        "stability_on",
+    )
     scheduled: ClassVar[tuple[str, ...]] = (
         "ema_decay",
         "stability_weight",
         "stability_temperature",
         "stability_reduction",
+        "instruction_statistics",
         "freeze_routers",
         "task_router",
         "top_k",
@@ -40,6 +47,7 @@ class Options(AdapterOptions):
         "task",
         *ROUTERS,
         *(f"ema_{name}" for name in ROUTERS),
+        "ema_task",
     )
     state_tensors: ClassVar[tuple[str, ...]] = ("count", "mean", "spread", "teacher_steps")
     num_experts: int = option(4, ge=1, description="Experts E a layer (published: 4).")
@@ -79,6 +87,12 @@ class Options(AdapterOptions):
         "end of an answer to the end of the next, the turns up to there, in training as in a chat. "
         "all: one t for all of it, later turns included (released); cannot go on from a cache.",
     )
+    instruction_statistics: Literal["count", "slow", "hold"] = option(
+        "hold",
+        description="How the running mean and scale move from the second chunk on, while the "
+        "stability term acts. count: every instruction counts alike, as in the first chunk. slow: "
+        "a step moves them by 1 - ema_decay. hold: not at all.",
+    )
     gate_scale: Literal["one", "num_experts"] = option(
         "one",
         description="What the gates of a token sum to. one: as published. num_experts: E, so that "
@@ -94,8 +108,16 @@ class Options(AdapterOptions):
     stability_weight: float = option(
         0.1,
         ge=0,
-        description="Weight lambda of KL(teacher || student) over stage 2; 0 switches the term and "
-        "the moving average off (published: 0 in the first chunk, then 0.1).",
+        description="Weight lambda of KL(teacher || student); 0 switches the term and the moving "
+        "averages off (published: 0 in the first chunk, then 0.1).",
+    )
+    stability_on: Literal["scores", "gate", "gate_topk"] = option(
+        "gate",
+        description="What the term compares. scores: softmax of stage 2's scores in the student's "
+        "kept set, so that nothing holds stage 1 (released). gate: the whole gate distribution "
+        "before the choice of top_k, softmax(z + log p) over all experts. gate_topk: after it: the "
+        "teacher's in its own kept set, the student's in both kept sets together. log p is left "
+        "out where stage 1 is frozen.",
     )
     stability_temperature: float = option(
         1.0, gt=0, description="Temperature tau of both distributions in the term (published: 1)."
@@ -126,6 +148,12 @@ class Options(AdapterOptions):
         stored=False,
         description="Refuse to train from an adapter that carries no moving average.",
     )
+
+    @classmethod
+    def tensors_of_layer(cls, saved: Mapping[str, Any]) -> set[str]:
+        """Returns `layer_tensors`, without an average of R where the term does not compare it."""
+        scores = saved.get("stability_on", "scores") == "scores"
+        return set(cls.layer_tensors) - ({"ema_task"} if scores else set())
 
     @staticmethod
     def cross_field_problems(options: Any) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # The defaults: stage 1 learns, weights stay soft, padding never counts.
+    # The defaults: stage 1 learns, held as stage 2 is; weights stay soft, padding never counts.
     "paper": {},
     # What the published checkpoints were trained with, defects included.
     "released": {
@@ -14,7 +14,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "task_router": "frozen",
         "instruction_norm": "none",
         "instruction_turns": "all",
+        "instruction_statistics": "count",
         "padding": "include",
+        "stability_on": "scores",
         "stability_reduction": "sum",
     },
 }

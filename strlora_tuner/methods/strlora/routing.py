@@ -117,20 +117,25 @@ def token_gates(
 
 
 def stability_divergence(
-    teacher: Tensor, student: Tensor, bias: Tensor, token_weights: Tensor, temperature: float
+    teacher: Tensor,
+    student: Tensor,
+    biases: tuple[Tensor, Tensor],
+    token_weights: Tensor,
+    temperature: float,
 ) -> Tensor:
-    """KL(teacher || student) of the stage-2 distributions, averaged over tokens.
+    """KL(teacher || student) of the softmax of scores and biases, averaged over tokens.
 
     Args:
         teacher, student: raw scores z, (B, L, E) float32.
-        bias: (B, 1 or L, E), keeps both inside the student's set.
+        biases: the teacher's and the student's, (B, 1 or L, E), added to z / tau; an expert that
+            the teacher uses must not be masked for the student.
         token_weights: (B, L) float32 that sum to 1.
         temperature: tau.
 
     Returns:
-        A scalar with gradient to `student` only.
+        A scalar with gradient to `student` and its bias only.
     """
-    target = ((teacher.detach() / temperature) + bias).log_softmax(-1)
-    learned = ((student / temperature) + bias).log_softmax(-1)
+    target = ((teacher.detach() / temperature) + biases[0].detach()).log_softmax(-1)
+    learned = ((student / temperature) + biases[1]).log_softmax(-1)
     divergence = (target.exp() * (target - learned)).sum(-1)
     return (divergence * token_weights).sum()

@@ -33,10 +33,11 @@ class Settings(NamedTuple):
     unused_expert_gradient: bool
     scale: float
     temperature: float
+    stability_on: str
 
 
 class Routers(NamedTuple):
-    """Weights of a router: R (E, H), Wk (D, H) and P (E, D). The teacher has no R of its own."""
+    """Weights of a router: R (E, H), Wk (D, H) and P (E, D)."""
 
     task: Tensor
     key: Tensor
@@ -64,6 +65,37 @@ class Projected(NamedTuple):
     teacher_query: Tensor
 
 
+def log_prior(probabilities: Tensor) -> Tensor:
+    """Returns log p, (B, 1, E), from p (B, E).
+
+    A sharp stage 1 underflows to p = 0, whose logarithm would make the gradient NaN.
+    """
+    return probabilities.clamp_min(1e-30).log()[:, None, :]
+
+
+def stability_biases(student: Prompt, teacher: Prompt, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Returns what the stability term adds to the teacher's and the student's z / tau.
+
+    Stage 1 enters here, by its prior and by the sets that it keeps. After the choice of top_k the
+    teacher has its own set and the student both, so that the term stays finite where the sets
+    differ, and is the divergence of the gates where they agree.
+
+    Returns:
+        Both (B, 1, E), the teacher's first.
+    """
+    if settings.stability_on == "scores":
+        inside = mask_bias(student.kept)
+        return inside, inside
+    zero = torch.zeros_like(teacher.bias)
+    priors = [zero, zero]
+    if settings.task_router != "frozen":
+        priors = [log_prior(p.probabilities) / settings.temperature for p in (teacher, student)]
+    if settings.stability_on == "gate":
+        return priors[0], priors[1]
+    both = teacher.kept | student.kept
+    return priors[0] + mask_bias(teacher.kept), priors[1] + mask_bias(both)
+
+
 def route_instruction(
     routers: Routers, instruction: Tensor, settings: Settings, without: int | None = None
 ) -> Prompt:
@@ -71,8 +103,7 @@ def route_instruction(
     probabilities, kept = select_experts(routers.task, instruction, settings.top_k, without)
     bias = mask_bias(kept)
     if settings.task_router == "prior":
-        # A sharp stage 1 underflows to p = 0, whose logarithm would make the gradient NaN.
-        bias = bias + probabilities.clamp_min(1e-30).log()[:, None, :]
+        bias = bias + log_prior(probabilities)
     keys = expert_keys(routers.key, routers.prototypes, instruction)
     return Prompt(keys, bias, kept, probabilities)
 
@@ -118,7 +149,7 @@ def route(
         projected: the products with x.
         instruction: t, (B, H) float32.
         routers: the student's.
-        teacher: their moving averages; its `task` is the student's.
+        teacher: their moving averages; `task` is the student's where R has none.
         token_weights: (B, L) float32 that sum to 1.
         settings: the options.
         index: (B, L), which instruction a token takes; None: its row's.
@@ -130,12 +161,13 @@ def route(
     prompt = route_instruction(routers, instruction, settings)
     weighted, gates = compute_gates(projected.hidden, projected.query, prompt, settings, index)
     with torch.no_grad():
-        teacher_keys = expert_keys(teacher.key, teacher.prototypes, instruction)
-        teacher_scores = token_scores(projected.teacher_query, teacher_keys, index)
+        held = route_instruction(teacher, instruction, settings)
+        teacher_scores = token_scores(projected.teacher_query, held.keys, index)
+    theirs, ours = stability_biases(prompt, held, settings)
     divergence = stability_divergence(
         teacher_scores,
         token_scores(projected.detached, prompt.keys, index),
-        at(mask_bias(prompt.kept)[:, 0], index),
+        (at(theirs[:, 0], index), at(ours[:, 0], index)),
         token_weights,
         settings.temperature,
     )

@@ -241,7 +241,29 @@ def test_drift_and_entropies(routing: dict, tables: dict) -> None:
     for chunk, row in zip(groups, by_chunk[1:], strict=True):
         stages = [mean([mean(g[key]) for g in groups[chunk]])
                   for key in ("task_entropy", "token_entropy")]  # fmt: skip
-        assert row[5:] == [f"{value:.3f}" for value in stages]
+        assert row[6:] == [f"{value:.3f}" for value in stages]
+
+
+def test_changes_of_kept_sets(routing: dict, tables: dict) -> None:
+    rows = tables["kept expert sets changed since the chunk before, in percent"]
+    by_chunk = tables["routing over the stream"]
+    assert set(rows[1][1:]) == {by_chunk[1][5]} == {"–"}  # noqa: RUF001
+    for (before, after), row, all_tasks in zip(
+        pairwise(routing), rows[2:], by_chunk[2:], strict=True
+    ):
+        shares = []
+        for task in rows[0][1:]:
+            old, new = (
+                {i["text"]: i["kept"] for i in routing[c]["instructions"] if i["group"] == task}
+                for c in (before, after)
+            )
+            assert old.keys() == new.keys()
+            pairs = [(a, b) for text in old for a, b in zip(old[text], new[text], strict=True)]
+            known = [pair for pair in pairs if None not in pair]
+            assert 0 < len(known) < len(pairs)
+            shares.append(mean([float(a != b) for a, b in known]))
+        assert row == [f"chunk {after}", *map(shown, shares)]
+        assert all_tasks[5] == f"{mean(shares):.3f}"
 
 
 def test_instructions(routing: dict, tables: dict) -> None:

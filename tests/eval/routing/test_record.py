@@ -139,6 +139,31 @@ def test_overlap_and_drift(tmp_path: Path) -> None:
     assert np.isnan(second.cosine).all()
 
 
+def test_changes_of_kept_sets(tmp_path: Path) -> None:
+    def course(*chunks: dict[str, tuple[int, list]]) -> dict:
+        """Chunks, each as {text: (rows, kept sets)}; every text is one of VQAv2."""
+        found = {}
+        for number, texts in enumerate(chunks):
+            instructions = [
+                {"text": text, "group": "VQAv2", "rows": rows, "vector": [0.0], "kept": kept}
+                for text, (rows, kept) in texts.items()
+            ]
+            path = _write(tmp_path, _content(instructions=instructions))
+            found[2 * number + 1] = load_routing(path, TASKS)
+        return found
+
+    before = {"red?": (3, [3, 5]), "blue?": (1, [3, None]), "gone": (9, [3, 3])}
+    after = {"red?": (3, [3, 6]), "blue?": (1, [5, 5]), "new": (9, [6, 6])}
+    changed = diagnosis.kept_changes(course(before, after, after), TASKS)
+    assert np.isnan(changed[0]).all()
+    # red? counts three times in both layers, blue? once in the first alone: 3 + 1 of 7 moved.
+    np.testing.assert_allclose(changed[:, 1], [np.nan, 4 / 7, 0.0])
+    assert np.isnan(changed[:, [0, 2]]).all()
+    old = _write(tmp_path, _content())  # a record of before there was the list
+    pair = {1: load_routing(old, TASKS), 2: course(before)[1]}
+    assert np.isnan(diagnosis.kept_changes(pair, TASKS)).all()
+
+
 def test_means_by_block() -> None:
     names = ["m.layers.0.q_proj", "m.layers.0.k_proj", "m.layers.1.q_proj"]
     values = np.array([[1.0], [3.0], [5.0]])

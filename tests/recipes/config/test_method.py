@@ -38,6 +38,8 @@ def test_what_makes_a_method_lies_over_the_recipe_and_under_the_command_line() -
     released = load_recipe("tiny", ["method=strlora_released"])
     assert released.tuner_options.token_top_k == 1, "tiny itself says 2"
     assert released.tuner_options.task_router == "frozen"
+    assert released.tuner_options.stability_on == "scores"
+    assert released.tuner_options.instruction_statistics == "count"
     assert tuner_arguments(released, 5)["freeze_routers"] is True
     changed = load_recipe("tiny", ["method=strlora_released", "tuner.gate_scale=num_experts"])
     assert changed.tuner_options.gate_scale == "num_experts"

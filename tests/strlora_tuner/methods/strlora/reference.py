@@ -17,7 +17,7 @@ ZEROS_SEEN = 8
 
 @dataclass
 class Weights:
-    """A, B stacked over experts; Wq, Wk, P, R; and the teacher's Wq, Wk, P. All float64."""
+    """A, B stacked over experts; Wq, Wk, P, R; and the teacher's Wq, Wk, P, R. All float64."""
 
     A: Tensor
     B: Tensor
@@ -28,6 +28,7 @@ class Weights:
     ema_query: Tensor
     ema_key: Tensor
     ema_prototypes: Tensor
+    ema_task: Tensor
 
 
 @dataclass
@@ -145,8 +146,7 @@ def routed_update(
                 x[b, token].detach(),
                 instructions[b].detach(),
                 weights,
-                [e for e, _, _ in gates],
-                settings.stability_temperature,
+                settings,
             )
         rows.append(torch.stack(columns))
     return Result(update + torch.stack(rows), divergence, gap)
@@ -181,12 +181,25 @@ def _choose(x, instructions, weights, settings):
     return choices, gap
 
 
-def _divergence(x: Tensor, t: Tensor, weights: Weights, kept: list[int], tau: float) -> Tensor:
+def _divergence(x: Tensor, t: Tensor, weights: Weights, settings) -> Tensor:
+    """KL(teacher || student) of one token, over what `stability_on` compares."""
+    tau, top_k = settings.stability_temperature, settings.top_k
     student = scores(x, t, weights.query, weights.key, weights.prototypes)
     teacher = scores(x, t, weights.ema_query, weights.ema_key, weights.ema_prototypes)
-    p = softmax([teacher[e].detach() / tau for e in kept])
-    q = softmax([student[e] / tau for e in kept])
+    kept, _ = largest([row @ t for row in weights.task], top_k)
+    theirs, ours = kept, kept
+    if settings.stability_on != "scores":
+        if settings.task_router != "frozen":
+            own, old = task_probabilities(weights.task, t), task_probabilities(weights.ema_task, t)
+            student = [z + torch.log(p) for z, p in zip(student, own, strict=True)]
+            teacher = [z + torch.log(p) for z, p in zip(teacher, old, strict=True)]
+        theirs = ours = list(range(len(student)))
+    if settings.stability_on == "gate_topk":
+        theirs, _ = largest([row @ t for row in weights.ema_task], top_k)
+        ours = sorted({*kept, *theirs})
+    p = dict(zip(theirs, softmax([teacher[e].detach() / tau for e in theirs]), strict=True))
+    q = dict(zip(ours, softmax([student[e] / tau for e in ours]), strict=True))
     return sum(
-        (a * (torch.log(a) - torch.log(b)) for a, b in zip(p, q, strict=True) if a > 0),
+        (p[e] * (torch.log(p[e]) - torch.log(q[e])) for e in theirs if p[e] > 0),
         torch.zeros((), dtype=torch.float64),
     )

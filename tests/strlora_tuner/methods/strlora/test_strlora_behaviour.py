@@ -107,18 +107,21 @@ def test_an_empty_instruction_is_the_zero_vector(name):
         torch.testing.assert_close(gates[0], torch.tensor([[0.5, 0.5, 0.0, 0.0]]).expand(4, 4))
 
 
-def test_stability_gradient_is_injected_and_only_into_routers():
+@pytest.mark.parametrize("compared", ["scores", "gate", "gate_topk"])
+def test_stability_gradient_is_injected_and_only_into_routers(compared):
     batch = prompts()
+    held = ("query", "key", "prototypes") + (("task",) if compared != "scores" else ())
 
     def gradients(weight: float) -> dict[str, torch.Tensor]:
-        model = adapted(base_model("text"), stability_weight=weight).train()
+        options = {"stability_weight": weight, "stability_on": compared}
+        model = adapted(base_model("text"), **options).train()
         model(**batch).loss.backward()
         return {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
 
     without, with_term = gradients(0.0), gradients(5.0)
     for key, gradient in without.items():
         same = torch.allclose(gradient, with_term[key], rtol=1e-5, atol=1e-8)
-        assert same == (key.rsplit(".", 1)[-1] not in ("query", "key", "prototypes")), key
+        assert same == (key.rsplit(".", 1)[-1] not in held), key
 
 
 def test_inputs_embeds_without_ids_are_refused_not_routed_wrongly():

@@ -14,9 +14,11 @@ from strlora_tuner.methods.strlora.layer import MixtureOfExperts
 from strlora_tuner.methods.strlora.two_stage import Projected, Routers, Settings, route
 
 SETTINGS = [
-    Settings(4, 2, 2, "prior", True, 2.0, 1.0),
-    pytest.param(Settings(4, 2, 2, "straight_through", True, 2.0, 0.5), marks=pytest.mark.slow),
-    pytest.param(Settings(4, 3, 1, "frozen", False, 0.5, 1.0), marks=pytest.mark.slow),
+    Settings(4, 2, 2, "prior", True, 2.0, 1.0, "gate"),
+    pytest.param(
+        Settings(4, 2, 2, "straight_through", True, 2.0, 0.5, "gate_topk"), marks=pytest.mark.slow
+    ),
+    pytest.param(Settings(4, 3, 1, "frozen", False, 0.5, 1.0, "scores"), marks=pytest.mark.slow),
 ]
 
 
@@ -31,7 +33,7 @@ def run_route(function, settings: Settings, batch: int, length: int) -> list[Ten
     sizes = [(batch, length, n) for n in (rank, width, width, width)]
     projected = Projected(*(leaf(*size) for size in sizes))
     routers = Routers(leaf(4, hidden), leaf(width, hidden), leaf(4, width))
-    teacher = Routers(routers.task, torch.randn(width, hidden), torch.randn(4, width))
+    teacher = Routers(torch.randn(4, hidden), torch.randn(width, hidden), torch.randn(4, width))
     tokens = torch.rand(batch, length).softmax(-1) / batch
     weighted, gates, prompt, value = function(
         projected, torch.randn(batch, hidden), routers, teacher, tokens, settings
