@@ -9,6 +9,7 @@ import sys
 
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     from recipes.arguments import parse
 
     parse(sys.argv[1:])  # ends here for --help, which works before anything is installed

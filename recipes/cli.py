@@ -82,10 +82,18 @@ def _load(options: argparse.Namespace) -> Recipe:
     options.of_run = name != options.recipe
     if getattr(options, "grid", None):
         overrides += _grid_overrides(Path(options.grid), options.grid_task)
+    options.word = _word(options.recipe)
     recipe_here = str(find_recipe(name).resolve())
     os.chdir(REPO)
     options.loaded = recipe_here, overrides
     return load_recipe(recipe_here, overrides)
+
+
+def _word(name: str) -> str:
+    """The recipe as a job finds it from the checkout's root: files and folders by whole paths."""
+    path = Path(name)
+    is_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+    return str(path.resolve()) if is_path and path.exists() else name
 
 
 def _from_root(folder: Path) -> str:
@@ -212,15 +220,24 @@ def _tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+_NO_LOCKS = (
+    "this file system has no locks (Lustre without -o flock, NFS without its lock service): set "
+    "run_dir on another one, such as the node's own disk, or have it mounted with locks"
+)
+
+
 def _system_text(error: OSError) -> str:
     """The system's message (full disk, read-only folder, ...) and what to do about it."""
-    from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
+    from errno import EACCES, EDQUOT, ENOLCK, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, EROFS
 
     advice = {
         ENOSPC: "free some space (the command clean lists what this run no longer needs)",
         EDQUOT: "your quota is used up: free some space (the command clean lists what can go)",
         EROFS: "the folder is read-only: mount it writable or set another run_dir",
         EACCES: "you may not write there: correct the permissions or set another run_dir",
+        ENOLCK: _NO_LOCKS,
+        ENOSYS: _NO_LOCKS,
+        EOPNOTSUPP: _NO_LOCKS,
         EPERM: "you may not write there: correct the permissions or set another run_dir",
     }.get(error.errno or 0)
     fix = f"; {advice}, then repeat the command" if advice else ""

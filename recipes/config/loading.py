@@ -36,8 +36,9 @@ from recipes.config.sizes.parameter_matching import (
     budget_method,
     with_budget,
 )
-from recipes.config.swift_arguments import check_swift_block
-from recipes.config.tuner_block import check_tuner_block, known_tuner_keys
+from recipes.config.swift_arguments import check_swift_block, known_arguments
+from recipes.config.tuner_block import check_tuner_block, known_tuner_keys, tuner_choices
+from recipes.config.yaml_values import SIXTIES, as_word, at_home, times_written
 from strlora_tuner.methods import LORA
 
 FOLDER = Path(__file__).resolve().parents[1]
@@ -111,15 +112,19 @@ def _read_with_parents(
         lines = _line_numbers(text, _short(path))
         config = OmegaConf.load(path)  # refuses a key that is written twice
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise RecipeError(
-            [Problem(Place(_short(path)), "YAML", f"cannot be read: {error}")]
-        ) from error
+        mark = getattr(error, "problem_mark", None)
+        place = Place(_short(path), mark.line + 1 if mark else None)
+        hint = "YAML indents with blanks: replace the tab" if "'\\t'" in str(error) else ""
+        raise RecipeError([Problem(place, "YAML", f"cannot be read: {error}", hint)]) from error
     if not isinstance(config, DictConfig):
         message = "must hold blocks such as `model:` at its top level"
         raise RecipeError([Problem(Place(_short(path)), "YAML", message)])
     if is_recorded(path):
         recorded = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
         config = OmegaConf.create(migrate(recorded))
+    for key, written in times_written(yaml.compose(text, Loader=yaml.SafeLoader)):
+        OmegaConf.update(config, key, written)
+    _refuse_emptied(config, lines)
     parent = config.pop("extends", None)
     above: list[tuple[str, DictConfig]] = []
     if parent is not None:
@@ -137,6 +142,19 @@ def _read_with_parents(
         above = _read_with_parents(base, places, (*seen, path.resolve()))
     places.update(lines)
     return [*above, (path.stem, config)]
+
+
+# Blocks that a recipe always has: one without keys would take all that its parents set.
+_BLOCKS: tuple[str, ...] = ("model", "data", "tuner", "swift", "eval", "launcher", "launcher.slurm")
+_BLOCKS += ("schedule", "schedule.first", "schedule.later")
+
+
+def _refuse_emptied(config: DictConfig, lines: dict[str, Place]) -> None:
+    """Raises RecipeError for a block all of whose lines were removed or commented out."""
+    fix = "remove the line or give it keys"
+    empty = [key for key in _BLOCKS if key in lines and OmegaConf.select(config, key) is None]
+    if empty:
+        raise RecipeError([Problem(lines[key], key, "is empty", fix) for key in empty])
 
 
 def _with_method(
@@ -188,6 +206,7 @@ def _method_name(files: list[tuple[str, DictConfig]], overrides: Sequence[str]) 
 
 
 def _parent_path(parent: str, path: Path, places: dict[str, Place]) -> Path:
+    parent = str(at_home(parent))
     beside = path.parent / (parent if parent.endswith((".yaml", ".yml")) else f"{parent}.yaml")
     if beside.is_file():
         return beside
@@ -217,13 +236,14 @@ def _with_overrides(
     problems = []
     place = Place(COMMAND_LINE)
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, text = override.partition("=")
         if not equals or not key or key.startswith("-"):
             hint = "write it as block.key=value, for example seed=1"
             problems.append(Problem(place, override, "is not an override", hint))
             continue
         try:
-            config = _merge(config, OmegaConf.from_dotlist([override]))
+            given = f"{key}='{text}'" if SIXTIES.fullmatch(text) else override
+            config = _merge(config, OmegaConf.from_dotlist([given]))
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             problems.append(Problem(place, key, f"cannot be set: {str(error).splitlines()[0]}"))
             continue
@@ -255,7 +275,19 @@ def _resolve(config: DictConfig, places: Places, problems: list[Problem]) -> dic
         key = error.full_key or "recipe"
         problems.append(Problem(places[key], key, str(error).splitlines()[0]))
         values = OmegaConf.to_container(config, resolve=False)
-    return cast(dict[str, Any], values)
+    return _with_words(cast(dict[str, Any], at_home(values)))
+
+
+def _with_words(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with the words that tuner and host take for what YAML read as true or false."""
+    words: dict[str, Any] = {"tuner": tuner_choices(), "swift": {}}
+    if isinstance(values.get("swift"), dict):
+        words["swift"] = {key: known.choices for key, known in known_arguments().items()}
+    for block, choices in words.items():
+        if isinstance(values.get(block), dict):
+            own = values[block]
+            values[block] = {key: as_word(own[key], choices.get(key, ())) for key in own}
+    return values
 
 
 def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> Recipe | None:

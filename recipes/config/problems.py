@@ -12,6 +12,7 @@ from typing import Any
 import pydantic
 
 from recipes.config.recorded import REMOVED
+from recipes.config.yaml_values import hint_for
 
 COMMAND_LINE = "command line"
 
@@ -137,7 +138,7 @@ def from_pydantic(
             missing[dotted] = Problem(places[dotted], dotted, _sentence(detail, owner, path))
         else:
             message = _sentence(detail, owner, path)
-            others.append(Problem(places[dotted], dotted, message, _suggestion(detail)))
+            others.append(Problem(places[dotted], dotted, message, _suggestion(detail, owner)))
     for problem in unknown:
         block = problem.key.rpartition(".")[0]
         meant = problem.hint.partition("'")[2].partition("'")[0]
@@ -145,8 +146,13 @@ def from_pydantic(
     return [*unknown, *missing.values(), *others]
 
 
-def _suggestion(detail: Mapping[str, Any]) -> str:
-    """Suggests the nearest of a closed list of words, ignoring case."""
+def _suggestion(detail: Mapping[str, Any], owner: type[pydantic.BaseModel] | None) -> str:
+    """Suggests the nearest of a closed list of words, or how to write what YAML misread."""
+    field = owner.model_fields.get(str(detail["loc"][-1])) if owner is not None else None
+    nullable = field is not None and type(None) in getattr(field.annotation, "__args__", ())
+    hint = hint_for(detail["input"], detail["type"] == "string_type", nullable)
+    if hint:
+        return hint
     if detail["type"] != "literal_error":
         return ""
     known = re.findall(r"'([^']*)'", detail["ctx"]["expected"])

@@ -105,7 +105,7 @@ class Recipe(Block):
 
     @property
     def host_seed(self) -> int:
-        """The seed that the host is given and adds each rank to; all sums stay below 2**32."""
+        """The seed that the host is given and adds each rank to: every sum is below 2**32."""
         return min(self.seed, 2**32 - self.processes)
 
     @property

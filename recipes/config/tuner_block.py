@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -48,6 +48,13 @@ def known_tuner_keys() -> set[str]:
         item.name for kind in tuner_types() for item in dataclasses.fields(options_class(kind))
     }
     return options | {"preset"}
+
+
+@cache
+def tuner_choices() -> dict[str, tuple[Any, ...]]:
+    """Key of the `tuner` block -> the words that it takes; empty for other types."""
+    hints = (get_type_hints(options_class(kind)) for kind in tuner_types())
+    return {name: get_args(hint) for each in hints for name, hint in each.items()}
 
 
 def known_presets() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import socket
 import sys
@@ -57,9 +58,27 @@ class Command:
         return f" \\\n{indent}".join(lines)
 
 
+# Who a process is among others: said by a pod, mpirun or an outer SLURM step of this process, never
+# of the host processes that it starts.
+_RANKS = re.compile(
+    r"(GROUP_|ROLE_|LOCAL_|NODE_)?RANK|(GROUP_|ROLE_|LOCAL_)?WORLD_SIZE|NNODES|NPROC_PER_NODE|"
+    r"SLURM_(PROCID|LOCALID|NTASKS|NPROCS)|(TORCHELASTIC|OMPI|PMI|PMIX|PMI2|MV2_COMM_WORLD)_.*"
+)
+_MEETING = re.compile("MASTER_(ADDR|PORT)")  # srun's processes may be told where
+
+
 def child_environment(command: Command) -> dict[str, str]:
-    """The inherited environment plus the command's; PYTHONPATH is extended, not replaced."""
-    environment = {**os.environ, **command.environment}
+    """The inherited environment plus the command's; PYTHONPATH is extended, not replaced.
+
+    What says which of several processes this one is stays behind; a log is always UTF-8.
+    """
+    inherited_all = {
+        name: value
+        for name, value in os.environ.items()
+        if not _RANKS.fullmatch(name) and (command.remote or not _MEETING.fullmatch(name))
+    }
+    utf8 = {"PYTHONIOENCODING": "utf-8:replace"}
+    environment = {**inherited_all, **utf8, **command.environment}
     inherited = os.environ.get("PYTHONPATH")
     if inherited and "PYTHONPATH" in command.environment:
         ours = command.environment["PYTHONPATH"]

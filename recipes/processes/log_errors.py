@@ -6,12 +6,18 @@ import re
 import signal
 from pathlib import Path
 
-_ERROR = re.compile(r"^(\[rank\d+\]:\s*)?[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Killed)\b")
+_ERROR = re.compile(
+    r"^(\[rank\d+\]:\s*)?[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Killed|Invalid|Iteration)\b"
+)
 # --verbose: all that the process that failed has said, instead of the cause alone.
 verbose = False
 # torchrun's first words on a process that failed, and its own exceptions after that.
 _FAILED_RANK = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
 _PROGRESS = re.compile(r"\d%\||^\{'")  # a bar, or a step's metrics, which are kept elsewhere
+_RANK = re.compile(r"^\[rank\d+\]: ?")  # torch's mark of a process, also on empty lines
+_CHAINED = re.compile("(direct cause of the following|During handling of the above) exception")
+_TRACEBACK = "Traceback (most recent call last)"
+_FILE = re.compile(r"Failed to (read|load) .*file '")  # of the JSON reader, which names the file
 _FOLLOWS = re.compile("ChildFailedError|SignalException")
 
 
@@ -28,7 +34,11 @@ def last_error(log: Path, limit: int = 12) -> list[str]:
         return [f"(the log cannot be read: {error})"]
     _, command, last = text.rpartition("\n$ ")
     text = last.partition("\n")[2] if command else text  # of what was started last
-    lines = [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    lines = [
+        line.rstrip()
+        for line in text.replace("\r", "\n").splitlines()
+        if _RANK.sub("", line).strip()
+    ]
     if verbose:
         return lines
     first = _FAILED_RANK.search(text)
@@ -37,8 +47,29 @@ def last_error(log: Path, limit: int = 12) -> list[str]:
         return [f"local rank {rank} (process {pid}) {exit_text(int(number))}"]
     for index in range(len(lines) - 1, -1, -1):
         if _ERROR.match(lines[index]) and not _FOLLOWS.search(lines[index]):
-            return lines[index : index + limit]
+            return [*_first_cause(lines, index, limit), *lines[index : index + limit]]
     return [line for line in lines if not _PROGRESS.search(line)][-limit:]
+
+
+def _first_cause(lines: list[str], last: int, limit: int) -> list[str]:
+    """What an exception was raised from, where a chain of them ends in line `last`; else nothing.
+
+    The innermost one says what happened ("JSON parse error"), the last often only where.
+    """
+    heads = [index for index in range(last) if _TRACEBACK in lines[index]]
+    if not heads or not _CHAINED.search(lines[heads[-1] - 1]):
+        return []
+    while len(heads) > 1 and _CHAINED.search(lines[heads[-1] - 1]):
+        heads.pop()
+    frames = range(heads[-1] + 1, last)
+    start = next((i for i in frames if not _indented(lines[i])), last)
+    end = next((i for i in range(start, last) if _CHAINED.search(lines[i])), last)
+    named = [line for line in lines[:start] if _FILE.search(line)][-1:]
+    return [*named, *lines[start : min(end, start + limit)]]
+
+
+def _indented(line: str) -> bool:
+    return _RANK.sub("", line).startswith((" ", "\t"))
 
 
 def exit_text(code: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from functools import cache
 from importlib import metadata
@@ -57,17 +58,36 @@ def versions() -> dict[str, str | None]:
 
 def git(repo: Path) -> dict[str, object]:
     """Commit of `repo` and whether tracked files differ from it; nulls outside a repository."""
-    sha = _git(repo, "rev-parse", "HEAD")
-    if sha is None:
-        return {"sha": None, "dirty": None}
-    return {"sha": sha, "dirty": bool(_git(repo, "status", "--porcelain", "--untracked-files=no"))}
-
-
-def _git(repo: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", "-C", str(repo), *arguments], capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+        sha = _git(repo, "rev-parse", "HEAD")
+        dirty = bool(_git(repo, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError) as error:
+        # Git's own words: no repository, no git, or one of another owner and what to set.
+        words = getattr(error, "stderr", None) or str(error)
+        return {"sha": None, "dirty": None, "problem": words.strip()}
+    return {"sha": sha, "dirty": dirty}
+
+
+def _git(repo: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(repo), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    return done.stdout.strip()
+
+
+# Variables of the user that change numbers: how ms-swift and its models cut pictures and videos
+# into tokens, and how NVIDIA's libraries and torch multiply.
+_CHANGES_NUMBERS = re.compile(
+    r"(MAX|MIN|VIDEO_MAX|VIDEO_MIN|VIDEO_TOTAL)_PIXELS|(IMAGE|VIDEO)_(MAX|MIN)_TOKEN_NUM|"
+    r"(VIDEO_)?MAX_(NUM|SLICE_NUMS|PARTITION)|(MAX_)?NUM_(FRAMES|CROPS)|NFRAMES|FPS(_.*)?|"
+    r"SPATIAL_MERGE_SIZE|INPUT_SIZE|IMAGE_SIZE|IMG_SIZE|BASE_SIZE|CROP_MODE|HD_NUM|VIDEO_SEGMENTS|"
+    r"IMAGE_FACTOR|MAX_RATIO|DOWNSAMPLE_MODE|QWENVL_BBOX_FORMAT|ENABLE_THINKING|THINKING_MODE|"
+    r"THINKING_BUDGET|REASONING_EFFORT|CELOSS_PARALLEL_SIZE|RANDOM_DATASET_RESPONSE|"
+    r"NVIDIA_TF32_OVERRIDE|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE|CUBLAS_WORKSPACE_CONFIG|"
+    r"TORCH_BLAS_PREFER_.*|MKL_CBWR|ATEN_CPU_CAPABILITY",
+    re.IGNORECASE,
+)
+
+
+def number_variables() -> dict[str, str]:
+    """Variables of our environment that change the numbers of a run, for its manifest."""
+    return {n: v for n, v in sorted(os.environ.items()) if _CHANGES_NUMBERS.fullmatch(n)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import suppress
 from importlib.util import find_spec
@@ -33,6 +34,13 @@ def what_is_missing(recipe: Recipe) -> list[str]:
     try:
         stream = open_recipe_stream(recipe)
         stream.verify_tests([])
+        missing += [
+            f"data: {stream.chunk_file(index)} is empty: there is nothing to train on in chunk "
+            f"{index} of data.stream; prepare the stream again or set data.chunks below it"
+            for index in range(1, recipe.data.chunks + 1)
+            if stream.chunk(index).samples == 0
+            or (stream.chunk_file(index).is_file() and not stream.chunk_file(index).stat().st_size)
+        ]
     except StreamError as error:
         absent = not (Path(recipe.data.stream) / "stream.json").is_file()
         made = recipe.data.source == "mini" and absent
@@ -57,6 +65,7 @@ def what_is_missing(recipe: Recipe) -> list[str]:
         embedder = getattr(recipe.tuner_options, "embedder", None)
         problem = embedder_problem(embedder) if embedder else None
         missing += [f"embedder: {problem}"] if problem else []
+    missing += _deepspeed_file(recipe.launcher.deepspeed) + _caches()
     if recipe.routed and not PLUGIN.is_file():
         missing.append(f"tuner: {PLUGIN} is not there; the checkout is incomplete")
     return missing
@@ -87,4 +96,45 @@ def _own_code(recipe: Recipe) -> list[str]:
     return [
         f"trust: {', '.join(found)} ask to run Python files that came with the model. Use a model "
         "that transformers knows by itself, or set model.remote_code: true if you trust its source"
+    ]
+
+
+_DEEPSPEED = (
+    "zero0",
+    "zero1",
+    "zero2",
+    "zero3",
+    "zero2_offload",
+    "zero3_offload",
+)  # the host's own
+
+
+def _deepspeed_file(name: str | None) -> list[str]:
+    """Says when launcher.deepspeed is no name of the host's, no JSON and no file."""
+    if name is None or name in _DEEPSPEED or name.lstrip().startswith("{"):
+        return []
+    try:
+        json.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        names = ", ".join(_DEEPSPEED)
+        text = f"launcher.deepspeed: {name} cannot be read ({error}). Set {names}, or a JSON file"
+        return [f"{text}; relative paths start at the repository's root"]
+    return []
+
+
+def _caches() -> list[str]:
+    """Names the variables to set where the host cannot write its caches (a read-only HOME)."""
+    home = os.environ.get("HOME", "")
+    asked = {"HF_HOME": ".cache/huggingface", "MODELSCOPE_CACHE": ".cache/modelscope"}
+    closed = []
+    for variable, usual in asked.items():
+        folder = Path(os.environ.get(variable) or Path(home) / usual).absolute()
+        there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+        if not os.access(there, os.W_OK):
+            closed.append(f"{variable} (now {folder})")
+    if not closed:
+        return []
+    return [
+        f"caches: the host cannot write into {', '.join(closed)}. Set these variables to folders "
+        "on a disk that is writable, and with them TRITON_CACHE_DIR and TORCHINDUCTOR_CACHE_DIR"
     ]

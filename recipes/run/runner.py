@@ -24,6 +24,7 @@ from recipes.run.terminal import Progress, duration
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import (
     check_same_data,
+    check_same_environment,
     check_same_model,
     check_same_run,
     write_costs,
@@ -58,6 +59,7 @@ def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
     """
     layout = RunLayout(Path(recipe.folder))
     check_same_run(layout, recipe)
+    check_same_environment(layout)
     if load_state(layout.state).finished:
         _say_finished(layout, progress)
         return

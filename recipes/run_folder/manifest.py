@@ -19,7 +19,7 @@ from recipes.config.blocks import Slurm
 from recipes.config.problems import shown
 from recipes.config.recorded import migrate
 from recipes.config.schema import Recipe
-from recipes.processes.machine import git, hardware, versions
+from recipes.processes.machine import git, hardware, number_variables, versions
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import RunState
 
@@ -95,6 +95,7 @@ class Manifest(SessionEntry):
     model: ModelIdentity
     seed: int
     chunk_seeds: dict[str, int]
+    environment: dict[str, str]
     threads: int
     global_batch: int
     sessions: list[SessionEntry]
@@ -161,6 +162,7 @@ def _new_manifest(recipe: Recipe, stream: Stream, session: SessionEntry, threads
         "model": model_identity(Path(recipe.model.path)),
         "seed": recipe.seed,
         "chunk_seeds": {str(i): recipe.chunk_seed(i) for i in recipe.trained_chunks},
+        "environment": number_variables(),
         "threads": threads,
         "global_batch": recipe.schedule.global_batch,
         "sessions": [],
@@ -230,6 +232,25 @@ def _normalized(recipe: Recipe) -> dict[str, Any]:
     with suppress(ValueError, TypeError):  # options that are refused are named when they are used
         values["tuner"] = asdict(recipe.tuner_options)
     return values
+
+
+def check_same_environment(layout: RunLayout) -> None:
+    """Raises RunChanged when variables that change numbers are not as at the run's start."""
+    if not layout.manifest.is_file():
+        return
+    now = number_variables()
+    before = read_manifest(layout).get("environment", now)  # earlier versions recorded none
+    changed = [
+        f"  {name}: {shown(before.get(name))} at its start, {shown(now.get(name))} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise RunChanged(
+            f"{layout.root} was started in another environment:\n" + "\n".join(changed) + "\n"
+            "These variables change its numbers (None: not set). Set them as they were (export, "
+            "unset), or start again with another run_dir"
+        )
 
 
 def check_same_data(layout: RunLayout, stream: Stream) -> None:

@@ -40,7 +40,7 @@ def submit(recipe: Recipe, options: argparse.Namespace) -> Iterator[str]:
     grid = make_grid(recipe, options)
     folder = REPO / recipe.folder / "slurm"
     name = "array.sbatch" if grid else "stream.sbatch"
-    arguments = [_recipe_word(options.recipe), *options.overrides]
+    arguments = [options.word, *options.overrides]
     extra: list[str] = []
     if grid:
         arguments += ["--grid", str(folder / "grid.jsonl")]
@@ -130,12 +130,6 @@ def _sbatch(command: list[str]) -> str:
     if done.returncode:
         raise SubmitError(f"sbatch refused the job: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip().split(";")[0]
-
-
-def _recipe_word(name: str) -> str:
-    """The recipe as the job will find it: files and folders by their whole path."""
-    path = Path(name)
-    return str(path.resolve()) if path.exists() and len(path.parts) > 1 else name
 
 
 def render(recipe: Recipe, template: str) -> str:

@@ -178,6 +178,40 @@ def test_each_fault_has_its_outcome(
     assert (half.run / "state.json").read_bytes() == before
 
 
+def test_variables_that_change_numbers_are_compared(
+    half: Half, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAX_PIXELS", "50176")
+    assert go_on(half) == 1
+    assert "MAX_PIXELS: None at its start, '50176' now" in capsys.readouterr().err
+    monkeypatch.delenv("MAX_PIXELS")
+    assert go_on(half) == 0
+
+
+def test_without_locks_the_way_out_is_told(
+    half: Half, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert go_on(half) == 1
+    assert "this file system has no locks (Lustre" in capsys.readouterr().err
+
+
+def test_what_a_chunk_or_the_host_lacks_is_told_before_anything_starts(
+    half: Half, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/proc/1/fdinfo/nowhere")
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith("/proc"))
+    (half.stream / "chunks" / "002.jsonl").write_text("", encoding="utf-8")
+    assert main([str(half.recipe), f"run_dir={half.root}/new", "launcher.deepspeed=zero4"]) == 1
+    err = capsys.readouterr().err
+    for words in ("002.jsonl is empty", "launcher.deepspeed: zero4 cannot be read", "HF_HOME (now"):
+        assert words in err
+
+
 def test_two_orchestrators(half: Half, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLock(half.run / "run.lock"):
         assert go_on(half) == 1

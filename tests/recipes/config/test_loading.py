@@ -263,6 +263,49 @@ def test_unknown_recipe_names_the_shipped_ones() -> None:
     assert "no such file" in problem.message
 
 
+def test_what_yaml_makes_of_words_and_times(tmp_path: Path) -> None:
+    copy = tmp_path / "mine.yaml"
+    text = "extends: tiny\nname: mine\nlauncher:\n  slurm: {time: 8:00:00}\n"
+    copy.write_text(text + "tuner: {compile_routing: off}\n", encoding="utf-8")
+    for recipe in (
+        load_recipe(str(copy)),
+        load_recipe("tiny", ["launcher.slurm.time=8:00:00", "tuner.compile_routing=off"]),
+    ):
+        assert recipe.launcher.slurm.time == "8:00:00"
+        assert getattr(recipe.tuner_options, "compile_routing", None) == "off"
+    (problem,) = problems_of("tiny", "replay=off")
+    assert problem.hint == "write null for none"
+    (problem,) = problems_of("tiny", "launcher.slurm.account=1_000")
+    assert "put it in quotes" in problem.hint
+    copy.write_text("extends: tiny\nname: mine\ntuner:\n\trank: 4\n", encoding="utf-8")
+    (problem,) = problems_of(str(copy))
+    assert (problem.place.line, problem.hint) == (4, "YAML indents with blanks: replace the tab")
+
+
+@pytest.mark.parametrize("key", ["model", "tuner", "swift", "eval", "launcher", "schedule.later"])
+def test_an_emptied_block_is_told_at_its_own_line(tmp_path: Path, key: str) -> None:
+    copy = tmp_path / "mine.yaml"
+    lines = [f"{'  ' * depth}{part}:" for depth, part in enumerate(key.split("."))]
+    copy.write_text("\n".join(["extends: tiny", "name: mine", *lines, ""]), encoding="utf-8")
+    (problem,) = problems_of(str(copy))
+    assert (problem.place.source, problem.place.line) == (str(copy), 2 + len(lines))
+    assert (problem.key, problem.message) == (key, "is empty")
+
+
+def test_tilde_is_the_home_in_every_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base.yaml").write_text("extends: tiny\nname: base\n", encoding="utf-8")
+    copy = tmp_path / "mine.yaml"
+    copy.write_text("extends: ~/base.yaml\nname: mine\nrun_dir: ~/runs/x\n", encoding="utf-8")
+    keys = ["data.stream", "model.path", "launcher.deepspeed", "launcher.slurm.logs"]
+    others = ["launcher.resident=false", "swift.custom_dataset_info=[~/x]"]
+    recipe = load_recipe(str(copy), [*others, *(f"{key}=~/x" for key in keys)])
+    assert recipe.folder == f"{tmp_path}/runs/x"
+    found = [recipe.data.stream, recipe.model.path, recipe.launcher.deepspeed]
+    found += [recipe.launcher.slurm.logs, *recipe.swift["custom_dataset_info"]]
+    assert found == [f"{tmp_path}/x"] * 5
+
+
 def test_a_date_is_a_seed() -> None:
     """NumPy takes 32 bits; the host adds each process's rank to the run's seed."""
     small = load_recipe("tiny", ["seed=4294967"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.processes.command import Command
+from recipes.processes.command import Command, child_environment
 from recipes.processes.host_process import HostProcess
 from recipes.processes.log_errors import last_error
 from recipes.processes.process_tree import kill_group, peak_memory, process_tree, start_time
@@ -31,6 +31,25 @@ def test_memory_of_a_grandchild_counts(tmp_path: Path) -> None:
     process = HostProcess(Python("sft", ("-c", PARENT), {}), tmp_path / "log")
     assert process.wait(lambda: None) == 0
     assert 200 / 1024 < process.peak_gib < 1
+
+
+def test_ranks_of_a_pod_or_an_outer_job_do_not_reach_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ranks = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "NNODES", "NODE_RANK", "NPROC_PER_NODE"]
+    ranks += ["TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"]
+    for name in [*ranks, "MASTER_ADDR", "MASTER_PORT"]:
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("SLURM_JOB_ID", "12")  # which srun needs
+    alone = child_environment(Python("sft", (), {}))
+    assert not [name for name in [*ranks, "MASTER_ADDR", "MASTER_PORT"] if name in alone]
+    several = child_environment(Python("sft", (), {"NPROC_PER_NODE": "2"}, 2))
+    assert several["NPROC_PER_NODE"] == "2"
+    assert "NNODES" not in several
+    assert several["MASTER_PORT"] != "7"
+    nodes = Python("sft", (), {"NNODES": "2", "NPROC_PER_NODE": "1"}, 2, prefix=("srun",))
+    found = child_environment(nodes)
+    assert (found["MASTER_ADDR"], found["NNODES"], found["SLURM_JOB_ID"]) == ("7", "2", "12")
 
 
 def test_a_process_that_is_gone_has_no_memory() -> None:

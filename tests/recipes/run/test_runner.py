@@ -74,7 +74,18 @@ def test_a_whole_run_leaves_what_is_promised(recipe: Path, run_dir: Path) -> Non
         (str(chunk), task, "4") for chunk in range(3) for task in ("VQAv2", "Fin")
     ]
     manifest = json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))
-    for key in ("git", "versions", "recipe", "data", "model", "seed", "processes", "global_batch"):
+    for key in (
+        "chunk_seeds",
+        "environment",
+        "git",
+        "versions",
+        "recipe",
+        "data",
+        "model",
+        "seed",
+        "processes",
+        "global_batch",
+    ):
         assert key in manifest
     for cost, chunk in zip(manifest["chunks"], state["chunks"], strict=True):
         seconds = round(chunk["train_seconds"] + chunk["eval_seconds"], 1)

@@ -262,6 +262,26 @@ def test_a_reused_process_number_is_not_killed(tmp_path: Path) -> None:
         assert read_holder(path)["pid"] == os.getpid()
 
 
+CHAIN = """start
+Traceback (most recent call last):
+  File "json.py", line 1, in f
+    parse()
+pyarrow.lib.ArrowInvalid: JSON parse error: The surrogate pair in string is invalid. in row 3
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "json.py", line 2, in g
+ValueError: Trailing data
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "builder.py", line 3, in h
+datasets.exceptions.DatasetGenerationError: An error occurred while generating the dataset
+"""
+
+
 @pytest.mark.parametrize(
     ("log", "expected"),
     [
@@ -272,6 +292,13 @@ def test_a_reused_process_number_is_not_killed(tmp_path: Path) -> None:
         ),
         ("[rank1]: RuntimeError: gloo\nx.ChildFailedError: \n", "[rank1]: RuntimeError: gloo"),
         ("one\ntwo\n", "one"),
+        (CHAIN, "pyarrow.lib.ArrowInvalid: JSON parse error: The surrogate pair"),
+        (
+            f"Failed to load JSON from file '/s/001.jsonl' with error\n{CHAIN}",
+            "Failed to load JSON",
+        ),
+        (CHAIN.replace("\n", "\n[rank0]: "), "[rank0]: pyarrow.lib.ArrowInvalid"),
+        (CHAIN + "Traceback (most recent call last):\n  File x\nKeyError: 'y'\n", "KeyError: 'y'"),
     ],
 )
 def test_the_cause_is_found_in_the_log(tmp_path: Path, log: str, expected: str) -> None:
