@@ -226,6 +226,8 @@ class Manifest:
         logging_steps: the host writes a line to its log every so many optimizer steps.
         recipe: the whole recipe.
         tuner: the options of the adapter; None where the method has none.
+        preset: the preset of these options, and what the recipe changed of it; empty where the
+            method has none, and in runs of versions that did not compare the two.
     """
 
     name: str = ""
@@ -246,6 +248,7 @@ class Manifest:
     hardware: JsonObject = field(default_factory=dict)
     recipe: JsonObject = field(default_factory=dict)
     tuner: JsonObject | None = None
+    preset: str = ""
 
     @property
     def told_the_task(self) -> bool:
@@ -281,6 +284,7 @@ def read_manifest(path: Path) -> Manifest:
         hardware=_part(content, "hardware"),
         recipe=recipe,
         tuner=content.get("tuner"),
+        preset=str(content.get("preset") or ""),
     )
 
 

@@ -137,7 +137,7 @@ def _train(recipe: Recipe, train_only: bool = False) -> int:
 def _validate(recipe: Recipe, options: argparse.Namespace) -> int:
     if options.json:
         return _print_all([recipe.model_dump_json(indent=2)])
-    print(f"{options.recipe}: valid ({recipe.method}, {recipe.data.chunks} chunks)")
+    print(f"{options.recipe}: valid ({recipe.title}, {recipe.data.chunks} chunks)")
     return DONE
 
 

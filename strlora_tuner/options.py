@@ -118,6 +118,10 @@ class AdapterOptions:
     # where there are no presets.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     default_preset: ClassVar[str | None] = None
+    # {option: another one whose value it takes where neither it nor its preset says anything}.
+    follows: ClassVar[Mapping[str, str]] = {}
+    # From which chunk on a preset freezes the routers; one that is not named here never does.
+    freeze_routers_from: ClassVar[Mapping[str, int]] = {}
     # What an adapter's file must hold (saved.py): tensors of every adapted layer, and those beside
     # the layers. None are asked of plain LoRA, which the host saves.
     layer_tensors: ClassVar[tuple[str, ...]] = ()
@@ -225,6 +229,18 @@ def preset_options(options_class: type[AdapterOptions], name: str) -> dict[str, 
     return dict(presets[name])
 
 
+def preset_table(options_class: type[AdapterOptions], name: str) -> dict[str, Any]:
+    """Returns every option that belongs to the method's presets, with its value in one of them.
+
+    An option that any preset names belongs to all of them: it has its default where it is not
+    named. ValueError for a preset that the method does not have.
+    """
+    changed = preset_options(options_class, name)
+    owned = {option for preset in options_class.presets.values() for option in preset}
+    defaults = {item.name: item.default for item in fields(options_class) if item.name in owned}
+    return {**defaults, **changed}
+
+
 def with_preset(options_class: type[AdapterOptions], given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `given` over the options of the preset that it names; ValueError for an unknown one.
 
@@ -233,10 +249,9 @@ def with_preset(options_class: type[AdapterOptions], given: Mapping[str, Any]) -
     named = {name: value for name, value in given.items() if value is not None}
     if options_class.default_preset is None:
         return named
-    return {
-        **preset_options(options_class, named.pop("preset", options_class.default_preset)),
-        **named,
-    }
+    preset = preset_options(options_class, named.pop("preset", options_class.default_preset))
+    followed = {name: named[of] for name, of in options_class.follows.items() if of in named}
+    return {**followed, **preset, **named}
 
 
 def host_arguments(options_class: type[AdapterOptions]) -> dict[str, str]:

@@ -127,9 +127,10 @@ class RunData:
 
     @property
     def method(self) -> str:
-        """Return the method's name, and whether it is told what no method should know."""
-        told = self.manifest.told_the_task
-        return f"{self.manifest.method} (told the task)" if told else self.manifest.method
+        """Return the method's name, its preset, and whether it is told what none should know."""
+        told = "told the task" if self.manifest.told_the_task else ""
+        remarks = "; ".join(filter(None, [self.manifest.preset, told]))
+        return f"{self.manifest.method} ({remarks})" if remarks else self.manifest.method
 
     @property
     def seed_text(self) -> str:

@@ -41,7 +41,12 @@ def model_card(run: RunData, summary: Summary, chunk: int, ours: bool) -> str:
         base_model=base,
         library_name="peft",
         pipeline_tag="image-text-to-text",
-        tags=[method, "peft", "continual-learning", "visual-instruction-tuning"],
+        tags=[
+            run.manifest.method or method,
+            "peft",
+            "continual-learning",
+            "visual-instruction-tuning",
+        ],
     )
     total = summary.total
     environment = Environment(

@@ -198,9 +198,9 @@ _ALL = (
     Task("TextCaps", "caption", "caption"),
     # MLLM-CL: domains, then abilities. Math was scored by a language model's judgement, for APP no
     # script was published: there is nothing to reproduce.
-    Task("MLLM-CL/RS", "contains", "substring_any_case"),
+    Task("MLLM-CL/RS", "contains", "contained"),
     Task("MLLM-CL/Med", "contains", "substring_any_case"),
-    Task("MLLM-CL/AD", "contains", "substring_any_case"),
+    Task("MLLM-CL/AD", "contains", "contained"),
     Task("MLLM-CL/Sci", "science", "science"),
     Task("MLLM-CL/Fin", "compact", "equal_compacted"),
     Task("MLLM-CL/OCR", "ocr", "any_substring"),

@@ -26,7 +26,7 @@ def _text_gold(record: GoldRecord) -> str:
 
 
 def contained(prediction: str, record: GoldRecord) -> float:
-    """AD, RS: the gold stands somewhere in the answer, with a weak look at word boundaries.
+    """AD, RS, also of MLLM-CL: the gold stands in the answer, with a weak look at word boundaries.
 
     Defects: "Unanswerable" is refused even as gold; only a one-word gold loses its full stops;
     " red" opens " reduced"; an answer without blanks is searched as a plain substring.
@@ -99,7 +99,7 @@ def grounding(prediction: str, record: GoldRecord) -> float:
 
 
 def substring_any_case(prediction: str, record: GoldRecord) -> float:
-    """MLLM-CL RS, Med, AD: the gold stands anywhere in the answer, also inside a word.
+    """MLLM-CL Med: the gold stands anywhere in the answer, also inside a word.
 
     Defects: "Unanswerable" is refused even as gold; "no" stands in "unknown"; an empty gold is
     always right.
@@ -131,11 +131,12 @@ def _without_blanks(text: str) -> str:
     return text.strip().replace(" ", "").replace("\n", "")
 
 
-EQUALITY_SOURCES = ("AI2D", "TQA", "VQA")
+EQUALITY_SOURCES = ("AI2D", "TQA", "VQA")  # of the picture's file name
+SCIVERSE = "sciverse"  # in the picture's path
 
 
 def science(prediction: str, record: GoldRecord) -> float:
-    """MLLM-CL Sci: equality for AI2D, TQA and VQA pictures (by file name), else as for maps.
+    """MLLM-CL Sci: equality for AI2D, SciVerse, TQA and VQA, told by the picture; else as for maps.
 
     Maps: for "Which states" the share of gold states between the answer's commas, blanks and all,
     so that naming every state is right and "ohio, utah" holds no "utah"; else containment.
@@ -146,7 +147,8 @@ def science(prediction: str, record: GoldRecord) -> float:
     images = record.get("images") or [record.get("image")]
     if not isinstance(images[0], str) or "prompt" not in record:
         raise ReleasedCrash("the published script crashes without a picture's name and the prompt")
-    if images[0].split("/")[-1].split("_")[0] in EQUALITY_SOURCES:
+    name = images[0].split("/")[-1].split("_")[0]
+    if name in EQUALITY_SOURCES or SCIVERSE in images[0].lower():
         return float(answer == gold)
     if "Which states" in record["prompt"]:
         wanted, named = gold.split(","), answer.split(",")

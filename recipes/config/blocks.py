@@ -65,8 +65,9 @@ class Phase(Block):
 
 
 class LaterPhase(Phase):
-    freeze_routers_from_chunk: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="from this chunk on the routers are frozen; null: never"
+    freeze_routers_from_chunk: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="from this chunk on the routers are frozen, 0: never; null: as the preset says",
     )
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from recipes.arguments import shipped_recipes
 from recipes.config.method import Method, MethodError, find_method, method_names
+from recipes.config.preset_layers import lay_file, named_preset, without_preset
 from recipes.config.problems import (
     COMMAND_LINE,
     Place,
@@ -182,9 +183,11 @@ def _with_method(
 
     recipes_own = places.copy()
     merged = lay(merged, "defaults")
+    if method.presets:
+        merged = _merge(merged, OmegaConf.create({"tuner": {"preset": method.presets[0]}}))
     places.update(recipes_own)
     for stem, config in files:
-        merged = _merge(merged, config)
+        merged = lay_file(merged, config, method)
         if tuned and f"tuned.{stem}" in fragments:
             merged = lay(merged, f"tuned.{stem}")
     return lay(merged, "always")
@@ -235,6 +238,8 @@ def _with_overrides(
 ) -> tuple[DictConfig, list[Problem]]:
     problems = []
     place = Place(COMMAND_LINE)
+    if any(_names_preset(override) for override in overrides):
+        config = without_preset(config, _tuner_type(cast(dict[str, Any], config)))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key or key.startswith("-"):
@@ -249,6 +254,12 @@ def _with_overrides(
             continue
         places.update({key: place})
     return config, problems
+
+
+def _names_preset(override: str) -> bool:
+    with suppress(OmegaConfBaseException, yaml.YAMLError, ValueError):
+        return named_preset(OmegaConf.from_dotlist([override])) is not None
+    return False
 
 
 def _merge(base: DictConfig, other: DictConfig) -> DictConfig:

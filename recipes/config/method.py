@@ -9,6 +9,8 @@ Keys of such a file, all but the first optional:
                  router
     defaults     a fragment of a recipe; the recipe's own values override it
     always       a fragment that overrides the recipe's values: what defines the method
+    presets      the tuner's presets that the method may have, unmodified; the first one unless the
+                 recipe names another of them
     tuned        {recipe: fragment} that overrides the values of the recipe of that name: learning
                  rates and gate scale that `python -m recipes.tune` chose there
 """
@@ -24,7 +26,7 @@ from typing import Any, cast
 import yaml
 
 from recipes.config.protocol import PROTOCOLS, StreamProtocol
-from strlora_tuner.methods import tuner_types
+from strlora_tuner.methods import options_class, tuner_types
 
 # Blocks of a recipe that are a method, or go beside one.
 METHOD_BLOCKS = ("replay", "ewc", "pool")
@@ -49,6 +51,7 @@ class Method:
     defaults: dict[str, Any] = field(default_factory=dict)
     always: dict[str, Any] = field(default_factory=dict)
     tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
+    presets: list[str] = field(default_factory=list)
 
     @property
     def file(self) -> Path:
@@ -95,11 +98,15 @@ def find_method(name: str) -> Method:
         "defaults": None,
         "always": None,
         "tuned": None,
+        "presets": (),
     }
     for key, value in {**values, "tuner_type": values.get("tuner_type", "nothing")}.items():
         if key not in allowed:
             raise MethodError(path, str(key), f"unknown key, expected {', '.join(allowed)}")
         known = allowed[key]
+        if key == "presets":
+            _check_presets(path, value, values.get("tuner_type"))
+            continue
         if known is not None and value not in known:
             names = ", ".join("null" if each is None else each for each in known)
             raise MethodError(path, key, f"found {value!r}, expected one of {names}")
@@ -107,3 +114,10 @@ def find_method(name: str) -> Method:
             raise MethodError(path, key, f"found {value!r}, expected a mapping of recipe keys")
     protocol = PROTOCOLS[values.pop("protocol", "stream")]
     return Method(name, protocol=protocol, **cast(dict[str, Any], values))
+
+
+def _check_presets(path: Path, found: Any, tuner_type: Any) -> None:
+    known = options_class(tuner_type).presets if tuner_type in tuner_types() else {}
+    if not isinstance(found, list) or not found or any(name not in known for name in found):
+        names = ", ".join(known) or "none, its tuner has no presets"
+        raise MethodError(path, "presets", f"found {found!r}, expected a list of: {names}")

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from recipes.config.method import METHOD_BLOCKS
+from recipes.config.preset_layers import FREEZE
 from recipes.config.schema import Recipe
 
 
@@ -21,6 +22,11 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
             f"{schedule.per_device_batch} x {recipe.processes} processes (launcher.nproc"
             f"{' x launcher.nodes' if launcher.nodes > 1 else ''}) x a whole "
             f"accumulation: use a global batch of {below} or {below + step}, or change the others"
+        )
+    if schedule.later.freeze_routers_from_chunk == 1:
+        problems.append(
+            "schedule.later.freeze_routers_from_chunk = 1 would leave the routers untrained: give "
+            "a chunk from 2 on, 0 for never, or null for what the preset says"
         )
     for phase, name in ((schedule.first, "first"), (schedule.later, "later")):
         if phase.aligner_lr is not None and recipe.model.aligner is None:
@@ -46,7 +52,7 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
 
 def _identity_problems(recipe: Recipe) -> list[str]:
     """Names what turns off, or changes, what defines the recipe's method."""
-    problems = []
+    problems = _preset_problems(recipe)
     for block in METHOD_BLOCKS:
         if block not in recipe.definition.own_blocks:
             continue
@@ -64,6 +70,24 @@ def _identity_problems(recipe: Recipe) -> list[str]:
                     f"one, expected {value}: leave it out"
                 )
     return problems
+
+
+def _preset_problems(recipe: Recipe) -> list[str]:
+    """Names what is not as published in a method that is a preset and nothing else."""
+    allowed = recipe.definition.presets
+    if not allowed:
+        return []
+    if recipe.preset not in allowed:
+        return [
+            f"tuner.preset = {recipe.preset} makes method {recipe.method} another one, expected "
+            f"{' or '.join(allowed)}: leave it out, or take method: strlora"
+        ]
+    return [
+        f"{'schedule.later' if key == FREEZE else 'tuner'}.{key} = {value} modifies the preset "
+        f"{recipe.preset}, which method {recipe.method} keeps as published: leave it out, or take "
+        f"method: strlora with tuner.preset: {recipe.preset}"
+        for key, value in recipe.preset_changes.items()
+    ]
 
 
 # Arguments under which the host would not read a training file in its order, or not all of it.

@@ -28,9 +28,10 @@ from recipes.config.blocks import (
     Schedule,
 )
 from recipes.config.method import Method, find_method, method_names
+from recipes.config.preset_layers import FREEZE
 from recipes.config.protocol import StreamProtocol
 from strlora_tuner.methods import LORA, is_routed, options_class
-from strlora_tuner.options import AdapterOptions, with_preset
+from strlora_tuner.options import AdapterOptions, preset_table, with_preset
 
 if TYPE_CHECKING:
     MethodName = str
@@ -53,7 +54,8 @@ class Recipe(Block):
     data: Data
     tuner: dict[str, Any] = Field(
         default_factory=dict,
-        description="options of the method's tuner; for strlora also preset (released | paper). "
+        description="options of the method's tuner; for strlora also preset (paper, released, "
+        "released_gemma), which sets all options that belong to it. "
         "Keys that only other methods have stay unused, so that one recipe serves all",
     )
     replay: Replay | None = Field(None, description="replay of past samples; null: none")
@@ -150,6 +152,46 @@ class Recipe(Block):
     def tuner_given(self) -> dict[str, Any]:
         """The tuner block, with what a budget derived."""
         return {**self.tuner, **(self.matched.tuner if self.matched else {})}
+
+    @property
+    def preset(self) -> str | None:
+        """The preset of the tuner's options; None where the tuner has none, or nothing trains."""
+        default = self.options_class.default_preset
+        return default and str(self.tuner.get("preset") or default)
+
+    @property
+    def routers_frozen_from(self) -> int:
+        """The chunk from which on the routers are frozen; 0: never."""
+        given = self.schedule.later.freeze_routers_from_chunk
+        if given is None:
+            given = self.options_class.freeze_routers_from.get(self.preset or "", 0)
+        return given
+
+    @property
+    def preset_changes(self) -> dict[str, Any]:
+        """What the recipe changed of its preset, by key; empty where there are no presets."""
+        if self.preset is None:
+            return {}
+        kind, options = self.options_class, self.tuner_options
+        owned = preset_table(kind, self.preset)
+        sizes = {item.name: getattr(options, item.name) for item in dataclasses.fields(kind)
+                 if item.name not in owned}  # fmt: skip
+        pure = kind(**with_preset(kind, {**sizes, "preset": self.preset}))
+        pairs = {key: (getattr(pure, key), getattr(options, key)) for key in owned}
+        frozen_from = kind.freeze_routers_from.get(self.preset, 0)
+        pairs[FREEZE] = frozen_from, self.routers_frozen_from
+        return {key: found for key, (expected, found) in pairs.items() if found != expected}
+
+    @property
+    def preset_label(self) -> str | None:
+        """The preset's name, and behind it what the recipe changed; None without presets."""
+        changes = ", ".join(f"{key}={value}" for key, value in self.preset_changes.items())
+        return f"{self.preset}, modified: {changes}" if changes else self.preset
+
+    @property
+    def title(self) -> str:
+        """The method for people, with its preset."""
+        return self.method if self.preset is None else f"{self.method} ({self.preset_label})"
 
     @property
     def own_tuner_keys(self) -> set[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from recipes import REPO
-from recipes.config.blocks import LaterPhase, Model
+from recipes.config.blocks import Model
 from recipes.config.schema import Recipe
 from recipes.config.swift_arguments import known_arguments
 from recipes.processes.command import Command
@@ -167,9 +167,8 @@ def _scheduled_options(recipe: Recipe, chunk: int) -> Arguments:
 
 
 def _routers_frozen(recipe: Recipe, chunk: int) -> bool:
-    phase = recipe.phase(chunk)
-    start = phase.freeze_routers_from_chunk if isinstance(phase, LaterPhase) else None
-    return start is not None and chunk >= start
+    start = recipe.routers_frozen_from
+    return recipe.previous(chunk) is not None and 0 < start <= chunk
 
 
 def _teacher_acts(recipe: Recipe, chunk: int) -> bool:

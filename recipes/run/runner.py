@@ -120,7 +120,7 @@ def _announce(session: Session) -> None:
     recipe, done = session.recipe, session.state.done
     where = f"continuing after chunk {done}" if done else "starting"
     session.say(
-        f"{where}: {recipe.method}, {recipe.data.chunks} chunks, {len(session.tasks)} tasks, into "
+        f"{where}: {recipe.title}, {recipe.data.chunks} chunks, {len(session.tasks)} tasks, into "
         f"{session.layout.root}/"
     )
     if recipe.unused_tuner_keys:

@@ -16,6 +16,7 @@ from data_prep.files import read_json, sha256_file, write_json, write_text
 from data_prep.stream import Stream
 from recipes import REPO
 from recipes.config.blocks import Slurm
+from recipes.config.preset_layers import FREEZE
 from recipes.config.problems import shown
 from recipes.config.recorded import migrate
 from recipes.config.schema import Recipe
@@ -91,6 +92,7 @@ class Manifest(SessionEntry):
     recipe: dict[str, Any]
     protocol: str
     tuner: dict[str, Any] | None
+    preset: str | None
     data: DataIdentity
     model: ModelIdentity
     seed: int
@@ -153,6 +155,7 @@ def _new_manifest(recipe: Recipe, stream: Stream, session: SessionEntry, threads
         "recipe": resolved(recipe),
         "protocol": recipe.protocol.name,
         "tuner": asdict(recipe.tuner_options) if recipe.routed else None,
+        "preset": recipe.preset_label,
         "data": {
             "stream": recipe.data.stream,
             "name": stream.name or None,
@@ -193,7 +196,9 @@ def read_manifest(layout: RunLayout) -> Manifest:
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values, defaults filled in."""
-    return recipe.model_dump(mode="json")
+    values = recipe.model_dump(mode="json")
+    values["schedule"]["later"][FREEZE] = recipe.routers_frozen_from
+    return values
 
 
 def check_same_run(layout: RunLayout, recipe: Recipe) -> None:

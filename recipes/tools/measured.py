@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from recipes.config.recorded import migrate
 from recipes.config.schema import Recipe
 from recipes.processes.machine import hardware
 from recipes.run_folder.layout import RunLayout
@@ -63,7 +64,7 @@ def _comparable_runs(own: Path, recipe: Recipe) -> Iterator[RunLayout]:
         layout = RunLayout(path.parent)
         with suppress(ValueError, KeyError):  # no manifest of ours
             manifest = read_manifest(layout)
-            theirs = dict(flat(manifest["recipe"]))
+            theirs = dict(flat(migrate(manifest["recipe"])))
             same = all(theirs.get(key) == value for key, value in wanted.items())
             if same and manifest["hardware"] == hardware():
                 yield layout

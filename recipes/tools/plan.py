@@ -120,7 +120,7 @@ def make_plan(recipe: Recipe, methods: Sequence[MethodSize] = ()) -> Plan:
     on_gpus = seconds is not None and not recipe.launcher.cpu
     return Plan(
         recipe=recipe.name,
-        method=recipe.method,
+        method=recipe.title,
         run=recipe.folder,
         chunks_in_all=recipe.data.chunks,
         processes=recipe.processes,

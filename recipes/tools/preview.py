@@ -22,7 +22,7 @@ def preview(recipe: Recipe) -> Iterator[str]:
     with suppress(StreamError):  # named at the end
         stream = open_recipe_stream(recipe)
     count = recipe.data.chunks
-    yield f"# {recipe.name}: {recipe.method}, {count} chunks, into {layout.root}/"
+    yield f"# {recipe.name}: {recipe.title}, {count} chunks, into {layout.root}/"
     if recipe.unused_tuner_keys:
         yield f"# {recipe.unused_tuner_text}"
     if recipe.model.remote_code:

@@ -102,7 +102,7 @@ def main(step: Step, folder: Path) -> None:
         words = [
             "internvl3.5-8b", f"model.path={place / 'model'}", f"data.stream={folder / 'stream'}",
             "data.chunks=2", "launcher.nproc=1", "launcher.deepspeed=null",
-            "schedule.later.freeze_routers_from_chunk=null", "eval.every=2",
+            "schedule.later.freeze_routers_from_chunk=0", "eval.every=2",
             "swift.include_num_input_tokens_seen=true",
             *(small if step.cpu else real),
         ]  # fmt: skip

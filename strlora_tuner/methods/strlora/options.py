@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from strlora_tuner.methods.strlora.presets import PRESETS
+from strlora_tuner.methods.strlora.presets import FREEZE_ROUTERS_FROM, PRESETS
 from strlora_tuner.options import AdapterOptions, experts_problems, option, top_k_problems
 
 # The routers that always have a teacher, a moving average of them; `task` has one where the
@@ -40,6 +40,8 @@ class Options(AdapterOptions):
         "padding",
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    follows: ClassVar[Mapping[str, str]] = {"token_top_k": "top_k"}
+    freeze_routers_from: ClassVar[Mapping[str, int]] = FREEZE_ROUTERS_FROM
     default_preset: ClassVar[str | None] = "paper"
     layer_tensors: ClassVar[tuple[str, ...]] = (
         "A",

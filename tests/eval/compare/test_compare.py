@@ -183,6 +183,28 @@ def test_two_recipes_of_one_method_are_told_apart(good: Path, tmp_path: Path, st
     assert found.names[-2:] == ["strlora tuner.preset=paper", "strlora tuner.preset=released"]
 
 
+def test_a_preset_and_what_changed_it_stand_beside_the_method(
+    good: Path, tmp_path: Path, stream: Path
+) -> None:
+    changed = "released, modified: gate_scale=num_experts"
+    tuner = {"preset": "released", "gate_scale": "num_experts"}
+    recipe = {"method": "strlora", "seed": 0, "tuner": tuner}
+    write_run(tmp_path / "other", stream, [0.5, 0.6, 0.3], recipe=recipe, preset=changed)
+    manifest = read_json(good / "manifest.json")
+    manifest |= {"recipe": {"method": "strlora", "tuner": {}}, "preset": "paper", "tuner": {}}
+    write_json(good / "manifest.json", manifest)
+    adapter = tmp_path / "other" / "chunks" / "003" / "adapter"
+    adapter.mkdir()
+    write_json(adapter / "adapter_config.json", {"peft_type": "STRLORA"})
+    names = compare([good, tmp_path / "other"]).names[-2:]
+    assert names == ["strlora (paper)", f"strlora ({changed})"]
+    report = write_report(tmp_path / "other").read_text("utf-8")
+    assert f"strlora ({changed}) on" in report
+    card = (adapter / "README.md").read_text("utf-8")
+    assert f"strlora ({changed}) after chunk 3" in card
+    assert "\n- strlora\n" in card, "a tag is the method alone"
+
+
 def test_a_method_that_is_told_the_task_is_labelled(good: Path, tmp_path: Path) -> None:
     manifest = read_json(good / "manifest.json")
     manifest["recipe"] |= {"method": "smolora"}

@@ -104,7 +104,16 @@ def test_caption_defects() -> None:
 MLLM_CL = [
     ("RS", {"gold": "rural"}, "It is a rural area.", 1, 1),
     ("RS", {"gold": "urban"}, "suburban", 0, 1),
-    ("RS", {"gold": "no"}, "unknown", 0, 1),
+    ("RS", {"gold": "no"}, "unknown", 0, 1),  # a single word is searched as a substring
+    ("RS", {"gold": "no"}, "unknown area", 0, 0),
+    ("RS", {"gold": "no"}, "casino area", 0, 1),
+    ("AD", {"gold": "yes."}, "oh yes, sir", 1, 1),
+    ("AD", {"gold": "left"}, "go leftwards now", 0, 1),
+    ("AD", {"gold": "left"}, "the cleft rock", 0, 1),
+    ("AD", {"gold": "left"}, "the clefts here", 0, 0),
+    ("Med", {"gold": "no"}, "unknown area", 0, 1),
+    ("Sci", {"gold": "B", "prompt": "?", "images": ["Sci/SciVerse/12.png"]}, "B) leaf", 1, 0),
+    ("Sci", {"gold": "B", "prompt": "?", "images": ["x/sciverse_12.png"]}, "b", 1, 1),
     ("Med", {"gold": "Unanswerable"}, "Unanswerable", 1, 0),
     ("Med", {"gold": "left lung"}, "the left, lung", 1, 0),
     ("AD", {"gold": "Turn left."}, "turn left", 1, 0),

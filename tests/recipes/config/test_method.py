@@ -13,7 +13,7 @@ from recipes.baselines.smolora_tasks import write_task_table
 from recipes.config import method as methods
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
-from recipes.run.commands import infer_command, train_command, tuner_arguments
+from recipes.run.commands import infer_command, train_command
 from recipes.run.prerequisites import what_is_missing
 from recipes.run_folder.layout import RunLayout
 from recipes.tools.method_sizes import sizes_of_methods
@@ -35,14 +35,11 @@ def test_every_method_is_one_override_away(recipe: str, name: str) -> None:
 
 
 def test_what_makes_a_method_lies_over_the_recipe_and_under_the_command_line() -> None:
-    released = load_recipe("tiny", ["method=strlora_released"])
-    assert released.tuner_options.token_top_k == 1, "tiny itself says 2"
-    assert released.tuner_options.task_router == "frozen"
-    assert released.tuner_options.stability_on == "scores"
-    assert released.tuner_options.instruction_statistics == "count"
-    assert tuner_arguments(released, 5)["freeze_routers"] is True
-    changed = load_recipe("tiny", ["method=strlora_released", "tuner.gate_scale=num_experts"])
-    assert changed.tuner_options.gate_scale == "num_experts"
+    recipe = load_recipe("tiny", ["method=er", "replay.memory=7"])
+    assert recipe.replay is not None
+    assert (recipe.replay.memory, recipe.replay.share) == (7, 0.5)
+    with pytest.raises(RecipeError, match=r"ewc.released = True makes method ewc another one"):
+        load_recipe("tiny", ["method=ewc", "ewc.released=true"])
 
 
 def test_a_sentence_embedder_that_is_not_there_is_named_before_anything_runs(
@@ -162,22 +159,6 @@ def test_a_method_keeps_what_makes_it(words: list[str], told: str) -> None:
 def test_what_would_break_the_order_of_replay_is_refused(key: str, value: str) -> None:
     with pytest.raises(RecipeError, match=rf"swift.{key} = {value} would break the share"):
         load_recipe("tiny", ["method=er", f"swift.{key}={value}"])
-
-
-def test_released_strlora_has_its_preset_and_a_recipe_says_when_its_routers_freeze(
-    tmp_path: Path,
-) -> None:
-    own = tmp_path / "own.yaml"
-    own.write_text(
-        "extends: tiny\nmethod: strlora_released\ntuner: {stability_reduction: mean, "
-        "unused_expert_gradient: true}\nschedule: {later: {freeze_routers_from_chunk: 4}}\n",
-        encoding="utf-8",
-    )
-    recipe = load_recipe(str(own))
-    assert recipe.tuner_options.stability_reduction == "sum"
-    assert recipe.tuner_options.unused_expert_gradient is False
-    assert "freeze_routers" not in tuner_arguments(recipe, 3)
-    assert tuner_arguments(recipe, 4)["freeze_routers"] is True
 
 
 def test_the_published_way_of_smolora_is_uses_task_labelss_and_needs_texts_that_tell_one(

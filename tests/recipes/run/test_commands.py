@@ -71,8 +71,6 @@ RELEASED = {
     "strlora_num_experts": 4,
     "strlora_top_k": 2,
     "strlora_router_dim": 64,
-    "strlora_ema_decay": 0.999,
-    "strlora_stability_temperature": 1.0,
 }
 
 
