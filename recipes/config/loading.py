@@ -14,8 +14,15 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from recipes.arguments import shipped_recipes
-from recipes.config.method import Method, MethodError, find_method, method_names
-from recipes.config.preset_layers import lay_file, named_preset, without_preset
+from recipes.config.method import (
+    Method,
+    MethodError,
+    find_method,
+    lay_file,
+    method_names,
+    named_preset,
+    without_preset,
+)
 from recipes.config.problems import (
     COMMAND_LINE,
     Place,

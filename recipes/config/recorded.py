@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recipes.config.preset_layers import FREEZE
+from recipes.config.method import FREEZE
 
 _NO_CACHE = "it saved 5.6 % of a training's time at best"
 # Keys that are gone -> why. A recorded recipe loses them; one that a user writes is refused.

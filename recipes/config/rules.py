@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from recipes.config.method import METHOD_BLOCKS
-from recipes.config.preset_layers import FREEZE
+from recipes.config.method import FREEZE, METHOD_BLOCKS
 from recipes.config.schema import Recipe
 
 

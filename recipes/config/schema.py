@@ -27,8 +27,7 @@ from recipes.config.blocks import (
     Replay,
     Schedule,
 )
-from recipes.config.method import Method, find_method, method_names
-from recipes.config.preset_layers import FREEZE
+from recipes.config.method import FREEZE, Method, find_method, method_names
 from recipes.config.protocol import StreamProtocol
 from strlora_tuner.methods import LORA, is_routed, options_class
 from strlora_tuner.options import AdapterOptions, preset_table, with_preset

@@ -16,7 +16,7 @@ from data_prep.files import read_json, sha256_file, write_json, write_text
 from data_prep.stream import Stream
 from recipes import REPO
 from recipes.config.blocks import Slurm
-from recipes.config.preset_layers import FREEZE
+from recipes.config.method import FREEZE
 from recipes.config.problems import shown
 from recipes.config.recorded import migrate
 from recipes.config.schema import Recipe
