@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -21,6 +22,16 @@ from typing import Any
 import jsonlines
 
 Record = dict[str, Any]
+
+
+def print_lines(lines: Iterable[object]) -> None:
+    """Print lines to standard output; ends quietly when a reader such as `| head` has enough."""
+    try:
+        for line in lines:
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_missing(value: object) -> bool:

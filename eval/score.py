@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from data_prep.files import Record, is_missing, numbered_jsonl
+from data_prep.files import Record, is_missing, numbered_jsonl, print_lines
 from eval.scorers import cider
 from eval.scorers.answer_text import final_answer, find_answer, gold_answers
 from eval.scorers.registry import MOST_CIDER, TASKS, Scorer, find_task
@@ -207,8 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"eval.score: {error}", file=sys.stderr)
         return 2
     results = score_records([record for _, record in lines], scorer)
-    for result in results:
-        print(json.dumps(result))
+    print_lines(map(json.dumps, results))
     for problem in name_problems(options.file, lines, results):
         print(f"eval.score: {problem}", file=sys.stderr)
     twice = duplicates(lines)

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
+from data_prep.files import print_lines
 from recipes import REPO
 from recipes.arguments import parse
 from recipes.config.loading import find_recipe, load_recipe
@@ -205,12 +206,7 @@ _COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
 
 
 def _print_all(lines: Iterable[str]) -> int:
-    try:
-        for line in lines:
-            print(line)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print_lines(lines)
     return DONE
 
 

@@ -20,7 +20,7 @@ from data_prep.check.lengths import Lengths
 from data_prep.check.stream_folder import read_layout
 from data_prep.command_line import FAILED, OK, UNUSABLE
 from data_prep.errors import DataError
-from data_prep.files import write_json
+from data_prep.files import print_lines, write_json
 from data_prep.stream import StreamError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -67,10 +67,9 @@ def main(argv: list[str] | None = None) -> int:
         allow = tuple(args.allow)
         settings = Settings(args.near, not args.no_decode, _lengths(args), allow, args.strict)
         result = Check(read_layout(args.folder, args.images), settings, args.workers).run()
-        print(as_text(result, args.show))
         report = args.report or beside(args.folder, ".check.json")
         write_json(report, as_json(result))
-        print(f"report: {report}")
+        print_lines([as_text(result, args.show), f"report: {report}"])
         if args.fix is not None:
             _fix(result, args)
     except (DataError, StreamError) as error:

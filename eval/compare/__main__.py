@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.files import write_text
+from data_prep.files import print_lines, write_text
 from data_prep.stream import StreamError
 from eval.compare import compare, page, tables
 
@@ -35,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         found = compare(options.runs)
-        print(tables.text(found), end="")
-        for name, render in FILES.items() if options.out else ():
-            write_text(options.out / name, render(found))
-            print(options.out / name)
+        written = [options.out / name for name in FILES] if options.out else []
+        for path in written:
+            write_text(path, FILES[path.name](found))
+        print_lines([tables.text(found).removesuffix("\n"), *written])
     except (ValueError, OSError, StreamError) as error:
         print(f"eval.compare: {error}", file=sys.stderr)
         return 2

@@ -153,13 +153,17 @@ def escape(value: str) -> str:
 
 
 def as_csv(found: Comparison) -> str:
-    """Return one line a method and column: value, interval, seeds, mark; full precision."""
+    """Return one line a method and column: value, interval, seeds, mark; full precision.
+
+    What the other tables show in percent stands here as the fraction that it is.
+    """
     rows: list[list[Any]] = [["method", "column", "unit", "value", "low", "high", "runs", "best"]]
     for name in found.names:
         for column in found.columns:
             cell = found.cell(name, column.key)
             numbers = [_number(n) for n in (cell.value, *cell.interval)]
-            rows.append([name, column.key, column.unit, *numbers, cell.seeds, int(cell.best)])
+            unit = "fraction" if column.unit == "%" else column.unit
+            rows.append([name, column.key, unit, *numbers, cell.seeds, int(cell.best)])
     return _csv(rows)
 
 

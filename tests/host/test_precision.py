@@ -41,6 +41,7 @@ MODES: dict[str, tuple[int, dict[str, object]]] = {
 }
 LONG = ("zero3", "zero2_offload", "zero3_offload")
 LOW_MODES = [pytest.param(m, marks=FULL if m in LONG else ()) for m in MODES if m != "float32"]
+ROUTERS = ("task", "query", "key", "prototypes")
 State = dict[str, Tensor]
 
 
@@ -108,6 +109,16 @@ def update(before: State, after: State, keys: list[str]) -> Tensor:
     return torch.cat([(after[key] - before[key]).flatten() for key in keys]).double()
 
 
+def angles(runs: Runs, mode: str, other: str) -> dict[str, float]:
+    """The cosine of two modes' updates between the first step and the last, by kind."""
+    states = [[runs.saved(name, step) for step in (1, STEPS)] for name in (mode, other)]
+    cosines = {}
+    for kind, keys in kinds(states[1][0]).items():
+        one, two = (update(before, after, keys) for before, after in states)
+        cosines[kind] = float(torch.cosine_similarity(one, two, dim=0))
+    return cosines
+
+
 @pytest.mark.parametrize("mode", LOW_MODES)
 def test_every_weight_takes_its_step(runs: Runs, mode: str) -> None:
     """Between two steps as many weights of each kind change as in float32."""
@@ -131,12 +142,12 @@ def test_bfloat16_trains_as_float32(runs: Runs, mode: str) -> None:
     print(mode, losses)
     for low, full in losses:
         assert low == pytest.approx(full, rel=3e-3)
-    states = [[runs.saved(name, step) for step in (1, STEPS)] for name in (mode, "float32")]
-    for kind, keys in kinds(states[1][0]).items():
-        low, full = (update(before, after, keys) for before, after in states)
-        angle = float(torch.cosine_similarity(low, full, dim=0))
+    for kind, angle in angles(runs, mode, "float32").items():
         print(mode, kind, f"{angle:.4f}")
-        assert angle > 0.9, kind
+        # Routers get the smallest gradients, and one of the two base models is rounded.
+        assert angle > (0.7 if kind in ROUTERS else 0.97), kind
+    if "zero3" not in mode:  # which reads the vision tower otherwise
+        assert min(angles(runs, mode, "one process").values()) > 0.99
 
 
 @pytest.mark.parametrize("mode", [mode for mode in LOW_MODES if "zero" in str(mode.values[0])])

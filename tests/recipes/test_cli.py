@@ -153,7 +153,7 @@ def test_the_door_is_found_through_a_link_and_beside_cdpath(tmp_path: Path) -> N
     (tmp_path / "bin").mkdir()
     link = tmp_path / "bin" / "strlora"
     link.symlink_to(REPO / "recipes" / "run_stream.sh")
-    ours = "tiny: valid (strlora, 8 chunks)\n"
+    ours = "tiny: valid (strlora (paper, modified: gate_scale=num_experts), 8 chunks)\n"
     words = ["validate", "tiny", "--no-setup"]
     assert door(*words, script=link, cwd=tmp_path).stdout == ours
     relative = Path("recipes/run_stream.sh")

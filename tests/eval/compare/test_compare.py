@@ -6,6 +6,8 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,8 +305,23 @@ def test_files_and_marks(good: Path, poor: Path, tmp_path: Path, capsys: Any) ->
     assert "Last [\\%]" in latex
     assert latex.count("\\toprule") == latex.count("\\end{tabular}") == 2
     assert tables.escape("a_b & 5 %") == "a\\_b \\& 5 \\%"
+    cells = list(csv.DictReader((out / "compare.csv").open(encoding="utf-8")))
+    (last,) = (r for r in cells if (r["method"], r["column"]) == ("strlora", "last"))
+    assert last["unit"] == "fraction"
+    assert 0 < float(last["value"]) <= 1
     tests = list(csv.DictReader((out / "tests.csv").open(encoding="utf-8")))
     assert {row["leader"] for row in tests} <= {"strlora", "lora"}
+
+
+def test_a_reader_that_has_enough_is_no_failure(good: Path, poor: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "eval.compare", str(good), str(poor), "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()  # as `| head -0` does
+        _, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert len(list(out.iterdir())) == 5
 
 
 def _drop_predictions(run: Path) -> None:
