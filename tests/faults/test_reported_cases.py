@@ -78,4 +78,5 @@ def test_06_a_checkpoint_without_its_optimizer(tmp_path: Path) -> None:
 @needs_host
 def test_07_the_cause_behind_a_general_exception(tmp_path: Path) -> None:
     found = replay("07", tmp_path)
-    assert "surrogate pair" in found, found
+    # What the reader of the JSON said, before what `datasets` makes of it.
+    assert re.search(r"ValueError: (Trailing data|.*surrogate pair)", found), found
