@@ -26,6 +26,20 @@ class Config(RoutedConfig):
         default=False, metadata={"help": "Whether an earlier chunk has trained the adapter."}
     )
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Notes what adapter_config.json, which alone gives `peft_type`, does not hold."""
+        config = super().__new__(cls, *args, **kwargs)
+        before = {**OLD_RULE, "instruction_turns": "all"} if "peft_type" in kwargs else {}
+        if missing := {name: value for name, value in before.items() if name not in kwargs}:
+            config.__dict__["_before"] = missing
+        return config
+
+    def __post_init__(self) -> None:
+        """Gives an adapter without these options the rule that it was trained by."""
+        for name, value in self.__dict__.pop("_before", {}).items():
+            setattr(self, name, value)
+        super().__post_init__()
+
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
@@ -44,11 +58,6 @@ class Config(RoutedConfig):
                 "scores of stage 2 (stability_on: scores), whatever the recipe asks for"
             )
         return config
-
-    @classmethod
-    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
-        """Gives an adapter without these options the rule that it was trained by."""
-        return super().check_kwargs(**{**OLD_RULE, **kwargs})
 
     def possible(self, given: dict[str, Any]) -> dict[str, Any]:
         """Without an average of R the rule stays what it was: there is nothing to compare with."""

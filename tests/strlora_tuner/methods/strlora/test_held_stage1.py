@@ -7,7 +7,8 @@ import logging
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from peft.config import PeftConfigMixin
 from safetensors.torch import load_file, save_file
 
 import strlora_tuner
@@ -124,7 +125,7 @@ def old_adapter(folder, **options):
     model = adapted(text_model(), stability_on="scores", instruction_statistics="count", **options)
     model.save_pretrained(folder)
     content = json.loads((folder / CONFIG).read_text())
-    for key in ("stability_on", "instruction_statistics", "goes_on"):
+    for key in ("stability_on", "instruction_statistics", "instruction_turns", "goes_on"):
         del content[key]
     (folder / CONFIG).write_text(json.dumps(content))
     assert not any("ema_task" in name for name in load_file(folder / WEIGHTS))
@@ -150,6 +151,17 @@ def test_an_adapter_without_an_average_of_r_keeps_its_rule_and_says_so(tmp_path,
     assert int(model.base_model.statistics().count) > count, "statistics go on counting"
     model.save_pretrained(tmp_path / "next")
     check_adapter(tmp_path / "next", Options, previous=folder)
+
+
+def test_the_rule_of_an_old_adapter_holds_however_its_file_is_read(tmp_path):
+    folder = str(old_adapter(tmp_path))
+    # ms-swift replaces PeftConfigMixin.from_pretrained by one that knows no class but PEFT's own.
+    foreign = PeftConfigMixin.from_pretrained(folder)
+    for config in (PeftConfig.from_pretrained(folder), Config.from_pretrained(folder), foreign):
+        assert isinstance(config, Config)
+        found = (config.stability_on, config.instruction_statistics, config.instruction_turns)
+        assert found == ("scores", "count", "all")
+    assert Config(r=8, num_experts=2, target_modules=["x"]).stability_on == "gate"
 
 
 def test_a_released_adapter_has_nothing_to_say(tmp_path, caplog):
