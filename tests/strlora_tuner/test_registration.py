@@ -14,29 +14,13 @@ from tests.strlora_tuner.models import adapted, text_model
 # What a script can import first; some of these modules import PEFT themselves.
 FIRST = [
     "import strlora_tuner",
-    "import strlora_tuner, peft",
     "import peft, strlora_tuner",
     "import torch, transformers, strlora_tuner",
     "import strlora_tuner.methods, peft",
-    "import strlora_tuner.training_loop",
-    "from strlora_tuner import StrLoraConfig",
     "from strlora_tuner import StrLoraModel",
-    *(
-        f"import strlora_tuner.{module}"
-        for module in (
-            "core",
-            "core.config",
-            "core.layer",
-            "core.model",
-            "methods.strlora.config",
-            "methods.strlora.layer",
-            "methods.strlora.model",
-            "methods.branchlora.model",
-            "methods.smolora.config",
-            "routing_record.recorder",
-            "convert",
-        )
-    ),
+    "import strlora_tuner.core.model",
+    "import strlora_tuner.methods.branchlora.model",
+    "import strlora_tuner.routing_record.recorder",
 ]
 # Each runs in a fork, which a fresh interpreter for each would take minutes for.
 LOAD = """
