@@ -6,7 +6,7 @@ import os
 # for each other, which takes three times the processor time. Before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from hypothesis import HealthCheck, settings  # noqa: E402
+from hypothesis import HealthCheck, settings
 
 # Repeatable draws; a busy machine is no failure.
 settings.register_profile(
