@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from strlora_tuner.core.instruction.joined_text import JoinedText
 from strlora_tuner.core.instruction.passes import NO_IDS, PassReader
 from strlora_tuner.core.instruction.segments import (
     Pass,
@@ -18,7 +19,6 @@ from strlora_tuner.core.instruction.segments import (
     segments_of,
 )
 from strlora_tuner.core.instruction.sequence import Sequence
-from strlora_tuner.core.instruction.joined_text import JoinedText
 from strlora_tuner.core.instruction.turns import instruction_mask, mean_embedding, weighted_sums
 
 
