@@ -84,18 +84,23 @@ def missing_packages() -> list[str]:
 
 def _own_code(recipe: Recipe) -> list[str]:
     """Says when a local model brings Python files that would have to be run."""
-    found = []
+    found, kind = [], None
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
         path = Path(recipe.model.path) / name
         with suppress(OSError, ValueError):
             content = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(content, dict) and "auto_map" in content:
                 found.append(str(path))
+                kind = kind or content.get("model_type")
     if not found or recipe.model.remote_code:
         return []
+    fix = "Use a model that transformers knows by itself"
+    if kind == "internvl_chat":
+        here = recipe.model.path
+        fix = f"Rewrite it: {sys.executable} -m recipes.convert_internvl {here} --to {here}-HF"
     return [
-        f"trust: {', '.join(found)} ask to run Python files that came with the model. Use a model "
-        "that transformers knows by itself, or set model.remote_code: true if you trust its source"
+        f"trust: {', '.join(found)} ask to run Python files that came with the model. {fix}, or "
+        "set model.remote_code: true if you trust its source"
     ]
 
 
