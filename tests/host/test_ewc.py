@@ -170,7 +170,7 @@ def test_zero3_steps_and_estimates_as_one_process():
     done = subprocess.run(
         [sys.executable, *command, *script],
         cwd=ROOT,
-        env=environment(),
+        env={**os.environ, **environment()},
         capture_output=True,
         text=True,
         timeout=1200,
@@ -216,6 +216,6 @@ def test_what_cannot_be_pulled_is_refused(single):
         ({"ewc": {"ewc_typo": 1}}, "ewc_typo is no option"),
         ({"ewc": {"ewc_data": "/no/where.jsonl"}}, "no such file of samples"),
     ):
-        done = attempt("sft", arguments(folder, "refused", 2, one, **changes))
-        assert done.returncode != 0
-        assert message in done.stdout
+        code, output = attempt("sft", arguments(folder, "refused", 2, one, **changes))
+        assert code != 0
+        assert message in output
