@@ -263,12 +263,14 @@ def _stored_by_all(recipe: Recipe, size: Size) -> int:
 
 
 def _stored(recipe: Recipe, size: Size) -> int:
-    """Numbers that a chunk leaves: adapter, a pool's router, EWC's theta* and F of what trains."""
+    """Numbers that a chunk leaves: adapter (twice with slow weights), a pool's router, EWC's theta*
+    and F of what trains."""
+    adapters = size.stored * (1 if recipe.slow_weights is None else 2)
     if recipe.pool is not None:
-        return 2 * size.stored
+        return adapters + size.stored
     if recipe.ewc is None:
-        return size.stored
-    return size.stored + size.trained * (1 if recipe.ewc.released else 2)
+        return adapters
+    return adapters + size.trained * (1 if recipe.ewc.released else 2)
 
 
 def _budget(recipe: Recipe) -> BudgetPlan | None:
@@ -287,6 +289,7 @@ def counted_memory(recipe: Recipe, shape: Shape, adapter: Size) -> dict[str, flo
     optimizer   8 bytes a trained parameter (two AdamW moments), divided likewise
     ewc         4 bytes a trained parameter for each of theta*, the pull and, unless it is the
                 released form, the Fisher information
+    slow        4 bytes a trained parameter for the average, with slow_weights
 
     Activations, and what the host and CUDA take for themselves, are not among them.
     """
@@ -302,6 +305,8 @@ def counted_memory(recipe: Recipe, shape: Shape, adapter: Size) -> dict[str, flo
     }
     if recipe.ewc is not None:
         parts["ewc"] = adapter.trained * (8 if recipe.ewc.released else 12) / GIB
+    if recipe.slow_weights is not None:
+        parts["slow"] = adapter.trained * 4 / GIB
     return parts
 
 
