@@ -87,6 +87,8 @@ def _free_port(host: str, port: int) -> int:
         UseError: it is taken, or the address is not one of this machine.
     """
     try:
+        if not 0 <= port < 2**16:  # getaddrinfo takes what is left of a division
+            raise OverflowError("a port is 1 to 65535, or 0 for a free one")
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
