@@ -272,7 +272,7 @@ def _ewc_arguments(recipe: Recipe, layout: RunLayout, chunk: int, own: Path | No
     previous = recipe.previous(chunk)
     if previous is not None:
         options["state"] = str(layout.adapter(previous))
-    if own is not None and not recipe.ewc.released:
+    if own is not None and recipe.ewc.fisher:
         options["data"] = str(own)
     return {f"ewc_{key}": value for key, value in options.items()}
 
