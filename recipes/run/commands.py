@@ -356,7 +356,7 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     if recipe.model.remote_code:
         environment["STRLORA_REMOTE_CODE"] = "1"
-    if recipe.uses_task_labels:
+    if recipe.told:
         environment[TASKS_FILE] = str(layout.tasks.resolve())
     if launcher.nodes > 1:
         environment["NNODES"] = str(launcher.nodes)
