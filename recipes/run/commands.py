@@ -45,6 +45,7 @@ def train_command(
     chunk: int,
     resume_from: Path | None = None,
     own: Path | None = None,
+    start: Path | None = None,
 ) -> Command:
     """The command that trains chunk `chunk` (from 1) on `data`.
 
@@ -52,6 +53,7 @@ def train_command(
         data: the training file, or several, which the host reads as one.
         resume_from: a complete host checkpoint of this chunk to continue from.
         own: the chunk's own samples, where `data` holds replayed ones, too.
+        start: the adapter to train on, where it is not that of the chunk before.
     """
     arguments: Arguments = {
         **_model_arguments(recipe),
@@ -71,7 +73,9 @@ def train_command(
     }
     previous = recipe.previous(chunk)
     if previous is not None:
-        arguments["adapters"] = str(_trained_on(recipe, layout, previous))
+        start = _trained_on(recipe, layout, previous)
+    if start is not None:
+        arguments["adapters"] = str(start)
     if resume_from is not None:
         arguments["resume_from_checkpoint"] = str(resume_from)
     if recipe.launcher.cpu:
