@@ -71,8 +71,7 @@ def train_command(
         "seed": recipe.host_seed,
         **tracker_arguments(recipe, chunk),
     }
-    previous = recipe.previous(chunk)
-    if previous is not None:
+    if (previous := recipe.previous(chunk)) is not None:
         start = _trained_on(recipe, layout, previous)
     if start is not None:
         arguments["adapters"] = str(start)
