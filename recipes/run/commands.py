@@ -80,7 +80,7 @@ def train_command(
         _environment(recipe, layout) | tracker_environment(recipe, layout.trackers(chunk)),
         recipe.processes,
         _srun(recipe),
-        _container(recipe),
+        container(recipe),
     )
 
 
@@ -121,7 +121,7 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
     arguments |= {key: v for key, v in recipe.swift.items() if known[key].model_side}
     if recipe.launcher.nodes > 1:  # this machine alone answers
         environment |= {"NNODES": "1", "NODE_RANK": "0"}
-    inside = _container(recipe)
+    inside = container(recipe)
     return Command("infer", _flags(arguments), environment, recipe.launcher.nproc, inside=inside)
 
 
@@ -135,7 +135,8 @@ def _srun(recipe: Recipe) -> tuple[str, ...]:
     return ("srun", *per_node, "--export=ALL", *options)
 
 
-def _container(recipe: Recipe) -> tuple[str, ...]:
+def container(recipe: Recipe) -> tuple[str, ...]:
+    """What starts a host process inside the recipe's image; empty without one."""
     launcher = recipe.launcher
     if launcher.kind != "slurm" or launcher.slurm.container is None:
         return ()
@@ -278,6 +279,8 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
         environment["HF_HUB_OFFLINE"] = "1"
     if launcher.cpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        environment["STRLORA_NEEDS_GPU"] = "1"  # else the host would go on without, on the CPU
     if recipe.model.remote_code:
         environment["STRLORA_REMOTE_CODE"] = "1"
     if recipe.uses_task_labels:

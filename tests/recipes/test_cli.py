@@ -57,7 +57,7 @@ def test_dry_run_names_packages_that_are_absent(
 ) -> None:
     text = "numpy<0.1\nno-such-package>=2\n"
     (tmp_path / "requirements.txt").write_text(text, encoding="utf-8")
-    monkeypatch.setattr("recipes.run.prerequisites.REPO", tmp_path)
+    monkeypatch.setattr("recipes.run.preflight.installed.REPO", tmp_path)
     assert main([str(toy_yaml()), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "# MISSING  packages: numpy<0.1 (found " in out

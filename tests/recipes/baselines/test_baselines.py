@@ -29,7 +29,7 @@ from recipes.tools.plan import make_plan
 from recipes.tools.preview import preview
 from recipes.tools.status import verify
 from tests.recipes.run.test_runner import finish, start
-from tests.recipes.toy import recipe_values, write_recipe, write_stream
+from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
 
 METHODS = ("er", "ewc", "joint", "zero_shot")
 REPLAY = {"memory": 6, "share": 0.25}
@@ -40,8 +40,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes a recipe on a stream of three chunks of 10; keyword arguments replace blocks."""
     folder = tmp_path_factory.mktemp("baselines")
     stream = write_stream(folder / "three", chunks=3, samples=10)
-    (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text("{}", encoding="utf-8")
+    write_model(folder / "model")
 
     def write(method: str, **changes: Any) -> Path:
         run = changes.pop("run_dir", folder / f"run-{method}")
