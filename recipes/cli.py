@@ -153,7 +153,7 @@ def _train(recipe: Recipe, train_only: bool = False) -> int:
 def _validate(recipe: Recipe, options: argparse.Namespace) -> int:
     if options.json:
         return _print_all([recipe.model_dump_json(indent=2)])
-    from recipes.run.preflight.checklist import look
+    from recipes.run.preflight.all_checks import look
 
     valid = f"{options.recipe}: valid ({recipe.title}, {recipe.data.chunks} chunks)"
     on_cluster = recipe.launcher.kind == "slurm" and "SLURM_JOB_ID" not in os.environ

@@ -7,7 +7,7 @@ A run may still be going on, and files may be missing or damaged: whatever canno
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ Array = NDArray[np.float64]
 T = TypeVar("T")
 # So many chunks show how routing went; a file of a large model has half a megabyte.
 MOST_ROUTING_FILES = 26
+MOST_NAMED = 5
 UNREADABLE = (OSError, StreamError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -184,6 +185,7 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
     _read_training(run)
     _read_routing(run)
     _read_choices(run)
+    run.gaps += _long_samples(chunks)
     path = chunks / f"{run.evaluated:03d}" / "scores.json"
     if path.is_file():
         what = "Scores of the last chunk"
@@ -193,6 +195,21 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
         run.ablation = _try(gaps, "Ablations", lambda: read_ablation(path), None)
     run.gaps = [Gap(gap.what, without_folders(gap.why, run)) for gap in run.gaps]
     return run
+
+
+def _long_samples(chunks: Path) -> Iterator[Gap]:
+    """Says of each chunk which training samples were longer than model.max_length."""
+    for path in sorted(chunks.glob("*/too_long.jsonl")):
+        rows = [row for row in read_jsonl(path, torn_tail=True) if "file" in row]
+        if rows:
+            names = ", ".join(str(row["id"] or f"line {row['line']}") for row in rows[:MOST_NAMED])
+            more = f" and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
+            cut = sum(row["done"] == "cut" for row in rows)
+            done = f"{cut} cut, {len(rows) - cut} skipped (the next sample took its place)"
+            yield Gap(
+                f"Chunk {int(path.parent.name)}: {len(rows)} training samples too long",
+                f"more than {rows[-1]['max_length']} tokens: {done}: {names}{more}",
+            )
 
 
 _NO_MATRIX = Matrix(np.zeros((0, 0)), [], np.zeros((0, 0), dtype=np.int64))

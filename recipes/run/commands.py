@@ -27,6 +27,8 @@ EWC_PLUGIN = REPO / "strlora_tuner" / "methods" / "ewc" / "swift_plugin.py"
 HOST_PLUGIN = REPO / "recipes" / "swift_plugins" / "training.py"
 INFER_PLUGIN = REPO / "recipes" / "swift_plugins" / "inference.py"
 POOL_PLUGIN = REPO / "recipes" / "baselines" / "mr_lora" / "swift_plugin.py"
+# What recipes/swift_plugins/long_samples.py reads.
+TOO_LONG, TOO_LONG_FILE = "STRLORA_TOO_LONG", "STRLORA_TOO_LONG_FILE"
 POOL_BLOCK = 8  # batches that are routed together, so that each adapter's share fills its batches
 # What an argument of the host holds: a list is several words, a dictionary JSON, None left out.
 Value: TypeAlias = "str | int | float | bool | list[str] | dict[str, Value] | None"
@@ -77,7 +79,9 @@ def train_command(
     return Command(
         "sft",
         _flags(arguments),
-        _environment(recipe, layout) | tracker_environment(recipe, layout.trackers(chunk)),
+        _environment(recipe, layout)
+        | tracker_environment(recipe, layout.trackers(chunk))
+        | {TOO_LONG: recipe.data.too_long, TOO_LONG_FILE: str(layout.too_long(chunk))},
         recipe.processes,
         _srun(recipe),
         container(recipe),

@@ -17,7 +17,7 @@ from recipes.processes.run_lock import RunLock
 from recipes.run import evaluation
 from recipes.run.chunk_data import ensure_stream, open_recipe_stream
 from recipes.run.commands import default_threads
-from recipes.run.preflight.checklist import look, stopping
+from recipes.run.preflight.all_checks import look, stopping
 from recipes.run.session import RunError, Session
 from recipes.run.steps import evaluate_chunk, train_chunk, verify_chunk
 from recipes.run.terminal import Progress, duration

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from data_prep.files import write_text
 from recipes import REPO
 from recipes.config.schema import Recipe
-from recipes.run.preflight.checklist import look, stopping
+from recipes.run.preflight.all_checks import look, stopping
 
 TEMPLATES = REPO / "recipes" / "slurm"
 _SETUP = "# setup: modules and environment, filled in from launcher.slurm\n"

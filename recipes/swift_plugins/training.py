@@ -23,6 +23,7 @@ from swift.model import MODEL_MAPPING
 from swift.trainers.mixin import SwiftMixin
 from transformers import trainer_utils
 
+from recipes.swift_plugins import long_samples  # noqa: F401 -- replaces a function of the host
 from strlora_tuner import host_api
 from strlora_tuner.swift_plugins import master_weights as master_weights
 

@@ -11,7 +11,7 @@ from recipes.baselines.mr_lora.pool import has_router, router_recipe
 from recipes.config.schema import Recipe
 from recipes.run.chunk_data import chunk_only_file, open_recipe_stream, training_files
 from recipes.run.commands import infer_command, train_command
-from recipes.run.preflight.checklist import look, stopping
+from recipes.run.preflight.all_checks import look, stopping
 from recipes.run_folder.layout import RouterLayout, RunLayout
 
 

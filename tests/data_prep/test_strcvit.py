@@ -18,7 +18,7 @@ from eval.questions import question_of, write_combined
 from eval.scorers.registry import FIXED, TASKS
 from recipes.config.loading import load_recipe
 from recipes.run.chunk_data import open_recipe_stream
-from recipes.run.preflight.checklist import look
+from recipes.run.preflight.all_checks import look
 from tests.data_prep import trees
 
 REPO = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
 from recipes.run.chunk_data import open_recipe_stream
-from recipes.run.preflight.checklist import look
+from recipes.run.preflight.all_checks import look
 from recipes.slurm.submit import header_options, render
 from recipes.tools.preview import preview
 

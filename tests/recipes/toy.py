@@ -92,7 +92,7 @@ def write_model(folder: Path) -> Path:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     for name, content in (
         ("config.json", {**sizes, "intermediate_size": 8}),
-        ("tokenizer.json", {}),
+        ("vocab.json", {}),
         ("preprocessor_config.json", {}),
     ):
         (folder / name).write_text(json.dumps(content), encoding="utf-8")

@@ -14,7 +14,7 @@ from recipes.config import method as methods
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.run.commands import infer_command, train_command
-from recipes.run.preflight.checklist import look
+from recipes.run.preflight.all_checks import look
 from recipes.run_folder.layout import RunLayout
 from recipes.tools.method_sizes import sizes_of_methods
 from recipes.tools.preview import preview

@@ -24,7 +24,7 @@ from recipes.config.schema import Recipe
 from recipes.config.sizes.base_model import adapter_size, model_shape
 from recipes.processes import machine
 from recipes.run.preflight import gpus, room
-from recipes.run.preflight.checklist import look, stopping
+from recipes.run.preflight.all_checks import look, stopping
 from recipes.run.preflight.finding import Finding
 from recipes.run.preflight.gpus import check_gpus
 from recipes.run.preflight.model_folder import check_model
@@ -78,8 +78,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda m: cut(m / "model.safetensors.index.json", 20),
         "is no index of weights",
     ),
-    "tokenizer gone": (lambda m: (m / "tokenizer.json").unlink(), "has no tokenizer"),
-    "tokenizer cut": (lambda m: cut(m / "tokenizer.json", 1), "tokenizer.json cannot be read"),
+    "tokenizer gone": (lambda m: (m / "vocab.json").unlink(), "has no tokenizer"),
+    "tokenizer cut": (lambda m: cut(m / "vocab.json", 1), "vocab.json cannot be read"),
     "processor gone": (
         lambda m: (m / "preprocessor_config.json").unlink(),
         "has no image processor: expected preprocessor_config.json",

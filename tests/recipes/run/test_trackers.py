@@ -12,7 +12,7 @@ from recipes.config.loading import load_recipe
 from recipes.run import trackers
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.commands import train_command
-from recipes.run.preflight.checklist import look
+from recipes.run.preflight.all_checks import look
 from recipes.run_folder.layout import RunLayout
 from tests.recipes.real_host import BASE, needs_host, undisturbed
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
