@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from data_prep.files import print_lines
 from recipes import REPO
 from recipes.arguments import parse
 
@@ -26,6 +25,7 @@ def _not_installed(error: ModuleNotFoundError) -> str:
 
 
 try:
+    from data_prep.files import print_lines
     from recipes.config.loading import find_recipe, load_recipe
     from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
     from recipes.config.schema import Recipe

@@ -105,7 +105,7 @@ def check_processes(resume: Checkpoint, processes: int, index: int) -> None:
 
 
 def check_batches(resume: Checkpoint, recipe: Recipe, index: int) -> None:
-    """Raise RunError when a half-trained chunk was begun with another batch or DeepSpeed stage.
+    """Raise RunError when a half-trained chunk was begun with another batch, stage or length.
 
     Which samples come next, and how the optimizer's state lies on the disk, depends on them.
     """
@@ -114,9 +114,11 @@ def check_batches(resume: Checkpoint, recipe: Recipe, index: int) -> None:
     except FileNotFoundError:
         return
     batch = told.get("per_device_train_batch_size")
-    begun = f"per_device_batch {batch} and {_stage(told.get('deepspeed'))}"
-    now = f"per_device_batch {recipe.schedule.per_device_batch} and "
-    now += _stage(recipe.launcher.deepspeed)
+    length = recipe.model.max_length
+    begun = f"per_device_batch {batch}, {_stage(told.get('deepspeed'))}, "
+    begun += f"max_length {told.get('max_length', length)}"
+    now = f"per_device_batch {recipe.schedule.per_device_batch}, "
+    now += f"{_stage(recipe.launcher.deepspeed)}, max_length {length}"
     if batch is not None and begun != now:
         raise RunError(
             f"chunk {index} was trained up to step {resume.step} with {begun}, now it would be "

@@ -14,7 +14,7 @@ from typing import Any
 from data_prep.files import read_json
 from recipes import REPO
 from recipes.config.schema import Recipe
-from recipes.config.sizes.base_model import CountError, Shape, model_shape
+from recipes.config.sizes.base_model import CountError, Shape, adapter_size, model_shape
 from recipes.config.sizes.stored import BYTES, checkpoint_bytes, stored_by_all
 from recipes.run.preflight.finding import Finding
 from recipes.run_folder.layout import RunLayout
@@ -52,7 +52,7 @@ def check_disk(recipe: Recipe) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     if bytes_to_come(recipe, _at_most(recipe, shape)) <= free:
         return
-    size = _counted(recipe)
+    size = _counted(recipe, shape)
     if size is None or bytes_to_come(recipe, size) <= free:
         return
     to_come = bytes_to_come(recipe, size)
@@ -80,8 +80,10 @@ def _at_most(recipe: Recipe, shape: Shape) -> Size:
     return Size(AT_MOST * pairs + shape.aligner, AT_MOST * pairs * grown + shape.aligner)
 
 
-def _counted(recipe: Recipe) -> Size | None:
+def _counted(recipe: Recipe, shape: Shape) -> Size | None:
     """The adapter's own parameters; None where torch is not installed."""
+    if "torch" in sys.modules:
+        return adapter_size(recipe, shape)
     done = subprocess.run(
         [sys.executable, "-m", "recipes.config.sizes.stored"],
         input=recipe.model_dump_json(),
