@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -40,9 +41,20 @@ def seed(text: str) -> int:
 
 def source_facts(path: Path) -> dict[str, Any]:
     """Return name, size and hash of an input, by which a rerun knows it again. Raises DataError."""
+    if path.is_dir():
+        return _folder_facts(path)
     if not path.is_file():
         raise DataError("no-data", f"{path}: no such file; check the path")
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _folder_facts(folder: Path) -> dict[str, Any]:
+    """Return the same of a folder of pictures: their names and sizes stand for their bytes."""
+    files = sorted(path for path in folder.glob("*/*") if path.is_file())
+    sizes = [path.stat().st_size for path in files]
+    names = (f"{p.relative_to(folder)} {n}\n" for p, n in zip(files, sizes, strict=True))
+    digest = hashlib.sha256("".join(names).encode()).hexdigest()
+    return {"name": folder.name, "bytes": sum(sizes), "sha256": digest}
 
 
 def expect_folder(path: Path, what: str, how: str) -> None:
@@ -82,7 +94,7 @@ def run_plan(
         planned = plan()
         made = write_stream(args.out, planned, args.workers, Progress("writing", "files"))
     except BadSamples as error:
-        print(listing(error.problems), file=sys.stderr)
+        print(listing(error.problems) + error.note, file=sys.stderr)
         count = len(error.problems)
         print(
             f"error: {count} bad sample{'s' * (count > 1)}, nothing was written. Correct the "

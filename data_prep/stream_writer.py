@@ -37,11 +37,11 @@ LEFT_OUT = "left_out.jsonl"
 
 
 class BadSamples(StreamError):
-    """Samples were refused. `problems` holds all of them."""
+    """Samples were refused. `problems` holds all of them, `note` what helps to mend them."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem], note: str = "") -> None:
         super().__init__(f"{len(problems)} problems")
-        self.problems = problems
+        self.problems, self.note = problems, note
 
 
 @dataclass(frozen=True)

@@ -250,6 +250,10 @@ class Manifest:
     tuner: JsonObject | None = None
     preset: str = ""
 
+    def block(self, name: str) -> JsonObject:
+        """Return a block of the recipe, such as `schedule`; empty where it is missing."""
+        return _part(self.recipe, name)
+
     @property
     def told_the_task(self) -> bool:
         """Return whether the method looks up the task, which no method should know."""

@@ -48,6 +48,7 @@ _LONG = "one sample that is too long does not end a run, and is named"
 _NO_STOP_FILE = "the file /tmp/stop, which anybody can write, does not end a run"
 _ANSWERS = "every answer says why it ended, and one bad question does not end the run"
 _ALL_RANKS = "on a CPU the answers of all processes are written"
+_ADAPTER_ON = "an adapter that acts on no layer is told, not taken for the base model"
 _ROWS = "a row leaves its batch as soon as its answer ends"
 _QWEN = "the rows that stay in a batch keep their own positions (Qwen-VL)"
 _MODELS = "the resident host loads a base model once"
@@ -116,6 +117,8 @@ TABLE: dict[str, tuple[HostName, ...]] = {
         HostName("accelerate:PartialState._reset_state", _ALL_RANKS),
         HostName(f"{_INFER}.infer_dataset", _ALL_RANKS),
         HostName(_INFER, _ANSWERS, mentions="infer"),
+        HostName(_INFER, _ADAPTER_ON, mentions="prepare_model_template"),
+        HostName("swift.pipelines.infer.infer:prepare_model_template", _ADAPTER_ON),
         HostName(_ENGINE, _ANSWERS, mentions="strict"),
         HostName(f"{_ENGINE}._infer", _ROWS, mentions="pre_infer_hook"),
         HostName(f"{_ENGINE}._update_metrics", _ANSWERS),

@@ -68,6 +68,11 @@ class ImageResolver:
             return self._write(_from_base64(image[match.end() :]))
         return f"{LINK}/{self._under_root(image)}"
 
+    def is_there(self, name: str) -> bool:
+        """Return whether the file of a path that `resolve` returned is there."""
+        top, _, rest = name.partition("/")
+        return top != LINK or (self.root / rest).is_file()
+
     def _under_root(self, image: str) -> str:
         if image[:8].lower() == "file:///":
             image = unquote(image[7:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,24 @@ class TestSet:
     Args:
         task: its name. scorer: its `fixed` scorer.
         own_ids: refuse an id that occurs twice; else (published ids repeat) it is made unique.
+        placed: returns a raw sample with its columns under the names that are read.
     """
 
     __test__ = False  # not for pytest
 
-    def __init__(self, task: str, scorer: str, own_ids: bool = False) -> None:
-        self.task, self.scorer, self.own_ids = task, scorer, own_ids
+    def __init__(
+        self,
+        task: str,
+        scorer: str,
+        own_ids: bool = False,
+        placed: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.task, self.scorer, self.own_ids, self.placed = task, scorer, own_ids, placed
         self.used: dict[str, int] = {}
 
     def prepare(self, raw: Any) -> Any:
         """Return the raw sample with an answer, where its box is the answer."""
+        raw = self.placed(raw) if self.placed else raw
         if isinstance(raw, dict) and raw.get("answer") is None and raw.get("answer_bbox"):
             return {**raw, "answer": str(raw["answer_bbox"])}
         return raw
@@ -77,10 +85,14 @@ class TestFile:
     scorer: str
     resolver: ImageResolver
     own_ids: bool = True
+    placed: Callable[[Any], Any] | None = None
 
 
 def planned_tests(
-    files: dict[str, Path], resolver: ImageResolver, scorers: dict[str, str]
+    files: dict[str, Path],
+    resolver: ImageResolver,
+    scorers: dict[str, str],
+    placed: Callable[[Any], Any] | None = None,
 ) -> tuple[list[PlannedFile], dict[str, str]]:
     """Return the test sets, and the scorer of each.
 
@@ -88,6 +100,7 @@ def planned_tests(
         files: by task.
         resolver: of the images.
         scorers: by task; "" is for all others.
+        placed: see `TestSet`.
 
     Raises:
         StreamError: a task that no file can be named after.
@@ -96,7 +109,7 @@ def planned_tests(
     planned = []
     for task, path in files.items():
         check_task_name(task)
-        source = TestFile(path, task, chosen[task], resolver)
+        source = TestFile(path, task, chosen[task], resolver, placed=placed)
         planned.append(PlannedFile(f"test/{task}.jsonl", source, task))
     return planned, chosen
 
@@ -112,5 +125,5 @@ def check_task_name(task: str) -> None:
 
 def lines_of_test(source: TestFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of a test set."""
-    special = TestSet(source.task, source.scorer, source.own_ids)
+    special = TestSet(source.task, source.scorer, source.own_ids, source.placed)
     yield from map(encode, converted(source.path, source.resolver, special, made))

@@ -26,6 +26,7 @@ PLUGIN = REPO / "strlora_tuner" / "swift_plugins" / "routed_tuners.py"
 EWC_PLUGIN = REPO / "strlora_tuner" / "methods" / "ewc" / "swift_plugin.py"
 HOST_PLUGIN = REPO / "recipes" / "swift_plugins" / "training.py"
 INFER_PLUGIN = REPO / "recipes" / "swift_plugins" / "inference.py"
+SERVE_PLUGIN = REPO / "recipes" / "swift_plugins" / "serving.py"
 POOL_PLUGIN = REPO / "recipes" / "baselines" / "mr_lora" / "swift_plugin.py"
 # What recipes/swift_plugins/long_samples.py reads.
 TOO_LONG, TOO_LONG_FILE = "STRLORA_TOO_LONG", "STRLORA_TOO_LONG_FILE"
@@ -90,18 +91,14 @@ def train_command(
 
 def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) -> Command:
     """The command that answers all `prompts` with the adapter of `chunk` (0: the base model)."""
-    plugins = [str(HOST_PLUGIN), str(INFER_PLUGIN)]
     # Answers are on disk after every block: a killed evaluation continues from there.
     block = recipe.eval.batch_size * recipe.launcher.nproc
-    environment = _environment(recipe, layout)
+    if chunk > 0 and recipe.pool is not None:
+        block *= POOL_BLOCK
+    plugins, environment = _answering(recipe, layout, chunk)
     if chunk > 0 and recipe.routed:
-        plugins.append(str(PLUGIN))
         environment[ROUTING_FILE] = str(layout.routing(chunk))
         environment[PROBE_FILE] = str(layout.probe)
-    if chunk > 0 and recipe.pool is not None:
-        plugins = [str(HOST_PLUGIN), str(POOL_PLUGIN)]  # which brings INFER_PLUGIN along
-        block *= POOL_BLOCK
-        environment["MR_LORA_POOL_FILE"] = str(layout.pool(chunk))
     arguments: Arguments = {
         "model": recipe.model.path,
         "torch_dtype": recipe.model.dtype,
@@ -121,12 +118,63 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
         arguments["adapters"] = str(layout.adapter(chunk))
         if recipe.eval.backend == "vllm":
             arguments["merge_lora"] = True
-    known = known_arguments()
-    arguments |= {key: v for key, v in recipe.swift.items() if known[key].model_side}
+    arguments |= _model_side(recipe)
     if recipe.launcher.nodes > 1:  # this machine alone answers
         environment |= {"NNODES": "1", "NODE_RANK": "0"}
     inside = container(recipe)
     return Command("infer", _flags(arguments), environment, recipe.launcher.nproc, inside=inside)
+
+
+def deploy_command(
+    recipe: Recipe, layout: RunLayout, chunk: int, host: str, port: int, name: str
+) -> Command:
+    """The command of the host's server, in one process, with the adapter of `chunk`.
+
+    Args:
+        recipe: whose launcher is for one process.
+        layout: of the run.
+        chunk: 0 is the base model.
+        host: the address to listen on.
+        port: which must be free: the host would quietly take another.
+        name: of the model, as clients ask for it.
+    """
+    plugins, environment = _answering(recipe, layout, chunk)
+    arguments: Arguments = {
+        "model": recipe.model.path,
+        "torch_dtype": recipe.model.dtype,
+        "max_length": recipe.model.max_length,
+        "infer_backend": "transformers",
+        "max_batch_size": recipe.eval.batch_size,
+        "max_new_tokens": recipe.eval.max_new_tokens,
+        "temperature": 0,
+        "external_plugins": [*plugins, str(SERVE_PLUGIN)],
+        "host": host,
+        "port": port,
+        "served_model_name": name,
+        "verbose": False,  # no question and no answer in the log
+        "log_interval": -1,
+    }
+    if chunk > 0:
+        arguments["adapters"] = str(layout.adapter(chunk))
+    arguments |= _model_side(recipe)
+    return Command("deploy", _flags(arguments), environment, inside=_container(recipe))
+
+
+def _answering(recipe: Recipe, layout: RunLayout, chunk: int) -> tuple[list[str], dict[str, str]]:
+    """The plug-ins and the environment of a host process that answers with a chunk's adapter."""
+    plugins, environment = [str(HOST_PLUGIN), str(INFER_PLUGIN)], _environment(recipe, layout)
+    if chunk > 0 and recipe.routed:
+        plugins.append(str(PLUGIN))
+    if chunk > 0 and recipe.pool is not None:
+        plugins = [str(HOST_PLUGIN), str(POOL_PLUGIN)]  # which brings INFER_PLUGIN along
+        environment["MR_LORA_POOL_FILE"] = str(layout.pool(chunk))
+    return plugins, environment
+
+
+def _model_side(recipe: Recipe) -> Arguments:
+    """The arguments of the recipe's swift block that say how a model is loaded and prompted."""
+    known = known_arguments()
+    return {key: value for key, value in recipe.swift.items() if known[key].model_side}
 
 
 def _srun(recipe: Recipe) -> tuple[str, ...]:

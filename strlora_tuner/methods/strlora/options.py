@@ -22,6 +22,7 @@ class Options(AdapterOptions):
         "num_experts",
         "router_dim",
         "instruction_norm",
+        "instruction_text",
         "stability_on",
     )
     scheduled: ClassVar[tuple[str, ...]] = (
@@ -88,6 +89,13 @@ class Options(AdapterOptions):
         description="Which of a conversation's user turns make t. so_far: for what runs from the "
         "end of an answer to the end of the next, the turns up to there, in training as in a chat. "
         "all: one t for all of it, later turns included (released); cannot go on from a cache.",
+    )
+    instruction_text: Literal["prompt", "joined"] = option(
+        "prompt",
+        description="Which tokens of these turns. prompt: those of the prompt, and so the line end "
+        "that a template writes behind a picture. joined: the turns read back as text, joined by a "
+        "line end, without pictures and the blanks behind them, and encoded anew (released); every "
+        "micro-batch waits once for its ids.",
     )
     instruction_statistics: Literal["count", "slow", "hold"] = option(
         "hold",

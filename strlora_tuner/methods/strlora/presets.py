@@ -15,6 +15,7 @@ _RELEASED: dict[str, Any] = {
     "task_router": "frozen",
     "instruction_norm": "none",
     "instruction_turns": "all",
+    "instruction_text": "joined",
     "instruction_statistics": "count",
     "gate_scale": "one",
     "padding": "include",

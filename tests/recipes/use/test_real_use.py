@@ -1,0 +1,87 @@
+"""A finished run of the real host, used: asked, exported, and as its model card says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes import REPO
+from tests.recipes.real_host import BASE, gone_on, needs_host
+from tests.recipes.toy import QUESTIONS, recipe_values, write_recipe, write_stream
+
+pytestmark = [pytest.mark.slow, needs_host]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished StrLoRA run of one chunk."""
+    root = tmp_path_factory.mktemp("use")
+    stream = write_stream(root / "stream", chunks=1)
+    values = recipe_values(stream, root / "run", BASE, method="strlora")
+    values["data"]["chunks"] = 1
+    values["schedule"] |= {"epochs": 2, "first": {"learning_rate": 1e-2, "stability_weight": 0}}
+    gone_on(write_recipe(root / "toy.yaml", values))
+    return root / "run"
+
+
+def recorded(run: Path, task: str) -> dict[str, str]:
+    """Answers of the last evaluation by picture."""
+    lines = (run / "chunks/001/predictions" / f"{task}.jsonl").read_text("utf-8").splitlines()
+    return {line["images"][0]: line["prediction"] for line in map(json.loads, lines)}
+
+
+def ask_card(folder: Path, picture: Path, question: str) -> str:
+    """Runs the code of a folder's card as it stands."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.S)
+    assert code is not None
+    done = subprocess.run(
+        [sys.executable, "-c", code[1], str(picture), question],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_ask_and_the_card_give_the_recorded_answer(run: Path, tmp_path: Path) -> None:
+    answers = recorded(run, "VQAv2")
+    name, expected = next(iter(answers.items()))
+    picture, question = run.parent / "stream" / name, QUESTIONS["VQAv2"].removeprefix("<image>")
+    command = [sys.executable, "-m", "recipes.cli", "ask", str(run), str(picture), question]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{expected}\n"
+    assert "strlora after chunk 1 of 1 answers; adapter on: 28 layers routed" in done.stderr
+
+    adapter = run / "chunks" / "001" / "adapter"
+    assert "2 passes over each chunk, 6 optimizer steps" in (adapter / "README.md").read_text()
+    assert ask_card(adapter, picture, question) == expected
+
+
+def test_a_merged_model_answers_as_the_adapter(run: Path, tmp_path: Path) -> None:
+    values = recipe_values(run.parent / "stream", tmp_path / "lora", BASE, method="lora")
+    values["data"]["chunks"] = 1
+    values["schedule"]["first"]["learning_rate"] = 1e-2
+    gone_on(write_recipe(tmp_path / "lora.yaml", values), "--train-only")
+    merged = tmp_path / "merged"
+    command = ["export", str(tmp_path / "lora"), "--merged", "--to", str(merged)]
+    subprocess.run([sys.executable, "-m", "recipes.cli", *command], cwd=REPO, check=True)
+    assert not (merged / "adapter_config.json").exists()
+    question = QUESTIONS["Fin"].removeprefix("<image>")
+    picture = next((run.parent / "stream/images").glob("Fin-test-*.png"))
+    asked = ["ask", str(tmp_path / "lora"), str(picture), question]
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.cli", *asked], cwd=REPO, capture_output=True, text=True
+    )
+    assert "adapter on: 28 layers wrapped" in done.stderr
+    assert ask_card(merged, picture, question) == done.stdout.strip() != ""
+    shutil.rmtree(merged)
