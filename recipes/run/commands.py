@@ -157,7 +157,7 @@ def deploy_command(
     if chunk > 0:
         arguments["adapters"] = str(layout.adapter(chunk))
     arguments |= _model_side(recipe)
-    return Command("deploy", _flags(arguments), environment, inside=_container(recipe))
+    return Command("deploy", _flags(arguments), environment, inside=container(recipe))
 
 
 def _answering(recipe: Recipe, layout: RunLayout, chunk: int) -> tuple[list[str], dict[str, str]]:
