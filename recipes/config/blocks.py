@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from strlora_tuner.methods.slow_weights.options import Kind
+
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -123,6 +125,17 @@ class Ewc(Block):
     released: bool = Field(
         False, description="as in published code: F = 1, a plain pull to the last chunk's weights"
     )
+
+
+class SlowWeights(Block):
+    window: Rate = Field(
+        0.1, description="about the share of all steps so far that the average stands for"
+    )
+    max_decay: Rate = Field(0.995, description="the most that is kept of the average in a step")
+    answer: Kind = Field(
+        "slow", description="which of the two sets of weights is evaluated and is the adapter"
+    )
+    start_next_from: Kind = Field("fast", description="which of them the next chunk trains on")
 
 
 class Pool(Block):

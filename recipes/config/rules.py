@@ -42,6 +42,11 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
         )
     problems += _identity_problems(recipe)
     problems += _replay_problems(recipe) + _ewc_problems(recipe) + _pool_problems(recipe)
+    if recipe.slow_weights is not None and recipe.tuner_type is None:
+        problems.append(
+            f"method = {recipe.method} has nothing for slow_weights to average: it trains no "
+            "weights; set slow_weights: null"
+        )
     if launcher.cpu and recipe.model.dtype == "float16":
         problems.append("model.dtype = float16 needs a GPU: with launcher.cpu use float32")
     if recipe.data.source == "mini" and not re.fullmatch(r"[a-z0-9_-]+", recipe.data.size):

@@ -26,6 +26,7 @@ from recipes.config.blocks import (
     Pool,
     Replay,
     Schedule,
+    SlowWeights,
 )
 from recipes.config.method import FREEZE, Method, find_method, method_names
 from recipes.config.protocol import StreamProtocol
@@ -59,6 +60,9 @@ class Recipe(Block):
     )
     replay: Replay | None = Field(None, description="replay of past samples; null: none")
     ewc: Ewc | None = Field(None, description="elastic weight consolidation; null: none")
+    slow_weights: SlowWeights | None = Field(
+        None, description="a moving average of the adapter that answers; null: none"
+    )
     pool: Pool | None = Field(
         None, description="the router over adapters of single chunks; method mr_lora has one"
     )

@@ -20,9 +20,13 @@ from recipes.config.swift_arguments import known_arguments
 from recipes.processes.command import Command
 from recipes.run.trackers import tracker_arguments, tracker_environment
 from recipes.run_folder.layout import RunLayout
+from strlora_tuner.methods.slow_weights import both_sets
+from strlora_tuner.methods.slow_weights.both_sets import planned_set
 from strlora_tuner.options import PROBE_FILE, ROUTING_FILE, TASKS_FILE, host_arguments
+from strlora_tuner.saved import WEIGHTS
 
 PLUGIN = REPO / "strlora_tuner" / "swift_plugins" / "routed_tuners.py"
+SLOW_PLUGIN = REPO / "strlora_tuner" / "swift_plugins" / "slow_weights.py"
 EWC_PLUGIN = REPO / "strlora_tuner" / "methods" / "ewc" / "swift_plugin.py"
 HOST_PLUGIN = REPO / "recipes" / "swift_plugins" / "training.py"
 INFER_PLUGIN = REPO / "recipes" / "swift_plugins" / "inference.py"
@@ -53,7 +57,7 @@ def train_command(
     """
     arguments: Arguments = {
         **_model_arguments(recipe),
-        **_adapter_arguments(recipe, layout, chunk, own),
+        **_adapter_arguments(recipe, layout, chunk, resume_from, own),
         **_data_arguments(recipe, [data] if isinstance(data, Path) else data, chunk),
         **_optimizer_arguments(recipe, chunk),
         "output_dir": str(layout.host(chunk)),
@@ -69,7 +73,7 @@ def train_command(
     }
     previous = recipe.previous(chunk)
     if previous is not None:
-        arguments["adapters"] = str(layout.adapter(previous))
+        arguments["adapters"] = str(_trained_on(recipe, layout, previous))
     if resume_from is not None:
         arguments["resume_from_checkpoint"] = str(resume_from)
     if recipe.launcher.cpu:
@@ -241,7 +245,7 @@ def _model_arguments(recipe: Recipe) -> Arguments:
 
 
 def _adapter_arguments(
-    recipe: Recipe, layout: RunLayout, chunk: int, own: Path | None
+    recipe: Recipe, layout: RunLayout, chunk: int, resume_from: Path | None, own: Path | None
 ) -> Arguments:
     plugins, callbacks = [str(HOST_PLUGIN)], ["save_and_stop"]
     keywords: Arguments = {}
@@ -253,6 +257,10 @@ def _adapter_arguments(
         plugins.append(str(EWC_PLUGIN))
         callbacks.append("ewc")
         keywords |= _ewc_arguments(recipe, layout, chunk, own)
+    if recipe.slow_weights is not None:
+        plugins.append(str(SLOW_PLUGIN))
+        callbacks.append("slow_weights")
+        keywords |= _slow_arguments(recipe, layout, chunk, resume_from)
     arguments: Arguments = {"tuner_type": recipe.tuner_type, **_aligner_arguments(recipe)}
     arguments |= {"external_plugins": plugins, "callbacks": callbacks}
     if keywords:
@@ -272,6 +280,26 @@ def _ewc_arguments(recipe: Recipe, layout: RunLayout, chunk: int, own: Path | No
     if own is not None and not recipe.ewc.released:
         options["data"] = str(own)
     return {f"ewc_{key}": value for key, value in options.items()}
+
+
+def _slow_arguments(
+    recipe: Recipe, layout: RunLayout, chunk: int, resume_from: Path | None
+) -> Arguments:
+    assert recipe.slow_weights is not None
+    options: Arguments = {key: getattr(recipe.slow_weights, key) for key in ("window", "max_decay")}
+    previous = recipe.previous(chunk)
+    if resume_from is not None:
+        options["state"] = str(resume_from / both_sets.FILE)
+    elif previous is not None and not recipe.options_class.grows:  # that starts its own weights
+        slow = planned_set(layout.adapter(previous), "slow", recipe.slow_weights.answer)
+        options["state"] = str(slow / WEIGHTS)
+    return {f"slow_weights_{key}": value for key, value in options.items()}
+
+
+def _trained_on(recipe: Recipe, layout: RunLayout, previous: int) -> Path:
+    """The folder of the weights that the chunk after `previous` goes on from."""
+    adapter, slow = layout.adapter(previous), recipe.slow_weights
+    return adapter if slow is None else planned_set(adapter, slow.start_next_from, slow.answer)
 
 
 def _aligner_arguments(recipe: Recipe) -> Arguments:

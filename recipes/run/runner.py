@@ -143,6 +143,6 @@ def _do_chunk(session: Session, chunk: ChunkPlan) -> bool:
     state.done = chunk.index
     session.save()
     write_costs(session.layout, state)
-    if chunk.evaluates:
+    if chunk.evaluates and chunk.index < session.recipe.data.chunks:  # else the run's end writes it
         evaluation.write_report(session.layout, session.progress.say)
     return True

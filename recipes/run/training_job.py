@@ -24,6 +24,7 @@ from recipes.run_folder.checkpoints import (
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import ChunkRecord
 from strlora_tuner.methods.ewc.state_file import check_state_file
+from strlora_tuner.methods.slow_weights.both_sets import check_slow_file
 from strlora_tuner.saved import AdapterError
 
 
@@ -166,10 +167,14 @@ def _install(job: TrainingJob, checkpoint: Checkpoint) -> None:
         check_adapter(checkpoint.path, job.recipe.tuner_type, previous)
         if job.recipe.ewc is not None:
             check_state_file(checkpoint.path, job.recipe.ewc.released)
+        if job.recipe.slow_weights is not None:
+            check_slow_file(checkpoint.path)
     except AdapterError as error:
         raise RunError(f"{job.what} was trained, but its adapter is not whole: {error}") from error
     try:
-        install_adapter(checkpoint, job.layout.adapter(job.index))
+        slow = job.recipe.slow_weights
+        answer = None if slow is None else slow.answer
+        install_adapter(checkpoint, job.layout.adapter(job.index), answer)
     except AdapterError as error:
         raise RunError(
             f"{job.what}: {error}. Look at {job.layout.train_metrics(job.index)}, then start "

@@ -273,6 +273,7 @@ def counted_memory(recipe: Recipe, shape: Shape, adapter: Size) -> dict[str, flo
     optimizer   8 bytes a trained parameter (two AdamW moments), divided likewise
     ewc         4 bytes a trained parameter for each of theta*, the pull and, unless it is the
                 released form, the Fisher information
+    slow        4 bytes a trained parameter for the average, with slow_weights
 
     Activations, and what the host and CUDA take for themselves, are not among them.
     """
@@ -288,6 +289,8 @@ def counted_memory(recipe: Recipe, shape: Shape, adapter: Size) -> dict[str, flo
     }
     if recipe.ewc is not None:
         parts["ewc"] = adapter.trained * (8 if recipe.ewc.released else 12) / GIB
+    if recipe.slow_weights is not None:
+        parts["slow"] = adapter.trained * 4 / GIB
     return parts
 
 

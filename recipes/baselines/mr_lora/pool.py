@@ -47,7 +47,8 @@ def router_recipe(recipe: Recipe) -> Recipe:
     assert pool is not None
     first = schedule.first.model_copy(update={"learning_rate": pool.router_rate(schedule.first)})
     phases = {"first": first, "epochs": pool.epochs}
-    return recipe.model_copy(update={"schedule": schedule.model_copy(update=phases)})
+    changes = {"schedule": schedule.model_copy(update=phases), "slow_weights": None}
+    return recipe.model_copy(update=changes)
 
 
 def has_router(index: int) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from strlora_tuner import host_api
+from strlora_tuner.core.sharded import is_sharded, refuse_fsdp, whole
 from strlora_tuner.methods.ewc.ewc import (
     EwcState,
     FisherEstimate,
@@ -73,22 +74,13 @@ class EwcCallback(TrainerCallback):
                 "--fp16 true with DeepSpeed: its dynamic loss scale cannot be applied to the "
                 "penalty of EWC; use --bf16 true or --torch_dtype float32"
             )
-        if trainer.is_fsdp_enabled:
-            raise ValueError(
-                "--fsdp: parameters lie in pieces, and EWC knows only how DeepSpeed puts them "
-                "together; use DDP or --deepspeed zero2 or zero3"
-            )
+        refuse_fsdp(trainer, "EWC")
 
     def _sharded(self) -> bool:
-        return any(hasattr(parameter, "ds_id") for parameter in self.parameters.values())
+        return is_sharded(self.parameters.values())
 
     def _whole(self) -> AbstractContextManager[object]:
-        """While it is open, every process can read whole parameters; all must open it."""
-        if not self._sharded():
-            return nullcontext()
-        import deepspeed  # only ZeRO-3 needs it
-
-        return deepspeed.zero.GatheredParameters(list(self.parameters.values()))
+        return whole(self.parameters.values())
 
     def _own_samples(self) -> Any:
         """The chunk's samples, encoded one by one when asked for, without replayed ones."""

@@ -1,4 +1,7 @@
-"""EWC in the real host: two chunks, alone and beside StrLoRA, on one process and on two."""
+"""EWC and slow weights in the real host: two chunks, beside LoRA and StrLoRA, on 1 and 2 processes.
+
+Both run in the same trainings: what they leave is checked apart.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,16 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from strlora_tuner.methods.ewc.state_file import ANCHOR, FILE, FISHER
+from strlora_tuner.methods.slow_weights.both_sets import FILE as SLOW_FILE
+from strlora_tuner.methods.slow_weights.both_sets import read_steps
+from strlora_tuner.saved import WEIGHTS
 from tests.host.swift import (
     HERE,
     PLUGIN,
@@ -29,6 +36,7 @@ full = pytest.mark.skipif(
     os.environ.get("FULL_METHODS") != "1", reason="minutes more; FULL_METHODS=1 runs it"
 )
 EWC = ROOT / "strlora_tuner" / "methods" / "ewc" / "swift_plugin.py"
+SLOW = ROOT / "strlora_tuner" / "swift_plugins" / "slow_weights.py"
 STEPS = 3
 WEIGHT = 50.0
 
@@ -36,11 +44,14 @@ WEIGHT = 50.0
 def arguments(folder, name, chunk, previous=None, **changes):
     """Arguments of chunk `chunk`; `changes` may hold `tuner` (lora | strlora) and `ewc` options."""
     options = {"ewc_weight": WEIGHT, "ewc_decay": 0.5, **changes.pop("ewc", {})}
-    plugins, callbacks = [PLUGIN, EWC], ["strlora", "ewc"]
+    plugins, callbacks = [PLUGIN, EWC, SLOW], ["strlora", "ewc", "slow_weights"]
     if changes.pop("tuner", "strlora") == "lora":
-        plugins, callbacks, changes["tuner_type"] = [EWC], ["ewc"], "lora"
+        plugins, callbacks = plugins[1:], callbacks[1:]
+        changes["tuner_type"] = "lora"
     if previous is not None:
         changes["adapters"] = previous
+        begins = changes.get("resume_from_checkpoint", previous)
+        options.setdefault("slow_weights_state", str(Path(begins) / SLOW_FILE))
         options.setdefault("ewc_state", str(previous))
     if "deepspeed" in changes:  # its communication must be up before anything asks for it
         plugins.append(HERE / "rank_check_plugin.py")
@@ -107,6 +118,27 @@ def test_the_state_is_what_the_formula_says(single):
     assert sum(float(v.sum()) for v in fresh.values()) > 0
 
 
+def test_the_slow_set_is_the_average_of_the_checkpoints(single):
+    """In float64, from the weights that the host saved after every step of both chunks."""
+    _, ((_, one, _), (_, two, _)) = single
+    average = {k: v.double() for k, v in load_file(one.parent / "checkpoint-1" / SLOW_FILE).items()}
+    steps = [one.parent / f"checkpoint-{n}" for n in (2, 3)]
+    steps += [two.parent / f"checkpoint-{n}" for n in (1, 2, 3)]
+    moved = 0
+    for step, checkpoint in enumerate(steps, start=2):
+        fast, slow = (load_file(checkpoint / name) for name in (WEIGHTS, SLOW_FILE))
+        assert fast.keys() == slow.keys()
+        assert read_steps(checkpoint / SLOW_FILE) == step
+        for name, value in fast.items():
+            if "ema_" in name or "statistics" in name:  # carried as it is, no trained parameter
+                assert torch.equal(slow[name], value)
+                continue
+            average[name] += 9 / (10 + step) * (value.double() - average[name])
+            torch.testing.assert_close(slow[name].double(), average[name], rtol=1e-5, atol=1e-7)
+            moved += not torch.equal(slow[name], value)
+    assert moved > 20
+
+
 VARIANTS = {
     "accumulation": (1, dict(per_device_train_batch_size=2, gradient_accumulation_steps=4)),
     "checkpointing": (1, dict(gradient_checkpointing="true")),
@@ -135,6 +167,11 @@ def test_any_split_of_the_batch_equals_one_process(single, name):
         for key, value in state.items():
             near = 1e-2 * float(value.abs().max()) + 1e-7
             torch.testing.assert_close(carried[key], value, rtol=2e-2, atol=near, msg=key)
+        slow, alone = (load_file(path / SLOW_FILE) for path in (previous, wanted[chunk - 1][1]))
+        assert slow.keys() == alone.keys()
+        for key, value in alone.items():
+            near = 1e-2 * float(value.abs().max()) + 1e-7
+            torch.testing.assert_close(slow[key], value, rtol=2e-2, atol=near, msg=key)
 
 
 def test_an_interrupted_chunk_ends_bit_for_bit_the_same(single):
@@ -143,7 +180,7 @@ def test_an_interrupted_chunk_ends_bit_for_bit_the_same(single):
     shutil.copytree(two.parent / "checkpoint-1", out / "checkpoint-1")
     values = arguments(folder, "resumed", 2, one, resume_from_checkpoint=out / "checkpoint-1")
     run("sft", values)
-    for name in ("adapter_model.safetensors", FILE):
+    for name in (WEIGHTS, FILE, SLOW_FILE):
         found, expected = (p / f"checkpoint-{STEPS}" / name for p in (out, two.parent))
         assert found.read_bytes() == expected.read_bytes(), name
 
@@ -170,7 +207,7 @@ def test_zero3_steps_and_estimates_as_one_process():
     done = subprocess.run(
         [sys.executable, *command, *script],
         cwd=ROOT,
-        env=environment(),
+        env={**os.environ, **environment()},
         capture_output=True,
         text=True,
         timeout=1200,
@@ -216,6 +253,6 @@ def test_what_cannot_be_pulled_is_refused(single):
         ({"ewc": {"ewc_typo": 1}}, "ewc_typo is no option"),
         ({"ewc": {"ewc_data": "/no/where.jsonl"}}, "no such file of samples"),
     ):
-        done = attempt("sft", arguments(folder, "refused", 2, one, **changes))
-        assert done.returncode != 0
-        assert message in done.stdout
+        code, output = attempt("sft", arguments(folder, "refused", 2, one, **changes))
+        assert code != 0
+        assert message in output
