@@ -19,10 +19,12 @@ COMMANDS: dict[str, str] = {
     "reproduce": "repeat a recorded run in a new folder and list what differs",
     "clean": "list files that the run no longer needs; --yes removes them",
     "ask": "ask a run's model one question, with or without pictures",
+    "chat": "talk with a run's model in the terminal",
+    "serve": "serve a run's model with an OpenAI-compatible API",
     "export": "copy a run's adapter into a folder for others, with its model card",
 }
 # The commands that use a run's model: they take what the run recorded, and no overrides.
-USES: tuple[str, ...] = ("ask", "export")
+USES: tuple[str, ...] = ("ask", "chat", "serve", "export")
 _STOPPED = "stopped by signal n"
 EXIT_CODES: dict[str, dict[str, str]] = {  # beside 2
     "run": {"0": "done", "1": "failed", "128+n": _STOPPED},
@@ -37,6 +39,11 @@ EXIT_CODES: dict[str, dict[str, str]] = {  # beside 2
     },
     "clean": {"0": "done", "1": "the run is being worked on, or its state cannot be read"},
     "ask": {"0": "answered", "1": "no such adapter, another base model, or no answer"},
+    "chat": {"0": "ended", "1": "no such adapter, or another base model"},
+    "serve": {
+        "0": "stopped by Ctrl-C or SIGTERM",
+        "1": "no such adapter, another base model, or the port is taken",
+    },
     "export": {"0": "written", "1": "no such adapter, or it cannot be exported so"},
 }
 _TARGET = "a shipped recipe ({}), a YAML file, or a run folder (runs/tiny)"
@@ -93,6 +100,8 @@ def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
         "reproduce": _reproduce_options,
         "clean": _clean_options,
         "ask": _ask_options,
+        "chat": _chat_options,
+        "serve": _serve_options,
         "export": _export_options,
     }.get(command, lambda parser: None)(parser)
     parser.add_argument(
@@ -228,6 +237,20 @@ def _ask_options(parser: argparse.ArgumentParser) -> None:
         help="the longest answer; default: the recipe's eval.max_new_tokens",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the answer")
+
+
+def _chat_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", metavar="PICTURE", nargs="*", help="of the first question")
+
+
+def _serve_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone; 0.0.0.0: all"
+    )
+    parser.add_argument(
+        "--key", help="clients must send it; $STRLORA_SERVE_KEY does the same and is not in `ps`"
+    )
 
 
 def _export_options(parser: argparse.ArgumentParser) -> None:

@@ -249,6 +249,35 @@ def _ask(recipe: Recipe, options: argparse.Namespace) -> int:
     return _print_all([answer.text])
 
 
+def _chat(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.use.chat import chat
+
+    adapter = _open(recipe, options)
+    _stop_on_signals()
+    with suppress(Stopped):
+        chat(adapter, [options.where / picture for picture in options.words], options.where)
+    return DONE
+
+
+def _serve(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.use.serve import KEY, Server, serve
+
+    adapter, key = _open(recipe, options), options.key or os.environ.get(KEY) or None
+
+    def tell(server: Server) -> None:
+        asks = "clients must send the key" if key else "no key is asked for"
+        print("; ".join(filter(None, [adapter.title, server.adapter])))
+        print(f"{server.url}   model: {server.model}   {asks}   Ctrl-C stops it", flush=True)
+        _tell(f"log: {server.log}")
+
+    _stop_on_signals()
+    try:
+        serve(adapter, tell, options.host, options.port, key)
+    except Stopped as stopped:
+        _tell(f"\nserver stopped by {stopped}")
+    return DONE
+
+
 def _export(recipe: Recipe, options: argparse.Namespace) -> int:
     from recipes.use.export import export
 
@@ -267,6 +296,8 @@ _COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
     "reproduce": _reproduce,
     "clean": _clean,
     "ask": _ask,
+    "chat": _chat,
+    "serve": _serve,
     "export": _export,
 }
 

@@ -11,6 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from data_prep.append import Before, append_stream, parse_with_append
 from data_prep.chunk import GENERATOR, VERSION
 from data_prep.chunk.batches import Options
 from data_prep.chunk.boundaries import ChunkBoundaries, contents, make
@@ -18,7 +19,7 @@ from data_prep.chunk.columns import ColumnNames
 from data_prep.chunk.first_pass import FirstPass
 from data_prep.chunk.periods import Period
 from data_prep.chunk.times import EPOCHS
-from data_prep.command_line import add_common, pairs, run_plan, scorers_of, source_facts
+from data_prep.command_line import UNUSABLE, add_common, pairs, run_plan, scorers_of, source_facts
 from data_prep.parallel import cores
 from data_prep.progress_bar import Progress
 from data_prep.published.benchmarks import SCORERS
@@ -26,9 +27,20 @@ from data_prep.sources.image_paths import EMBEDDED, ImageResolver
 from data_prep.sources.readers import data_files
 from data_prep.sources.test_sets import check_task_name
 from data_prep.stream import StreamError
-from data_prep.stream_writer import PARTIAL, Contents, Plan
+from data_prep.stream_writer import PARTIAL, Contents, Plan, write_stream
 
 # Options that came later: a stream made without them does not name them.
+_TAKEN_OVER: tuple[str, ...] = (
+    "by",
+    "size",
+    "column",
+    "every",
+    "epoch",
+    "no_shuffle",
+    "task",
+    "task_column",
+)
+_TAKEN_OVER += ("holdout", "image_column", "question_column", "answer_column", "question")
 _IF_GIVEN = ("epoch", "image_column", "question_column", "answer_column", "question")
 
 
@@ -64,17 +76,22 @@ def parser() -> argparse.ArgumentParser:
         metavar="[TASK=]NAME",
         help=f"scorer of the test sets (default: exact): {', '.join(SCORERS)}",
     )
-    add_common(out)
+    add_common(out, out_required=False)
     return out
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the stream; return the exit code."""
-    args = parser().parse_args(argv)
-    return run_plan(args, partial(_plan, args))
+    try:
+        args, before = parse_with_append(parser(), argv, GENERATOR, _TAKEN_OVER)
+    except StreamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    write = write_stream if args.append is None else append_stream
+    return run_plan(args, partial(_plan, args, before), write=write)
 
 
-def _plan(args: argparse.Namespace) -> Plan:
+def _plan(args: argparse.Namespace, before: Before) -> Plan:
     if args.question and args.question_column:
         raise StreamError("--question and --question-column: give one of them")
     boundaries = _boundaries(args)
@@ -86,10 +103,12 @@ def _plan(args: argparse.Namespace) -> Plan:
     if not 0 <= args.holdout < 1:
         raise StreamError(f"--holdout {args.holdout}: expected a share from 0 to below 1")
     first = sources[0]
-    root = (args.images or (first if first.is_dir() else first.parent)).resolve()
+    root = args.images or Path(before.settings.get("images", ""))
+    if args.images is None and not before.settings:
+        root = first if first.is_dir() else first.parent
+    root = root.resolve()
     if not root.is_dir():
         raise StreamError(f"--images {root}: no such folder")
-    name = args.out.resolve().name
     settings = {
         "sources": [source_facts(path) for path in sources],
         "tests": {task: source_facts(Path(path)) for task, path in tests.items()},
@@ -104,12 +123,12 @@ def _plan(args: argparse.Namespace) -> Plan:
     options = Options(
         args.by,
         args.column,
-        args.task or name,
+        args.task or before.name,
         args.task_column,
         args.holdout,
         args.seed,
-        name,
-        ImageResolver(root, embed=args.out / PARTIAL / EMBEDDED),
+        before.id_prefix,
+        ImageResolver(root, embed=before.place / PARTIAL / EMBEDDED, link=before.link(root)),
         args.epoch,
         ColumnNames(args.image_column, args.question_column, args.answer_column, args.question),
         args.images is not None,
@@ -120,10 +139,10 @@ def _plan(args: argparse.Namespace) -> Plan:
         first_pass = FirstPass(staging / "first_pass", sources, options, args.skip_bad)
         first_pass.run(workers, Progress("reading"))
         found = {task: Path(path) for task, path in tests.items()}
-        return contents(first_pass, boundaries, found, scorers, root)
+        return contents(first_pass, boundaries, found, scorers, before)
 
     generator = {"name": GENERATOR, "version": VERSION, "settings": settings}
-    return Plan(name, generator, args.seed, all_of, make, args.skip_bad)
+    return Plan(before.name, generator, args.seed, all_of, make, args.skip_bad)
 
 
 def _boundaries(args: argparse.Namespace) -> ChunkBoundaries:

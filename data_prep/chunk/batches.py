@@ -11,7 +11,7 @@ from data_prep.chunk.columns import ColumnNames, needed
 from data_prep.chunk.times import microseconds
 from data_prep.errors import DataError, Problem, shown
 from data_prep.sources.fields import Columns
-from data_prep.sources.image_paths import LINK, ImageResolver
+from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.picture_marks import unread_marks
 from data_prep.sources.raw_forms import to_host, unread_turn_keys
 from data_prep.sources.readers import Item, parse, place
@@ -32,7 +32,7 @@ class Options:
         task_column: column that names the task; None: "task".
         holdout: share of the images (of the questions, where there is no image) kept for testing.
         seed: of shuffling and of the hold-out.
-        name: of the stream, part of made-up ids.
+        id_prefix: what made-up ids begin with.
         epoch: unit of numbers in a column of times; None: by their size.
         needs_pictures: refuse sources without any.
     """
@@ -43,7 +43,7 @@ class Options:
     task_column: str | None
     holdout: float
     seed: int
-    name: str
+    id_prefix: str
     resolver: ImageResolver
     epoch: str | None = None
     columns: ColumnNames = field(default_factory=ColumnNames)
@@ -84,7 +84,8 @@ def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
             raw = parse(item)
             if isinstance(raw, dict):
                 batch.keys.update(map(str, raw))
-            record = host_record(raw, options, f"{path.name.split('.')[0]}-{number:07d}")
+            made_up_id = f"{options.id_prefix}{path.name.split('.')[0]}-{number:07d}"
+            record = host_record(raw, options, made_up_id)
             group, form = group_of(raw, options)
             line = encode(record)
         except DataError as refused:
@@ -96,7 +97,7 @@ def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
         lines.append(line)
         batch.taken = batch.taken or options.columns.found(raw, options.task_column)
         if lost := next((i for i in record["images"] if not options.resolver.is_there(i)), None):
-            batch.missing.append(lost.removeprefix(f"{LINK}/"))
+            batch.missing.append(lost.partition("/")[2])
         batch.unread |= unread_turn_keys(raw)
         batch.marks |= unread_marks(record["messages"])
         batch.lengths.append(len(line))

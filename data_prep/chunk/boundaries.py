@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.append import Before
 from data_prep.chunk.first_pass import INDEX, FirstPass
 from data_prep.chunk.periods import Period
 from data_prep.sources.fields import FIRST_BLOCK, Columns, StartOfFile, Uneven, harmonize
-from data_prep.sources.image_paths import EMBEDDED, LINK
+from data_prep.sources.image_paths import EMBEDDED
 from data_prep.sources.records import encode
 from data_prep.sources.test_sets import TestFile, check_task_name, lines_of_test, planned_tests
 from data_prep.stream import StreamError
@@ -52,7 +53,7 @@ def contents(
     boundaries: ChunkBoundaries,
     tests: dict[str, Path],
     scorers: dict[str, str],
-    root: Path,
+    before: Before,
 ) -> Contents:
     """Return what the stream holds, once the first pass is done.
 
@@ -61,7 +62,7 @@ def contents(
         boundaries: where chunks end.
         tests: test file by task.
         scorers: scorer by task; "" is for all others.
-        root: folder of the images.
+        before: what the stream holds already.
 
     Raises:
         StreamError: nothing to train on, too many chunks, or a task that no file can be named by.
@@ -74,7 +75,8 @@ def contents(
         raise StreamError(f"{names}: no samples to train on; expected at least one")
     cut = _cut_facts(first_pass, index, order, bounds, boundaries.period)
     rows = _RowMaker(first_pass, order, boundaries, several=len(bounds) > 1)
-    chunks = [rows.planned(f"chunks/{n:03d}.jsonl", a, b, n) for n, (a, b) in enumerate(bounds, 1)]
+    numbered = enumerate(bounds, before.chunks + 1)
+    chunks = [rows.planned(f"chunks/{n:03d}.jsonl", a, b, n) for n, (a, b) in numbered]
     held, chosen = [], {}
     chunk_of = np.zeros(len(index), dtype=np.int64)
     if by == "time":
@@ -84,17 +86,30 @@ def contents(
         for chunk in sorted(set(chunk_of[own].tolist())):
             period = str(cut[chunk]["period"]) if by == "time" else ""
             samples = np.flatnonzero(own & (chunk_of == chunk))
-            held.append(rows.held_out(samples, task, period, chunk + 1))
+            name = before.test_name(task, period)
+            held.append(rows.held_out(samples, task, name, before.chunks + chunk + 1))
             chosen[held[-1].task or ""] = scorers.get(task, scorers[""])
     options = first_pass.options
-    files, of_files = planned_tests(tests, options.resolver, scorers, options.columns.placed)
+    files, of_files = planned_tests(
+        tests,
+        options.resolver,
+        scorers,
+        before.test_name,
+        before.chunks + 1,
+        options.columns.placed,
+    )
+    if both := chosen.keys() & of_files:
+        raise StreamError(
+            f"test set {min(both)!r} is held out and given with --test: give the file another "
+            "name, or leave --holdout out (with --append: --holdout 0)"
+        )
     rows.save()
     if (left_out := first_pass.folder / LEFT_OUT).stat().st_size:
         shutil.copyfile(left_out, first_pass.folder.parent / LEFT_OUT)
     return Contents(
         chunks + held + files,
         chosen | of_files,
-        {LINK: str(root)} if first_pass.images else {},
+        {options.resolver.link: str(options.resolver.root)} if first_pass.images else {},
         (EMBEDDED,),
         {"cut": cut},
     )
@@ -211,15 +226,13 @@ class _RowMaker:
         rows = Rows(self.first_pass.folder, start, stop, tasks, entry or {}, small, large, shuffle)
         return PlannedFile(file, rows, task)
 
-    def held_out(self, rows: np.ndarray, task: str, period: str, chunk: int) -> PlannedFile:
-        """Return the test set of a task, or of one period of it, which ends in `chunk`."""
+    def held_out(self, rows: np.ndarray, task: str, name: str, chunk: int) -> PlannedFile:
+        """Return the test set `name` of a task; under another name it is seen first in `chunk`."""
         check_task_name(task)
         self.orders.append(rows)
         start, self.used = self.used, self.used + len(rows)
-        if not period:
-            return self.planned(f"test/{task}.jsonl", start, self.used)
-        entry = {"of": task, "chunk": chunk}
-        return self.planned(f"test/{task}.{period}.jsonl", start, self.used, entry=entry)
+        entry: dict[str, object] = {} if name == task else {"of": task, "chunk": chunk}
+        return self.planned(f"test/{name}.jsonl", start, self.used, entry=entry)
 
     def save(self) -> None:
         np.save(self.first_pass.folder / "order.npy", np.concatenate(self.orders))

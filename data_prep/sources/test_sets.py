@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,10 @@ class TestSet:
 
 @dataclass(frozen=True)
 class TestFile:
-    """A test set with a file of its own. `own_ids`: an id that occurs twice is refused."""
+    """A test set with a file of its own.
+
+    `entry` goes into the manifest; `own_ids`: an id that occurs twice is refused.
+    """
 
     __test__ = False  # not for pytest
 
@@ -84,6 +87,7 @@ class TestFile:
     task: str
     scorer: str
     resolver: ImageResolver
+    entry: dict[str, object] = field(default_factory=dict)
     own_ids: bool = True
     placed: Callable[[Any], Any] | None = None
 
@@ -92,6 +96,8 @@ def planned_tests(
     files: dict[str, Path],
     resolver: ImageResolver,
     scorers: dict[str, str],
+    name_of: Callable[[str], str] = str,
+    chunk: int = 1,
     placed: Callable[[Any], Any] | None = None,
 ) -> tuple[list[PlannedFile], dict[str, str]]:
     """Return the test sets, and the scorer of each.
@@ -100,17 +106,21 @@ def planned_tests(
         files: by task.
         resolver: of the images.
         scorers: by task; "" is for all others.
+        name_of: returns the name of the test set of a task: its own may be taken.
+        chunk: the chunk (from 1) that test sets of other names than their task belong to.
         placed: see `TestSet`.
 
     Raises:
         StreamError: a task that no file can be named after.
     """
-    chosen = {task: scorers.get(task, scorers[""]) for task in files}
-    planned = []
+    chosen, planned = {}, []
     for task, path in files.items():
         check_task_name(task)
-        source = TestFile(path, task, chosen[task], resolver, placed=placed)
-        planned.append(PlannedFile(f"test/{task}.jsonl", source, task))
+        name, scorer = name_of(task), scorers.get(task, scorers[""])
+        entry: dict[str, object] = {} if name == task else {"of": task, "chunk": chunk}
+        source = TestFile(path, task, scorer, resolver, entry, placed=placed)
+        planned.append(PlannedFile(f"test/{name}.jsonl", source, name))
+        chosen[name] = scorer
     return planned, chosen
 
 
@@ -125,5 +135,6 @@ def check_task_name(task: str) -> None:
 
 def lines_of_test(source: TestFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of a test set."""
+    made.entry.update(source.entry)
     special = TestSet(source.task, source.scorer, source.own_ids, source.placed)
     yield from map(encode, converted(source.path, source.resolver, special, made))

@@ -122,8 +122,13 @@ class Ewc(Block):
         None,
         description="samples of a chunk that its Fisher information is estimated on; null: all",
     )
-    released: bool = Field(
-        False, description="as in published code: F = 1, a plain pull to the last chunk's weights"
+    fisher: bool = Field(
+        True, description="false: F = 1, a plain pull to the last chunk's weights (method l2)"
+    )
+    gradient: bool = Field(
+        True,
+        description="false: the penalty is logged and has no gradient, as in published code "
+        "(method ewc_released)",
     )
 
 

@@ -128,7 +128,8 @@ def _ewc_problems(recipe: Recipe) -> list[str]:
     if recipe.ewc is None:
         return []
     problems = []
-    if recipe.model.dtype == "float16" and recipe.launcher.deepspeed:
+    acts = recipe.ewc.gradient or recipe.ewc.fisher
+    if recipe.model.dtype == "float16" and recipe.launcher.deepspeed and acts:
         problems.append(
             "model.dtype = float16 with ewc under DeepSpeed: its dynamic loss scale cannot be "
             "applied to the penalty; use model.dtype: bfloat16"
@@ -139,7 +140,7 @@ def _ewc_problems(recipe: Recipe) -> list[str]:
             "parameters of its own, of which the weights before say nothing; set ewc: null"
         )
     for key in ("packing", "padding_free"):
-        if recipe.swift.get(key):
+        if recipe.swift.get(key) and recipe.ewc.fisher:
             problems.append(
                 f"swift.{key} = true would make one sample of several, and the Fisher information "
                 "of ewc is taken sample by sample: leave it out"

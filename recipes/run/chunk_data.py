@@ -104,7 +104,7 @@ def check_carried(recipe: Recipe, layout: RunLayout, record: ChunkRecord) -> Non
         ReplayError: so is the memory of replayed samples.
     """
     if recipe.ewc is not None:
-        check_state_file(layout.adapter(record.index), recipe.ewc.released)
+        check_state_file(layout.adapter(record.index), recipe.ewc.fisher)
     if recipe.slow_weights is not None:
         check_sets(layout.adapter(record.index), recipe.slow_weights.answer)
     if recipe.replay is not None:

@@ -7,17 +7,15 @@ Arguments are lists, never shell strings.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from recipes import REPO
 from recipes.config.blocks import Model
 from recipes.config.schema import Recipe
 from recipes.config.swift_arguments import known_arguments
-from recipes.processes.command import Command
+from recipes.processes.command import Arguments, Command, flags
 from recipes.run.trackers import tracker_arguments, tracker_environment
 from recipes.run_folder.layout import RunLayout
 from strlora_tuner.methods.slow_weights import both_sets
@@ -35,9 +33,6 @@ POOL_PLUGIN = REPO / "recipes" / "baselines" / "mr_lora" / "swift_plugin.py"
 # What recipes/swift_plugins/long_samples.py reads.
 TOO_LONG, TOO_LONG_FILE = "STRLORA_TOO_LONG", "STRLORA_TOO_LONG_FILE"
 POOL_BLOCK = 8  # batches that are routed together, so that each adapter's share fills its batches
-# What an argument of the host holds: a list is several words, a dictionary JSON, None left out.
-Value: TypeAlias = "str | int | float | bool | list[str] | dict[str, Value] | None"
-Arguments: TypeAlias = dict[str, Value]
 
 
 def train_command(
@@ -83,7 +78,7 @@ def train_command(
     arguments |= recipe.swift
     return Command(
         "sft",
-        _flags(arguments),
+        flags(arguments),
         _environment(recipe, layout)
         | tracker_environment(recipe, layout.trackers(chunk))
         | {TOO_LONG: recipe.data.too_long, TOO_LONG_FILE: str(layout.too_long(chunk))},
@@ -126,7 +121,7 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
     if recipe.launcher.nodes > 1:  # this machine alone answers
         environment |= {"NNODES": "1", "NODE_RANK": "0"}
     inside = container(recipe)
-    return Command("infer", _flags(arguments), environment, recipe.launcher.nproc, inside=inside)
+    return Command("infer", flags(arguments), environment, recipe.launcher.nproc, inside=inside)
 
 
 def deploy_command(
@@ -161,7 +156,7 @@ def deploy_command(
     if chunk > 0:
         arguments["adapters"] = str(layout.adapter(chunk))
     arguments |= _model_side(recipe)
-    return Command("deploy", _flags(arguments), environment, inside=container(recipe))
+    return Command("deploy", flags(arguments), environment, inside=container(recipe))
 
 
 def _answering(recipe: Recipe, layout: RunLayout, chunk: int) -> tuple[list[str], dict[str, str]]:
@@ -277,7 +272,7 @@ def _ewc_arguments(recipe: Recipe, layout: RunLayout, chunk: int, own: Path | No
     previous = recipe.previous(chunk)
     if previous is not None:
         options["state"] = str(layout.adapter(previous))
-    if own is not None and not recipe.ewc.released:
+    if own is not None and recipe.ewc.fisher:
         options["data"] = str(own)
     return {f"ewc_{key}": value for key, value in options.items()}
 
@@ -383,22 +378,3 @@ def default_threads(recipe: Recipe) -> int:
 def is_local(model: Model) -> bool:
     """Whether the model is a folder: it exists, is written as a path, or is downloaded to one."""
     return Path(model.path).exists() or model.path[0] in "./~" or model.download is not None
-
-
-def _flags(arguments: Arguments) -> tuple[str, ...]:
-    flags: list[str] = []
-    for key, value in arguments.items():
-        if value is None:
-            continue
-        flags.append(f"--{key}")
-        values = value if isinstance(value, (list, tuple)) else [value]
-        flags += [_text(item) for item in values]
-    return tuple(flags)
-
-
-def _text(value: Value) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return json.dumps(value)
-    return str(value)

@@ -166,7 +166,7 @@ def _install(job: TrainingJob, checkpoint: Checkpoint) -> None:
     try:
         check_adapter(checkpoint.path, job.recipe.tuner_type, previous)
         if job.recipe.ewc is not None:
-            check_state_file(checkpoint.path, job.recipe.ewc.released)
+            check_state_file(checkpoint.path, job.recipe.ewc.fisher)
         if job.recipe.slow_weights is not None:
             check_slow_file(checkpoint.path)
     except AdapterError as error:

@@ -135,7 +135,7 @@ def carry_ewc(checkpoint: Path, weights: bytes, options: str) -> None:
     if "ewc_state" in given:
         before = read_weights(Path(given["ewc_state"]) / "ewc.safetensors")
     checkpoint.mkdir(parents=True, exist_ok=True)
-    names = ["anchor.weight"] if given["ewc_released"] else ["anchor.weight", "fisher.weight"]
+    names = ["anchor.weight", *(["fisher.weight"] if given["ewc_fisher"] else [])]
     content = hashlib.sha256(before + weights).digest()
     write_weights(checkpoint / "ewc.safetensors", content, empty=names)
 

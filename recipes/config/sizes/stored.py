@@ -25,7 +25,7 @@ def stored_by_chunk(recipe: Recipe, size: Size) -> int:
         return adapters + size.stored
     if recipe.ewc is None:
         return adapters
-    return adapters + size.trained * (1 if recipe.ewc.released else 2)
+    return adapters + size.trained * (2 if recipe.ewc.fisher else 1)
 
 
 def _adapters(recipe: Recipe, size: Size) -> int:

@@ -60,16 +60,19 @@ class EwcCallback(TrainerCallback):
             logger.info("EWC: first chunk, no pull")
             return
         shapes = {name: whole_shape(parameter) for name, parameter in self.parameters.items()}
-        self.previous = load_state(Path(self.options.state), shapes, self.options.released)
-        self.penalty = Penalty(self.parameters, self.previous, self.options.weight, self._whole)
+        options, acts = self.options, self.options.gradient
+        self.previous = load_state(Path(self.options.state), shapes, options.fisher)
+        self.penalty = Penalty(self.parameters, self.previous, options.weight, self._whole, acts)
         count = sum(shape.numel() for shape in shapes.values())
-        logger.info(f"EWC: {count:,} parameters are pulled to {self.options.state}")
+        does = "pulled to" if acts else "compared with, and not held to,"
+        logger.info(f"EWC: {count:,} parameters are {does} {options.state}")
 
     def _refuse(self) -> None:
         trainer = self.trainer
         if trainer.is_deepspeed_enabled:
             host_api.check("deepspeed")
-        if trainer.is_deepspeed_enabled and getattr(self.args, "fp16", False):
+        scaled = trainer.is_deepspeed_enabled and getattr(self.args, "fp16", False)
+        if scaled and (self.options.gradient or self.options.fisher):
             raise ValueError(
                 "--fp16 true with DeepSpeed: its dynamic loss scale cannot be applied to the "
                 "penalty of EWC; use --bf16 true or --torch_dtype float32"
@@ -108,7 +111,7 @@ class EwcCallback(TrainerCallback):
     def _finish(self, checkpoint: Path) -> None:
         if self.penalty is not None:
             self.penalty.remove()
-        fisher = None if self.options.released else self._fisher()
+        fisher = self._fisher() if self.options.fisher else None
         with self._whole():
             state = next_state(self.previous, self.parameters, fisher, self.options.decay)
         if self.args.should_save:

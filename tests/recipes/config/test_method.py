@@ -38,8 +38,8 @@ def test_what_makes_a_method_lies_over_the_recipe_and_under_the_command_line() -
     recipe = load_recipe("tiny", ["method=er", "replay.memory=7"])
     assert recipe.replay is not None
     assert (recipe.replay.memory, recipe.replay.share) == (7, 0.5)
-    with pytest.raises(RecipeError, match=r"ewc.released = True makes method ewc another one"):
-        load_recipe("tiny", ["method=ewc", "ewc.released=true"])
+    with pytest.raises(RecipeError, match=r"ewc.fisher = False makes method ewc another one"):
+        load_recipe("tiny", ["method=ewc", "ewc.fisher=false"])
 
 
 def test_a_sentence_embedder_that_is_not_there_is_named_before_anything_runs(
@@ -135,8 +135,10 @@ def test_a_mistake_in_a_method_file_is_named_with_its_line(
         (["method=er", "replay=null"], "method: method = er needs its block `replay`, found null"),
         (["method=ewc", "ewc=null"], "method: method = ewc needs its block `ewc`, found null"),
         (["method=mr_lora", "pool=null"], "method = mr_lora needs its block `pool`"),
-        (["method=ewc_released", "ewc.released=false"], "ewc.released = False makes method ewc_re"),
-        (["method=ewc", "ewc.released=true"], "ewc.released = True makes method ewc another"),
+        (["method=ewc_released", "ewc.gradient=true"], "ewc.gradient = True makes method ewc_rel"),
+        (["method=ewc_released", "ewc.weight=2"], "ewc.weight = 2.0 makes method ewc_released"),
+        (["method=l2", "ewc.fisher=true"], "ewc.fisher = True makes method l2 another one"),
+        (["method=l2", "ewc.released=true"], "ewc.released: was removed: the plain pull is ewc.fi"),
         (["method=olora", "ewc.weight=3"], "method: method = olora has nothing for ewc"),
         (["method=LoRA"], "did you mean 'lora'?"),
     ],

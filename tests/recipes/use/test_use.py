@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import pytest
 from eval.questions import form_of
 from recipes.cli import main
 from recipes.config.loading import load_recipe
+from recipes.run.commands import deploy_command
 from recipes.run_folder.manifest import RunChanged
 from recipes.use.ask import checked_turns
 from recipes.use.export import export
 from recipes.use.finished_adapter import UseError, open_adapter
+from recipes.use.serve import serve
 from tests.recipes.run.test_runner import finish
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
@@ -131,6 +134,26 @@ def test_what_cannot_be_exported_is_refused_in_words(trained: Path, tmp_path: Pa
     with pytest.raises(UseError, match="nothing to export"):
         export(open_adapter(trained / "strlora", 0), target)
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_taken_port_is_told_before_the_host_takes_another(trained: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        for where in ({"port": port}, {"host": "192.0.2.1"}, {"port": 70000}):
+            with pytest.raises(UseError, match=r"cannot listen on .* another --port"):
+                serve(open_adapter(trained / "strlora", None), print, **where)
+
+
+def test_the_server_gets_its_key_outside_of_the_command_line(trained: Path) -> None:
+    adapter = open_adapter(trained / "strlora", None)
+    command = deploy_command(adapter.alone, adapter.layout, 2, "127.0.0.1", 8000, "toy")
+    words = list(command.arguments)
+    assert words[words.index("--host") + 1] == "127.0.0.1"
+    assert words[words.index("--adapters") + 1] == str(adapter.layout.adapter(2))
+    assert "--api_key" not in words
+    assert command.kind == "deploy"
 
 
 def test_the_command_line(
