@@ -255,9 +255,10 @@ class Manifest:
         return _part(self.recipe, name)
 
     @property
-    def told_the_task(self) -> bool:
-        """Return whether the method looks up the task, which no method should know."""
-        return (self.tuner or {}).get("sentence") == "task"
+    def told(self) -> str:
+        """Return in words what the method looks up, which none should know; empty: nothing."""
+        words = {"task": "told the task", "template": "told the task's template"}
+        return words.get(str((self.tuner or {}).get("sentence")), "")
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -134,9 +134,10 @@ class Recipe(Block):
         return self.tuner_type is not None and is_routed(self.tuner_type)
 
     @property
-    def uses_task_labels(self) -> bool:
-        """Whether the model is given the task of each question, as in some published code."""
-        return bool(getattr(self.tuner_options, "sentence", "") == "task")
+    def told(self) -> str:
+        """What the model is given of a question's task: `task`, `template` or nothing."""
+        sentence = str(getattr(self.tuner_options, "sentence", "prompt"))
+        return "" if sentence == "prompt" else sentence
 
     @property
     def options_class(self) -> type[AdapterOptions]:

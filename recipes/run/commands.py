@@ -42,6 +42,7 @@ def train_command(
     chunk: int,
     resume_from: Path | None = None,
     own: Path | None = None,
+    start: Path | None = None,
 ) -> Command:
     """The command that trains chunk `chunk` (from 1) on `data`.
 
@@ -49,6 +50,7 @@ def train_command(
         data: the training file, or several, which the host reads as one.
         resume_from: a complete host checkpoint of this chunk to continue from.
         own: the chunk's own samples, where `data` holds replayed ones, too.
+        start: the adapter to train on, where it is not that of the chunk before.
     """
     arguments: Arguments = {
         **_model_arguments(recipe),
@@ -66,9 +68,10 @@ def train_command(
         "seed": recipe.host_seed,
         **tracker_arguments(recipe, chunk),
     }
-    previous = recipe.previous(chunk)
-    if previous is not None:
-        arguments["adapters"] = str(_trained_on(recipe, layout, previous))
+    if (previous := recipe.previous(chunk)) is not None:
+        start = _trained_on(recipe, layout, previous)
+    if start is not None:
+        arguments["adapters"] = str(start)
     if resume_from is not None:
         arguments["resume_from_checkpoint"] = str(resume_from)
     if recipe.launcher.cpu:
@@ -358,7 +361,7 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
         environment["STRLORA_NEEDS_GPU"] = "1"  # else the host would go on without, on the CPU
     if recipe.model.remote_code:
         environment["STRLORA_REMOTE_CODE"] = "1"
-    if recipe.uses_task_labels:
+    if recipe.told:
         environment[TASKS_FILE] = str(layout.tasks.resolve())
     if launcher.nodes > 1:
         environment["NNODES"] = str(launcher.nodes)

@@ -38,6 +38,8 @@ class TrainingJob:
         index: the chunk.
         what: the adapter in words, for messages.
         data: writes what it is trained on; returns the files, and a text about them.
+        start: the adapter that a router starts from, which `data` writes; None: no other than the
+            recipe says.
     """
 
     recipe: Recipe
@@ -45,6 +47,7 @@ class TrainingJob:
     index: int
     what: str
     data: Callable[[], tuple[Sequence[Path], str]]
+    start: Path | None = None
 
     @property
     def host(self) -> Path:
@@ -82,7 +85,7 @@ def _finished_checkpoint(session: Session, job: TrainingJob, record: ChunkRecord
     session.progress.begin(job.index, "train", text)
     own = chunk_only_file(job.recipe, job.index, session.stream)
     checkpoint = resume.path if resume else None
-    command = train_command(job.recipe, job.layout, files, job.index, checkpoint, own)
+    command = train_command(job.recipe, job.layout, files, job.index, checkpoint, own, job.start)
     log = job.layout.train_log(job.index)
     tick = session.progress.watch_training(job.host / "logging.jsonl")
     peak = session.run_host(command, log, tick, f"training {job.what}")

@@ -68,6 +68,7 @@ class RoutedConfig(PeftConfig):
     instruction_norm = "none"
     instruction_turns = "so_far"
     instruction_text = "prompt"
+    dropout_masks = "shared"
     padding = "mask"
 
     if TYPE_CHECKING:  # options of every method, which become fields below

@@ -56,6 +56,13 @@ def has_router(index: int) -> bool:
     return index > 1
 
 
+def router_start(recipe: Recipe, layout: RunLayout, index: int) -> Path | None:
+    """The folder of the adapter that the router after chunk `index` starts from; None: afresh."""
+    assert recipe.pool is not None
+    merged = recipe.pool.router_start == "merged"
+    return layout.chunk(index) / "router_start" if merged else None
+
+
 def router_lines(recipe: Recipe, samples: Sequence[int]) -> int:
     """Lines that the router is trained on after the last of chunks with so many samples."""
     if recipe.pool is None or not has_router(len(samples)):

@@ -63,16 +63,18 @@ class Config(RoutedConfig):
     def possible(self, given: dict[str, Any]) -> dict[str, Any]:
         """Without an average of R the rule stays what it was: there is nothing to compare with.
 
-        So does the text of instructions, by which the routers have learnt.
+        So do options by which the adapter has learnt and that are newer than it may be.
         """
-        options, text = self.options(), "instruction_text"
+        options = self.options()
         fixed = {*OLD_RULE} if options.stability_on == "scores" else set()
-        if given.get(text, options.instruction_text) != options.instruction_text:
-            fixed.add(text)
-            logging.getLogger(__name__).warning(
-                f"the adapter reads its instructions by {text}: {options.instruction_text}, and "
-                f"goes on so; this run asks for {given[text]}"
-            )
+        for name in ("instruction_text", "dropout_masks"):
+            own = getattr(options, name)
+            if given.get(name, own) != own:
+                fixed.add(name)
+                logging.getLogger(__name__).warning(
+                    f"the adapter was trained with {name}: {own}, and goes on so; this run asks "
+                    f"for {given[name]}"
+                )
         return {name: value for name, value in given.items() if name not in fixed}
 
     @property

@@ -23,6 +23,7 @@ class Options(AdapterOptions):
         "router_dim",
         "instruction_norm",
         "instruction_text",
+        "dropout_masks",
         "stability_on",
     )
     scheduled: ClassVar[tuple[str, ...]] = (
@@ -102,6 +103,11 @@ class Options(AdapterOptions):
         description="How the running mean and scale move from the second chunk on, while the "
         "stability term acts. count: every instruction counts alike, as in the first chunk. slow: "
         "a step moves them by 1 - ema_decay. hold: not at all.",
+    )
+    dropout_masks: Literal["shared", "expert"] = option(
+        "shared",
+        description="What dropout leaves of the input. shared: the same for all experts of a "
+        "layer. expert: each draws its own (released), which reads the input once an expert.",
     )
     gate_scale: Literal["one", "num_experts"] = option(
         "one",

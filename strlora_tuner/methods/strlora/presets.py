@@ -17,6 +17,7 @@ _RELEASED: dict[str, Any] = {
     "instruction_turns": "all",
     "instruction_text": "joined",
     "instruction_statistics": "count",
+    "dropout_masks": "expert",
     "gate_scale": "one",
     "padding": "include",
     "ema_decay": 0.999,

@@ -151,6 +151,6 @@ def test_an_old_adapter_keeps_its_rule_and_says_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         config, _ = carried_config(saved, {"instruction_text": "joined"}, "chunk-1")
     assert config.instruction_text == "prompt"
-    assert "reads its instructions by instruction_text: prompt, and goes on so" in caplog.text
+    assert "was trained with instruction_text: prompt, and goes on so" in caplog.text
     (found,) = vectors(adapter.eval(), [turn(f"{PICTURE}\nWhat is this?")])
     torch.testing.assert_close(found.double(), mean(adapter, [198, *ASKED]))
