@@ -42,8 +42,10 @@ _URL_ALPHABET = str.maketrans("-_", "+/")
 _LINE_ENDS = re.compile(r"\s|\\[rn]")
 _FILE = re.compile(r"file:(?://([^/\\]*)(?=[/\\]))?", re.IGNORECASE)
 _DRIVE = re.compile(r"/?[A-Za-z]:[\\/]")
-_KEYS = ("bytes", "base64", "b64", "b64_json", "image_base64", "data", "url", "image_url")
-_KEYS += ("path", "image", "src", "uri", "file_name", "filename", "source")
+_KEYS = (
+    *("bytes", "base64", "b64", "b64_json", "image_base64", "data", "url", "image_url"),
+    *("path", "image", "src", "uri", "file_name", "filename", "source"),
+)
 
 
 def picture_of(value: Any) -> Any:
