@@ -14,12 +14,24 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from data_prep.files import print_lines
 from recipes import REPO
 from recipes.arguments import parse
-from recipes.config.loading import find_recipe, load_recipe
-from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
-from recipes.config.schema import Recipe
+
+
+def _not_installed(error: ModuleNotFoundError) -> str:
+    return (
+        f"the package {error.name} is not installed in {sys.executable}: bash recipes/setup.sh "
+        "makes an environment that has everything (.venv, 2 GB)"
+    )
+
+
+try:
+    from data_prep.files import print_lines
+    from recipes.config.loading import find_recipe, load_recipe
+    from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
+    from recipes.config.schema import Recipe
+except ModuleNotFoundError as lacking:
+    sys.exit(_not_installed(lacking))
 
 if TYPE_CHECKING:
     from recipes.use.finished_adapter import FinishedAdapter
@@ -53,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = "finished work is saved, and the same command continues from there"
         _tell(f"\nstopped by {stopped}: {text}")
         return 128 + stopped.number
+    except ModuleNotFoundError as error:
+        print(f"\nstopped: {_not_installed(error)}", file=sys.stderr)
+        return FAILED
     except Exception as error:
         if not isinstance(error, _expected_errors()):
             raise
@@ -149,8 +164,11 @@ def _stop_on_signals() -> None:
 def _validate(recipe: Recipe, options: argparse.Namespace) -> int:
     if options.json:
         return _print_all([recipe.model_dump_json(indent=2)])
-    print(f"{options.recipe}: valid ({recipe.title}, {recipe.data.chunks} chunks)")
-    return DONE
+    from recipes.run.preflight.all_checks import look
+
+    valid = f"{options.recipe}: valid ({recipe.title}, {recipe.data.chunks} chunks)"
+    on_cluster = recipe.launcher.kind == "slurm" and "SLURM_JOB_ID" not in os.environ
+    return _print_all([valid, *(finding.line() for finding in look(recipe, on_cluster))])
 
 
 def _plan(recipe: Recipe, options: argparse.Namespace) -> int:

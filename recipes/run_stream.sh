@@ -9,11 +9,17 @@ root="$(dirname "$here")"
 
 setup=yes
 help=no
+prepare=()
 arguments=()
 for argument in "$@"; do
     case "$argument" in
         -h | --help) help=yes ;;
         --no-setup) setup=no ;;
+        --dry-run) # looks and writes nothing: no environment, no compiled Python files
+            prepare=(--only-find)
+            export PYTHONDONTWRITEBYTECODE=1
+            arguments+=("$argument")
+            ;;
         *) arguments+=("$argument") ;;
     esac
 done
@@ -42,7 +48,7 @@ if [[ ${#arguments[@]} -eq 0 ]]; then
 fi
 
 if [[ $setup == yes ]]; then
-    python="$(bash "$here/setup.sh" --print-python)"
+    python="$(bash "$here/setup.sh" --print-python ${prepare[@]+"${prepare[@]}"})"
 else
     python="$(found_python)"
 fi

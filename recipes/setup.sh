@@ -9,6 +9,7 @@
 #
 #   --dev            also what the tests need (requirements-dev.txt)
 #   --print-python   print the interpreter to use on stdout; everything else goes to stderr
+#   --only-find      install nothing: take an environment that can read recipes, whatever else it lacks
 #   --wheels FOLDER  install nothing: collect wheels of what an environment without a network lacks
 #   --python X.Y     the Python there (default: that of the interpreter here)
 #   --beside LIST    what is there: NAME or NAME==VERSION, with commas between (what they require counts
@@ -27,6 +28,7 @@ torch_version=2.13.0
 torchvision_version=0.28.0
 dev=false
 print_python=false
+only_find=false
 wheels=
 from=
 into=$root/.venv
@@ -43,11 +45,12 @@ while [ $# -gt 0 ]; do
   case $1 in
     --dev) dev=true ;;
     --print-python) print_python=true ;;
+    --only-find) only_find=true ;;
     --wheels) wheels=$2; shift ;;
     --python | --beside) collecting+=("$1" "$2"); shift ;;
     --from) from=$2; shift ;;
     --into) into=$2; shift ;;
-    -h | --help) sed -n '2,22s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -h | --help) sed -n '2,23s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     *) say "unknown option '$1'; see --help"; exit 2 ;;
   esac
   shift
@@ -105,6 +108,15 @@ if missing "$active" ${needed[@]+"${needed[@]}"} > /dev/null 2>&1; then finish "
 if ! $dev && [ -e "$root/.venv/.from-wheels" ]; then needed=(); else needed=("$alone"); fi
 if [ -e "$root/.venv/.ready" ] && missing "$venv" ${needed[@]+"${needed[@]}"} > /dev/null 2>&1; then
   finish "$venv"
+fi
+if $only_find; then
+  for python in "$venv" "$active"; do
+    if "$python" -c 'import jsonlines, omegaconf, pydantic, ruamel.yaml, safetensors' 2> /dev/null; then
+      finish "$python"
+    fi
+  done
+  say "there is no environment here that can read recipes; this makes one (.venv, 2 GB): bash recipes/setup.sh"
+  exit 1
 fi
 
 # 2. Otherwise make .venv and install what is missing.

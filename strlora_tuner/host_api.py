@@ -44,6 +44,7 @@ class HostName(NamedTuple):
 _NO_FOREIGN_CODE = "Python files that come with a model are not run"
 _NEWEST = "the newest checkpoint is kept, whatever the files' times say"
 _TYPE = "a model's type is known from its config.json, whatever its folder is called"
+_LONG = "one sample that is too long does not end a run, and is named"
 _NO_STOP_FILE = "the file /tmp/stop, which anybody can write, does not end a run"
 _ANSWERS = "every answer says why it ended, and one bad question does not end the run"
 _ALL_RANKS = "on a CPU the answers of all processes are written"
@@ -102,6 +103,11 @@ TABLE: dict[str, tuple[HostName, ...]] = {
             "swift.utils.shutdown_manager:ShutdownManager", _NO_STOP_FILE, mentions="_stop_file"
         ),
         HostName(f"{_MIXIN}.prepare_logits_to_keep", _LOGITS, mentions="loss_mask"),
+        HostName("swift.dataset.utils:LazyLLMDataset.__getitem__", _LONG, mentions="encode_func"),
+        HostName("swift.template.base:MaxLengthError", _LONG),
+        HostName(
+            "swift.template.base:Template._encode_truncated", _LONG, mentions="truncation_strategy"
+        ),
         HostName(f"{_META}:get_matched_model_types", _TYPE),
         HostName(f"{_META}:_get_model_info", _TYPE, mentions="get_matched_model_types"),
         HostName(f"{_META}:ModelMeta", _TYPE, mentions="candidate_templates"),

@@ -83,3 +83,12 @@ def test_a_misspelt_key_gets_one_message_with_the_right_one(tmp_path, run_recipe
     assert code == 2
     assert err.count("did you mean 'num_experts'") == 1
     assert "1 problem in the recipe" in err
+
+
+def test_the_evidence_for_what_is_as_published_is_there():
+    page = (ROOT / "docs" / "faithfulness.md").read_text()
+    named = re.findall(r"`(test_[a-z_]+\.py)::(\w+)`", page)
+    assert len(named) > 25
+    for file, name in named:
+        files = list((ROOT / "tests").rglob(file))
+        assert any(f"def {name}(" in path.read_text() for path in files), f"{file}::{name}"

@@ -7,7 +7,7 @@ A run may still be going on, and files may be missing or damaged: whatever canno
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from data_prep.files import Record, read_jsonl
 from data_prep.stream import MANIFEST, Stream, StreamError
 from eval.matrix import Matrix, load_matrix
-from eval.predictions import TaskScores, task_scores
+from eval.predictions import TaskScores, chrf_of_few, task_scores
 from eval.routing.record import Routing, load_routing
 from eval.routing.router_accuracy import Choices, read_choices
 from eval.run_files import (
@@ -38,6 +38,7 @@ Array = NDArray[np.float64]
 T = TypeVar("T")
 # So many chunks show how routing went; a file of a large model has half a megabyte.
 MOST_ROUTING_FILES = 26
+MOST_NAMED = 5
 UNREADABLE = (OSError, StreamError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -183,6 +184,7 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
     _read_training(run)
     _read_routing(run)
     _read_choices(run)
+    run.gaps += _long_samples(chunks)
     path = chunks / f"{run.evaluated:03d}" / "scores.json"
     if path.is_file():
         what = "Scores of the last chunk"
@@ -192,6 +194,21 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
         run.ablation = _try(gaps, "Ablations", lambda: read_ablation(path), None)
     run.gaps = [Gap(gap.what, without_folders(gap.why, run)) for gap in run.gaps]
     return run
+
+
+def _long_samples(chunks: Path) -> Iterator[Gap]:
+    """Says of each chunk which training samples were longer than model.max_length."""
+    for path in sorted(chunks.glob("*/too_long.jsonl")):
+        rows = [row for row in read_jsonl(path, torn_tail=True) if "file" in row]
+        if rows:
+            names = ", ".join(str(row["id"] or f"line {row['line']}") for row in rows[:MOST_NAMED])
+            more = f" and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
+            cut = sum(row["done"] == "cut" for row in rows)
+            done = f"{cut} cut, {len(rows) - cut} skipped (the next sample took its place)"
+            yield Gap(
+                f"Chunk {int(path.parent.name)}: {len(rows)} training samples too long",
+                f"more than {rows[-1]['max_length']} tokens: {done}: {names}{more}",
+            )
 
 
 _NO_MATRIX = Matrix(np.zeros((0, 0)), [], np.zeros((0, 0), dtype=np.int64))
@@ -268,6 +285,24 @@ def _read_predictions(run: RunData) -> None:
             if scored is not None:
                 run.scored[chunk, task] = scored
                 _compare(run, chunk, column, scored)
+
+
+def small_captions(run: RunData) -> list[str]:
+    """Return what is to be said of captions whose test set is too small for CIDEr."""
+    folder = run.root / "chunks" / f"{run.evaluated:03d}" / "predictions"
+    told = []
+    for chunk, task in run.scored:
+        if chunk != run.evaluated or run.stream is None:
+            continue
+        chrf = chrf_of_few(folder, run.stream, task)
+        if chrf is not None:
+            told.append(
+                f"{task}: the test set ({len(run.scored[chunk, task].ids)} pictures) is too small "
+                "for CIDEr, which weighs words by how rare they are in it: words that stand with "
+                f"every picture earn 0. chrF (characters) of the same captions: {100 * chrf:.1f} "
+                "of 100."
+            )
+    return told
 
 
 def _compare(run: RunData, chunk: int, column: int, scored: TaskScores) -> None:

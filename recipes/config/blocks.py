@@ -46,6 +46,12 @@ class Data(Block):
     seed: int = Field(0, ge=0, description="source mini: the seed that it is rendered from")
     chunks: Positive = Field(description="chunks to train, counted from the first")
     prepare: str | None = Field(None, description="how to get it: shown when the stream is missing")
+    too_long: Literal["skip", "cut", "stop"] = Field(
+        "skip",
+        description="a training sample of more than model.max_length tokens: skip (published) "
+        "takes the next one in its place, cut leaves out its end, stop ends the run; each is named "
+        "in chunks/NNN/too_long.jsonl and in the report",
+    )
 
 
 class Phase(Block):

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,19 @@ def gpus() -> tuple[str, ...]:
     if done.returncode or visible is None:
         return () if done.returncode else names
     return names[: len([part for part in visible.split(",") if part.strip() not in ("", "-1")])]
+
+
+def driver_version() -> str | None:
+    """The version of the NVIDIA driver, from nvidia-smi or the kernel; None: there is none."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
+        if done.returncode == 0 and done.stdout.strip():
+            return done.stdout.split()[0]
+    with suppress(OSError):
+        kernel = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+        return next((word for word in kernel.split() if word[0].isdigit() and "." in word), None)
+    return None
 
 
 def gpu_count() -> int:

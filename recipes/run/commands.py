@@ -7,17 +7,15 @@ Arguments are lists, never shell strings.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from recipes import REPO
 from recipes.config.blocks import Model
 from recipes.config.schema import Recipe
 from recipes.config.swift_arguments import known_arguments
-from recipes.processes.command import Command
+from recipes.processes.command import Arguments, Command, flags
 from recipes.run.trackers import tracker_arguments, tracker_environment
 from recipes.run_folder.layout import RunLayout
 from strlora_tuner.methods.slow_weights import both_sets
@@ -32,10 +30,9 @@ HOST_PLUGIN = REPO / "recipes" / "swift_plugins" / "training.py"
 INFER_PLUGIN = REPO / "recipes" / "swift_plugins" / "inference.py"
 SERVE_PLUGIN = REPO / "recipes" / "swift_plugins" / "serving.py"
 POOL_PLUGIN = REPO / "recipes" / "baselines" / "mr_lora" / "swift_plugin.py"
+# What recipes/swift_plugins/long_samples.py reads.
+TOO_LONG, TOO_LONG_FILE = "STRLORA_TOO_LONG", "STRLORA_TOO_LONG_FILE"
 POOL_BLOCK = 8  # batches that are routed together, so that each adapter's share fills its batches
-# What an argument of the host holds: a list is several words, a dictionary JSON, None left out.
-Value: TypeAlias = "str | int | float | bool | list[str] | dict[str, Value] | None"
-Arguments: TypeAlias = dict[str, Value]
 
 
 def train_command(
@@ -84,11 +81,13 @@ def train_command(
     arguments |= recipe.swift
     return Command(
         "sft",
-        _flags(arguments),
-        _environment(recipe, layout) | tracker_environment(recipe, layout.trackers(chunk)),
+        flags(arguments),
+        _environment(recipe, layout)
+        | tracker_environment(recipe, layout.trackers(chunk))
+        | {TOO_LONG: recipe.data.too_long, TOO_LONG_FILE: str(layout.too_long(chunk))},
         recipe.processes,
         _srun(recipe),
-        _container(recipe),
+        container(recipe),
     )
 
 
@@ -124,8 +123,8 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
     arguments |= _model_side(recipe)
     if recipe.launcher.nodes > 1:  # this machine alone answers
         environment |= {"NNODES": "1", "NODE_RANK": "0"}
-    inside = _container(recipe)
-    return Command("infer", _flags(arguments), environment, recipe.launcher.nproc, inside=inside)
+    inside = container(recipe)
+    return Command("infer", flags(arguments), environment, recipe.launcher.nproc, inside=inside)
 
 
 def deploy_command(
@@ -160,7 +159,7 @@ def deploy_command(
     if chunk > 0:
         arguments["adapters"] = str(layout.adapter(chunk))
     arguments |= _model_side(recipe)
-    return Command("deploy", _flags(arguments), environment, inside=_container(recipe))
+    return Command("deploy", flags(arguments), environment, inside=container(recipe))
 
 
 def _answering(recipe: Recipe, layout: RunLayout, chunk: int) -> tuple[list[str], dict[str, str]]:
@@ -190,7 +189,8 @@ def _srun(recipe: Recipe) -> tuple[str, ...]:
     return ("srun", *per_node, "--export=ALL", *options)
 
 
-def _container(recipe: Recipe) -> tuple[str, ...]:
+def container(recipe: Recipe) -> tuple[str, ...]:
+    """What starts a host process inside the recipe's image; empty without one."""
     launcher = recipe.launcher
     if launcher.kind != "slurm" or launcher.slurm.container is None:
         return ()
@@ -357,6 +357,8 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
         environment["HF_HUB_OFFLINE"] = "1"
     if launcher.cpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        environment["STRLORA_NEEDS_GPU"] = "1"  # else the host would go on without, on the CPU
     if recipe.model.remote_code:
         environment["STRLORA_REMOTE_CODE"] = "1"
     if recipe.told:
@@ -379,22 +381,3 @@ def default_threads(recipe: Recipe) -> int:
 def is_local(model: Model) -> bool:
     """Whether the model is a folder: it exists, is written as a path, or is downloaded to one."""
     return Path(model.path).exists() or model.path[0] in "./~" or model.download is not None
-
-
-def _flags(arguments: Arguments) -> tuple[str, ...]:
-    flags: list[str] = []
-    for key, value in arguments.items():
-        if value is None:
-            continue
-        flags.append(f"--{key}")
-        values = value if isinstance(value, (list, tuple)) else [value]
-        flags += [_text(item) for item in values]
-    return tuple(flags)
-
-
-def _text(value: Value) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return json.dumps(value)
-    return str(value)

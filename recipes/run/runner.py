@@ -17,7 +17,7 @@ from recipes.processes.run_lock import RunLock
 from recipes.run import evaluation
 from recipes.run.chunk_data import ensure_stream, open_recipe_stream
 from recipes.run.commands import default_threads
-from recipes.run.prerequisites import what_is_missing
+from recipes.run.preflight.all_checks import look, stopping
 from recipes.run.session import RunError, Session
 from recipes.run.steps import evaluate_chunk, train_chunk, verify_chunk
 from recipes.run.terminal import Progress, duration
@@ -65,7 +65,7 @@ def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
         return
     with RunLock(layout.lock) as lock:
         ensure_stream(recipe)
-        missing = what_is_missing(recipe)
+        missing = [str(finding) for finding in stopping(look(recipe))]
         if missing:
             raise RunError("this machine cannot run the recipe yet:\n  " + "\n  ".join(missing))
         stream = open_recipe_stream(recipe)

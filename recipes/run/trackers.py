@@ -48,7 +48,7 @@ def tracker_environment(recipe: Recipe, folder: Path) -> dict[str, str]:
 def missing_trackers(recipe: Recipe) -> list[str]:
     """Says which tracker is asked for and not installed; the host would say so after minutes."""
     return [
-        f"tracker: swift.report_to asks for {name} and it is not installed. Get it: pip install "
+        f"swift.report_to asks for {name} and it is not installed. Get it: pip install "
         f"{PACKAGES[name]}, or set swift.report_to: none"
         for name in trackers(recipe)
         if name in PACKAGES and find_spec(PACKAGES[name]) is None

@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from data_prep.files import complete_lines, write_text
+from data_prep.files import complete_lines, read_json, write_text
 from recipes.config.schema import Recipe
 from recipes.run.chunk_data import chunk_only_file
 from recipes.run.commands import train_command
@@ -74,6 +75,7 @@ def _finished_checkpoint(session: Session, job: TrainingJob, record: ChunkRecord
         return resume  # killed between the host's last save and our copy
     if resume is not None:
         check_processes(resume, job.recipe.processes, job.index)
+        check_batches(resume, job.recipe, job.index)
     for text in passed_over(job.host, resume):
         session.say(text)
     clean_host_folder(job.host, resume)
@@ -104,6 +106,43 @@ def check_processes(resume: Checkpoint, processes: int, index: int) -> None:
             f"with launcher.nproc x launcher.nodes = {states}, or remove {resume.path.parent} to "
             f"train the chunk again with {processes}"
         )
+
+
+def check_batches(resume: Checkpoint, recipe: Recipe, index: int) -> None:
+    """Raise RunError when a half-trained chunk was begun with another batch, stage or length.
+
+    Which samples come next, and how the optimizer's state lies on the disk, depends on them.
+    """
+    try:
+        told = read_json(resume.path / "args.json")
+    except FileNotFoundError:
+        return
+    batch = told.get("per_device_train_batch_size")
+    length = recipe.model.max_length
+    begun = f"per_device_batch {batch}, {_stage(told.get('deepspeed'))}, "
+    begun += f"max_length {told.get('max_length', length)}"
+    now = f"per_device_batch {recipe.schedule.per_device_batch}, "
+    now += f"{_stage(recipe.launcher.deepspeed)}, max_length {length}"
+    if batch is not None and begun != now:
+        raise RunError(
+            f"chunk {index} was trained up to step {resume.step} with {begun}, now it would be "
+            f"{now}: inside a chunk they cannot change. Finish the chunk as it was begun, or "
+            f"remove {resume.path.parent} to train it again"
+        )
+
+
+def _stage(deepspeed: Any) -> str:
+    """How the host was told to use DeepSpeed: args.json holds the whole of its configuration."""
+    if isinstance(deepspeed, str) and Path(deepspeed).is_file():
+        deepspeed = read_json(Path(deepspeed))
+    if not deepspeed:
+        return "no DeepSpeed"
+    if not isinstance(deepspeed, dict):  # zero2, zero3_offload, ...
+        stage, off = str(deepspeed).partition("_")[::2]
+        return f"ZeRO stage {stage.removeprefix('zero')}{' with offload' if off else ''}"
+    zero = deepspeed.get("zero_optimization", {})
+    off = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    return f"ZeRO stage {zero.get('stage', 0)}{' with offload' if off else ''}"
 
 
 def _last_checkpoint(job: TrainingJob, log: Path) -> Checkpoint:

@@ -76,6 +76,10 @@ class RunLayout:
         """The training file with replayed samples; pruned when the chunk is done."""
         return self.chunk(index) / "mixed.jsonl"
 
+    def too_long(self, index: int) -> Path:
+        """Training samples of more than model.max_length tokens; absent where there are none."""
+        return self.chunk(index) / "too_long.jsonl"
+
     def pool(self, index: int) -> Path:
         """Which adapters may answer after this chunk: what the plug-in of a pool reads."""
         return self.chunk(index) / "pool.json"
@@ -156,6 +160,9 @@ class RouterLayout(RunLayout):
 
     def train_log(self, index: int) -> Path:
         return self.chunk(index) / "router.log"
+
+    def too_long(self, index: int) -> Path:
+        return self.chunk(index) / "router_too_long.jsonl"
 
     def train_metrics(self, index: int) -> Path:
         return self.chunk(index) / "router_metrics.jsonl"

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 from omegaconf import OmegaConf
 from pydantic import ValidationError
@@ -40,6 +40,10 @@ FREE_KEYS += ("swift.logging_steps", "swift.report_to", "swift.run_name")
 FREE_KEYS += ("swift.swanlab_mode", "swift.swanlab_project", "swift.dataloader_num_workers")
 
 
+# Keys that may change between chunks under a condition; a change is recorded with the start.
+LOOSE_KEYS: tuple[str, ...] = ("model.max_length", "data.too_long")
+LOOSE_KEYS += ("schedule.per_device_batch", "launcher.deepspeed")
+
 HASHED_AGAIN_BELOW = 2**30  # bytes
 
 
@@ -47,8 +51,15 @@ class RunChanged(Exception):
     """The recipe or the data differ from those that the run was started with."""
 
 
-class SessionEntry(TypedDict):
-    """One start of the orchestrator: when, by which code, on what machine."""
+class _Changes(TypedDict, total=False):
+    changes: dict[str, str]
+
+
+class SessionEntry(_Changes):
+    """One start of the orchestrator: when, by which code, on what machine.
+
+    `changes` holds what of LOOSE_KEYS differs from the recipe of the first start, "old -> new".
+    """
 
     started: str
     git: dict[str, object]
@@ -121,6 +132,9 @@ def write_manifest(
     }
     if layout.manifest.is_file():
         manifest = read_manifest(layout)
+        changed = [each for each in _differences(layout, recipe) if each.key in LOOSE_KEYS]
+        if changed:
+            session["changes"] = {d.key: f"{shown(d.old)} -> {shown(d.new)}" for d in changed}
     else:
         manifest = _new_manifest(recipe, stream, session, threads)
         write_text(layout.recipe, OmegaConf.to_yaml(OmegaConf.create(resolved(recipe))))
@@ -205,11 +219,10 @@ def check_same_run(layout: RunLayout, recipe: Recipe) -> None:
     """Raises RunChanged when `recipe` is not the one that the run folder was started with."""
     if not layout.manifest.is_file():
         return
-    old, new = dict(flat(_recorded(layout))), dict(flat(_normalized(recipe)))
     changed = [
-        f"  {key}: {shown(old.get(key))} in the run, {shown(new.get(key))} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in FREE_KEYS
+        f"  {each.key}: {shown(each.old)} in the run, {shown(each.new)} now{why}"
+        for each in _differences(layout, recipe)
+        if (why := _why_refused(each, layout, recipe)) is not None
     ]
     if changed:
         raise RunChanged(
@@ -217,6 +230,36 @@ def check_same_run(layout: RunLayout, recipe: Recipe) -> None:
             "Its numbers would no longer mean one thing. Continue with the old values, or give "
             f"this recipe its own folder: run_dir={layout.root}-2"
         )
+
+
+class _Difference(NamedTuple):
+    key: str
+    old: Any
+    new: Any
+
+
+def _differences(layout: RunLayout, recipe: Recipe) -> Iterator[_Difference]:
+    """Yields every key that differs from the recipe that the run was started with."""
+    old, new = dict(flat(_recorded(layout))), dict(flat(_normalized(recipe)))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            yield _Difference(key, old.get(key), new.get(key))
+
+
+def _why_refused(change: _Difference, layout: RunLayout, recipe: Recipe) -> str | None:
+    """None where a key may change; else the reason, empty where there is nothing to add."""
+    if change.key in FREE_KEYS or change.key == "launcher.deepspeed":
+        return None
+    if change.key == "model.max_length":
+        return None if change.new > change.old else " (it may only grow)"
+    if change.key == "data.too_long":
+        met = next(layout.root.glob("chunks/*/too_long.jsonl"), None)
+        return None if met is None else f" ({met} names samples that were dealt with otherwise)"
+    if change.key == "schedule.per_device_batch":
+        if getattr(recipe.tuner_options, "padding", "") != "include":
+            return None
+        return " (tuner.padding is include: averages over padding depend on the batch)"
+    return ""
 
 
 def _recorded(layout: RunLayout) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from data_prep.files import write_text
 from recipes import REPO
 from recipes.config.schema import Recipe
+from recipes.run.preflight.all_checks import look, stopping
 
 TEMPLATES = REPO / "recipes" / "slurm"
 _SETUP = "# setup: modules and environment, filled in from launcher.slurm\n"
@@ -37,6 +38,7 @@ def submit(recipe: Recipe, options: argparse.Namespace) -> Iterator[str]:
         raise SubmitError(
             f"launcher.kind is {recipe.launcher.kind}; --slurm needs launcher.kind=slurm"
         )
+    findings = look(recipe, on_submit_host=True)
     grid = make_grid(recipe, options)
     folder = REPO / recipe.folder / "slurm"
     name = "array.sbatch" if grid else "stream.sbatch"
@@ -56,8 +58,11 @@ def submit(recipe: Recipe, options: argparse.Namespace) -> Iterator[str]:
         yield "# " + shlex.join(sbatch_command(folder / name, arguments, extra, None))
         if len(scripts) > 1:
             yield "# " + shlex.join(evaluate.after("JOB"))
+        yield from (finding.line() for finding in findings)
         yield "# nothing was written or submitted."
         return
+    if missing := stopping(findings):
+        raise SubmitError("\n  ".join(["the job could not run:", *map(str, missing)]))
     for file, script in scripts.items():
         write_text(folder / file, script)
     (REPO / recipe.launcher.slurm.logs).mkdir(parents=True, exist_ok=True)

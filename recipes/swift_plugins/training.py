@@ -1,6 +1,7 @@
 """Loaded by every host process: `--external_plugins <this file> --callbacks save_and_stop`.
 
-It corrects five defaults. The graceful exit of ms-swift also stops whenever the file /tmp/stop
+Where a GPU was asked for, it stops a process that finds none: the host would go on, on the CPU. It
+corrects five defaults. The graceful exit of ms-swift also stops whenever the file /tmp/stop
 exists, which any user of a shared machine can create; ms-swift runs Python files that come with a
 model; it finds no type (Qwen3-VL) or template (Qwen2.5-VL) for a model whose folder has another
 name than on the hub, since embedders and rerankers have the same architecture, and other models the
@@ -22,10 +23,16 @@ from swift.model import MODEL_MAPPING
 from swift.trainers.mixin import SwiftMixin
 from transformers import trainer_utils
 
+from recipes.swift_plugins import long_samples  # noqa: F401 -- replaces a function of the host
 from strlora_tuner import host_api
 from strlora_tuner.swift_plugins import master_weights as master_weights
 
 host_api.check("training")
+if os.environ.get("STRLORA_NEEDS_GPU") == "1" and not torch.cuda.is_available():
+    raise RuntimeError(
+        "torch finds no usable GPU in this process, and the recipe asks for one (launcher.cpu is "
+        "false): `bash recipes/run_stream.sh RECIPE --dry-run` says why. Nothing goes on on the CPU"
+    )
 NO_TEXT = ("_emb", "_reranker")  # how the host's types end that write none
 
 

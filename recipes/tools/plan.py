@@ -17,6 +17,7 @@ from recipes.baselines.replay import mixture_of
 from recipes.config.blocks import Data
 from recipes.config.schema import Recipe
 from recipes.config.sizes.base_model import Shape, adapter_size, model_shape
+from recipes.config.sizes.stored import BYTES, stored_by_all, stored_by_chunk
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.tools.measured import Measured, find_measured
 from recipes.tools.method_sizes import MethodSize
@@ -250,27 +251,10 @@ def _model(recipe: Recipe, shape: Shape, size: Size) -> ModelPlan:
     return ModelPlan(
         parameters=shape.parameters,
         trained_parameters=size.trained,
-        stored_parameters=_stored(recipe, size),
+        stored_parameters=stored_by_chunk(recipe, size),
         trained_share=size.trained / shape.parameters,
-        adapters_gib=_stored_by_all(recipe, size) * 4 / GIB,
+        adapters_gib=stored_by_all(recipe, size) * BYTES / GIB,
     )
-
-
-def _stored_by_all(recipe: Recipe, size: Size) -> int:
-    """Numbers that all chunks leave; a pool's first chunk has no router."""
-    total = len(recipe.trained_chunks) * _stored(recipe, size)
-    return total if recipe.pool is None else total - size.stored
-
-
-def _stored(recipe: Recipe, size: Size) -> int:
-    """Numbers that a chunk leaves: adapter (twice with slow weights), a pool's router, EWC's theta*
-    and F of what trains."""
-    adapters = size.stored * (1 if recipe.slow_weights is None else 2)
-    if recipe.pool is not None:
-        return adapters + size.stored
-    if recipe.ewc is None:
-        return adapters
-    return adapters + size.trained * (2 if recipe.ewc.fisher else 1)
 
 
 def _budget(recipe: Recipe) -> BudgetPlan | None:

@@ -11,7 +11,7 @@ from recipes.baselines.mr_lora.pool import has_router, router_recipe, router_sta
 from recipes.config.schema import Recipe
 from recipes.run.chunk_data import chunk_only_file, open_recipe_stream, training_files
 from recipes.run.commands import infer_command, train_command
-from recipes.run.prerequisites import what_is_missing
+from recipes.run.preflight.all_checks import look, stopping
 from recipes.run_folder.layout import RouterLayout, RunLayout
 
 
@@ -44,10 +44,9 @@ def preview(recipe: Recipe) -> Iterator[str]:
         if recipe.evaluates_after(chunk):
             yield infer_command(recipe, layout, layout.prompts, chunk).as_shell()
     yield f"\n# {len(recipe.trained_chunks)} chunk commands above; nothing was run."
-    missing = what_is_missing(recipe)
-    for text in missing:
-        yield f"# MISSING  {text}"
-    if not missing:
+    findings = look(recipe)
+    yield from (finding.line() for finding in findings)
+    if not stopping(findings):
         yield "# Nothing is missing: leave --dry-run out to run them."
 
 

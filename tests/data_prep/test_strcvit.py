@@ -18,7 +18,7 @@ from eval.questions import question_of, write_combined
 from eval.scorers.registry import FIXED, TASKS
 from recipes.config.loading import load_recipe
 from recipes.run.chunk_data import open_recipe_stream
-from recipes.run.prerequisites import what_is_missing
+from recipes.run.preflight.all_checks import look
 from tests.data_prep import trees
 
 REPO = Path(__file__).resolve().parents[2]
@@ -103,7 +103,7 @@ def test_eval_and_the_shipped_recipe_accept_the_stream(stream, tmp_path):
     opened.verify_tests(opened.tasks)
     for index in (1, 2, 3):
         opened.verify_chunk(index)
-    assert not [text for text in what_is_missing(recipe) if text.startswith("data")]
+    assert not [each for each in look(recipe) if each.subject == "data"]
 
 
 def test_the_stream_passes_check(stream, tmp_path):

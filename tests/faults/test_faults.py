@@ -30,7 +30,7 @@ from recipes.run import evaluation
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import load_state
 from tests.recipes import fake_host
-from tests.recipes.toy import recipe_values, write_recipe, write_stream
+from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
 
 WEIGHTS = "chunks/001/adapter/adapter_model.safetensors"
 
@@ -49,8 +49,7 @@ class Half:
 def original(tmp_path_factory: pytest.TempPathFactory) -> Half:
     root = tmp_path_factory.mktemp("half")
     stream = write_stream(root / "stream")
-    (root / "model").mkdir()
-    (root / "model" / "config.json").write_text("{}", encoding="utf-8")
+    write_model(root / "model")
     recipe = write_recipe(root / "toy.yaml", recipe_values(stream, root / "run", root / "model"))
     command = [sys.executable, "-m", "tests.recipes.fake_run", str(recipe)]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)

@@ -12,7 +12,7 @@ import pytest
 from recipes import REPO
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
-from tests.recipes.toy import recipe_values, write_recipe, write_stream
+from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +33,7 @@ def stream(tmp_path: Path) -> Path:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A folder that passes for a model as long as nothing loads it."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}", encoding="utf-8")
-    return folder
+    return write_model(tmp_path / "model")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
 from recipes.run.chunk_data import open_recipe_stream
-from recipes.run.prerequisites import what_is_missing
+from recipes.run.preflight.all_checks import look
 from recipes.slurm.submit import header_options, render
 from recipes.tools.preview import preview
 
@@ -108,13 +108,13 @@ def test_no_secret_of_the_environment_is_printed(
 def test_a_models_own_code_is_off_unless_the_recipe_says_so(
     toy: Callable[..., Recipe], model: Path
 ) -> None:
-    assert what_is_missing(toy()) == []
+    assert look(toy()) == []
     content = {"auto_map": {"AutoModel": "modeling_x.X"}}
     (model / "config.json").write_text(json.dumps(content), encoding="utf-8")
-    (problem,) = what_is_missing(toy())
-    assert "model.remote_code: true if you trust" in problem
+    (problem,) = look(toy())
+    assert "model.remote_code: true if you trust" in problem.text
     trusted = toy("model.remote_code=true")
-    assert what_is_missing(trusted) == []
+    assert look(trusted) == []
     text = "\n".join(preview(trusted))
     assert "WILL BE RUN" in text
     assert "STRLORA_REMOTE_CODE=1" in text

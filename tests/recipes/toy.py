@@ -8,8 +8,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from PIL import Image, ImageDraw
+from safetensors.numpy import save_file
 
 QUESTIONS = {
     "VQAv2": "<image>What colour is the shape? Answer with one word.",
@@ -82,6 +84,20 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> str:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     path.write_text(text, encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_model(folder: Path) -> Path:
+    """Writes a folder that passes for a model as long as nothing loads it; returns it."""
+    folder.mkdir()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    for name, content in (
+        ("config.json", {**sizes, "intermediate_size": 8}),
+        ("vocab.json", {}),
+        ("preprocessor_config.json", {}),
+    ):
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    save_file({"weight": np.zeros(4, np.float32)}, folder / "model.safetensors")
+    return folder
 
 
 def recipe_values(stream: Path, run_dir: Path, model: Path, **changes: Any) -> dict[str, Any]:

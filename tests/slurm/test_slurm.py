@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from recipes import REPO
-from tests.recipes.toy import recipe_values, write_recipe, write_stream
+from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
 from tests.slurm.cluster import Cluster, missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
@@ -32,8 +32,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def recipe(folder: Path, nodes: int, step_seconds: float, **slurm: Any) -> Path:
     """A recipe of two chunks; its virtual environment runs the stand-in host."""
     stream = write_stream(folder / "stream", samples=16)
-    (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text("{}", encoding="utf-8")
+    write_model(folder / "model")
     python = folder / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(

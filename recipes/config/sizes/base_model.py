@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from data_prep.files import read_json
 from recipes.config.schema import Recipe
 from strlora_tuner.options import Size
+
+
+class CountError(Exception):
+    """A model or tuner cannot be counted; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,11 @@ PUBLISHED: dict[str, Shape] = {
 
 
 def model_shape(recipe: Recipe) -> Shape | None:
-    """The shape of the recipe's base model; None when it is neither here nor in the table."""
+    """The shape of the recipe's base model; None when it is neither here nor in the table.
+
+    Raises:
+        CountError: a file of it is damaged, or its configuration names no sizes.
+    """
     folder = Path(recipe.model.path)
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         return _from_files(folder, recipe.model.aligner)
@@ -70,6 +78,17 @@ def model_shape(recipe: Recipe) -> Shape | None:
 
 def _from_files(folder: Path, aligner: str | None) -> Shape:
     """Reads config.json, and counts the tensors named in the headers of the weight files."""
+    try:
+        return _read_shape(folder, aligner)
+    except SafetensorError as error:
+        raise CountError(f"{folder}: a weight file is damaged ({error}): get it again") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CountError(
+            f"{folder}/config.json is no configuration of a model ({error!r}): get it again"
+        ) from error
+
+
+def _read_shape(folder: Path, aligner: str | None) -> Shape:
     config = read_json(folder / "config.json")
     text = config.get("text_config", config)
     tensors = dict(_tensors(folder))
@@ -93,10 +112,6 @@ def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 -- it has no iterator
                 yield name, math.prod(file.get_slice(name).get_shape())
-
-
-class CountError(Exception):
-    """A tuner cannot be counted; the message says what is missing."""
 
 
 def tuner_size(recipe: Recipe, shape: Shape, chunk: int = 1) -> Size:

@@ -35,7 +35,7 @@ from strlora_tuner.methods.slow_weights.both_sets import read_steps
 from strlora_tuner.saved import WEIGHTS
 from tests.recipes.fake_host import arguments_of, move_slow, read_weights, write_checkpoint
 from tests.recipes.run.test_runner import finish, start
-from tests.recipes.toy import recipe_values, write_recipe, write_stream
+from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
 
 METHODS = ("er", "ewc", "joint", "zero_shot")
 SLOW = "lora"  # with slow weights here
@@ -47,8 +47,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes a recipe on a stream of three chunks of 10; keyword arguments replace blocks."""
     folder = tmp_path_factory.mktemp("baselines")
     stream = write_stream(folder / "three", chunks=3, samples=10)
-    (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text("{}", encoding="utf-8")
+    write_model(folder / "model")
 
     def write(method: str, **changes: Any) -> Path:
         run = changes.pop("run_dir", folder / f"run-{method}")

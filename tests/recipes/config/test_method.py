@@ -15,7 +15,7 @@ from recipes.config import method as methods
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.run.commands import infer_command, train_command
-from recipes.run.prerequisites import what_is_missing
+from recipes.run.preflight.all_checks import look
 from recipes.run_folder.layout import RunLayout
 from recipes.tools.method_sizes import sizes_of_methods
 from recipes.tools.preview import preview
@@ -49,10 +49,10 @@ def test_a_sentence_embedder_that_is_not_there_is_named_before_anything_runs(
     for folder, problem in ((tmp_path / "none", "there is no such folder"),
                             (tmp_path, "the folder has no model.safetensors")):  # fmt: skip
         recipe = load_recipe("tiny", ["method=smolora", f"tuner.embedder={folder}"])
-        (named,) = [text for text in what_is_missing(recipe) if text.startswith("embedder")]
-        assert problem in named
-    found = what_is_missing(load_recipe("tiny", ["method=lora", f"tuner.embedder={tmp_path}"]))
-    assert "embedder" not in " ".join(found), "other methods need none"
+        (named,) = [each for each in look(recipe) if each.subject == "embedder"]
+        assert problem in named.text
+    found = look(load_recipe("tiny", ["method=lora", f"tuner.embedder={tmp_path}"]))
+    assert "embedder" not in [each.subject for each in found], "other methods need none"
 
 
 def test_defaults_lie_under_the_recipe(tmp_path: Path) -> None:

@@ -266,9 +266,9 @@ def test_an_interrupted_conversion_leaves_nothing(
 
 def test_a_run_that_is_given_the_published_folder_says_what_to_do(tmp_path: Path) -> None:
     from recipes.config.loading import load_recipe
-    from recipes.run.prerequisites import what_is_missing
+    from recipes.run.preflight.all_checks import look
 
     write(tmp_path / "source", replace(Sizes(), shards=1))
     recipe = load_recipe("internvl3.5-8b", [f"model.path={tmp_path / 'source'}"])
-    trust = next(text for text in what_is_missing(recipe) if text.startswith("trust"))
+    trust = next(each.text for each in look(recipe) if each.subject == "trust")
     assert f" -m recipes.convert_internvl {tmp_path / 'source'} --to" in trust

@@ -283,7 +283,8 @@ def test_changed_data_are_refused(recipe: Path, run_dir: Path, stream: Path) -> 
 
 def test_a_changed_base_model_is_refused(recipe: Path, model: Path) -> None:
     finish(recipe, FAKE_FAIL_AT="2")
-    (model / "config.json").write_text("[]", encoding="utf-8")  # as many bytes as before
+    config = model / "config.json"  # as many bytes as before
+    config.write_text(config.read_text("utf-8").replace("8", "9"), encoding="utf-8")
     code, _, err = finish(recipe)
     assert code == 1
     assert "the base model" in err

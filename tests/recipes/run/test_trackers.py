@@ -12,7 +12,7 @@ from recipes.config.loading import load_recipe
 from recipes.run import trackers
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.commands import train_command
-from recipes.run.prerequisites import what_is_missing
+from recipes.run.preflight.all_checks import look
 from recipes.run_folder.layout import RunLayout
 from tests.recipes.real_host import BASE, host_worker, needs_host, undisturbed
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
@@ -45,7 +45,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_anything_starts(
 ) -> None:
     recipe = load_recipe(str(toy_yaml()), ["swift.report_to=[tensorboard,swanlab]"])
     monkeypatch.setattr(trackers, "find_spec", lambda name: name == "tensorboard" or None)
-    assert what_is_missing(recipe) == [
+    assert [str(each) for each in look(recipe)] == [
         "tracker: swift.report_to asks for swanlab and it is not installed. Get it: pip install "
         "swanlab, or set swift.report_to: none"
     ]

@@ -1,0 +1,54 @@
+"""The list of checks that `--dry-run`, `--slurm`, `validate` and the run itself share.
+
+Nothing is written, and torch is imported in a process of its own, only where there is a GPU driver
+(or a disk so full that an adapter must be counted exactly).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from recipes.config.schema import Recipe
+from recipes.run.commands import PLUGIN
+from recipes.run.preflight.finding import Finding
+from recipes.run.preflight.gpus import check_gpus
+from recipes.run.preflight.installed import check_packages
+from recipes.run.preflight.model_folder import check_model
+from recipes.run.preflight.room import check_disk, check_shared_memory
+from recipes.run.preflight.stream_files import check_stream
+from recipes.run.preflight.tools import (
+    check_caches,
+    check_compiler,
+    check_deepspeed_file,
+    check_network,
+)
+
+
+def look(recipe: Recipe, on_submit_host: bool = False) -> list[Finding]:
+    """Everything that stands in the way of a run, all at once; empty: it can start.
+
+    Args:
+        on_submit_host: the machine submits the job and does not run it: what only the machines of
+            the job can tell is left to the job's own start, and a note says so.
+    """
+    found = [*check_model(recipe), *check_stream(recipe), *check_packages(recipe)]
+    if recipe.routed and not PLUGIN.is_file():
+        found.append(Finding("tuner", f"{PLUGIN} is not there; the checkout is incomplete"))
+    found += [*check_deepspeed_file(recipe), *check_disk(recipe)]
+    if on_submit_host:
+        text = "GPUs, /dev/shm, compiler and ports are looked at when the job starts, where it runs"
+        return [*found, Finding("job", text, stops=False)]
+    return [*found, *_of_this_machine(recipe)]
+
+
+def _of_this_machine(recipe: Recipe) -> Iterator[Finding]:
+    yield from check_gpus(recipe)
+    yield from check_shared_memory(recipe)
+    yield from check_caches(recipe)
+    yield from check_compiler(recipe)
+    yield from check_network(recipe)
+
+
+def stopping(findings: list[Finding]) -> list[Finding]:
+    """Those without which the run cannot start."""
+    return [finding for finding in findings if finding.stops]

@@ -1,0 +1,173 @@
+"""Is a local base model whole? Headers and sizes are read, no weights."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from recipes.config.schema import Recipe
+from recipes.run.commands import is_local
+from recipes.run.preflight.finding import Finding
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.(?:safetensors|bin)")
+POINTER = b"version https://git-lfs"
+SHOWN = 5
+LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+
+
+def check_model(recipe: Recipe) -> Iterator[Finding]:
+    """Whether every file of the model is there, whole, and asks to run nothing.
+
+    Of a hub id nothing is known before it is fetched.
+    """
+    model, folder = recipe.model, Path(recipe.model.path)
+    if not is_local(model):
+        return
+    if not (folder / "config.json").is_file():
+        how = model.download or "set model.path to a folder with config.json"
+        yield Finding("model", f"{model.path} is not there. Get it: {how}")
+        return
+    again = f"Get it again: {model.download or 'copy the whole folder'}"
+    problems = [*_unreadable(folder), *_absent(folder), *weight_problems(folder)]
+    yield from (Finding("model", f"{problem}. {again}") for problem in problems)
+    if not model.remote_code:
+        yield from _own_code(folder)
+
+
+def _unreadable(folder: Path) -> Iterator[str]:
+    """JSON files that are cut short, empty, or Git LFS's word for a file that was not fetched."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            yield f"{path} cannot be read ({_pointer(path) or error})"
+
+
+def _absent(folder: Path) -> Iterator[str]:
+    for names, what in ((TOKENIZERS, "tokenizer"), (PROCESSORS, "image processor")):
+        if not any((folder / name).is_file() for name in names):
+            yield f"{folder} has no {what}: expected {' or '.join(names)}"
+
+
+def weight_problems(folder: Path) -> Iterator[str]:
+    """Says of each weight file that the model's index names what is wrong with it."""
+    for kind in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{kind}.index.json"
+        if index.is_file():
+            yield from _of_index(folder, index)
+            return
+    single = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if single is not None:
+        problem = _damage(single, set())
+        if problem:
+            yield problem
+        return
+    files = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
+    if any(NUMBERED.fullmatch(name) for name in files):
+        yield f"{folder} holds {_listed(files)} without their index model.safetensors.index.json"
+    else:
+        yield f"{folder} has no weights: expected {' or '.join(WEIGHTS)}, or an index of shards"
+
+
+def _of_index(folder: Path, index: Path) -> Iterator[str]:
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards: dict[str, set[str]] = {}
+        for tensor, shard in names.items():
+            shards.setdefault(str(shard), set()).add(tensor)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        yield f"{index} is no index of weights: expected its weight_map"
+        return
+    missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+    if missing:
+        yield (
+            f"{len(missing)} of {len(shards)} weight files are not in {folder}: {_listed(missing)}"
+        )
+    there = sorted(shards.keys() - set(missing))
+    problems = (_damage(folder / shard, shards[shard]) for shard in there)
+    yield from (problem for problem in problems if problem)
+
+
+def _damage(path: Path, tensors: set[str]) -> str | None:
+    """What is wrong with a weight file, None if nothing; `tensors` must be in it."""
+    size = path.stat().st_size
+    if pointer := _pointer(path):
+        return f"{path} is {pointer}"
+    if path.suffix == ".bin":
+        return None if zipfile.is_zipfile(path) else f"{path} ({size:,} bytes) is cut short"
+    try:
+        start, header = read_header(path)
+    except ValueError as error:
+        return f"{path} is damaged: {error}"
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    end = start + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+    if size != end:
+        cut = "cut short" if size < end else "too long"
+        return f"{path} is {cut}: {size:,} bytes, its header asks for {end:,}"
+    lacking = sorted(tensors - entries.keys())
+    if lacking:
+        return f"{path} lacks {len(lacking)} tensors that the index names in it: {_listed(lacking)}"
+    return None
+
+
+def read_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the tensors of a safetensors file begin, and its header.
+
+    Raises:
+        ValueError: it has none.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= LONGEST_HEADER:
+            raise ValueError("it does not begin as a safetensors file does")
+        text = file.read(length)
+    if len(text) < length:
+        raise ValueError(f"its header is cut short: {len(text):,} of {length:,} bytes")
+    header = json.loads(text)
+    if not isinstance(header, dict):
+        raise ValueError("its header is no table of tensors")
+    return 8 + length, header
+
+
+def _pointer(path: Path) -> str | None:
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) != POINTER:
+            return None
+    return "a Git LFS pointer, not the file itself (git lfs pull fetches it)"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _own_code(folder: Path) -> Iterator[Finding]:
+    """Says when the model brings Python files that would have to be run."""
+    found, kind = [], None
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        path = folder / name
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and "auto_map" in content:
+            found.append(str(path))
+            kind = kind or content.get("model_type")
+    if not found:
+        return
+    fix = "Use a model that transformers knows by itself"
+    if kind == "internvl_chat":
+        fix = f"Rewrite it: {sys.executable} -m recipes.convert_internvl {folder} --to {folder}-HF"
+    yield Finding(
+        "trust",
+        f"{', '.join(found)} ask to run Python files that came with the model. {fix}, or set "
+        "model.remote_code: true if you trust its source",
+    )

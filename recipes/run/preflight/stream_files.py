@@ -1,0 +1,96 @@
+"""Is the stream whole: manifest, chunks, test sets, and the images that they name?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from data_prep.files import numbered_jsonl
+from data_prep.stream import MANIFEST, Stream, StreamError
+from recipes.config.schema import Recipe
+from recipes.run.chunk_data import missing_text, open_recipe_stream
+from recipes.run.preflight.finding import Finding
+from recipes.run.preflight.room import done_chunks
+
+SHOWN = 3
+
+
+def check_stream(recipe: Recipe) -> Iterator[Finding]:
+    """Whether every file that the run will read is the one that the manifest describes."""
+    data = recipe.data
+    if not (Path(data.stream) / MANIFEST).is_file():
+        made = " (the run does so by itself)" if data.source == "mini" else ""
+        yield Finding("data", missing_text(data) + made, stops=not made)
+        return
+    try:
+        stream = open_recipe_stream(recipe)
+    except StreamError as error:
+        yield Finding("data", str(error))
+        return
+    chunks = chunks_to_come(recipe)
+    yield from _empty(stream, chunks)
+    broken = _broken(stream.verify_chunk, chunks)
+    broken += _broken(lambda task: stream.verify_tests([task]), recipe.eval.tasks or stream.tasks)
+    yield from (Finding("data", text) for text in _shown(broken, "files of the stream"))
+    if not broken:  # what the files name is only known of whole ones
+        again = data.prepare or "copy the whole folder, or prepare the stream again"
+        for text in _shown(_absent_images(recipe, stream, chunks), "images"):
+            yield Finding("data", f"{text}. Get them: {again}")
+
+
+def _empty(stream: Stream, chunks: Sequence[int]) -> Iterator[Finding]:
+    for index in chunks:
+        file = stream.chunk_file(index)
+        if not stream.chunk(index).samples or (file.is_file() and not file.stat().st_size):
+            yield Finding(
+                "data",
+                f"{file} is empty: there is nothing to train on in chunk {index} of data.stream; "
+                "prepare the stream again or set data.chunks below it",
+            )
+
+
+def chunks_to_come(recipe: Recipe) -> list[int]:
+    """The chunks whose samples are still to be trained on: files of others may be gone."""
+    done = done_chunks(recipe)
+    return [i for chunk in recipe.trained_chunks if chunk > done for i in recipe.data_chunks(chunk)]
+
+
+def _broken(verify: Callable[..., None], items: Sequence[int] | Sequence[str]) -> list[str]:
+    found = []
+    for item in items:
+        try:
+            verify(item)
+        except (StreamError, OSError) as error:
+            found.append(str(error))
+    return found
+
+
+def _absent_images(recipe: Recipe, stream: Stream, chunks: Sequence[int]) -> list[str]:
+    """What each image that is not there, or is empty, is and who asks for it."""
+    files = [stream.chunk_file(i) for i in chunks]
+    files += [stream.test_file(task) for task in recipe.eval.tasks or stream.tasks]
+    seen: set[str] = set()
+    found = []
+    for file in files:
+        for number, record in numbered_jsonl(file):
+            for image in record.get("images") or []:
+                if image in seen:
+                    continue
+                seen.add(image)
+                problem = _problem(stream.root / image)
+                if problem:
+                    found.append(f"{stream.root / image} of {file}:{number} {problem}")
+    return found
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        return None if path.stat().st_size else "is an empty file"
+    except OSError:
+        return "is not there"
+
+
+def _shown(problems: list[str], what: str) -> Iterator[str]:
+    yield from problems[:SHOWN]
+    if len(problems) > SHOWN:
+        yield f"{len(problems) - SHOWN} more {what} are missing or damaged"

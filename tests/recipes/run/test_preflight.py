@@ -1,0 +1,322 @@
+"""What a run needs of its machine: every kind of lack is named, all at once, before it starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from recipes import REPO
+from recipes.cli import main
+from recipes.config.loading import load_recipe
+from recipes.config.method import method_names
+from recipes.config.schema import Recipe
+from recipes.config.sizes.base_model import adapter_size, model_shape
+from recipes.processes import machine
+from recipes.run.preflight import gpus, room
+from recipes.run.preflight.all_checks import look, stopping
+from recipes.run.preflight.finding import Finding
+from recipes.run.preflight.gpus import check_gpus
+from recipes.run.preflight.model_folder import check_model
+from recipes.run.preflight.room import check_disk, check_shared_memory, sample_bytes
+from recipes.run.preflight.stream_files import check_stream
+from recipes.run.preflight.tools import check_compiler, check_network
+
+LoadToy = Callable[..., Recipe]
+
+
+def sharded(model: Path) -> None:
+    """Turns the toy model's weights into two shards and their index."""
+    (model / "model.safetensors").unlink()
+    names = {}
+    for number in (1, 2):
+        shard = f"model-0000{number}-of-00002.safetensors"
+        save_file({f"w{number}": np.zeros(4, np.float32)}, model / shard)
+        names[f"w{number}"] = shard
+    index = model / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}), encoding="utf-8")
+
+
+def second(model: Path) -> Path:
+    return model / "model-00002-of-00002.safetensors"
+
+
+def cut(path: Path, left: int) -> None:
+    path.write_bytes(path.read_bytes()[:left])
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "shard gone": (lambda m: second(m).unlink(), "1 of 2 weight files are not in"),
+    "shard cut": (lambda m: cut(second(m), -3), "is cut short: "),
+    "shard cut in its header": (lambda m: cut(second(m), 30), "its header is cut short"),
+    "shard empty": (lambda m: cut(second(m), 0), "does not begin as a safetensors file does"),
+    "shard longer": (
+        lambda m: second(m).write_bytes(second(m).read_bytes() + b"x"),
+        "is too long: ",
+    ),
+    "shard a pointer": (lambda m: second(m).write_text(POINTER), "a Git LFS pointer"),
+    "shard of another model": (
+        lambda m: save_file({"other": np.zeros(1, np.float32)}, second(m)),
+        "lacks 1 tensors that the index names in it: w2",
+    ),
+    "index gone": (
+        lambda m: (m / "model.safetensors.index.json").unlink(),
+        "without their index model.safetensors.index.json",
+    ),
+    "index cut": (
+        lambda m: cut(m / "model.safetensors.index.json", 20),
+        "is no index of weights",
+    ),
+    "tokenizer gone": (lambda m: (m / "vocab.json").unlink(), "has no tokenizer"),
+    "tokenizer cut": (lambda m: cut(m / "vocab.json", 1), "vocab.json cannot be read"),
+    "processor gone": (
+        lambda m: (m / "preprocessor_config.json").unlink(),
+        "has no image processor: expected preprocessor_config.json",
+    ),
+    "config a pointer": (lambda m: (m / "config.json").write_text(POINTER), "a Git LFS pointer"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_model_that_is_not_whole(what: str, toy: LoadToy, model: Path) -> None:
+    damage, words = DAMAGE[what]
+    sharded(model)
+    recipe = toy("model.download=hf download x")
+    assert list(check_model(recipe)) == []
+    damage(model)
+    found = [each.text for each in check_model(recipe)]
+    assert any(words in text for text in found), found
+    assert all(text.endswith("Get it again: hf download x") for text in found)
+
+
+def test_a_single_file_and_old_weights(toy: LoadToy, model: Path) -> None:
+    recipe, weights = toy(), model / "model.safetensors"
+    cut(weights, -1)
+    assert "is cut short" in next(check_model(recipe)).text
+    weights.unlink()
+    assert "has no weights" in next(check_model(recipe)).text
+    (model / "pytorch_model.bin").write_bytes(b"PK\x03\x04 and then the copy broke off")
+    assert "pytorch_model.bin (32 bytes) is cut short" in next(check_model(recipe)).text
+
+
+def test_a_stream_that_is_not_whole(toy: LoadToy, stream: Path) -> None:
+    recipe = toy()
+    assert list(check_stream(recipe)) == []
+    images = sorted((stream / "images").iterdir())
+    images[0].write_bytes(b"")
+    images[1].unlink()
+    empty, gone = (each.text for each in check_stream(recipe))
+    assert "is an empty file" in empty
+    assert "is not there" in gone
+    cut(stream / "chunks" / "002.jsonl", -40)
+    (stream / "test" / "Fin.jsonl").unlink()
+    texts = [each.text for each in check_stream(recipe)]
+    assert ["002.jsonl was changed" in texts[0], "Fin.jsonl is missing" in texts[1]] == [True, True]
+
+
+def test_of_many_absent_images_the_number_is_told(toy: LoadToy, stream: Path) -> None:
+    count = len(list((stream / "images").iterdir()))
+    shutil.rmtree(stream / "images")
+    found = list(check_stream(toy("data.prepare=make images")))
+    assert f"{count - 3} more images are missing" in found[-1].text
+    assert found[-1].text.endswith("Get them: make images")
+
+
+def test_chunks_that_are_done_need_no_files(toy: LoadToy, stream: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    state = {"format": 1, "chunks": [], "done": 1, "finished": False}
+    (tmp_path / "run" / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    (stream / "chunks" / "001.jsonl").unlink()
+    assert list(check_stream(toy())) == []
+
+
+def test_no_method_stores_more_than_the_quick_bound() -> None:
+    recipe = load_recipe("tiny", [])
+    shape = model_shape(recipe)
+    assert shape is not None
+    for method in method_names():
+        recipe = recipe.model_copy(update={"method": method})
+        size, most = adapter_size(recipe, shape), room._at_most(recipe, shape)
+        assert (size.trained <= most.trained, size.stored <= most.stored) == (True, True)
+
+
+def test_a_disk_that_is_too_small(toy: LoadToy, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = toy("tuner.rank=2")  # 7 layers of 8 x 8: 7 x 2 x 16 = 224 numbers of plain LoRA
+    # 2 chunks x 224 x 4 bytes, and 3 checkpoints x 224 x (4 + 8) bytes beside each other
+    needed = 2 * 224 * 4 + 3 * 224 * 12
+    for free, problems in ((needed, 0), (needed - 1, 1)):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda path, usage=usage: usage)
+        assert len(list(check_disk(recipe))) == problems
+
+
+def test_room_for_the_loaders(toy: LoadToy, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"max_patches": 12, "size": {"height": 448, "width": 448}}
+    (model / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    picture = 13 * 448 * 448 * 3 * 4  # twelve tiles and the thumbnail, float32
+    assert sample_bytes(model, None) == picture
+    recipe = toy("swift.dataloader_num_workers=4")
+    needed = 4 * 2 * 4 * picture  # workers x batches x samples
+    for free, problems in ((needed, 0), (64 << 20, 1)):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda path, usage=usage: usage)
+        found = list(check_shared_memory(recipe))
+        assert len(found) == problems
+    assert "0.06 GiB free" in found[0].text
+    assert "--shm-size" in found[0].text
+    qwen = {"merge_size": 2, "temporal_patch_size": 2, "max_pixels": 12845056}
+    (model / "preprocessor_config.json").write_text(json.dumps(qwen), encoding="utf-8")
+    assert sample_bytes(model, 1003520) == 1003520 * 2 * 3 * 4
+
+
+def test_no_compiler_where_one_is_needed(
+    toy: LoadToy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+    assert list(check_compiler(toy())) == []
+    for key in ("swift.torch_compile=true", "launcher.deepspeed=zero2"):
+        (found,) = check_compiler(toy(key))
+        assert "build-essential" in found.text
+
+
+def test_a_port_that_is_taken_and_an_interface_that_is_not_there(
+    toy: LoadToy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = toy("launcher.nproc=2", "schedule.per_device_batch=2")
+    assert list(check_network(recipe)) == []
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        monkeypatch.setenv("MASTER_PORT", str(holder.getsockname()[1]))
+        monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib7")
+        port, interface = check_network(recipe)
+    assert "cannot be opened here" in port.text
+    assert "NCCL_SOCKET_IFNAME=ib7 names no interface" in interface.text
+
+
+def graphics_driver(folder: Path, count: int) -> Path:
+    """A folder with an nvidia-smi that lists GPUs; torch here is built without CUDA."""
+    program = folder / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\ncase "$1" in *driver_version*) echo 535.104.05;; *)\n'
+        f'for i in $(seq {count}); do echo "NVIDIA H100, 81559 MiB"; done;; esac\n'
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return program.parent
+
+
+def test_one_gpu_that_does_not_compute(toy: LoadToy, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = toy("launcher.nproc=2", "schedule.per_device_batch=2", "launcher.cpu=false")
+    (none,) = check_gpus(recipe)
+    assert "asks for 2, here are 0; nvidia-smi lists none" in none.text
+    assert "launcher.cpu: true, if the CPU is what you want" in none.text
+    answer = {"torch": "2.13.0+cu130", "built_for": "13.0", "driver_cuda": "12.2", "error": None}
+    good = {"name": "H100", "error": None, "free": 70 << 30}
+    bad = {"name": "H100", "error": "CUDA error: uncorrectable ECC error", "free": None}
+    monkeypatch.setattr(gpus, "gpu_count", lambda: 2)
+    monkeypatch.setattr(gpus, "_probe", lambda recipe: answer | {"gpus": [good, bad]})
+    (found,) = check_gpus(recipe)
+    assert "GPU 1 (H100) does not multiply float32 matrices: CUDA error: uncorrect" in found.text
+    old = "The NVIDIA driver on your system is too old (found version 12020)"
+    monkeypatch.setattr(gpus, "_probe", lambda recipe: answer | {"error": old, "gpus": []})
+    (found,) = check_gpus(recipe)
+    assert "torch 2.13.0+cu130 for CUDA 13.0, driver unknown, which reaches up to CUDA 12.2" in (
+        found.text
+    )
+    assert "Update the driver, or install a torch for the driver's CUDA" in found.text
+    taken = good | {"free": 1}
+    monkeypatch.setattr(gpus, "_probe", lambda recipe: answer | {"gpus": [good, taken]})
+    (found,) = check_gpus(recipe)
+    assert "GPU 1 (H100) has 0.0 GiB free" in found.text
+
+
+def test_everything_is_named_at_once_and_by_every_command(
+    toy_yaml: Callable[..., Path],
+    model: Path,
+    stream: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sharded(model)
+    second(model).unlink()
+    (stream / "chunks" / "002.jsonl").unlink()
+    (tmp_path / "requirements.txt").write_text("no-such-package\n", encoding="utf-8")
+    monkeypatch.setattr("recipes.run.preflight.installed.REPO", tmp_path)
+    monkeypatch.setenv("PATH", f"{graphics_driver(tmp_path, 1)}:/usr/bin:/bin")
+    machine.gpus.cache_clear()
+    path, gpu = str(toy_yaml()), "launcher.cpu=false"
+    subjects = ["model", "data", "packages", "CUDA"]
+    before = sorted(tmp_path.rglob("*"))
+    for command in (["run", path, gpu, "--dry-run"], ["validate", path, gpu]):
+        assert main(command) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if "MISSING" in line]
+        assert [line.split()[2].rstrip(":") for line in lines] == subjects
+    assert "it is a build without CUDA; torch 2." in lines[-1]
+    assert "driver 535.104.05" in lines[-1]
+    assert main(["run", path, gpu]) == 1
+    told = capsys.readouterr().err
+    assert all(f"\n  {subject}: " in told for subject in subjects)
+    job = ["run", path, gpu, "launcher.kind=slurm", "--slurm"]
+    assert main([*job, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"# MISSING  {subject}: " in shown for subject in subjects[:3])
+    assert "# NOTE     job: GPUs, /dev/shm" in shown
+    assert sorted(p for p in tmp_path.rglob("*") if tmp_path / "run" not in p.parents) == [
+        *sorted([*before, tmp_path / "run"])
+    ]
+    assert main(job) == 1
+    assert "the job could not run:" in capsys.readouterr().err
+    machine.gpus.cache_clear()
+
+
+def test_notes_do_not_stop_a_run(toy: LoadToy) -> None:
+    findings = look(toy("launcher.kind=slurm"), on_submit_host=True)
+    assert findings == [each for each in findings if each.subject == "job"]
+    assert stopping([*findings, Finding("x", "y")]) == [Finding("x", "y")]
+
+
+def test_a_dry_run_without_an_environment_says_how_to_get_one(tmp_path: Path) -> None:
+    """The interpreter has no site-packages, and the checkout no .venv."""
+    clone, bare = tmp_path / "clone", tmp_path / "python3"
+    subprocess.run(["git", "clone", "-q", "--depth=1", f"file://{REPO}", str(clone)], check=True)
+    for name in ("run_stream.sh", "setup.sh", "cli.py"):
+        shutil.copy(REPO / "recipes" / name, clone / "recipes" / name)
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
+    bare.chmod(0o755)
+    before = sorted(clone.rglob("*"))
+    done = subprocess.run(
+        ["bash", str(clone / "recipes" / "run_stream.sh"), "internvl3.5-8b", "--dry-run"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.endswith("this makes one (.venv, 2 GB): bash recipes/setup.sh")
+    assert sorted(clone.rglob("*")) == before
+    direct = subprocess.run(
+        [str(bare), "-m", "recipes.cli", "tiny", "--dry-run"],
+        cwd=clone,
+        env={"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert direct.returncode == 1
+    (sentence,) = direct.stderr.splitlines()
+    assert sentence.endswith("(.venv, 2 GB)")
+    assert "bash recipes/setup.sh" in sentence
