@@ -8,7 +8,6 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +18,12 @@ from safetensors.numpy import save_file
 from data_prep.files import read_json, read_jsonl, write_json, write_jsonl
 from eval.compare import compare, tables
 from eval.compare.__main__ import main
-from eval.matrix import append_scores
-from eval.predictions import chunk_scores, split_results
 from eval.report import write_report
 from eval.report.data import load_run
-from tests.eval.make_run import host_results, make_stream
+from tests.eval.compare.conftest import CHUNKS, TASKS, write_run
+from tests.eval.make_run import make_stream
 
-TASKS = ["VQAv2", "OCRVQA"]
-CHUNKS = 3
 KEYS = ["last", "average", "forgetting", "backward", "forward", "plasticity"]
-
-
-def write_run(
-    root: Path, stream: Path, skills: list[float], method: str = "strlora", seed: int = 0,
-    tasks: list[str] | None = None, **manifest: Any,
-) -> Path:  # fmt: skip
-    """Write a run: base model and one chunk a skill, each answered right with that probability."""
-    names = tasks or TASKS
-    for chunk, skill in enumerate([0.05, *skills]):
-        folder = root / "chunks" / f"{chunk:03d}"
-        answers = host_results(stream, names, dict.fromkeys(names, skill), 1000 * seed + chunk)
-        write_jsonl(folder / "answers.jsonl", answers)
-        split_results(folder / "answers.jsonl", stream, folder / "predictions", names)
-        scores = chunk_scores(folder / "predictions", stream)
-        append_scores(root / "matrix.csv", chunk, scores)
-    planned = manifest.pop("planned", len(skills))
-    content = {
-        "name": root.name,
-        "seed": seed,
-        "recipe": {"method": method, "seed": seed, "data": {"stream": str(stream)}},
-        "data": {"stream": str(stream), "sha256": "1" * 64, "chunks": ["2" * 64] * planned},
-    }
-    write_json(root / "manifest.json", content | manifest)
-    write_json(root / "state.json", {"done": len(skills), "finished": planned == len(skills)})
-    (root / "recipe.yaml").write_text("name: x\n", "utf-8")
-    return root
-
-
-@pytest.fixture
-def stream(tmp_path: Path) -> Path:
-    return make_stream(tmp_path / "stream", TASKS, chunks=CHUNKS, tests=60)
-
-
-@pytest.fixture
-def good(tmp_path: Path, stream: Path) -> Path:
-    return write_run(tmp_path / "good", stream, [0.5, 0.9, 0.9])
-
-
-@pytest.fixture
-def poor(tmp_path: Path, stream: Path) -> Path:
-    return write_run(tmp_path / "poor", stream, [0.5, 0.6, 0.3], "lora", seed=1)
 
 
 def recomputed(run: Path, stream: Path) -> dict[str, float]:
@@ -325,68 +280,6 @@ def test_a_reader_that_has_enough_is_no_failure(good: Path, poor: Path, tmp_path
         _, err = process.communicate()
     assert (process.returncode, err) == (0, b"")
     assert len(list(out.iterdir())) == 5
-
-
-def _drop_predictions(run: Path) -> None:
-    shutil.rmtree(run / "chunks" / "002" / "predictions")
-
-
-def _double_an_id(run: Path) -> None:
-    path = run / "chunks" / "003" / "predictions" / "VQAv2.jsonl"
-    lines = read_jsonl(path)
-    write_jsonl(path, [*lines, lines[0]])
-
-
-def _tear_predictions(run: Path) -> None:
-    path = run / "chunks" / "003" / "predictions" / "VQAv2.jsonl"
-    path.write_text(path.read_text("utf-8")[:-20], "utf-8")
-
-
-def _lose_a_score(run: Path) -> None:
-    """What is written when no sample of a task got an answer: no number."""
-    path = run / "matrix.csv"
-    rows = [",nan,".join(row.rsplit(",", 2)[::2]) if row.startswith("3,VQAv2") else row
-            for row in path.read_text("utf-8").splitlines()]  # fmt: skip
-    path.write_text("\n".join(rows) + "\n", "utf-8")
-    _fail_answers(run)
-
-
-def _lose_manifest(run: Path) -> None:
-    (run / "manifest.json").unlink()
-
-
-def _tear_manifest(run: Path) -> None:
-    (run / "manifest.json").write_text("{", "utf-8")
-
-
-def _fail_answers(run: Path) -> None:
-    path = run / "chunks" / "003" / "predictions" / "VQAv2.jsonl"
-    lines = [line | {"prediction": None, "error": "no memory"} for line in read_jsonl(path)]
-    write_jsonl(path, lines)
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (_drop_predictions, "002"),
-        (_double_an_id, "stands there twice"),
-        (_tear_predictions, "not JSON"),
-        (_lose_manifest, "manifest.json"),
-        (_tear_manifest, "not JSON"),
-        (_fail_answers, "prediction file gives nan"),
-        (_lose_a_score, "means are over the other tasks"),
-    ],
-)
-def test_damage_becomes_a_marked_gap(
-    good: Path, poor: Path, damage: Callable[[Path], None], words: str
-) -> None:
-    damage(poor)
-    found = compare([good, poor])
-    assert any(words in gap.why for gap in found.gaps), found.gaps
-    assert all(gap.what.startswith(("poor", "Streams")) for gap in found.gaps)
-    shown = tables.text(found)
-    assert "poor: " in shown
-    assert found.cell("strlora", "last").value > 0
 
 
 def test_what_cannot_be_compared_is_told(
