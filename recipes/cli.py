@@ -167,7 +167,7 @@ def _plan(recipe: Recipe, options: argparse.Namespace) -> int:
 
     # A run folder's recipe is resolved for one method: what others would take is not in it.
     methods = [] if options.of_run else sizes_of_methods(*options.loaded)
-    plan = make_plan(recipe, methods)
+    plan = make_plan(recipe, methods, count=not options.quick)
     return _print_all([json.dumps(asdict(plan), indent=2)] if options.json else as_text(plan))
 
 
