@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -15,14 +16,19 @@ from data_prep.progress_bar import Progress
 from data_prep.published.benchmarks import SCORERS
 from data_prep.published.download import download
 from data_prep.stream import StreamError
-from data_prep.stream_writer import LEFT_OUT, BadSamples, Plan, WrittenFile, write_stream
+from data_prep.stream_writer import LEFT_OUT, BadSamples, Plan, Report, WrittenFile, write_stream
 
+# Writes a plan into a folder, with so many processes; returns what was made, None: it was there.
+Write = Callable[[Path, Plan, int | None, Report | None], list[WrittenFile] | None]
 OK, FAILED, UNUSABLE = 0, 1, 2  # unusable: options or sources that no run can start with
 
 
 def add_common(parser: argparse.ArgumentParser, out_required: bool = True) -> None:
     """Add --out, --seed, --skip-bad and --workers."""
     parser.add_argument("--out", type=Path, required=out_required, help="stream folder to write")
+    if not out_required:
+        text = "add the source to this stream, behind what is there; see data_prep/README.md"
+        parser.add_argument("--append", type=Path, metavar="STREAM", help=text)
     parser.add_argument("--seed", type=seed, default=0, help="of everything random; below 2**32")
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave bad samples out and list them; else refuse"
@@ -40,9 +46,20 @@ def seed(text: str) -> int:
 
 def source_facts(path: Path) -> dict[str, Any]:
     """Return name, size and hash of an input, by which a rerun knows it again. Raises DataError."""
+    if path.is_dir():
+        return _folder_facts(path)
     if not path.is_file():
         raise DataError("no-data", f"{path}: no such file; check the path")
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _folder_facts(folder: Path) -> dict[str, Any]:
+    """Return the same of a folder of pictures: their names and sizes stand for their bytes."""
+    files = sorted(path for path in folder.glob("*/*") if path.is_file())
+    sizes = [path.stat().st_size for path in files]
+    names = (f"{p.relative_to(folder)} {n}\n" for p, n in zip(files, sizes, strict=True))
+    digest = hashlib.sha256("".join(names).encode()).hexdigest()
+    return {"name": folder.name, "bytes": sum(sizes), "sha256": digest}
 
 
 def expect_folder(path: Path, what: str, how: str) -> None:
@@ -69,6 +86,7 @@ def run_plan(
     args: argparse.Namespace,
     plan: Callable[[], Plan],
     report: Callable[[list[WrittenFile]], None] | None = None,
+    write: Write = write_stream,
 ) -> int:
     """Write the stream that `plan` returns and print what was made; return the exit code.
 
@@ -76,13 +94,14 @@ def run_plan(
         args: with the options of `add_common`.
         plan: makes the plan; DataError and StreamError that it raises become messages.
         report: prints more about what was made.
+        write: writes the stream, or appends to one.
     """
     started = time.monotonic()
     try:
         planned = plan()
-        made = write_stream(args.out, planned, args.workers, Progress("writing", "files"))
+        made = write(args.out, planned, args.workers, Progress("writing", "files"))
     except BadSamples as error:
-        print(listing(error.problems), file=sys.stderr)
+        print(listing(error.problems) + error.note, file=sys.stderr)
         count = len(error.problems)
         print(
             f"error: {count} bad sample{'s' * (count > 1)}, nothing was written. Correct the "
@@ -99,17 +118,17 @@ def run_plan(
         return OK
     if report:
         report(made)
-    _tell(args.out, made, seconds)
+    _tell(args.out, made, seconds, "" if write is write_stream else "added ")
     return OK
 
 
-def _tell(folder: Path, made: list[WrittenFile], seconds: float) -> None:
+def _tell(folder: Path, made: list[WrittenFile], seconds: float, added: str) -> None:
     chunks = [item for item in made if item.file.startswith("chunks/")]
     tests = [item for item in made if not item.file.startswith("chunks/")]
     trained, tested = (sum(item.samples for item in part) for part in (chunks, tests))
     print(
-        f"{folder}: {len(chunks)} chunks with {trained} samples, {len(tests)} test sets with "
-        f"{tested} ({seconds:.1f} s)"
+        f"{folder}: {added}{len(chunks)} chunks with {trained} samples, {len(tests)} test sets "
+        f"with {tested} ({seconds:.1f} s)"
     )
     if (folder / LEFT_OUT).exists():
         count = sum(1 for _ in (folder / LEFT_OUT).open("rb"))

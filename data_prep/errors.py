@@ -59,11 +59,21 @@ def shown(value: Any, length: int = 60) -> str:
 
 
 def listing(problems: Sequence[Problem], most: int = 20) -> str:
-    """Return the first `most` problems, one a line, and how many more there are by code."""
-    lines = [str(problem) for problem in problems[:most]]
+    """Return the first `most` problems, one a line, and how many more there are by code.
+
+    Problems with the same words are one line, at the first place where they were found.
+    """
+    same: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        same.setdefault((problem.code, problem.text), []).append(problem)
+    groups = list(same.values())
+    lines = [
+        f"{group[0]}" + (f" (and {len(group) - 1} more)" if len(group) > 1 else "")
+        for group in groups[:most]
+    ]
     rest: dict[str, int] = {}
-    for problem in problems[most:]:
-        rest[problem.code] = rest.get(problem.code, 0) + 1
+    for group in groups[most:]:
+        rest[group[0].code] = rest.get(group[0].code, 0) + len(group)
     if rest:
         kinds = ", ".join(f"{code} x {count}" for code, count in sorted(rest.items()))
         lines.append(f"... and {sum(rest.values())} more: {kinds}")

@@ -28,6 +28,7 @@ _EXTENSIONS = {
     "AVIF": (".avif",),
     "TIFF": (".tif", ".tiff"),
 }
+EXTENSIONS = {ending for endings in _EXTENSIONS.values() for ending in endings}
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112
 # Nearly all names: words between single slashes, none of them beginning with a full stop.

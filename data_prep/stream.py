@@ -54,6 +54,8 @@ class TaskEntry:
         validation: a second set for choosing settings, if the stream has one.
         majority: test score (0 to 1) of the constant answer that is best on the training samples;
             None where the manifest does not name it.
+        of: the task of its samples, where the test set is of one period of that task.
+        chunk: the chunk (from 1) whose period the test set is of; None: of no period.
     """
 
     name: str
@@ -61,6 +63,13 @@ class TaskEntry:
     test: StreamFile
     validation: StreamFile | None = None
     majority: float | None = None
+    of: str | None = None
+    chunk: int | None = None
+
+    @property
+    def trained_as(self) -> str:
+        """The task that training samples of the same kind name."""
+        return self.of or self.name
 
 
 @dataclass(frozen=True)
@@ -126,14 +135,26 @@ class Stream:
     def _records(self) -> dict[str, list[Record]]:
         return {}
 
+    def chunk_name(self, index: int) -> str:
+        """What chunk `index` is called beside its number: its period, label or dates; else ""."""
+        cut = self.facts.get("cut") or []
+        fact = cut[index - 1] if index <= len(cut) else {}
+        if name := fact.get("name") or fact.get("period") or fact.get("label"):
+            return str(name)
+        first, last = (str(fact.get(key, ""))[:10] for key in ("from", "to"))
+        return first if first == last else f"{first} to {last}"
+
     def first_seen(self) -> dict[str, int]:
-        """The first chunk (from 1) that holds each task; a task that no chunk holds is absent."""
+        """The first chunk (from 1) that holds each task; a task that no chunk holds is absent.
+
+        A test set of one period is seen first in the chunk of its period.
+        """
         seen: dict[str, int] = {}
         for chunk in self.chunks:
             for task, samples in chunk.tasks.items():
                 if samples:
                     seen.setdefault(task, chunk.index)
-        return seen
+        return seen | {name: test.chunk for name, test in self.tests.items() if test.chunk}
 
     def verify_chunk(self, index: int) -> None:
         """Raise StreamError unless a chunk is the file that the manifest describes.
@@ -226,6 +247,8 @@ def _task_entry(manifest: Path, name: str, entry: dict[str, Any]) -> TaskEntry:
         _file_entry(manifest, entry, "test"),
         None if validation is None else _file_entry(manifest, validation),
         None if majority is None else float(majority),
+        str(entry["of"]) if "of" in entry else None,
+        int(entry["chunk"]) if "chunk" in entry else None,
     )
 
 

@@ -37,11 +37,11 @@ LEFT_OUT = "left_out.jsonl"
 
 
 class BadSamples(StreamError):
-    """Samples were refused. `problems` holds all of them."""
+    """Samples were refused. `problems` holds all of them, `note` what helps to mend them."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem], note: str = "") -> None:
         super().__init__(f"{len(problems)} problems")
-        self.problems = problems
+        self.problems, self.note = problems, note
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def write_stream(
         return None
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
+    with locked(folder):
         _claim(folder, plan)
         try:
             contents = plan.contents(folder / PARTIAL)
@@ -259,7 +259,7 @@ def discard(folder: Path, existed: bool = True) -> None:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the folder against a second run."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -349,7 +349,7 @@ def _finish(folder: Path, plan: Plan, contents: Contents, made: list[WrittenFile
         staged = folder / PARTIAL / name
         if staged.exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            _move(staged, folder / name)
+            move(staged, folder / name)
     for name, target in (contents.links or {}).items():
         if not (folder / name).is_symlink():
             (folder / name).symlink_to(target, target_is_directory=True)
@@ -366,14 +366,14 @@ def _list_left_out(path: Path, contents: Contents, made: list[WrittenFile]) -> N
         write_jsonl(path, [*before, *(problem.as_json() for problem in problems)])
 
 
-def _move(staged: Path, target: Path) -> None:
+def move(staged: Path, target: Path) -> None:
     """Move a file, or what a folder holds: a killed run may have moved a part of it."""
     if not staged.is_dir():
         os.replace(staged, target)
         return
     target.mkdir(exist_ok=True)
     for inner in staged.iterdir():
-        _move(inner, target / inner.name)
+        move(inner, target / inner.name)
 
 
 def manifest_of(plan: Plan, contents: Contents, made: Iterable[WrittenFile]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def best_constant(stream: Stream, task: str) -> float:
 
 def _common_answers(stream: Stream, task: str) -> list[str]:
     """Return the most frequent answers in the chunk that holds most of the task's samples."""
+    task = stream.task(task).trained_as
     chunk = max(stream.chunks, key=lambda entry: entry.tasks.get(task, 0), default=None)
     if chunk is None or not chunk.tasks.get(task) or not (stream.root / chunk.file).is_file():
         return []

@@ -250,10 +250,15 @@ class Manifest:
     tuner: JsonObject | None = None
     preset: str = ""
 
+    def block(self, name: str) -> JsonObject:
+        """Return a block of the recipe, such as `schedule`; empty where it is missing."""
+        return _part(self.recipe, name)
+
     @property
-    def told_the_task(self) -> bool:
-        """Return whether the method looks up the task, which no method should know."""
-        return (self.tuner or {}).get("sentence") == "task"
+    def told(self) -> str:
+        """Return in words what the method looks up, which none should know; empty: nothing."""
+        words = {"task": "told the task", "template": "told the task's template"}
+        return words.get(str((self.tuner or {}).get("sentence")), "")
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -267,7 +272,7 @@ def read_manifest(path: Path) -> Manifest:
     data, recipe = _part(content, "data"), _part(content, "recipe")
     return Manifest(
         name=str(content.get("name") or ""),
-        method=str(recipe.get("method") or ""),
+        method=_method(recipe),
         model=str(_part(recipe, "model").get("path") or ""),
         protocol=str(content.get("protocol") or ""),
         seed=content.get("seed"),
@@ -350,6 +355,12 @@ def read_object(path: Path) -> JsonObject:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def _method(recipe: Mapping[str, Any]) -> str:
+    """The method's name today: what was recorded with `ewc.released` is the plain pull, `l2`."""
+    name, ewc = str(recipe.get("method") or ""), recipe.get("ewc") or {}
+    return "l2" if name == "ewc_released" and "released" in ewc else name
 
 
 def _part(content: Mapping[str, Any], key: str) -> JsonObject:

@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from data_prep.files import read_json
@@ -27,7 +27,7 @@ from recipes.processes.log_errors import exit_text, last_error
 from recipes.processes.run_lock import RunLock, RunLocked
 from recipes.run import evaluation
 from recipes.run.chunk_data import open_recipe_stream
-from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.layout import RunLayout, SideLayout
 from recipes.run_folder.state import load_state
 from strlora_tuner.options import ABLATION
 
@@ -36,29 +36,9 @@ class CannotAblate(Exception):
     """The run has nothing to ablate, or an evaluation failed; the message says why."""
 
 
-@dataclass(frozen=True)
-class AblationLayout(RunLayout):
-    """An evaluation of a run's adapter with files of its own in RUN/ablation/<name>."""
-
-    name: str
-
-    @property
-    def folder(self) -> Path:
-        return self.root / "ablation" / self.name
-
-    @property
-    def matrix(self) -> Path:
-        return self.folder / "matrix.csv"
-
-    @property
-    def prompts(self) -> Path:
-        return self.folder / "test_prompts.jsonl"
-
-    def chunk(self, index: int) -> Path:
-        return self.folder
-
-    def adapter(self, index: int) -> Path:
-        return RunLayout(self.root).adapter(index)
+def ablation_layout(run: Path, name: str) -> SideLayout:
+    """Where an ablation's evaluation leaves its files: RUN/ablation/<name>."""
+    return SideLayout(run, run / "ablation" / name)
 
 
 def ablation_names(recipe: Recipe) -> list[str]:
@@ -98,11 +78,11 @@ def ablate(run: Path, only: Sequence[str], overrides: Sequence[str], again: bool
     stream = open_recipe_stream(recipe)
     with RunLock(layout.lock) as lock:
         for number, name in enumerate(names, start=1):
-            where = AblationLayout(run, name)
+            where = ablation_layout(run, name)
             if again or not _is_done(where, chunk):
                 print(f"[{recipe.name}] chunk {chunk}, {number}/{len(names)}: {name}", flush=True)
                 _evaluate(recipe, where, stream, chunk, lock)
-    found = [n for n in ablation_names(recipe) if _is_done(AblationLayout(run, n), chunk)]
+    found = [n for n in ablation_names(recipe) if _is_done(ablation_layout(run, n), chunk)]
     path = write_ablation(run, stream.root, chunk, found)
     evaluation.write_report(layout, print)
     return path
@@ -116,19 +96,17 @@ def _chosen(recipe: Recipe, only: Sequence[str]) -> list[str]:
     return [name for name in known if not only or name in only]
 
 
-def _is_done(where: AblationLayout, chunk: int) -> bool:
+def _is_done(where: SideLayout, chunk: int) -> bool:
     path = where.scores(chunk)
     return path.is_file() and read_json(path).get("chunk") == chunk
 
 
-def _evaluate(
-    recipe: Recipe, where: AblationLayout, stream: Stream, chunk: int, lock: RunLock
-) -> None:
+def _evaluate(recipe: Recipe, where: SideLayout, stream: Stream, chunk: int, lock: RunLock) -> None:
     tasks = recipe.eval.tasks or stream.tasks
     where.scores(chunk).unlink(missing_ok=True)
     questions = evaluation.prepare(recipe, where, stream, tasks, chunk)
     if questions.command is not None:
-        environment = {**questions.command.environment, ABLATION: where.name}
+        environment = {**questions.command.environment, ABLATION: where.side.name}
         command = replace(questions.command, environment=environment)
         log = where.eval_log(chunk)
         process = HostProcess(command, log)
@@ -139,7 +117,7 @@ def _evaluate(
             lock.note_child(None)
         if code:
             cause = "\n".join(f"    {line}" for line in last_error(log))
-            raise CannotAblate(f"{where.name} {exit_text(code)}:\n{cause}\nWhole log: {log}")
+            raise CannotAblate(f"{where.side.name} {exit_text(code)}:\n{cause}\nWhole log: {log}")
     evaluation.score(recipe, where, stream, tasks, chunk)
 
 

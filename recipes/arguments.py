@@ -18,7 +18,13 @@ COMMANDS: dict[str, str] = {
     "report": "write report.html from a run's files, finished or not",
     "reproduce": "repeat a recorded run in a new folder and list what differs",
     "clean": "list files that the run no longer needs; --yes removes them",
+    "ask": "ask a run's model one question, with or without pictures",
+    "chat": "talk with a run's model in the terminal",
+    "serve": "serve a run's model with an OpenAI-compatible API",
+    "export": "copy a run's adapter into a folder for others, with its model card",
 }
+# The commands that use a run's model: they take what the run recorded, and no overrides.
+USES: tuple[str, ...] = ("ask", "chat", "serve", "export")
 _STOPPED = "stopped by signal n"
 EXIT_CODES: dict[str, dict[str, str]] = {  # beside 2
     "run": {"0": "done", "1": "failed", "128+n": _STOPPED},
@@ -32,6 +38,13 @@ EXIT_CODES: dict[str, dict[str, str]] = {  # beside 2
         "128+n": _STOPPED,
     },
     "clean": {"0": "done", "1": "the run is being worked on, or its state cannot be read"},
+    "ask": {"0": "answered", "1": "no such adapter, another base model, or no answer"},
+    "chat": {"0": "ended", "1": "no such adapter, or another base model"},
+    "serve": {
+        "0": "stopped by Ctrl-C or SIGTERM",
+        "1": "no such adapter, another base model, or the port is taken",
+    },
+    "export": {"0": "written", "1": "no such adapter, or it cannot be exported so"},
 }
 _TARGET = "a shipped recipe ({}), a YAML file, or a run folder (runs/tiny)"
 
@@ -56,7 +69,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ("validate", "status"):  # the older spelling: RECIPE --status
         if command == "run" and getattr(options, name):
             options.command = name
-    for name, value in (("json", False), ("verify", False)):
+    for name, value in (("json", False), ("verify", False), ("overrides", [])):
         if not hasattr(options, name):
             setattr(options, name, value)
     return options
@@ -74,9 +87,11 @@ def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
     parser.add_argument(
         "recipe", metavar="RECIPE", help=_TARGET.format(", ".join(shipped_recipes()))
     )
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="e.g. schedule.later.learning_rate=1e-3"
-    )
+    if command in USES:
+        _use_options(parser)
+    else:
+        help_text = "e.g. schedule.later.learning_rate=1e-3"
+        parser.add_argument("overrides", metavar="key=value", nargs="*", help=help_text)
     {
         "run": _run_options,
         "plan": _plan_options,
@@ -84,6 +99,10 @@ def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
         "validate": _validate_options,
         "reproduce": _reproduce_options,
         "clean": _clean_options,
+        "ask": _ask_options,
+        "chat": _chat_options,
+        "serve": _serve_options,
+        "export": _export_options,
     }.get(command, lambda parser: None)(parser)
     parser.add_argument(
         "--no-setup",
@@ -191,6 +210,70 @@ def _clean_options(parser: argparse.ArgumentParser) -> None:
         help="include the adapter weights of chunks before the newest finished one: the run can "
         "continue and keeps its scores, but those chunks cannot be evaluated again",
     )
+
+
+def _use_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--chunk",
+        type=int,
+        metavar="N",
+        help="the adapter after chunk N (0: the base model); default: the newest",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="FOLDER",
+        help="where the base model lies now, if not where the run had it; another base is refused",
+    )
+
+
+def _ask_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words",
+        metavar="[PICTURE ...] QUESTION",
+        nargs="+",
+        help='picture.jpg "What is this?": the last word is the question, those before it pictures',
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=_positive,
+        metavar="N",
+        help="the longest answer; default: the recipe's eval.max_new_tokens",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the answer")
+
+
+def _chat_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", metavar="PICTURE", nargs="*", help="of the first question")
+
+
+def _serve_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone; 0.0.0.0: all"
+    )
+    parser.add_argument(
+        "--key", help="clients must send it; $STRLORA_SERVE_KEY does the same and is not in `ps`"
+    )
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--to", metavar="FOLDER", required=True, help="new or empty")
+    parser.add_argument(
+        "--merged",
+        action="store_true",
+        help="write base model and adapter as one model; LoRA and its like only, since a routed "
+        "adapter depends on the question",
+    )
+    _published_options(parser)
+
+
+def _published_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base-name",
+        metavar="NAME",
+        help="how others get the base model, for the card: a hub's OWNER/NAME",
+    )
+    parser.add_argument("--licence", metavar="NAME", help="of the base model, where no file says")
 
 
 class _Removed(argparse.Action):

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from recipes import REPO
 from recipes.arguments import parse
@@ -32,6 +33,9 @@ try:
 except ModuleNotFoundError as lacking:
     sys.exit(_not_installed(lacking))
 
+if TYPE_CHECKING:
+    from recipes.use.finished_adapter import FinishedAdapter
+
 DONE, FAILED, BAD_RECIPE = 0, 1, 2
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -47,6 +51,7 @@ class Stopped(BaseException):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0 done, 1 the run failed, 2 the recipe is wrong."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    options.where = Path.cwd()  # files that a user names lie there, those of a recipe at the root
     try:
         recipe = _load(options)
     except RecipeError as error:
@@ -80,9 +85,10 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from recipes.run_folder.manifest import RunChanged
     from recipes.run_folder.state import StateError
     from recipes.slurm.submit import SubmitError
+    from recipes.use.finished_adapter import UseError
 
     of_runs = RunError, RunChanged, RunLocked, StateError, StreamError, SubmitError
-    return *of_runs, CountError, OSError
+    return *of_runs, CountError, UseError, OSError
 
 
 def _load(options: argparse.Namespace) -> Recipe:
@@ -142,12 +148,17 @@ def _train(recipe: Recipe, train_only: bool = False) -> int:
     from recipes.run.runner import run
     from recipes.run.terminal import Progress
 
-    for number in STOPPING:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
-            signal.signal(number, _stop)
+    _stop_on_signals()
     with Progress(recipe.name, recipe.data.chunks) as progress:
         run(recipe, progress, train_only)
     return DONE
+
+
+def _stop_on_signals() -> None:
+    """Let a signal stop what runs in good order, a second one at once."""
+    for number in STOPPING:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
+            signal.signal(number, _stop)
 
 
 def _validate(recipe: Recipe, options: argparse.Namespace) -> int:
@@ -212,6 +223,70 @@ def _clean(recipe: Recipe, options: argparse.Namespace) -> int:
     return _print_all(clean(recipe, options.yes, options.old_adapters))
 
 
+def _open(recipe: Recipe, options: argparse.Namespace) -> FinishedAdapter:
+    from recipes.use.finished_adapter import open_adapter
+
+    model = options.model and str(options.where / options.model)
+    return open_adapter(Path(recipe.folder), options.chunk, model)
+
+
+def _ask(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.use.ask import ask
+
+    adapter = _open(recipe, options)
+    *pictures, question = options.words
+    _stop_on_signals()
+    answer = ask(adapter, question, [options.where / p for p in pictures], options.max_tokens)
+    _tell("; ".join(filter(None, [adapter.title, answer.adapter])))
+    if answer.expert is not None:
+        _tell(f"the question went to chunk {answer.expert}")
+    if options.json:
+        return _print_all([json.dumps(asdict(answer) | {"chunk": adapter.chunk}, indent=2)])
+    if answer.finish_reason == "length":
+        _tell("the answer was cut: --max-tokens N allows a longer one")
+    if not answer.text.strip():
+        _tell("the answer is empty")
+    return _print_all([answer.text])
+
+
+def _chat(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.use.chat import chat
+
+    adapter = _open(recipe, options)
+    _stop_on_signals()
+    with suppress(Stopped):
+        chat(adapter, [options.where / picture for picture in options.words], options.where)
+    return DONE
+
+
+def _serve(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.use.serve import KEY, Server, serve
+
+    adapter, key = _open(recipe, options), options.key or os.environ.get(KEY) or None
+
+    def tell(server: Server) -> None:
+        asks = "clients must send the key" if key else "no key is asked for"
+        print("; ".join(filter(None, [adapter.title, server.adapter])))
+        print(f"{server.url}   model: {server.model}   {asks}   Ctrl-C stops it", flush=True)
+        _tell(f"log: {server.log}")
+
+    _stop_on_signals()
+    try:
+        serve(adapter, tell, options.host, options.port, key)
+    except Stopped as stopped:
+        _tell(f"\nserver stopped by {stopped}")
+    return DONE
+
+
+def _export(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.use.export import export
+
+    adapter = _open(recipe, options)
+    target = options.where / options.to
+    _stop_on_signals()
+    return _print_all(export(adapter, target, options.merged, options.base_name, options.licence))
+
+
 _COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
     "run": _run,
     "plan": _plan,
@@ -220,6 +295,10 @@ _COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
     "report": _report,
     "reproduce": _reproduce,
     "clean": _clean,
+    "ask": _ask,
+    "chat": _chat,
+    "serve": _serve,
+    "export": _export,
 }
 
 

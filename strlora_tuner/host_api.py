@@ -48,6 +48,9 @@ _LONG = "one sample that is too long does not end a run, and is named"
 _NO_STOP_FILE = "the file /tmp/stop, which anybody can write, does not end a run"
 _ANSWERS = "every answer says why it ended, and one bad question does not end the run"
 _ALL_RANKS = "on a CPU the answers of all processes are written"
+_ADAPTER_ON = "an adapter that acts on no layer is told, not taken for the base model"
+_KEY = "a server asks its clients for the key"
+_POOL = "a server routes each question to the adapter that should answer it"
 _ROWS = "a row leaves its batch as soon as its answer ends"
 _QWEN = "the rows that stay in a batch keep their own positions (Qwen-VL)"
 _MODELS = "the resident host loads a base model once"
@@ -71,6 +74,7 @@ _DYNAMIC, _LOADER = "transformers.dynamic_module_utils", "swift.model.register:M
 _META = "swift.model.model_meta"
 _TRAINER, _MIXIN = "transformers.trainer:Trainer", "swift.trainers.mixin:SwiftMixin"
 _ENGINE, _INFER = "swift.infer_engine:TransformersEngine", "swift.pipelines.infer.infer:SwiftInfer"
+_DEPLOY = "swift.pipelines.infer.deploy:SwiftDeploy"
 _GENERATION = "transformers.generation.utils:GenerationMixin"
 _TUNER_MIXIN = "swift.pipelines.train.tuner:TunerMixin"
 _ARGUMENTS = "swift.arguments.base_args.base_args"
@@ -116,10 +120,17 @@ TABLE: dict[str, tuple[HostName, ...]] = {
         HostName("accelerate:PartialState._reset_state", _ALL_RANKS),
         HostName(f"{_INFER}.infer_dataset", _ALL_RANKS),
         HostName(_INFER, _ANSWERS, mentions="infer"),
+        HostName(_INFER, _ADAPTER_ON, mentions="prepare_model_template"),
+        HostName("swift.pipelines.infer.infer:prepare_model_template", _ADAPTER_ON),
         HostName(_ENGINE, _ANSWERS, mentions="strict"),
         HostName(f"{_ENGINE}._infer", _ROWS, mentions="pre_infer_hook"),
         HostName(f"{_ENGINE}._update_metrics", _ANSWERS),
         HostName(f"{_GENERATION}.generate", _ROWS, mentions="custom_generate"),
+    ),
+    # recipes/swift_plugins/serving.py and recipes/baselines/mr_lora/swift_plugin.py
+    "serving": (
+        HostName(f"{_DEPLOY}._install_auth_middleware", _KEY, mentions="api_key"),
+        HostName(_DEPLOY, _POOL, mentions="infer_async"),
     ),
     # recipes/swift_plugins/row_generation.py
     "row_generation": (

@@ -1,6 +1,7 @@
 """Check a stream before training on it: `python -m data_prep.check data/mine`.
 
-Exit code 0: no errors (warnings are possible). 1: errors were found. 2: nothing to check.
+Exit code 0: no errors (warnings are possible), or --fix mended all of them. 1: errors were found
+(with --fix: are left). 2: nothing to check.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from data_prep.check.fix import write_clean
 from data_prep.check.lengths import Lengths, ask_recipes
 from data_prep.check.stream_folder import read_layout
 from data_prep.command_line import FAILED, OK, UNUSABLE
-from data_prep.errors import DataError
+from data_prep.errors import DataError, listing
 from data_prep.files import print_lines, write_json
 from data_prep.stream import StreamError
 
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         write_json(report, as_json(result))
         print_lines([as_text(result, args.show), f"report: {report}"])
         if args.fix is not None:
-            _fix(result, args)
+            result = _fix(result, args)
     except (DataError, StreamError) as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
@@ -116,12 +117,21 @@ def beside(folder: Path, ending: str) -> Path:
     return folder.with_name(folder.name + ending)
 
 
-def _fix(result: Result, args: argparse.Namespace) -> None:
+def _fix(result: Result, args: argparse.Namespace) -> Result:
+    """Write the cleaned copy and return what a check of it finds; images were decoded before."""
     out = args.fix if args.fix != Path() else beside(args.folder, ".clean")
     count, empty = write_clean(result, out, args.workers)
     print(f"cleaned copy: {out}, {count} samples left out ({out / 'left_out.jsonl'} says why)")
     for name in empty:
         print(f"{name} is not in it: none of its samples was good")
+    links = {path.name: os.readlink(path) for path in out.iterdir() if path.is_symlink()}
+    for name, target in links.items():
+        print(f"{name}/ in it is a link to {target}: its pictures are not copied")
+    again = Check(read_layout(out), Settings(decode=False, allow=tuple(args.allow)), args.workers)
+    left = again.run()
+    if left.errors:
+        print_lines([listing(left.errors, args.show), f"{len(left.errors)} errors are left in it"])
+    return left
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,7 @@ class Kept:
     file: DataFile
     dropped: frozenset[int]
     uneven: Uneven
+    entry: dict[str, object]  # of the manifest
 
 
 def write_clean(result: Result, out: Path, workers: int | None = None) -> tuple[int, list[str]]:
@@ -59,6 +61,7 @@ def write_clean(result: Result, out: Path, workers: int | None = None) -> tuple[
 def _files(result: Result) -> tuple[list[PlannedFile], list[str]]:
     """Return the files of the copy, and the names of those that nothing is left of."""
     files, empty = [], []
+    kept_chunks = _kept_chunks(result)
     for file in result.layout.files:
         dropped = frozenset(line for name, line in result.bad if name == file.name)
         if sum(result.seen[file.name].values()) <= len(dropped):
@@ -66,10 +69,20 @@ def _files(result: Result) -> tuple[list[PlannedFile], list[str]]:
             continue
         uneven = result.uneven.get(file.name, {}) if file.task is None else {}
         name = file.name if file.name.startswith("chunks/") or file.task else Path(file.name).name
-        kept = Kept(result.layout.root, file, dropped, uneven)
+        entry: dict[str, object] = {}
+        if file.chunk is not None:
+            entry = {"of": file.of, "chunk": max(1, sum(n <= file.chunk for n in kept_chunks))}
+        kept = Kept(result.layout.root, file, dropped, uneven, entry)
         place = name if "/" in name else f"chunks/{name}"
         files.append(PlannedFile(place, kept, file.task, file.validation))
     return files, empty
+
+
+def _kept_chunks(result: Result) -> list[int]:
+    """Return the numbers, from 1, of the chunks that keep a sample."""
+    chunks = [file.name for file in result.layout.files if file.task is None]
+    bad = Counter(name for name, _ in result.bad)
+    return [n for n, name in enumerate(chunks, 1) if sum(result.seen[name].values()) > bad[name]]
 
 
 def _contents(result: Result, planned: list[PlannedFile], staging: Path) -> Contents:
@@ -91,7 +104,9 @@ def _contents(result: Result, planned: list[PlannedFile], staging: Path) -> Cont
     write_blocks(staging / LEFT_OUT, _left_out(result))
     tops = {Path(image).parts[0] for image in copied}
     scorers = {f.task: f.scorer or "exact" for f in files if f.task is not None}
-    return Contents(planned, scorers, links, (LEFT_OUT, *sorted(tops)))
+    cut = manifest.get("cut") or []
+    facts = {"cut": [cut[n - 1] for n in _kept_chunks(result)]} if cut else {}
+    return Contents(planned, scorers, links, (LEFT_OUT, *sorted(tops)), facts)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -113,6 +128,7 @@ def _left_out(result: Result) -> Iterator[bytes]:
 def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of one file that stay."""
     kept: Kept = planned.source
+    made.entry.update(kept.entry)
     for line, raw in read_all(kept.root / kept.file.name):
         if line in kept.dropped:
             continue

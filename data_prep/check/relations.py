@@ -42,6 +42,7 @@ class Relations:
         """Yield every finding; `near` compares difference hashes too."""
         yield from self.repeated_ids()
         yield from self.repeated_samples()
+        yield from self.answered_otherwise()
         yield from self.shared_samples()
         yield from self.shared_images()
         yield from self.shared_texts()
@@ -80,6 +81,19 @@ class Relations:
                 if first is not sample:
                     text = f"the same sample as {self._at(first)}"
                     yield sample, "duplicate-sample", text, WARNING
+
+    def answered_otherwise(self) -> Iterator[Finding]:
+        """The same images and question, with different answers."""
+        for samples in (self.train, self.test):
+            seen: dict[tuple[object, ...], Sample] = {}
+            for sample in filter(lambda sample: sample.images, samples):
+                first = seen.setdefault((self._images(sample), sample.question), sample)
+                if first.answer != sample.answer:
+                    text = (
+                        f"answers {sample.shown!r} where {self._at(first)}, the same picture and "
+                        f"question, answers {first.shown!r}; keep the right one"
+                    )
+                    yield sample, "answers-differ", text, WARNING
 
     def shared_samples(self) -> Iterator[Finding]:
         """The same images and question in training and test."""

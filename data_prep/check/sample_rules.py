@@ -94,7 +94,7 @@ def check_sample(raw: Any, file: DataFile) -> HostSample:
 def _check_test(record: HostSample, file: DataFile) -> None:
     if not record.get("id"):
         raise DataError("no-id", "a test sample needs an id, by which its answer is found again")
-    if record.get("task") not in (None, file.task):
+    if record.get("task") not in (None, file.task, file.of):
         raise DataError("test-task", f"task is {record['task']!r} in the test set of {file.task!r}")
     if file.scorer == "grounding":
         check_gold_box(record)

@@ -16,12 +16,17 @@ from data_prep.stream_writer import LEFT_OUT, PARTIAL, manifest_entries
 
 @dataclass(frozen=True)
 class DataFile:
-    """One JSONL file, `name` relative to the folder; task and scorer where it is a test set."""
+    """One JSONL file, `name` relative to the folder; task and scorer where it is a test set.
+
+    Where the test set is of one period of a task, `of` is that task, `chunk` the period's (from 1).
+    """
 
     name: str
     task: str | None = None
     scorer: str | None = None
     validation: bool = False
+    of: str | None = None
+    chunk: int | None = None
 
 
 @dataclass
@@ -85,7 +90,8 @@ def _from_manifest(root: Path, more: tuple[Path, ...]) -> Layout:
     try:
         files = [DataFile(entry["file"]) for entry in manifest["chunks"]]
         for task, entry in manifest["tasks"].items():
-            files.append(DataFile(entry["test"], task, entry.get("scorer")))
+            period = {key: entry.get(key) for key in ("of", "chunk")}
+            files.append(DataFile(entry["test"], task, entry.get("scorer"), **period))
         for task, entry in manifest["tasks"].items():
             if "validation" in entry:
                 file = entry["validation"]["file"]

@@ -7,17 +7,19 @@ form, or with columns such as question and answer.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from functools import partial
 from pathlib import Path
 
+from data_prep.append import Before, append_stream, parse_with_append
 from data_prep.chunk import GENERATOR, VERSION
 from data_prep.chunk.batches import Options
 from data_prep.chunk.boundaries import ChunkBoundaries, contents, make
+from data_prep.chunk.columns import ColumnNames
 from data_prep.chunk.first_pass import FirstPass
+from data_prep.chunk.periods import Period
 from data_prep.chunk.times import EPOCHS
-from data_prep.command_line import add_common, pairs, run_plan, scorers_of, source_facts
+from data_prep.command_line import UNUSABLE, add_common, pairs, run_plan, scorers_of, source_facts
 from data_prep.parallel import cores
 from data_prep.progress_bar import Progress
 from data_prep.published.benchmarks import SCORERS
@@ -25,9 +27,21 @@ from data_prep.sources.image_paths import EMBEDDED, ImageResolver
 from data_prep.sources.readers import data_files
 from data_prep.sources.test_sets import check_task_name
 from data_prep.stream import StreamError
-from data_prep.stream_writer import PARTIAL, Contents, Plan
+from data_prep.stream_writer import PARTIAL, Contents, Plan, write_stream
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+# Options that came later: a stream made without them does not name them.
+_TAKEN_OVER: tuple[str, ...] = (
+    "by",
+    "size",
+    "column",
+    "every",
+    "epoch",
+    "no_shuffle",
+    "task",
+    "task_column",
+)
+_TAKEN_OVER += ("holdout", "image_column", "question_column", "answer_column", "question")
+_IF_GIVEN = ("epoch", "image_column", "question_column", "answer_column", "question")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,12 +53,21 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--by", choices=("count", "time", "column"), default="count")
     out.add_argument("--size", type=int, help="most samples in a chunk (by count: 2000)")
     out.add_argument("--column", help='by time or column: its name, also "meta.date"')
-    out.add_argument("--every", help="by time: length of a chunk, such as 12h, 7d, 4w")
+    out.add_argument("--every", help="by time: a chunk's length: 12h, 7d, 4w; 1mo, 1q, 1y")
     out.add_argument("--epoch", choices=EPOCHS, help="by time: numbers are these since 1970")
     out.add_argument("--no-shuffle", action="store_true", help="keep the order inside chunks")
+    out.add_argument("--image-column", help="column of the picture's path (default: found)")
+    out.add_argument("--question-column", help="column of the question (default: found)")
+    out.add_argument("--answer-column", help="column of the answer (default: found)")
+    out.add_argument("--question", metavar="TEXT", help="one question, asked of every picture")
     out.add_argument("--task", help="task of samples that name none (default: name of --out)")
     out.add_argument("--task-column", help='column that names the task (default: "task")')
-    out.add_argument("--holdout", type=float, default=0.0, help="share kept for testing, by image")
+    out.add_argument(
+        "--holdout",
+        type=float,
+        default=0.0,
+        help="share kept for testing, by image; with --by time a test set for each period",
+    )
     out.add_argument("--test", action="append", default=[], metavar="TASK=FILE", help="a test set")
     out.add_argument(
         "--scorer",
@@ -53,17 +76,24 @@ def parser() -> argparse.ArgumentParser:
         metavar="[TASK=]NAME",
         help=f"scorer of the test sets (default: exact): {', '.join(SCORERS)}",
     )
-    add_common(out)
+    add_common(out, out_required=False)
     return out
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the stream; return the exit code."""
-    args = parser().parse_args(argv)
-    return run_plan(args, partial(_plan, args))
+    try:
+        args, before = parse_with_append(parser(), argv, GENERATOR, _TAKEN_OVER)
+    except StreamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    write = write_stream if args.append is None else append_stream
+    return run_plan(args, partial(_plan, args, before), write=write)
 
 
-def _plan(args: argparse.Namespace) -> Plan:
+def _plan(args: argparse.Namespace, before: Before) -> Plan:
+    if args.question and args.question_column:
+        raise StreamError("--question and --question-column: give one of them")
     boundaries = _boundaries(args)
     sources = data_files(args.source)
     tests = pairs(args.test, "--test")
@@ -72,10 +102,13 @@ def _plan(args: argparse.Namespace) -> Plan:
         check_task_name(task)
     if not 0 <= args.holdout < 1:
         raise StreamError(f"--holdout {args.holdout}: expected a share from 0 to below 1")
-    root = (args.images or sources[0].parent).resolve()
+    first = sources[0]
+    root = args.images or Path(before.settings.get("images", ""))
+    if args.images is None and not before.settings:
+        root = first if first.is_dir() else first.parent
+    root = root.resolve()
     if not root.is_dir():
         raise StreamError(f"--images {root}: no such folder")
-    name = args.out.resolve().name
     settings = {
         "sources": [source_facts(path) for path in sources],
         "tests": {task: source_facts(Path(path)) for task, path in tests.items()},
@@ -84,18 +117,21 @@ def _plan(args: argparse.Namespace) -> Plan:
         **{k: getattr(args, k) for k in ("by", "size", "column", "every", "task", "task_column")},
         **{k: getattr(args, k) for k in ("holdout", "skip_bad", "no_shuffle")},
     }
-    if args.epoch:
-        settings["epoch"] = args.epoch
+    settings |= {key: value for key in _IF_GIVEN if (value := getattr(args, key)) is not None}
+    if args.by == "time" and args.holdout:
+        settings["tests"] = "by period"
     options = Options(
         args.by,
         args.column,
-        args.task or name,
+        args.task or before.name,
         args.task_column,
         args.holdout,
         args.seed,
-        name,
-        ImageResolver(root, embed=args.out / PARTIAL / EMBEDDED),
+        before.id_prefix,
+        ImageResolver(root, embed=before.place / PARTIAL / EMBEDDED, link=before.link(root)),
         args.epoch,
+        ColumnNames(args.image_column, args.question_column, args.answer_column, args.question),
+        args.images is not None,
     )
     workers = args.workers or cores()
 
@@ -103,10 +139,10 @@ def _plan(args: argparse.Namespace) -> Plan:
         first_pass = FirstPass(staging / "first_pass", sources, options, args.skip_bad)
         first_pass.run(workers, Progress("reading"))
         found = {task: Path(path) for task, path in tests.items()}
-        return contents(first_pass, boundaries, found, scorers, root)
+        return contents(first_pass, boundaries, found, scorers, before)
 
     generator = {"name": GENERATOR, "version": VERSION, "settings": settings}
-    return Plan(name, generator, args.seed, all_of, make, args.skip_bad)
+    return Plan(before.name, generator, args.seed, all_of, make, args.skip_bad)
 
 
 def _boundaries(args: argparse.Namespace) -> ChunkBoundaries:
@@ -125,15 +161,8 @@ def _boundaries(args: argparse.Namespace) -> ChunkBoundaries:
         raise StreamError("--epoch goes with --by time")
     if args.by == "column" and args.every:
         raise StreamError("--every goes with --by time")
-    window = _window(args.every) if args.every else None
-    return ChunkBoundaries(args.size, window, not args.no_shuffle)
-
-
-def _window(text: str) -> int:
-    match = re.fullmatch(r"(\d+)([smhdw])", text)
-    if not match or not int(match.group(1)):
-        raise StreamError(f"--every {text}: expected a number and s, m, h, d or w, such as 7d")
-    return int(match.group(1)) * _UNITS[match.group(2)] * 1_000_000
+    period = Period.read(args.every) if args.every else None
+    return ChunkBoundaries(args.size, period, not args.no_shuffle)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.chunk.columns import ColumnNames, needed
 from data_prep.chunk.times import microseconds
 from data_prep.errors import DataError, Problem, shown
 from data_prep.sources.fields import Columns
@@ -26,12 +27,14 @@ class Options:
     Attributes:
         by: count, time or column.
         column: the column of `by`; dots separate the keys of nested objects.
+        columns: of picture, question and answer.
         task: task of samples that have none.
         task_column: column that names the task; None: "task".
         holdout: share of the images (of the questions, where there is no image) kept for testing.
         seed: of shuffling and of the hold-out.
-        name: of the stream, part of made-up ids.
+        id_prefix: what made-up ids begin with.
         epoch: unit of numbers in a column of times; None: by their size.
+        needs_pictures: refuse sources without any.
     """
 
     by: str
@@ -40,9 +43,11 @@ class Options:
     task_column: str | None
     holdout: float
     seed: int
-    name: str
+    id_prefix: str
     resolver: ImageResolver
     epoch: str | None = None
+    columns: ColumnNames = field(default_factory=ColumnNames)
+    needs_pictures: bool = False
 
 
 @dataclass
@@ -59,7 +64,10 @@ class Batch:
     tasks: list[str] = field(default_factory=list)
     tests: list[bool] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)  # 64-bit hashes
-    images: bool = False
+    images: int = 0  # samples with pictures
+    missing: list[str] = field(default_factory=list)  # a picture of each sample that lacks one
+    taken: str = ""  # the columns that were read, in words
+    keys: set[str] = field(default_factory=set)  # the columns of the source
     columns: Columns = field(default_factory=Columns)
     forms: dict[str, str] = field(default_factory=dict)  # of times: where each was first found
     unread: set[str] = field(default_factory=set)  # keys of turns that are left out
@@ -74,7 +82,10 @@ def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
     for number, item in items:
         try:
             raw = parse(item)
-            record = host_record(raw, options, f"{path.name.split('.')[0]}-{number:07d}")
+            if isinstance(raw, dict):
+                batch.keys.update(map(str, raw))
+            made_up_id = f"{options.id_prefix}{path.name.split('.')[0]}-{number:07d}"
+            record = host_record(raw, options, made_up_id)
             group, form = group_of(raw, options)
             line = encode(record)
         except DataError as refused:
@@ -84,6 +95,9 @@ def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
         if form:
             batch.forms.setdefault(form, place(path, number))
         lines.append(line)
+        batch.taken = batch.taken or options.columns.found(raw, options.task_column)
+        if lost := next((i for i in record["images"] if not options.resolver.is_there(i)), None):
+            batch.missing.append(lost.partition("/")[2])
         batch.unread |= unread_turn_keys(raw)
         batch.marks |= unread_marks(record["messages"])
         batch.lengths.append(len(line))
@@ -91,7 +105,7 @@ def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
         batch.tasks.append(record["task"])
         batch.tests.append(is_held_out(record, options))
         batch.ids.append(hash64(record["id"]))
-        batch.images = batch.images or bool(record["images"])
+        batch.images += bool(record["images"])
         batch.columns.add(record)
     batch.lines = b"".join(lines)
     return batch
@@ -99,10 +113,10 @@ def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
 
 def host_record(raw: Any, options: Options, made_up_id: str) -> HostSample:
     """Return one sample in the host's form, with task, id and placed images. Raises DataError."""
-    record = to_host(raw, options.resolver.resolve)
+    record = to_host(options.columns.placed(raw), options.resolver.resolve)
     if options.task_column:
-        task = look_up(raw, options.task_column)
-        if task is None or isinstance(task, list | dict):
+        task = needed(raw, options.task_column)
+        if isinstance(task, list | dict):
             raise DataError("column", f"column {options.task_column!r}: found {shown(task)}")
         record["task"] = str(task)
     record.setdefault("task", options.task)
@@ -110,25 +124,11 @@ def host_record(raw: Any, options: Options, made_up_id: str) -> HostSample:
     return record
 
 
-def look_up(raw: Any, column: str) -> Any:
-    """Return the value of a column, None where it is missing; "meta.date" is a nested one."""
-    if column in raw:
-        return raw[column]
-    value = raw
-    for part in column.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
 def group_of(raw: Any, options: Options) -> tuple[Group, str]:
     """Return what a sample is grouped by (microseconds, the value, or 0) and the form of a time."""
     if options.by == "count" or options.column is None:
         return 0, ""
-    value = look_up(raw, options.column)
-    if value is None or value == "":
-        raise DataError(
-            "column", f"column {options.column!r} is missing; every sample must have it"
-        )
+    value = needed(raw, options.column)
     if options.by == "time":
         return microseconds(value, options.column, options.epoch)
     if isinstance(value, list | dict):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.append import Before
 from data_prep.chunk.first_pass import INDEX, FirstPass
+from data_prep.chunk.periods import Period
 from data_prep.sources.fields import FIRST_BLOCK, Columns, StartOfFile, Uneven, harmonize
-from data_prep.sources.image_paths import EMBEDDED, LINK
+from data_prep.sources.image_paths import EMBEDDED
 from data_prep.sources.records import encode
 from data_prep.sources.test_sets import TestFile, check_task_name, lines_of_test, planned_tests
 from data_prep.stream import StreamError
@@ -30,6 +33,7 @@ class Rows:
     start: int
     stop: int
     tasks: tuple[str, ...]
+    entry: dict[str, object]  # of the manifest
     small: Uneven  # fields that must be text in any file
     large: Uneven  # and in a large one
     shuffle: tuple[int, int] | None  # seed and chunk
@@ -37,10 +41,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class ChunkBoundaries:
-    """How the ordered samples are cut: every `size` samples, and every `window` microseconds."""
+    """How the ordered samples are cut: every `size` samples, and at the ends of `period`."""
 
     size: int | None
-    window: int | None
+    period: Period | None
     shuffle: bool
 
 
@@ -49,7 +53,7 @@ def contents(
     boundaries: ChunkBoundaries,
     tests: dict[str, Path],
     scorers: dict[str, str],
-    root: Path,
+    before: Before,
 ) -> Contents:
     """Return what the stream holds, once the first pass is done.
 
@@ -58,30 +62,56 @@ def contents(
         boundaries: where chunks end.
         tests: test file by task.
         scorers: scorer by task; "" is for all others.
-        root: folder of the images.
+        before: what the stream holds already.
 
     Raises:
         StreamError: nothing to train on, too many chunks, or a task that no file can be named by.
     """
     index = first_pass.index()
-    order, bounds = ordered(index, first_pass.options.by, boundaries)
+    by = first_pass.options.by
+    order, bounds = ordered(index, by, boundaries)
     if not len(order):
         names = ", ".join(path.name for path in first_pass.sources)
         raise StreamError(f"{names}: no samples to train on; expected at least one")
+    cut = _cut_facts(first_pass, index, order, bounds, boundaries.period)
     rows = _RowMaker(first_pass, order, boundaries, several=len(bounds) > 1)
-    chunks = [rows.planned(f"chunks/{n:03d}.jsonl", a, b, n) for n, (a, b) in enumerate(bounds, 1)]
-    held = [rows.held_out(index, number) for number in sorted(set(index["task"][index["test"]]))]
-    files, chosen = planned_tests(tests, first_pass.options.resolver, scorers)
-    chosen |= {planned.task or "": scorers.get(planned.task or "", scorers[""]) for planned in held}
+    numbered = enumerate(bounds, before.chunks + 1)
+    chunks = [rows.planned(f"chunks/{n:03d}.jsonl", a, b, n) for n, (a, b) in numbered]
+    held, chosen = [], {}
+    chunk_of = np.zeros(len(index), dtype=np.int64)
+    if by == "time":
+        chunk_of = _chunks_of_tests(index, order, bounds, boundaries.period)
+    for number in sorted(set(index["task"][index["test"]])):
+        task, own = first_pass.tasks[number], index["test"] & (index["task"] == number)
+        for chunk in sorted(set(chunk_of[own].tolist())):
+            period = str(cut[chunk]["period"]) if by == "time" else ""
+            samples = np.flatnonzero(own & (chunk_of == chunk))
+            name = before.test_name(task, period)
+            held.append(rows.held_out(samples, task, name, before.chunks + chunk + 1))
+            chosen[held[-1].task or ""] = scorers.get(task, scorers[""])
+    options = first_pass.options
+    files, of_files = planned_tests(
+        tests,
+        options.resolver,
+        scorers,
+        before.test_name,
+        before.chunks + 1,
+        options.columns.placed,
+    )
+    if both := chosen.keys() & of_files:
+        raise StreamError(
+            f"test set {min(both)!r} is held out and given with --test: give the file another "
+            "name, or leave --holdout out (with --append: --holdout 0)"
+        )
     rows.save()
     if (left_out := first_pass.folder / LEFT_OUT).stat().st_size:
         shutil.copyfile(left_out, first_pass.folder.parent / LEFT_OUT)
     return Contents(
         chunks + held + files,
-        chosen,
-        {LINK: str(root)} if first_pass.images else {},
+        chosen | of_files,
+        {options.resolver.link: str(options.resolver.root)} if first_pass.images else {},
         (EMBEDDED,),
-        {"cut": _cut_facts(first_pass, index, order, bounds)},
+        {"cut": cut},
     )
 
 
@@ -95,8 +125,7 @@ def ordered(
         by_group = np.argsort(group, kind="stable")
         order, group = order[by_group], group[by_group]
     if by == "time":
-        span = boundaries.window or 0
-        group = (group - group[0]) // span if span and len(group) else np.zeros_like(group)
+        group = _periods(group, group, boundaries.period)
     ends = [*(np.flatnonzero(np.diff(group)) + 1).tolist(), len(order)]
     bounds, start = [], 0
     for end in ends:
@@ -108,17 +137,55 @@ def ordered(
     return order, bounds
 
 
+def _periods(times: np.ndarray, trained: np.ndarray, period: Period | None) -> np.ndarray:
+    """Return the number of each time's period; `trained` holds the sorted times of all chunks."""
+    if period is None or not len(trained):
+        return np.zeros_like(times)
+    return period.numbers(times, int(trained[0]))
+
+
+def _chunks_of_tests(
+    index: np.ndarray, order: np.ndarray, bounds: list[tuple[int, int]], period: Period | None
+) -> np.ndarray:
+    """Return for each sample the first chunk (from 0) of its period.
+
+    A period that no chunk has (nothing was left to train on) counts to the one before it.
+    """
+    times = index["group"]
+    starts = times[order[[start for start, _ in bounds]]]
+    if period is not None:
+        starts, times = (_periods(t, times[order], period) for t in (starts, times))
+    place = np.maximum(np.searchsorted(starts, times, side="right") - 1, 0)
+    return np.searchsorted(starts, starts[place], side="left")
+
+
 def _cut_facts(
-    first_pass: FirstPass, index: np.ndarray, order: np.ndarray, bounds: list[tuple[int, int]]
+    first_pass: FirstPass,
+    index: np.ndarray,
+    order: np.ndarray,
+    bounds: list[tuple[int, int]],
+    period: Period | None,
 ) -> list[dict[str, object]]:
-    """Return for each chunk what the samples in it have in common: label or first and last time."""
+    """Return for each chunk what the samples in it have in common.
+
+    That is the label, or the first and the last time and the name of the period; where a period
+    has several chunks, each has a `name` of its own.
+    """
     facts: list[dict[str, object]] = []
     for start, stop in bounds if first_pass.options.by != "count" else []:
         first, last = int(index["group"][order[start]]), int(index["group"][order[stop - 1]])
         if first_pass.options.by == "column":
             facts.append({"label": first_pass.labels[first]})
-        else:
-            facts.append({"from": _iso(first), "to": _iso(last)})
+            continue
+        named = first if period is None else period.start(first, int(index["group"][order[0]]))
+        name = period.name(named) if period else _iso(first)[:10]
+        facts.append({"from": _iso(first), "to": _iso(last), "period": name})
+    names = Counter(fact.get("period") for fact in facts)
+    seen: Counter[object] = Counter()
+    for fact in facts:
+        if names[period_name := fact.get("period")] > 1 and period_name:
+            seen[period_name] += 1
+            fact["name"] = f"{period_name} ({seen[period_name]})"
     return facts
 
 
@@ -140,7 +207,14 @@ class _RowMaker:
         self.several = several  # chunks: `datasets` may be given all in one call
         self.used = len(order)
 
-    def planned(self, file: str, start: int, stop: int, chunk: int | None = None) -> PlannedFile:
+    def planned(
+        self,
+        file: str,
+        start: int,
+        stop: int,
+        chunk: int | None = None,
+        entry: dict[str, object] | None = None,
+    ) -> PlannedFile:
         shuffle = (
             (self.first_pass.options.seed, chunk) if self.boundaries.shuffle and chunk else None
         )
@@ -149,16 +223,16 @@ class _RowMaker:
         small = large if self.several else columns.uneven(0)
         tasks = tuple(self.first_pass.tasks)
         task = None if chunk else file.removeprefix("test/").removesuffix(".jsonl")
-        rows = Rows(self.first_pass.folder, start, stop, tasks, small, large, shuffle)
+        rows = Rows(self.first_pass.folder, start, stop, tasks, entry or {}, small, large, shuffle)
         return PlannedFile(file, rows, task)
 
-    def held_out(self, index: np.ndarray, number: int) -> PlannedFile:
-        task = self.first_pass.tasks[number]
+    def held_out(self, rows: np.ndarray, task: str, name: str, chunk: int) -> PlannedFile:
+        """Return the test set `name` of a task; under another name it is seen first in `chunk`."""
         check_task_name(task)
-        rows = np.flatnonzero(index["test"] & (index["task"] == number))
         self.orders.append(rows)
         start, self.used = self.used, self.used + len(rows)
-        return self.planned(f"test/{task}.jsonl", start, self.used)
+        entry: dict[str, object] = {} if name == task else {"of": task, "chunk": chunk}
+        return self.planned(f"test/{name}.jsonl", start, self.used, entry=entry)
 
     def save(self) -> None:
         np.save(self.first_pass.folder / "order.npy", np.concatenate(self.orders))
@@ -170,6 +244,7 @@ def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
         yield from lines_of_test(planned.source, made)
         return
     rows: Rows = planned.source
+    made.entry.update(rows.entry)
     index = np.memmap(rows.folder / "index.bin", dtype=INDEX, mode="r")
     order = np.load(rows.folder / "order.npy", mmap_mode="r")[rows.start : rows.stop]
     seen: set[int] = set()

@@ -30,8 +30,13 @@ BATCH = 1000  # samples handed to a process at a time
 SAVE_EVERY = 5  # batches between two saves of the state
 MOST_PROBLEMS = 1000  # a run that refuses bad samples stops at so many
 MOST_GROUPS = 10_000
+_OF_COLUMNS = ("column", "no-turns", "no-answer")  # problems that the columns' names explain
 INDEX = np.dtype([("at", "<u8"), ("group", "<i8"), ("task", "<i4"), ("test", "?"), ("id", "<u8")])
 _FILES = ("records.jsonl", "index.bin", LEFT_OUT)
+_FOUND = (
+    "columns found: {}; name those of picture, question and answer with --image-column, "
+    '--question-column and --answer-column, or give one question for all with --question "..."'
+)
 Handles = Sequence[IO[bytes]]  # of _FILES, opened for appending
 
 
@@ -45,7 +50,11 @@ class FirstPass:
         self.sizes = [0, 0, 0]
         self.tasks: list[str] = []
         self.labels: list[str] = []
-        self.images = False
+        self.images = 0
+        self.missing: list[str] = []  # the first of them
+        self.lacking = 0  # samples with a picture that is not there
+        self.taken = ""
+        self.keys: list[str] = []
         self.forms: dict[str, str] = {}
         self.unread: list[str] = []
         self.marks: list[str] = []
@@ -73,6 +82,7 @@ class FirstPass:
             for file in range(self.file, len(self.sources)):
                 self._read(file, handles, workers, progress)
             self._stop_if_bad(0)
+            self._refuse_without_pictures()
             self._say()
             self.finished = True
             self._note(handles)
@@ -116,7 +126,11 @@ class FirstPass:
         for at, data in enumerate((batch.lines, rows.tobytes(), left_out)):
             handles[at].write(data)
             self.sizes[at] += len(data)
-        self.images = self.images or batch.images
+        self.images += batch.images
+        self.missing = [*self.missing, *batch.missing][:5]
+        self.lacking += len(batch.missing)
+        self.taken = self.taken or batch.taken
+        self.keys = sorted({*self.keys, *batch.keys})[:100]
         self.columns.merge(batch.columns)
         self.forms = {**batch.forms, **self.forms}
         self.unread = sorted({*self.unread, *batch.unread})
@@ -136,8 +150,26 @@ class FirstPass:
             )
         return numbers
 
+    def _refuse_without_pictures(self) -> None:
+        if self.options.needs_pictures and self.samples and not self.images:
+            raise StreamError(
+                f"--images is given, but none of the {self.samples} samples has a picture: name "
+                f"the column of their paths with --image-column. Columns found: "
+                f"{', '.join(self.keys)}"
+            )
+
     def _say(self) -> None:
-        """Say once how times were read, and which fields nobody reads."""
+        """Say once what was read from where, what is not there, and what nobody reads."""
+        if self.taken:
+            print(f"read: {self.taken}; {self.images} of {self.samples} samples with pictures")
+        if self.lacking:
+            names = ", ".join(self.missing) + (", ..." if self.lacking > len(self.missing) else "")
+            print(
+                f"warning: {self.lacking} of {self.samples} samples name a picture that is not in "
+                f"{self.options.resolver.root}: {names}; bring the files there, or leave such "
+                "samples out with data_prep.check --fix",
+                file=sys.stderr,
+            )
         for form in self.forms:
             if form != "dates and times":
                 print(f"column {self.options.column!r}: read as {form}", file=sys.stderr)
@@ -159,7 +191,9 @@ class FirstPass:
 
     def _stop_if_bad(self, most: int) -> None:
         if len(self.problems) > most and not self.skip_bad:
-            raise BadSamples(self.problems)
+            about_columns = any(p.code in _OF_COLUMNS for p in self.problems)
+            columns = f"\n{_FOUND.format(', '.join(self.keys))}" if about_columns else ""
+            raise BadSamples(self.problems, columns)
 
     def _note(self, handles: Handles) -> None:
         for handle in handles:
@@ -173,6 +207,10 @@ class FirstPass:
             "tasks",
             "labels",
             "images",
+            "missing",
+            "lacking",
+            "taken",
+            "keys",
             "forms",
             "unread",
             "marks",

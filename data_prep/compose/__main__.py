@@ -14,7 +14,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from data_prep.command_line import add_common, pairs, run_plan, scorers_of, source_facts
+from data_prep.append import Before, append_stream, parse_with_append
+from data_prep.command_line import UNUSABLE, add_common, pairs, run_plan, scorers_of, source_facts
 from data_prep.compose import GENERATOR, VERSION
 from data_prep.compose.chunk_counts import (
     check_enough,
@@ -27,11 +28,14 @@ from data_prep.compose.pools import Counts, chunk_files, make, make_pools
 from data_prep.errors import DataError
 from data_prep.parallel import cores
 from data_prep.published.benchmarks import CHUNK_SAMPLES, STRCVIT
-from data_prep.sources.image_paths import EMBEDDED, LINK, ImageResolver
+from data_prep.sources.image_paths import EMBEDDED, ImageResolver
 from data_prep.sources.readers import data_files
 from data_prep.sources.test_sets import planned_tests
 from data_prep.stream import StreamError
-from data_prep.stream_writer import PARTIAL, Contents, Plan
+from data_prep.stream_writer import PARTIAL, Contents, Plan, write_stream
+
+# What a stream was made with and a batch is made with, too, where no option says otherwise.
+_TAKEN_OVER = ("dirichlet", "size", "only_present", "repeat")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--test", action="append", default=[], metavar="NAME=FILE")
     out.add_argument("--scorer", action="append", default=[], metavar="[NAME=]SCORER")
     out.add_argument("--images", type=Path, help="folder of the images (default: of the source)")
-    how = out.add_mutually_exclusive_group(required=True)
+    how = out.add_mutually_exclusive_group()
     how.add_argument("--mixture", help='a JSON file, or "strcvit" for the published mixture')
     how.add_argument("--dirichlet", type=float, metavar="ALPHA", help="draw the shares")
     out.add_argument("--chunks", type=int, help="with --dirichlet: how many")
@@ -51,23 +55,28 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--no-recurrence", action="store_true", help="a task never comes back")
     out.add_argument("--only-present", action="store_true", help="leave out tasks without a file")
     out.add_argument("--repeat", action="store_true", help="use samples again when they run out")
-    add_common(out)
+    add_common(out, out_required=False)
     return out
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the stream; return the exit code."""
-    args = parser().parse_args(argv)
-    return run_plan(args, partial(_plan, args))
+    try:
+        args, before = parse_with_append(parser(), argv, GENERATOR, _TAKEN_OVER)
+    except StreamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    write = write_stream if args.append is None else append_stream
+    return run_plan(args, partial(_plan, args, before), write=write)
 
 
-def _plan(args: argparse.Namespace) -> Plan:
+def _plan(args: argparse.Namespace, before: Before) -> Plan:
     _check_options(args)
     train, tests = _files(args)
     scorers = scorers_of(args.scorer, {task: STRCVIT[task].scorer for task in STRCVIT})
     first = next(iter(train.values()))
     root = (args.images or args.source or first.parent).resolve()
-    resolver = ImageResolver(root, embed=args.out / PARTIAL / EMBEDDED)
+    resolver = ImageResolver(root, embed=before.place / PARTIAL / EMBEDDED, link=before.link(root))
     settings = {
         "train": {task: source_facts(path) for task, path in train.items()},
         "test": {task: source_facts(path) for task, path in tests.items()},
@@ -81,19 +90,26 @@ def _plan(args: argparse.Namespace) -> Plan:
     def contents(staging: Path) -> Contents:
         everywhere = dict.fromkeys(train, resolver)
         workers = args.workers or cores()
-        pools = make_pools(staging / "pools", train, everywhere, args.skip_bad, workers)
+        folder, prefix = staging / "pools", before.id_prefix
+        pools = make_pools(folder, train, everywhere, args.skip_bad, workers, prefix)
         counts = plan_counts(args, {task: pool.samples for task, pool in pools.items()})
-        chunks = chunk_files(pools, counts, args.seed)
+        chunks = chunk_files(pools, counts, args.seed, before.chunks)
         problems = tuple(problem for pool in pools.values() for problem in pool.problems)
-        test, chosen = planned_tests(tests, resolver, scorers)
-        return Contents(chunks + test, chosen, {LINK: str(root)}, (EMBEDDED,), problems=problems)
+        first = before.chunks + 1
+        test, chosen = planned_tests(tests, resolver, scorers, before.test_name, first)
+        links = {resolver.link: str(root)}
+        return Contents(chunks + test, chosen, links, (EMBEDDED,), problems=problems)
 
     generator = {"name": GENERATOR, "version": VERSION, "settings": settings}
-    return Plan(args.out.resolve().name, generator, args.seed, contents, make, args.skip_bad)
+    return Plan(before.name, generator, args.seed, contents, make, args.skip_bad)
 
 
 def _check_options(args: argparse.Namespace) -> None:
     """Raise StreamError for options that do not go together."""
+    if args.mixture is None and args.dirichlet is None:
+        raise StreamError(
+            "give --mixture or --dirichlet: how many samples of each task a chunk has"
+        )
     for key in ("chunks", "size"):
         value = getattr(args, key)
         if value is not None and value < 1:

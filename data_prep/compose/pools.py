@@ -55,8 +55,8 @@ class Slice:
 class TrainFile:
     """Finishes the training samples of one task."""
 
-    def __init__(self, task: str) -> None:
-        self.task = task
+    def __init__(self, task: str, id_prefix: str) -> None:
+        self.task, self.id_prefix = task, id_prefix
 
     def prepare(self, raw: Any) -> Any:
         """Return the sample as it is."""
@@ -65,7 +65,7 @@ class TrainFile:
     def finish(self, raw: Any, record: HostSample, number: int) -> HostSample:
         """Return the record with its task and an id."""
         record["task"] = self.task
-        record["id"] = record.get("id", f"{self.task}-{number:06d}")
+        record["id"] = record.get("id", f"{self.id_prefix}{self.task}-{number:06d}")
         return record
 
 
@@ -75,6 +75,7 @@ def make_pools(
     resolvers: dict[str, ImageResolver],
     skip_bad: bool,
     workers: int,
+    id_prefix: str = "",
 ) -> dict[str, Pool]:
     """Convert the training file of each task into `folder`; files that are there are kept.
 
@@ -82,7 +83,7 @@ def make_pools(
         BadSamples: samples were refused and `skip_bad` is off.
         DataError: a file cannot be read, or none of its samples is good.
     """
-    jobs = [(task, path, resolvers[task]) for task, path in files.items()]
+    jobs = [(task, path, resolvers[task], id_prefix) for task, path in files.items()]
     pools = {p.task: p for p in ordered_map(partial(_make_pool, folder), jobs, workers)}
     problems = [problem for pool in pools.values() for problem in pool.problems]
     if problems and not skip_bad:
@@ -93,13 +94,13 @@ def make_pools(
     return pools
 
 
-def _make_pool(folder: Path, job: tuple[str, Path, ImageResolver]) -> Pool:
-    task, path, resolver = job
+def _make_pool(folder: Path, job: tuple[str, Path, ImageResolver, str]) -> Pool:
+    task, path, resolver, id_prefix = job
     target = folder / f"{task}.jsonl"
     made, starts, columns = WrittenFile(), [0], Columns()
 
     def lines() -> Iterator[bytes]:
-        for record in converted(path, resolver, TrainFile(task), made):
+        for record in converted(path, resolver, TrainFile(task, id_prefix), made):
             line = encode(record)
             starts.append(starts[-1] + len(line))
             columns.add(record)
@@ -110,14 +111,19 @@ def _make_pool(folder: Path, job: tuple[str, Path, ImageResolver]) -> Pool:
     return Pool(task, target, len(starts) - 1, tuple(made.problems), columns)
 
 
-def chunk_files(pools: dict[str, Pool], counts: Counts, seed: int) -> list[PlannedFile]:
-    """Return the chunks: each takes the next rows of every task's shuffled order."""
+def chunk_files(
+    pools: dict[str, Pool], counts: Counts, seed: int, before: int = 0
+) -> list[PlannedFile]:
+    """Return the chunks: each takes the next rows of every task's shuffled order.
+
+    `before` is the number of chunks that the stream holds already.
+    """
     used = dict.fromkeys(pools, 0)
     columns, files = Columns(), []
     for pool in pools.values():
         columns.merge(pool.columns)
     uneven = columns.uneven(FIRST_BLOCK + 1)  # chunks may be read together: one form in all
-    for number, chunk in enumerate(counts, start=1):
+    for number, chunk in enumerate(counts, start=before + 1):
         slices = []
         for task, count in chunk.items():
             if count:

@@ -44,6 +44,7 @@ class ImageResolver:
         marker: what published paths write for the root ("<STRCVIT_IMAGE_ROOT>").
         embed: folder into which pictures inside samples are written; None refuses them.
         must_exist: refuse images that are not there.
+        link: name of that link.
     """
 
     root: Path
@@ -51,6 +52,7 @@ class ImageResolver:
     marker: str | None = None
     embed: Path | None = None
     must_exist: bool = False
+    link: str = LINK
 
     def resolve(self, image: Any) -> str:
         """Return the path of `image`, relative to the stream folder. Raises DataError."""
@@ -66,7 +68,12 @@ class ImageResolver:
             return self._write(_from_base64(image))
         if match := _DATA_URI.match(image):
             return self._write(_from_base64(image[match.end() :]))
-        return f"{LINK}/{self._under_root(image)}"
+        return f"{self.link}/{self._under_root(image)}"
+
+    def is_there(self, name: str) -> bool:
+        """Return whether the file of a path that `resolve` returned is there."""
+        top, _, rest = name.partition("/")
+        return top != self.link or (self.root / rest).is_file()
 
     def _under_root(self, image: str) -> str:
         if image[:8].lower() == "file:///":

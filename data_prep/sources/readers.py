@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_prep.errors import DataError, shown
-from data_prep.sources.tables import MOST_BYTES, read_arrow, read_parquet, table_rows
+from data_prep.sources.tables import (
+    MOST_BYTES,
+    class_folders,
+    read_arrow,
+    read_class_folders,
+    read_parquet,
+    table_rows,
+)
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 # What `datasets` writes beside the samples of a folder.
@@ -49,9 +56,15 @@ def data_files(sources: list[Path]) -> list[Path]:
             _refuse_splits(source)
             inside = (p for p in source.iterdir() if p.is_file() and p.name not in _BESIDE)
             found = sorted(p for p in inside if kind_of_name(p.name))
-            if not found:
+            if not found and class_folders(source):
+                files.append(source)
+            elif not found:
                 wanted = ", ".join(SUFFIXES)
-                raise DataError("no-data", f"{source}: no data file; expected one of {wanted}")
+                raise DataError(
+                    "no-data",
+                    f"{source}: no data file; expected one of {wanted}, or "
+                    "folders of pictures named by their class",
+                )
             files += found
         elif not source.exists():
             raise DataError("no-data", f"{source}: no such file; check the path")
@@ -92,6 +105,9 @@ def read_items(path: Path) -> Iterator[Item]:
     Raises:
         DataError: the whole file cannot be read (missing, empty, compressed otherwise, UTF-16).
     """
+    if path.is_dir() and class_folders(path):
+        yield from read_class_folders(path)
+        return
     kind = _kind(path)
     try:
         if kind == "parquet":

@@ -1,15 +1,20 @@
-"""Tables -> rows: CSV, TSV, Parquet and Arrow."""
+"""Tables -> rows: CSV, TSV, Parquet and Arrow, and folders of pictures named by their class."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from data_prep.errors import DataError
+from data_prep.images import EXTENSIONS
 
 MOST_BYTES = 64 << 20  # of one sample
+_SEPARATORS = ",;\t|"
+_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 
 
 def table_rows(
@@ -26,10 +31,24 @@ def table_rows(
     """
     csv.field_size_limit(MOST_BYTES)
     if not tabs:
-        yield from _rows(open_text, ",", csv.QUOTE_MINIMAL)
+        yield from _rows(open_text, separator(open_text), csv.QUOTE_MINIMAL)
         return
     quoted = not any(isinstance(row, DataError) for _, row in _rows(open_text, "\t", 0))
     yield from _rows(open_text, "\t", csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+
+
+def separator(open_text: Callable[[], IO[str]]) -> str:
+    """Return what parts the cells of a CSV file: the first that gives its rows as many as its head.
+
+    A comma counts first, and where none of them does.
+    """
+    for found in _SEPARATORS:
+        with open_text() as file, suppress(csv.Error):
+            rows = islice(filter(None, csv.reader(file, delimiter=found, strict=True)), 20)
+            counts = {len(row) for row in rows}
+            if len(counts) == 1 and counts != {1}:
+                return found
+    return _SEPARATORS[0]
 
 
 def _rows(
@@ -60,6 +79,41 @@ def _row(header: list[str], row: list[str]) -> dict[str, str] | DataError:
             f"found {len(row)} cells, the header names {len(header)}: quote cells with commas",
         )
     return {key: cell for key, cell in zip(header, row, strict=True) if cell != ""}
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """Return the folders inside `folder` that hold pictures, each named by their class.
+
+    Raises:
+        DataError: their names are those of splits.
+    """
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    found = [path for path in inside if any(_pictures(path))]
+    splits = [path for path in inside if path.name.lower() in _SPLITS]
+    if not found and any(map(class_folders, splits)):
+        found = splits
+    if found and all(path.name.lower() in _SPLITS for path in found):
+        names = ", ".join(path.name for path in found)
+        raise DataError(
+            "splits",
+            f"{folder}: holds splits ({names}), not classes: give the folder of one, such as "
+            f"--source {found[0]}, and the other as --test TASK=FOLDER",
+        )
+    return found
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    endings = EXTENSIONS
+    return (p for p in folder.iterdir() if p.suffix.lower() in endings and p.name[0] != ".")
+
+
+def read_class_folders(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number, {"image", "label"}) of the pictures in folders that are named by class."""
+    number = 0
+    for of_class in class_folders(folder):
+        for path in sorted(_pictures(of_class)):
+            number += 1
+            yield number, {"image": str(path.absolute()), "label": of_class.name}
 
 
 def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

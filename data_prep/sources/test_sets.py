@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,24 @@ class TestSet:
     Args:
         task: its name. scorer: its `fixed` scorer.
         own_ids: refuse an id that occurs twice; else (published ids repeat) it is made unique.
+        placed: returns a raw sample with its columns under the names that are read.
     """
 
     __test__ = False  # not for pytest
 
-    def __init__(self, task: str, scorer: str, own_ids: bool = False) -> None:
-        self.task, self.scorer, self.own_ids = task, scorer, own_ids
+    def __init__(
+        self,
+        task: str,
+        scorer: str,
+        own_ids: bool = False,
+        placed: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.task, self.scorer, self.own_ids, self.placed = task, scorer, own_ids, placed
         self.used: dict[str, int] = {}
 
     def prepare(self, raw: Any) -> Any:
         """Return the raw sample with an answer, where its box is the answer."""
+        raw = self.placed(raw) if self.placed else raw
         if isinstance(raw, dict) and raw.get("answer") is None and raw.get("answer_bbox"):
             return {**raw, "answer": str(raw["answer_bbox"])}
         return raw
@@ -68,7 +76,10 @@ class TestSet:
 
 @dataclass(frozen=True)
 class TestFile:
-    """A test set with a file of its own. `own_ids`: an id that occurs twice is refused."""
+    """A test set with a file of its own.
+
+    `entry` goes into the manifest; `own_ids`: an id that occurs twice is refused.
+    """
 
     __test__ = False  # not for pytest
 
@@ -76,11 +87,18 @@ class TestFile:
     task: str
     scorer: str
     resolver: ImageResolver
+    entry: dict[str, object] = field(default_factory=dict)
     own_ids: bool = True
+    placed: Callable[[Any], Any] | None = None
 
 
 def planned_tests(
-    files: dict[str, Path], resolver: ImageResolver, scorers: dict[str, str]
+    files: dict[str, Path],
+    resolver: ImageResolver,
+    scorers: dict[str, str],
+    name_of: Callable[[str], str] = str,
+    chunk: int = 1,
+    placed: Callable[[Any], Any] | None = None,
 ) -> tuple[list[PlannedFile], dict[str, str]]:
     """Return the test sets, and the scorer of each.
 
@@ -88,16 +106,21 @@ def planned_tests(
         files: by task.
         resolver: of the images.
         scorers: by task; "" is for all others.
+        name_of: returns the name of the test set of a task: its own may be taken.
+        chunk: the chunk (from 1) that test sets of other names than their task belong to.
+        placed: see `TestSet`.
 
     Raises:
         StreamError: a task that no file can be named after.
     """
-    chosen = {task: scorers.get(task, scorers[""]) for task in files}
-    planned = []
+    chosen, planned = {}, []
     for task, path in files.items():
         check_task_name(task)
-        source = TestFile(path, task, chosen[task], resolver)
-        planned.append(PlannedFile(f"test/{task}.jsonl", source, task))
+        name, scorer = name_of(task), scorers.get(task, scorers[""])
+        entry: dict[str, object] = {} if name == task else {"of": task, "chunk": chunk}
+        source = TestFile(path, task, scorer, resolver, entry, placed=placed)
+        planned.append(PlannedFile(f"test/{name}.jsonl", source, name))
+        chosen[name] = scorer
     return planned, chosen
 
 
@@ -112,5 +135,6 @@ def check_task_name(task: str) -> None:
 
 def lines_of_test(source: TestFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of a test set."""
-    special = TestSet(source.task, source.scorer, source.own_ids)
+    made.entry.update(source.entry)
+    special = TestSet(source.task, source.scorer, source.own_ids, source.placed)
     yield from map(encode, converted(source.path, source.resolver, special, made))

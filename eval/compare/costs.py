@@ -63,7 +63,8 @@ def stored_millions(run: Path) -> float:
     """Return the numbers that are kept to answer after the newest chunk, in millions.
 
     Those in the newest adapter's safetensors files, with what a method carries besides its trained
-    parameters (moving averages, statistics); of a pool those of every adapter and of its router.
+    parameters (moving averages, statistics, the second set of slow weights); of a pool those of
+    every adapter and of its router.
     """
     folders = sorted(run.glob("chunks/*/adapter"))
     if not folders:
@@ -72,7 +73,7 @@ def stored_millions(run: Path) -> float:
         folders = folders[-1:]
     folders += sorted(run.glob("chunks/*/router"))[-1:]
     try:
-        files = [file for folder in folders for file in folder.glob("*.safetensors")]
+        files = [file for folder in folders for file in folder.rglob("*.safetensors")]
         return sum(map(_numbers_in, files)) / 1e6
     except (OSError, SafetensorError):
         return math.nan

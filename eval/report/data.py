@@ -129,8 +129,7 @@ class RunData:
     @property
     def method(self) -> str:
         """Return the method's name, its preset, and whether it is told what none should know."""
-        told = "told the task" if self.manifest.told_the_task else ""
-        remarks = "; ".join(filter(None, [self.manifest.preset, told]))
+        remarks = "; ".join(filter(None, [self.manifest.preset, self.manifest.told]))
         return f"{self.manifest.method} ({remarks})" if remarks else self.manifest.method
 
     @property

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data_prep.files import read_json, write_text
+from data_prep.stream import StreamError
 from eval import metrics
 from eval.charts.figure import percent
-from eval.report.data import RunData, without_folders
-from eval.report.numbers import Number, Summary
+from eval.questions import Form, form_of
+from eval.report.data import RunData, load_run, without_folders
+from eval.report.numbers import Number, Summary, summarise
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a card for others says of the base model.
+
+    Attributes:
+        base: how others get it; None: as the run names it.
+        licence: its licence; None: not known here.
+        merged: whether the folder holds one whole model instead of an adapter.
+    """
+
+    base: str | None = None
+    licence: str | None = None
+    merged: bool = False
 
 
 def write_model_card(run: RunData, summary: Summary) -> Path | None:
@@ -24,31 +44,52 @@ def write_model_card(run: RunData, summary: Summary) -> Path | None:
     """
     chunk = metrics.last_row(run.matrix.values) if run.tasks else 0
     adapter = run.root / "chunks" / f"{chunk:03d}" / "adapter"
-    if chunk == 0 or not (adapter / "adapter_config.json").is_file():
+    if chunk == 0 or not (adapter / CONFIG).is_file():
         return None
     path = adapter / "README.md"
-    ours = str(read_json(adapter / "adapter_config.json").get("peft_type", "")) != "LORA"
-    # The recipe may name folders of this machine; a card is for others.
-    text = model_card(run, summary, chunk, ours).replace(str(run.root.resolve()), run.root.name)
-    write_text(path, without_folders(text, run))
+    write_text(path, model_card(run, summary, chunk))
     return path
 
 
-def model_card(run: RunData, summary: Summary, chunk: int, ours: bool) -> str:
-    """Return the text of the card of one chunk's adapter; `ours`: PEFT alone does not know it."""
-    base, method = base_name(run.manifest.model or "unknown"), run.method or "unknown"
+def card_after(run_dir: Path, chunk: int, published: Published) -> str:
+    """Return the card of a chunk's adapter for others, with its own scores, not the newest ones.
+
+    Raises:
+        FileNotFoundError: there is no such run folder.
+    """
+    run = load_run(run_dir)
+    a = run.matrix
+    run.matrix = replace(a, values=a.values[: chunk + 1], samples=a.samples[: chunk + 1])
+    return model_card(run, summarise(run), chunk, published)
+
+
+def model_card(
+    run: RunData, summary: Summary, chunk: int, published: Published | None = None
+) -> str:
+    """Return the text of the card of one chunk's adapter.
+
+    Args:
+        run: the run.
+        summary: its numbers.
+        chunk: whose adapter.
+        published: what is known of the base model where the card goes to others.
+    """
+    folder = run.root / "chunks" / f"{chunk:03d}" / "adapter"
+    method, given = run.method or "unknown", published or Published()
+    base = given.base or base_name(run.manifest.model or "unknown")
+    tags = [run.manifest.method or method, "continual-learning", "visual-instruction-tuning"]
     card_data = ModelCardData(
         base_model=base,
-        library_name="peft",
+        license=given.licence,
+        library_name="transformers" if given.merged else "peft",
         pipeline_tag="image-text-to-text",
-        tags=[
-            run.manifest.method or method,
-            "peft",
-            "continual-learning",
-            "visual-instruction-tuning",
-        ],
+        tags=tags if given.merged else [tags[0], "peft", *tags[1:]],
     )
-    total = summary.total
+    scored = chunk == metrics.last_row(run.matrix.values) if run.tasks else False
+    rows = [
+        *((row.task, (row.base, row.last, row.forgetting)) for row in summary.tasks),
+        ("**mean**", tuple(summary.total.get(key) for key in ("base", "last", "forgetting"))),
+    ]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
@@ -56,24 +97,47 @@ def model_card(run: RunData, summary: Summary, chunk: int, ours: bool) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["with_error"] = _with_error
-    return environment.get_template("adapter_card.md.j2").render(
+    text = environment.get_template("adapter_card.md.j2").render(
         card_data=card_data,
         run=run,
         manifest=run.manifest,
         method=method,
         base=base,
+        given=given,
         stream=run.stream.name if run.stream else "unknown",
         chunk=chunk,
-        ours=ours,
-        folder=f"runs/{run.root.resolve().name}/chunks/{chunk:03d}/adapter",
-        rows=[
-            *((row.task, (row.base, row.last, row.forgetting)) for row in summary.tasks),
-            ("**mean**", (total["base"], total["last"], total["forgetting"])),
-        ],
-        average=total["average"],
+        # PEFT knows plain LoRA by itself.
+        ours=str(read_json(folder / CONFIG).get("peft_type", "")) != "LORA",
+        passes=passes_text(run, folder),
+        form=_form(run),
+        dtype=run.manifest.block("model").get("dtype") or "float32",
+        tokens=run.manifest.block("eval").get("max_new_tokens") or 64,
+        rows=rows if scored else [],
+        average=summary.total.get("average"),
         failed=summary.failed,
-        steps=sum(record.steps or 0 for record in run.state.chunks),
+        steps=sum(r.steps or 0 for r in run.state.chunks if r.index <= chunk),
     )
+    # The recipe may name folders of this machine; a card is for others.
+    return without_folders(text.replace(str(run.root.resolve()), run.root.name), run)
+
+
+def passes_text(run: RunData, adapter: Path) -> str:
+    """Return how often a chunk's samples were really trained on, by the host's own count."""
+    try:
+        counted = float(read_json(adapter / "trainer_state.json")["epoch"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "an unknown number of passes over each"
+    if run.manifest.recipe.get("replay"):
+        # The file of a chunk with replayed samples holds all its passes.
+        counted *= float(run.manifest.block("schedule").get("epochs") or 1)
+    return "one pass over each" if counted == 1 else f"{counted:.4g} passes over each"
+
+
+def _form(run: RunData) -> Form:
+    if run.stream is not None and run.tasks:
+        with suppress(OSError, ValueError, StreamError):  # the card does without
+            return form_of(run.stream.test_records(run.tasks[0]))
+    return Form([], "")
 
 
 def base_name(path: str) -> str:
@@ -81,8 +145,8 @@ def base_name(path: str) -> str:
     return path if not Path(path).is_absolute() else f"path/to/{Path(path).name}"
 
 
-def _with_error(number: Number) -> str:
-    if math.isnan(number.value):
+def _with_error(number: Number | None) -> str:
+    if number is None or math.isnan(number.value):
         return "not measured"
     text = percent(number.value)
     return text if math.isnan(number.stderr) else f"{text} ± {percent(number.stderr)}"

@@ -164,6 +164,7 @@ def _mean(pairs: Iterable[tuple[float | None, int]]) -> float | None:
 def _routed_task(
     lines: Sequence[PredictionLine], stream: Stream, task: str, chunk: int
 ) -> RoutedTask:
+    task = stream.task(task).trained_as
     samples = {c.index: c.tasks.get(task, 0) for c in stream.chunks if c.index <= chunk}
     chosen = Counter(e for line in lines if (e := line.get("expert")) is not None)
     accuracy = router_accuracy(chosen, len(lines), samples)

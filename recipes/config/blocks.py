@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from strlora_tuner.methods.slow_weights.options import Kind
+
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -120,9 +122,25 @@ class Ewc(Block):
         None,
         description="samples of a chunk that its Fisher information is estimated on; null: all",
     )
-    released: bool = Field(
-        False, description="as in published code: F = 1, a plain pull to the last chunk's weights"
+    fisher: bool = Field(
+        True, description="false: F = 1, a plain pull to the last chunk's weights (method l2)"
     )
+    gradient: bool = Field(
+        True,
+        description="false: the penalty is logged and has no gradient, as in published code "
+        "(method ewc_released)",
+    )
+
+
+class SlowWeights(Block):
+    window: Rate = Field(
+        0.1, description="about the share of all steps so far that the average stands for"
+    )
+    max_decay: Rate = Field(0.995, description="the most that is kept of the average in a step")
+    answer: Kind = Field(
+        "slow", description="which of the two sets of weights is evaluated and is the adapter"
+    )
+    start_next_from: Kind = Field("fast", description="which of them the next chunk trains on")
 
 
 class Pool(Block):
@@ -132,7 +150,16 @@ class Pool(Block):
     learning_rate: Rate | None = Field(
         None, description="the router's; null: a quarter of schedule.first's, as published"
     )
-    epochs: Positive = Field(5, description="passes of the router over its samples")
+    epochs: Positive = Field(
+        5,
+        description="passes of the router over its samples (published: 40 for the five domains, "
+        "35 for the four abilities)",
+    )
+    router_start: Literal["fresh", "merged"] = Field(
+        "fresh",
+        description="what a router is trained from: a fresh adapter, or the mean of the chunks' "
+        "adapters so far (published)",
+    )
     fallback: Literal["newest", "largest"] = Field(
         "newest",
         description="whose adapter answers when the router names none: the newest chunk's, or that "

@@ -42,6 +42,11 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
         )
     problems += _identity_problems(recipe)
     problems += _replay_problems(recipe) + _ewc_problems(recipe) + _pool_problems(recipe)
+    if recipe.slow_weights is not None and recipe.tuner_type is None:
+        problems.append(
+            f"method = {recipe.method} has nothing for slow_weights to average: it trains no "
+            "weights; set slow_weights: null"
+        )
     if launcher.cpu and recipe.model.dtype == "float16":
         problems.append("model.dtype = float16 needs a GPU: with launcher.cpu use float32")
     if recipe.data.source == "mini" and not re.fullmatch(r"[a-z0-9_-]+", recipe.data.size):
@@ -123,7 +128,8 @@ def _ewc_problems(recipe: Recipe) -> list[str]:
     if recipe.ewc is None:
         return []
     problems = []
-    if recipe.model.dtype == "float16" and recipe.launcher.deepspeed:
+    acts = recipe.ewc.gradient or recipe.ewc.fisher
+    if recipe.model.dtype == "float16" and recipe.launcher.deepspeed and acts:
         problems.append(
             "model.dtype = float16 with ewc under DeepSpeed: its dynamic loss scale cannot be "
             "applied to the penalty; use model.dtype: bfloat16"
@@ -134,7 +140,7 @@ def _ewc_problems(recipe: Recipe) -> list[str]:
             "parameters of its own, of which the weights before say nothing; set ewc: null"
         )
     for key in ("packing", "padding_free"):
-        if recipe.swift.get(key):
+        if recipe.swift.get(key) and recipe.ewc.fisher:
             problems.append(
                 f"swift.{key} = true would make one sample of several, and the Fisher information "
                 "of ewc is taken sample by sample: leave it out"

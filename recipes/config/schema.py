@@ -26,6 +26,7 @@ from recipes.config.blocks import (
     Pool,
     Replay,
     Schedule,
+    SlowWeights,
 )
 from recipes.config.method import FREEZE, Method, find_method, method_names
 from recipes.config.protocol import StreamProtocol
@@ -59,6 +60,9 @@ class Recipe(Block):
     )
     replay: Replay | None = Field(None, description="replay of past samples; null: none")
     ewc: Ewc | None = Field(None, description="elastic weight consolidation; null: none")
+    slow_weights: SlowWeights | None = Field(
+        None, description="a moving average of the adapter that answers; null: none"
+    )
     pool: Pool | None = Field(
         None, description="the router over adapters of single chunks; method mr_lora has one"
     )
@@ -130,9 +134,10 @@ class Recipe(Block):
         return self.tuner_type is not None and is_routed(self.tuner_type)
 
     @property
-    def uses_task_labels(self) -> bool:
-        """Whether the model is given the task of each question, as in some published code."""
-        return bool(getattr(self.tuner_options, "sentence", "") == "task")
+    def told(self) -> str:
+        """What the model is given of a question's task: `task`, `template` or nothing."""
+        sentence = str(getattr(self.tuner_options, "sentence", "prompt"))
+        return "" if sentence == "prompt" else sentence
 
     @property
     def options_class(self) -> type[AdapterOptions]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import socket
 import sys
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from recipes.processes.machine import gpu_count
+
+# What an argument of the host holds: a list is several words, a dictionary JSON, None left out.
+Value: TypeAlias = "str | int | float | bool | list[str] | dict[str, Value] | None"
+Arguments: TypeAlias = dict[str, Value]
 
 
 @dataclass(frozen=True)
@@ -96,3 +102,23 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def flags(arguments: Arguments) -> tuple[str, ...]:
+    """The arguments as words of a command line."""
+    words: list[str] = []
+    for key, value in arguments.items():
+        if value is None:
+            continue
+        words.append(f"--{key}")
+        values = value if isinstance(value, (list, tuple)) else [value]
+        words += [_text(item) for item in values]
+    return tuple(words)
+
+
+def _text(value: Value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return str(value)

@@ -13,6 +13,7 @@ from recipes.config.schema import Data, Recipe
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import ChunkRecord
 from strlora_tuner.methods.ewc.state_file import check_state_file
+from strlora_tuner.methods.slow_weights.both_sets import check_sets
 
 
 def planned_chunk_file(data: Data, index: int) -> Path:
@@ -98,12 +99,14 @@ def check_carried(recipe: Recipe, layout: RunLayout, record: ChunkRecord) -> Non
     """Check what the recipe's method carries from a trained chunk beside its adapter.
 
     Raises:
-        AdapterError: the state of EWC is missing or damaged.
+        AdapterError: the state of EWC, or a set of slow or fast weights, is missing or damaged.
         CheckpointError: so is the router of a pool, or its samples.
         ReplayError: so is the memory of replayed samples.
     """
     if recipe.ewc is not None:
-        check_state_file(layout.adapter(record.index), recipe.ewc.released)
+        check_state_file(layout.adapter(record.index), recipe.ewc.fisher)
+    if recipe.slow_weights is not None:
+        check_sets(layout.adapter(record.index), recipe.slow_weights.answer)
     if recipe.replay is not None:
         load_reservoir(layout.replay(record.index), record.replay_sha256)
     if recipe.pool is not None:

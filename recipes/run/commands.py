@@ -7,32 +7,32 @@ Arguments are lists, never shell strings.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from recipes import REPO
 from recipes.config.blocks import Model
 from recipes.config.schema import Recipe
 from recipes.config.swift_arguments import known_arguments
-from recipes.processes.command import Command
+from recipes.processes.command import Arguments, Command, flags
 from recipes.run.trackers import tracker_arguments, tracker_environment
 from recipes.run_folder.layout import RunLayout
+from strlora_tuner.methods.slow_weights import both_sets
+from strlora_tuner.methods.slow_weights.both_sets import planned_set
 from strlora_tuner.options import PROBE_FILE, ROUTING_FILE, TASKS_FILE, host_arguments
+from strlora_tuner.saved import WEIGHTS
 
 PLUGIN = REPO / "strlora_tuner" / "swift_plugins" / "routed_tuners.py"
+SLOW_PLUGIN = REPO / "strlora_tuner" / "swift_plugins" / "slow_weights.py"
 EWC_PLUGIN = REPO / "strlora_tuner" / "methods" / "ewc" / "swift_plugin.py"
 HOST_PLUGIN = REPO / "recipes" / "swift_plugins" / "training.py"
 INFER_PLUGIN = REPO / "recipes" / "swift_plugins" / "inference.py"
+SERVE_PLUGIN = REPO / "recipes" / "swift_plugins" / "serving.py"
 POOL_PLUGIN = REPO / "recipes" / "baselines" / "mr_lora" / "swift_plugin.py"
 # What recipes/swift_plugins/long_samples.py reads.
 TOO_LONG, TOO_LONG_FILE = "STRLORA_TOO_LONG", "STRLORA_TOO_LONG_FILE"
 POOL_BLOCK = 8  # batches that are routed together, so that each adapter's share fills its batches
-# What an argument of the host holds: a list is several words, a dictionary JSON, None left out.
-Value: TypeAlias = "str | int | float | bool | list[str] | dict[str, Value] | None"
-Arguments: TypeAlias = dict[str, Value]
 
 
 def train_command(
@@ -42,6 +42,7 @@ def train_command(
     chunk: int,
     resume_from: Path | None = None,
     own: Path | None = None,
+    start: Path | None = None,
 ) -> Command:
     """The command that trains chunk `chunk` (from 1) on `data`.
 
@@ -49,10 +50,11 @@ def train_command(
         data: the training file, or several, which the host reads as one.
         resume_from: a complete host checkpoint of this chunk to continue from.
         own: the chunk's own samples, where `data` holds replayed ones, too.
+        start: the adapter to train on, where it is not that of the chunk before.
     """
     arguments: Arguments = {
         **_model_arguments(recipe),
-        **_adapter_arguments(recipe, layout, chunk, own),
+        **_adapter_arguments(recipe, layout, chunk, resume_from, own),
         **_data_arguments(recipe, [data] if isinstance(data, Path) else data, chunk),
         **_optimizer_arguments(recipe, chunk),
         "output_dir": str(layout.host(chunk)),
@@ -66,9 +68,10 @@ def train_command(
         "seed": recipe.host_seed,
         **tracker_arguments(recipe, chunk),
     }
-    previous = recipe.previous(chunk)
-    if previous is not None:
-        arguments["adapters"] = str(layout.adapter(previous))
+    if (previous := recipe.previous(chunk)) is not None:
+        start = _trained_on(recipe, layout, previous)
+    if start is not None:
+        arguments["adapters"] = str(start)
     if resume_from is not None:
         arguments["resume_from_checkpoint"] = str(resume_from)
     if recipe.launcher.cpu:
@@ -78,7 +81,7 @@ def train_command(
     arguments |= recipe.swift
     return Command(
         "sft",
-        _flags(arguments),
+        flags(arguments),
         _environment(recipe, layout)
         | tracker_environment(recipe, layout.trackers(chunk))
         | {TOO_LONG: recipe.data.too_long, TOO_LONG_FILE: str(layout.too_long(chunk))},
@@ -90,18 +93,14 @@ def train_command(
 
 def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) -> Command:
     """The command that answers all `prompts` with the adapter of `chunk` (0: the base model)."""
-    plugins = [str(HOST_PLUGIN), str(INFER_PLUGIN)]
     # Answers are on disk after every block: a killed evaluation continues from there.
     block = recipe.eval.batch_size * recipe.launcher.nproc
-    environment = _environment(recipe, layout)
+    if chunk > 0 and recipe.pool is not None:
+        block *= POOL_BLOCK
+    plugins, environment = _answering(recipe, layout, chunk)
     if chunk > 0 and recipe.routed:
-        plugins.append(str(PLUGIN))
         environment[ROUTING_FILE] = str(layout.routing(chunk))
         environment[PROBE_FILE] = str(layout.probe)
-    if chunk > 0 and recipe.pool is not None:
-        plugins = [str(HOST_PLUGIN), str(POOL_PLUGIN)]  # which brings INFER_PLUGIN along
-        block *= POOL_BLOCK
-        environment["MR_LORA_POOL_FILE"] = str(layout.pool(chunk))
     arguments: Arguments = {
         "model": recipe.model.path,
         "torch_dtype": recipe.model.dtype,
@@ -121,12 +120,63 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
         arguments["adapters"] = str(layout.adapter(chunk))
         if recipe.eval.backend == "vllm":
             arguments["merge_lora"] = True
-    known = known_arguments()
-    arguments |= {key: v for key, v in recipe.swift.items() if known[key].model_side}
+    arguments |= _model_side(recipe)
     if recipe.launcher.nodes > 1:  # this machine alone answers
         environment |= {"NNODES": "1", "NODE_RANK": "0"}
     inside = container(recipe)
-    return Command("infer", _flags(arguments), environment, recipe.launcher.nproc, inside=inside)
+    return Command("infer", flags(arguments), environment, recipe.launcher.nproc, inside=inside)
+
+
+def deploy_command(
+    recipe: Recipe, layout: RunLayout, chunk: int, host: str, port: int, name: str
+) -> Command:
+    """The command of the host's server, in one process, with the adapter of `chunk`.
+
+    Args:
+        recipe: whose launcher is for one process.
+        layout: of the run.
+        chunk: 0 is the base model.
+        host: the address to listen on.
+        port: which must be free: the host would quietly take another.
+        name: of the model, as clients ask for it.
+    """
+    plugins, environment = _answering(recipe, layout, chunk)
+    arguments: Arguments = {
+        "model": recipe.model.path,
+        "torch_dtype": recipe.model.dtype,
+        "max_length": recipe.model.max_length,
+        "infer_backend": "transformers",
+        "max_batch_size": recipe.eval.batch_size,
+        "max_new_tokens": recipe.eval.max_new_tokens,
+        "temperature": 0,
+        "external_plugins": [*plugins, str(SERVE_PLUGIN)],
+        "host": host,
+        "port": port,
+        "served_model_name": name,
+        "verbose": False,  # no question and no answer in the log
+        "log_interval": -1,
+    }
+    if chunk > 0:
+        arguments["adapters"] = str(layout.adapter(chunk))
+    arguments |= _model_side(recipe)
+    return Command("deploy", flags(arguments), environment, inside=container(recipe))
+
+
+def _answering(recipe: Recipe, layout: RunLayout, chunk: int) -> tuple[list[str], dict[str, str]]:
+    """The plug-ins and the environment of a host process that answers with a chunk's adapter."""
+    plugins, environment = [str(HOST_PLUGIN), str(INFER_PLUGIN)], _environment(recipe, layout)
+    if chunk > 0 and recipe.routed:
+        plugins.append(str(PLUGIN))
+    if chunk > 0 and recipe.pool is not None:
+        plugins = [str(HOST_PLUGIN), str(POOL_PLUGIN)]  # which brings INFER_PLUGIN along
+        environment["MR_LORA_POOL_FILE"] = str(layout.pool(chunk))
+    return plugins, environment
+
+
+def _model_side(recipe: Recipe) -> Arguments:
+    """The arguments of the recipe's swift block that say how a model is loaded and prompted."""
+    known = known_arguments()
+    return {key: value for key, value in recipe.swift.items() if known[key].model_side}
 
 
 def _srun(recipe: Recipe) -> tuple[str, ...]:
@@ -193,7 +243,7 @@ def _model_arguments(recipe: Recipe) -> Arguments:
 
 
 def _adapter_arguments(
-    recipe: Recipe, layout: RunLayout, chunk: int, own: Path | None
+    recipe: Recipe, layout: RunLayout, chunk: int, resume_from: Path | None, own: Path | None
 ) -> Arguments:
     plugins, callbacks = [str(HOST_PLUGIN)], ["save_and_stop"]
     keywords: Arguments = {}
@@ -205,6 +255,10 @@ def _adapter_arguments(
         plugins.append(str(EWC_PLUGIN))
         callbacks.append("ewc")
         keywords |= _ewc_arguments(recipe, layout, chunk, own)
+    if recipe.slow_weights is not None:
+        plugins.append(str(SLOW_PLUGIN))
+        callbacks.append("slow_weights")
+        keywords |= _slow_arguments(recipe, layout, chunk, resume_from)
     arguments: Arguments = {"tuner_type": recipe.tuner_type, **_aligner_arguments(recipe)}
     arguments |= {"external_plugins": plugins, "callbacks": callbacks}
     if keywords:
@@ -221,9 +275,29 @@ def _ewc_arguments(recipe: Recipe, layout: RunLayout, chunk: int, own: Path | No
     previous = recipe.previous(chunk)
     if previous is not None:
         options["state"] = str(layout.adapter(previous))
-    if own is not None and not recipe.ewc.released:
+    if own is not None and recipe.ewc.fisher:
         options["data"] = str(own)
     return {f"ewc_{key}": value for key, value in options.items()}
+
+
+def _slow_arguments(
+    recipe: Recipe, layout: RunLayout, chunk: int, resume_from: Path | None
+) -> Arguments:
+    assert recipe.slow_weights is not None
+    options: Arguments = {key: getattr(recipe.slow_weights, key) for key in ("window", "max_decay")}
+    previous = recipe.previous(chunk)
+    if resume_from is not None:
+        options["state"] = str(resume_from / both_sets.FILE)
+    elif previous is not None and not recipe.options_class.grows:  # that starts its own weights
+        slow = planned_set(layout.adapter(previous), "slow", recipe.slow_weights.answer)
+        options["state"] = str(slow / WEIGHTS)
+    return {f"slow_weights_{key}": value for key, value in options.items()}
+
+
+def _trained_on(recipe: Recipe, layout: RunLayout, previous: int) -> Path:
+    """The folder of the weights that the chunk after `previous` goes on from."""
+    adapter, slow = layout.adapter(previous), recipe.slow_weights
+    return adapter if slow is None else planned_set(adapter, slow.start_next_from, slow.answer)
 
 
 def _aligner_arguments(recipe: Recipe) -> Arguments:
@@ -287,7 +361,7 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
         environment["STRLORA_NEEDS_GPU"] = "1"  # else the host would go on without, on the CPU
     if recipe.model.remote_code:
         environment["STRLORA_REMOTE_CODE"] = "1"
-    if recipe.uses_task_labels:
+    if recipe.told:
         environment[TASKS_FILE] = str(layout.tasks.resolve())
     if launcher.nodes > 1:
         environment["NNODES"] = str(launcher.nodes)
@@ -307,22 +381,3 @@ def default_threads(recipe: Recipe) -> int:
 def is_local(model: Model) -> bool:
     """Whether the model is a folder: it exists, is written as a path, or is downloaded to one."""
     return Path(model.path).exists() or model.path[0] in "./~" or model.download is not None
-
-
-def _flags(arguments: Arguments) -> tuple[str, ...]:
-    flags: list[str] = []
-    for key, value in arguments.items():
-        if value is None:
-            continue
-        flags.append(f"--{key}")
-        values = value if isinstance(value, (list, tuple)) else [value]
-        flags += [_text(item) for item in values]
-    return tuple(flags)
-
-
-def _text(value: Value) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return json.dumps(value)
-    return str(value)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.baselines.smolora_tasks import write_task_table
+from recipes.baselines.smolora_told import write_told_table
 from recipes.config.schema import Recipe
 from recipes.processes.run_lock import RunLock
 from recipes.run import evaluation
@@ -94,8 +94,8 @@ def _run_chunks(session: Session, train_only: bool) -> None:
     session.stream.verify_tests(session.tasks)
     threads = recipe.launcher.omp_threads or default_threads(recipe)
     write_manifest(layout, recipe, session.stream, state, threads)
-    if recipe.uses_task_labels:
-        write_task_table(session.stream, count, layout.tasks)
+    if recipe.told:
+        write_told_table(session.stream, count, recipe.told, layout.tasks)
     _announce(session)
     for chunk in plan_chunks(recipe, train_only):
         started = time.monotonic()
@@ -143,6 +143,6 @@ def _do_chunk(session: Session, chunk: ChunkPlan) -> bool:
     state.done = chunk.index
     session.save()
     write_costs(session.layout, state)
-    if chunk.evaluates:
+    if chunk.evaluates and chunk.index < session.recipe.data.chunks:  # else the run's end writes it
         evaluation.write_report(session.layout, session.progress.say)
     return True

@@ -5,17 +5,20 @@ A step is recorded only after its files are in place, and each can be repeated.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.files import read_json
+from recipes.baselines.mr_lora.merged_experts import write_merged
 from recipes.baselines.mr_lora.pool import (
     check_pool,
     has_router,
     keep_samples,
     router_hashes,
     router_recipe,
+    router_start,
     write_pool,
     write_router_data,
 )
@@ -125,16 +128,25 @@ def _train_router(session: Session, record: ChunkRecord) -> None:
     if not has_router(index):
         return
 
+    start = router_start(recipe, layout, index)
+
     def data() -> tuple[Sequence[Path], str]:
         try:
             file, lines = write_router_data(recipe, layout, session.state, index)
-        except CheckpointError as error:
+            if start is not None:
+                for chunk in range(1, index):
+                    known = session.state.record(chunk).adapter_sha256
+                    verify_adapter(layout.adapter(chunk), known)
+                write_merged([layout.adapter(chunk) for chunk in range(1, index + 1)], start)
+        except (CheckpointError, ValueError) as error:
             raise RunError(f"the router of chunk {index}: {error}") from error
         return [file], f"training the router on {lines} samples"
 
     what = f"the router of chunk {index}"
-    job = TrainingJob(router_recipe(recipe), RouterLayout(layout.root), index, what, data)
+    job = TrainingJob(router_recipe(recipe), RouterLayout(layout.root), index, what, data, start)
     train_adapter(session, job, record)
+    if start is not None:
+        shutil.rmtree(start, ignore_errors=True)  # it follows from the adapters
 
 
 def _record_training(session: Session, record: ChunkRecord, seconds: float) -> None:

@@ -24,6 +24,7 @@ from recipes.run_folder.checkpoints import (
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import ChunkRecord
 from strlora_tuner.methods.ewc.state_file import check_state_file
+from strlora_tuner.methods.slow_weights.both_sets import check_slow_file
 from strlora_tuner.saved import AdapterError
 
 
@@ -37,6 +38,8 @@ class TrainingJob:
         index: the chunk.
         what: the adapter in words, for messages.
         data: writes what it is trained on; returns the files, and a text about them.
+        start: the adapter that a router starts from, which `data` writes; None: no other than the
+            recipe says.
     """
 
     recipe: Recipe
@@ -44,6 +47,7 @@ class TrainingJob:
     index: int
     what: str
     data: Callable[[], tuple[Sequence[Path], str]]
+    start: Path | None = None
 
     @property
     def host(self) -> Path:
@@ -81,7 +85,7 @@ def _finished_checkpoint(session: Session, job: TrainingJob, record: ChunkRecord
     session.progress.begin(job.index, "train", text)
     own = chunk_only_file(job.recipe, job.index, session.stream)
     checkpoint = resume.path if resume else None
-    command = train_command(job.recipe, job.layout, files, job.index, checkpoint, own)
+    command = train_command(job.recipe, job.layout, files, job.index, checkpoint, own, job.start)
     log = job.layout.train_log(job.index)
     tick = session.progress.watch_training(job.host / "logging.jsonl")
     peak = session.run_host(command, log, tick, f"training {job.what}")
@@ -165,11 +169,15 @@ def _install(job: TrainingJob, checkpoint: Checkpoint) -> None:
     try:
         check_adapter(checkpoint.path, job.recipe.tuner_type, previous)
         if job.recipe.ewc is not None:
-            check_state_file(checkpoint.path, job.recipe.ewc.released)
+            check_state_file(checkpoint.path, job.recipe.ewc.fisher)
+        if job.recipe.slow_weights is not None:
+            check_slow_file(checkpoint.path)
     except AdapterError as error:
         raise RunError(f"{job.what} was trained, but its adapter is not whole: {error}") from error
     try:
-        install_adapter(checkpoint, job.layout.adapter(job.index))
+        slow = job.recipe.slow_weights
+        answer = None if slow is None else slow.answer
+        install_adapter(checkpoint, job.layout.adapter(job.index), answer)
     except AdapterError as error:
         raise RunError(
             f"{job.what}: {error}. Look at {job.layout.train_metrics(job.index)}, then start "

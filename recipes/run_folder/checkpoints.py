@@ -21,6 +21,8 @@ from data_prep.files import sha256_file, sync_folder
 from strlora_tuner import saved
 from strlora_tuner.methods import options_class
 from strlora_tuner.methods.ewc import state_file as ewc
+from strlora_tuner.methods.slow_weights import both_sets
+from strlora_tuner.methods.slow_weights.options import Kind
 from strlora_tuner.saved import CONFIG, WEIGHTS, AdapterError, check_finite, read_shapes
 
 TRAINER_STATE = "trainer_state.json"
@@ -115,6 +117,8 @@ def _resumed_from(path: Path) -> Iterator[tuple[str, int]]:
     ranks = arguments.get("global_world_size") or _count(path, "rng_state_*.pth") or 1
     names = [f"rng_state_{rank}.pth" for rank in range(ranks)] if ranks > 1 else ["rng_state.pth"]
     yield from ((name, 1) for name in names)
+    if "slow_weights" in (arguments.get("callbacks") or []):
+        yield both_sets.FILE, 1
     config = arguments.get("deepspeed")
     if not config and not _count(path, "global_step*"):
         yield from (("optimizer.pt", 1), ("scheduler.pt", 1))
@@ -151,8 +155,10 @@ def check_adapter(folder: Path, tuner_type: str | None, previous: Path | None = 
     saved.check_adapter(folder, options, previous)
 
 
-def install_adapter(checkpoint: Checkpoint, target: Path) -> None:
+def install_adapter(checkpoint: Checkpoint, target: Path, answer: Kind | None = None) -> None:
     """Copies the checkpoint's adapter to `target`, which appears complete or not at all.
+
+    With slow weights, `answer` is the set that becomes the adapter; the other one lies inside it.
 
     Raises:
         AdapterError: the weights are damaged or not finite.
@@ -164,8 +170,11 @@ def install_adapter(checkpoint: Checkpoint, target: Path) -> None:
             if not source.name.startswith(_RESUME_ONLY) and source.is_file():
                 shutil.copyfile(source, temporary / source.name)
                 _sync_file(temporary / source.name)
+        if answer is not None:
+            both_sets.part_sets(temporary, answer)
         os.chmod(temporary, 0o755)
-        sync_folder(temporary)
+        for folder in (*(path for path in temporary.iterdir() if path.is_dir()), temporary):
+            sync_folder(folder)
         os.rename(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -181,6 +190,7 @@ def _sync_file(path: Path) -> None:
 def adapter_hashes(adapter: Path) -> dict[str, str]:
     """sha256 of the files that decide what an adapter computes, and what it carries beside them."""
     carried = [ewc.FILE] if (adapter / ewc.FILE).is_file() else []
+    carried += both_sets.inner_weights(adapter)
     return {name: sha256_file(adapter / name) for name in (CONFIG, WEIGHTS, *carried)}
 
 

@@ -128,6 +128,27 @@ class RunLayout:
 
 
 @dataclass(frozen=True)
+class SideLayout(RunLayout):
+    """Questions put to a run's adapters beside its evaluations: their files are in `side`."""
+
+    side: Path
+
+    @property
+    def matrix(self) -> Path:
+        return self.side / "matrix.csv"
+
+    @property
+    def prompts(self) -> Path:
+        return self.side / "test_prompts.jsonl"
+
+    def chunk(self, index: int) -> Path:
+        return self.side
+
+    def adapter(self, index: int) -> Path:
+        return RunLayout(self.root).adapter(index)
+
+
+@dataclass(frozen=True)
 class RouterLayout(RunLayout):
     """Where the training of a router leaves its files, beside those of the chunk's adapter."""
 

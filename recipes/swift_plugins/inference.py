@@ -5,7 +5,8 @@ prompt longer than max_length) ends the whole process. With this file every resu
 `finish_reason` (stop | length | error), and a question that fails has no response but an `error`;
 where a method has a router a chunk, `expert` is the chunk whose router the question took.
 A batch does not wait for its longest answer: row_generation.py. On a CPU the answers of all
-processes are written, not only the first one's.
+processes are written, not only the first one's. The log says how many layers the adapter acts on;
+an adapter that acts on none ends the process, which would answer as the base model does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from peft.tuners.tuners_utils import BaseTunerLayer
 from swift.infer_engine import TransformersEngine
 from swift.infer_engine.protocol import (
     ChatCompletionResponse,
@@ -24,7 +26,7 @@ from swift.infer_engine.protocol import (
     ChatMessage,
     UsageInfo,
 )
-from swift.pipelines.infer.infer import SwiftInfer
+from swift.pipelines.infer.infer import SwiftInfer, prepare_model_template
 from swift.utils import get_logger
 from tqdm import tqdm
 
@@ -91,6 +93,24 @@ def ask(
     return responses
 
 
+def acting_layers(model: Any) -> int:
+    """Return on how many layers of a loaded model an adapter acts."""
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return sum(bool(layer.active_adapters) and not layer.disable_adapters for layer in layers)
+
+
+def _load_and_count(args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """Load the model as the host does; log what its adapter acts on."""
+    model, template = prepare_model_template(args, **kwargs)
+    if args.adapters:
+        layers, tuner = acting_layers(model), getattr(model, "base_model", None)
+        if not layers:
+            raise RuntimeError(f"--adapters {args.adapters}: the adapter acts on no layer")
+        how = "routed" if hasattr(tuner, "routed_layers") else "wrapped"
+        logger.info(f"adapter on: {layers} layers {how}")
+    return model, template
+
+
 def _let_rows_leave(engine: Any) -> Any:
     """Return the host's hook before a batch; it names our decoding loop where that fits."""
 
@@ -137,6 +157,7 @@ def install() -> None:
         return infer_dataset(self)
 
     host_api.replace("swift.pipelines.infer.infer:SwiftInfer.infer_dataset", gather_and_infer)
+    host_api.replace("swift.pipelines.infer.infer:prepare_model_template", _load_and_count)
     # The host looks `infer` up on its engine when it has none of its own.
     host_api.replace("swift.pipelines.infer.infer:SwiftInfer.infer", answer_all)
 

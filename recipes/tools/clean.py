@@ -24,6 +24,7 @@ from recipes.run_folder.checkpoints import newest_checkpoint
 from recipes.run_folder.layout import RouterLayout, RunLayout
 from recipes.run_folder.state import RunState, load_state
 from strlora_tuner.methods.ewc import state_file as ewc
+from strlora_tuner.methods.slow_weights.both_sets import inner_weights
 from strlora_tuner.saved import WEIGHTS
 
 # How temporary files begin: a dot, and the name of what they become.
@@ -96,7 +97,8 @@ def removable(layout: RunLayout, state: RunState, old_adapters: bool) -> Iterato
         if old_adapters and record.trained and 0 < index < _newest_trained(state):
             pool = bool(record.router_sha256)
             adapter = (RouterLayout(layout.root) if pool else layout).adapter(index)
-            yield from _existing(adapter / WEIGHTS, adapter / ewc.FILE)
+            inner = [adapter / name for name in inner_weights(adapter)]
+            yield from _existing(adapter / WEIGHTS, adapter / ewc.FILE, *inner)
 
 
 def _newest_trained(state: RunState) -> int:

@@ -237,7 +237,7 @@ def _router(recipe: Recipe, stream: Stream | None, index: int) -> tuple[int, int
 
 def _fisher_samples(recipe: Recipe, samples: int) -> int:
     """Samples of a chunk that are read once more, one at a time, for EWC's Fisher information."""
-    if recipe.ewc is None or recipe.ewc.released:
+    if recipe.ewc is None or not recipe.ewc.fisher:
         return 0
     return min(samples, recipe.ewc.samples or samples)
 
@@ -291,8 +291,9 @@ def counted_memory(recipe: Recipe, shape: Shape, adapter: Size) -> dict[str, flo
     adapter     4 bytes a trained parameter (float32), divided by the processes under ZeRO-3
     gradients   4 bytes a trained parameter, divided by the processes under ZeRO-2 and 3
     optimizer   8 bytes a trained parameter (two AdamW moments), divided likewise
-    ewc         4 bytes a trained parameter for each of theta*, the pull and, unless it is the
-                released form, the Fisher information
+    ewc         4 bytes a trained parameter for each of theta*, the pull, if it has a gradient,
+                and the Fisher information, if it has some
+    slow        4 bytes a trained parameter for the average, with slow_weights
 
     Activations, and what the host and CUDA take for themselves, are not among them.
     """
@@ -307,7 +308,10 @@ def counted_memory(recipe: Recipe, shape: Shape, adapter: Size) -> dict[str, flo
         "optimizer": adapter.trained * 8 / by_zero2 / GIB,
     }
     if recipe.ewc is not None:
-        parts["ewc"] = adapter.trained * (8 if recipe.ewc.released else 12) / GIB
+        kinds = 1 + recipe.ewc.gradient + recipe.ewc.fisher
+        parts["ewc"] = adapter.trained * 4 * kinds / GIB
+    if recipe.slow_weights is not None:
+        parts["slow"] = adapter.trained * 4 / GIB
     return parts
 
 

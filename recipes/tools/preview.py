@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from data_prep.stream import Stream, StreamError
-from recipes.baselines.mr_lora.pool import has_router, router_recipe
+from recipes.baselines.mr_lora.pool import has_router, router_recipe, router_start
 from recipes.config.schema import Recipe
 from recipes.run.chunk_data import chunk_only_file, open_recipe_stream, training_files
 from recipes.run.commands import infer_command, train_command
@@ -38,7 +38,9 @@ def preview(recipe: Recipe) -> Iterator[str]:
             yield f"# chunk {chunk} of {count}: its router"
             router = RouterLayout(layout.root)
             file = layout.router_data(chunk)
-            yield train_command(router_recipe(recipe), router, file, chunk).as_shell()
+            start = router_start(recipe, layout, chunk)
+            command = train_command(router_recipe(recipe), router, file, chunk, start=start)
+            yield command.as_shell()
         if recipe.evaluates_after(chunk):
             yield infer_command(recipe, layout, layout.prompts, chunk).as_shell()
     yield f"\n# {len(recipe.trained_chunks)} chunk commands above; nothing was run."

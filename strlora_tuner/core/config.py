@@ -67,6 +67,8 @@ class RoutedConfig(PeftConfig):
     gate_scale = "one"
     instruction_norm = "none"
     instruction_turns = "so_far"
+    instruction_text = "prompt"
+    dropout_masks = "shared"
     padding = "mask"
 
     if TYPE_CHECKING:  # options of every method, which become fields below

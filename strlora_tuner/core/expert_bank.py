@@ -102,9 +102,14 @@ class ExpertBank(Float32Buffers):
         return self.update(x, result, context, adapter)
 
     def hidden(self, x: Tensor) -> Tensor:
-        """Returns A dropout(x), (B, L, r)."""
+        """Returns A dropout(x), (B, L, r); with `dropout_masks: expert` each A_e has its own x."""
         rate = self.config.lora_dropout if self.training else 0.0
-        return F.linear(F.dropout(x, rate) if rate > 0 else x, self.A)
+        if rate == 0:
+            return F.linear(x, self.A)
+        if self.config.dropout_masks == "shared":
+            return F.linear(F.dropout(x, rate), self.A)
+        experts = self.A.chunk(self.config.num_experts)
+        return torch.cat([F.linear(F.dropout(x, rate), own) for own in experts], -1)
 
     def expert_activations(self, x: Tensor) -> Tensor:
         """Returns A_e x of all experts, without dropout, (B, L, r), for the routing record."""

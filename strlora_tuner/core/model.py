@@ -23,6 +23,7 @@ from strlora_tuner.core.fit import (
 )
 from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.core.instruction.generation import unwrap_generate, wrap_generate
+from strlora_tuner.core.instruction.joined_text import JoinedText, picture_ids
 from strlora_tuner.core.instruction.turns import sample_starts
 from strlora_tuner.core.layer import CANNOT_MERGE, RoutedLinear
 from strlora_tuner.saved import STATE
@@ -95,10 +96,15 @@ class RoutedModel(BaseTuner):
             holder.strlora_statistics = nn.ModuleDict()  # type: ignore[assignment]
             self.routing.statistics = self.strlora_statistics
             self.routing.embed = self._embed
+            self.routing.text_reader = self._text_reader
         self.register_load_state_dict_post_hook(_after_load)
 
     def _embed(self, ids: Tensor) -> Tensor:
         return cast(Tensor, self.model.get_input_embeddings()(ids))  # type: ignore[operator]
+
+    def _text_reader(self, adapter: str) -> JoinedText:
+        pictures = picture_ids(self.model.config)
+        return JoinedText(self.tokenizer, pictures, self.routing.configs[adapter].ignored_ids)
 
     def _check_new_adapter_config(self, config: RoutedConfig) -> None:  # type: ignore[override]
         super()._check_new_adapter_config(config)

@@ -3,8 +3,8 @@
 A folder `NAME/` holds `options.py` (a dataclass `Options`, standard library only, so that a laptop
 can check a recipe), `config.py` (`Config`, a RoutedConfig: what PEFT stores), `layer.py` (the bank
 of experts that is the formula) and `model.py` (`Model`, a RoutedModel, which names the bank).
-Nothing else names the method: it is found by its folder. `ewc/` holds no tuner but a callback
-beside any of them.
+Nothing else names the method: it is found by its folder. `ewc/` and `slow_weights/` hold no
+tuner but what a callback does beside any of them.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from strlora_tuner import host_api
 from strlora_tuner.core.carry import carried_config, check_teacher, options_from_environment
 from strlora_tuner.core.config import RoutedConfig
+from strlora_tuner.core.instruction.joined_text import picture_ids
 from strlora_tuner.core.routing_metrics import StepMetrics
 from strlora_tuner.methods import config_class, folders
 from strlora_tuner.methods.strlora.ablation import ablate
@@ -80,11 +81,7 @@ def _ignored_ids(tokenizer: Any, model: Any) -> list[int]:
     """Returns ids that are never instruction text: special tokens and image placeholders."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     ids = set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
-    for name in ("image_token_id", "video_token_id", "image_token_index"):
-        value = getattr(model.config, name, None)
-        if isinstance(value, int):
-            ids.add(value)
-    return sorted(ids)
+    return sorted(ids | picture_ids(model.config))
 
 
 def _full_modules(args: Any, model: Any) -> list[str]:

@@ -229,7 +229,8 @@ def test_by_time_sorts_and_cuts_windows(tmp_path, form):
     assert cut(write(tmp_path / "a.jsonl", records), tmp_path / "out", *options) == 0
     assert ids(tmp_path / "out") == [["s3", "s1", "s6"], ["s4", "s2"], ["s5", "s0"]]
     facts = json.loads((tmp_path / "out/stream.json").read_text())["cut"]
-    assert facts[0] == {"from": "2026-03-01T00:00:00.000000Z", "to": "2026-03-03T00:00:00.000000Z"}
+    span = {"from": "2026-03-01T00:00:00.000000Z", "to": "2026-03-03T00:00:00.000000Z"}
+    assert facts[0] == {**span, "period": "2026-03-01"}
 
 
 def test_holdout_keeps_images_apart_and_eval_reads_the_stream(tmp_path):
@@ -264,7 +265,7 @@ def test_test_files_become_test_sets(tmp_path, capsys):
     [
         (["--by", "time"], "--by time needs --column NAME"),
         (["--by", "time", "--column", "x"], "--by time needs --every (such as 7d) or --size"),
-        (["--by", "time", "--column", "x", "--every", "7y"], "--every 7y: expected a number and"),
+        (["--by", "time", "--column", "x", "--every", "7x"], "--every 7x: expected a number and"),
         (["--column", "x"], "--column and --every go with --by time or --by column"),
         (["--size", "0"], "--size 0: expected at least 1"),
         (["--holdout", "1"], "--holdout 1.0: expected a share from 0 to below 1"),

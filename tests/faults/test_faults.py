@@ -22,8 +22,13 @@ import pytest
 
 from recipes import REPO
 from recipes.cli import main
+from recipes.processes import host_process
 from recipes.processes.command import Command
+from recipes.processes.resident.worker import Worker
 from recipes.processes.run_lock import RunLock, boot_id
+from recipes.run import evaluation
+from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.state import load_state
 from tests.recipes import fake_host
 from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
 
@@ -61,7 +66,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Half:
 def half(original: Half, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Half]:
     """A copy of the run, on the same stream, which is mended afterwards."""
     monkeypatch.chdir(REPO)
-    monkeypatch.setattr(Command, "argv", Command.argv)
+    for place in ((Command, "argv"), (Worker, "start"), (host_process, "start_process")):
+        monkeypatch.setattr(*place, getattr(*place))  # as they are, afterwards
+    monkeypatch.setattr(evaluation, "write_report", evaluation.write_report)
     fake_host.install()
     shutil.copytree(original.run, tmp_path / "run")
     kept = {path: path.read_bytes() for path in original.stream.rglob("*.json*")}
@@ -75,6 +82,19 @@ def half(original: Half, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 def go_on(half: Half) -> int:
     return main([str(half.recipe), f"run_dir={half.run}"])
+
+
+def test_the_end_of_the_run_writes_the_report_once(
+    half: Half, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bool] = []
+
+    def note(layout: RunLayout, say: object) -> None:
+        written.append(load_state(layout.state).finished)
+
+    monkeypatch.setattr(evaluation, "write_report", note)
+    assert go_on(half) == 0
+    assert written == [True], "not after the last chunk, too"
 
 
 def cut(name: str) -> Callable[[Half], None]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import json
-import os
 import random
-import subprocess
-import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw
+
+from recipes.processes.command import Command, free_port
+from recipes.processes.resident.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "assets" / "tiny_base"
@@ -46,12 +49,11 @@ def make_chunk(path: Path, samples: int, seed: int = 0) -> Path:
 
 
 def environment(processes: int = 1) -> dict[str, str]:
-    """Returns the environment of a host process on CPU, offline."""
+    """Returns what the environment of a host process on CPU, offline, has of its own."""
     wanted = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     if processes > 1:
-        wanted |= {"NPROC_PER_NODE": str(processes), "MASTER_PORT": str(29600 + os.getpid() % 300)}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, **wanted, "PATH": path, "PYTHONPATH": str(ROOT)}
+        wanted |= {"NPROC_PER_NODE": str(processes), "MASTER_PORT": str(free_port())}
+    return {**wanted, "PYTHONPATH": str(ROOT)}
 
 
 def run(command: str, arguments: dict[str, object], processes: int = 1, **more: str) -> str:
@@ -60,31 +62,39 @@ def run(command: str, arguments: dict[str, object], processes: int = 1, **more: 
     Raises:
         AssertionError: it failed; the message ends with its output.
     """
-    done = attempt(command, arguments, processes, **more)
-    assert done.returncode == 0, done.stdout[-6000:]
-    return done.stdout
+    code, output = attempt(command, arguments, processes, **more)
+    assert code == 0, output[-6000:]
+    return output
 
 
 def attempt(
     command: str, arguments: dict[str, object], processes: int = 1, **more: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs `swift COMMAND` and returns the finished process, whatever its status."""
-    argv = [sys.executable, "-m", "swift.cli.main", command]
+) -> tuple[int, str]:
+    """Runs `swift COMMAND`; returns its exit code and its output.
+
+    It is a fork of the resident worker, which imports the host once for all tests of a process:
+    most of a short training's time is imports. tests/recipes starts the host as a program.
+    """
+    words: list[str] = []
     for name, value in arguments.items():
-        argv.append(f"--{name}")
+        words.append(f"--{name}")
         if isinstance(value, (list, tuple)):
-            argv += [str(item) for item in value]
+            words += [str(item) for item in value]
         else:
-            argv.append(json.dumps(value) if isinstance(value, dict) else str(value))
-    return subprocess.run(
-        argv,
-        env={**environment(processes), **more},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        cwd=ROOT,
-    )
+            words.append(json.dumps(value) if isinstance(value, dict) else str(value))
+    wanted = Command(command, tuple(words), {**environment(processes), **more}, processes)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        code = _worker().start(wanted, log).wait(timeout=600)
+        return code, log.read_text(encoding="utf-8")
+
+
+@cache
+def _worker() -> Worker:
+    folder = tempfile.TemporaryDirectory()
+    worker = Worker(Path(folder.name) / "worker.log")
+    atexit.register(lambda: (worker.close(), folder.cleanup()))
+    return worker
 
 
 def train_arguments(data: Path, out: Path, **changes: object) -> dict[str, object]:

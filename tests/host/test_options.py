@@ -40,16 +40,16 @@ def test_targets_by_regex_and_modules_in_full(chunk, tmp_path):
 
 def test_a_prompt_cut_on_the_left_has_an_empty_instruction(chunk, tmp_path):
     more = {"truncation_strategy": "left", "max_length": 22}
-    done = attempt("sft", short(chunk, tmp_path / "out", **more))
-    assert done.returncode != 0
-    assert "no row of the first batch holds an instruction" in done.stdout
-    assert "max_length" in done.stdout
+    code, output = attempt("sft", short(chunk, tmp_path / "out", **more))
+    assert code != 0
+    assert "no row of the first batch holds an instruction" in output
+    assert "max_length" in output
 
 
 def test_too_long_samples_are_left_out_by_default(chunk, tmp_path):
-    done = attempt("sft", short(chunk, tmp_path / "out", max_length=22))
-    assert done.returncode != 0
-    assert "max_length" in done.stdout
+    code, output = attempt("sft", short(chunk, tmp_path / "out", max_length=22))
+    assert code != 0
+    assert "max_length" in output
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_too_long_samples_are_left_out_by_default(chunk, tmp_path):
     ],
 )
 def test_options_that_cannot_work_are_refused(chunk, tmp_path, changes, message):
-    done = attempt("sft", short(chunk, tmp_path / "out", **changes))
-    assert done.returncode != 0
-    assert message in done.stdout
+    code, output = attempt("sft", short(chunk, tmp_path / "out", **changes))
+    assert code != 0
+    assert message in output
 
 
 def test_a_quantised_base_trains_and_goes_on(chunk, tmp_path):

@@ -390,4 +390,9 @@ FAMILIES = (
     QWEN2_5_VL,
     LLAVA,
 )
+OTHER_WEIGHTS = {  # recipes whose model has the shapes of another recipe's
+    "internvl3.5-8b-pretrained": "internvl3.5-8b",
+    "internvl3.5-4b-pretrained": "internvl3.5-4b",
+    "gemma3-4b-pt": "gemma3-4b",
+}
 RECIPES = {family.recipe: family for family in FAMILIES if family.recipe is not None}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real_shapes.families import RECIPES
+from tests.real_shapes.families import OTHER_WEIGHTS, RECIPES
 from tests.real_shapes.run import SMALLEST, run_recipe, table
 from tests.real_shapes.vocabularies import Unreachable
 from tests.recipes.real_host import needs_host
@@ -18,7 +18,8 @@ LONG = os.environ.get("FULL_SHAPES") == "1"
 
 def test_every_recipe_with_a_model_of_the_hub_has_a_folder() -> None:
     shipped = {path.stem for path in Path("recipes").glob("*.yaml")}
-    assert set(RECIPES) == shipped - {"tiny", "smoke", "mini"}
+    assert set(RECIPES) | set(OTHER_WEIGHTS) == shipped - {"tiny", "smoke", "mini"}
+    assert set(OTHER_WEIGHTS.values()) <= set(RECIPES)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

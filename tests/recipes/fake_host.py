@@ -19,18 +19,25 @@ import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from recipes.processes.command import Command
-from recipes.processes.host_process import Started, start_process
+from recipes.processes import host_process
+from recipes.processes.command import Command, child_environment
+from recipes.processes.host_process import start_process
 from recipes.processes.resident.worker import Worker
+from recipes.run import evaluation
 from strlora_tuner.methods import options_class
+from strlora_tuner.methods.slow_weights.both_sets import FILE, STEPS, read_steps
+from tests.recipes.fork import Fork, write_to
 
 STEP_SECONDS = float(os.environ.get("FAKE_STEP_SECONDS", "0.02"))
 
 
 def install() -> None:
-    """Makes the orchestrator of this process start the stand-in."""
+    """Makes the orchestrator of this process start the stand-in, as a fork of itself.
+
+    The report would take four fifths of such a run's time; FAKE_REPORT=1 has it written.
+    """
 
     def argv(self: Command) -> list[str]:
         host = [sys.executable, "-m", "tests.recipes.fake_host", self.kind, *self.arguments]
@@ -40,12 +47,27 @@ def install() -> None:
             else host
         )
 
-    def start(self: Worker, command: Command, log: Path) -> Started:
-        with log.open("ab") as output:  # the resident worker would run the real host
-            return start_process(command, log, output)
+    def start(command: Command, log: Path, output: IO[bytes]) -> Fork | subprocess.Popen[bytes]:
+        return start_process(command, log, output) if command.prefix else fork(command, log)
 
+    if os.environ.get("FAKE_REPORT") != "1":
+        evaluation.write_report = lambda layout, say: layout.report.touch()
     Command.argv = argv  # type: ignore[method-assign]
-    Worker.start = start  # type: ignore[method-assign, assignment]
+    host_process.start_process = start  # type: ignore[assignment]
+    Worker.start = lambda self, command, log: fork(command, log)  # type: ignore[method-assign, assignment]
+
+
+def fork(command: Command, log: Path) -> Fork:
+    """Starts the stand-in for a command without importing anything."""
+
+    def life() -> None:
+        write_to(log)
+        os.environ.clear()
+        os.environ.update(environment)
+        (train if command.kind == "sft" else answer)(arguments_of(command.arguments))
+
+    environment = child_environment(command)
+    return Fork(life)
 
 
 def arguments_of(argv: Sequence[str]) -> dict[str, str]:
@@ -68,11 +90,14 @@ def tensors_of(tuner_type: str) -> list[str]:
     return layer + [f"strlora_statistics.{part}" for part in options.state_tensors]
 
 
-def write_weights(path: Path, content: bytes, dtype: str = "U8", empty: Sequence[str] = ()) -> None:
+def write_weights(
+    path: Path, content: bytes, dtype: str = "U8", empty: Sequence[str] = (), **metadata: str
+) -> None:
     """A safetensors file with one tensor, and empty ones of the names in `empty`."""
     size = {"U8": 1, "F16": 2, "BF16": 2, "F32": 4}[dtype]
     shape = [len(content) // size]
-    entries = {"weight": {"dtype": dtype, "shape": shape, "data_offsets": [0, len(content)]}}
+    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    entries["weight"] = {"dtype": dtype, "shape": shape, "data_offsets": [0, len(content)]}
     for name in empty:
         entries[name] = {"dtype": dtype, "shape": [0], "data_offsets": [len(content)] * 2}
     header = json.dumps(entries).encode()
@@ -110,9 +135,14 @@ def carry_ewc(checkpoint: Path, weights: bytes, options: str) -> None:
     if "ewc_state" in given:
         before = read_weights(Path(given["ewc_state"]) / "ewc.safetensors")
     checkpoint.mkdir(parents=True, exist_ok=True)
-    names = ["anchor.weight"] if given["ewc_released"] else ["anchor.weight", "fisher.weight"]
+    names = ["anchor.weight", *(["fisher.weight"] if given["ewc_fisher"] else [])]
     content = hashlib.sha256(before + weights).digest()
     write_weights(checkpoint / "ewc.safetensors", content, empty=names)
+
+
+def move_slow(slow: bytes, weights: bytes) -> bytes:
+    """What stands for a step of the average: it depends on every step before."""
+    return hashlib.sha256(slow + weights).digest()
 
 
 def train(arguments: dict[str, str]) -> None:
@@ -138,6 +168,11 @@ def train(arguments: dict[str, str]) -> None:
         weights = read_weights(resumed / "adapter_model.safetensors")
     elif "adapters" in arguments:
         weights = read_weights(Path(arguments["adapters"]) / "adapter_model.safetensors")
+    averages = "slow_weights" in arguments["callbacks"].split(" ")
+    slow, seen = weights, 0
+    if averages and "slow_weights_state" in (given := json.loads(arguments["model_kwargs"])):
+        slow = read_weights(Path(given["slow_weights_state"]))
+        seen = read_steps(Path(given["slow_weights_state"]))
     if os.environ.get("FAKE_STOP_AT") == "0":
         return
     asked: list[int] = []  # the host's graceful exit: end the step, save, stop
@@ -152,6 +187,7 @@ def train(arguments: dict[str, str]) -> None:
         if os.environ.get("FAKE_KILL_AT") == str(step) or router:
             os.kill(os.getpid(), signal.SIGKILL)  # what the kernel does when memory runs out
         weights = hashlib.sha256(weights + data + bytes([step])).digest()
+        slow, seen = move_slow(slow, weights), seen + 1
         row = {"loss": 1.0 / step, "global_step/max_steps": f"{step}/{steps}"}
         with (output / "logging.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
@@ -159,7 +195,11 @@ def train(arguments: dict[str, str]) -> None:
             empty = tensors_of(arguments["tuner_type"])
             if step == steps and "ewc" in arguments["callbacks"].split(" "):
                 carry_ewc(output / f"checkpoint-{step}", weights, arguments["model_kwargs"])
-            write_checkpoint(output / f"checkpoint-{step}", step, steps, weights, empty)
+            checkpoint = output / f"checkpoint-{step}"
+            if averages:
+                checkpoint.mkdir(parents=True, exist_ok=True)
+                write_weights(checkpoint / FILE, slow, empty=empty, **{STEPS: str(seen)})
+            write_checkpoint(checkpoint, step, steps, weights, empty)
         if os.environ.get("FAKE_STOP_AT") == str(step) or asked:
             return
 

@@ -47,12 +47,20 @@ def router_recipe(recipe: Recipe) -> Recipe:
     assert pool is not None
     first = schedule.first.model_copy(update={"learning_rate": pool.router_rate(schedule.first)})
     phases = {"first": first, "epochs": pool.epochs}
-    return recipe.model_copy(update={"schedule": schedule.model_copy(update=phases)})
+    changes = {"schedule": schedule.model_copy(update=phases), "slow_weights": None}
+    return recipe.model_copy(update=changes)
 
 
 def has_router(index: int) -> bool:
     """Whether there is anything to choose from after chunk `index`."""
     return index > 1
+
+
+def router_start(recipe: Recipe, layout: RunLayout, index: int) -> Path | None:
+    """The folder of the adapter that the router after chunk `index` starts from; None: afresh."""
+    assert recipe.pool is not None
+    merged = recipe.pool.router_start == "merged"
+    return layout.chunk(index) / "router_start" if merged else None
 
 
 def router_lines(recipe: Recipe, samples: Sequence[int]) -> int:

@@ -1,9 +1,9 @@
-"""MR-LoRA in `swift infer`: route every question, then answer it with the adapter chosen for it.
+"""MR-LoRA in the host: route every question, then answer it with the adapter chosen for it.
 
-`--external_plugins <this file>` with MR_LORA_POOL_FILE=<pool.json>; it brings along
-recipes/swift_plugins/inference.py. One process holds one model and all adapters. A block of
-questions (the host's write_batch_size) is put to the router first, in batches, greedily; then each
-adapter answers its share of the block, in batches.
+For `swift infer` and `swift deploy`: `--external_plugins <this file>` with
+MR_LORA_POOL_FILE=<pool.json>; it brings along recipes/swift_plugins/inference.py. One process holds
+one model and all adapters. A block of questions (the host's write_batch_size) is put to the router
+first, in batches, greedily; then each adapter answers its share of the block, in batches.
 Every result line holds `expert` (the chunk whose adapter answered), `router_answer` (the
 router's answer; null with a single adapter) and `routed` (false: no legal letter, the fallback
 answered). Nothing is drawn at random and no task is read.
@@ -11,9 +11,12 @@ answered). Nothing is drawn at random and no task is read.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from swift.utils import get_logger
@@ -102,4 +105,22 @@ def route_and_answer(
     return [responses[place] for place in range(len(requests))]
 
 
+def _answer_one(self: Any, request: Any, config: Any) -> Any:
+    with _ONE_AT_A_TIME:  # they share one model, and switch its adapter
+        asked = asdict(request)
+        response = route_and_answer(self, [asked], config)[0]
+    if "error" in asked:
+        raise ValueError(asked["error"])
+    return response
+
+
+async def serve_one(self: Any, request: Any, config: Any, **kwargs: Any) -> Any:
+    """Return the response to one request of `swift deploy`."""
+    if config.stream:
+        raise ValueError("this model routes every question first and cannot stream: stream=false")
+    return await asyncio.to_thread(_answer_one, self, request, config)
+
+
+_ONE_AT_A_TIME = Lock()
 host_api.replace("swift.pipelines.infer.infer:SwiftInfer.infer", route_and_answer)
+host_api.replace("swift.pipelines.infer.deploy:SwiftDeploy.infer_async", serve_one)

@@ -18,12 +18,18 @@ OPTIMIZER, MASTERS = 8, 4
 
 
 def stored_by_chunk(recipe: Recipe, size: Size) -> int:
-    """Numbers that a chunk leaves: adapter, a pool's router, EWC's theta* and F of what trains."""
+    """Numbers that a chunk leaves: adapter (twice with slow weights), a pool's router, EWC's theta*
+    and F of what trains."""
+    adapters = _adapters(recipe, size)
     if recipe.pool is not None:
-        return 2 * size.stored
+        return adapters + size.stored
     if recipe.ewc is None:
-        return size.stored
-    return size.stored + size.trained * (1 if recipe.ewc.released else 2)
+        return adapters
+    return adapters + size.trained * (2 if recipe.ewc.fisher else 1)
+
+
+def _adapters(recipe: Recipe, size: Size) -> int:
+    return size.stored * (1 if recipe.slow_weights is None else 2)
 
 
 def stored_by_all(recipe: Recipe, size: Size) -> int:
@@ -34,7 +40,7 @@ def stored_by_all(recipe: Recipe, size: Size) -> int:
 
 def checkpoint_bytes(recipe: Recipe, size: Size) -> int:
     """Bytes of the checkpoints that lie beside each other while a chunk is trained."""
-    each = size.stored * BYTES + size.trained * OPTIMIZER
+    each = _adapters(recipe, size) * BYTES + size.trained * OPTIMIZER
     each += size.trained * MASTERS if recipe.launcher.deepspeed else 0
     return (recipe.schedule.keep_checkpoints + 1) * each  # the newest is written before one goes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,7 +151,7 @@ def _listed(names: list[str]) -> str:
 
 def _own_code(folder: Path) -> Iterator[Finding]:
     """Says when the model brings Python files that would have to be run."""
-    found = []
+    found, kind = [], None
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
         path = folder / name
         try:
@@ -159,10 +160,14 @@ def _own_code(folder: Path) -> Iterator[Finding]:
             continue
         if isinstance(content, dict) and "auto_map" in content:
             found.append(str(path))
-    if found:
-        yield Finding(
-            "trust",
-            f"{', '.join(found)} ask to run Python files that came with the model. Use a model "
-            "that transformers knows by itself, or set model.remote_code: true if you trust its "
-            "source",
-        )
+            kind = kind or content.get("model_type")
+    if not found:
+        return
+    fix = "Use a model that transformers knows by itself"
+    if kind == "internvl_chat":
+        fix = f"Rewrite it: {sys.executable} -m recipes.convert_internvl {folder} --to {folder}-HF"
+    yield Finding(
+        "trust",
+        f"{', '.join(found)} ask to run Python files that came with the model. {fix}, or set "
+        "model.remote_code: true if you trust its source",
+    )

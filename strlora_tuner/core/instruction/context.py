@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from strlora_tuner.core.instruction.joined_text import JoinedText
 from strlora_tuner.core.instruction.passes import NO_IDS, PassReader
 from strlora_tuner.core.instruction.segments import (
     Pass,
@@ -18,11 +19,7 @@ from strlora_tuner.core.instruction.segments import (
     segments_of,
 )
 from strlora_tuner.core.instruction.sequence import Sequence
-from strlora_tuner.core.instruction.turns import (
-    instruction_mask,
-    mean_embedding,
-    weighted_sums,
-)
+from strlora_tuner.core.instruction.turns import instruction_mask, mean_embedding, weighted_sums
 
 
 class RoutingContext(PassReader):
@@ -40,6 +37,8 @@ class RoutingContext(PassReader):
         self.recording = False
         # The embedding of an adapter's instruction from its token ids, for methods that want one.
         self.embed_sentence: Callable[[str, tuple[int, ...]], Tensor] | None = None
+        # What reads texts back for an adapter, where it asks for it (`instruction_text: joined`).
+        self.text_reader: Callable[[str], JoinedText] | None = None
         # Set by a host before each optimizer step. step_tokens: the tokens of the global batch,
         # divided by the number of processes; None: the micro-batch's own mean is used.
         self.step_tokens: Tensor | None = None
@@ -181,10 +180,16 @@ class RoutingContext(PassReader):
         config, ids = self.configs[adapter], sequence.ids
         assert ids is not None
         turns = sequence.turns(adapter, config)
-        embeddings = self.look_up(ids) if sequence.embeddings is None else sequence.embeddings
-        counted = sequence.counted(instruction_mask(ids, config, turns.inside))
         numbers = torch.arange(turns.count, device=ids.device).expand(len(ids), -1)
-        mask = turns.up_to(counted, numbers)
+        if config.instruction_text == "joined" and config.turn_start:
+            assert self.text_reader is not None
+            words, real = self.text_reader(adapter)(ids, turns, sequence.counted(turns.inside))
+            embeddings, mask = self.look_up(words), real[:, None]
+        else:
+            known = sequence.embeddings
+            embeddings = self.look_up(ids) if known is None else known
+            counted = sequence.counted(instruction_mask(ids, config, turns.inside))
+            mask = turns.up_to(counted, numbers)
         lengths = mask.sum(2).flatten()[:, None]
         vectors = weighted_sums(embeddings, mask) / lengths.clamp_min(1)
         if config.padding == "include" and self.training and config.pad_id is not None:

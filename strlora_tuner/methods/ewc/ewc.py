@@ -6,8 +6,9 @@ c, with theta the trainable parameters and g the gradient of one sample's loss:
     F_c = E[g^2] over the chunk's samples;   F <- gamma F + F_c;   theta* <- theta
     L <- L + lambda / 2 sum F (theta - theta*)^2                               (from chunk 2 on)
 
-The released form keeps no Fisher information: F = 1. It works on any module; nothing here knows the
-tuner. All arithmetic is float32.
+Without Fisher information (`fisher: false`) F = 1: the plain pull of L2 regularisation. Published
+benchmark code logs that penalty as a number that has no gradient (`gradient: false`). It works on
+any module; nothing here knows the tuner. All arithmetic is float32.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _FIX = "restore the file of the chunk before, or train that chunk again"
 
 @dataclass
 class EwcState:
-    """What is carried: F (None in the released form) and theta*, float32, by parameter name."""
+    """What is carried: F (None where F = 1) and theta*, float32, by parameter name."""
 
     anchor: dict[str, Tensor]
     fisher: dict[str, Tensor] | None = None
@@ -59,7 +60,7 @@ def save_state(folder: Path, state: EwcState) -> Path:
     return folder / FILE
 
 
-def load_state(folder: Path, shapes: Mapping[str, torch.Size], released: bool) -> EwcState:
+def load_state(folder: Path, shapes: Mapping[str, torch.Size], fisher: bool) -> EwcState:
     """Reads `ewc.safetensors` for parameters of these names and shapes.
 
     Tensors of parameters that no longer train (frozen routers) are kept; they feel no pull but must
@@ -78,20 +79,19 @@ def load_state(folder: Path, shapes: Mapping[str, torch.Size], released: bool) -
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged ({error}); {_FIX}") from error
     anchor = {k.removeprefix(ANCHOR): v for k, v in tensors.items() if k.startswith(ANCHOR)}
-    fisher = {k.removeprefix(FISHER): v for k, v in tensors.items() if k.startswith(FISHER)}
-    if bool(fisher) == released:
-        words = ("holds Fisher information", "released") if released else ("holds none", "online")
+    values = {k.removeprefix(FISHER): v for k, v in tensors.items() if k.startswith(FISHER)}
+    if bool(values) != fisher:
         raise ValueError(
-            f"{path} {words[0]}, but this run uses the {words[1]} form of EWC; keep one form for "
-            "the whole stream"
+            f"{path} holds {'' if values else 'no '}Fisher information, but this run has "
+            f"ewc.fisher = {str(fisher).lower()}; keep one form for the whole stream"
         )
     problems = _problems(ANCHOR, anchor, shapes)
-    if not released:
-        problems += _problems(FISHER, fisher, {name: v.shape for name, v in anchor.items()})
+    if fisher:
+        problems += _problems(FISHER, values, {name: v.shape for name, v in anchor.items()})
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(f"{path}: {'; '.join(problems[:3])}{more}; {_FIX}")
-    return EwcState(anchor, None if released else fisher)
+    return EwcState(anchor, values if fisher else None)
 
 
 def _problems(kind: str, held: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> list[str]:
@@ -126,15 +126,18 @@ class Penalty:
         state: EwcState,
         weight: float,
         whole: Callable[[], AbstractContextManager[object]] = nullcontext,
+        acts: bool = True,
     ) -> None:
-        """Puts the hooks on.
+        """Puts the hooks on, if it acts.
 
         Args:
             parameters: what trains, by name.
             state: theta* and F of the chunk before.
             weight: lambda.
             whole: opens a context in which every process can read whole parameters (ZeRO-3).
+            acts: False: no gradient is touched, and the penalty is only a number.
         """
+        self.acts = acts
         self.parameters, self.weight, self.whole = dict(parameters), weight, whole
         device = {name: parameter.device for name, parameter in self.parameters.items()}
         self.anchor = {n: state.anchor[n].to(device[n]) for n in self.parameters}
@@ -143,7 +146,9 @@ class Penalty:
         self.pulls: dict[str, Tensor] = {}
         self.gradient_scale = 1.0
         self.handles: list[RemovableHandle] = [
-            parameter.register_hook(self._hook(name)) for name, parameter in self.parameters.items()
+            parameter.register_hook(self._hook(name))
+            for name, parameter in self.parameters.items()
+            if acts
         ]
 
     @torch.no_grad()
@@ -161,7 +166,8 @@ class Penalty:
                 if self.fisher is not None:
                     pull *= self.fisher[name]
                 total += (pull * distance).sum() / 2
-                self.pulls[name] = pull
+                if self.acts:
+                    self.pulls[name] = pull
         return total
 
     def _hook(self, name: str) -> Callable[[Tensor], Tensor]:
@@ -279,7 +285,7 @@ def next_state(
     Args:
         previous: the state that the chunk began with; None in the first.
         anchor: theta after the chunk.
-        fisher: F_c; None in the released form.
+        fisher: F_c; None without Fisher information.
     """
     anchors = {n: value.detach().float().cpu().clone() for n, value in anchor.items()}
     anchors = {**(previous.anchor if previous else {}), **anchors}

@@ -16,7 +16,8 @@ class Options:
         weight: lambda.
         decay: gamma, what is kept of the Fisher information of earlier chunks.
         samples: of a chunk, drawn at random for its Fisher information; None: all.
-        released: the plain pull to the previous weights, F = 1.
+        fisher: whether Fisher information weighs the parameters; False: F = 1.
+        gradient: whether the penalty acts; False: it is a number in the log and nothing else.
         seed: of that draw.
         state: the folder of the chunk before that holds `ewc.safetensors`; None in the first chunk.
         data: the chunk's own samples, where the training file also holds replayed ones; None: the
@@ -26,7 +27,8 @@ class Options:
     weight: float
     decay: float = 1.0
     samples: int | None = None
-    released: bool = False
+    fisher: bool = True
+    gradient: bool = True
     seed: int = 0
     state: str | None = None
     data: str | None = None
@@ -38,11 +40,13 @@ def options_from_environment(environment: Mapping[str, str]) -> Options:
     Raises:
         ValueError: no weight, an unknown option, or a value that cannot be read.
     """
+    truth = {"True": True, "False": False}.__getitem__
     readers: dict[str, Callable[[str], object]] = {
         "weight": float,
         "decay": float,
         "samples": int,
-        "released": lambda text: {"True": True, "False": False}[text],
+        "fisher": truth,
+        "gradient": truth,
         "seed": int,
         "state": str,
         "data": str,

@@ -10,12 +10,12 @@ FILE = "ewc.safetensors"
 FISHER, ANCHOR = "fisher.", "anchor."
 
 
-def check_state_file(folder: Path, released: bool) -> None:
+def check_state_file(folder: Path, fisher: bool) -> None:
     """Checks the state of EWC that lies beside an adapter.
 
     Args:
         folder: the adapter's.
-        released: whether the plain pull of the released code is used, which has no Fisher values.
+        fisher: whether it must hold Fisher information, or must not.
 
     Raises:
         AdapterError: the file is missing, cut short, not finite, without a value for some
@@ -26,12 +26,12 @@ def check_state_file(folder: Path, released: bool) -> None:
         raise AdapterError(f"{path} is missing, but the recipe uses ewc; {FIX}")
     names = read_shapes(path)
     check_finite(path)
-    anchor, fisher = (
+    anchor, values = (
         {name.removeprefix(kind) for name in names if name.startswith(kind)}
         for kind in (ANCHOR, FISHER)
     )
-    if not anchor or fisher != (set() if released else anchor):
+    if not anchor or values != (anchor if fisher else set()):
         raise AdapterError(
-            f"{path} holds {len(anchor)} weights and {len(fisher)} values of Fisher information, "
-            f"expected {'weights only' if released else 'one for each'}; {FIX}"
+            f"{path} holds {len(anchor)} weights and {len(values)} values of Fisher information, "
+            f"expected {'one for each' if fisher else 'weights only'}; {FIX}"
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from strlora_tuner import host_api
+from strlora_tuner.core.sharded import is_sharded, refuse_fsdp, whole
 from strlora_tuner.methods.ewc.ewc import (
     EwcState,
     FisherEstimate,
@@ -59,36 +60,30 @@ class EwcCallback(TrainerCallback):
             logger.info("EWC: first chunk, no pull")
             return
         shapes = {name: whole_shape(parameter) for name, parameter in self.parameters.items()}
-        self.previous = load_state(Path(self.options.state), shapes, self.options.released)
-        self.penalty = Penalty(self.parameters, self.previous, self.options.weight, self._whole)
+        options, acts = self.options, self.options.gradient
+        self.previous = load_state(Path(self.options.state), shapes, options.fisher)
+        self.penalty = Penalty(self.parameters, self.previous, options.weight, self._whole, acts)
         count = sum(shape.numel() for shape in shapes.values())
-        logger.info(f"EWC: {count:,} parameters are pulled to {self.options.state}")
+        does = "pulled to" if acts else "compared with, and not held to,"
+        logger.info(f"EWC: {count:,} parameters are {does} {options.state}")
 
     def _refuse(self) -> None:
         trainer = self.trainer
         if trainer.is_deepspeed_enabled:
             host_api.check("deepspeed")
-        if trainer.is_deepspeed_enabled and getattr(self.args, "fp16", False):
+        scaled = trainer.is_deepspeed_enabled and getattr(self.args, "fp16", False)
+        if scaled and (self.options.gradient or self.options.fisher):
             raise ValueError(
                 "--fp16 true with DeepSpeed: its dynamic loss scale cannot be applied to the "
                 "penalty of EWC; use --bf16 true or --torch_dtype float32"
             )
-        if trainer.is_fsdp_enabled:
-            raise ValueError(
-                "--fsdp: parameters lie in pieces, and EWC knows only how DeepSpeed puts them "
-                "together; use DDP or --deepspeed zero2 or zero3"
-            )
+        refuse_fsdp(trainer, "EWC")
 
     def _sharded(self) -> bool:
-        return any(hasattr(parameter, "ds_id") for parameter in self.parameters.values())
+        return is_sharded(self.parameters.values())
 
     def _whole(self) -> AbstractContextManager[object]:
-        """While it is open, every process can read whole parameters; all must open it."""
-        if not self._sharded():
-            return nullcontext()
-        import deepspeed  # only ZeRO-3 needs it
-
-        return deepspeed.zero.GatheredParameters(list(self.parameters.values()))
+        return whole(self.parameters.values())
 
     def _own_samples(self) -> Any:
         """The chunk's samples, encoded one by one when asked for, without replayed ones."""
@@ -116,7 +111,7 @@ class EwcCallback(TrainerCallback):
     def _finish(self, checkpoint: Path) -> None:
         if self.penalty is not None:
             self.penalty.remove()
-        fisher = None if self.options.released else self._fisher()
+        fisher = self._fisher() if self.options.fisher else None
         with self._whole():
             state = next_state(self.previous, self.parameters, fisher, self.options.decay)
         if self.args.should_save:

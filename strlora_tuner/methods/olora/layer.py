@@ -1,5 +1,7 @@
 """O-LoRA: y = W x + s (B A + sum_i B_i A_i) x, and lambda * sum_i |A_i A^T|^2 is added to the loss.
 
+In the absolute form the products' absolute values are summed.
+
 The pairs (A_i, B_i) of earlier chunks are frozen; a new chunk starts with a fresh A and B = 0.
 """
 
@@ -59,7 +61,9 @@ class OrthogonalExperts(ExpertBank):
         """Returns `output`, which carries the penalty's gradient."""
         with float32_scores(x):
             overlap = self.past_A @ self.A.float().T
-            value = self.config.orthogonality_weight * overlap.square().sum()
+            squared = self.config.orthogonality_form == "squared"
+            sizes = overlap.square() if squared else overlap.abs()
+            value = self.config.orthogonality_weight * sizes.sum()
         self._loss = value.detach()
         if not output.requires_grad or not self.past_A.shape[0]:
             return output

@@ -25,11 +25,11 @@ class Options(MixtureOptions):
         "local folder, or a model id of the hub (mean of the last states, norm 1).",
     )
     embedding_width: int = option(384, ge=1, description="Width of the embedder's vectors.")
-    sentence: Literal["prompt", "task"] = option(
+    sentence: Literal["prompt", "template", "task"] = option(
         "prompt",
-        description="What is embedded. prompt: each prompt's own text. task: the name of its task, "
-        "looked up by the text; so the model is told the task, also at evaluation, as in the "
-        "published code, and reports say so.",
+        description="What is embedded. prompt: each prompt's own text. template: what all texts of "
+        "its task share, as in the published code; the task is looked up by the text, also at "
+        "evaluation, and reports say so. task: its name, likewise.",
     )
 
     @staticmethod

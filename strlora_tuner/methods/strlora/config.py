@@ -14,6 +14,7 @@ from strlora_tuner.options import AdapterOptions
 
 # What adapters did that were saved before R had an average and these options existed.
 OLD_RULE = {"stability_on": "scores", "instruction_statistics": "count"}
+OLD_INSTRUCTION = {"instruction_turns": "all", "instruction_text": "prompt"}
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Config(RoutedConfig):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Notes what adapter_config.json, which alone gives `peft_type`, does not hold."""
         config = super().__new__(cls, *args, **kwargs)
-        before = {**OLD_RULE, "instruction_turns": "all"} if "peft_type" in kwargs else {}
+        before = OLD_RULE | OLD_INSTRUCTION if "peft_type" in kwargs else {}
         if missing := {name: value for name, value in before.items() if name not in kwargs}:
             config.__dict__["_before"] = missing
         return config
@@ -60,10 +61,21 @@ class Config(RoutedConfig):
         return config
 
     def possible(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Without an average of R the rule stays what it was: there is nothing to compare with."""
-        if self.options().stability_on != "scores":
-            return given
-        return {name: value for name, value in given.items() if name not in OLD_RULE}
+        """Without an average of R the rule stays what it was: there is nothing to compare with.
+
+        So do options by which the adapter has learnt and that are newer than it may be.
+        """
+        options = self.options()
+        fixed = {*OLD_RULE} if options.stability_on == "scores" else set()
+        for name in ("instruction_text", "dropout_masks"):
+            own = getattr(options, name)
+            if given.get(name, own) != own:
+                fixed.add(name)
+                logging.getLogger(__name__).warning(
+                    f"the adapter was trained with {name}: {own}, and goes on so; this run asks "
+                    f"for {given[name]}"
+                )
+        return {name: value for name, value in given.items() if name not in fixed}
 
     @property
     def side_loss_reduction(self) -> str:

@@ -220,7 +220,7 @@ class MixtureOfExperts(ExpertBank):
         Without dropout it is one product.
         """
         rate = self.config.lora_dropout if self.training else 0.0
-        dropped = F.linear(F.dropout(x, rate), self.A) if rate > 0 else None
+        dropped = self.hidden(x) if rate > 0 else None
         if stabilise:
             # With dropout the experts read another x than the routers: A leaves the shared product.
             a = self.A if dropped is None else self.A.new_empty(0, self.A.shape[1])

@@ -22,6 +22,8 @@ class Options(AdapterOptions):
         "num_experts",
         "router_dim",
         "instruction_norm",
+        "instruction_text",
+        "dropout_masks",
         "stability_on",
     )
     scheduled: ClassVar[tuple[str, ...]] = (
@@ -89,11 +91,23 @@ class Options(AdapterOptions):
         "end of an answer to the end of the next, the turns up to there, in training as in a chat. "
         "all: one t for all of it, later turns included (released); cannot go on from a cache.",
     )
+    instruction_text: Literal["prompt", "joined"] = option(
+        "prompt",
+        description="Which tokens of these turns. prompt: those of the prompt, and so the line end "
+        "that a template writes behind a picture. joined: the turns read back as text, joined by a "
+        "line end, without pictures and the blanks behind them, and encoded anew (released); every "
+        "micro-batch waits once for its ids.",
+    )
     instruction_statistics: Literal["count", "slow", "hold"] = option(
         "hold",
         description="How the running mean and scale move from the second chunk on, while the "
         "stability term acts. count: every instruction counts alike, as in the first chunk. slow: "
         "a step moves them by 1 - ema_decay. hold: not at all.",
+    )
+    dropout_masks: Literal["shared", "expert"] = option(
+        "shared",
+        description="What dropout leaves of the input. shared: the same for all experts of a "
+        "layer. expert: each draws its own (released), which reads the input once an expert.",
     )
     gate_scale: Literal["one", "num_experts"] = option(
         "one",

@@ -214,6 +214,9 @@ def test_a_method_that_is_told_the_task_is_labelled(good: Path, tmp_path: Path) 
     write_json(good / "manifest.json", manifest)
     assert compare([good]).names[-1] == "smolora (told the task)"
     assert "smolora (told the task) on" in write_report(good).read_text("utf-8")
+    manifest["tuner"]["sentence"] = "template"
+    write_json(good / "manifest.json", manifest)
+    assert compare([good]).names[-1] == "smolora (told the task's template)"
     manifest["tuner"]["sentence"] = "prompt"
     write_json(good / "manifest.json", manifest)
     assert compare([good]).names[-1] == "smolora"

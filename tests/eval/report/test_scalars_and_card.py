@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from eval.report import write_report
+from eval.report.data import load_run
+from eval.report.model_card import passes_text
 from tests.eval.make_run import make_run
 from tests.eval.report.page_reader import mean, shown
 
@@ -125,9 +127,24 @@ def test_no_adapter_no_card(tmp_path: Path) -> None:
     assert len(list((run / "tensorboard").iterdir())) == 1
 
 
-def test_the_card_s_code_loads_an_adapter(run: Path, tmp_path: Path) -> None:
-    """The code block as it stands, on the shipped model and a real adapter."""
-    pytest.importorskip("torch")
+def test_the_card_says_how_often_samples_were_trained_on(run: Path) -> None:
+    """By the host's count; with replay the passes are inside the chunk's file."""
+    adapter, data = run / "chunks/003/adapter", load_run(run)
+    assert passes_text(data, adapter) == "an unknown number of passes over each"
+    trainer = adapter / "trainer_state.json"
+    for epoch, text in ((1.0, "one pass over each"), (7.5, "7.5 passes over each")):
+        trainer.write_text(json.dumps({"epoch": epoch}), "utf-8")
+        assert passes_text(data, adapter) == text
+    data.manifest.recipe.update({"replay": {"memory": 9}, "schedule": {"epochs": 4}})
+    trainer.write_text('{"epoch": 1.0}', "utf-8")
+    assert passes_text(data, adapter) == "4 passes over each"
+
+
+def test_the_card_s_code_answers_with_the_adapter(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The code block as it stands, run in the adapter's folder."""
+    torch = pytest.importorskip("torch")
     from peft import get_peft_model
     from transformers import AutoModelForImageTextToText
 
@@ -137,13 +154,14 @@ def test_the_card_s_code_loads_an_adapter(run: Path, tmp_path: Path) -> None:
     base = AutoModelForImageTextToText.from_pretrained(root / "assets" / "tiny_base")
     targets = r".*language_model\.layers\.\d+\.self_attn\.q_proj"
     adapter = run / "chunks" / "003" / "adapter"
+    torch.manual_seed(0)
     get_peft_model(base, StrLoraConfig(r=8, target_modules=targets)).save_pretrained(adapter)
     write_report(run)
     code = re.search(r"```python\n(.*?)```", _card(run)[1], re.S)
     assert code is not None
-    text = code[1].replace('"assets/tiny_base"', repr(str(root / "assets" / "tiny_base")))
-    text = text.replace('"runs/fixture/chunks/003/adapter"', repr(str(adapter)))
+    monkeypatch.chdir(adapter)
+    monkeypatch.setattr("sys.argv", ["ask.py", "What is this?"])
     names: dict = {}
-    exec(text, names)
+    exec(code[1], names)
     assert names["model"].peft_config["default"].r == 8
-    assert names["processor"].tokenizer is not None
+    assert capsys.readouterr().out.strip() == names["ask"]("What is this?").strip()

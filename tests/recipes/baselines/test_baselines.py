@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import random
@@ -22,16 +23,22 @@ from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
 from recipes.run.chunk_data import open_recipe_stream
-from recipes.run.commands import train_command
+from recipes.run.commands import infer_command, train_command
+from recipes.run_folder.checkpoints import incomplete
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import load_state
 from recipes.tools.plan import make_plan
 from recipes.tools.preview import preview
 from recipes.tools.status import verify
+from strlora_tuner.methods.slow_weights.both_sets import FILE as SLOW_FILE
+from strlora_tuner.methods.slow_weights.both_sets import read_steps
+from strlora_tuner.saved import WEIGHTS
+from tests.recipes.fake_host import arguments_of, move_slow, read_weights, write_checkpoint
 from tests.recipes.run.test_runner import finish, start
 from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
 
 METHODS = ("er", "ewc", "joint", "zero_shot")
+SLOW = "lora"  # with slow weights here
 REPLAY = {"memory": 6, "share": 0.25}
 
 
@@ -48,6 +55,8 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         values["data"]["chunks"] = 3
         if method == "er":
             values["replay"] = REPLAY
+        if method == SLOW:
+            values["slow_weights"] = {}
         return write_recipe(folder / f"{run.name}.yaml", {**values, **changes})
 
     return write
@@ -61,7 +70,7 @@ def finished(three: Callable[..., Path]) -> Callable[[str], tuple[Path, Path, st
     def run(method: str) -> tuple[Path, Path, str]:
         if method not in done:
             path = three(method)
-            code, out, err = finish(path)
+            code, out, err = finish(path, FAKE_REPORT="1")
             assert code == 0, err
             done[method] = path, path.parent / f"run-{method}", out
         return done[method]
@@ -83,7 +92,7 @@ def option(recipe: Recipe, chunk: int, name: str) -> str | None:
     return arguments[arguments.index(name) + 1] if name in arguments else None
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, SLOW])
 def test_every_baseline_runs_to_its_end(finished: Finished, method: str) -> None:
     path, run, out = finished(method)
     recipe = load_recipe(str(path))
@@ -162,12 +171,12 @@ def test_replayed_files_hold_the_share_and_only_past_samples(finished: Finished)
 
 
 def files_of(run: Path) -> dict[str, bytes]:
-    kept = [*run.glob("chunks/*/adapter/*.safetensors"), *run.glob("chunks/*/replay/*")]
+    kept = [*run.glob("chunks/*/adapter/**/*.safetensors"), *run.glob("chunks/*/replay/*")]
     return {str(p.relative_to(run)): p.read_bytes() for p in [*kept, run / "matrix.csv"]}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["er", "ewc"])
+@pytest.mark.parametrize("method", ["er", "ewc", SLOW])
 def test_killed_at_random_moments_it_carries_the_same(
     three: Callable[..., Path], finished: Finished, tmp_path: Path, method: str
 ) -> None:
@@ -193,6 +202,7 @@ def test_killed_at_random_moments_it_carries_the_same(
         ("er", "replay/memory.jsonl"),
         ("er", "replay/state.json"),
         ("ewc", "adapter/ewc.safetensors"),
+        (SLOW, "adapter/fast/adapter_model.safetensors"),
     ],
 )
 def test_what_is_carried_is_checked_before_the_next_chunk(
@@ -204,7 +214,7 @@ def test_what_is_carried_is_checked_before_the_next_chunk(
     first = json.loads(state)
     first = {**first, "chunks": first["chunks"][:2], "done": 1, "finished": False}
     try:
-        file.write_bytes(content[:-1] + b"?")
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         assert [text for text in verify(recipe) if f"{file} was changed after" in text]
         file.unlink()
         assert [text for text in verify(recipe) if f"{file} is missing" in text]
@@ -240,9 +250,69 @@ def test_ewc_tells_every_chunk_where_its_state_is(three: Callable[..., Path]) ->
     assert [chunk.fisher for chunk in plan.chunks] == [7, 7, 7]
 
 
+def test_slow_weights_answer_and_the_fast_ones_go_on(
+    three: Callable[..., Path], finished: Finished, tmp_path: Path
+) -> None:
+    path, run, _ = finished(SLOW)
+    recipe, layout = load_recipe(str(path)), RunLayout(run)
+    fast, slow = b"\0" * 32, b"\0" * 32
+    for chunk in (1, 2, 3):
+        assert option(recipe, chunk + 1, "--adapters") == str(layout.adapter(chunk) / "fast")
+        data = open_recipe_stream(recipe).chunk_file(chunk).read_bytes()
+        for step in (1, 2, 3):
+            fast = hashlib.sha256(fast + data + bytes([step])).digest()
+            slow = move_slow(slow, fast)
+        assert read_weights(layout.adapter(chunk) / WEIGHTS) == slow
+        assert read_weights(layout.adapter(chunk) / "fast" / WEIGHTS) == fast
+        assert read_steps(layout.adapter(chunk) / WEIGHTS) == 3 * chunk
+    answers = infer_command(recipe, layout, layout.prompts, 3).arguments
+    assert answers[answers.index("--adapters") + 1] == str(layout.adapter(3))
+
+    # The state is where the slow set lies; resumed, in the checkpoint; a fresh adapter has none.
+    def told(recipe: Recipe, chunk: int, resume: Path | None = None) -> dict[str, Any]:
+        command = train_command(recipe, layout, Path("c.jsonl"), chunk, resume).arguments
+        return json.loads(command[command.index("--model_kwargs") + 1])
+
+    assert told(recipe, 1) == {"slow_weights_window": 0.1, "slow_weights_max_decay": 0.995}
+    assert told(recipe, 2)["slow_weights_state"] == str(layout.adapter(1) / WEIGHTS)
+    resumed = told(recipe, 1, Path("host/checkpoint-2"))
+    assert resumed["slow_weights_state"] == f"host/checkpoint-2/{SLOW_FILE}"
+    other = {"answer": "fast", "start_next_from": "slow", "window": 0.2}
+    other_way = load_recipe(str(three("lora", run_dir=tmp_path / "other", slow_weights=other)))
+    slow_one = RunLayout(tmp_path / "other").adapter(1) / "slow"
+    assert option(other_way, 2, "--adapters") == str(slow_one)
+    assert told(other_way, 2)["slow_weights_state"] == str(layout.adapter(1) / "slow" / WEIGHTS)
+    assert told(other_way, 2)["slow_weights_window"] == 0.2
+    # A tuner that opens parameters of its own with every chunk averages those from their start.
+    grown = load_recipe(str(three("olora", run_dir=tmp_path / "olora", slow_weights={})))
+    assert "slow_weights_state" not in told(grown, 2)
+
+
+def test_a_checkpoint_without_its_average_is_passed_over(finished: Finished) -> None:
+    path, run, _ = finished(SLOW)
+    command = train_command(load_recipe(str(path)), RunLayout(run), Path("c.jsonl"), 1)
+    checkpoint = path.parent / "checkpoint-1"
+    write_checkpoint(checkpoint, 1, 3, b"\0" * 32)
+    assert incomplete(checkpoint, 1) is None
+    callbacks = arguments_of(command.arguments)["callbacks"].split(" ")
+    (checkpoint / "args.json").write_text(json.dumps({"callbacks": callbacks}), encoding="utf-8")
+    assert incomplete(checkpoint, 1) == f"{SLOW_FILE} missing"
+
+
+def test_plan_counts_both_sets() -> None:
+    plain, slow = (
+        make_plan(load_recipe("tiny", ["method=lora", f"slow_weights={value}"]))
+        for value in ("null", "{}")
+    )
+    assert slow.model.stored_parameters == 2 * plain.model.stored_parameters
+    assert slow.memory_gib["slow"] == slow.memory_gib["adapter"] > 0
+    assert "slow" not in plain.memory_gib
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
+        ("zero_shot", {"slow_weights": {}}, "nothing for slow_weights to average"),
         ("joint", {"replay": {}}, "method = joint has nothing for replay to act on"),
         ("zero_shot", {"ewc": {"weight": 1}}, "method = zero_shot has nothing for ewc to act on"),
         ("olora", {"ewc": {"weight": 1}}, "every chunk starts parameters of its own"),

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from data_prep.files import read_json
 from data_prep.mllm_cl.router import expert_letters, router_prompt, router_question, router_record
 from eval.compare.costs import stored_millions
 from eval.routing.router_accuracy import count_choices
+from recipes.baselines.mr_lora.merged_experts import write_merged
 from recipes.baselines.mr_lora.pool import (
     ROUTER,
     check_pool,
@@ -21,6 +24,7 @@ from recipes.baselines.mr_lora.pool import (
     keep_samples,
     router_hashes,
     router_recipe,
+    router_start,
     write_pool,
     write_router_data,
 )
@@ -29,13 +33,14 @@ from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
 from recipes.run.chunk_data import open_recipe_stream
-from recipes.run.commands import infer_command
+from recipes.run.commands import infer_command, train_command
 from recipes.run_folder.checkpoints import CheckpointError
 from recipes.run_folder.layout import RouterLayout, RunLayout
 from recipes.run_folder.state import RunState, load_state
 from recipes.tools.clean import removable
 from recipes.tools.plan import make_plan
 from recipes.tools.status import verify
+from strlora_tuner.saved import CONFIG, WEIGHTS
 from tests.recipes.run.test_runner import finish
 
 LETTERS = {"A": 1, "B": 2, "C": 3}
@@ -130,6 +135,35 @@ def test_a_router_is_trained_at_its_own_rate_in_its_own_files(pool: Recipe) -> N
     given = router_recipe(pool.model_copy(update={"pool": pool.pool and pool.pool.model_copy(
         update={"learning_rate": 0.01})}))  # fmt: skip
     assert given.schedule.first.learning_rate == 0.01
+
+
+def test_a_router_starts_afresh_or_from_the_mean_of_the_adapters(
+    pool: Recipe, tmp_path: Path
+) -> None:
+    assert router_start(pool, RunLayout(tmp_path), 2) is None
+    assert pool.pool is not None
+    merged = pool.model_copy(
+        update={"pool": pool.pool.model_copy(update={"router_start": "merged"})}
+    )
+    start = router_start(merged, RunLayout(tmp_path), 2)
+    command = train_command(router_recipe(merged), RunLayout(tmp_path), Path("c"), 2, start=start)
+    place = command.arguments.index("--adapters")
+    assert command.arguments[place + 1] == str(start)
+    folders, draw = [tmp_path / name for name in "abc"], np.random.default_rng(0)
+    drawn = [{"A": draw.normal(size=(2, 3)).astype(np.float32), "B": np.float32([i])}
+             for i in range(3)]  # fmt: skip
+    for folder, tensors in zip(folders, drawn, strict=True):
+        folder.mkdir()
+        save_file(tensors, folder / WEIGHTS)
+        (folder / CONFIG).write_text("{}", encoding="utf-8")
+    found = load_file(write_merged(folders, tmp_path / "start") / WEIGHTS)
+    assert found["B"].tolist() == [1.0]
+    wanted = sum(tensors["A"].astype(np.float64) for tensors in drawn) / 3
+    np.testing.assert_allclose(found["A"], wanted, rtol=1e-7)
+    assert (tmp_path / "start" / CONFIG).is_file()
+    save_file({"B": np.float32([1])}, folders[1] / WEIGHTS)
+    with pytest.raises(ValueError, match="does not hold the tensors of"):
+        write_merged(folders, tmp_path / "start")
 
 
 def test_the_pool_file_tells_the_plug_in_everything(pool: Recipe, tmp_path: Path) -> None:
@@ -240,14 +274,14 @@ def test_a_pool_runs_keeps_what_it_needs_and_finds_damage(
     toy_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     """With the stand-in host, killed in the training of the router."""
-    path = toy_yaml(method="mr_lora", pool={"samples": 4, "epochs": 1})
+    path = toy_yaml(method="mr_lora", pool={"samples": 4, "epochs": 1, "router_start": "merged"})
     recipe, layout = load_recipe(str(path)), RunLayout(tmp_path / "run")
     code, _, err = finish(path, FAKE_STEP_SECONDS="0", FAKE_KILL_ROUTER="1")
     assert code == 1
     assert "training the router of chunk 2" in err
     assert layout.adapter(2).is_dir()
     assert not load_state(layout.state).record(2).trained
-    code, out, err = finish(path, FAKE_STEP_SECONDS="0")
+    code, out, err = finish(path, FAKE_STEP_SECONDS="0", FAKE_REPORT="1")
     assert code == 0, err
     assert "resuming at step 1" in out
     state = load_state(layout.state)

@@ -51,6 +51,9 @@ PUBLISHED = {  # label, and from which chunk on the routers are frozen
     "internvl3.5-8b": ("released", 5),
     "internvl3.5-4b": ("released", 5),
     "gemma3-4b": ("released_gemma", 4),
+    "internvl3.5-8b-pretrained": ("released", 5),
+    "internvl3.5-4b-pretrained": ("released", 5),
+    "gemma3-4b-pt": ("released_gemma", 4),
 }
 
 
@@ -76,7 +79,9 @@ def test_published_hyper_parameters(name: str) -> None:
         0,
     )
     assert (first.stability_weight, later.stability_weight) == (0, 0.1)
-    assert (first.aligner_lr, later.aligner_lr) == (1e-5, 1e-5)
+    rate = 1e-5 if recipe.model.aligner else None  # gemma3-4b-pt keeps it frozen, as published
+    assert (recipe.model.aligner is None) is (name == "gemma3-4b-pt")
+    assert (first.aligner_lr, later.aligner_lr) == (rate, rate)
 
 
 MISSPELT = {

@@ -9,7 +9,8 @@ import pytest
 
 from data_prep.files import read_json
 from data_prep.stream import StreamError, open_stream
-from recipes.baselines.smolora_tasks import write_task_table
+from eval.routing.record import instruction_key_of
+from recipes.baselines.smolora_told import write_told_table
 from recipes.config import method as methods
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
@@ -38,8 +39,8 @@ def test_what_makes_a_method_lies_over_the_recipe_and_under_the_command_line() -
     recipe = load_recipe("tiny", ["method=er", "replay.memory=7"])
     assert recipe.replay is not None
     assert (recipe.replay.memory, recipe.replay.share) == (7, 0.5)
-    with pytest.raises(RecipeError, match=r"ewc.released = True makes method ewc another one"):
-        load_recipe("tiny", ["method=ewc", "ewc.released=true"])
+    with pytest.raises(RecipeError, match=r"ewc.fisher = False makes method ewc another one"):
+        load_recipe("tiny", ["method=ewc", "ewc.fisher=false"])
 
 
 def test_a_sentence_embedder_that_is_not_there_is_named_before_anything_runs(
@@ -135,8 +136,10 @@ def test_a_mistake_in_a_method_file_is_named_with_its_line(
         (["method=er", "replay=null"], "method: method = er needs its block `replay`, found null"),
         (["method=ewc", "ewc=null"], "method: method = ewc needs its block `ewc`, found null"),
         (["method=mr_lora", "pool=null"], "method = mr_lora needs its block `pool`"),
-        (["method=ewc_released", "ewc.released=false"], "ewc.released = False makes method ewc_re"),
-        (["method=ewc", "ewc.released=true"], "ewc.released = True makes method ewc another"),
+        (["method=ewc_released", "ewc.gradient=true"], "ewc.gradient = True makes method ewc_rel"),
+        (["method=ewc_released", "ewc.weight=2"], "ewc.weight = 2.0 makes method ewc_released"),
+        (["method=l2", "ewc.fisher=true"], "ewc.fisher = True makes method l2 another one"),
+        (["method=l2", "ewc.released=true"], "ewc.released: was removed: the plain pull is ewc.fi"),
         (["method=olora", "ewc.weight=3"], "method: method = olora has nothing for ewc"),
         (["method=LoRA"], "did you mean 'lora'?"),
     ],
@@ -161,14 +164,9 @@ def test_what_would_break_the_order_of_replay_is_refused(key: str, value: str) -
         load_recipe("tiny", ["method=er", f"swift.{key}={value}"])
 
 
-def test_the_published_way_of_smolora_is_uses_task_labelss_and_needs_texts_that_tell_one(
-    tmp_path: Path,
-) -> None:
-    stream = open_stream(write_stream(tmp_path / "s"))
-    write_task_table(stream, 2, tmp_path / "tasks.json")
-    told = read_json(tmp_path / "tasks.json")
-    assert set(told.values()) == set(stream.tasks)
-    recipe = load_recipe("tiny", ["method=smolora", "tuner.sentence=task"])
+@pytest.mark.parametrize("sentence", ["task", "template"])
+def test_what_smolora_is_told_is_looked_up_in_training_and_evaluation(sentence: str) -> None:
+    recipe = load_recipe("tiny", ["method=smolora", f"tuner.sentence={sentence}"])
     for command in (
         train_command(recipe, RUN, Path("c.jsonl"), 1),
         infer_command(recipe, RUN, Path("q.jsonl"), 1),
@@ -177,13 +175,68 @@ def test_the_published_way_of_smolora_is_uses_task_labelss_and_needs_texts_that_
     plain = load_recipe("tiny", ["method=smolora"])
     assert "STRLORA_TASKS_FILE" not in train_command(plain, RUN, Path("c"), 1).environment
 
+
+def test_the_table_of_tasks_needs_texts_that_tell_one(tmp_path: Path) -> None:
+    stream = open_stream(write_stream(tmp_path / "s"))
+    write_told_table(stream, 2, "task", tmp_path / "tasks.json")
+    told = read_json(tmp_path / "tasks.json")
+    assert set(told.values()) == set(stream.tasks)
+
     file = stream.chunk_file(2)
     sample = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
     other = {**sample, "task": "another"}
     file.write_text(json.dumps(sample) + "\n" + json.dumps(other) + "\n", encoding="utf-8")
     with pytest.raises(StreamError, match=rf"2: .* is a text of {sample['task']} and of another"):
-        write_task_table(stream, 2, tmp_path / "tasks.json")
+        write_told_table(stream, 2, "task", tmp_path / "tasks.json")
+    write_told_table(stream, 2, "template", tmp_path / "tasks.json")  # they share it
     del other["task"]
     file.write_text(json.dumps(other) + "\n", encoding="utf-8")
     with pytest.raises(StreamError, match="1: the sample has no task"):
-        write_task_table(stream, 2, tmp_path / "tasks.json")
+        write_told_table(stream, 2, "task", tmp_path / "tasks.json")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rates"),
+    [
+        ("internvl3.5-8b", (2e-5, 2e-5)),
+        ("internvl3.5-4b-pretrained", (2e-5, 2e-5)),
+        ("gemma3-4b-pt", (1e-4, 2e-5)),
+    ],
+)
+def test_smolora_has_its_published_rates(recipe: str, rates: tuple[float, float]) -> None:
+    schedule = load_recipe(recipe, ["method=smolora"]).schedule
+    assert (schedule.first.learning_rate, schedule.later.learning_rate) == rates
+    assert load_recipe(recipe, ["method=lora"]).schedule.first.learning_rate == 1e-4
+
+
+SHORT = "Answer the question using a single word or phrase."
+
+
+@pytest.mark.parametrize(
+    ("texts", "template"),
+    [
+        (["What is this?\n" + SHORT, "Who is\nthat?\n" + SHORT], SHORT),
+        (["What is it?\n" + SHORT] * 2, "What is it? " + SHORT),
+        (["Find <image> the cat now", "Find the old dog now"], "Find the now"),
+        (["Find it", "Find it now it"], "Find it"),  # a word does not count twice
+    ],
+)
+def test_a_template_is_what_all_texts_of_a_task_share(
+    tmp_path: Path, texts: list[str], template: str
+) -> None:
+    root = write_stream(tmp_path / "s", chunks=1, samples=2)
+    stream = open_stream(root)
+    answer = {"role": "assistant", "content": "x"}
+    rows = [
+        {"messages": [{"role": "user", "content": f"<image>\n{text}"}, answer], "task": "T"}
+        for text in texts
+    ]
+    file = stream.chunk_file(1)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_told_table(stream, 1, "template", tmp_path / "told.json")
+    told = read_json(tmp_path / "told.json")
+    assert {told[instruction_key_of(row)] for row in rows} == {template}
+    rows[0]["messages"][0]["content"] = "quite another"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(StreamError, match=r"task T: its .* neither begin nor end with a word"):
+        write_told_table(stream, 1, "template", tmp_path / "told.json")

@@ -61,8 +61,9 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def test_a_whole_run_leaves_what_is_promised(recipe: Path, run_dir: Path) -> None:
-    code, out, err = finish(recipe)
+    code, out, err = finish(recipe, FAKE_REPORT="1")
     assert code == 0, err
+    assert "accuracy" in (run_dir / "report.html").read_text(encoding="utf-8").lower()
     state = json.loads((run_dir / "state.json").read_text(encoding="utf-8"))
     assert (state["done"], state["finished"]) == (2, True)
     assert [chunk["index"] for chunk in state["chunks"]] == [0, 1, 2]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from eval.run_files import read_manifest
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
 from recipes.run_folder.layout import RunLayout
@@ -90,3 +91,29 @@ def test_a_recipe_that_the_schema_no_longer_takes_is_told(
     record(layout, recipe, lambda values: values.update({"old_key": 3}))
     with pytest.raises(RunChanged, match="old_key: 3 in the run"):
         check_same_run(layout, recipe)
+
+
+def test_a_plain_pull_of_before_goes_on_as_l2(
+    tmp_path: Path, stream: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was recorded as `ewc_released`, which is now the name of what published code does."""
+    monkeypatch.chdir(tmp_path)
+    values = {**recipe_values(stream, None, model), "method": "l2"}
+    today = load_recipe(str(write_recipe(tmp_path / "toy.yaml", values)))
+    layout = RunLayout(Path(f"runs/{today.name}-ewc_released"))
+
+    def as_before(values: dict[str, Any]) -> None:
+        values["method"], values["run_dir"] = "ewc_released", None
+        drop(values["ewc"], "fisher", "gradient")
+        values["ewc"]["released"] = True
+
+    record(layout, today, as_before)
+    check_same_run(layout, today)
+    recorded = json.loads(layout.manifest.read_text(encoding="utf-8"))["recipe"]
+    write_recipe(layout.recipe, recorded)
+    again = load_recipe(str(layout.recipe))
+    assert (again.method, again.folder, again.ewc) == ("l2", str(layout.root), today.ewc)
+    assert read_manifest(layout.manifest).method == "l2"
+    published = load_recipe(str(tmp_path / "toy.yaml"), ["method=ewc_released"])
+    with pytest.raises(RunChanged, match="method: 'l2' in the run, 'ewc_released' now"):
+        check_same_run(layout, published)

@@ -75,10 +75,10 @@ def olora(x: Tensor, weights: Weights, chunks: int, scale: float) -> Tensor:
     return torch.stack(rows)
 
 
-def orthogonality(weights: Weights, weight: float) -> Tensor:
-    """lambda times the sum of the squared products of every earlier row with every row of A."""
+def orthogonality(weights: Weights, weight: float, form: str) -> Tensor:
+    """lambda times the sum over the products of every earlier row with every row of A."""
     products = [(old * new).sum() for old in weights["past_A"] for new in weights["A"]]
-    return weight * sum(product**2 for product in products)
+    return weight * sum(product**2 if form == "squared" else abs(product) for product in products)
 
 
 def branchlora(

@@ -54,12 +54,10 @@ def shapes(net: nn.Module) -> dict[str, torch.Size]:
     return {name: p.shape for name, p in trained(net).items()}
 
 
-def state_of(net: nn.Module, released: bool = False) -> EwcState:
+def state_of(net: nn.Module, fisher: bool = True) -> EwcState:
     torch.manual_seed(1)
     anchor = {name: torch.randn(p.shape) for name, p in trained(net).items()}
-    return EwcState(
-        anchor, None if released else {n: torch.rand_like(v) for n, v in anchor.items()}
-    )
+    return EwcState(anchor, {n: torch.rand_like(v) for n, v in anchor.items()} if fisher else None)
 
 
 def samples(count: int) -> tuple[Tensor, Tensor]:
@@ -127,13 +125,13 @@ def test_two_processes_sum_to_what_one_finds(net: Net) -> None:
         torch.testing.assert_close(value / both[0], expected)
 
 
-@pytest.mark.parametrize("released", [False, True])
+@pytest.mark.parametrize("fisher", [True, False])
 @pytest.mark.parametrize("reentrant", [None, False, True])
 @pytest.mark.parametrize("micro", [1, 3])
 def test_the_pull_is_the_gradient_of_the_written_penalty(
-    net: Net, released: bool, reentrant: bool | None, micro: int
+    net: Net, fisher: bool, reentrant: bool | None, micro: int
 ) -> None:
-    state = state_of(net, released)
+    state = state_of(net, fisher)
     inputs, targets = samples(6)
     exact = copy.deepcopy(net).double()
     penalty = sum(
@@ -159,6 +157,28 @@ def test_the_pull_is_the_gradient_of_the_written_penalty(
     net.zero_grad()
     nn.functional.cross_entropy(net(inputs), targets).backward()
     assert not torch.allclose(net.first.weight.grad.double(), exact.first.weight.grad, rtol=1e-2)
+
+
+def test_a_penalty_without_a_gradient_leaves_training_as_it_is(net: Net) -> None:
+    """As published: half the squared distance, weight 1, in the log; AdamW's steps to the bit."""
+    state, (inputs, targets) = state_of(net, fisher=False), samples(6)
+    alone, logged = copy.deepcopy(net), net
+    penalty = Penalty(trained(logged), state, weight=1, acts=False)
+    steps = [torch.optim.AdamW(trained(one).values(), lr=0.1) for one in (alone, logged)]
+    for _ in range(4):
+        distances = [
+            (p.detach().double() - state.anchor[n]) ** 2 for n, p in trained(logged).items()
+        ]
+        wanted = sum(float(value.sum()) for value in distances) / 2
+        assert float(penalty.begin_step()) == pytest.approx(wanted, rel=1e-6)
+        for one, optimizer in zip((alone, logged), steps, strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(one(inputs), targets).backward()
+            optimizer.step()
+        for name, parameter in trained(alone).items():
+            assert torch.equal(parameter, trained(logged)[name])
+    assert not torch.equal(net.last.bias, state.anchor["last.bias"])
+    assert not penalty.pulls
 
 
 def test_a_scaled_loss_is_pulled_as_much(net: Net) -> None:
@@ -195,16 +215,16 @@ def test_fisher_decays_and_the_anchor_moves_on(net: Net) -> None:
     assert frozen.fisher is not None
     torch.testing.assert_close(frozen.fisher[names[0]], state.fisher[names[0]] * 0.5)
     assert torch.equal(frozen.anchor[names[0]], state.anchor[names[0]])
-    released = next_state(EwcState(thetas[0]), fewer, None, decay=1.0)
-    assert released.fisher is None
-    assert released.anchor.keys() == thetas[0].keys()
+    without = next_state(EwcState(thetas[0]), fewer, None, decay=1.0)
+    assert without.fisher is None
+    assert without.anchor.keys() == thetas[0].keys()
 
 
-@pytest.mark.parametrize("released", [False, True])
-def test_the_file_gives_back_every_bit(net: Net, tmp_path, released: bool) -> None:
-    state = state_of(net, released)
+@pytest.mark.parametrize("fisher", [True, False])
+def test_the_file_gives_back_every_bit(net: Net, tmp_path, fisher: bool) -> None:
+    state = state_of(net, fisher)
     save_state(tmp_path / "new", state)
-    found = load_state(tmp_path / "new", shapes(net), released)
+    found = load_state(tmp_path / "new", shapes(net), fisher)
     for kind in ("anchor", "fisher"):
         one, two = getattr(found, kind), getattr(state, kind)
         assert (one is None) == (two is None)
@@ -245,21 +265,21 @@ def test_a_damaged_state_is_refused(net: Net, tmp_path, how: str, message: str) 
     damage(tensors, how)
     save_file(tensors, path)
     with pytest.raises(ValueError, match=message):
-        load_state(tmp_path, shapes(net), released=False)
+        load_state(tmp_path, shapes(net), fisher=True)
 
 
 def test_a_missing_cut_or_other_state_is_refused(net: Net, tmp_path) -> None:
     with pytest.raises(ValueError, match="no such file, but this chunk needs it"):
-        load_state(tmp_path, shapes(net), released=False)
+        load_state(tmp_path, shapes(net), fisher=True)
     path = save_state(tmp_path, state_of(net))
-    with pytest.raises(ValueError, match="uses the released form"):
-        load_state(tmp_path, shapes(net), released=True)
+    with pytest.raises(ValueError, match=r"holds Fisher .* this run has ewc.fisher = false"):
+        load_state(tmp_path, shapes(net), fisher=False)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ValueError, match="damaged"):
-        load_state(tmp_path, shapes(net), released=False)
-    save_state(tmp_path, state_of(net, released=True))
-    with pytest.raises(ValueError, match="uses the online form"):
-        load_state(tmp_path, shapes(net), released=False)
+        load_state(tmp_path, shapes(net), fisher=True)
+    save_state(tmp_path, state_of(net, fisher=False))
+    with pytest.raises(ValueError, match=r"holds no Fisher .* this run has ewc.fisher = true"):
+        load_state(tmp_path, shapes(net), fisher=True)
 
 
 def test_samples_are_all_or_a_seeded_draw() -> None:
@@ -279,11 +299,12 @@ def test_a_fisher_that_is_not_finite_or_of_nothing_is_refused(net: Net) -> None:
 
 
 def test_options_as_the_host_exports_them() -> None:
-    given = {"EWC_WEIGHT": "100.0", "EWC_RELEASED": "True", "EWC_SAMPLES": "7", "OTHER": "x"}
-    assert options_from_environment(given) == Options(weight=100, released=True, samples=7)
+    given = {"EWC_WEIGHT": "100.0", "EWC_FISHER": "False", "EWC_SAMPLES": "7", "OTHER": "x"}
+    assert options_from_environment(given) == Options(weight=100, fisher=False, samples=7)
     for bad, message in (
         ({"EWC_WEIGT": "1"}, "ewc_weigt is no option"),
         ({"EWC_WEIGHT": "much"}, "ewc_weight = 'much' cannot be read"),
+        ({"EWC_WEIGHT": "1", "EWC_RELEASED": "True"}, "ewc_released is no option"),
         ({"EWC_DECAY": "1"}, "needs its weight"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -110,10 +110,12 @@ def test_smolora(num_experts, gate_scale):
     layer.check(lambda w, x: reference.smolora(x, w, counted, sentences, scale))
 
 
+@pytest.mark.parametrize("form", ["squared", "absolute"])
 @pytest.mark.parametrize("subspaces", [1, 3])
-def test_olora(subspaces):
-    layer = Layer("olora", r=4, lora_alpha=8, orthogonality_weight=0.3, subspaces=subspaces)
-    penalty = lambda weights: reference.orthogonality(weights, 0.3)  # noqa: E731
+def test_olora(subspaces, form):
+    options = dict(orthogonality_weight=0.3, orthogonality_form=form, subspaces=subspaces)
+    layer = Layer("olora", r=4, lora_alpha=8, **options)
+    penalty = lambda weights: reference.orthogonality(weights, 0.3, form)  # noqa: E731
     layer.check(lambda w, x: reference.olora(x, w, subspaces, 2.0), penalty)
     close(layer.bank.losses()["orthogonality_loss"], penalty(layer.leaves).detach(), "loss")
 

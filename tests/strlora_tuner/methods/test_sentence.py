@@ -58,9 +58,10 @@ def test_every_text_is_embedded_once_in_a_process_of_several_chunks():
     )
 
 
-def test_told_the_task_its_name_is_embedded_and_nothing_else(monkeypatch, tmp_path):
+@pytest.mark.parametrize("sentence", ["task", "template"])
+def test_told_what_is_embedded_is_that_and_nothing_else(monkeypatch, tmp_path, sentence):
     """The published way: every text of a task has one vector."""
-    model = adapted(base_model("text"), "smolora", sentence="task").eval()
+    model = adapted(base_model("text"), "smolora", sentence=sentence).eval()
     decode = tuner_of(model).tokenizer.decode
     tasks = {decode([11, 12]).upper(): "Counting", f" {decode([40, 41])}": "Counting"}
     (tmp_path / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
@@ -74,7 +75,7 @@ def test_told_the_task_its_name_is_embedded_and_nothing_else(monkeypatch, tmp_pa
     wanted = sentence_embedder(PACKAGE).embed("Counting")
     assert torch.equal(told, torch.stack([wanted, wanted]))
     other = torch.tensor([[USER, 50, 51, END, 30]])
-    with torch.no_grad(), pytest.raises(ValueError, match="does not hold the text"):
+    with torch.no_grad(), pytest.raises(ValueError, match="does not hold "):
         model(input_ids=other)
 
 

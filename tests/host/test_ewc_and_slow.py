@@ -1,4 +1,7 @@
-"""EWC in the real host: two chunks, alone and beside StrLoRA, on one process and on two."""
+"""EWC and slow weights in the real host: two chunks, beside LoRA and StrLoRA, on 1 and 2 processes.
+
+Both run in the same trainings: what they leave is checked apart.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,16 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from strlora_tuner.methods.ewc.state_file import ANCHOR, FILE, FISHER
+from strlora_tuner.methods.slow_weights.both_sets import FILE as SLOW_FILE
+from strlora_tuner.methods.slow_weights.both_sets import read_steps
+from strlora_tuner.saved import WEIGHTS
 from tests.host.swift import (
     HERE,
     PLUGIN,
@@ -29,6 +36,7 @@ full = pytest.mark.skipif(
     os.environ.get("FULL_METHODS") != "1", reason="minutes more; FULL_METHODS=1 runs it"
 )
 EWC = ROOT / "strlora_tuner" / "methods" / "ewc" / "swift_plugin.py"
+SLOW = ROOT / "strlora_tuner" / "swift_plugins" / "slow_weights.py"
 STEPS = 3
 WEIGHT = 50.0
 
@@ -36,11 +44,14 @@ WEIGHT = 50.0
 def arguments(folder, name, chunk, previous=None, **changes):
     """Arguments of chunk `chunk`; `changes` may hold `tuner` (lora | strlora) and `ewc` options."""
     options = {"ewc_weight": WEIGHT, "ewc_decay": 0.5, **changes.pop("ewc", {})}
-    plugins, callbacks = [PLUGIN, EWC], ["strlora", "ewc"]
+    plugins, callbacks = [PLUGIN, EWC, SLOW], ["strlora", "ewc", "slow_weights"]
     if changes.pop("tuner", "strlora") == "lora":
-        plugins, callbacks, changes["tuner_type"] = [EWC], ["ewc"], "lora"
+        plugins, callbacks = plugins[1:], callbacks[1:]
+        changes["tuner_type"] = "lora"
     if previous is not None:
         changes["adapters"] = previous
+        begins = changes.get("resume_from_checkpoint", previous)
+        options.setdefault("slow_weights_state", str(Path(begins) / SLOW_FILE))
         options.setdefault("ewc_state", str(previous))
     if "deepspeed" in changes:  # its communication must be up before anything asks for it
         plugins.append(HERE / "rank_check_plugin.py")
@@ -107,6 +118,27 @@ def test_the_state_is_what_the_formula_says(single):
     assert sum(float(v.sum()) for v in fresh.values()) > 0
 
 
+def test_the_slow_set_is_the_average_of_the_checkpoints(single):
+    """In float64, from the weights that the host saved after every step of both chunks."""
+    _, ((_, one, _), (_, two, _)) = single
+    average = {k: v.double() for k, v in load_file(one.parent / "checkpoint-1" / SLOW_FILE).items()}
+    steps = [one.parent / f"checkpoint-{n}" for n in (2, 3)]
+    steps += [two.parent / f"checkpoint-{n}" for n in (1, 2, 3)]
+    moved = 0
+    for step, checkpoint in enumerate(steps, start=2):
+        fast, slow = (load_file(checkpoint / name) for name in (WEIGHTS, SLOW_FILE))
+        assert fast.keys() == slow.keys()
+        assert read_steps(checkpoint / SLOW_FILE) == step
+        for name, value in fast.items():
+            if "ema_" in name or "statistics" in name:  # carried as it is, no trained parameter
+                assert torch.equal(slow[name], value)
+                continue
+            average[name] += 9 / (10 + step) * (value.double() - average[name])
+            torch.testing.assert_close(slow[name].double(), average[name], rtol=1e-5, atol=1e-7)
+            moved += not torch.equal(slow[name], value)
+    assert moved > 20
+
+
 VARIANTS = {
     "accumulation": (1, dict(per_device_train_batch_size=2, gradient_accumulation_steps=4)),
     "checkpointing": (1, dict(gradient_checkpointing="true")),
@@ -135,6 +167,11 @@ def test_any_split_of_the_batch_equals_one_process(single, name):
         for key, value in state.items():
             near = 1e-2 * float(value.abs().max()) + 1e-7
             torch.testing.assert_close(carried[key], value, rtol=2e-2, atol=near, msg=key)
+        slow, alone = (load_file(path / SLOW_FILE) for path in (previous, wanted[chunk - 1][1]))
+        assert slow.keys() == alone.keys()
+        for key, value in alone.items():
+            near = 1e-2 * float(value.abs().max()) + 1e-7
+            torch.testing.assert_close(slow[key], value, rtol=2e-2, atol=near, msg=key)
 
 
 def test_an_interrupted_chunk_ends_bit_for_bit_the_same(single):
@@ -143,7 +180,7 @@ def test_an_interrupted_chunk_ends_bit_for_bit_the_same(single):
     shutil.copytree(two.parent / "checkpoint-1", out / "checkpoint-1")
     values = arguments(folder, "resumed", 2, one, resume_from_checkpoint=out / "checkpoint-1")
     run("sft", values)
-    for name in ("adapter_model.safetensors", FILE):
+    for name in (WEIGHTS, FILE, SLOW_FILE):
         found, expected = (p / f"checkpoint-{STEPS}" / name for p in (out, two.parent))
         assert found.read_bytes() == expected.read_bytes(), name
 
@@ -170,7 +207,7 @@ def test_zero3_steps_and_estimates_as_one_process():
     done = subprocess.run(
         [sys.executable, *command, *script],
         cwd=ROOT,
-        env=environment(),
+        env={**os.environ, **environment()},
         capture_output=True,
         text=True,
         timeout=1200,
@@ -183,7 +220,7 @@ def test_zero3_steps_and_estimates_as_one_process():
 def test_a_strong_pull_holds_the_weights_with_plain_lora(single):
     folder, _ = single
     # F = 1 and no clipping: rate times weight, 0.9, is the share that a step takes back.
-    form = {"ewc_released": True, "ewc_weight": 90.0}
+    form = {"ewc_fisher": False, "ewc_weight": 90.0}
     plain = {"tuner": "lora", "learning_rate": 0.01, "max_grad_norm": 1e6}
     _, start, before = train(folder, "lora", 1, ewc=form, **plain)
     moved = []
@@ -196,14 +233,23 @@ def test_a_strong_pull_holds_the_weights_with_plain_lora(single):
 
 
 @full
-def test_the_released_form_pulls_without_fisher_information(single):
+def test_the_published_form_is_plain_lora_bit_for_bit_and_a_number_in_the_log(single):
     folder, _ = single
-    released = {"ewc_released": True, "ewc_weight": 0.5}
+    released = {"ewc_fisher": False, "ewc_gradient": False, "ewc_weight": 1.0}
     _, start, before = train(folder, "released", 1, tuner="lora", ewc=released)
-    steps, _, state = train(folder, "released", 2, start, tuner="lora", ewc=released)
+    steps, end, state = train(folder, "released", 2, start, tuner="lora", ewc=released)
     assert not kind(before, FISHER)
     assert not kind(state, FISHER)
-    assert steps[-1]["ewc_loss"] > 0
+    values = arguments(folder, "plain", 2, start, tuner="lora")
+    values["model_kwargs"] = {k: v for k, v in values["model_kwargs"].items() if "ewc_" not in k}
+    run("sft", {**values, "external_plugins": [], "callbacks": []})
+    plain = load_file(folder / "plain-2" / f"checkpoint-{STEPS}" / "adapter_model.safetensors")
+    found = load_file(end / "adapter_model.safetensors")
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[key], plain[key]) for key in plain)
+    anchor, last = kind(before, ANCHOR), kind(state, ANCHOR)
+    distance = sum(float((last[k].double() - anchor[k]).square().sum()) for k in anchor)
+    assert 0 < steps[-1]["ewc_loss"] < distance / 2, "of the weights before the last step"
 
 
 @full
@@ -212,10 +258,10 @@ def test_what_cannot_be_pulled_is_refused(single):
     (folder / "empty").mkdir()
     for changes, message in (
         ({"ewc": {"ewc_state": str(folder / "empty")}}, "no such file, but this chunk needs it"),
-        ({"ewc": {"ewc_released": True}}, "holds Fisher information, but this run uses the rel"),
+        ({"ewc": {"ewc_fisher": False}}, "holds Fisher information, but this run has ewc.fisher"),
         ({"ewc": {"ewc_typo": 1}}, "ewc_typo is no option"),
         ({"ewc": {"ewc_data": "/no/where.jsonl"}}, "no such file of samples"),
     ):
-        done = attempt("sft", arguments(folder, "refused", 2, one, **changes))
-        assert done.returncode != 0
-        assert message in done.stdout
+        code, output = attempt("sft", arguments(folder, "refused", 2, one, **changes))
+        assert code != 0
+        assert message in output

@@ -1,0 +1,270 @@
+"""Appends a batch to a stream: new chunks and test sets behind the old, which stay as they are.
+
+The batch is made as a stream of its own in `.append/` inside the folder, compared with what is
+there, and moved into place; stream.json, which names it, is written last. A kill at any moment
+leaves the old stream, whole, or the new one; the same command then goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from data_prep.check.checking import Check, Settings
+from data_prep.check.stream_folder import DataFile, Layout, read_layout
+from data_prep.errors import Problem, listing
+from data_prep.files import sha256_file, sync_folder, write_json
+from data_prep.sources.image_paths import EMBEDDED, LINK
+from data_prep.stream import MANIFEST, StreamError, read_manifest
+from data_prep.stream_writer import (
+    LEFT_OUT,
+    Plan,
+    Report,
+    WrittenFile,
+    locked,
+    manifest_entries,
+    move,
+    write_stream,
+)
+
+STAGING = ".append"
+# What a comparison with the samples before finds; other findings are those of `data_prep.check`.
+_CODES: tuple[str, ...] = ("duplicate-sample", "answers-differ", "near-image")
+_CODES += ("leak-sample", "leak-image", "leak-text", "leak-near")
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a stream holds before a batch is appended; by default nothing, as a new one.
+
+    Attributes:
+        place: folder into which the batch is written.
+        name: of the stream. chunks: how many it has. tests: names of its test sets.
+        batch: number of the batch, 1 for what the stream was made from.
+        links: folders of pictures that it links to, by name.
+        settings: of the command that made it.
+    """
+
+    place: Path
+    name: str
+    chunks: int = 0
+    tests: frozenset[str] = frozenset()
+    batch: int = 1
+    links: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id_prefix(self) -> str:
+        """What made-up ids of the batch begin with."""
+        return f"b{self.batch}-" if self.batch > 1 else ""
+
+    def link(self, root: Path) -> str:
+        """Return the name under which the stream links to a folder of pictures."""
+        known = {target: name for name, target in self.links.items()}
+        if str(root) in known or not self.links:
+            return known.get(str(root), LINK)
+        return f"{LINK}{self.batch}"
+
+    def test_name(self, task: str, period: str = "") -> str:
+        """Return the name of a new test set of a task, one that is not taken."""
+        name = f"{task}.{period}" if period else task
+        return f"{name}.batch{self.batch}" if name in self.tests else name
+
+
+def parse_with_append(
+    command: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    generator: str,
+    keys: Iterable[str],
+) -> tuple[argparse.Namespace, Before]:
+    """Return the options, and the stream that they append to.
+
+    With --append, options that are not given are those that the stream was made with.
+
+    Args:
+        command: with the options --out and --append.
+        argv: the command line.
+        generator: name of the command; another one's options are not taken.
+        keys: options that are taken over.
+
+    Raises:
+        StreamError: --append names no stream.
+    """
+    args = command.parse_args(argv)
+    if (args.out is None) == (args.append is None):
+        command.error("give --out for a new stream, or --append STREAM to add to one")
+    if args.append is None:
+        return args, Before(args.out, args.out.resolve().name)
+    manifest = read_manifest_of(args.append)
+    settings = _settings(manifest, generator)
+    command.set_defaults(**{key: settings[key] for key in keys if key in settings})
+    if generator == "data_prep.chunk" and "scorers" in settings:
+        named = [f"{task}={name}" if task else name for task, name in settings["scorers"].items()]
+        command.set_defaults(scorer=named)
+    command.set_defaults(seed=int(manifest.get("seed", 0)))
+    args = command.parse_args(argv)
+    args.out = args.append
+    before = Before(
+        args.append / STAGING,
+        str(manifest.get("name", args.append.resolve().name)),
+        len(manifest["chunks"]),
+        frozenset(manifest["tasks"]),
+        len(manifest.get("batches", ())) + 2,
+        dict(manifest.get("links") or {}),
+        settings,
+    )
+    return args, before
+
+
+def read_manifest_of(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a stream. Raises StreamError where there is none."""
+    if not (folder / MANIFEST).is_file():
+        raise StreamError(f"--append {folder}: no {MANIFEST} there; make the stream with --out")
+    return read_manifest(folder / MANIFEST)
+
+
+def _settings(manifest: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the settings with which a stream was made, {} if another command made it."""
+    generator = manifest.get("generator") or {}
+    while generator and generator.get("name") == "data_prep.check":  # a cleaned copy
+        generator = generator.get("settings", {}).get("of") or {}
+    return dict(generator.get("settings", {})) if generator.get("name") == name else {}
+
+
+def append_stream(
+    folder: Path, plan: Plan, workers: int | None = None, report: Report | None = None
+) -> list[WrittenFile] | None:
+    """Append the batch of `plan` to the stream in `folder`; return what was made.
+
+    None where the same sources were appended before. What is found between the batch and the
+    samples before (duplicates, leaks into test sets) is printed and counted in the manifest.
+
+    Raises:
+        BadSamples, DataError, StreamError: as `write_stream`; the stream is as it was.
+    """
+    staging = folder / STAGING
+    with locked(folder):
+        manifest = read_manifest_of(folder)
+        if _is_there(manifest, plan.generator):
+            return None
+        shutil.rmtree(staging, ignore_errors=True)
+        for left in folder.glob(f".{MANIFEST}.*"):  # by a kill while it was written
+            left.unlink()
+        try:
+            made = write_stream(staging, plan, workers, report)
+            batch = read_manifest(staging / MANIFEST)
+            _bring_pictures(folder, batch)
+            found = _compared(folder, manifest, batch, workers)
+            grown = _grown(folder, manifest, batch, found)
+            _move_into_place(folder, batch, len(grown["batches"]) + 1)
+            write_json(folder / MANIFEST, grown, indent=1)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return made
+
+
+def _is_there(manifest: dict[str, Any], generator: dict[str, Any]) -> bool:
+    """Return whether a batch of the same sources is in the stream."""
+    sources = _sources(generator)
+    first = _settings(manifest, generator["name"])
+    known = [_sources({"settings": first}), *map(_sources, _generators(manifest))]
+    return sources in known
+
+
+def _generators(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    return [batch["generator"] for batch in manifest.get("batches", ())]
+
+
+def _sources(generator: dict[str, Any]) -> object:
+    settings = generator.get("settings", {})
+    return settings.get("sources", settings.get("train"))
+
+
+def _bring_pictures(folder: Path, batch: dict[str, Any]) -> None:
+    """Move pictures that came inside samples and make links; the old samples know neither."""
+    if (folder / STAGING / EMBEDDED).is_dir():
+        move(folder / STAGING / EMBEDDED, folder / EMBEDDED)
+    for name, target in (batch.get("links") or {}).items():
+        if not os.path.lexists(folder / name):
+            (folder / name).symlink_to(target, target_is_directory=True)
+
+
+def _compared(
+    folder: Path, manifest: dict[str, Any], batch: dict[str, Any], workers: int | None
+) -> dict[str, int]:
+    """Print what is found between the batch and the samples before; return how often, by code."""
+    old = read_layout(folder)
+    new = [DataFile(f"{STAGING}/{entry['file']}") for entry in batch["chunks"]]
+    for task, entry in batch["tasks"].items():
+        name = f"{STAGING}/{entry['test']}"
+        new.append(
+            DataFile(name, task, entry["scorer"], of=entry.get("of"), chunk=entry.get("chunk"))
+        )
+    targets = [Path(target).resolve() for target in (batch.get("links") or {}).values()]
+    layout = Layout(folder, [*old.files, *new], None, (*old.allowed, *targets))
+    result = Check(layout, Settings(near=True), workers).run()
+    mark = f"{folder}/{STAGING}/"
+    found = [
+        Problem(p.code, p.where.replace(mark, f"{folder}/"), p.text.replace(mark, f"{folder}/"))
+        for p in result.problems
+        if p.code in _CODES and (mark in p.where) != (mark in p.text)
+    ]
+    if found:
+        print(f"between the new samples and those before:\n{listing(found)}")
+    return dict(Counter(problem.code for problem in found))
+
+
+def _grown(
+    folder: Path, manifest: dict[str, Any], batch: dict[str, Any], found: dict[str, int]
+) -> dict[str, Any]:
+    """Return the manifest of the stream with the batch."""
+    count = len(manifest["chunks"])
+    chunks = [{**e, "index": count + n} for n, e in enumerate(batch["chunks"], start=1)]
+    cut = _padded(manifest.get("cut"), count) + _padded(batch.get("cut"), len(chunks))
+    _say_if_earlier(manifest.get("cut"), batch.get("cut"))
+    entry = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "generator": batch["generator"],
+        "seed": batch["seed"],
+        # of the stream.json that the batch was appended to: runs know by it what they trained on
+        "before": sha256_file(folder / MANIFEST),
+        "files": {file: each["sha256"] for file, each in manifest_entries(batch).items()},
+        "found": found,
+    }
+    return {
+        **manifest,
+        "links": {**(manifest.get("links") or {}), **(batch.get("links") or {})},
+        "cut": cut if any(cut) else [],
+        "batches": [*manifest.get("batches", ()), entry],
+        "tasks": {**manifest["tasks"], **batch["tasks"]},
+        "chunks": [*manifest["chunks"], *chunks],
+    }
+
+
+def _padded(cut: Sequence[dict[str, Any]] | None, count: int) -> list[dict[str, Any]]:
+    return list(cut or ()) or [{} for _ in range(count)]
+
+
+def _say_if_earlier(
+    old: Sequence[dict[str, Any]] | None, new: Sequence[dict[str, Any]] | None
+) -> None:
+    """Say where new samples are older than the end of the stream."""
+    last, first = (old or [{}])[-1].get("to"), (new or [{}])[0].get("from")
+    if last and first and first < last:
+        print(f"the new samples begin at {first}, before the last of the stream ({last})")
+
+
+def _move_into_place(folder: Path, batch: dict[str, Any], number: int) -> None:
+    for name in manifest_entries(batch):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder / STAGING / name, folder / name)
+        sync_folder((folder / name).parent)
+    if (folder / STAGING / LEFT_OUT).exists():
+        os.replace(folder / STAGING / LEFT_OUT, folder / f"left_out.batch{number}.jsonl")

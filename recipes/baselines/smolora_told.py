@@ -1,0 +1,80 @@
+"""The table in which SMoLoRA looks up what it is told (`tuner.sentence: template` or `task`).
+
+The published code looks the embedding of a task's instruction template up by a number, in training
+and in evaluation. Here the tuner looks the text up in this table, which exists for no other
+setting.
+"""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from pathlib import Path
+
+from data_prep.files import read_jsonl, write_json
+from data_prep.stream import Stream, StreamError
+from eval.routing.record import instruction_key_of
+
+INSTEAD = "set tuner.sentence: prompt"
+
+
+def write_told_table(stream: Stream, chunks: int, sentence: str, path: Path) -> None:
+    """Writes {text: what is embedded} of the first `chunks` chunks and of the test sets.
+
+    Args:
+        sentence: `task`: the task's name. `template`: the words that all texts of the task begin
+            with and those that all end with, which several tasks may share.
+
+    Raises:
+        StreamError: a sample has no task, a text is told two things, or a task has no template.
+    """
+    files = [stream.chunk_file(index) for index in range(1, chunks + 1)]
+    files += [stream.test_file(task) for task in stream.tasks]
+    tasks: dict[str, set[str]] = {}
+    texts: dict[str, set[tuple[str, ...]]] = {}
+    places: dict[str, str] = {}
+    for file in files:
+        for number, sample in enumerate(read_jsonl(file), 1):
+            text, task = instruction_key_of(sample), sample.get("task")
+            if not task:
+                raise StreamError(
+                    f"{file}:{number}: the sample has no task, which tuner.sentence = {sentence} "
+                    f"looks up; add it, or {INSTEAD}"
+                )
+            turns = [str(m["content"]) for m in sample["messages"] if m["role"] == "user"]
+            words = tuple(" ".join(turns).replace("<image>", " ").split())
+            tasks.setdefault(text, set()).add(task)
+            texts.setdefault(task, set()).add(words)
+            places.setdefault(f"{text} {task}", f"{file}:{number}")
+    told = {task: task for task in texts}
+    if sentence == "template":
+        told = {task: _template(task, found) for task, found in texts.items()}
+    table = {}
+    for text, owners in tasks.items():
+        meanings = sorted({told[task] for task in owners})
+        if len(meanings) > 1:
+            place = places[f"{text} {max(owners)}"]
+            raise StreamError(
+                f"{place}: {text[:60]!r} is a text of {' and of '.join(sorted(owners))}, so that "
+                f"tuner.sentence = {sentence} cannot tell which is meant; {INSTEAD}"
+            )
+        table[text] = meanings[0]
+    write_json(path, table)
+
+
+def _template(task: str, texts: set[tuple[str, ...]]) -> str:
+    """The words that all texts of a task begin with, and those that all end with."""
+    first = _shared(texts)
+    rest = {words[len(first) :][::-1] for words in texts}
+    found = [*first, *reversed(_shared(rest))]
+    if not found:
+        raise StreamError(
+            f"task {task}: its {len(texts)} texts neither begin nor end with a word in common, so "
+            f"that tuner.sentence = template finds none; use tuner.sentence: task, or {INSTEAD}"
+        )
+    return " ".join(found)
+
+
+def _shared(texts: set[tuple[str, ...]]) -> list[str]:
+    """The words that all texts begin with."""
+    same = takewhile(lambda words: len(set(words)) == 1, zip(*texts, strict=False))
+    return [words[0] for words in same]

@@ -1,0 +1,107 @@
+"""`ask`: one question to a run's model, put as its evaluation puts the test questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_prep.errors import ERROR
+from data_prep.files import Record, read_jsonl, write_jsonl
+from data_prep.images import inspect
+from eval.questions import IMAGE, Form, form_of
+from recipes.processes.host_process import HostProcess
+from recipes.processes.log_errors import exit_text, last_error
+from recipes.run.commands import infer_command
+from recipes.run_folder.layout import RunLayout
+from recipes.use.finished_adapter import FinishedAdapter, UseError, adapter_text
+from strlora_tuner.options import PROBE_FILE, ROUTING_FILE
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said.
+
+    Attributes:
+        text: the answer; it may be empty.
+        finish_reason: `stop`, or `length` where it was cut.
+        adapter: what the host said of the adapter that it loaded; None for the base model.
+        expert: the chunk whose adapter or router answered, for methods that choose one.
+    """
+
+    text: str
+    finish_reason: str | None
+    adapter: str | None
+    expert: int | None
+
+
+def ask(
+    adapter: FinishedAdapter,
+    question: str,
+    pictures: Sequence[Path] = (),
+    max_tokens: int | None = None,
+) -> Answer:
+    """Puts a question to the model and returns its answer.
+
+    Args:
+        adapter: who answers.
+        question: may hold <image> marks where the pictures belong; else they stand before it.
+        pictures: image files, in the order of their marks.
+        max_tokens: of the answer at most; None: as the recipe's evaluation.
+
+    Raises:
+        UseError: a picture cannot be read, or the host failed.
+    """
+    turns = checked_turns(run_form(adapter.layout), question, pictures)
+    recipe = adapter.alone
+    if max_tokens is not None:
+        limit = {"max_new_tokens": max_tokens}
+        recipe = recipe.model_copy(update={"eval": recipe.eval.model_copy(update=limit)})
+    with adapter.beside() as layout:
+        images = [str(picture.resolve()) for picture in pictures]
+        write_jsonl(layout.prompts, [{"messages": turns, "images": images}])
+        command = infer_command(recipe, layout, layout.prompts, adapter.chunk)
+        # One question is no evaluation: which experts it took is not recorded.
+        kept = {k: v for k, v in command.environment.items() if k not in (ROUTING_FILE, PROBE_FILE)}
+        log, answers = layout.eval_log(adapter.chunk), layout.answers(adapter.chunk)
+        code = HostProcess(replace(command, environment=kept), log).wait(lambda: None)
+        if code or not answers.is_file():
+            cause = "\n".join(f"    {line}" for line in last_error(log))
+            raise UseError(f"the host {exit_text(code)} without an answer:\n{cause}")
+        line = read_jsonl(answers)[0]
+        if line.get("error"):
+            raise UseError(f"the question could not be answered: {line['error']}")
+        return Answer(
+            str(line["response"]),
+            line.get("finish_reason"),
+            adapter_text(log),
+            line.get("expert"),
+        )
+
+
+def run_form(layout: RunLayout) -> Form:
+    """How the run's test questions were put to it."""
+    asked = layout.prompts
+    return form_of(read_jsonl(asked, torn_tail=True) if asked.is_file() else [])
+
+
+def checked_turns(form: Form, question: str, pictures: Sequence[Path]) -> list[Record]:
+    """The messages of a question whose pictures can be read.
+
+    Raises:
+        UseError: the question is empty, or pictures and their marks do not fit.
+    """
+    if not question.replace(IMAGE, "").strip():
+        raise UseError('the question is empty; write it in quotes: "What is this?"')
+    for picture in pictures:
+        found = inspect(picture, str(picture)).findings
+        if wrong := [text for _, text, severity in found if severity == ERROR]:
+            raise UseError("; ".join(wrong))
+    turns = form.turns(question, len(pictures))
+    marks = str(turns[-1]["content"]).count(IMAGE)
+    if marks != len(pictures):
+        raise UseError(
+            f"the question marks {marks} pictures with {IMAGE}, {len(pictures)} are given; give as "
+            "many, or leave the marks out"
+        )
+    return turns

@@ -1,0 +1,161 @@
+"""`export`: a run's adapter, or base model and adapter in one, as a folder for others."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from data_prep.files import read_json, write_json, write_text
+from eval.report.model_card import Published, card_after
+from recipes import REPO
+from recipes.processes.command import Command
+from recipes.processes.host_process import HostProcess
+from recipes.processes.log_errors import exit_text, last_error
+from recipes.processes.machine import versions
+from recipes.run.commands import HOST_PLUGIN, is_local
+from recipes.run_folder.manifest import read_manifest
+from recipes.use.finished_adapter import FinishedAdapter, UseError
+from strlora_tuner.methods import LORA
+from strlora_tuner.saved import CONFIG, WEIGHTS
+
+LICENCE_NAMES = ("licen", "notice", "copying")
+VERSIONS = "versions.json"
+
+
+def export(
+    adapter: FinishedAdapter,
+    target: Path,
+    merged: bool = False,
+    base_name: str | None = None,
+    licence: str | None = None,
+) -> list[str]:
+    """Writes the folder, whole or not at all; returns lines that say what is in it.
+
+    Args:
+        adapter: a chunk's.
+        target: a folder that is not there yet, or is empty.
+        merged: one whole model instead of the adapter.
+        base_name: how others get the base model; None: the hub's id, else its folder's name.
+        licence: of the base model; None: what the model's own card says.
+
+    Raises:
+        UseError: there is nothing to export, the folder is not empty, or the method cannot be
+            merged.
+    """
+    _check(adapter, target, merged)
+    model = Path(adapter.recipe.model.path)
+    local = is_local(adapter.recipe.model)
+    name = base_name or (model.name if local else str(model))
+    licence = licence or _licence(model)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        if merged:
+            _merge(adapter, temporary)
+        else:
+            _copy_adapter(adapter, temporary, name)
+        for file in _licence_files(model):
+            shutil.copyfile(file, temporary / file.name)
+        published = Published(name, licence, merged)
+        write_text(
+            temporary / "README.md", card_after(adapter.layout.root, adapter.chunk, published)
+        )
+        recorded = read_manifest(adapter.layout).get("versions", {})
+        write_json(temporary / VERSIONS, {"trained_with": recorded, "exported_with": versions()})
+        os.chmod(temporary, 0o755)
+        if target.is_dir():
+            target.rmdir()
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return _told(adapter, target, name, licence, local and not base_name and not merged)
+
+
+def _check(adapter: FinishedAdapter, target: Path, merged: bool) -> None:
+    recipe = adapter.recipe
+    if adapter.chunk == 0:
+        raise UseError("nothing to export: no chunk is trained, and the base model is not ours")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UseError(f"--to {target}: it is not empty; name a new folder")
+    if merged and recipe.tuner_type != LORA:
+        raise UseError(
+            f"--merged: a {recipe.method} adapter cannot be merged. Its experts are weighed anew "
+            "for every question and token, and merged weights are the same for all. Leave --merged "
+            "out and serve the adapter (`run_stream.sh serve`), or train method=lora to merge"
+        )
+    if recipe.pool is not None and (merged or adapter.chunk > 1):
+        raise UseError(
+            f"{recipe.method} answers with {adapter.chunk} adapters and a router that chooses one "
+            "for each question: one of them alone is another model. Serve the run "
+            "(`run_stream.sh serve`) or hand on its whole folder"
+        )
+
+
+def _copy_adapter(adapter: FinishedAdapter, folder: Path, base: str) -> None:
+    source = adapter.layout.adapter(adapter.chunk)
+    shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
+    # A folder of this machine is of no use to others.
+    write_json(folder / CONFIG, {**read_json(source / CONFIG), "base_model_name_or_path": base})
+
+
+def _merge(adapter: FinishedAdapter, folder: Path) -> None:
+    """Has the host write base model, adapter merged in, and processor into an empty folder."""
+    recipe = adapter.alone
+    folder.rmdir()  # the host makes it
+    arguments = {
+        "model": recipe.model.path,
+        "torch_dtype": recipe.model.dtype,
+        "adapters": str(adapter.layout.adapter(adapter.chunk)),
+        "merge_lora": "true",
+        "output_dir": str(folder),
+        "external_plugins": str(HOST_PLUGIN),
+    }
+    words = [word for key, value in arguments.items() for word in (f"--{key}", value)]
+    environment = {"PYTHONPATH": str(REPO), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if is_local(recipe.model):
+        environment["HF_HUB_OFFLINE"] = "1"
+    if recipe.launcher.cpu:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    with adapter.beside() as layout:
+        log = layout.eval_log(adapter.chunk)
+        code = HostProcess(Command("export", tuple(words), environment), log).wait(lambda: None)
+        if code or not (folder / "config.json").is_file():
+            cause = "\n".join(f"    {line}" for line in last_error(log))
+            raise UseError(f"the host {exit_text(code)} while merging:\n{cause}")
+    for left in ("args.json", "README.md"):  # of this machine, and the base model's own card
+        (folder / left).unlink(missing_ok=True)
+
+
+def _licence_files(model: Path) -> list[Path]:
+    found = sorted(model.iterdir()) if model.is_dir() else []
+    return [f for f in found if f.is_file() and f.name.lower().startswith(LICENCE_NAMES)]
+
+
+def _licence(model: Path) -> str | None:
+    """What the front matter of a local model's own card says of its licence."""
+    from huggingface_hub import metadata_load
+
+    card = model / "README.md"
+    named = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    return named if isinstance(named, str) else None
+
+
+def _told(
+    adapter: FinishedAdapter, target: Path, name: str, licence: str | None, nameless: bool
+) -> list[str]:
+    files = sorted(target.iterdir())
+    size = sum(file.stat().st_size for file in files) / 2**20
+    lines = [
+        f"{target}: chunk {adapter.chunk} of {adapter.recipe.name}, {size:.1f} MiB: "
+        + ", ".join(file.name for file in files),
+        f"base model: {name}; its licence: {licence or 'not known here, --licence NAME tells it'}",
+    ]
+    if nameless:
+        lines.append(
+            "The base model is a folder of this machine: --base-name OWNER/NAME tells others where "
+            "to get it, else they set BASE in the card's code to their own copy"
+        )
+    return lines

@@ -1,0 +1,70 @@
+"""What the average of the weights is told; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["slow", "fast"]
+KINDS: tuple[Kind, ...] = ("slow", "fast")
+PREFIX = "SLOW_WEIGHTS_"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one chunk is told.
+
+    Attributes:
+        window: about the share of all steps so far that the average stands for.
+        max_decay: the most that is kept of the average in a step.
+        state: the file with the average that this chunk (or, resumed, this step) begins with; None
+            where a fresh adapter begins.
+    """
+
+    window: float = 0.1
+    max_decay: float = 0.995
+    state: str | None = None
+
+    def decay(self, step: int) -> float:
+        """What is kept of the average at `step`, counted from 1 over the whole stream.
+
+        b = min(max_decay, (1 + n) / (1 / window + n)): with window 0.1 the new weights count
+        9 / (10 + n).
+        """
+        return min(self.max_decay, (1 + step) / (1 / self.window + step))
+
+
+def options_from_environment(environment: Mapping[str, str]) -> Options:
+    """Reads the options that ms-swift exported from `--model_kwargs '{"slow_weights_...": ...}'`.
+
+    Raises:
+        ValueError: an unknown option, or a value that cannot be read or is out of bounds.
+    """
+    readers: dict[str, Callable[[str], object]] = {
+        "window": _fraction,
+        "max_decay": _fraction,
+        "state": str,
+    }
+    given: dict[str, object] = {}
+    for key, text in environment.items():
+        if not key.startswith(PREFIX):
+            continue
+        name = key.removeprefix(PREFIX).lower()
+        if name not in readers:
+            known = ", ".join(f"slow_weights_{reader}" for reader in readers)
+            raise ValueError(f"slow_weights_{name} is no option; there are: {known}")
+        try:
+            given[name] = readers[name](text)
+        except ValueError as error:
+            raise ValueError(
+                f"slow_weights_{name} = {text!r} cannot be read: expected a number between 0 and 1"
+            ) from error
+    return Options(**given)  # type: ignore[arg-type]
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise ValueError(text)
+    return value

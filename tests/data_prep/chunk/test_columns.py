@@ -1,0 +1,198 @@
+"""Any table or folder: columns by name, other separators, folders of classes, missing pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_prep.chunk.__main__ import main as chunk
+from data_prep.chunk.columns import ColumnNames
+from data_prep.errors import DataError
+from data_prep.stream import open_stream
+
+NAMES = ["file", "filename", "image_file", "img", "photo", "picture", "path", "Photo"]
+
+
+def cut(source: Path, *more: str) -> int:
+    out = source.parent / "out"
+    options = ["--images", str(source.parent / "photos"), *more]
+    return chunk(["--source", str(source), "--out", str(out), "--workers", "1", *options])
+
+
+def samples(source: Path) -> list[dict]:
+    text = (source.parent / "out/chunks/001.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_usual_names_of_the_picture_column_are_found_and_told_once(table, capsys, name):
+    source = table(f"{name},question,answer,day")
+    assert cut(source) == 0
+    assert all(len(sample["images"]) == 1 for sample in samples(source))
+    told = f"read: picture from {name}, question from question, answer from answer; 18 of 18"
+    assert capsys.readouterr().out.count(told) == 1
+
+
+def test_named_columns_are_taken_and_the_others_kept(table, capsys):
+    source = table("shot,ask,question,stock", "p{n}.png,What colour?,{colour},s{n}")
+    options = ["--image-column", "shot", "--question-column", "ask", "--answer-column", "question"]
+    assert cut(source, *options, "--task-column", "question") == 0
+    first = next(s for s in samples(source) if s["images"] == ["images/p0.png"])
+    assert [turn["content"] for turn in first["messages"]] == ["<image>What colour?", "red"]
+    assert (first["task"], first["stock"]) == ("red", "s0")
+    assert "picture from shot, question from ask, answer from question, task from question" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_column_that_means_something_else_is_kept_under_another_name():
+    raw = {"photo": "a.png", "image": "small.png", "ask": "Why?", "question": "q7", "answer": "so"}
+    placed = ColumnNames(image="photo", question="ask").placed(raw)
+    assert placed["images"], placed["question"] == ("a.png", "Why?")
+    assert (placed["other_image"], placed["other_question"]) == ("small.png", "q7")
+    assert sorted(map(str, placed.values())) == sorted(raw.values())  # nothing lost
+
+
+@pytest.mark.parametrize("label", ["label", "class", "category", "answer"])
+def test_one_question_for_all_pictures_takes_the_label_as_answer(table, label):
+    source = table(f"file,{label}", "p{n}.png,{colour}")
+    assert cut(source, "--question", "Which colour?") == 0
+    first = next(s for s in samples(source) if s["images"] == ["images/p1.png"])
+    assert [turn["content"] for turn in first["messages"]] == ["<image>Which colour?", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "raw", "message"),
+    [
+        (ColumnNames(question="a"), {"b": 1}, "column 'a' is missing; every sample must have it"),
+        (ColumnNames(answer="a.b"), {"a": {"c": 1}}, "column 'a.b' is missing"),
+        (
+            ColumnNames(asked="Why?"),
+            {"question": "What?", "answer": "x"},
+            "'question' asks 'What?'",
+        ),
+        (
+            ColumnNames(asked="Why?", answer="a"),
+            {"messages": [{"role": "user"}], "a": "x"},
+            "the sample is written in turns ('messages')",
+        ),
+    ],
+)
+def test_columns_that_do_not_fit_the_sample_are_refused(columns, raw, message):
+    with pytest.raises(DataError) as refused:
+        columns.placed(raw)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--question-column", "ask"], "shop.csv:2: column 'ask' is missing; every sample must"),
+        (["--answer-column", "x"], "shop.csv:2: column 'x' is missing; every sample must"),
+        (["--task-column", "x"], "shop.csv:2: column 'x' is missing; every sample must"),
+        (["--by", "column", "--column", "x"], "shop.csv:2: column 'x' is missing; every sample"),
+    ],
+)
+def test_a_missing_column_is_told_once_with_the_columns_found(table, capsys, options, message):
+    assert cut(table("file,question,answer,day"), *options) == 1
+    error = capsys.readouterr().err
+    assert error.count("is missing") == 1
+    assert message in error
+    assert "[column] (and 17 more)" in error
+    assert "columns found: answer, day, file, question" in error
+
+
+def test_no_answer_column_is_told_once_with_the_columns_found(table, capsys):
+    assert cut(table("file,question,colour,day")) == 1
+    error = capsys.readouterr().err
+    assert error.count("shop.csv:") == 1
+    assert "(and 17 more)" in error
+    assert "columns found: colour, day, file, question" in error
+
+
+def test_images_without_any_picture_is_refused(table, capsys):
+    source = table("thing,question,answer,day", "item {n},What?,{colour},{day}")
+    assert cut(source) == 2
+    error = capsys.readouterr().err
+    assert "none of the 18 samples has a picture: name the column of their paths with" in error
+    assert "Columns found: answer, day, question, thing" in error
+    assert not (source.parent / "out").exists()
+
+
+def test_missing_pictures_are_counted_and_named(table, capsys):
+    source = table("file,question,answer,day")
+    for number in (2, 5):
+        (source.parent / f"photos/p{number}.png").unlink()
+    assert cut(source) == 0
+    warning = "warning: 2 of 18 samples name a picture that is not in"
+    error = capsys.readouterr().err
+    assert warning in error
+    assert ": p2.png, p5.png; bring the files there" in error
+
+
+@pytest.mark.parametrize("mark", [";", "|", "\t"])
+def test_another_separator_is_detected(table, mark):
+    row = mark.join(("p{n}.png", "What colour, then?", "{colour}", "1,5"))
+    source = table(mark.join(("file", "question", "answer", "price")), row)
+    assert cut(source) == 0
+    assert len(samples(source)) == 18
+    assert {s["price"] for s in samples(source)} == {"1,5"}
+
+
+def test_commas_stay_the_separator_beside_other_marks_and_a_bad_row(table, capsys):
+    source = table("file,question,answer,day", "p{n}.png,a;b|c?,{colour},{day}")
+    with source.open("a") as file:
+        file.write("p1.png,too,few\n")
+    assert cut(source, "--skip-bad") == 0
+    assert len(samples(source)) == 18
+    assert {s["messages"][0]["content"] for s in samples(source)} == {"<image>a;b|c?"}
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    for name, colour in (("cat", "red"), ("dog", "blue"), ("Golden Retriever", "gold")):
+        for number in range(4):
+            path = tmp_path / f"pets/{name}/{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 9), colour).save(path)
+        (path.parent / "notes.txt").write_text("no picture")
+    return tmp_path / "pets"
+
+
+def test_folders_named_by_class_are_a_source(classes, capsys):
+    out = classes.parent / "out"
+    arguments = ["--source", str(classes), "--out", str(out), "--question", "Which animal?"]
+    assert chunk([*arguments, "--test", f"pets={classes}"]) == 0
+    stream = open_stream(out)
+    read = [json.loads(line) for line in stream.chunk_file(1).read_text().splitlines()]
+    answers = {s["images"][0]: s["messages"][1]["content"] for s in read}
+    assert len(answers) == 12
+    assert answers["images/Golden Retriever/3.jpg"] == "Golden Retriever"
+    assert all((out / image).is_file() for image in answers)
+    assert {r["messages"][0]["content"] for r in stream.test_records("pets")} == {
+        "<image>Which animal?"
+    }
+    assert chunk([*arguments, "--test", f"pets={classes}"]) == 0
+    assert "complete, nothing to do" in capsys.readouterr().out
+
+
+def test_folders_of_splits_are_no_classes(classes, capsys):
+    root = classes.parent / "data"
+    (root / "test").mkdir(parents=True)
+    classes.rename(root / "train")
+    out = str(classes.parent / "out")
+    assert chunk(["--source", str(root), "--out", out, "--question", "Which?"]) == 2
+    assert "holds splits (test, train), not classes: give the folder of one" in (
+        capsys.readouterr().err
+    )
+
+
+def test_classes_without_a_question_are_refused_with_the_fix(classes, capsys):
+    assert chunk(["--source", str(classes), "--out", str(classes.parent / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "(and 11 more)" in error
+    assert "columns found: image, label" in error
+    assert '--question "..."' in error

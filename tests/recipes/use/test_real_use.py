@@ -1,0 +1,155 @@
+"""A finished run of the real host, used: asked, exported, and as its model card says."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes import REPO
+from recipes.run_folder.layout import RunLayout
+from recipes.use.ask import run_form
+from recipes.use.chat import converse
+from recipes.use.serve import Server
+from tests.recipes.real_host import BASE, gone_on, needs_host
+from tests.recipes.toy import QUESTIONS, recipe_values, write_recipe, write_stream
+
+pytestmark = [pytest.mark.slow, needs_host]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished StrLoRA run of one chunk."""
+    root = tmp_path_factory.mktemp("use")
+    stream = write_stream(root / "stream", chunks=1)
+    values = recipe_values(stream, root / "run", BASE, method="strlora")
+    values["data"]["chunks"] = 1
+    values["schedule"] |= {"epochs": 2, "first": {"learning_rate": 1e-2, "stability_weight": 0}}
+    gone_on(write_recipe(root / "toy.yaml", values))
+    return root / "run"
+
+
+def recorded(run: Path, task: str) -> dict[str, str]:
+    """Answers of the last evaluation by picture."""
+    lines = (run / "chunks/001/predictions" / f"{task}.jsonl").read_text("utf-8").splitlines()
+    return {line["images"][0]: line["prediction"] for line in map(json.loads, lines)}
+
+
+def ask_card(folder: Path, picture: Path, question: str) -> str:
+    """Runs the code of a folder's card as it stands."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.S)
+    assert code is not None
+    done = subprocess.run(
+        [sys.executable, "-c", code[1], str(picture), question],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_ask_and_the_card_give_the_recorded_answer(run: Path, tmp_path: Path) -> None:
+    answers = recorded(run, "VQAv2")
+    name, expected = next(iter(answers.items()))
+    picture, question = run.parent / "stream" / name, QUESTIONS["VQAv2"].removeprefix("<image>")
+    command = [sys.executable, "-m", "recipes.cli", "ask", str(run), str(picture), question]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{expected}\n"
+    assert "strlora after chunk 1 of 1 answers; adapter on: 28 layers routed" in done.stderr
+
+    adapter = run / "chunks" / "001" / "adapter"
+    assert "2 passes over each chunk, 6 optimizer steps" in (adapter / "README.md").read_text()
+    assert ask_card(adapter, picture, question) == expected
+
+
+def test_served_to_two_clients_at_once_and_stopped(run: Path) -> None:
+    openai = pytest.importorskip("openai")
+    environment = {**os.environ, "STRLORA_SERVE_KEY": "opensesame"}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "recipes.cli", "serve", str(run), "--port", "0"],
+        cwd=REPO,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        assert "adapter on: 28 layers routed" in (first := server.stdout.readline()), first
+        url = server.stdout.readline().split()[0]
+        assert url.startswith("http://127.0.0.1:")
+        client = openai.OpenAI(base_url=url, api_key="opensesame", max_retries=0)
+
+        def answer(task: str, **more: Any) -> Any:
+            name = next(iter(recorded(run, task)))
+            data = base64.b64encode((run.parent / "stream" / name).read_bytes()).decode()
+            content = [
+                {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
+                {"type": "text", "text": QUESTIONS[task].removeprefix("<image>")},
+            ]
+            turns: Any = [{"role": "user", "content": content}]
+            return client.chat.completions.create(model="toy", messages=turns, **more)
+
+        with ThreadPoolExecutor() as pool:
+            replies = list(pool.map(answer, QUESTIONS))
+        found = [reply.choices[0].message.content for reply in replies]
+        assert found == [next(iter(recorded(run, task).values())) for task in QUESTIONS]
+        pieces = [part.choices[0].delta.content or "" for part in answer("VQAv2", stream=True)]
+        assert "".join(pieces).strip() == found[list(QUESTIONS).index("VQAv2")]
+
+        stranger = openai.OpenAI(base_url=url, api_key="wrong", max_retries=0)
+        with pytest.raises(openai.BadRequestError, match="API key error"):
+            stranger.chat.completions.create(model="toy", messages=[])
+        picture = next((run.parent / "stream" / "images").glob("*.png"))
+        spying: Any = {"messages": [{"role": "user", "content": "<image>What?"}]}
+        with pytest.raises(openai.UnprocessableEntityError):  # files of the server's machine
+            client.chat.completions.create(
+                model="toy", **spying, extra_body={"images": [str(picture)]}
+            )
+
+        talked: list[str] = []
+        lines = iter([QUESTIONS["Fin"].removeprefix("<image>"), "Sure?", "/new", "/end", "no"])
+        name, expected = next(iter(recorded(run, "Fin").items()))
+        spoken = Server(url, "toy", "opensesame", None, run)
+        pictures = [run.parent / "stream" / name]
+        converse(spoken, run_form(RunLayout(run)), lines, pictures, run, talked.append)
+        assert (len(talked), talked[0]) == (2, expected)
+    finally:
+        server.terminate()
+        _, err = server.communicate(timeout=60)
+    assert server.returncode == 0, err
+    assert "server stopped by SIGTERM" in err
+    with pytest.raises(openai.APIConnectionError):
+        client.models.list()
+
+
+def test_a_merged_model_answers_as_the_adapter(run: Path, tmp_path: Path) -> None:
+    values = recipe_values(run.parent / "stream", tmp_path / "lora", BASE, method="lora")
+    values["data"]["chunks"] = 1
+    values["schedule"]["first"]["learning_rate"] = 1e-2
+    gone_on(write_recipe(tmp_path / "lora.yaml", values), "--train-only")
+    merged = tmp_path / "merged"
+    command = ["export", str(tmp_path / "lora"), "--merged", "--to", str(merged)]
+    subprocess.run([sys.executable, "-m", "recipes.cli", *command], cwd=REPO, check=True)
+    assert not (merged / "adapter_config.json").exists()
+    question = QUESTIONS["Fin"].removeprefix("<image>")
+    picture = next((run.parent / "stream/images").glob("Fin-test-*.png"))
+    asked = ["ask", str(tmp_path / "lora"), str(picture), question]
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.cli", *asked], cwd=REPO, capture_output=True, text=True
+    )
+    assert "adapter on: 28 layers wrapped" in done.stderr
+    assert ask_card(merged, picture, question) == done.stdout.strip() != ""
+    shutil.rmtree(merged)

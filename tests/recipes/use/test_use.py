@@ -1,0 +1,168 @@
+"""`ask` and `export` up to the host: what is refused, and what a folder for others holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eval.questions import form_of
+from recipes.cli import main
+from recipes.config.loading import load_recipe
+from recipes.run.commands import deploy_command
+from recipes.run_folder.manifest import RunChanged
+from recipes.use.ask import checked_turns
+from recipes.use.export import export
+from recipes.use.finished_adapter import UseError, open_adapter
+from recipes.use.serve import serve
+from tests.recipes.run.test_runner import finish
+from tests.recipes.toy import recipe_values, write_recipe, write_stream
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run of the stand-in host, its stream and its base model."""
+    root = tmp_path_factory.mktemp("use")
+    stream = write_stream(root / "stream", chunks=2, samples=4, tests=2)
+    model = root / "base"
+    model.mkdir()
+    (model / "config.json").write_text("{}", encoding="utf-8")
+    (model / "LICENSE.txt").write_text("take it", encoding="utf-8")
+    (model / "README.md").write_text("---\nlicense: mit\n---\n# Base\n", encoding="utf-8")
+    values = recipe_values(stream, root / "strlora", model, method="strlora")
+    code, _, err = finish(write_recipe(root / "strlora.yaml", values))
+    assert code == 0, err
+    values = recipe_values(stream, root / "strlora", model, method="mr_lora")
+    write_recipe(root / "mr_lora.yaml", values)
+    return root
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained / "strlora", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_newest_chunk_answers_unless_another_is_named(trained: Path) -> None:
+    run = trained / "strlora"
+    assert open_adapter(run, None).chunk == 2
+    assert open_adapter(run, 1).chunk == 1
+    assert "base model" in open_adapter(run, 0).title
+    for chunk in (3, -1):
+        with pytest.raises(UseError, match=r"has no adapter; trained chunks: 1, 2"):
+            open_adapter(run, chunk)
+    with pytest.raises(UseError, match="not started"):
+        open_adapter(trained, None)
+
+
+def test_a_changed_adapter_and_another_base_are_refused(trained: Path, run: Path) -> None:
+    moved = trained / "moved"
+    shutil.copytree(trained / "base", moved)
+    assert open_adapter(run, None, str(moved)).recipe.model.path == str(moved)
+    (moved / "config.json").write_text('{"vocab_size": 7}', encoding="utf-8")
+    with pytest.raises(RunChanged, match=r"base model .*moved changed .*config\.json"):
+        open_adapter(run, None, str(moved))
+    with (run / "chunks/002/adapter/adapter_model.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UseError, match="was changed after the chunk was recorded"):
+        open_adapter(run, None)
+
+
+def test_a_question_takes_the_form_of_the_run_s_own() -> None:
+    user = {"role": "user", "content": "<image>\nWhat is it?"}
+    system = {"role": "system", "content": "Be brief."}
+    form = form_of([{"messages": [{"role": "user", "content": "Hello?"}], "images": []},
+                    {"messages": [system, user], "images": ["a.png"]}])  # fmt: skip
+    assert form.turns("Which?", 2) == [
+        system,
+        {"role": "user", "content": "<image>\n<image>\nWhich?"},
+    ]
+    assert form.turns("Which? <image>", 1)[-1]["content"] == "Which? <image>"
+    assert form.turns("Why?", 0)[-1]["content"] == "Why?"
+    assert form_of([]).turns("Why?", 1) == [{"role": "user", "content": "<image>Why?"}]
+
+
+def test_what_cannot_be_asked_is_told_before_anything_starts(trained: Path, tmp_path: Path) -> None:
+    form, picture = form_of([]), next((trained / "stream/images").glob("*.png"))
+    empty = tmp_path / "empty.jpg"
+    empty.touch()
+    for question, pictures, message in (
+        (" ", [], "the question is empty"),
+        ("What?", [tmp_path / "none.jpg"], "none.jpg"),
+        ("What?", [empty], "is empty"),
+        ("<image> or <image>?", [picture], "marks 2 pictures"),
+        ("<image>?", [], "marks 1 pictures"),
+    ):
+        with pytest.raises(UseError, match=message):
+            checked_turns(form, question, pictures)
+
+
+def test_an_exported_folder_is_for_others(run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    told = "\n".join(export(open_adapter(run, 1), target, base_name="some/base"))
+    names = {path.name for path in target.iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "README.md",
+                     "LICENSE.txt", "versions.json"}  # fmt: skip
+    config = json.loads((target / "adapter_config.json").read_text("utf-8"))
+    assert config["base_model_name_or_path"] == "some/base"
+    weights = "adapter_model.safetensors"
+    assert (target / weights).read_bytes() == (run / "chunks/001/adapter" / weights).read_bytes()
+    card = (target / "README.md").read_text("utf-8")
+    assert "license: mit" in card
+    assert "base_model: some/base" in card
+    assert "after chunk 1 of 2" in card
+    assert str(tmp_path) not in card
+    assert "its licence: mit" in told
+    versions = json.loads((target / "versions.json").read_text("utf-8"))
+    assert versions["trained_with"].keys() == versions["exported_with"].keys()
+    with pytest.raises(UseError, match="not empty"):
+        export(open_adapter(run, 1), target)
+
+
+def test_what_cannot_be_exported_is_refused_in_words(trained: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    routed = open_adapter(trained / "strlora", None)
+    pool = replace(routed, recipe=load_recipe(str(trained / "mr_lora.yaml")))
+    with pytest.raises(UseError, match=r"cannot be merged. Its experts are weighed anew"):
+        export(routed, target, merged=True)
+    with pytest.raises(UseError, match="2 adapters and a router"):
+        export(pool, target)
+    with pytest.raises(UseError, match="nothing to export"):
+        export(open_adapter(trained / "strlora", 0), target)
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_taken_port_is_told_before_the_host_takes_another(trained: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        for where in ({"port": port}, {"host": "192.0.2.1"}, {"port": 70000}):
+            with pytest.raises(UseError, match=r"cannot listen on .* another --port"):
+                serve(open_adapter(trained / "strlora", None), print, **where)
+
+
+def test_the_server_gets_its_key_outside_of_the_command_line(trained: Path) -> None:
+    adapter = open_adapter(trained / "strlora", None)
+    command = deploy_command(adapter.alone, adapter.layout, 2, "127.0.0.1", 8000, "toy")
+    words = list(command.arguments)
+    assert words[words.index("--host") + 1] == "127.0.0.1"
+    assert words[words.index("--adapters") + 1] == str(adapter.layout.adapter(2))
+    assert "--api_key" not in words
+    assert command.kind == "deploy"
+
+
+def test_the_command_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files are found from where the user stands, not from the repository's root."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(run), "--to", "mine", "--chunk", "1"]) == 0
+    assert (tmp_path / "mine" / "README.md").is_file()
+    monkeypatch.chdir(tmp_path)
+    assert main(["ask", str(run), "none.jpg", "What is it?"]) == 1
+    assert f"{tmp_path / 'none.jpg'}" in capsys.readouterr().err
