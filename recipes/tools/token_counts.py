@@ -26,7 +26,7 @@ from recipes.config.swift_arguments import installed_version
 from recipes.run.commands import is_local, train_command
 from recipes.run_folder.layout import RunLayout
 
-PROGRAM = "recipes.swift_plugins.token_counts"
+PROGRAM = "recipes.swift_plugins.encoded_lengths"
 MARK = "TOKENS "
 # What the host reads of a row. Its loader wants the same fields in all rows of a file, and those
 # that are for evaluation alone differ.
