@@ -22,10 +22,9 @@ methods: ## every method in the real host, slow ones included
 	FULL_METHODS=1 .venv/bin/python -m pytest -n 2 --dist loadfile -m slow tests/host tests/recipes/run/test_real_methods.py tests/recipes/baselines/test_real_baselines.py \
 		tests/recipes/baselines/test_real_pool.py tests/recipes/processes/test_real_resident.py
 
-long:    ## every shipped recipe on model folders of real shape, fuzzing of readers and scorers, kills (over an hour)
-	FULL_FUZZ=1 .venv/bin/python -m pytest -m slow tests/eval/scorers/test_scorer_fuzz.py tests/data_prep/sources/test_reader_fuzz.py
-	APPEND_KILLS=20 .venv/bin/python -m pytest -m slow tests/data_prep/chunk/test_append.py
-	FULL_SHAPES=1 .venv/bin/python -m pytest -m slow --durations 0 -rP tests/real_shapes
+long:    ## every shipped recipe on model folders of real shape, long reports and streams, fuzzing, kills (over an hour)
+	FULL_LONG=1 APPEND_KILLS=20 .venv/bin/python -m pytest -n 2 --dist loadfile -m slow tests/eval tests/data_prep
+	FULL_LONG=1 .venv/bin/python -m pytest -m slow --durations 0 -rP tests/real_shapes
 
 ci:      ## everything, slow suites included
 	bash .ci/run

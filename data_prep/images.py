@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from data_prep.errors import ERROR, WARNING, DataError
 
@@ -136,8 +137,8 @@ def _no_file(name: str, path: Path, error: OSError) -> DataError:
     text = f"image {name!r} does not exist"
     if path.is_symlink():
         text = f"image {name!r} is a link to a file that does not exist"
-    elif other := other_spelling(Path(str(path)[: -len(name)]), name):
-        text += f", but {other!r} does (backslashes, or another Unicode form of the same letters)"
+    elif other := on_disk(Path(str(path)[: -len(name)]), name):
+        text += f", but {other!r} does (written otherwise: slashes, blanks, %20, Unicode forms)"
     elif re.match(r"(?:images/)?[A-Za-z]:[\\/]", name):
         text += ": it is a path of Windows with its drive"
     elif near := _other_case(path):
@@ -145,13 +146,29 @@ def _no_file(name: str, path: Path, error: OSError) -> DataError:
     return DataError("image-missing", f"{text}; put the file there or leave the sample out")
 
 
-def other_spelling(root: Path, name: str) -> str | None:
-    """Return the file that is there under `name` written otherwise: slashes, NFC or NFD."""
-    if (root / name).exists():
-        return None
-    plain = name.replace("\\", "/")
-    forms = [plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
-    return next((f for f in forms if ".." not in f.split("/") and (root / f).exists()), None)
+def unusual(name: str) -> bool:
+    """Return whether a file name may be written otherwise on disk (see `on_disk`)."""
+    return not name.isascii() or bool(re.search(r"[\\%:\"']|^\s|\s$", name))
+
+
+def on_disk(root: Path, name: str) -> str | None:
+    """Return the file below `root` that `name` means, as it is written there; None without one.
+
+    Tried in turn: the name itself, with slashes for backslashes, without blanks and quotes around
+    it, with `%20` and its like decoded, and each part in either Unicode form (NFC, NFD).
+    """
+    plain = name.replace("\\", "/").strip().strip("\"'")
+    for form in dict.fromkeys((name, plain, unquote(plain))):
+        parts: list[str] = []
+        for part in form.lstrip("/").split("/"):
+            forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+            here = (f for f in forms if f != ".." and os.path.exists(os.path.join(root, *parts, f)))
+            if (found := next(here, None)) is None:
+                break
+            parts.append(found)
+        else:
+            return "/".join(parts)
+    return None
 
 
 def what_begins(data: bytes) -> str:
@@ -164,7 +181,7 @@ def what_begins(data: bytes) -> str:
         return "not an image: it begins with " + ("an HTML page" if page else "XML")
     if data[4:8] == b"ftyp":
         return f"a HEIC picture or a video ({data[8:12].decode('latin-1')}): convert it to PNG"
-    kinds = ((b"%PDF", "a PDF"), (b"version https://git-lfs", "a Git LFS pointer"))
+    kinds = ((b"%PDF-", "a PDF"), (b"version https://git-lfs", "a Git LFS pointer"))
     words = next((words for magic, words in kinds if data.startswith(magic)), repr(data[:12]))
     return f"not an image: it begins with {words}"
 

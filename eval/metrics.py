@@ -156,11 +156,6 @@ def plasticity(a: Array) -> Array:
     return mean_over(plasticity_by_task(a))
 
 
-def learning_curve(a: Array) -> Array:
-    """Return mean_i a[c, i] for every row c: (..., chunks + 1); a's own columns are the tasks'."""
-    return mean_over(a)
-
-
 @dataclass(frozen=True)
 class StreamScore:
     """One score over a stream: its name, and how it is made of a[chunk, task].

@@ -17,6 +17,7 @@ from data_prep.files import read_jsonl, write_jsonl
 from data_prep.stream import Stream
 from eval.questions import Question, prompt_of, question_of
 from eval.run_files import ChunkScores, JsonObject, PredictionLine, TaskResult
+from eval.scorers import cider
 from eval.scorers.answer_text import find_answer, gold_answers
 from eval.scorers.published_scores import published_scores
 from eval.scorers.registry import MOST_CIDER, Scorer, open_scored_stream, scorer_of
@@ -224,6 +225,23 @@ def task_scores(predictions_dir: Path, stream: Stream, task: str) -> TaskScores:
     return sum_up(read_predictions(predictions_dir, stream, task), scorer_of(stream, task))
 
 
+def chrf_of_few(predictions_dir: Path, stream: Stream, task: str) -> float | None:
+    """Return the mean chrF, 0 to 1, of captions whose test set is too small for CIDEr; else None.
+
+    Raises:
+        FileNotFoundError, ValueError: as `task_scores`.
+    """
+    scorer = scorer_of(stream, task)
+    if scorer.sample is not None:
+        return None
+    lines = read_predictions(predictions_dir, stream, task)
+    answers = [line["prediction"] or "" for line in lines]
+    if not cider.too_small(scorer.caption_tokens(answers, lines)[1]):
+        return None
+    pairs = zip(map(scorer.read or str, answers), map(gold_answers, lines), strict=True)
+    return fmean(cider.chrf(answer, golds) for answer, golds in pairs)
+
+
 def chunk_scores(predictions_dir: Path, stream_dir: Path, chunk: int | None = None) -> ChunkScores:
     """Return the content of `scores.json`: every task that has a prediction file.
 
@@ -265,8 +283,8 @@ def _task_result(lines: Sequence[PredictionLine], scorer: Scorer) -> TaskResult:
     }
     if scorer.sample is None:
         measured = scored.failed < len(lines)
-        cider = 100 * MOST_CIDER * fmean(scored.scores) if measured else math.nan
-        result["cider"] = _number(cider)
+        cider_d = 100 * MOST_CIDER * fmean(scored.scores) if measured else math.nan
+        result["cider"] = _number(cider_d)
     unfinished = sum(find_answer(line["prediction"] or "").unfinished for line in lines)
     if unfinished:
         result["unfinished"] = unfinished

@@ -27,7 +27,6 @@ from eval.scorers.registry import MOST_CIDER, TASKS, Scorer, find_task
 
 REQUIRED = ("question_id", "gold", "prediction")
 MOST_NAMED = 20
-FEWEST_PICTURES = 10  # below this, how rare a word is says little about it
 Numbered = tuple[int, Record]
 
 
@@ -87,8 +86,7 @@ def _score_captions(records: Sequence[Record], scorer: Scorer) -> list[Record]:
     usable = [r for r in records if not is_missing(r.get("gold")) and not _reference_problem(r)]
     answers = ["" if _problem(r) else r["prediction"] for r in usable]
     scores = dict(zip(map(id, usable), scorer.score_all(answers, usable), strict=True))
-    weightless = cider.without_weight(scorer.caption_tokens(answers, usable)[1])
-    small = bool(weightless) or len(usable) < FEWEST_PICTURES
+    small = cider.too_small(scorer.caption_tokens(answers, usable)[1])
     results = []
     for record, problem in zip(records, problems, strict=True):
         result = _result(record, 0.0 if problem else scores[id(record)], problem)
@@ -147,7 +145,7 @@ def caption_note(results: Sequence[Record]) -> str | None:
     return (
         f"too small for CIDEr: it weighs words by how rare they are in the whole file, and words"
         f" that stand with every picture earn 0, with one picture all of them ({len(results)} here,"
-        f" fewer than {FEWEST_PICTURES} say little); chrF (characters) of the same captions:"
+        f" fewer than {cider.FEWEST_IMAGES} say little); chrF (characters) of the same captions:"
         f" {100 * fmean(scores):.2f} of 100"
     )
 

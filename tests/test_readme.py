@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from recipes.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -20,18 +20,19 @@ COMMANDS = [
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 
 
-def run_recipe(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "recipes.cli", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+@pytest.fixture
+def run_recipe(monkeypatch, capsys):
+    """Returns a function: exit code, output and errors of `run_stream.sh ARGUMENTS`."""
+    monkeypatch.chdir(ROOT)
+
+    def run(*arguments):
+        return main(list(arguments)), *capsys.readouterr()
+
+    return run
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_every_command_exists(page, command):
+def test_every_command_exists(page, command, run_recipe):
     words = command.split("#")[0].split()
     if words[0] == "bash":
         assert (ROOT / words[1]).is_file(), f"{page}: {command}"
@@ -41,9 +42,9 @@ def test_every_command_exists(page, command):
         assert (ROOT / words[1]).is_file(), f"{page}: {command}"
     if words[1] == "recipes/run_stream.sh" and words[2] in RECIPES:
         values = [word for word in words[3:] if "=" in word]
-        done = run_recipe(words[2], *values, "--validate")
+        code, out, err = run_recipe(words[2], *values, "--validate")
         misspelt = any(value.startswith("tuner.rnak") for value in values)
-        assert (done.returncode == 0) != misspelt, done.stdout + done.stderr
+        assert (code == 0) != misspelt, out + err
 
 
 def test_there_are_commands_to_check():
@@ -67,18 +68,27 @@ def test_every_shipped_recipe_is_in_the_table():
     assert {"gemma3-4b", "internvl3.5-4b", "internvl3.5-8b", "tiny"} <= set(RECIPES)
 
 
-def test_the_dry_run_prints_every_chunk_and_says_what_is_missing():
-    done = run_recipe("internvl3.5-8b", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("swift sft") == 25
-    assert "MISSING  model" in done.stdout
+def test_the_dry_run_prints_every_chunk_and_says_what_is_missing(run_recipe):
+    code, out, err = run_recipe("internvl3.5-8b", "--dry-run")
+    assert code == 0, err
+    assert out.count("swift sft") == 25
+    assert "MISSING  model" in out
 
 
-def test_a_misspelt_key_gets_one_message_with_the_right_one(tmp_path):
+def test_a_misspelt_key_gets_one_message_with_the_right_one(tmp_path, run_recipe):
     text = (ROOT / "recipes" / "internvl3.5-8b.yaml").read_text()
     copy = tmp_path / "copy.yaml"
     copy.write_text(text.replace("num_experts:", "num_expert:"))
-    done = run_recipe(str(copy), "--validate")
-    assert done.returncode == 2
-    assert done.stderr.count("did you mean 'num_experts'") == 1
-    assert "1 problem in the recipe" in done.stderr
+    code, _, err = run_recipe(str(copy), "--validate")
+    assert code == 2
+    assert err.count("did you mean 'num_experts'") == 1
+    assert "1 problem in the recipe" in err
+
+
+def test_the_evidence_for_what_is_as_published_is_there():
+    page = (ROOT / "docs" / "faithfulness.md").read_text()
+    named = re.findall(r"`(test_[a-z_]+\.py)::(\w+)`", page)
+    assert len(named) > 25
+    for file, name in named:
+        files = list((ROOT / "tests").rglob(file))
+        assert any(f"def {name}(" in path.read_text() for path in files), f"{file}::{name}"

@@ -91,12 +91,23 @@ def main(argv: list[str] | None = None) -> int:
     return run_plan(args, partial(_plan, args, before), write=write)
 
 
+def _one_file(path: Path) -> Path:
+    """Return the data file that `path` is, or the only one of a folder."""
+    if not path.is_dir():
+        return path
+    files = data_files([path])
+    if len(files) > 1:
+        text = f"--test {path}: {len(files)} data files ({files[0].name}, ...); write them as one"
+        raise StreamError(text)
+    return files[0]
+
+
 def _plan(args: argparse.Namespace, before: Before) -> Plan:
     if args.question and args.question_column:
         raise StreamError("--question and --question-column: give one of them")
     boundaries = _boundaries(args)
     sources = data_files(args.source)
-    tests = pairs(args.test, "--test")
+    tests = {task: _one_file(Path(path)) for task, path in pairs(args.test, "--test").items()}
     scorers = scorers_of(args.scorer)
     for task in tests:
         check_task_name(task)
@@ -111,7 +122,7 @@ def _plan(args: argparse.Namespace, before: Before) -> Plan:
         raise StreamError(f"--images {root}: no such folder")
     settings = {
         "sources": [source_facts(path) for path in sources],
-        "tests": {task: source_facts(Path(path)) for task, path in tests.items()},
+        "tests": {task: source_facts(path) for task, path in tests.items()},
         "images": str(root),
         "scorers": scorers,
         **{k: getattr(args, k) for k in ("by", "size", "column", "every", "task", "task_column")},
@@ -138,8 +149,7 @@ def _plan(args: argparse.Namespace, before: Before) -> Plan:
     def all_of(staging: Path) -> Contents:
         first_pass = FirstPass(staging / "first_pass", sources, options, args.skip_bad)
         first_pass.run(workers, Progress("reading"))
-        found = {task: Path(path) for task, path in tests.items()}
-        return contents(first_pass, boundaries, found, scorers, before)
+        return contents(first_pass, boundaries, tests, scorers, before)
 
     generator = {"name": GENERATOR, "version": VERSION, "settings": settings}
     return Plan(before.name, generator, args.seed, all_of, make, args.skip_bad)

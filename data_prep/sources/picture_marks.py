@@ -11,6 +11,7 @@ from typing import Any
 
 from data_prep.errors import DataError, shown
 from data_prep.files import is_missing, read_literal
+from data_prep.sources.image_paths import is_picture, picture_of
 from data_prep.sources.records import PLACEHOLDER, Turn, check_placeholders
 
 # Columns that hold pictures whatever they look like, the first that is filled counts.
@@ -21,8 +22,11 @@ IMAGE_COLUMNS = (
 )
 # These only where they hold the name of a picture; their names without case, "_", "-" and blanks.
 _MAYBE = re.compile(
-    r"(?:input|query|question)?(?:image|img|picture|pic|photo|screenshot|frame)s?"
-    r"(?:file|path|name|filename|filepath|url|uri|src|list)?s?|file|filename|filepath|path|url|jpg|png"
+    r"(?:input|query|question|base64|b64|encoded|raw)?"
+    r"(?:image|img|picture|pic|photo|screenshot|frame)s?"
+    r"(?:file|path|name|filename|filepath|url|uri|src|list|base64|b64|bytes|data|string|str|blob"
+    r"|raw|binary|content|encoded)?s?"
+    r"|file|filename|filepath|path|url|jpe?g|png|webp|bytes|base64|b64|data|content"
 )
 _NUMBERED_COLUMN = re.compile(r"(?:image|img|picture)[_ -]?(\d{1,3})", re.IGNORECASE)
 _ENDING = r"\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|heic)"
@@ -90,7 +94,7 @@ def read_images(raw: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
         return [], set()
     images = _listed(filled[key])
     for image in images:
-        if not _is_picture(image):
+        if picture_of(image) is None:
             raise DataError("image-type", f"{key}: found {shown(image)}, expected a path as text")
     used = {key}
     if key == "images" and "image" in filled:
@@ -108,11 +112,11 @@ def _numbered_columns(filled: Mapping[str, Any]) -> dict[str, int]:
     """Return the columns image_1, image_2, ... with their numbers, if all of them hold pictures."""
     matches = {name: _NUMBERED_COLUMN.fullmatch(name) for name in filled}
     found = {name: int(match.group(1)) for name, match in matches.items() if match}
-    return found if all(_is_picture(filled[name]) for name in found) else {}
+    return found if all(picture_of(filled[name]) for name in found) else {}
 
 
 def _maybe(key: str) -> bool:
-    return bool(_MAYBE.fullmatch(re.sub(r"[_\s-]", "", key).lower()))
+    return bool(_MAYBE.fullmatch(re.sub(r"[_.\s-]", "", key).lower()))
 
 
 def _listed(value: Any) -> list[Any]:
@@ -123,22 +127,17 @@ def _listed(value: Any) -> list[Any]:
         parts = re.split(r"\s*[;,|]\s*", value)
         if len(parts) > 1 and all(map(names_picture, parts)):
             return parts
-    return value if isinstance(value, list) else [value]
-
-
-def _is_picture(image: object) -> bool:
-    return isinstance(image, str | bytes) or (
-        isinstance(image, dict) and bool(image.get("bytes") or image.get("path"))
-    )
+    return value if isinstance(value, list) and picture_of(value) is None else [value]
 
 
 def names_picture(value: object) -> bool:
-    """Return whether a value is the name of a picture file, or holds one."""
-    if isinstance(value, str):
-        return bool(_PICTURE_NAME.fullmatch(value.strip()))
-    if isinstance(value, dict):
-        return bool(value.get("bytes")) or names_picture(value.get("path"))
-    return isinstance(value, list) and bool(value) and all(map(names_picture, value))
+    """Return whether a value is the name of a picture file, or holds a picture or such names."""
+    if isinstance(value, list) and value and picture_of(value) is None:
+        return all(map(names_picture, value))
+    name = picture_of(value)
+    return is_picture(name) or (
+        isinstance(name, str) and bool(_PICTURE_NAME.fullmatch(name.strip()))
+    )
 
 
 def place_images(turns: list[Turn], inside: list[Any], listed: list[Any]) -> list[Any]:

@@ -14,6 +14,7 @@ from data_prep.errors import DataError, shown
 from data_prep.files import is_missing, read_literal
 from data_prep.sources.answer_options import read_options, with_options
 from data_prep.sources.boxes import check_objects, read_objects
+from data_prep.sources.image_paths import picture_of
 from data_prep.sources.picture_marks import place_images, read_images, refuse_lost
 from data_prep.sources.records import (
     PLACEHOLDER,
@@ -113,6 +114,11 @@ def _read_turns(raw: Raw) -> tuple[list[Turn], list[Any], set[str]]:
         return _read_pair(raw)
     if isinstance(written, str):
         written = read_literal(written)
+    if isinstance(written, dict) and all(isinstance(part, list) for part in written.values()):
+        # What `datasets` makes of Sequence({"role": ..., "content": ...}).
+        written = [
+            dict(zip(written, turn, strict=False)) for turn in zip(*written.values(), strict=False)
+        ]
     if not isinstance(written, list):
         raise DataError("turns-type", f"{key}: found {shown(written)}, expected a list of turns")
     if raw.get("history") not in (None, "", [], "[]"):
@@ -212,20 +218,13 @@ def _join_parts(number: int, parts: list[Any], inline: list[Any]) -> str:
         words = next((fields[key] for key in ("text", "content", "value") if fields.get(key)), "")
         if kind in _IMAGE_PARTS or (kind is None and fields.get("image")):
             image = next((fields[key] for key in _PICTURE_KEYS if fields.get(key)), None)
-            inline.append(fields.get("index") if image is None else _picture_of(image))
+            inline.append(fields.get("index") if image is None else picture_of(image) or image)
             text.append(PLACEHOLDER)
         elif kind in (None, *_TEXT_PARTS) and isinstance(words, str):
             text.append(words)
         else:
             raise DataError("content-type", f"turn {number}: found the part {shown(part)}")
     return "".join(text)
-
-
-def _picture_of(image: Any) -> Any:
-    """Return the picture that a part holds: {"url"} of OpenAI, the source of Anthropic, a path."""
-    if isinstance(image, dict):
-        return next((image[key] for key in ("url", "data") if image.get(key)), image)
-    return image
 
 
 def _read_pair(raw: Raw) -> tuple[list[Turn], list[Any], set[str]]:

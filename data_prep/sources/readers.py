@@ -56,15 +56,16 @@ def data_files(sources: list[Path]) -> list[Path]:
             _refuse_splits(source)
             inside = (p for p in source.iterdir() if p.is_file() and p.name not in _BESIDE)
             found = sorted(p for p in inside if kind_of_name(p.name))
+            _refuse_missing_shards(source)
             if not found and class_folders(source):
                 files.append(source)
             elif not found:
-                wanted = ", ".join(SUFFIXES)
-                raise DataError(
-                    "no-data",
-                    f"{source}: no data file; expected one of {wanted}, or "
-                    "folders of pictures named by their class",
+                wanted = (
+                    f"expected one of {', '.join(SUFFIXES)}, or folders of pictures named by class"
                 )
+                if deep := sorted(p for p in source.glob("*/*") if kind_of_name(p.name)):
+                    wanted = f"but there is {deep[0]}: give that folder, {deep[0].parent}"
+                raise DataError("no-data", f"{source}: no data file; {wanted}")
             files += found
         elif not source.exists():
             raise DataError("no-data", f"{source}: no such file; check the path")
@@ -81,6 +82,21 @@ def _refuse_splits(folder: Path) -> None:
             "splits",
             f"{folder}: a folder of several splits ({', '.join(names)}) by save_to_disk: give the "
             f"folder of one, such as --source {folder / (names or ['train'])[0]}",
+        )
+
+
+def _refuse_missing_shards(folder: Path) -> None:
+    """Raise DataError if a file is gone that `save_to_disk` wrote into a folder."""
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+        names = [file["filename"] for file in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no such folder
+    if gone := [name for name in names if not (folder / name).is_file()]:
+        raise DataError(
+            "no-data",
+            f"{folder}: {len(gone)} of {len(names)} files that its state.json names are missing, "
+            f"{gone[0]} first: copy the whole folder",
         )
 
 
@@ -183,7 +199,7 @@ def _kind(path: Path) -> str:
         magic = raw.read(8)
     if magic[:4] == b"PAR1":
         return "parquet"
-    if magic[:6] == b"ARROW1" or (magic[:4] == b"\xff" * 4 and path.name.endswith(".arrow")):
+    if magic[:6] == b"ARROW1" or magic[:4] == b"\xff" * 4:
         return "arrow"
     if magic[:4] in (b"PK\x03\x04", b"\x28\xb5\x2f\xfd") or magic[:3] in (b"BZh", b"\xfd7z"):
         raise DataError("compressed", f"{path}: an archive; unpack it (only gzip is read directly)")
@@ -192,6 +208,10 @@ def _kind(path: Path) -> str:
             head = file.read(_BLOCK)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError("gzip-damaged", f"{path}: damaged gzip file ({error})") from error
+    if head[:4] in (b"PAR1", b"ARRO", b"FEA1", b"\xff" * 4):
+        what = "Feather of version 1" if head[:4] == b"FEA1" else "Parquet or Arrow inside gzip"
+        fix = "write it as Parquet" if head[:4] == b"FEA1" else "unpack it"
+        raise DataError("compressed", f"{path}: {what}; {fix}")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:200].count(0) > 20:
         raise DataError("encoding", f"{path}: UTF-16 or binary; save the file as UTF-8 text")
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()

@@ -63,7 +63,11 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, Decimal | timedelta):
         return str(value)
-    raise DataError("json-value", f"a field holds {shown(value)}, which JSON cannot express")
+    raise DataError(
+        "json-value",
+        f"a field holds {shown(value)}, which JSON cannot express: leave its column out (if it is "
+        "a picture, call it 'image')",
+    )
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain).encode
@@ -201,6 +205,8 @@ def encode(record: Mapping[str, Any]) -> bytes:
         raise DataError(
             "surrogate", "a field holds half of a surrogate pair; repair the text"
         ) from error
+    except DataError:
+        raise
     except ValueError as error:
         raise DataError(
             "json-number", "a field holds an infinite number, which JSON cannot express"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from data_prep.errors import DataError
 from data_prep.images import EXTENSIONS
 
 MOST_BYTES = 64 << 20  # of one sample
+_AT_ONCE = 64  # rows of a Parquet or Arrow file in memory; they may hold pictures
 _SEPARATORS = ",;\t|"
 _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 
@@ -118,12 +120,11 @@ def read_class_folders(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number, row) of a Parquet file. Raises DataError for a damaged one."""
-    from datasets import load_dataset
+    import pyarrow.parquet as pq
 
     try:
-        rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        for number, row in enumerate(rows.decode(False), start=1):
-            yield number, _filled(row)
+        with pq.ParquetFile(path) as file:
+            yield from _table(file.iter_batches(_AT_ONCE), file.schema_arrow)
     except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
         raise DataError("parquet", f"{path}: damaged Parquet file ({error})") from error
 
@@ -134,22 +135,29 @@ def read_arrow(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     try:
         with pa.memory_map(str(path)) as source:
-            magic = source.read(6)
-            source.seek(0)
-            file = pa.ipc.open_file(source) if magic == b"ARROW1" else None
-            batches = (
-                (file.get_batch(i) for i in range(file.num_record_batches))
-                if file
-                else pa.ipc.open_stream(source)
-            )
-            number = 0
-            for batch in batches:
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, _filled(row)
+            if source.read(6) == b"ARROW1":
+                file = pa.ipc.open_file(source)
+                batches = (file.get_batch(i) for i in range(file.num_record_batches))
+                yield from _table(batches, file.schema)
+            else:
+                source.seek(0)
+                stream = pa.ipc.open_stream(source)
+                yield from _table(stream, stream.schema)
     except (OSError, ValueError) as error:
         raise DataError("arrow", f"{path}: damaged Arrow file ({error})") from error
 
 
-def _filled(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if value is not None}
+def _table(batches: Iterable[Any], schema: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number, row) of Arrow batches: without nulls, labels of `datasets` as their names."""
+    about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = about.get("info", {}).get("features", {})
+    names = {key: kind["names"] for key, kind in features.items() if "names" in kind}
+    number = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, _AT_ONCE):
+            for row in batch.slice(start, _AT_ONCE).to_pylist():
+                number += 1
+                row = {key: value for key, value in row.items() if value is not None}
+                for key in names.keys() & row.keys():
+                    row[key] = names[key][row[key]] if 0 <= row[key] < len(names[key]) else row[key]
+                yield number, row

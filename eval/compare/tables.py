@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from eval.compare.comparison import BASE, Cell, Column, Comparison
+from eval.report.data import small_captions
 
 UNKNOWN = "-"
 MOST_GAPS = 20
@@ -72,6 +73,9 @@ def notes(found: Comparison) -> list[str]:
         "Marked: ahead of every other method, each difference with p <= 0.05 after Holm's"
         " correction (Welch over seeds; else paired on the same test samples)."
     )
+    for method in found.methods:
+        runs = [(method.name_of(entry), entry.run) for entry in method.entries]
+        lines += [f"{name}: {text}" for name, run in runs for text in small_captions(run)]
     lines += [f"{gap.what}: {gap.why}" for gap in found.gaps[:MOST_GAPS]]
     if len(found.gaps) > MOST_GAPS:
         lines.append(f"... and {len(found.gaps) - MOST_GAPS} more gaps")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from data_prep.files import Record, read_jsonl
 from data_prep.stream import MANIFEST, Stream, StreamError
 from eval.matrix import Matrix, load_matrix
-from eval.predictions import TaskScores, task_scores
+from eval.predictions import TaskScores, chrf_of_few, task_scores
 from eval.routing.record import Routing, load_routing
 from eval.routing.router_accuracy import Choices, read_choices
 from eval.run_files import (
@@ -285,6 +285,24 @@ def _read_predictions(run: RunData) -> None:
             if scored is not None:
                 run.scored[chunk, task] = scored
                 _compare(run, chunk, column, scored)
+
+
+def small_captions(run: RunData) -> list[str]:
+    """Return what is to be said of captions whose test set is too small for CIDEr."""
+    folder = run.root / "chunks" / f"{run.evaluated:03d}" / "predictions"
+    told = []
+    for chunk, task in run.scored:
+        if chunk != run.evaluated or run.stream is None:
+            continue
+        chrf = chrf_of_few(folder, run.stream, task)
+        if chrf is not None:
+            told.append(
+                f"{task}: the test set ({len(run.scored[chunk, task].ids)} pictures) is too small "
+                "for CIDEr, which weighs words by how rare they are in it: words that stand with "
+                f"every picture earn 0. chrF (characters) of the same captions: {100 * chrf:.1f} "
+                "of 100."
+            )
+    return told
 
 
 def _compare(run: RunData, chunk: int, column: int, scored: TaskScores) -> None:

@@ -18,7 +18,7 @@ from eval import metrics
 from eval.charts.figure import Chart, Entry, Table, colour, percent
 from eval.charts.plots import Bar, Series, bars, composition, heat_map, legend, line_chart
 from eval.report.choices import choice_part
-from eval.report.data import RunData
+from eval.report.data import RunData, small_captions
 from eval.report.expert_use import routing_section
 from eval.report.loss_curves import STABILITY_KEYS, curve
 from eval.report.numbers import Number, Summary
@@ -77,6 +77,7 @@ def page_context(run: RunData, summary: Summary) -> dict[str, Any]:
         "gaps": run.gaps,
         "cards": _cards(run, summary),
         "measured": _measured(run),
+        "small_captions": small_captions(run),
         "failed": summary.failed,
         "accuracy": _accuracy(run, lines) if lines else None,
         "entries": legend(lines),

@@ -2,7 +2,7 @@
 
 Values run from 0 to 10 an image, as in the published evaluation; tables multiply by 100. It weighs
 words by how rare they are in the whole corpus, so that a single picture earns 0 for any caption:
-`without_weight` finds such pictures, and `chrf` scores a caption with its references alone.
+`too_small` finds such corpora, and `chrf` scores a caption with its references alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from eval.scorers.text import MARKS, UNSPACED, fold
 
 LONGEST_NGRAM = 4
 SIGMA = 6.0
+FEWEST_IMAGES = 10  # below this, how rare a word is says little about it
 Ngram = tuple[str, ...]
 _LETTER = rf"(?:[^\W{UNSPACED}]|[{MARKS}])"
 _TOKEN = re.compile(
@@ -119,6 +120,11 @@ def without_weight(references: Sequence[Sequence[Sequence[str]]]) -> list[int]:
     """
     scores = cider_d([max(image, key=len) for image in references], references)
     return [number for number, score in enumerate(scores) if score == 0]
+
+
+def too_small(references: Sequence[Sequence[Sequence[str]]]) -> bool:
+    """Return whether CIDEr says little about a corpus, or nothing about some of its images."""
+    return len(references) < FEWEST_IMAGES or bool(without_weight(references))
 
 
 CHRF_LONGEST = 6

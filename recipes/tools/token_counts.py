@@ -23,11 +23,13 @@ from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
 from recipes.config.sizes.base_model import CountError
 from recipes.config.swift_arguments import installed_version
+from recipes.processes.command import Command
 from recipes.run.commands import is_local, train_command
 from recipes.run_folder.layout import RunLayout
 
 PROGRAM = "recipes.swift_plugins.encoded_lengths"
 MARK = "TOKENS "
+ROWS = "rows.jsonl"
 # What the host reads of a row. Its loader wants the same fields in all rows of a file, and those
 # that are for evaluation alone differ.
 READ = ("messages", "images", "objects", "videos", "audios", "tools")
@@ -52,13 +54,12 @@ def count_tokens(recipe: Recipe, rows: Sequence[dict[str, Any]], root: Path) -> 
         return []
     with TemporaryDirectory() as name:
         folder = Path(name)
-        write_jsonl(folder / "rows.jsonl", ({k: r[k] for k in READ if k in r} for r in rows))
-        command = train_command(recipe, RunLayout(folder), folder / "rows.jsonl", 1)
+        command = _command(recipe, folder)
         environment = os.environ | command.environment
         environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_DATASETS_CACHE": str(folder / "cache"),
                         "ROOT_IMAGE_DIR": str(root)}  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-m", PROGRAM, *command.arguments, "--load_args", "false"],
+            [sys.executable, "-m", PROGRAM, *host_words(recipe, rows, folder)],
             env={key: value for key, value in environment.items() if key not in LEFT_OUT},
             cwd=REPO,
             capture_output=True,
@@ -70,6 +71,16 @@ def count_tokens(recipe: Recipe, rows: Sequence[dict[str, Any]], root: Path) -> 
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise CountError(f"the host could not count the tokens of {len(rows)} samples: {last}")
     return found
+
+
+def host_words(recipe: Recipe, rows: Sequence[dict[str, Any]], folder: Path) -> list[str]:
+    """Writes the rows into `folder`; returns what encoded_lengths.py is to be called with."""
+    write_jsonl(folder / ROWS, ({k: r[k] for k in READ if k in r} for r in rows))
+    return [*_command(recipe, folder).arguments, "--load_args", "false"]
+
+
+def _command(recipe: Recipe, folder: Path) -> Command:
+    return train_command(recipe, RunLayout(folder), folder / ROWS, 1)
 
 
 def main(argv: Sequence[str]) -> int:

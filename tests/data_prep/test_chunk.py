@@ -379,7 +379,7 @@ def test_the_hosts_loader_reads_chunks_with_late_and_mixed_fields(tmp_path):
 def test_memory_does_not_grow_with_the_data(tmp_path):
     """Ten times the samples in hardly more memory; benchmarks/data_speed.py goes to a million."""
     peaks = []
-    for count in (20_000, 200_000):
+    for count in (10_000, 100_000):
         source = write(tmp_path / f"{count}.jsonl", plain(count))
         code = (
             "import resource, sys; from data_prep.chunk.__main__ import main; main(sys.argv[1:]);"

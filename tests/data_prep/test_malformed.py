@@ -358,8 +358,8 @@ CASES = [
     (
         "image dict",
         "a.jsonl",
-        lines(host(images=[{"url": "x"}])),
-        "a.jsonl:1: images: found {'url': 'x'}, expected a path as text [image-type]",
+        lines(host(images=[{"name": "x"}])),
+        "a.jsonl:1: images: found {'name': 'x'}, expected a path as text [image-type]",
     ),
     (
         "image url",

@@ -229,11 +229,6 @@ def test_the_table_of_scores_is_made_of_the_functions(a: np.ndarray, data: st.Da
             assert float(mean) == pytest.approx(expected, nan_ok=True, abs=1e-12)
 
 
-def test_learning_curve() -> None:
-    np.testing.assert_allclose(metrics.learning_curve(A), [0.15, 0.6, 0.7, 0.675])
-    assert math.isnan(metrics.learning_curve(np.full((2, 2), NAN))[1])
-
-
 def test_leading_axes_are_carried_through() -> None:
     stack = np.stack([A, A[:, ::-1], A + 0.05])
     for f in FUNCTIONS:

@@ -11,8 +11,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from recipes import REPO
 from recipes.processes.process_tree import start_time
 from recipes.processes.run_lock import read_holder
 from recipes.run_folder.checkpoints import newest_checkpoint
 from recipes.run_folder.layout import RunLayout
 from tests.faults.real import BASE, needs_host, result_of, training_processes
+from tests.recipes.forked import ForkedRun
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
 pytestmark = [pytest.mark.slow, needs_host]
@@ -94,22 +92,15 @@ def make_recipe(folder: Path, processes: int) -> Path:
     return write_recipe(folder / "kills.yaml", values)
 
 
-def start(recipe: Path, run: Path, *overrides: str) -> subprocess.Popen[str]:
-    words = [str(recipe), f"run_dir={run}", *overrides]
-    return subprocess.Popen(
-        [sys.executable, "-m", "recipes.cli", *words],
-        cwd=REPO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(recipe: Path, run: Path, *overrides: str) -> ForkedRun:
+    return ForkedRun([str(recipe), f"run_dir={run}", *overrides])
 
 
 def to_the_end(recipe: Path, run: Path, *overrides: str) -> str:
     """Runs to the end and returns what was printed."""
-    out, _ = (process := start(recipe, run, *overrides)).communicate(timeout=3600)
-    assert process.returncode == 0, out
-    return out
+    process = start(recipe, run, *overrides)
+    assert process.wait(3600) == 0, process.text()
+    return process.text()
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +119,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tup
     return get
 
 
-def strike(kill: Kill, process: subprocess.Popen[str], layout: RunLayout, draw: Any) -> bool:
+def strike(kill: Kill, process: ForkedRun, layout: RunLayout, draw: Any) -> bool:
     """Waits for the moment and for somebody to kill in it; False when the run ended before."""
     saved = newest_checkpoint(layout.host(kill.chunk))
     step = max(draw.randint(1, STEPS - 2), saved.step + 1 if saved else 0)
@@ -149,7 +140,7 @@ def strike(kill: Kill, process: subprocess.Popen[str], layout: RunLayout, draw: 
     return False
 
 
-def victims(target: str, process: subprocess.Popen[str], layout: RunLayout) -> list[int]:
+def victims(target: str, process: ForkedRun, layout: RunLayout) -> list[int]:
     """Process ids of the target: orchestrator, trainer (whatever runs for it), or rank 1."""
     if target == "orchestrator":
         return [process.pid]
@@ -167,13 +158,14 @@ def trainer_of(layout: RunLayout) -> list[int]:
 def walk(recipe: Path, run: Path, kills: list[Kill], seed: int) -> None:
     """Runs with all kills, one after the other, each of which must strike; then to the end."""
     draw, layout = random.Random(seed), RunLayout(run)
-    turns = itertools.cycle(["true", "false"])
+    turns = itertools.cycle(["true", "false", "true"])
     for kill in kills:
         # A rank is found by the environment that torchrun starts it with.
         resident = "false" if kill.target == "rank" else next(turns)
         process = start(recipe, run, f"launcher.resident={resident}")
         struck = strike(kill, process, layout, draw)
-        out, _ = process.communicate(timeout=1800)
+        process.wait()
+        out = process.text()
         print(f"{kill}: {out}")  # shown when the test fails
         assert struck, f"{kill} came after the run's end"
         assert "Traceback" not in out, out

@@ -13,6 +13,11 @@ import pytest
 from recipes import REPO
 from tests.recipes.real_host import needs_host
 
+full = pytest.mark.skipif(
+    os.environ.get("FULL_FAULTS") != "1",
+    reason="the loader's tests have the rule; FULL_FAULTS=1 runs it in the host",
+)
+
 
 def replay(number: str, tmp_path: Path, **variables: str) -> str:
     """Runs a case's script; returns what it printed."""
@@ -49,12 +54,14 @@ def test_02_eval_py_in_the_working_directory(tmp_path: Path) -> None:
     assert "exit code 0" in found
 
 
+@full
 @pytest.mark.slow
 @needs_host
 def test_03_a_date_as_seed(tmp_path: Path) -> None:
     assert "exit code 0" in replay("03", tmp_path)
 
 
+@full
 @pytest.mark.slow
 @needs_host
 def test_04_tilde_in_run_dir(tmp_path: Path) -> None:

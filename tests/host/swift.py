@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import random
 import tempfile
-from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from recipes.processes.command import Command, free_port
-from recipes.processes.resident.worker import Worker
+from tests.recipes.real_host import host_worker
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "assets" / "tiny_base"
@@ -85,16 +83,8 @@ def attempt(
     wanted = Command(command, tuple(words), {**environment(processes), **more}, processes)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        code = _worker().start(wanted, log).wait(timeout=600)
+        code = host_worker().start(wanted, log).wait(timeout=600)
         return code, log.read_text(encoding="utf-8")
-
-
-@cache
-def _worker() -> Worker:
-    folder = tempfile.TemporaryDirectory()
-    worker = Worker(Path(folder.name) / "worker.log")
-    atexit.register(lambda: (worker.close(), folder.cleanup()))
-    return worker
 
 
 def train_arguments(data: Path, out: Path, **changes: object) -> dict[str, object]:

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from recipes import REPO
-from recipes.config.swift_arguments import installed_version
+from data_prep.check.__main__ import main as check
+from data_prep.chunk.__main__ import main as chunk
+from tests.recipes.real_host import BASE, gone_on, needs_host
 from tests.recipes.toy import recipe_values, write_recipe
 
-BASE = REPO / "assets" / "tiny_base"
 SAMPLES = 20
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        installed_version() is None or not BASE.is_dir(), reason="needs ms-swift, assets/tiny_base"
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_host]
 
 
 def write_source(folder: Path, samples: int) -> Path:
@@ -50,22 +42,10 @@ def write_source(folder: Path, samples: int) -> Path:
     return path
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=REPO,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
 def test_from_a_llava_file_to_scores(tmp_path: Path) -> None:
     source, stream = write_source(tmp_path / "source", SAMPLES), tmp_path / "stream"
-    cut = ["--by", "count", "--size", SAMPLES, "--task", "colours"]
-    run("data_prep.chunk", "--source", source, "--out", stream, *cut, "--holdout", 0.2)
+    cut = ["--by", "count", "--size", str(SAMPLES), "--task", "colours", "--holdout", "0.2"]
+    assert chunk(["--source", str(source), "--out", str(stream), *cut]) == 0
     manifest = json.loads((stream / "stream.json").read_text("utf-8"))
     kept = manifest["tasks"]["colours"]["samples"]
     assert 0 < kept < SAMPLES
@@ -74,9 +54,10 @@ def test_from_a_llava_file_to_scores(tmp_path: Path) -> None:
     values = recipe_values(stream, tmp_path / "run", BASE, method="strlora")
     values["data"] |= {"source": "folder", "chunks": 1}
     values["schedule"] |= {"save_steps": 4}
+    values["launcher"]["resident"] = True
     recipe = write_recipe(tmp_path / "mine.yaml", values)
-    run("data_prep.check", stream, "--recipe", recipe)
-    run("recipes.cli", recipe)
+    assert check([str(stream), "--recipe", str(recipe)]) == 0
+    gone_on(recipe)
 
     with (tmp_path / "run" / "matrix.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -13,7 +13,7 @@ from tests.real_shapes.vocabularies import Unreachable
 from tests.recipes.real_host import needs_host
 
 pytestmark = [pytest.mark.slow, needs_host]
-LONG = os.environ.get("FULL_SHAPES") == "1"
+LONG = os.environ.get("FULL_LONG") == "1"
 
 
 def test_every_recipe_with_a_model_of_the_hub_has_a_folder() -> None:
@@ -25,7 +25,7 @@ def test_every_recipe_with_a_model_of_the_hub_has_a_folder() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_runs(recipe: str, tmp_path: Path) -> None:
     if not LONG and recipe != SMALLEST:
-        pytest.skip("minutes more; FULL_SHAPES=1 (make long) runs it")
+        pytest.skip("minutes more; FULL_LONG=1 (make long) runs it")
     try:  # in CI without the kill, and with the first and last evaluation only
         row = run_recipe(RECIPES[recipe], tmp_path, kill=LONG, every=1 if LONG else 2)
     except Unreachable as error:

@@ -5,45 +5,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recipes.config.loading import load_recipe
-from recipes.tools.token_counts import count_tokens
+from recipes.tools.token_counts import host_words
 from tests.real_shapes.conftest import Folder
 from tests.real_shapes.families import FAMILIES, QWEN2_5_VL, QWEN3_VL, Family
 from tests.real_shapes.pictures import SIZES, TILES, draw
 from tests.real_shapes.streams import ROOT, llava, strcvit
+from tests.recipes.forked import call
 from tests.recipes.real_host import needs_host
 
 pytestmark = [pytest.mark.slow, needs_host]
 HOST_PLUGIN = ROOT / "recipes" / "swift_plugins" / "training.py"
-# Prints the tokens of samples; in a process of its own, since the host changes what it imports.
-ENCODE = """
-import json, sys
-from swift.utils import import_external_file
-folder, mode, samples, plugin = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4]
-import_external_file(plugin)
-from swift.model import get_model_processor
-from swift.template import get_template
-processor = get_model_processor(folder, load_model=False)[1]
-template = get_template(processor)
-template.set_mode(mode)
-print("ENCODED", json.dumps([list(template.encode(each)["input_ids"]) for each in samples]))
-"""
-# Prints what the host's table of models asks for each type.
-REQUIRES = """
-import json, sys
-from swift.model import MODEL_MAPPING
-for name in sys.argv[1:]:
-    meta = MODEL_MAPPING[name]
-    groups = [group.requires or [] for group in meta.model_groups]
-    print("REQUIRED", json.dumps(meta.requires + [text for group in groups for text in group]))
-"""
 TYPES = ("internvl", "gemma3_vision", "qwen3_vl", "qwen2_5_vl", "llava1_5_hf")
 # timm is for InternVL's own remote code (the -HF folders do not import it), decord for videos.
 NOT_USED = {"timm", "decord"}
@@ -57,13 +34,37 @@ TOKENS = {
 
 def encoded(folder: Path, samples: list[dict[str, Any]], mode: str = "train") -> list[list[int]]:
     """The tokens that the host's own template makes of each sample."""
-    argv = [sys.executable, "-c", ENCODE, str(folder), mode, json.dumps(samples)]
-    argv += [str(HOST_PLUGIN)]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("ENCODED"))
-    found: list[list[int]] = json.loads(line.removeprefix("ENCODED"))
+    found: list[list[int]] = call(_encode, folder, samples, mode)
     return found
+
+
+def _counted(words: list[str]) -> list[int]:
+    from recipes.swift_plugins.encoded_lengths import counts
+
+    return counts(words)
+
+
+def _encode(folder: Path, samples: list[Any], mode: str) -> list[list[int]]:
+    from swift.model import get_model_processor
+    from swift.template import get_template
+    from swift.utils import import_external_file
+
+    import_external_file(str(HOST_PLUGIN))
+    processor = get_model_processor(str(folder), load_model=False)[1]
+    template = get_template(processor)
+    template.set_mode(mode)
+    return [[int(token) for token in template.encode(each)["input_ids"]] for each in samples]
+
+
+def _required(types: tuple[str, ...]) -> list[str]:
+    """What the host's table of models asks for of these types."""
+    from swift.model import MODEL_MAPPING
+
+    asked = []
+    for meta in (MODEL_MAPPING[name] for name in types):
+        for texts in (meta.requires, *(group.requires or [] for group in meta.model_groups)):
+            asked += texts
+    return asked
 
 
 def tokens_expected(family: Family) -> dict[str, int]:
@@ -88,7 +89,8 @@ def test_picture_tokens_by_size(family: Family, folder: Folder, tmp_path: Path) 
         for name, size in SIZES.items()
     ]
     recipe = load_recipe(family.recipe or "internvl3.5-8b", [f"model.path={folder(family)}"])
-    found = dict(zip(SIZES, count_tokens(recipe, samples, tmp_path), strict=True))
+    words = host_words(recipe, samples, tmp_path)
+    found = dict(zip(SIZES, call(_counted, words), strict=True))  # as check and plan count them
     expected = tokens_expected(family)
     (text,) = {found[name] - expected[name] for name in SIZES}
     assert 10 < text < 40, "of question and answer, and around them"
@@ -124,11 +126,7 @@ def test_qwen_weights_under_another_name_are_known(folder: Folder, tmp_path: Pat
 
 
 def test_what_the_host_asks_for_is_in_the_requirements() -> None:
-    argv = [sys.executable, "-c", REQUIRES, *TYPES]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("REQUIRED")]
-    assert len(lines) == len(TYPES)
-    asked = {_name(text) for line in lines for text in json.loads(line.removeprefix("REQUIRED"))}
+    asked = {_name(text) for text in call(_required, TYPES)}
     listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert asked - NOT_USED <= {_name(line) for line in listed if line and line[0] != "#"}
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,10 @@ _CONTEXT.set_forkserver_preload(["tests.recipes.preload"])
 class ForkedRun:
     """`python -m recipes.cli WORDS` as a fork, with what the tests use of Popen."""
 
-    def __init__(self, words: list[str], output: Path) -> None:
-        self._output = output
-        self._process = _CONTEXT.Process(target=_orchestrate, args=(words, output))
+    def __init__(self, words: list[str], output: Path | None = None) -> None:
+        """`output` takes what it prints; else a file of its own."""
+        self._output = output or Path(tempfile.mkstemp(".log")[1])
+        self._process = _CONTEXT.Process(target=_orchestrate, args=(words, self._output))
         self._process.start()
         self.pid: int = self._process.pid
 
@@ -42,8 +46,32 @@ class ForkedRun:
         assert code is not None, f"still running after {seconds} s: {self.text()}"
         return code
 
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+        self.wait()
+
     def text(self) -> str:
         return self._output.read_text(encoding="utf-8")
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a module's function returns in a process of its own, with the host in memory."""
+    ours, theirs = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_answer, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()  # EOFError: it failed, and has printed why
+    finally:
+        process.join()
+
+
+def _answer(results: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    results.send(function(*arguments))
 
 
 def _orchestrate(words: list[str], output: Path) -> None:

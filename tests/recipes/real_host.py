@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
-import subprocess
-import sys
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from recipes import REPO
 from recipes.config.swift_arguments import installed_version
 from recipes.processes.command import Command
 from recipes.processes.host_process import HostProcess
+from recipes.processes.resident.worker import Worker
 from recipes.run_folder.checkpoints import Checkpoint, newest_checkpoint
+from tests.recipes.forked import ForkedRun
 
 BASE = REPO / "assets" / "tiny_base"
 needs_host = pytest.mark.skipif(
@@ -26,21 +29,22 @@ full_methods = pytest.mark.skipif(
 )
 
 
-def orchestrator(recipe: Path, *options: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "recipes.cli", "run", str(recipe), *options],
-        cwd=REPO,
-        env=dict(os.environ),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def orchestrator(recipe: Path, *options: str) -> ForkedRun:
+    return ForkedRun(["run", str(recipe), *options])
 
 
-def wait_while(process: subprocess.Popen[str], path: Path) -> None:
+@cache
+def host_worker() -> Worker:
+    """The resident worker of these tests: a host that it starts need not import anything."""
+    worker = Worker(Path(tempfile.mkdtemp()) / "worker.log")
+    atexit.register(worker.close)
+    return worker
+
+
+def wait_while(process: ForkedRun, path: Path) -> None:
     """Waits until `path` exists; fails, with what it printed, when the process ends before."""
     while not path.exists():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.text()
         time.sleep(0.02)
 
 
@@ -49,7 +53,6 @@ def killed_inside(recipe: Path, host: Path, step: int) -> None:
     process = orchestrator(recipe)
     wait_while(process, host / f"checkpoint-{step}" / "trainer_state.json")
     process.kill()
-    process.communicate()
     interrupted = newest_checkpoint(host)
     assert interrupted is not None
     assert not interrupted.finished
@@ -58,14 +61,15 @@ def killed_inside(recipe: Path, host: Path, step: int) -> None:
 def gone_on(recipe: Path, *options: str) -> str:
     """Gives the same command again; returns what it printed."""
     process = orchestrator(recipe, *options)
-    out, err = process.communicate(timeout=1800)
-    assert process.returncode == 0, err
-    return out
+    assert process.wait() == 0, process.text()
+    return process.text()
 
 
-def undisturbed(command: Command, host: Path, log: Path) -> Checkpoint:
+def undisturbed(
+    command: Command, host: Path, log: Path, worker: Worker | None = None
+) -> Checkpoint:
     """Runs a training command to its end; returns the last checkpoint in its folder `host`."""
-    assert HostProcess(command, log).wait(lambda: None) == 0
+    assert HostProcess(command, log, worker).wait(lambda: None) == 0, log.read_text("utf-8")
     reference = newest_checkpoint(host)
     assert reference is not None
     return reference

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import resource
 import shutil
 import time
@@ -282,6 +283,7 @@ def test_ambiguous_stream_has_one_instruction(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("FULL_LONG") != "1", reason="FULL_LONG=1: 10,000 samples")
 def test_mini_is_quick_and_always_the_same(tmp_path):
     def used():  # seconds of processor time: a busy machine must not fail the test
         return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])

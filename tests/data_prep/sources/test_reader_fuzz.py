@@ -122,7 +122,7 @@ def test_samples_in_are_samples_out_and_samples_told(records: list[Any]) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.environ.get("FULL_FUZZ") != "1", reason="FULL_FUZZ=1: minutes of examples")
+@pytest.mark.skipif(os.environ.get("FULL_LONG") != "1", reason="FULL_LONG=1: minutes of examples")
 @settings(max_examples=20_000)
 @given(samples())
 def test_whole_or_refused_for_long(sample: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ def test_whole_or_refused_for_long(sample: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.environ.get("FULL_FUZZ") != "1", reason="FULL_FUZZ=1: minutes of examples")
+@pytest.mark.skipif(os.environ.get("FULL_LONG") != "1", reason="FULL_LONG=1: minutes of examples")
 @settings(max_examples=500)
 @given(st.lists(samples() | JUNK, min_size=1, max_size=20))
 def test_none_lost_for_long(records: list[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,10 @@ from eval.routing.stage_ablation import write_ablation
 from tests.eval.make_run import ablate_run, make_run, second_run
 from tests.eval.report.browser import BINARY, Browser
 
-pytestmark = pytest.mark.skipif(not BINARY, reason="needs Chromium (Debian package chromium)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not BINARY, reason="needs Chromium (Debian package chromium)"),
+]
 # Plots that have no size, or stand out of the page.
 PLOTS = """[...document.querySelectorAll('svg.chart')].filter(s => s.checkVisibility()).map(s => {
   const box = s.getBoundingClientRect();
@@ -94,7 +98,7 @@ def test_every_plot_has_a_table(browser: Browser, pages: dict[str, Path]) -> Non
     assert browser.evaluate(bare) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("FULL_LONG") != "1", reason="FULL_LONG=1: minutes of drawing")
 def test_a_hundred_chunks_of_fifty_tasks(browser: Browser, tmp_path: Path) -> None:
     """Fast and small enough: written in under 25 s again, drawn in under 10 s, below 6 MB."""
     tasks = [f"Task{n:02d}" for n in range(50)]

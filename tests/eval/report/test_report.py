@@ -8,13 +8,17 @@ import re
 import shutil
 from html import unescape
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from data_prep.files import read_jsonl, write_jsonl
+from eval.compare.comparison import compare
+from eval.compare.tables import notes
 from eval.report import write_report
 from eval.report.__main__ import main
 from eval.report.data import load_run
+from eval.scorers.cider import chrf
 from tests.eval.make_run import make_run
 from tests.eval.report.page_reader import cards_of, mean, shown, tables_of
 
@@ -217,3 +221,15 @@ def test_scores_are_read_with_the_predictions(run: Path) -> None:
     path = run / "chunks" / "001" / "predictions" / "VQAv2.jsonl"
     write_jsonl(path, [line | {"score": 0.25} for line in read_jsonl(path)])
     assert set(load_run(run).scored[1, "VQAv2"].scores) == {0.25}
+
+
+@pytest.mark.parametrize(("tests", "told"), [(4, True), (12, False)])
+def test_captions_that_are_too_few_for_cider_are_told(tmp_path: Path, tests: int, told: bool):
+    """coco-caption#9, pycocoevalcap#18: one perfect caption scores 0."""
+    run, _ = make_run(tmp_path, chunks=1, done=1, tests=tests, tasks=["TextCaps"], routed=False)
+    lines = read_jsonl(run / "chunks/001/predictions/TextCaps.jsonl")
+    mean = fmean(chrf(line["prediction"], line["references"]) for line in lines)
+    page = write_report(run).read_text("utf-8")
+    assert (f"TextCaps: the test set ({tests} pictures) is too small for CIDEr" in page) == told
+    assert (f"chrF (characters) of the same captions: {100 * mean:.1f} of 100" in page) == told
+    assert any("too small for CIDEr" in note for note in notes(compare([run]))) == told

@@ -1,6 +1,6 @@
 """Any answer to any gold: no crash, a score in 0..1, and the same score for the same answer.
 
-The long run, ten minutes at most, belongs to `make long` (FULL_FUZZ=1).
+The long run, ten minutes at most, belongs to `make long` (FULL_LONG=1).
 """
 
 # Other scripts and marks on purpose.
@@ -190,7 +190,7 @@ def test_the_gold_is_right(gold: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.environ.get("FULL_FUZZ") != "1", reason="FULL_FUZZ=1: minutes of examples")
+@pytest.mark.skipif(os.environ.get("FULL_LONG") != "1", reason="FULL_LONG=1: minutes of examples")
 @settings(max_examples=6000)
 @given(answer=ANSWERS, gold=ANSWERS, words=WORDS, line=JSON)
 def test_for_long(answer: str, gold: str, words: str, line: Any) -> None:

@@ -23,6 +23,7 @@ from tests.recipes.real_host import (
     BASE,
     full_methods,
     gone_on,
+    host_worker,
     killed_inside,
     needs_host,
     sha256,
@@ -57,7 +58,7 @@ def test_a_chunk_with_replay_and_ewc_survives_sigkill_bit_for_bit(tmp_path: Path
     write_replay_file(recipe, other, stream, load_state(layout.state), 2, seed)
     own = stream.chunk_file(2)
     command = train_command(recipe, other, other.mixed(2), 2, own=own)
-    reference = undisturbed(command, other.host(2), tmp_path / "reference.log")
+    reference = undisturbed(command, other.host(2), tmp_path / "reference.log", host_worker())
     # 18 samples twice, two beside two replayed ones in a batch of 4.
     assert reference.step == reference.max_steps == 18
     name = "adapter_model.safetensors"

@@ -23,6 +23,7 @@ from tests.recipes.real_host import (
     BASE,
     full_methods,
     gone_on,
+    host_worker,
     killed_inside,
     needs_host,
     sha256,
@@ -69,7 +70,7 @@ def test_a_pool_survives_sigkill_and_answers_with_the_adapters_it_says(tmp_path:
     # The same router, undisturbed.
     other = RouterLayout(tmp_path / "other")
     command = train_command(router_recipe(recipe), other, layout.router_data(2), 2)
-    reference = undisturbed(command, other.host(2), tmp_path / "reference.log")
+    reference = undisturbed(command, other.host(2), tmp_path / "reference.log", host_worker())
     assert sha256(reference.path / WEIGHTS) == sha256(router.adapter(2) / WEIGHTS)
     assert sha256(layout.adapter(1) / WEIGHTS) != sha256(layout.adapter(3) / WEIGHTS)
 

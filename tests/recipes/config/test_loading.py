@@ -179,6 +179,7 @@ def test_owned_keys_exist_in_the_host_or_are_its_inference_arguments() -> None:
     assert set(OWNED) <= set(known_arguments())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(installed_version() != TESTED_VERSION, reason="another ms-swift is installed")
 def test_shipped_table_is_the_installed_one() -> None:
     shipped = SHIPPED / f"ms-swift-{TESTED_VERSION}.json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from recipes.run.commands import train_command
 from recipes.run_folder.checkpoints import newest_checkpoint
 from recipes.run_folder.layout import RunLayout
 from strlora_tuner.saved import WEIGHTS
+from tests.recipes.forked import ForkedRun
 from tests.recipes.real_host import (
     BASE,
     full_methods,
@@ -66,7 +66,7 @@ def ranks_of(layout: RunLayout) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{leader}/task/{leader}/children").read_text().split()]
 
 
-def wait_for_steps(process: subprocess.Popen[str], host: Path, steps: int) -> None:
+def wait_for_steps(process: ForkedRun, host: Path, steps: int) -> None:
     wait_for(host / "logging.jsonl", seconds=1800)
     while (host / "logging.jsonl").read_bytes().count(b"\n") < steps:
         assert process.poll() is None
@@ -80,16 +80,14 @@ def test_two_ranks_leave_the_adapters_of_torchrun(tmp_path: Path) -> None:
     wait_for_steps(process, layout.host(1), 2)
     first, second = ranks_of(layout)
     os.kill(second, signal.SIGKILL)
-    _, err = process.communicate(timeout=900)
-    assert process.returncode == 1
-    assert f"local rank 1 (process {second}) was ended by SIGKILL" in err
+    assert process.wait(900) == 1
+    assert f"local rank 1 (process {second}) was ended by SIGKILL" in process.text()
     assert start_time(first) is None
 
     process = orchestrator(path)  # from the chunk's beginning: nothing was saved
     wait_for_steps(process, layout.host(2), 2)
     process.send_signal(signal.SIGUSR1)
-    _, err = process.communicate(timeout=900)
-    assert process.returncode == 128 + signal.SIGUSR1, err
+    assert process.wait(900) == 128 + signal.SIGUSR1, process.text()
     saved = newest_checkpoint(layout.host(2))
     assert saved is not None
     assert 0 < saved.step < saved.max_steps == STEPS

@@ -19,6 +19,7 @@ from recipes.run_folder.layout import RunLayout
 from tests.recipes.real_host import (
     BASE,
     gone_on,
+    host_worker,
     needs_host,
     orchestrator,
     sha256,
@@ -50,9 +51,8 @@ def test_a_signal_saves_the_current_step_and_the_run_goes_on_from_it(
     process = orchestrator(path, "--train-only")
     wait_while(process, layout.host(1) / "logging.jsonl")
     process.send_signal(number)
-    _, err = process.communicate(timeout=900)
-    assert process.returncode == 128 + number, err
-    assert f"stopped by {number.name}: finished work is saved" in err
+    assert process.wait(900) == 128 + number, process.text()
+    assert f"stopped by {number.name}: finished work is saved" in process.text()
     saved = newest_checkpoint(layout.host(1))
     log = layout.train_log(1).read_text(encoding="utf-8")
     assert saved is not None, log
@@ -62,7 +62,7 @@ def test_a_signal_saves_the_current_step_and_the_run_goes_on_from_it(
     assert f"resuming at step {saved.step} of {STEPS}" in gone_on(path, "--train-only")
     recipe, other = load_recipe(str(path)), RunLayout(tmp_path / "other")
     command = train_command(recipe, other, open_recipe_stream(recipe).chunk_file(1), 1)
-    reference = undisturbed(command, other.host(1), tmp_path / "reference.log")
+    reference = undisturbed(command, other.host(1), tmp_path / "reference.log", host_worker())
     assert reference.step == STEPS
     name = "adapter_model.safetensors"
     assert sha256(layout.adapter(1) / name) == sha256(reference.path / name)

@@ -113,7 +113,7 @@ def test_its_adapters_name_the_plugins_where_they_are_now(old: RunLayout) -> Non
 def test_it_continues_to_the_adapter_that_the_old_version_made(old: RunLayout, where: str) -> None:
     if where == "between two chunks":
         shutil.rmtree(old.chunk(2))
-    out = gone_on(old.recipe)
+    out = gone_on(old.recipe, "launcher.resident=true")
     assert ("resuming at step 2 of 3" in out) == (where == "inside a chunk")
     expected = read_json(STORED / "expected.json")
     rows = old.train_metrics(2).read_text(encoding="utf-8").splitlines()

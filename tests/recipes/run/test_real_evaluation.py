@@ -9,23 +9,19 @@ from typing import Any
 
 import pytest
 
-from recipes import REPO
 from recipes.config.loading import load_recipe
-from recipes.config.swift_arguments import installed_version
 from recipes.processes.host_process import HostProcess
 from recipes.processes.process_tree import kill_group
 from recipes.run import evaluation
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.run_folder.layout import RunLayout
+from tests.recipes.real_host import BASE, host_worker, needs_host
 from tests.recipes.toy import SCORERS, recipe_values, write_recipe, write_stream
 
-BASE = REPO / "assets" / "tiny_base"
 TASKS = list(SCORERS)
 TESTS = 20
 
-pytestmark = pytest.mark.skipif(
-    installed_version() is None or not BASE.is_dir(), reason="needs ms-swift and assets/tiny_base"
-)
+pytestmark = [pytest.mark.slow, needs_host]
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -49,7 +45,7 @@ def test_killed_it_goes_on_and_a_broken_picture_is_an_error(tmp_path: Path) -> N
     first = evaluation.prepare(recipe, layout, opened, TASKS, 0)
     assert (first.answered, first.total) == (0, 2 * TESTS)
     assert first.command is not None
-    process = HostProcess(first.command, layout.eval_log(0))
+    process = HostProcess(first.command, layout.eval_log(0), host_worker())
 
     def tick() -> None:
         if answers.is_file() and answers.read_bytes().count(b"\n") >= 4:
@@ -65,7 +61,7 @@ def test_killed_it_goes_on_and_a_broken_picture_is_an_error(tmp_path: Path) -> N
     assert (second.answered, second.total) == (len(before), 2 * TESTS)
     assert len(lines_of(layout.prompts)) == 2 * TESTS - len(before)
     assert second.command is not None
-    assert HostProcess(second.command, layout.eval_log(0)).wait(lambda: None) == 0
+    assert HostProcess(second.command, layout.eval_log(0), host_worker()).wait(lambda: None) == 0
     assert lines_of(answers)[: len(before)] == before
 
     scores = evaluation.score(recipe, layout, opened, TASKS, 0)
@@ -87,7 +83,6 @@ def test_killed_it_goes_on_and_a_broken_picture_is_an_error(tmp_path: Path) -> N
         assert line["gold"]
 
 
-@pytest.mark.slow
 def test_two_processes_leave_the_answers_of_both(tmp_path: Path) -> None:
     """Five questions in blocks of four: of the last block one process gets none."""
     stream = write_stream(tmp_path / "stream", chunks=1, samples=4, tests=5)

@@ -35,7 +35,11 @@ from tests.recipes.toy import SCORERS, recipe_values, write_recipe, write_stream
 
 pytestmark = [pytest.mark.slow, needs_host]
 CHUNKS, STEPS, QUESTIONS = 3, 5, 4
+FULL = os.environ.get("FULL_METHODS") == "1"
 PATIENCE = 1800.0  # seconds that the moment may take to come on a busy machine
+# Methods that CI kills as well: of one kind each in what they carry from chunk to chunk. The others
+# run to their end alone; `make methods` (FULL_METHODS=1) kills all.
+KILLED = ("branchlora", "er", "ewc", "mr_lora", "olora", "strlora")
 # What makes the small stream ask something of a method, over its own defaults.
 SMALL: dict[str, dict[str, Any]] = {
     "er": {"replay": {"memory": 7, "share": 0.5}},
@@ -85,6 +89,9 @@ def test_two_processes_train_what_one_trains_and_go_on_after_a_kill(
 def run_twice(path: Path, folder: Path) -> RunLayout:
     """Runs a recipe undisturbed and killed, to the same end; returns the undisturbed run."""
     undisturbed = start(path, folder / "whole")
+    if load_recipe(str(path)).method not in KILLED and not FULL:
+        assert undisturbed.wait() == 0, undisturbed.text()
+        return RunLayout(folder / "whole")
     run, moment = killed(path, folder)
     again = start(path, run)
     for process in (again, undisturbed):

@@ -21,6 +21,10 @@ from recipes import REPO
 from recipes.processes.run_lock import RunLock, RunLocked
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
+SEEDS = [0, pytest.param(1, marks=pytest.mark.slow)]
+if os.environ.get("FULL_FAULTS") == "1":  # make faults
+    SEEDS = list(range(10))
+
 
 def start(recipe: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
     """Starts the orchestrator as a process of its own."""
@@ -123,9 +127,7 @@ def test_a_finished_run_says_so_quickly(recipe: Path, run_dir: Path) -> None:
     assert result(run_dir) == before
 
 
-@pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))]
-)
+@pytest.mark.parametrize("seed", SEEDS)
 def test_killed_at_random_moments_it_ends_the_same(
     recipe: Path, run_dir: Path, tmp_path: Path, seed: int
 ) -> None:

@@ -14,7 +14,7 @@ from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.commands import train_command
 from recipes.run.preflight.all_checks import look
 from recipes.run_folder.layout import RunLayout
-from tests.recipes.real_host import BASE, needs_host, undisturbed
+from tests.recipes.real_host import BASE, host_worker, needs_host, undisturbed
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
 CHUNK = Path("chunk.jsonl")
@@ -86,5 +86,5 @@ def test_the_real_host_tells_the_tracker_the_loss(
     recipe = load_recipe(str(write_recipe(tmp_path / "toy.yaml", values)))
     layout = RunLayout(tmp_path / "run")
     command = train_command(recipe, layout, open_recipe_stream(recipe).chunk_file(1), 1)
-    undisturbed(command, layout.host(1), tmp_path / "log")
+    undisturbed(command, layout.host(1), tmp_path / "log", host_worker())
     assert LOSS[name](layout.trackers(1))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from recipes import ablate
+from recipes.processes import host_process
 from recipes.processes.command import Command
 from recipes.processes.run_lock import RunLock
+from tests.recipes.fake_host import fork
+from tests.recipes.fork import Fork
 from tests.recipes.run.test_runner import finish
 
 NAMES = ["stage1_off", "stage2_uniform", *(f"without_expert_{e}" for e in range(4))]
@@ -26,12 +28,12 @@ def run(
     assert code == 0, err
     told: list[dict[str, str]] = []
 
-    def argv(self: Command) -> list[str]:
-        adapter = self.arguments[self.arguments.index("--adapters") + 1]
-        told.append({**self.environment, "adapters": adapter})
-        return [sys.executable, "-m", "tests.recipes.fake_host", self.kind, *self.arguments]
+    def start(command: Command, log: Path, output: object) -> Fork:
+        adapter = command.arguments[command.arguments.index("--adapters") + 1]
+        told.append({**command.environment, "adapters": adapter})
+        return fork(command, log)
 
-    monkeypatch.setattr(Command, "argv", argv)
+    monkeypatch.setattr(host_process, "start_process", start)
     return tmp_path / "run", told
 
 

@@ -33,6 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stream = write_stream(root / "stream", chunks=1)
     values = recipe_values(stream, root / "run", BASE, method="strlora")
     values["data"]["chunks"] = 1
+    values["launcher"]["resident"] = True
     values["schedule"] |= {"epochs": 2, "first": {"learning_rate": 1e-2, "stability_weight": 0}}
     gone_on(write_recipe(root / "toy.yaml", values))
     return root / "run"
@@ -138,6 +139,7 @@ def test_served_to_two_clients_at_once_and_stopped(run: Path) -> None:
 def test_a_merged_model_answers_as_the_adapter(run: Path, tmp_path: Path) -> None:
     values = recipe_values(run.parent / "stream", tmp_path / "lora", BASE, method="lora")
     values["data"]["chunks"] = 1
+    values["launcher"]["resident"] = True
     values["schedule"]["first"]["learning_rate"] = 1e-2
     gone_on(write_recipe(tmp_path / "lora.yaml", values), "--train-only")
     merged = tmp_path / "merged"
