@@ -60,6 +60,7 @@ _METRICS = "our numbers reach the training log"
 _SCALE = "the loss scale of float16 applies to gradients that we add"
 _TUNER = "the host creates, saves and loads our adapters"
 _LOGITS = "of a mixed batch only logits with a label are kept"
+_RATES = "the rate of each group is logged under its name"
 _MASTERS = "what trains is float32, whatever the model's dtype"
 _FISHER = "the Fisher information of EWC is that of the host's own loss"
 _SHARDED = "parameters that DeepSpeed ZeRO-3 cut into slices are recognised and gathered"
@@ -108,6 +109,8 @@ TABLE: dict[str, tuple[HostName, ...]] = {
         HostName(
             "swift.template.base:Template._encode_truncated", _LONG, mentions="truncation_strategy"
         ),
+        HostName(f"{_MIXIN}.log", _RATES, mentions="custom_metrics"),
+        HostName("swift.optimizers.multimodal:MultimodalOptimizerCallback", _RATES, "aligner_lr"),
         HostName(f"{_META}:get_matched_model_types", _TYPE),
         HostName(f"{_META}:_get_model_info", _TYPE, mentions="get_matched_model_types"),
         HostName(f"{_META}:ModelMeta", _TYPE, mentions="candidate_templates"),
