@@ -68,6 +68,7 @@ _CHECKED = "an adapter is compared with the model before a layer is changed"
 _PROMPT = "the routers see the prompt"
 _FROZEN = "routers that must not train stay frozen"
 _LAYERS = "layers are wrapped"
+_UNREAD = "options that a tuner of ours does not read are refused"
 _UNKNOWN = "unknown options of an adapter are refused"
 _INSIDE = "an adapter that transformers itself loads is loaded whole"
 
@@ -162,6 +163,11 @@ TABLE: dict[str, tuple[HostName, ...]] = {
         HostName("swift.utils.logger:logger", "only the first process writes into the log"),
         HostName("swift.utils.logger:ms_logger", "only the first process writes into the log"),
         HostName("atexit:_run_exitfuncs", "a job of the resident host writes what it has to"),
+    ),
+    # swift_plugins/unread_options.py
+    "unread_options": (
+        HostName("swift.arguments.tuner_args:TunerArguments", _UNREAD),
+        HostName("swift.pipelines.train.tuner:prepare_adapter", _UNREAD),
     ),
     # swift_plugins/routed_tuners.py
     "routed_tuners": (
