@@ -199,7 +199,9 @@ def _report(recipe: Recipe, options: argparse.Namespace) -> int:
     if not (folder / "manifest.json").is_file():
         print(f"{folder}: not started; there is nothing to report on", file=sys.stderr)
         return FAILED
-    return _print_all([f"report: {write_report(folder)}"])
+    told: list[str] = []
+    path = write_report(folder, tell=told.append)
+    return _print_all([*told, f"report: {path}"])
 
 
 def _reproduce(recipe: Recipe, options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from recipes.run.commands import default_threads
 from recipes.run.preflight.all_checks import look, stopping
 from recipes.run.session import RunError, Session
 from recipes.run.steps import evaluate_chunk, train_chunk, verify_chunk
-from recipes.run.terminal import Ahead, Progress, duration
+from recipes.run.terminal import Ahead, Progress, counted, duration
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import (
     check_same_data,
@@ -103,15 +103,16 @@ def _run_chunks(session: Session, train_only: bool) -> None:
         _do_chunk(session, chunk)
     if train_only:
         session.progress.say(
-            f"trained: {count} chunks; the same command without --train-only evaluates them"
+            f"trained: {counted(count, 'chunk')}; the same command without --train-only "
+            "evaluates them"
         )
         return
     state.finished = True
     session.save()
-    evaluation.write_report(layout, session.progress.say)
+    evaluation.write_report(layout, session.progress.say, tell=True)
     total = sum(record.train_seconds + record.eval_seconds for record in state.chunks)
     session.progress.say(
-        f"finished: {count} chunks in {duration(total)}\n"
+        f"finished: {counted(count, 'chunk')} in {duration(total)}\n"
         f"report: {layout.report}   scores: {layout.matrix}"
     )
 
@@ -137,7 +138,8 @@ def _announce(session: Session) -> None:
     recipe, done = session.recipe, session.state.done
     where = f"continuing after chunk {done}" if done else "starting"
     session.say(
-        f"{where}: {recipe.title}, {recipe.data.chunks} chunks, {len(session.tasks)} tasks, into "
+        f"{where}: {recipe.title}, {counted(recipe.data.chunks, 'chunk')}, "
+        f"{counted(len(session.tasks), 'task')}, into "
         f"{session.layout.root}/"
     )
     if recipe.unused_tuner_keys:

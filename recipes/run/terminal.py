@@ -216,6 +216,11 @@ def score_text(scores: Mapping[str, float]) -> str:
     return f"{', '.join(parts)} | mean {mean:.1f}"
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things: "1 task", "2 tasks"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as 42 s, 3 min 05 s or 2 h 10 min."""
     whole = round(seconds)

@@ -216,6 +216,7 @@ SHORT = "Answer the question using a single word or phrase."
     ("texts", "template"),
     [
         (["What is this?\n" + SHORT, "Who is\nthat?\n" + SHORT], SHORT),
+        (["Is it on top?\n" + SHORT, "Is he on top?\n" + SHORT], SHORT),  # not "Is on top?"
         (["What is it?\n" + SHORT] * 2, "What is it? " + SHORT),
         (["Find <image> the cat now", "Find the old dog now"], "Find the now"),
         (["Find it", "Find it now it"], "Find it"),  # a word does not count twice
