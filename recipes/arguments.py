@@ -174,6 +174,9 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument(
+        "--quick", action="store_true", help="leave out the tokens, which take the host's start"
+    )
     for option in ("--gpu", "--price"):
         parser.add_argument(option, action=_Removed, help=argparse.SUPPRESS)
 

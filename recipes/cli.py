@@ -178,7 +178,7 @@ def _plan(recipe: Recipe, options: argparse.Namespace) -> int:
 
     # A run folder's recipe is resolved for one method: what others would take is not in it.
     methods = [] if options.of_run else sizes_of_methods(*options.loaded)
-    plan = make_plan(recipe, methods)
+    plan = make_plan(recipe, methods, count=not options.quick)
     return _print_all([json.dumps(asdict(plan), indent=2)] if options.json else as_text(plan))
 
 
@@ -199,7 +199,9 @@ def _report(recipe: Recipe, options: argparse.Namespace) -> int:
     if not (folder / "manifest.json").is_file():
         print(f"{folder}: not started; there is nothing to report on", file=sys.stderr)
         return FAILED
-    return _print_all([f"report: {write_report(folder)}"])
+    told: list[str] = []
+    path = write_report(folder, tell=told.append)
+    return _print_all([*told, f"report: {path}"])
 
 
 def _reproduce(recipe: Recipe, options: argparse.Namespace) -> int:

@@ -60,6 +60,7 @@ _METRICS = "our numbers reach the training log"
 _SCALE = "the loss scale of float16 applies to gradients that we add"
 _TUNER = "the host creates, saves and loads our adapters"
 _LOGITS = "of a mixed batch only logits with a label are kept"
+_RATES = "the rate of each group is logged under its name"
 _MASTERS = "what trains is float32, whatever the model's dtype"
 _FISHER = "the Fisher information of EWC is that of the host's own loss"
 _SHARDED = "parameters that DeepSpeed ZeRO-3 cut into slices are recognised and gathered"
@@ -67,6 +68,7 @@ _CHECKED = "an adapter is compared with the model before a layer is changed"
 _PROMPT = "the routers see the prompt"
 _FROZEN = "routers that must not train stay frozen"
 _LAYERS = "layers are wrapped"
+_UNREAD = "options that a tuner of ours does not read are refused"
 _UNKNOWN = "unknown options of an adapter are refused"
 _INSIDE = "an adapter that transformers itself loads is loaded whole"
 
@@ -108,6 +110,8 @@ TABLE: dict[str, tuple[HostName, ...]] = {
         HostName(
             "swift.template.base:Template._encode_truncated", _LONG, mentions="truncation_strategy"
         ),
+        HostName(f"{_MIXIN}.log", _RATES, mentions="custom_metrics"),
+        HostName("swift.optimizers.multimodal:MultimodalOptimizerCallback", _RATES, "aligner_lr"),
         HostName(f"{_META}:get_matched_model_types", _TYPE),
         HostName(f"{_META}:_get_model_info", _TYPE, mentions="get_matched_model_types"),
         HostName(f"{_META}:ModelMeta", _TYPE, mentions="candidate_templates"),
@@ -159,6 +163,11 @@ TABLE: dict[str, tuple[HostName, ...]] = {
         HostName("swift.utils.logger:logger", "only the first process writes into the log"),
         HostName("swift.utils.logger:ms_logger", "only the first process writes into the log"),
         HostName("atexit:_run_exitfuncs", "a job of the resident host writes what it has to"),
+    ),
+    # swift_plugins/unread_options.py
+    "unread_options": (
+        HostName("swift.arguments.tuner_args:TunerArguments", _UNREAD),
+        HostName("swift.pipelines.train.tuner:prepare_adapter", _UNREAD),
     ),
     # swift_plugins/routed_tuners.py
     "routed_tuners": (

@@ -56,6 +56,15 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def dropout_masks_option() -> Any:
+    """Returns the option of methods whose experts each have an A of their own."""
+    return option(
+        "shared",
+        description="What dropout leaves of the input. shared: the same for all experts of a "
+        "layer. expert: each draws its own (published), which reads the input once an expert.",
+    )
+
+
 class Size(NamedTuple):
     """Parameters: trained by the optimizer, and stored in the adapter's file."""
 

@@ -9,22 +9,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.check.checking import Check, Result, Settings
 from data_prep.check.findings import as_json, as_text
 from data_prep.check.fix import write_clean
-from data_prep.check.lengths import Lengths
+from data_prep.check.lengths import Lengths, ask_recipes
 from data_prep.check.stream_folder import read_layout
 from data_prep.command_line import FAILED, OK, UNUSABLE
 from data_prep.errors import DataError, listing
 from data_prep.files import print_lines, write_json
 from data_prep.stream import StreamError
-
-REPO = Path(__file__).resolve().parents[2]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,10 +42,17 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--near", action="store_true", help="also find images that look alike")
     out.add_argument("--no-decode", action="store_true", help="only check that images exist")
-    out.add_argument("--recipe", help="estimates lengths with this recipe's model and max_length")
-    out.add_argument("--model", type=Path, help="folder of a model: estimates lengths with it")
+    out.add_argument("--recipe", help="counts tokens as this recipe's host does")
+    out.add_argument("--model", type=Path, help="folder of a model: counts tokens with it")
     out.add_argument("--max-length", type=int, help="most tokens (default: the recipe's, or 4096)")
-    out.add_argument("--image-tokens", type=int, help="tokens of an image (default: the model's)")
+    out.add_argument(
+        "--tokens",
+        type=_how_many,
+        default=200,
+        metavar="N",
+        help="samples whose tokens are counted, or all (default: %(default)s, half of them evenly "
+        "spread, half those with the longest texts and the largest pictures)",
+    )
     out.add_argument(
         "--allow",
         action="append",
@@ -80,32 +85,31 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _lengths(args: argparse.Namespace) -> Lengths | None:
-    """Return the estimate of lengths, None without --recipe and --model."""
-    model, most = args.model, args.max_length
-    if args.recipe is not None:
-        recipe = read_recipe(args.recipe)["model"]
-        model = model or REPO / recipe["path"]  # recipes' paths start at the repository's root
-        most = recipe["max_length"] if most is None else most
-    return Lengths(model, 4096 if most is None else most, args.image_tokens) if model else None
+    """Return what lengths are held against, None without --recipe and --model."""
+    if args.recipe is None and args.model is None:
+        return None
+    # The recipe of a model alone: any, its own model replaced; the template follows the model.
+    name, overrides = args.recipe or "tiny", []
+    if args.model is not None:
+        overrides = [f"model.path={args.model.resolve()}", "model.aligner=null"]
+    recipe = read_recipe(name, overrides)
+    most = args.max_length or (recipe["model"]["max_length"] if args.recipe else 4096)
+    return Lengths(name, tuple(overrides), most, recipe["data"]["too_long"], args.tokens)
 
 
-def read_recipe(name: str) -> dict[str, Any]:
-    """Return a recipe, read by the command that runs it: this package does not import recipes.
+def read_recipe(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a recipe, read by the command that runs it.
 
     Raises:
         DataError: there is no such recipe, or something is wrong with it.
     """
-    path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, "-m", "recipes.cli", "validate", name, "--json"],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise DataError("recipe", f"--recipe {name}: {done.stderr.strip()}")
-    content: dict[str, Any] = json.loads(done.stdout)
+    argv = ["-m", "recipes.cli", "validate", name, *overrides, "--json"]
+    content: dict[str, Any] = json.loads(ask_recipes(argv, f"--recipe {name}"))
     return content
+
+
+def _how_many(text: str) -> int | None:
+    return None if text == "all" else int(text)
 
 
 def beside(folder: Path, ending: str) -> Path:

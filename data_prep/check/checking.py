@@ -8,17 +8,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from data_prep.check.lengths import Lengths
+from data_prep.check.lengths import Lengths, largest, spread
 from data_prep.check.pictures import inspect_all
 from data_prep.check.relations import Relations
 from data_prep.check.sample_rules import Job, Sample, Scanned, scan
 from data_prep.check.stream_folder import Layout, check_counts
 from data_prep.errors import ERROR, WARNING, DataError, Problem
-from data_prep.images import Picture
+from data_prep.images import Picture, resolve
 from data_prep.parallel import cores, ordered_map
 from data_prep.progress_bar import Progress
 from data_prep.sources.fields import Columns, StartOfFile, Uneven
 from data_prep.sources.readers import parse, read_items
+from data_prep.sources.records import HostSample, check_host
 
 BATCH = 500
 LIMIT = 10 << 20  # bytes by which `datasets` fixes the columns of a file
@@ -31,7 +32,7 @@ class Settings:
     Attributes:
         near: compare images by difference hash.
         decode: decode images; False only looks whether they are there.
-        lengths: estimates tokens; None leaves it out.
+        lengths: what tokens are held against; None leaves it out.
         allow: codes that are warnings even where they would be errors.
         strict: warnings are errors.
     """
@@ -50,7 +51,8 @@ class Result:
     Attributes:
         problems: all findings. bad: (file name, line) of samples with an error.
         samples: good samples. seen: samples by task in each file, refused ones under "".
-        pictures: by image name. tokens: length of each good sample, if estimated.
+        pictures: by image name. tokens: of each good sample whose tokens were counted.
+        typical: the tokens of evenly spread ones among them.
     """
 
     layout: Layout
@@ -60,6 +62,7 @@ class Result:
     seen: dict[str, Counter[str]] = field(default_factory=dict)
     pictures: dict[str, Picture] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
+    typical: list[int] = field(default_factory=list)
     uneven: dict[str, Uneven] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -132,7 +135,7 @@ class Check:
         file, root = self.layout.files[number], self.layout.root
         items = read_items(root / file.name)
         while batch := list(islice(items, BATCH)):
-            yield Job(root, number, file, batch, self.settings.lengths)
+            yield Job(root, number, file, batch)
 
     def _take(self, scanned: Scanned, name: str, seen: Counter[str]) -> None:
         self.result.samples += scanned.samples
@@ -214,10 +217,51 @@ class Check:
             self._on(sample, code, text, severity)
 
     def _measure(self, lengths: Lengths) -> None:
-        for sample in self.result.samples:
-            sizes = (self.result.pictures[image].size for image in sample.images)
-            total = (sample.tokens or 0) + sum(lengths.image_tokens(s) for s in sizes if s)
-            self.result.tokens.append(total)
+        samples = self.result.samples
+        even, more = self._counted(lengths.most)
+        numbers = sorted({*even, *more})
+        counts = dict(zip(numbers, lengths.count(self._records(numbers)), strict=True))
+        self.result.tokens = list(counts.values())
+        self.result.typical = [counts[number] for number in even]
+        for number, total in counts.items():
             if total > lengths.max_length:
-                text = f"about {total} tokens, the recipe takes {lengths.max_length}; shorten it"
-                self._on(sample, "too-long", text)
+                self._judge_length(samples[number], total, lengths)
+
+    def _counted(self, most: int | None) -> tuple[list[int], list[int]]:
+        """Return the samples to count: evenly spread ones, and those that are likely to be long."""
+        samples, pictures = self.result.samples, self.result.pictures
+        if most is None or len(samples) <= most:
+            return [*range(len(samples))], []
+        sizes = [[pictures[i].size or (0, 0) for i in sample.images] for sample in samples]
+        pixels = [sum(width * height for width, height in each) for each in sizes]
+        texts = [sample.length for sample in samples]
+        likely = [*largest(texts, most // 4), *largest(pixels, most // 4)]
+        return spread(len(samples), max(1, most - 2 * (most // 4))), likely
+
+    def _records(self, numbers: list[int]) -> list[HostSample]:
+        """Return the samples of these numbers as the host reads them, images by absolute paths."""
+        layout, samples = self.layout, self.result.samples
+        places = {(samples[number].file, samples[number].line): number for number in numbers}
+        found: dict[int, HostSample] = {}
+        for file in sorted({file for file, _ in places}):
+            for line, item in read_items(layout.root / layout.files[file].name):
+                if (file, line) in places:
+                    record = check_host(parse(item))
+                    names = record.get("images", [])
+                    paths = [resolve(layout.root, name, layout.allowed, {}) for name in names]
+                    if paths:
+                        record["images"] = [str(path.absolute()) for path in paths]
+                    found[places[file, line]] = record
+        return [found[number] for number in numbers]
+
+    def _judge_length(self, sample: Sample, total: int, lengths: Lengths) -> None:
+        """A training sample that the run skips or cuts is no error; a test question stops it."""
+        most, done = lengths.max_length, lengths.too_long
+        text = f"{total} tokens, model.max_length is {most}; "
+        if self.layout.files[sample.file].task is not None:
+            self._on(sample, "too-long", f"{text}the evaluation would stop: shorten it")
+        elif done == "stop":
+            self._on(sample, "too-long", f"{text}the run would stop (data.too_long): shorten it")
+        else:
+            does = "takes the next in its place" if done == "skip" else "leaves out its end"
+            self._on(sample, "too-long", f"{text}the run {does} (data.too_long: {done})", WARNING)

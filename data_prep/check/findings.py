@@ -27,7 +27,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "seconds": round(result.seconds, 2),
         "by_code": by_code(result.problems),
         "tasks": task_statistics(result),
-        "tokens": _lengths(result.tokens),
+        "tokens": _lengths(result),
         "problems": [problem.as_json() for problem in result.problems[:MOST_LISTED]],
         "problems_not_listed": max(0, len(result.problems) - MOST_LISTED),
     }
@@ -70,10 +70,16 @@ def _answers(samples: list[Sample]) -> dict[str, Any]:
     }
 
 
-def _lengths(tokens: list[int]) -> dict[str, Any] | None:
-    if not tokens:
+def _lengths(result: Result) -> dict[str, Any] | None:
+    """Return mean and median of evenly spread samples, and the longest of all that were counted."""
+    if not result.tokens:
         return None
-    return {"mean": round(fmean(tokens), 1), "median": median(tokens), "longest": max(tokens)}
+    return {
+        "counted": len(result.tokens),
+        "mean": round(fmean(result.typical), 1),
+        "median": median(result.typical),
+        "longest": max(result.tokens),
+    }
 
 
 def as_text(result: Result, shown: int = 20) -> str:
@@ -98,7 +104,8 @@ def as_text(result: Result, shown: int = 20) -> str:
     if content["tokens"]:
         found = content["tokens"]
         longest = f"median {found['median']}, longest {found['longest']}"
-        lines.append(f"\ntokens a sample: mean {found['mean']}, {longest}")
+        of = f"{found['counted']} of {len(result.samples)} samples counted"
+        lines.append(f"\ntokens a sample: mean {found['mean']}, {longest} ({of})")
     lines.append(
         f"\n{content['folder']}: {content['samples']} samples, {content['images']} images, "
         f"{content['errors']} errors, {content['warnings']} warnings ({content['seconds']} s)"

@@ -1,94 +1,69 @@
-"""How many tokens a sample takes, by the tokenizer and the processor of the recipe's model."""
+"""How many tokens samples take, counted by the host's own template and processor."""
 
 from __future__ import annotations
 
 import json
-from functools import cached_property
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import DataError
-from data_prep.sources.records import PLACEHOLDER, HostSample
 
-TURN = 5  # tokens around a turn: start mark, role, line end, end mark, line end
-TILE = 448  # side of InternVL's tiles where the processor's configuration does not name it
+REPO = Path(__file__).resolve().parents[2]
 
 
+@dataclass(frozen=True)
 class Lengths:
-    """Estimates lengths; can be sent to other processes.
+    """What is held against what.
 
-    Args:
-        model: folder with tokenizer.json and, for images, processor_config.json.
-        max_length: longest sample that the recipe takes.
-        image_tokens: tokens of one image; None takes them from the processor's configuration.
+    Attributes:
+        recipe: its name or file. overrides: KEY=VALUE, as behind the command that runs it.
+        max_length: most tokens of a sample.
+        too_long: what the run does with a training sample that has more (skip, cut, stop).
+        most: so many samples are counted; None: all.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...]
+    max_length: int
+    too_long: str
+    most: int | None
+
+    def count(self, records: Sequence[Any]) -> list[int]:
+        """Return the tokens of each record, whose images have absolute paths. Raises DataError."""
+        argv = ["-m", "recipes.tools.token_counts", self.recipe, *self.overrides]
+        rows = "".join(json.dumps(record) + "\n" for record in records)
+        return list(json.loads(ask_recipes(argv, f"--recipe {self.recipe}", rows)))
+
+
+def ask_recipes(argv: Sequence[str], what: str, text: str = "") -> str:
+    """Return what a command of recipes prints, which this package does not import.
 
     Raises:
-        DataError: the folder has no tokenizer, or the processor's configuration does not
-            name its image tokens.
+        DataError: it failed; its own words are told behind `what`.
     """
-
-    def __init__(self, model: Path, max_length: int, image_tokens: int | None = None) -> None:
-        self.model, self.max_length, self.fixed = Path(model), max_length, image_tokens
-        if not (self.model / "tokenizer.json").is_file():
-            raise DataError(
-                "no-tokenizer",
-                f"{self.model}: no tokenizer.json; give the folder of the recipe's model.path",
-            )
-        self.processor = self._processor()
-
-    def _processor(self) -> dict[str, Any]:
-        path = self.model / "processor_config.json"
-        config = json.loads(path.read_text()) if path.is_file() else {}
-        if self.fixed is None and not isinstance(config.get("image_seq_length"), int):
-            raise DataError(
-                "no-image-tokens",
-                f"{self.model}: processor_config.json names no image_seq_length; give "
-                "--image-tokens N",
-            )
-        return config
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "_tokenizer"}
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_file(str(self.model / "tokenizer.json"))
-
-    def text_tokens(self, record: HostSample) -> int:
-        """Return the tokens of all turns, the marks around them included, images not."""
-        texts = [turn["content"].replace(PLACEHOLDER, "") for turn in record["messages"]]
-        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return sum(len(text.ids) + TURN for text in encoded)
-
-    def image_tokens(self, size: tuple[int, int]) -> int:
-        """Return the tokens of one image of (width, height) pixels."""
-        if self.fixed is not None:
-            return self.fixed
-        images = self.processor.get("image_processor", self.processor)
-        tiles = 1
-        if images.get("crop_to_patches"):
-            side = images.get("size", {}).get("height", TILE)
-            tiles = tile_count(size, side, images.get("min_patches", 1), images["max_patches"])
-        return int(self.processor["image_seq_length"]) * tiles + 2
+    path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, *argv],
+        env={**os.environ, "PYTHONPATH": path},
+        input=text,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise DataError("recipe", f"{what}: {done.stderr.strip()}")
+    return done.stdout
 
 
-def tile_count(size: tuple[int, int], side: int, least: int, most: int) -> int:
-    """Return the tiles of InternVL's dynamic resolution, the thumbnail included.
+def spread(count: int, most: int) -> list[int]:
+    """Return `most` of the numbers 0 .. count - 1, evenly spread; all if there are no more."""
+    return [number * count // most for number in range(most)] if count > most else [*range(count)]
 
-    The grid of `least` to `most` tiles whose shape is nearest to the picture's; of equal ones the
-    larger, if the picture fills half of it (Chen et al., 2024, InternVL 1.5, section 3.2).
-    """
-    width, height = size
-    grids = {
-        (w, h) for w in range(1, most + 1) for h in range(1, most + 1) if least <= w * h <= most
-    }
-    best, nearest = (1, 1), float("inf")
-    for w, h in sorted(grids, key=lambda grid: grid[0] * grid[1]):
-        off = abs(width / height - w / h)
-        fills = width * height > 0.5 * side * side * w * h
-        if off < nearest or (off == nearest and fills):
-            best, nearest = (w, h), off
-    tiles = best[0] * best[1]
-    return tiles + 1 if tiles > 1 else 1
+
+def largest(sizes: Sequence[int], most: int) -> list[int]:
+    """Return the places of the `most` largest sizes."""
+    return sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True)[:most]

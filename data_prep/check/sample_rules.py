@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.check.lengths import Lengths
 from data_prep.check.stream_folder import DataFile
 from data_prep.errors import DataError, Problem
 from data_prep.images import check_name
@@ -24,7 +23,7 @@ class Sample:
     Attributes:
         file: number of its file. line: its line, from 1.
         question, answer: 64-bit hashes of the texts, blanks and case evened out.
-        tokens: length of the text, None if not estimated.
+        length: characters of all turns.
         size: (width, height) that the sample itself states.
     """
 
@@ -36,7 +35,7 @@ class Sample:
     question: int
     answer: int
     shown: str
-    tokens: int | None
+    length: int
     size: tuple[float, float] | None
     words: int
     good: bool = True
@@ -59,7 +58,6 @@ class Job:
     number: int
     file: DataFile
     items: list[Item]
-    lengths: Lengths | None
 
 
 def scan(job: Job) -> Scanned:
@@ -120,7 +118,7 @@ def _facts(record: HostSample, job: Job, line: int, name: str) -> Sample:
         hash_text(question),
         hash_text(answer),
         answer[:40],
-        job.lengths.text_tokens(record) if job.lengths else None,
+        sum(len(turn["content"]) for turn in record["messages"]),
         size,
         len(question.split()),
     )

@@ -36,7 +36,8 @@ class Task:
 _COCO = ("COCO2014/train2014", "COCO2014/val2014")
 _COCO_SITE = "https://cocodataset.org/#download"
 _TASKS = (
-    Task("AD", "choice", ("AD/images/drivelm/stitch",), "DriveLM (nuScenes, six views in one)",
+    Task("AD", "choice", ("AD/images/drivelm/stitch",),
+         "DriveLM on nuScenes, six views in one (made by --stitch)",
          "https://github.com/OpenDriveLab/DriveLM"),
     Task("ChartQA", "relaxed", ("ChartQA/train", "ChartQA/test"), "ChartQA",
          "https://github.com/vis-nlp/ChartQA"),

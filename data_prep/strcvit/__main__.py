@@ -2,6 +2,7 @@
 
 python -m data_prep.strcvit --source DIR --download                    # its JSON, from the hub
 python -m data_prep.strcvit --images ROOT --checklist                  # which images are there
+python -m data_prep.strcvit --images ROOT --stitch v1_1_train_nus.json --views NUSCENES  # AD's
 python -m data_prep.strcvit --source DIR --images ROOT --out data/strcvit
 """
 
@@ -21,7 +22,8 @@ from data_prep.command_line import (
     run_plan,
     source_facts,
 )
-from data_prep.errors import ERROR, listing
+from data_prep.errors import ERROR, DataError, listing
+from data_prep.parallel import cores
 from data_prep.published.benchmarks import STRCVIT
 from data_prep.sources.image_paths import LINK, ImageResolver
 from data_prep.strcvit import GENERATOR, MARKER, REPOSITORY, VERSION, checklist
@@ -39,6 +41,10 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--images", type=Path, help="root of the image sets")
     out.add_argument("--download", action="store_true", help="fetch the JSON into --source first")
     out.add_argument("--checklist", action="store_true", help="list the image sets and stop")
+    out.add_argument(
+        "--stitch", type=Path, metavar="JSON", help="DriveLM's file: make AD's pictures and stop"
+    )
+    out.add_argument("--views", type=Path, help="nuScenes' folder, with samples/, for --stitch")
     out.add_argument(
         "--eval",
         choices=("proxy", "test"),
@@ -59,6 +65,10 @@ def main(argv: list[str] | None = None) -> int:
             options.error("--checklist needs --images ROOT")
         print("\n".join(checklist.lines(args.images)))
         return OK if checklist.all_present(args.images) else FAILED
+    if args.stitch is not None:
+        if args.images is None or args.views is None:
+            options.error("--stitch needs --images ROOT and --views NUSCENES")
+        return _stitch(args)
     if args.source is None or not (args.download or args.out):
         options.error("--source DIR is needed, with --images ROOT and --out DIR, or --download")
     code = fetch(REPOSITORY, args.source, " (CC BY-NC 4.0)") if args.download else OK
@@ -67,6 +77,20 @@ def main(argv: list[str] | None = None) -> int:
     if args.images is None:
         options.error("--images ROOT is needed")
     return run_plan(args, partial(_plan, args), partial(_report, args))
+
+
+def _stitch(args: argparse.Namespace) -> int:
+    """Make AD's pictures of six views each; return the exit code."""
+    from data_prep.strcvit.six_views import FOLDER, read_frames, stitch
+
+    try:
+        frames = read_frames(args.stitch, args.views)
+        made = sum(1 for _ in stitch(frames, args.images, args.workers or cores()))
+    except (DataError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    print(f"{args.images / FOLDER}: {made} pictures of six views")
+    return OK
 
 
 def _plan(args: argparse.Namespace) -> Plan:

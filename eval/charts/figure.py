@@ -68,6 +68,11 @@ def percent(value: float | None) -> str:
     return f"{100 * value:.1f}".replace("-", "−")  # noqa: RUF001
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number of things: "1 task", "2 tasks"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def ratio(value: float, digits: int = 3) -> str:
     """Return a number with some digits behind the point; a dash where there is none."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}"  # noqa: RUF001

@@ -7,17 +7,20 @@ Beside it: scalars for TensorBoard in `tensorboard/`, and a model card in the ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.files import write_text
 from eval.report.data import load_run
 from eval.report.model_card import write_model_card
-from eval.report.numbers import summarise
+from eval.report.numbers import outcome_text, summarise
 from eval.report.page import render
 from eval.report.scalars import write_scalars
 
 
-def write_report(run_dir: Path, stream_dir: Path | None = None) -> Path:
+def write_report(
+    run_dir: Path, stream_dir: Path | None = None, tell: Callable[[str], None] | None = None
+) -> Path:
     """Write `<run_dir>/report.html`, TensorBoard scalars and the model card; return the page.
 
     Works on a run still going on; what is missing or damaged is shown as a marked gap.
@@ -25,6 +28,7 @@ def write_report(run_dir: Path, stream_dir: Path | None = None) -> Path:
     Args:
         run_dir: the run folder.
         stream_dir: the stream folder; None takes the one that manifest.json names.
+        tell: given the paragraph on what the run came to, if there is one.
 
     Raises:
         FileNotFoundError: there is no such run folder.
@@ -35,4 +39,6 @@ def write_report(run_dir: Path, stream_dir: Path | None = None) -> Path:
     write_text(path, render(run, summary))
     write_scalars(run)
     write_model_card(run, summary)
+    if tell is not None and (text := outcome_text(run, summary)):
+        tell(text)
     return path

@@ -9,8 +9,9 @@ from typing import TypedDict
 import numpy as np
 
 from eval import metrics
-from eval.charts.figure import Figure, Table, colour, percent, ratio
+from eval.charts.figure import Figure, Table, colour, counted, percent, ratio
 from eval.charts.plots import Array, Bar, Series, bars, heat_map, legend, line_chart
+from eval.questions import question_of
 from eval.report.data import RunData
 from eval.routing import diagnosis
 from eval.routing.record import Routing
@@ -68,13 +69,30 @@ def routing_gaps(run: RunData) -> list[str]:
             gaps.append(f"Chunk {chunk}: {text}.")
         asked = int(run.matrix.samples[chunk].sum()) if chunk < len(run.matrix.samples) else 0
         if asked and routing.rows < 0.99 * asked:
+            asked = min(asked, _distinct_questions(run))  # equal ones are asked once
+        if asked and routing.rows < 0.99 * asked:
             text = f"recorded for {routing.rows:.0f} of {asked} questions"
             gaps.append(f"Chunk {chunk}: {text} (the evaluation was interrupted and went on).")
     return gaps
 
 
+def _distinct_questions(run: RunData) -> int:
+    """Return how many different questions the evaluated tasks ask."""
+    stream = run.stream
+    if stream is None:
+        return 0
+    limit = run.manifest.block("eval").get("limit")
+    sets = (stream.test_records(task, limit) for task in run.tasks)
+    return len({question_of(record, stream.root) for records in sets for record in records})
+
+
 def _lead(recorded: Mapping[int, Routing]) -> str:
     first, chunk = min(recorded), max(recorded)
+    if len(recorded[chunk].tasks) == 1:
+        return (
+            f"Experts after chunk {chunk}, means over {len(recorded[chunk].layers)} layers."
+            " With one task there are no tasks to tell apart: shown is which experts it uses."
+        )
     text = (
         f"After chunk {chunk} the normalised mutual information between task and chosen expert set"
         f" is {ratio(_separation(recorded[chunk]), 2)} (mean over {len(recorded[chunk].layers)}"
@@ -112,6 +130,8 @@ def _facts(recorded: Mapping[int, Routing]) -> list[Fact]:
         ("Stage 1 entropy", stage1, f"nats, at most {math.log(last.experts):.2f}"),
         ("Stage 2 entropy", stage2, f"nats, at most {math.log(last.top_k):.2f}"),
     ]
+    if len(last.tasks) == 1:
+        rows = rows[3:]  # the others compare tasks
     return [{"name": n, "value": ratio(v, 2), "note": note} for n, v, note in rows]
 
 
@@ -126,17 +146,24 @@ def _over_the_stream(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
         "drift": metrics.mean_over(drift).tolist(),
         "kept sets changed": metrics.mean_over(changes).tolist(),
     }
+    if len(recorded[max(recorded)].tasks) == 1:  # the others compare tasks
+        columns = {name: columns[name] for name in ("drift", "kept sets changed")}
     series = [Series(name, values, colour(i)) for i, (name, values) in enumerate(columns.items())]
-    title = f"Separation, overlap, similarity and movement of routing over {len(recorded)} chunks."
+    title = f"{', '.join(columns).capitalize()} of routing over {counted(len(recorded), 'chunk')}."
     chart = line_chart(title, series, [float(c) for c in recorded], "chunk", "Share",
                        lambda v: f"{v:.2g}", y_max=1.0, height=240.0)  # fmt: skip
     note = (
-        "Separation: mutual information of task and expert set; a falling line: the router loses"
-        " the tasks. Overlap: expert weight that two tasks share. Similarity: linear CKA of what"
-        " the experts add for two tasks. Drift: a task's weight that went to other experts since"
-        " the recorded chunk before. Kept sets changed: share of the expert sets that the same test"
-        " instructions (up to 48 a task) no longer keep. Means over layers and tasks."
+        "Drift: a task's weight that went to other experts since the recorded chunk before. Kept"
+        " sets changed: share of the expert sets that the same test instructions (up to 48 a task)"
+        " no longer keep. Means over layers and tasks."
     )
+    if "separation" in columns:
+        note = (
+            "Separation: mutual information of task and expert set; a falling line: the router"
+            " loses the tasks. Overlap: expert weight that two tasks share. Similarity: linear CKA"
+            " of what"
+            f" the experts add for two tasks. {note}"
+        )
     entropies = [_entropies(routing) for routing in recorded.values()]
     rows = [
         [
@@ -161,20 +188,20 @@ def _experts(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
     chunk, last = max(recorded), recorded[max(recorded)]
     weight = metrics.mean_over(last.use, axis=1)
     experts = [f"E{e}" for e in range(last.experts)]
-    title = f"Expert weight of {len(last.tasks)} tasks after chunk {chunk}, in percent."
+    title = f"Expert weight of {counted(len(last.tasks), 'task')} after chunk {chunk}, in percent."
     high = max(float(np.nanmax(weight, initial=0.0)), 1e-9)
     chart = heat_map(title, weight, last.tasks, experts, "expert", high)
     note = "Share of the token weight (stage 2), mean over layers; every row sums to 100."
     square = f"after chunk {chunk}, in percent"
-    tables = [
-        _by_task(recorded),
-        _by_layer(chunk, last),
+    tables = [_by_task(recorded), _by_layer(chunk, last)]
+    if len(last.tasks) > 1:
+        tables += [
         _matrix(f"Overlap of tasks {square}", "task", last.tasks, last.tasks,
                 diagnosis.overlap(last.use)),
         _matrix(f"Similarity of expert outputs (CKA) {square}", "task", last.tasks, last.tasks,
                 metrics.mean_over(last.cka, axis=0)),
     ]  # fmt: skip
-    if np.isfinite(last.cosine).any():
+    if len(last.tasks) > 1 and np.isfinite(last.cosine).any():
         caption = f"Cosine of the tasks' mean instruction vectors after chunk {chunk}, x 100"
         tables.append(_matrix(caption, "task", last.tasks, last.tasks, last.cosine))
     if last.instructions:
@@ -217,7 +244,17 @@ def _by_layer(chunk: int, routing: Routing) -> Table:
     ]  # fmt: skip
     head = ["layer, task", *(f"E{e}" for e in range(routing.experts))]
     head += ["separation of the layer", "stage 1 entropy", "stage 2 entropy"]
+    if len(routing.tasks) == 1:  # nothing to separate
+        head, rows = _without(head, rows, -3)
     return Table(f"Expert weight by layer and task after chunk {chunk}, in percent", head, rows)
+
+
+def _without(
+    head: list[str], rows: list[list[str]], column: int
+) -> tuple[list[str], list[list[str]]]:
+    """Return a table without one of its columns, counted from the end."""
+    kept = [[*row[:column], *row[column + 1 :]] for row in [head, *rows]]
+    return kept[0], kept[1:]
 
 
 def _instructions(chunk: int, routing: Routing) -> Table:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.files import Record, read_jsonl
 from eval import metrics
 from eval.constant_answers import best_constant
+from eval.outcome import Settings, TaskOutcome, sentences
 from eval.report.data import RunData
+from eval.run_files import PredictionLine
 from eval.scorers.registry import scorer_of
 
 Array = NDArray[np.float64]
@@ -123,3 +127,49 @@ def _task_rows(
             )
         )
     return rows
+
+
+def outcome_text(run: RunData, summary: Summary) -> str:
+    """Return the paragraph on what the run came to; empty before anything was evaluated."""
+    a, chunk = run.matrix.values, metrics.last_row(run.matrix.values) if run.tasks else 0
+    if chunk == 0 or run.manifest.protocol == "zero_shot":
+        return ""
+    outcomes = []
+    for i, row in enumerate(summary.tasks):
+        trained = a[1 : chunk + 1, i]
+        known = np.isfinite(trained).any()
+        lines = _last_lines(run, chunk, row.task)
+        outcomes.append(
+            TaskOutcome(
+                task=row.task,
+                base=row.base.value,
+                constant=row.majority.value,
+                best=row.best.value,
+                best_chunk=int(np.nanargmax(trained)) + 1 if known else 0,
+                last=row.last.value,
+                answers=[line["prediction"] for line in lines],
+                cut=sum(line.get("finish_reason") == "length" for line in lines),
+                one_gold=len({line["gold"] for line in lines}) == 1,
+            )
+        )
+    schedule = run.manifest.block("schedule")
+    settings = Settings(
+        schedule.get("epochs"),
+        (schedule.get("first") or {}).get("learning_rate"),
+        run.manifest.block("eval").get("max_new_tokens"),
+    )
+    losses = [logged_losses(run.training[c]) for c in sorted(run.training) if c <= chunk]
+    return " ".join(sentences(chunk, run.planned, outcomes, losses, settings))
+
+
+def logged_losses(lines: Sequence[Record]) -> list[float]:
+    """Return the language-model losses of a chunk's log."""
+    return [float(line["loss"]) for line in lines if isinstance(line.get("loss"), int | float)]
+
+
+def _last_lines(run: RunData, chunk: int, task: str) -> list[PredictionLine]:
+    path = run.root / "chunks" / f"{chunk:03d}" / "predictions" / f"{task}.jsonl"
+    try:
+        return cast(list[PredictionLine], read_jsonl(path))
+    except (OSError, ValueError):  # the report names what it could not read
+        return []

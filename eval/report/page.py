@@ -15,13 +15,13 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from eval import metrics
-from eval.charts.figure import Chart, Entry, Table, colour, percent
+from eval.charts.figure import Chart, Entry, Table, colour, counted, percent
 from eval.charts.plots import Bar, Series, bars, composition, heat_map, legend, line_chart
 from eval.report.choices import choice_part
 from eval.report.data import RunData, small_captions
 from eval.report.expert_use import routing_section
 from eval.report.loss_curves import STABILITY_KEYS, curve
-from eval.report.numbers import Number, Summary
+from eval.report.numbers import Number, Summary, outcome_text
 from eval.report.samples import examples
 from eval.report.tables import (
     composition_table,
@@ -74,6 +74,7 @@ def page_context(run: RunData, summary: Summary) -> dict[str, Any]:
         "run": run,
         "lead": _lead(run),
         "status": _status(run),
+        "outcome": outcome_text(run, summary),
         "gaps": run.gaps,
         "cards": _cards(run, summary),
         "measured": _measured(run),
@@ -104,7 +105,7 @@ def _lead(run: RunData) -> str:
     method = run.method or "unknown method"
     model = Path(run.manifest.model or "unknown model").name
     stream = run.stream.name if run.stream else "unknown stream"
-    chunks = f"{run.planned} chunks" if run.planned else "chunks"
+    chunks = counted(run.planned, "chunk") if run.planned else "chunks"
     return f"{method} on {model}, {chunks} of {stream}, seed {run.seed_text}"
 
 
@@ -121,7 +122,7 @@ def _measured(run: RunData) -> str:
     missing = [t for t, value in zip(run.tasks, last, strict=True) if math.isnan(value)]
     if missing:
         return f"Not measured after chunk {run.evaluated}: {', '.join(missing)}."
-    return f"{len(run.tasks)} tasks, last evaluated chunk {run.evaluated}."
+    return f"{counted(len(run.tasks), 'task')}, last evaluated chunk {run.evaluated}."
 
 
 def _cards(run: RunData, summary: Summary) -> list[Card]:
@@ -168,7 +169,8 @@ def _accuracy_lines(run: RunData) -> list[Series]:
 def _accuracy(run: RunData, lines: Sequence[Series]) -> Chart:
     mean = metrics.mean_over(run.matrix.values)
     title = (
-        f"Accuracy of {len(run.tasks)} tasks after each of {len(mean) - 1} chunks; the mean goes"
+        f"Accuracy of {counted(len(run.tasks), 'task')} after each of "
+        f"{counted(len(mean) - 1, 'chunk')}; the mean goes"
         f" from {percent(float(mean[0]))} to {percent(float(mean[-1]))} percent."
     )
     x = [float(chunk) for chunk in range(len(lines[-1].values))]
@@ -180,7 +182,7 @@ def composition_chart(run: RunData, done: int) -> tuple[Chart, list[Entry]]:
     chunks = run.composition()
     tasks = dict.fromkeys([*run.tasks, *(t for c in chunks for t in c)])
     entries = [Entry(task, colour(i)) for i, task in enumerate(tasks)]
-    title = f"Share of each task among the samples of {len(chunks)} chunks."
+    title = f"Share of each task among the samples of {counted(len(chunks), 'chunk')}."
     return composition(title, chunks, entries, done), entries
 
 
@@ -192,7 +194,8 @@ def _heat(run: RunData) -> Chart:
         inside = 1 <= column <= len(chunks)
         return inside and chunks[column - 1].get(run.tasks[row], 0) > 0
 
-    title = f"Scores of {len(run.tasks)} tasks (rows) after each chunk (columns), in percent."
+    tasks = counted(len(run.tasks), "task")
+    title = f"Scores of {tasks} (rows) after each chunk (columns), in percent."
     return heat_map(title, a.T, run.tasks, columns, "after chunk", framed=held)
 
 
@@ -202,7 +205,7 @@ def _forgetting(summary: Summary) -> Chart:
     known = [item for item in items if not math.isnan(item.value)]
     worst = max(known, key=lambda item: item.value, default=None)
     tail = f"; most by {worst.name}, {percent(worst.value)} points" if worst else ""
-    title = f"Forgetting of {len(items)} tasks{tail}."
+    title = f"Forgetting of {counted(len(items), 'task')}{tail}."
     return bars(title, items, "points lost since the best chunk")
 
 

@@ -21,8 +21,8 @@ def write_told_table(stream: Stream, chunks: int, sentence: str, path: Path) -> 
     """Writes {text: what is embedded} of the first `chunks` chunks and of the test sets.
 
     Args:
-        sentence: `task`: the task's name. `template`: the words that all texts of the task begin
-            with and those that all end with, which several tasks may share.
+        sentence: `task`: the task's name. `template`: the lines that all texts of the task begin
+            with and those that all end with (words, if no line), which several tasks may share.
 
     Raises:
         StreamError: a sample has no task, a text is told two things, or a task has no template.
@@ -30,7 +30,7 @@ def write_told_table(stream: Stream, chunks: int, sentence: str, path: Path) -> 
     files = [stream.chunk_file(index) for index in range(1, chunks + 1)]
     files += [stream.test_file(task) for task in stream.tasks]
     tasks: dict[str, set[str]] = {}
-    texts: dict[str, set[tuple[str, ...]]] = {}
+    texts: dict[str, set[str]] = {}
     places: dict[str, str] = {}
     for file in files:
         for number, sample in enumerate(read_jsonl(file), 1):
@@ -41,9 +41,8 @@ def write_told_table(stream: Stream, chunks: int, sentence: str, path: Path) -> 
                     f"looks up; add it, or {INSTEAD}"
                 )
             turns = [str(m["content"]) for m in sample["messages"] if m["role"] == "user"]
-            words = tuple(" ".join(turns).replace("<image>", " ").split())
             tasks.setdefault(text, set()).add(task)
-            texts.setdefault(task, set()).add(words)
+            texts.setdefault(task, set()).add("\n".join(turns).replace("<image>", " "))
             places.setdefault(f"{text} {task}", f"{file}:{number}")
     told = {task: task for task in texts}
     if sentence == "template":
@@ -61,20 +60,21 @@ def write_told_table(stream: Stream, chunks: int, sentence: str, path: Path) -> 
     write_json(path, table)
 
 
-def _template(task: str, texts: set[tuple[str, ...]]) -> str:
-    """The words that all texts of a task begin with, and those that all end with."""
-    first = _shared(texts)
-    rest = {words[len(first) :][::-1] for words in texts}
-    found = [*first, *reversed(_shared(rest))]
-    if not found:
-        raise StreamError(
-            f"task {task}: its {len(texts)} texts neither begin nor end with a word in common, so "
-            f"that tuner.sentence = template finds none; use tuner.sentence: task, or {INSTEAD}"
-        )
-    return " ".join(found)
+def _template(task: str, texts: set[str]) -> str:
+    """The lines that all texts of a task begin and end with; if there are none, the words."""
+    lines = [[" ".join(line.split()) for line in text.splitlines()] for text in texts]
+    for split in ([list(filter(None, found)) for found in lines], [t.split() for t in texts]):
+        first = _shared(split)
+        last = _shared([parts[len(first) :][::-1] for parts in split])
+        if first or last:
+            return " ".join([*first, *reversed(last)])
+    raise StreamError(
+        f"task {task}: its {len(texts)} texts neither begin nor end with a word in common, so "
+        f"that tuner.sentence = template finds none; use tuner.sentence: task, or {INSTEAD}"
+    )
 
 
-def _shared(texts: set[tuple[str, ...]]) -> list[str]:
-    """The words that all texts begin with."""
-    same = takewhile(lambda words: len(set(words)) == 1, zip(*texts, strict=False))
-    return [words[0] for words in same]
+def _shared(texts: list[list[str]]) -> list[str]:
+    """What all texts begin with."""
+    same = takewhile(lambda parts: len(set(parts)) == 1, zip(*texts, strict=False))
+    return [parts[0] for parts in same]

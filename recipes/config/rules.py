@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 from recipes.config.method import FREEZE, METHOD_BLOCKS
+from recipes.config.problems import shown
 from recipes.config.schema import Recipe
+from recipes.config.swift_arguments import OWNED, known_arguments
 
 
 def cross_field_problems(recipe: Recipe) -> list[str]:
@@ -40,7 +42,7 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
             f"launcher.nodes = {launcher.nodes} needs something that starts processes on other "
             "machines: set launcher.kind to slurm"
         )
-    problems += _identity_problems(recipe)
+    problems += _identity_problems(recipe) + _unread_problems(recipe)
     problems += _replay_problems(recipe) + _ewc_problems(recipe) + _pool_problems(recipe)
     if recipe.slow_weights is not None and recipe.tuner_type is None:
         problems.append(
@@ -51,6 +53,24 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
         problems.append("model.dtype = float16 needs a GPU: with launcher.cpu use float32")
     if recipe.data.source == "mini" and not re.fullmatch(r"[a-z0-9_-]+", recipe.data.size):
         problems.append(f"data.size = {recipe.data.size!r} is no size of the mini stream")
+    return problems
+
+
+def _unread_problems(recipe: Recipe) -> list[str]:
+    """Names arguments of the host's own LoRA that a tuner of ours would not read."""
+    if not recipe.routed:
+        return []
+    problems = []
+    for key, argument in known_arguments().items():
+        value, default = recipe.swift.get(key), argument.unrouted
+        if key not in recipe.swift or key in OWNED or not default:
+            continue
+        if str(value).lower() != str(default[0]).lower():
+            problems.append(
+                f"swift.{key} = {shown(value)} would do nothing: method {recipe.method} trains "
+                "layers of its own, which do not read it; leave it out, or take a method of the "
+                "host's LoRA (lora)"
+            )
     return problems
 
 

@@ -32,12 +32,14 @@ class HostArgument:
     """One argument of `swift sft`.
 
     `kinds` are the plain types it takes ("any" for others), `choices` the values of a closed list;
-    `model_side` says whether `swift infer` needs the argument too.
+    `model_side` says whether `swift infer` needs the argument too; `unrouted` holds the default of
+    an argument that our own tuners do not read.
     """
 
     kinds: tuple[str, ...] = ()
     choices: tuple[Any, ...] = ()
     model_side: bool = False
+    unrouted: tuple[Any, ...] = ()
 
 
 # Keys that the orchestrator sets itself, with what to write instead.
@@ -62,6 +64,7 @@ OWNED: dict[str, str] = {
     "strict": "always true: a bad image stops the run instead of being replaced",
     "data_seed": "derived from seed and the chunk's number",
     "seed": "set seed at the top of the recipe",
+    "task_type": "a stream trains models that write answers",
     "tuner_type": "set method",
     "tuner_backend": "set method",
     "external_plugins": "set method",

@@ -6,9 +6,9 @@ from there.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from recipes.baselines.smolora_told import write_told_table
@@ -20,7 +20,7 @@ from recipes.run.commands import default_threads
 from recipes.run.preflight.all_checks import look, stopping
 from recipes.run.session import RunError, Session
 from recipes.run.steps import evaluate_chunk, train_chunk, verify_chunk
-from recipes.run.terminal import Progress, duration
+from recipes.run.terminal import Ahead, Progress, counted, duration
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import (
     check_same_data,
@@ -31,7 +31,7 @@ from recipes.run_folder.manifest import (
     write_manifest,
 )
 from recipes.run_folder.migration import migrate_plugin_paths
-from recipes.run_folder.state import load_state
+from recipes.run_folder.state import RunState, load_state
 
 
 @dataclass(frozen=True)
@@ -97,22 +97,40 @@ def _run_chunks(session: Session, train_only: bool) -> None:
     if recipe.told:
         write_told_table(session.stream, count, recipe.told, layout.tasks)
     _announce(session)
-    for chunk in plan_chunks(recipe, train_only):
-        started = time.monotonic()
-        if _do_chunk(session, chunk) and chunk.index > 0:
-            session.progress.chunk_took(time.monotonic() - started, count - chunk.index)
+    plan = list(plan_chunks(recipe, train_only))
+    session.progress.ahead = partial(what_is_ahead, state, plan)
+    for chunk in plan:
+        _do_chunk(session, chunk)
     if train_only:
         session.progress.say(
-            f"trained: {count} chunks; the same command without --train-only evaluates them"
+            f"trained: {counted(count, 'chunk')}; the same command without --train-only "
+            "evaluates them"
         )
         return
     state.finished = True
     session.save()
-    evaluation.write_report(layout, session.progress.say)
+    evaluation.write_report(layout, session.progress.say, tell=True)
     total = sum(record.train_seconds + record.eval_seconds for record in state.chunks)
     session.progress.say(
-        f"finished: {count} chunks in {duration(total)}\n"
+        f"finished: {counted(count, 'chunk')} in {duration(total)}\n"
         f"report: {layout.report}   scores: {layout.matrix}"
+    )
+
+
+def what_is_ahead(state: RunState, plan: Sequence[ChunkPlan]) -> Ahead:
+    """Return what is left of a plan, and how long the last five of each kind took."""
+    trained = {record.index for record in state.chunks if record.trained}
+    evaluated = {record.index for record in state.chunks if record.evaluated}
+
+    def mean(seconds: list[float]) -> float | None:
+        lately = [each for each in seconds if each > 0][-5:]
+        return sum(lately) / len(lately) if lately else None
+
+    return Ahead(
+        sum(chunk.trains and chunk.index not in trained for chunk in plan),
+        sum(chunk.evaluates and chunk.index not in evaluated for chunk in plan),
+        mean([record.train_seconds for record in state.chunks]),
+        mean([record.eval_seconds for record in state.chunks]),
     )
 
 
@@ -120,22 +138,23 @@ def _announce(session: Session) -> None:
     recipe, done = session.recipe, session.state.done
     where = f"continuing after chunk {done}" if done else "starting"
     session.say(
-        f"{where}: {recipe.title}, {recipe.data.chunks} chunks, {len(session.tasks)} tasks, into "
+        f"{where}: {recipe.title}, {counted(recipe.data.chunks, 'chunk')}, "
+        f"{counted(len(session.tasks), 'task')}, into "
         f"{session.layout.root}/"
     )
     if recipe.unused_tuner_keys:
         session.say(recipe.unused_tuner_text)
 
 
-def _do_chunk(session: Session, chunk: ChunkPlan) -> bool:
-    """Bring one chunk to its end; return whether there was anything to do."""
+def _do_chunk(session: Session, chunk: ChunkPlan) -> None:
+    """Bring one chunk to its end, if it is not there."""
     state, record = session.state, session.state.record(chunk.index)
     trained = record.trained or not chunk.trains
     if trained and (record.evaluated or not chunk.evaluates):
         if chunk.trains and chunk.index == state.done:
             verify_chunk(session, record)  # the next chunk starts from this adapter
         state.done = max(state.done, chunk.index)  # killed before it was counted
-        return False
+        return
     if not trained:
         train_chunk(session, record)
     if chunk.evaluates and not record.evaluated:
@@ -145,4 +164,3 @@ def _do_chunk(session: Session, chunk: ChunkPlan) -> bool:
     write_costs(session.layout, state)
     if chunk.evaluates and chunk.index < session.recipe.data.chunks:  # else the run's end writes it
         evaluation.write_report(session.layout, session.progress.say)
-    return True

@@ -26,7 +26,7 @@ from recipes.baselines.replay import ReplayError, update_reservoir, write_replay
 from recipes.run import evaluation
 from recipes.run.chunk_data import check_carried, training_files
 from recipes.run.session import RunError, Session, failure_text
-from recipes.run.terminal import duration, score_text
+from recipes.run.terminal import counted, duration, score_text
 from recipes.run.too_long import LongSample, name_samples, text_of
 from recipes.run.training_job import TrainingJob, train_adapter
 from recipes.run_folder.checkpoints import (
@@ -192,7 +192,7 @@ def evaluate_chunk(session: Session, record: ChunkRecord) -> None:
 def _answer(session: Session, index: int) -> None:
     """Bring the host's answers to all questions into place, or raise RunError."""
     recipe, layout, progress = session.recipe, session.layout, session.progress
-    what = "the base model" if index == 0 else f"{len(session.tasks)} tasks"
+    what = "the base model" if index == 0 else counted(len(session.tasks), "task")
     progress.begin(index, "evaluate", f"evaluating {what}")
     if recipe.pool is not None and index > 0:
         _open_pool(session, index)

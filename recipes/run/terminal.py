@@ -23,7 +23,10 @@ PLAIN_SECONDS = 15.0
 
 @dataclass
 class Activity:
-    """What is being done now, train or evaluate; step counts come from the host's own files."""
+    """What is being done now, train or evaluate; step counts come from the host's own files.
+
+    `first` is the time and the step that were seen first: one that goes on begins in the middle.
+    """
 
     chunk: int = 0
     task: str = ""
@@ -31,6 +34,35 @@ class Activity:
     steps: int = 0
     loss: float | None = None
     started: float = 0.0
+    first: tuple[float, int] | None = None
+
+    def reached(self, step: int, steps: int) -> None:
+        """Takes over a count from the host's files."""
+        self.step, self.steps = step, steps
+        self.first = self.first or (time.monotonic(), step)
+
+    def seconds_left(self, usual: float | None) -> float | None:
+        """Expected seconds to its end at its own speed; until that is seen, `usual` in all."""
+        now = time.monotonic()
+        since, step = self.first or (now, self.step)
+        if self.step > step:
+            return (self.steps - self.step) * (now - since) / (self.step - step)
+        return None if usual is None else max(0.0, usual - (now - self.started))
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What a run has yet to do, the present activity included.
+
+    Attributes:
+        trainings, evaluations: how many of them.
+        train_seconds, eval_seconds: what one took lately; None where none was finished.
+    """
+
+    trainings: int
+    evaluations: int
+    train_seconds: float | None
+    eval_seconds: float | None
 
 
 class Progress:
@@ -41,10 +73,8 @@ class Progress:
         self.name, self.chunks = name, chunks
         self.activity = Activity()
         self.scores: dict[str, float] = {}
-        self._seconds: list[float] = []
-        self._chunks_left = chunks
+        self.ahead: Callable[[], Ahead] | None = None
         self._last_plain = 0.0
-        self._chunk_started = time.monotonic()
         self._last_text = ""
         self._live = Live(console=self.console, refresh_per_second=4, transient=True)
 
@@ -70,16 +100,9 @@ class Progress:
     def begin(self, chunk: int, task: str, text: str) -> None:
         """Starts an activity and says so in a line."""
         now = time.monotonic()
-        if chunk != self.activity.chunk:
-            self._chunk_started = now
         self.activity = Activity(chunk, task, started=now)
         self._last_plain = now
         self.say(f"{self._where()} {text}")
-
-    def chunk_took(self, seconds: float, chunks_left: int) -> None:
-        """Tells how long a whole chunk took, for the time left; at most the last five count."""
-        self._seconds = [*self._seconds[-4:], seconds]
-        self._chunks_left = chunks_left
 
     def watch_training(self, metrics: Path) -> Callable[[], None]:
         """Returns the tick that follows the host's logging.jsonl."""
@@ -102,8 +125,7 @@ class Progress:
                     file.seek(read)
                     new = file.read()
                 read += len(new)
-                self.activity.step += new.count(b"\n")
-                self.activity.steps = total
+                self.activity.reached(self.activity.step + new.count(b"\n"), total)
             self._show()
 
         return tick
@@ -116,7 +138,7 @@ class Progress:
                 loss = row["loss"]
             except (ValueError, KeyError):
                 continue
-            self.activity.step, self.activity.steps = int(step), int(steps)
+            self.activity.reached(int(step), int(steps))
             self.activity.loss = float(loss)
             return
 
@@ -144,12 +166,24 @@ class Progress:
         return f"training step {now.step}/{now.steps}{loss}"
 
     def seconds_left(self) -> float | None:
-        """Expected seconds to the end of the run; None until a chunk has been timed."""
-        if not self._seconds:
+        """Expected seconds to the end of the run; None while nothing tells how long things take."""
+        if self.ahead is None:
             return None
-        mean = sum(self._seconds) / len(self._seconds)
-        spent = min(mean, time.monotonic() - self._chunk_started)
-        return max(0.0, mean * self._chunks_left - spent)
+        ahead, now = self.ahead(), self.activity
+        training = now.task == "train"
+        left = now.seconds_left(ahead.train_seconds if training else ahead.eval_seconds)
+        if left is None:
+            return None
+        whole = time.monotonic() - now.started + left
+        for count, usual, current in (
+            (ahead.trainings, ahead.train_seconds, training),
+            (ahead.evaluations, ahead.eval_seconds, not training),
+        ):
+            one = whole if usual is None and current else usual
+            if count > current and one is None:
+                return None
+            left += max(0, count - current) * (one or 0.0)
+        return left
 
     def _left_text(self) -> str:
         left = self.seconds_left()
@@ -180,6 +214,11 @@ def score_text(scores: Mapping[str, float]) -> str:
     parts = [f"{task} {100 * score:.1f}" for task, score in scores.items()]
     mean = 100 * sum(scores.values()) / len(scores)
     return f"{', '.join(parts)} | mean {mean:.1f}"
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things: "1 task", "2 tasks"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

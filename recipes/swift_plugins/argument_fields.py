@@ -31,19 +31,27 @@ def describe(hint: Any) -> tuple[set[str], list[Any]]:
 
 
 def read_fields() -> dict[str, dict[str, Any]]:
-    """Argument -> `kinds`, `choices` and, where `swift infer` needs it too, `model_side`."""
+    """Argument -> `kinds`, `choices`, `model_side` if `swift infer` needs it too, `unrouted`.
+
+    `unrouted` holds the default of what our tuners do not read.
+    """
     with contextlib.redirect_stdout(sys.stderr):  # the host prints when it is imported
         from swift.arguments import SftArguments
         from swift.arguments.base_args.model_args import ModelArguments
         from swift.arguments.base_args.quant_args import QuantizeArguments
         from swift.arguments.base_args.template_args import TemplateArguments
+
+        from strlora_tuner.swift_plugins.unread_options import unread_options
     model_classes = (ModelArguments, TemplateArguments, QuantizeArguments)
     model_side = {item.name for kind in model_classes for item in dataclasses.fields(kind)}
+    unread = unread_options()
     hints = typing.get_type_hints(SftArguments)
     table: dict[str, dict[str, Any]] = {}
     for item in dataclasses.fields(SftArguments):
         kinds, choices = describe(hints[item.name])
         entry = {"kinds": sorted(kinds), "choices": choices, "model_side": item.name in model_side}
+        if item.name in unread:
+            entry["unrouted"] = [unread[item.name]]
         table[item.name] = {key: value for key, value in entry.items() if value}
     return table
 

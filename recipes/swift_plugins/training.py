@@ -1,18 +1,22 @@
 """Loaded by every host process: `--external_plugins <this file> --callbacks save_and_stop`.
 
 Where a GPU was asked for, it stops a process that finds none: the host would go on, on the CPU. It
-corrects five defaults. The graceful exit of ms-swift also stops whenever the file /tmp/stop
+corrects seven defaults. The graceful exit of ms-swift also stops whenever the file /tmp/stop
 exists, which any user of a shared machine can create; ms-swift runs Python files that come with a
 model; it finds no type (Qwen3-VL) or template (Qwen2.5-VL) for a model whose folder has another
 name than on the hub, since embedders and rerankers have the same architecture, and other models the
 same type; transformers orders checkpoints by the files' times, so that a clock that jumps makes it
-remove the newest one; and a batch of a short and a long sample keeps the logits of all tokens from
-the shorter one's answer on (3,100 positions of a vocabulary of 151,936 are 1.9 GB in float32).
+remove the newest one; a batch of a short and a long sample keeps the logits of all tokens from the
+shorter one's answer on (3,100 positions of a vocabulary of 151,936 are 1.9 GB in float32); the rate
+that is logged is the first group's, the aligner's where it has its own; and the log warns of remote
+code that is switched off, and asks for packages that only remote code and videos need.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from functools import wraps
 from typing import Any
 
@@ -21,6 +25,7 @@ from swift.callbacks import callbacks_map
 from swift.callbacks.deepspeed_elastic import GracefulExitCallback
 from swift.model import MODEL_MAPPING
 from swift.trainers.mixin import SwiftMixin
+from swift.utils import get_logger
 from transformers import trainer_utils
 
 from recipes.swift_plugins import long_samples  # noqa: F401 -- replaces a function of the host
@@ -64,6 +69,34 @@ def types_that_write(architectures: list[str] | None) -> list[str]:
     return writing if len(writing) == 1 else found
 
 
+log_by_host = SwiftMixin.log
+
+
+@wraps(log_by_host)
+def log_rates(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+    """Stands for the host's function that logs a step: names the rate of each group.
+
+    Where the aligner has a rate of its own the host makes its parameters the first groups, and the
+    adapter's the last. `learning_rate` is the adapter's.
+    """
+    if "learning_rate" in logs and self.args.aligner_lr is not None:
+        groups = [float(group["lr"]) for group in self.optimizer.param_groups]
+        logs["learning_rate"] = logs["adapter_learning_rate"] = groups[-1]
+        logs["aligner_learning_rate"] = groups[0]
+    log_by_host(self, logs, *args, **kwargs)
+
+
+# Of the host's log: a warning that is not true here, and a hint at packages that are not used.
+_NOT_TRUE = re.compile(r"Loading \S+ from .* with trust_remote_code=True")
+_NOT_NEEDED = re.compile(r'Please install the package: `pip install( "(timm|decord)[^"]*")+ -U`')
+
+
+def holds(record: logging.LogRecord) -> bool:
+    """Tells whether a line of the host's log is worth reading; remote code is off."""
+    text = record.getMessage()
+    return not (_NOT_TRUE.match(text) or _NOT_NEEDED.match(text))
+
+
 keep_by_host = SwiftMixin.prepare_logits_to_keep
 
 
@@ -88,6 +121,7 @@ def keep_labelled_logits(self: Any, inputs: dict[str, Any]) -> None:
 
 
 host_api.replace("swift.trainers.mixin:SwiftMixin.prepare_logits_to_keep", keep_labelled_logits)
+host_api.replace("swift.trainers.mixin:SwiftMixin.log", log_rates)
 host_api.replace("transformers.trainer:rotate_checkpoints", keep_newest_steps)
 types_of = host_api.replace("swift.model.model_meta:get_matched_model_types", types_that_write)
 for meta in MODEL_MAPPING.values():  # the template that is called like the type is its own
@@ -95,5 +129,6 @@ for meta in MODEL_MAPPING.values():  # the template that is called like the type
         meta.candidate_templates = [meta.model_type]
 callbacks_map["save_and_stop"] = SaveAndStop
 if os.environ.get("STRLORA_REMOTE_CODE") != "1":
+    get_logger().addFilter(holds)
     host_api.replace("swift.model.register:ModelLoader.default_trust_remote_code", False)
     host_api.replace("transformers.dynamic_module_utils:get_cached_module_file", refuse_remote_code)

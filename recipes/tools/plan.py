@@ -7,26 +7,28 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import mul
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import fmean
 
+from data_prep.check.lengths import spread
+from data_prep.files import read_jsonl
 from data_prep.mini.mixtures import SIZES
 from data_prep.stream import Stream, StreamError
 from recipes.baselines.mr_lora.pool import router_lines
 from recipes.baselines.replay import mixture_of
 from recipes.config.blocks import Data
 from recipes.config.schema import Recipe
-from recipes.config.sizes.base_model import Shape, adapter_size, model_shape
+from recipes.config.sizes.base_model import CountError, Shape, adapter_size, model_shape
 from recipes.config.sizes.stored import BYTES, stored_by_all, stored_by_chunk
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.tools.measured import Measured, find_measured
 from recipes.tools.method_sizes import MethodSize
+from recipes.tools.token_counts import count_tokens
 from strlora_tuner.options import Size
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 COUNTED_LINES = 200  # of a chunk's file, to find what a sample of it holds on average
+COUNTED_TOKENS = 100  # samples of the whole stream whose tokens the host counts
 GIB = 2**30
 
 
@@ -35,7 +37,8 @@ class ChunkPlan:
     """What one training reads and does; None where the stream is not here to be counted.
 
     `samples` are the chunk's own; read besides are `replayed` ones, `fisher` for EWC's Fisher
-    information, and `routed` by a router. `steps`, `text_tokens` and `images` are of all of them.
+    information, and `routed` by a router. `steps`, `tokens` (of pictures, too) and `images` are
+    of all of them.
     """
 
     chunk: int
@@ -45,8 +48,19 @@ class ChunkPlan:
     fisher: int = 0
     routed: int = 0
     steps: int | None = None
-    text_tokens: int | None = None
+    tokens: int | None = None
     images: int | None = None
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """Tokens of a sample of the stream by the host's template; `too_long`: over max_length."""
+
+    counted: int
+    mean: float
+    longest: int
+    too_long: int
+    max_length: int
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,7 @@ class Plan:
     processes: int
     chunks: list[ChunkPlan]
     questions: int | None
+    tokens: TokenPlan | None
     model: ModelPlan | None
     budget: BudgetPlan | None
     memory_gib: dict[str, float] | None
@@ -104,16 +119,19 @@ class Plan:
     sources: dict[str, str] = field(default_factory=dict)
 
 
-def make_plan(recipe: Recipe, methods: Sequence[MethodSize] = ()) -> Plan:
+def make_plan(recipe: Recipe, methods: Sequence[MethodSize] = (), count: bool = False) -> Plan:
     """Returns the plan of a recipe; :func:`recipes.tools.plan_text.as_text` turns it into tables.
 
     Args:
         methods: what all methods would train and store, from sizes_of_methods.
+        count: have the host count tokens, in a process that takes seconds to start.
     """
     stream: Stream | None = None
     with suppress(StreamError):
         stream = open_recipe_stream(recipe)
-    chunks = [_chunk(recipe, stream, index) for index in recipe.trained_chunks]
+    tokens = _count(recipe, stream) if count else "not counted (--quick)"
+    counted = tokens if isinstance(tokens, TokenPlan) else None
+    chunks = [_chunk(recipe, stream, index, counted) for index in recipe.trained_chunks]
     shape = model_shape(recipe)
     size = None if shape is None else adapter_size(recipe, shape)
     measured = find_measured(recipe, {c.chunk: c.steps for c in chunks if c.steps is not None})
@@ -127,6 +145,7 @@ def make_plan(recipe: Recipe, methods: Sequence[MethodSize] = ()) -> Plan:
         processes=recipe.processes,
         chunks=chunks,
         questions=_questions(recipe, stream),
+        tokens=counted,
         model=None if shape is None or size is None else _model(recipe, shape, size),
         budget=_budget(recipe),
         memory_gib=None if shape is None or size is None else counted_memory(recipe, shape, size),
@@ -134,11 +153,35 @@ def make_plan(recipe: Recipe, methods: Sequence[MethodSize] = ()) -> Plan:
         seconds=seconds,
         gpu_hours=seconds.run / 3600 * recipe.processes if seconds and on_gpus else None,
         methods=list(methods),
-        sources=_sources(recipe, stream, shape, measured),
+        sources=_sources(recipe, stream, shape, measured)
+        | ({"tokens": tokens} if isinstance(tokens, str) else {}),
     )
 
 
-def _chunk(recipe: Recipe, stream: Stream | None, index: int) -> ChunkPlan:
+def _count(recipe: Recipe, stream: Stream | None) -> TokenPlan | str:
+    """The tokens of samples that are spread evenly over the stream, or why they are not known."""
+    if stream is None:
+        return "not known until the stream is here"
+    chunks = [i for chunk in recipe.trained_chunks for i in recipe.data_chunks(chunk)]
+    each = -(-COUNTED_TOKENS // max(len(chunks), 1))
+    rows = []
+    for chunk in chunks:
+        samples = read_jsonl(stream.chunk_file(chunk))
+        rows += [samples[number] for number in spread(len(samples), each)]
+    try:
+        found = count_tokens(recipe, rows, stream.root)
+    except CountError as error:
+        return f"not known: {error}"
+    most = recipe.model.max_length
+    if not found:
+        return "nothing is trained"
+    long = sum(tokens > most for tokens in found)
+    return TokenPlan(len(found), fmean(found), max(found), long, most)
+
+
+def _chunk(
+    recipe: Recipe, stream: Stream | None, index: int, counted: TokenPlan | None
+) -> ChunkPlan:
     evaluated = recipe.evaluates_after(index)
     chunks = recipe.data_chunks(index)
     counts = [_samples(recipe, stream, chunk) for chunk in chunks]
@@ -150,7 +193,7 @@ def _chunk(recipe: Recipe, stream: Stream | None, index: int) -> ChunkPlan:
     fisher = _fisher_samples(recipe, samples)
     routed, router_steps = _router(recipe, stream, index)
     read = trained + fisher + routed
-    tokens, images = _contents(recipe, stream, chunks, known) if stream else (None, None)
+    images = _images(stream, chunks, known) if stream else None
     return ChunkPlan(
         chunk=index,
         evaluated=evaluated,
@@ -159,7 +202,7 @@ def _chunk(recipe: Recipe, stream: Stream | None, index: int) -> ChunkPlan:
         fisher=fisher,
         routed=routed,
         steps=steps + router_steps,
-        text_tokens=None if tokens is None else round(read * tokens),
+        tokens=None if counted is None else round(read * counted.mean),
         images=None if images is None else round(read * images),
     )
 
@@ -199,39 +242,16 @@ def _fisher_samples(recipe: Recipe, samples: int) -> int:
     return min(samples, recipe.ewc.samples or samples)
 
 
-def _contents(
-    recipe: Recipe, stream: Stream, chunks: Sequence[int], counts: Sequence[int]
-) -> tuple[float | None, float]:
-    """Mean text tokens (None without the model's tokenizer) and images of a sample."""
-    tokenizer = _tokenizer(recipe)
-    tokens = images = 0.0
-    for chunk, count in zip(chunks, counts, strict=True):
-        mean_tokens, mean_images = _mean_contents(tokenizer, stream.chunk_file(chunk))
-        tokens += count * mean_tokens
-        images += count * mean_images
-    total = max(sum(counts), 1)
-    return (tokens / total if tokenizer else None), images / total
+def _images(stream: Stream, chunks: Sequence[int], counts: Sequence[int]) -> float:
+    """Mean images of a sample."""
+    means = [_mean_images(stream.chunk_file(chunk)) for chunk in chunks]
+    return sum(map(mul, counts, means)) / max(sum(counts), 1)
 
 
-def _mean_contents(tokenizer: Tokenizer | None, file: Path) -> tuple[float, float]:
-    tokens = images = count = 0
+def _mean_images(file: Path) -> float:
     with file.open(encoding="utf-8") as lines:
-        for line in islice(lines, COUNTED_LINES):
-            sample = json.loads(line)
-            text = " ".join(str(turn["content"]) for turn in sample["messages"])
-            tokens += len(tokenizer.encode(text).ids) if tokenizer else 0
-            images += len(sample.get("images") or [])
-            count += 1
-    return tokens / max(count, 1), images / max(count, 1)
-
-
-def _tokenizer(recipe: Recipe) -> Tokenizer | None:
-    path = Path(recipe.model.path) / "tokenizer.json"
-    if not path.is_file():
-        return None
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(path))
+        rows = [len(json.loads(line).get("images") or []) for line in islice(lines, COUNTED_LINES)]
+    return fmean(rows) if rows else 0.0
 
 
 def _questions(recipe: Recipe, stream: Stream | None) -> int | None:
@@ -311,11 +331,11 @@ def _sources(
     sources = {}
     if stream is not None:
         sources["samples"] = f"counted in {stream.root}/stream.json"
-        text = "" if _tokenizer(recipe) else "; text tokens need the model's tokenizer.json"
-        sources["contents"] = f"mean of the first {COUNTED_LINES} samples of each chunk{text}"
+        sources["images"] = f"mean of the first {COUNTED_LINES} samples of each chunk"
+        sources["tokens"] = "counted by the host's template on samples spread over the stream"
     elif _is_known_mini(recipe.data):
         sources["samples"] = f"as data_prep.mini will make {recipe.data.stream}"
-        sources["contents"] = "not known until the stream is made"
+        sources["images"] = "not known until the stream is made"
     else:
         sources["samples"] = f"not known: the stream {recipe.data.stream} is not here"
     if shape is None:

@@ -14,20 +14,26 @@ UNKNOWN = "-"
 def as_text(plan: Plan) -> Iterator[str]:
     """Yields the plan line by line."""
     yield f"{plan.recipe}: {plan.method}, {plan.chunks_in_all} chunks, into {plan.run}/"
-    yield "\n chunk   samples   steps  text tokens    images   evaluated"
+    yield "\n chunk   samples   steps      tokens    images   evaluated"
     for chunk in plan.chunks if any(c.samples is not None for c in plan.chunks) else ():
-        counts = [chunk.samples, chunk.steps, chunk.text_tokens, chunk.images]
+        counts = [chunk.samples, chunk.steps, chunk.tokens, chunk.images]
         yield _chunk_line(f"{chunk.chunk:6d}", counts, "yes" if chunk.evaluated else "no")
     sums = [
         _sum([chunk.samples for chunk in plan.chunks]),
         _sum([chunk.steps for chunk in plan.chunks]),
-        _sum([chunk.text_tokens for chunk in plan.chunks]),
+        _sum([chunk.tokens for chunk in plan.chunks]),
         _sum([chunk.images for chunk in plan.chunks]),
     ]
     evaluations = 1 + sum(chunk.evaluated for chunk in plan.chunks)
     asked = "" if plan.questions is None else f" x {plan.questions} questions"
     yield _chunk_line("   all", sums, f"{evaluations}{asked}")
     yield from _extra_text(plan.chunks)
+    if (found := plan.tokens) is not None:
+        over = f"{found.too_long} over model.max_length ({found.max_length:,})"
+        yield (
+            f"tokens of a sample: {found.mean:,.0f} on average, {found.longest:,} the longest of "
+            f"{found.counted:,} counted; {over}"
+        )
     yield from _model_text(plan)
     yield from sizes_text(plan.methods)
     yield from _time_text(plan)

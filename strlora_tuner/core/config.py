@@ -122,10 +122,25 @@ class RoutedConfig(PeftConfig):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuses keys of adapter_config.json that this version of the tuner does not know.
 
+        And, of a new adapter, layers_to_transform where PEFT would ignore it.
+
         Here, since every way to read that file ends in a call of the class with all that it holds.
         Fields that a newer PEFT added to all configurations are not ours to refuse: PEFT drops them
         and warns.
         """
+        targets = kwargs.get("target_modules")
+        if (
+            "peft_type" not in kwargs  # adapters of before keep loading
+            and isinstance(targets, str)
+            and targets != "all-linear"
+            and kwargs.get("layers_to_transform") is not None
+        ):
+            raise ValueError(
+                f"layers_to_transform={kwargs['layers_to_transform']} beside "
+                f"target_modules={targets!r}: PEFT ignores it beside a regular expression; give "
+                "target_modules as a list of names, or write the layers' numbers into the "
+                "expression"
+            )
         unknown = sorted(kwargs.keys() - {item.name for item in fields(cls)})
         if "peft_type" in kwargs and "expert_num" in unknown:
             raise ValueError(

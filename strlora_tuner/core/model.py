@@ -261,6 +261,17 @@ class RoutedModel(BaseTuner):
     def check_alive(self) -> None:
         """Raises RuntimeError if a part of the method had no effect in the first training step."""
 
+    def check_instructions(self) -> None:
+        """Raises RuntimeError when no prompt of the first batch has an instruction."""
+        empty = self.routing.empty_rows
+        if empty is not None and int(empty) == int(self.routing.instructions):
+            markers = self.routing.configs[self.active_adapters[0]].turn_start
+            raise RuntimeError(
+                "no row of the first batch holds an instruction: the user turn's markers "
+                f"{markers} were not found in the input ids; check the template, or max_length if "
+                "prompts are cut"
+            )
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the base model through __call__, so that its hooks run as they do in generate."""
         return self.model(*args, **kwargs)

@@ -33,6 +33,7 @@ from strlora_tuner.methods.strlora.ablation import ablate
 from strlora_tuner.options import ABLATION, ROUTING_FILE, options_from_host
 from strlora_tuner.routing_record.file import record_routing
 from strlora_tuner.swift_plugins import master_weights as master_weights
+from strlora_tuner.swift_plugins.unread_options import refuse_unread_options
 from strlora_tuner.training_loop import after_optimizer_step, tuner_of
 
 host_api.check("routed_tuners")
@@ -124,6 +125,7 @@ class RoutedTuner(PeftTuner):
         """Returns `model` with a fresh adapter on the linear layers of its language model."""
         _refuse_sequence_parallel(args)
         _refuse_vision(args, model)
+        refuse_unread_options(args)
         options = options_from_host(
             args.model_kwargs,
             cls.config_class.options_class,

@@ -89,7 +89,7 @@ def test_the_end_of_the_run_writes_the_report_once(
 ) -> None:
     written: list[bool] = []
 
-    def note(layout: RunLayout, say: object) -> None:
+    def note(layout: RunLayout, say: object, tell: bool = False) -> None:
         written.append(load_state(layout.state).finished)
 
     monkeypatch.setattr(evaluation, "write_report", note)

@@ -56,6 +56,7 @@ def test_too_long_samples_are_left_out_by_default(chunk, tmp_path):
     ("changes", "message"),
     [
         ({"freeze_vit": "false"}, "its layers cannot be routed"),
+        ({"use_rslora": "true"}, "--tuner_type strlora does not read --use_rslora True"),
         ({"target_modules": ["no_such_layer"]}, "matches no layer of the model"),
     ],
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from recipes.config.loading import load_recipe
 from tests.real_shapes.families import OTHER_WEIGHTS, RECIPES
 from tests.real_shapes.run import SMALLEST, run_recipe, table
 from tests.real_shapes.vocabularies import Unreachable
@@ -32,3 +34,13 @@ def test_a_recipe_runs(recipe: str, tmp_path: Path) -> None:
         pytest.skip(f"no tokenizer: {error}")
     print(table([row]))
     assert row.works, row.output[-6000:]
+    chunk = tmp_path / "runs" / recipe / "chunks" / "002"
+    for line in (chunk / "train_metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        step = json.loads(line)
+        assert step["learning_rate"] == 2e-5
+        if load_recipe(recipe).model.aligner is not None:
+            assert (step["adapter_learning_rate"], step["aligner_learning_rate"]) == (2e-5, 1e-5)
+    for log in ("train.log", "eval.log"):
+        text = (chunk / log).read_text(encoding="utf-8")
+        assert "trust_remote_code=True" not in text
+        assert "Please install" not in text

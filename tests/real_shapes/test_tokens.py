@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from recipes.config.loading import load_recipe
+from recipes.tools.token_counts import host_words
 from tests.real_shapes.conftest import Folder
 from tests.real_shapes.families import FAMILIES, QWEN2_5_VL, QWEN3_VL, Family
 from tests.real_shapes.pictures import SIZES, TILES, draw
@@ -32,14 +34,20 @@ MAX_PIXELS = {QWEN3_VL.name: 1310720, QWEN2_5_VL.name: 1003520}  # of the recipe
 
 
 def encoded(
-    folder: Path, samples: list[dict[str, Any]], mode: str = "train", max_pixels: int = 0
+    folder: Path, samples: list[tuple[str, dict[str, Any]]], max_pixels: int = 0
 ) -> list[list[int]]:
-    """The tokens that the host's own template makes of each sample."""
-    found: list[list[int]] = call(_encode, folder, samples, mode, max_pixels)
+    """The tokens that the host's own template makes of each sample in its mode."""
+    found: list[list[int]] = call(_encode, folder, samples, max_pixels)
     return found
 
 
-def _encode(folder: Path, samples: list[Any], mode: str, max_pixels: int) -> list[list[int]]:
+def _counted(words: list[str]) -> list[int]:
+    from recipes.swift_plugins.encoded_lengths import counts
+
+    return counts(words)
+
+
+def _encode(folder: Path, samples: list[tuple[str, Any]], max_pixels: int) -> list[list[int]]:
     from swift.model import get_model_processor
     from swift.template import get_template
     from swift.utils import import_external_file
@@ -47,8 +55,11 @@ def _encode(folder: Path, samples: list[Any], mode: str, max_pixels: int) -> lis
     import_external_file(str(HOST_PLUGIN))
     processor = get_model_processor(str(folder), load_model=False)[1]
     template = get_template(processor, max_pixels=max_pixels or None)
-    template.set_mode(mode)
-    return [[int(token) for token in template.encode(each)["input_ids"]] for each in samples]
+    found = []
+    for mode, sample in samples:
+        template.set_mode(mode)
+        found.append([int(token) for token in template.encode(sample)["input_ids"]])
+    return found
 
 
 def _required(types: tuple[str, ...]) -> list[str]:
@@ -72,7 +83,10 @@ def tokens_expected(family: Family) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
-def test_picture_tokens_by_size(family: Family, folder: Folder, tmp_path: Path) -> None:
+def test_tokens_of_pictures_and_prompts(
+    family: Family, folder: Folder, pairs: Pairs, tmp_path: Path
+) -> None:
+    """Picture tokens by size; and what is asked begins exactly as what was trained on."""
     samples = [
         {
             "messages": [
@@ -83,24 +97,48 @@ def test_picture_tokens_by_size(family: Family, folder: Folder, tmp_path: Path) 
         }
         for name, size in SIZES.items()
     ]
+    asked = [(mode, sample) for pair in pairs for mode, sample in zip(MODES, pair, strict=True)]
+    everything = [("train", sample) for sample in samples] + asked
+    found = encoded(folder(family), everything, MAX_PIXELS.get(family.name, 0))
     number = family.config.get("image_token_id", family.config.get("image_token_index"))
-    found = encoded(folder(family), samples, max_pixels=MAX_PIXELS.get(family.name, 0))
-    counts = dict(zip(SIZES, (ids.count(number) for ids in found), strict=True))
+    counts = {name: ids.count(number) for name, ids in zip(SIZES, found, strict=False)}
     assert counts == tokens_expected(family)
     assert max(map(len, found)) < 4096  # max_length of the recipes
+    recipe = load_recipe(family.recipe or "internvl3.5-8b", [f"model.path={folder(family)}"])
+    as_check_and_plan = call(_counted, host_words(recipe, samples, tmp_path))
+    assert as_check_and_plan == [len(ids) for ids in found[: len(SIZES)]]
+    learned, prompts = found[len(SIZES) :: 2], found[len(SIZES) + 1 :: 2]
+    for trained, prompt in zip(learned, prompts, strict=True):
+        assert prompt.count(number) > 0
+        assert len(trained) > len(prompt)
+        assert trained[: len(prompt)] == prompt
 
 
-def test_training_and_test_prompts_are_the_same_text(folder: Folder, tmp_path: Path) -> None:
-    for stream in (strcvit(tmp_path / "strcvit"), llava(tmp_path / "llava")):
+MODES = ("train", "transformers")
+Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
+    """Samples of a stream's chunk and test set with one question and one picture.
+
+    StrCVIT's and LLaVA's training text has a line end behind the placeholder, their test sets have
+    no placeholder; one picture stands behind its question.
+    """
+    root = tmp_path_factory.mktemp("streams")
+    found: Pairs = []
+    for stream in (strcvit(root / "strcvit"), llava(root / "llava")):
         trained = _first(stream / "chunks" / "002.jsonl", "What is on the left?")
         asked = _first(stream / "test" / "VQAv2.jsonl", "What is on the left?")
         assert trained["messages"][0] == asked["messages"][0]
-        path = folder(FAMILIES[0])
         trained["images"] = asked["images"] = [str(stream / trained["images"][0])]
-        question = {**asked, "messages": asked["messages"][:1]}
-        learned = encoded(path, [trained])[0]
-        prompt = encoded(path, [question], mode="transformers")[0]
-        assert learned[: len(prompt)] == prompt
+        found.append((trained, {**asked, "messages": asked["messages"][:1]}))
+    behind = _first(stream / "chunks" / "001.jsonl", "word or phrase.\n<image>")
+    behind["images"] = [str(stream / path) for path in behind["images"]]
+    turns = behind["messages"]
+    found.append((behind, {**behind, "messages": turns[:1]}))
+    found.append((behind, {**behind, "messages": turns[:3]}))  # the second question of two
+    return found
 
 
 def _first(path: Path, text: str) -> dict[str, Any]:
@@ -115,7 +153,7 @@ def test_qwen_weights_under_another_name_are_known(folder: Folder, tmp_path: Pat
         shutil.copytree(folder(family), other)
         row = {"messages": [{"role": "user", "content": "What?"}]}
         row["messages"].append({"role": "assistant", "content": "This."})
-        assert encoded(other, [row])[0]
+        assert encoded(other, [("train", row)])[0]
 
 
 def test_what_the_host_asks_for_is_in_the_requirements() -> None:

@@ -62,6 +62,7 @@ class Untouched:
         ({"target_modules": ["q_porj"]}, "matches no layer of the model.*q_proj"),
         ({"target_modules": ["v_proj", "q_porj"]}, "called 'q_porj'; did you mean 'q_proj'"),
         ({"target_modules": "nothing.*"}, "'nothing.*' matches no layer"),
+        ({"target_modules": ".*q_proj", "layers_to_transform": [0]}, "PEFT ignores it beside"),
         ({"target_modules": ["q_proj", "input_layernorm"]}, "wraps linear layers only"),
         ({"modules_to_save": ["aligner"]}, "modules_to_save: the model has no module aligner"),
     ],

@@ -127,14 +127,14 @@ def test_an_adapter_without_its_configuration(saved, tmp_path, content, message)
 
 def test_the_state_of_ewc(tmp_path):
     one = torch.ones(2)
-    forms = {False: {"anchor.a": one, "fisher.a": 2 * one}, True: {"anchor.a": one}}
+    forms = {True: {"anchor.a": one, "fisher.a": 2 * one}, False: {"anchor.a": one}}
     with pytest.raises(AdapterError, match="is missing, but the recipe uses ewc"):
-        check_state_file(tmp_path, released=False)
-    for released, tensors in forms.items():
+        check_state_file(tmp_path, fisher=True)
+    for fisher, tensors in forms.items():
         save_file(tensors, tmp_path / FILE)
-        check_state_file(tmp_path, released)
+        check_state_file(tmp_path, fisher)
         with pytest.raises(AdapterError, match="holds 1 weights and"):
-            check_state_file(tmp_path, not released)
+            check_state_file(tmp_path, not fisher)
     save_file({"anchor.a": one, "fisher.a": one * float("inf")}, tmp_path / FILE)
     with pytest.raises(AdapterError, match=r"holds NaN or infinity in fisher\.a"):
-        check_state_file(tmp_path, released=False)
+        check_state_file(tmp_path, fisher=True)

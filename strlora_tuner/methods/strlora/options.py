@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from strlora_tuner.methods.strlora.presets import FREEZE_ROUTERS_FROM, PRESETS
-from strlora_tuner.options import AdapterOptions, experts_problems, option, top_k_problems
+from strlora_tuner.options import (
+    AdapterOptions,
+    dropout_masks_option,
+    experts_problems,
+    option,
+    top_k_problems,
+)
 
 # The routers that always have a teacher, a moving average of them; `task` has one where the
 # stability term compares what it decides (`stability_on`).
@@ -104,11 +110,7 @@ class Options(AdapterOptions):
         "stability term acts. count: every instruction counts alike, as in the first chunk. slow: "
         "a step moves them by 1 - ema_decay. hold: not at all.",
     )
-    dropout_masks: Literal["shared", "expert"] = option(
-        "shared",
-        description="What dropout leaves of the input. shared: the same for all experts of a "
-        "layer. expert: each draws its own (released), which reads the input once an expert.",
-    )
+    dropout_masks: Literal["shared", "expert"] = dropout_masks_option()
     gate_scale: Literal["one", "num_experts"] = option(
         "one",
         description="What the gates of a token sum to. one: as published. num_experts: E, so that "

@@ -233,3 +233,34 @@ def test_captions_that_are_too_few_for_cider_are_told(tmp_path: Path, tests: int
     assert (f"TextCaps: the test set ({tests} pictures) is too small for CIDEr" in page) == told
     assert (f"chrF (characters) of the same captions: {100 * mean:.1f} of 100" in page) == told
     assert any("too small for CIDEr" in note for note in notes(compare([run]))) == told
+
+
+def test_a_run_of_one_task_has_a_full_report(tmp_path: Path) -> None:
+    """Nothing compares tasks, and nothing counts "1 tasks"."""
+    run, _ = make_run(tmp_path, tasks=["VQAv2"], chunks=3, done=3, tests=4)
+    told: list[str] = []
+    page = unescape(write_report(run, tell=told.append).read_text("utf-8"))
+    assert len(told) == 1
+    assert told[0] in page
+    assert told[0].startswith("After chunk 3 of 3 VQAv2 has ")
+    assert "1 task, last evaluated chunk 3" in page
+    for wrong in ("1 tasks", "mutual information", "Overlap of tasks", "eparation", "CKA"):
+        assert wrong not in page, wrong
+
+
+def test_equal_questions_are_no_interruption(tmp_path: Path) -> None:
+    """Two rows of one picture are asked once: what lacks of the record was never asked."""
+    run, stream = make_run(tmp_path, tasks=["VQAv2", "OCRVQA"], chunks=2, done=2, tests=4)
+    path = stream / "test" / "VQAv2.jsonl"
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    rows[1] |= {"messages": rows[0]["messages"], "images": rows[0].get("images")}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    record = run / "chunks" / "002" / "routing.json"
+    content = json.loads(record.read_text("utf-8"))
+    for lacking, interrupted in ((1, False), (2, True)):
+        groups = [{**content["groups"][0], "rows": content["groups"][0]["rows"] - lacking}]
+        changed = {"groups": groups + content["groups"][1:], "rows": content["rows"] - lacking}
+        record.write_text(json.dumps(content | changed), "utf-8")
+        page = unescape(write_report(run).read_text("utf-8"))
+        assert ("the evaluation was interrupted" in page) is interrupted
+    assert "recorded for 6 of 7 questions" in page

@@ -216,6 +216,7 @@ SHORT = "Answer the question using a single word or phrase."
     ("texts", "template"),
     [
         (["What is this?\n" + SHORT, "Who is\nthat?\n" + SHORT], SHORT),
+        (["Is it on top?\n" + SHORT, "Is he on top?\n" + SHORT], SHORT),  # not "Is on top?"
         (["What is it?\n" + SHORT] * 2, "What is it? " + SHORT),
         (["Find <image> the cat now", "Find the old dog now"], "Find the now"),
         (["Find it", "Find it now it"], "Find it"),  # a word does not count twice
@@ -240,3 +241,17 @@ def test_a_template_is_what_all_texts_of_a_task_share(
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with pytest.raises(StreamError, match=r"task T: its .* neither begin nor end with a word"):
         write_told_table(stream, 1, "template", tmp_path / "told.json")
+
+
+@pytest.mark.parametrize("method", ["strlora", "smolora", "olora"])
+def test_an_argument_of_the_hosts_lora_is_refused_where_nothing_reads_it(method: str) -> None:
+    word = "swift.use_dora=true"
+    with pytest.raises(RecipeError, match=rf"swift.use_dora = True would do nothing.* {method} "):
+        load_recipe("tiny", [f"method={method}", word])
+    load_recipe("tiny", [f"method={method}", "swift.use_dora=false", "swift.lora_bias=none"])
+
+
+@pytest.mark.parametrize("method", ["lora", "er", "ewc", "mr_lora"])
+def test_an_argument_of_the_hosts_lora_is_for_methods_that_train_it(method: str) -> None:
+    words = ["swift.use_rslora=true", "swift.init_weights=gaussian"]
+    assert load_recipe("tiny", [f"method={method}", *words]).swift["use_rslora"] is True

@@ -10,7 +10,9 @@ import pytest
 from rich.console import Console
 
 from recipes.run import terminal as module
-from recipes.run.terminal import Progress, duration, score_text
+from recipes.run.runner import ChunkPlan, what_is_ahead
+from recipes.run.terminal import Ahead, Progress, duration, score_text
+from recipes.run_folder.state import ChunkRecord, RunState
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def test_plain_lines_are_throttled(
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     metrics = tmp_path / "logging.jsonl"
     with plain(out) as progress:
-        progress.chunk_took(100.0, chunks_left=3)
+        progress.ahead = lambda: Ahead(3, 3, 90.0, 40.0)
         progress.begin(2, "train", "training on 8 samples")
         tick = progress.watch_training(metrics)
         for step in range(1, 101):
@@ -42,8 +44,68 @@ def test_plain_lines_are_throttled(
     assert lines[0] == "[toy] chunk 2/4 training on 8 samples"
     assert len(lines) <= 1 + 100 / module.PLAIN_SECONDS
     assert lines[1].startswith(
-        "[toy] chunk 2/4 training step 15/100, loss 0.0667, about 4 min 45 s"
-    )
+        "[toy] chunk 2/4 training step 15/100, loss 0.0667, about 6 min 25 s left"
+    )  # 85 s of this training, 2 more of 90 s, 3 evaluations of 40 s
+
+
+def test_the_time_left_follows_what_is_done_now(
+    out: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation that takes longer than any before; times worked by hand."""
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("{}\n" * 10, encoding="utf-8")  # of an evaluation that was interrupted
+    with plain(out) as progress:
+        assert progress.seconds_left() is None
+        progress.ahead = lambda: Ahead(2, 3, 100.0, 50.0)
+        progress.begin(2, "evaluate", "evaluating")
+        tick = progress.watch_answers(answers, total=50)
+        assert progress.seconds_left() == 50 + 2 * 100 + 2 * 50
+        now += 20
+        tick()
+        assert progress.seconds_left() == 30 + 2 * 100 + 2 * 50
+        for _ in range(3):  # 10 answers in 60 s
+            now += 60
+            with answers.open("a", encoding="utf-8") as file:
+                file.write("{}\n" * 10)
+            tick()
+        assert progress.seconds_left() == 10 * 6 + 2 * 100 + 2 * 50
+        now += 600  # the machine is busy with something else: the speed seen is lower
+        assert progress.seconds_left() == 10 * 26 + 2 * 100 + 2 * 50
+
+
+def test_the_first_activities_tell_their_own_time(
+    out: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    metrics = tmp_path / "logging.jsonl"
+    with plain(out) as progress:
+        progress.ahead = lambda: Ahead(4, 4, None, 30.0)  # the base model was evaluated
+        progress.begin(1, "train", "training")
+        assert progress.seconds_left() is None
+        tick = progress.watch_training(metrics)
+        for step in (1, 11):
+            now += 10
+            row = {"loss": 1.0, "global_step/max_steps": f"{step}/21"}
+            with metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            tick()
+        # 10 s for the 10 steps left, and three trainings of 20 + 10 s
+        assert progress.seconds_left() == 10 + 3 * 30 + 4 * 30
+
+
+def test_what_is_ahead_is_read_from_the_state() -> None:
+    records = [
+        ChunkRecord(0, evaluated=True, eval_seconds=9.0),
+        ChunkRecord(1, trained=True, train_seconds=50.0),
+        ChunkRecord(2, trained=True, evaluated=True, train_seconds=70.0, eval_seconds=11.0),
+        ChunkRecord(3),
+    ]
+    plan = [ChunkPlan(n, n > 0, n % 2 == 0) for n in range(7)]
+    assert what_is_ahead(RunState(records, done=2), plan) == Ahead(4, 2, 60.0, 10.0)
+    assert what_is_ahead(RunState(), plan[:1]) == Ahead(0, 1, None, None)
 
 
 def test_a_half_written_row_is_not_read(out: io.StringIO, tmp_path: Path) -> None:

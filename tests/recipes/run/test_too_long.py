@@ -197,7 +197,7 @@ def test_a_run_that_skips_stops_and_goes_on_after_a_kill(tmp_path: Path) -> None
     assert f"note: {place}1 (id " in whole.text()
     sessions = read_json(first.manifest)["sessions"]
     assert [each.get("changes") for each in sessions] == [
-        None, {"data.too_long": "stop -> skip"},
+        None, {"data.too_long": "'stop' -> 'skip'"},
     ]  # fmt: skip
     assert "2 training samples too long" in first.report.read_text(encoding="utf-8")
     assert load_recipe(str(path)).data.too_long == "skip"

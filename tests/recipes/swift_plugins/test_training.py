@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,36 @@ def test_a_mixed_batch_keeps_labelled_positions_alone(monkeypatch: pytest.Monkey
     torch.testing.assert_close(found.loss, wanted.loss, rtol=1e-12, atol=0)
     assert kept_scale.shape == inputs["labels"].shape
     assert torch.equal(kept_scale > 0, inputs["labels"] != -100)
+
+
+def test_lines_that_are_not_true_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the host writes them itself, on a model whose own code is not run."""
+    from swift.model.model_meta import ModelMeta
+    from swift.utils import get_logger
+
+    monkeypatch.delenv("STRLORA_REMOTE_CODE", raising=False)
+    logger = get_logger()
+    monkeypatch.setattr(logger, "filters", [])
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    monkeypatch.setattr(logger, "handlers", [handler])
+
+    def written(*requires: str) -> list[str]:
+        lines.clear()
+        ModelMeta.check_requires(SimpleNamespace(requires=list(requires)), None)
+        return list(lines)
+
+    hints = ["timm>=99"], ["timm>=99", "decord"], ["no-such-package"], ["timm>=99", "no-such-one"]
+    assert [len(written(*requires)) for requires in hints] == [1, 1, 1, 1]
+    load(HOST_PLUGIN)
+    assert [len(written(*requires)) for requires in hints] == [0, 0, 1, 1]
+    lines.clear()
+    _get_model_info = importlib.import_module("swift.model.model_meta")._get_model_info
+    _get_model_info(str(REPO / "assets" / "tiny_base"), None, None)
+    assert not [line for line in lines if "trust_remote_code" in line]
+    logger.warning("something else")
+    assert lines[-1] == "something else"
 
 
 @pytest.mark.slow

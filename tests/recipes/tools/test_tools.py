@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from data_prep.files import write_json
+from data_prep.files import read_jsonl, write_json
 from recipes import REPO
 from recipes.arguments import COMMANDS, EXIT_CODES
 from recipes.cli import main
@@ -38,6 +38,7 @@ from recipes.tools.status import as_text as status_text
 from recipes.tools.status import read_status, verify
 from strlora_tuner.saved import AdapterError
 from tests.recipes.fake_host import write_checkpoint
+from tests.recipes.real_host import needs_host
 from tests.recipes.run.test_runner import start, wait_for
 from tests.recipes.test_cli import door
 
@@ -150,7 +151,7 @@ def test_status_of_a_run_folder_and_of_damage(
 def test_plan_counts_what_it_can_and_leaves_the_rest_open() -> None:
     plan = make_plan(load_recipe("tiny", ["schedule.global_batch=4", "data.stream=data/none"]))
     assert {chunk.steps for chunk in plan.chunks} == {75}
-    assert {chunk.text_tokens for chunk in plan.chunks} == {None}
+    assert {chunk.tokens for chunk in plan.chunks} == {None}
     assert plan.model is not None
     # As a trained adapter of this recipe holds them (counted in its safetensors header).
     # 28 layers keep an average of R, too: 4 experts x 256.
@@ -174,12 +175,39 @@ def test_plan_counts_what_it_can_and_leaves_the_rest_open() -> None:
 
 
 def test_plan_reads_the_stream(toy: Callable[..., Recipe]) -> None:
-    recipe = toy()
-    plan = make_plan(recipe.model_copy(update={"model": load_recipe("tiny").model}))
+    plan = make_plan(toy())
     samples = [chunk.samples or 0 for chunk in plan.chunks]
     assert [chunk.images for chunk in plan.chunks] == samples, "one image each"
-    assert all((chunk.text_tokens or 0) > (chunk.samples or 0) for chunk in plan.chunks)
-    assert make_plan(recipe).chunks[0].text_tokens is None, "without the model's tokenizer"
+    assert (plan.tokens, plan.sources["tokens"]) == (None, "not counted (--quick)")
+
+
+@pytest.mark.slow
+@needs_host
+def test_plan_takes_the_hosts_tokens(toy: Callable[..., Recipe], stream: Path) -> None:
+    """A picture is 16 tokens, a mark before and one behind it, and the template's line end."""
+    from transformers import AutoTokenizer
+
+    recipe = toy().model_copy(update={"model": load_recipe("tiny").model})
+    texts = [row["messages"] for n in (1, 2) for row in read_jsonl(stream / f"chunks/00{n}.jsonl")]
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    words = [tokenizer.apply_chat_template(turns, tokenize=False) for turns in texts]
+    exact = [len(tokenizer(text.replace("<image>", ""))["input_ids"]) for text in words]
+    plan = make_plan(recipe, count=True)
+    assert plan.tokens is not None, plan.sources["tokens"]
+    pictures = plan.tokens.mean - sum(exact) / len(exact)
+    assert round(pictures, 6) == 16 + 2 + 1
+    assert plan.tokens.longest == max(exact) + 19
+    assert [chunk.tokens for chunk in plan.chunks] == [round(12 * plan.tokens.mean)] * 2
+    over = f"{plan.tokens.counted} counted; 0 over model.max_length (512)"
+    assert over in "\n".join(as_text(plan))
+
+
+def test_plan_says_why_tokens_are_not_known(toy: Callable[..., Recipe]) -> None:
+    away = toy("model.path=models/none", "model.download=hf download x")
+    assert (
+        "models/none is not there. Get it: hf download x"
+        in (make_plan(away, count=True).sources["tokens"])
+    )
 
 
 @pytest.mark.parametrize("option", ["--price", "--gpu"])

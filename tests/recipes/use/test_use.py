@@ -20,7 +20,7 @@ from recipes.use.export import export
 from recipes.use.finished_adapter import UseError, open_adapter
 from recipes.use.serve import serve
 from tests.recipes.run.test_runner import finish
-from tests.recipes.toy import recipe_values, write_recipe, write_stream
+from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run of the stand-in host, its stream and its base model."""
     root = tmp_path_factory.mktemp("use")
     stream = write_stream(root / "stream", chunks=2, samples=4, tests=2)
-    model = root / "base"
-    model.mkdir()
-    (model / "config.json").write_text("{}", encoding="utf-8")
+    model = write_model(root / "base")
     (model / "LICENSE.txt").write_text("take it", encoding="utf-8")
     (model / "README.md").write_text("---\nlicense: mit\n---\n# Base\n", encoding="utf-8")
     values = recipe_values(stream, root / "strlora", model, method="strlora")

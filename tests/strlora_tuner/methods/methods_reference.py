@@ -36,6 +36,31 @@ def moelora(x: Tensor, weights: Weights, experts: int, scale: float) -> Tensor:
     return torch.stack(rows)
 
 
+def fixed_gates(signs: Tensor, vector: Tensor, kept: int | None) -> list[float]:
+    """The gates of one instruction vector; `kept` is k, None: signs."""
+    values = [float((row * vector).sum()) for row in signs]
+    if kept is None:
+        return [-1.0 if value < 0 else 1.0 for value in values]
+    best = sorted(range(len(values)), key=lambda e: (-values[e], e))[:kept]
+    return [len(values) / kept if e in best else 0.0 for e in range(len(values))]
+
+
+def strlora_signed(
+    x: Tensor, weights: Weights, signs: Tensor, vectors: Tensor, kept: int | None, scale: float
+) -> Tensor:
+    """`vectors` (B, H) are the centred instruction vectors, `signs` (E, H) the map."""
+    rank = len(weights["A"]) // len(signs)
+    rows = []
+    for sample, vector in zip(x, vectors, strict=True):
+        gates = fixed_gates(signs, vector, kept)
+        tokens = []
+        for token in sample:
+            parts = [g * expert(weights, e, rank, token) for e, g in enumerate(gates)]
+            tokens.append(scale * sum(parts))
+        rows.append(torch.stack(tokens))
+    return torch.stack(rows)
+
+
 def smolora(
     x: Tensor, weights: Weights, counted: Tensor, sentences: Tensor, scale: float
 ) -> Tensor:

@@ -110,6 +110,22 @@ def test_smolora(num_experts, gate_scale):
     layer.check(lambda w, x: reference.smolora(x, w, counted, sentences, scale))
 
 
+@pytest.mark.parametrize("method", ["moelora", "smolora"])
+@pytest.mark.parametrize("masks", ["shared", "expert"])
+def test_each_expert_has_the_dropout_that_it_is_to_have(method, masks):
+    """A_e (m_e * x) in float64 with the masks that the same seed draws, one or one an expert."""
+    layer = Layer(method, r=8, lora_alpha=16, num_experts=4, dropout_masks=masks)
+    layer.config.lora_dropout = 0.5
+    torch.manual_seed(7)
+    found = layer.bank.train().hidden(layer.x)
+    torch.manual_seed(7)
+    ones = torch.ones_like(layer.x)
+    drawn = [torch.nn.functional.dropout(ones, 0.5) for _ in range(4 if masks == "expert" else 1)]
+    rows = layer.leaves["A"].detach().chunk(4)
+    wanted = [(layer.x * drawn[i % len(drawn)]).double() @ rows[i].T for i in range(4)]
+    close(found, torch.cat(wanted, -1), "hidden")
+
+
 @pytest.mark.parametrize("form", ["squared", "absolute"])
 @pytest.mark.parametrize("subspaces", [1, 3])
 def test_olora(subspaces, form):

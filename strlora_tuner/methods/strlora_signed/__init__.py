@@ -1,0 +1,1 @@
+"""Fixed gates: the signs (or the largest values) of a random map of the centred instruction."""

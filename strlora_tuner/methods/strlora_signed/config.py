@@ -1,0 +1,36 @@
+"""The configuration of an adapter with fixed gates, as PEFT stores it in adapter_config.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from strlora_tuner.core.config import RoutedConfig
+from strlora_tuner.methods.strlora_signed.options import Options, rows_of_expert
+from strlora_tuner.options import AdapterOptions
+
+
+@dataclass
+class Config(RoutedConfig):
+    """Configuration of an adapter with fixed gates; :class:`Options` explains the options."""
+
+    method: ClassVar[str] = "strlora_signed"
+    options_class: ClassVar[type[AdapterOptions]] = Options
+    instruction_norm = "running"
+    goes_on: bool = field(
+        default=False, metadata={"help": "Whether an earlier chunk has trained the adapter."}
+    )
+
+    @property
+    def num_experts(self) -> int:  # type: ignore[override]
+        """E, how many gates a layer has."""
+        options: Options = self.options()
+        return options.rank // rows_of_expert(options.rank, options.expert_rank)
+
+    @property
+    def kept_experts(self) -> int:
+        """k, how many experts a prompt uses: with signs all of them."""
+        options: Options = self.options()
+        if options.gate == "sign":
+            return self.num_experts
+        return max(1, round(options.keep * self.num_experts))

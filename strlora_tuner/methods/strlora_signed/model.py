@@ -1,0 +1,38 @@
+"""The PEFT model of fixed gates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from strlora_tuner.core.model import RoutedModel
+from strlora_tuner.methods.strlora.instruction_statistics import InstructionStatistics
+from strlora_tuner.methods.strlora_signed.layer import SignedExperts
+
+
+class Model(RoutedModel):
+    """A base model whose chosen linear layers carry LoRA with fixed gates."""
+
+    bank_class = SignedExperts
+    state_class = InstructionStatistics
+
+    def after_optimizer_step(self) -> None:
+        """Merges the step's instruction statistics, unless they rest in later chunks."""
+        config: Any = self.peft_config[self.active_adapters[0]]
+        rests = config.goes_on and config.instruction_statistics == "hold"
+        self.statistics().commit(0.0 if rests else None)
+
+    def begin_chunk(self) -> None:
+        """Notes in the configuration, which is saved, that the adapter goes on from a chunk."""
+        config: Any = self.peft_config[self.active_adapters[0]]
+        config.goes_on = True
+
+    def after_load(self, adapter_name: str) -> None:
+        """Checks that this machine draws the maps that the adapter was trained with."""
+        for _, bank in self.mixtures(adapter_name):
+            bank.forget_map()
+            if bank.map_seed.device.type != "meta":
+                bank.gate_map()
+
+    def check_alive(self) -> None:
+        """Raises RuntimeError when no prompt of the first batch has an instruction."""
+        self.check_instructions()

@@ -1,0 +1,62 @@
+"""Options of an adapter whose gates are fixed functions of the instruction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from strlora_tuner.options import AdapterOptions, option
+
+# Of a layer: in the routing record a set of experts is a bit mask, which a float64 must hold.
+MOST_EXPERTS = 52
+USUAL_EXPERTS = 32
+
+
+@dataclass
+class Options(AdapterOptions):
+    """LoRA whose rows the instruction turns on and off, or over, by a map that never trains."""
+
+    structure: ClassVar[tuple[str, ...]] = ("expert_rank",)
+    scheduled: ClassVar[tuple[str, ...]] = ("instruction_statistics",)
+    layer_tensors: ClassVar[tuple[str, ...]] = ("A", "B", "map_seed", "map_check")
+    state_tensors: ClassVar[tuple[str, ...]] = ("count", "mean", "spread", "teacher_steps")
+    gate: Literal["sign", "topk"] = option(
+        "sign",
+        description="What an instruction makes of the map's E values. sign: +1 or -1 for every "
+        "expert. topk: E / k for the k largest, 0 for the others.",
+    )
+    expert_rank: int = option(
+        0,
+        ge=0,
+        description="Rows of A that share a gate: E = rank / expert_rank experts. 0: one, or as "
+        f"many as keep E at {USUAL_EXPERTS}.",
+    )
+    keep: float = option(
+        0.5, gt=0, lt=1, description="With gate topk: the share k / E of experts that are kept."
+    )
+    instruction_statistics: Literal["count", "hold"] = option(
+        "count",
+        description="How the running mean and scale of the instructions move from the second chunk "
+        "on. count: every instruction counts alike. hold: not at all.",
+    )
+
+    @staticmethod
+    def cross_field_problems(options: Any) -> list[str]:
+        """Names every rule over several fields that `options` (any object with them) breaks."""
+        rows = rows_of_expert(options.rank, options.expert_rank)
+        if options.rank % rows:
+            return [
+                f"expert_rank = {options.expert_rank or rows} does not divide rank = "
+                f"{options.rank}: every expert has as many rows"
+            ]
+        if options.rank // rows > MOST_EXPERTS:
+            return [
+                f"expert_rank = {options.expert_rank} makes {options.rank // rows} experts of rank "
+                f"= {options.rank}, the routing record holds {MOST_EXPERTS}: use 0 or a multiple"
+            ]
+        return []
+
+
+def rows_of_expert(rank: int, expert_rank: int) -> int:
+    """Rows of A that share a gate."""
+    return expert_rank or max(1, -(-rank // USUAL_EXPERTS))

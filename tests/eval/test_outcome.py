@@ -1,0 +1,96 @@
+"""The paragraph on what a run came to, on numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from eval.outcome import Settings, TaskOutcome, lost_since_best, sentences
+
+SETTINGS = Settings(epochs=1, rate=2e-4, tokens=4)
+FALLING = [[4.0, 3.0, 2.0, 1.0]]
+
+
+def task(name: str, last: float, **more: object) -> TaskOutcome:
+    values = {"base": 0.0, "constant": 0.25, "best": last, "best_chunk": 3, **more}
+    return TaskOutcome(name, last=last, **values)  # type: ignore[arg-type]
+
+
+def text(*tasks: TaskOutcome, chunk: int = 3, losses: list[list[float]] = FALLING) -> str:
+    return " ".join(sentences(chunk, 3, tasks, losses, SETTINGS))
+
+
+def test_no_gain_cancels_a_loss() -> None:
+    """Lost 0.2 and 0, the second gained 0.5: 0.1 a task, where the mean of both would be -0.15."""
+    tasks = [task("a", 0.6, best=0.8, best_chunk=1), task("b", 0.9, best=0.4)]
+    assert lost_since_best(tasks) == pytest.approx(0.1)
+    assert math.isnan(lost_since_best([task("c", math.nan)]))
+    said = text(*tasks)
+    assert "the mean over 2 tasks is 75.0 percent; the base model had 0.0, " in said
+    assert "the best constant answers would have 25.0." in said
+    assert "Lost since best: 10.0 points a task, by a 20.0 (since chunk 1)." in said
+    assert "It is better than the best constant answer on every task." in said
+    assert "against the loss a lower schedule.later.learning_rate" in said
+
+
+def test_a_good_run_is_told_in_three_sentences() -> None:
+    said = sentences(3, 3, [task("a", 0.8), task("b", 0.9)], FALLING, SETTINGS)
+    assert len(said) == 3
+    assert "What to try" not in said[-1]
+    assert "Nothing is lost" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "words", "advice"),
+    [
+        ({"last": 0.184, "constant": 0.263}, "of no use as it is", "schedule.epochs, now 1"),
+        ({"last": 0.263, "constant": 0.263}, "a 26.3 against 26.3", "learning_rate, now 0.0002"),
+        ({"answers": ["\n\n", "", None, "x"]}, "Empty answers: a 3 of 4.", "Answer with one word"),
+        ({"answers": ["red", "red "]}, 'every question: a "red".', "Answer with one word"),
+        ({"answers": ["a b c d", "e"], "cut": 1}, "a 1 of 2", "eval.max_new_tokens, now 4"),
+    ],
+)
+def test_what_is_wrong_is_told_with_what_to_try(
+    more: dict[str, object], words: str, advice: str
+) -> None:
+    said = text(task("a", **{"last": 0.5, **more}))  # type: ignore[arg-type]
+    assert words in said
+    assert advice in said.partition("What to try: ")[2]
+
+
+def test_equal_answers_to_a_task_with_one_right_answer_are_no_fault() -> None:
+    assert "same answer" not in text(task("a", 1.0, answers=["yes", "yes"], one_gold=True))
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ([[3.0, 3.0, 3.1, 3.0]], "did not fall in any chunk (3 at first, 3 later)"),
+        ([[3.0, math.nan, 2.0, 1.0]], "not a finite number"),
+    ],
+)
+def test_a_loss_that_did_not_fall(losses: list[list[float]], words: str) -> None:
+    said = text(task("a", 0.8), losses=losses)
+    assert words in said
+    assert "learning_rate" in said.partition("What to try: ")[2]
+
+
+def test_a_loss_of_two_lines_tells_nothing_and_one_chunk_that_learned_is_enough() -> None:
+    assert "loss" not in text(task("a", 0.8), losses=[[3.0, 3.0]]).replace("lost", "")
+    assert "did not fall" not in text(task("a", 0.8), losses=[*FALLING, [1.0] * 8])
+
+
+def test_one_task_is_no_mean_and_one_chunk_cannot_forget() -> None:
+    said = text(task("shop", 0.8, best_chunk=1), chunk=1)
+    assert said.startswith("After chunk 1 of 3 shop has 80.0 percent; the base model had 0.0, ")
+    assert "nothing can be forgotten yet" in said
+    assert "mean" not in said
+    assert "tasks" not in said
+
+
+def test_captions_have_no_constant_answer() -> None:
+    assert "better than the base model" in text(task("captions", 0.8, constant=math.nan))
+    unknown = task("captions", 0.8, constant=math.nan, base=math.nan)
+    assert "nothing to compare with" in text(unknown)
+    assert sentences(0, 3, [unknown], [], SETTINGS) == []
