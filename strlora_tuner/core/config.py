@@ -193,7 +193,11 @@ class RoutedConfig(PeftConfig):
         name = pretrained_model_name_or_path
         config = super().from_pretrained(name, subfolder=subfolder, **kwargs)
         config.saved = read_saved(Path(name) / (subfolder or ""))
+        config.was_read(name)
         return config
+
+    def was_read(self, name: str) -> None:
+        """Called with what was asked for, once a saved adapter was read."""
 
     @property
     def kept_experts(self) -> int:

@@ -41,24 +41,14 @@ class Config(RoutedConfig):
             setattr(self, name, value)
         super().__post_init__()
 
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
-    ) -> Self:
-        """Returns the configuration of a saved adapter; says where R has no average.
-
-        Raises:
-            ValueError: an option that this version does not know, or a damaged file.
-        """
-        name = pretrained_model_name_or_path
-        config = super().from_pretrained(name, subfolder=subfolder, **kwargs)
-        options = config.options()
+    def was_read(self, name: str) -> None:
+        """Says where the saved adapter has no average of R."""
+        options = self.options()
         if options.stability_on == "scores" and options.task_router != "frozen":
             logging.getLogger(__name__).warning(
                 f"{name} carries no average of R: in training its stability term compares the "
                 "scores of stage 2 (stability_on: scores), whatever the recipe asks for"
             )
-        return config
 
     def possible(self, given: dict[str, Any]) -> dict[str, Any]:
         """Without an average of R the rule stays what it was: there is nothing to compare with.
