@@ -133,7 +133,9 @@ def _read_with_parents(
     for key, written in times_written(yaml.compose(text, Loader=yaml.SafeLoader)):
         OmegaConf.update(config, key, written)
     _refuse_emptied(config, lines)
-    parent = config.pop("extends", None)
+    written_down = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+    parent = written_down.pop("extends", None)
+    config = OmegaConf.create(written_down)
     above: list[tuple[str, DictConfig]] = []
     if parent is not None:
         base = _parent_path(str(parent), path, lines)
@@ -288,7 +290,8 @@ def _resolve(config: DictConfig, places: Places, problems: list[Problem]) -> dic
     """Resolves `${...}`; a reference that leads nowhere is a problem."""
     problems += _secrets(config, places)
     try:
-        values = OmegaConf.to_container(config, resolve=True)
+        at_its_home = OmegaConf.create(at_home(OmegaConf.to_container(config, resolve=False)))
+        values = OmegaConf.to_container(at_its_home, resolve=True)
     except OmegaConfBaseException as error:
         key = error.full_key or "recipe"
         problems.append(Problem(places[key], key, str(error).splitlines()[0]))
