@@ -38,6 +38,7 @@ from recipes.config.recorded import is_recorded, migrate
 from recipes.config.rules import cross_field_problems
 from recipes.config.schema import Recipe
 from recipes.config.sizes.base_model import CountError
+from recipes.config.sizes.chunk_count import count_chunks, without_inherited_count
 from recipes.config.sizes.parameter_matching import (
     BudgetError,
     as_method,
@@ -85,6 +86,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), tuned: bool = True) ->
     merged = _with_method(files, overrides, places, tuned)
     config, problems = _with_overrides(merged, overrides, places)
     values = _resolve(config, places, problems)
+    count_chunks(values, places, problems)
     recipe = _check(values, places, problems)
     if problems or recipe is None:
         raise RecipeError(problems)
@@ -196,7 +198,7 @@ def _with_method(
         merged = _merge(merged, OmegaConf.create({"tuner": {"preset": method.presets[0]}}))
     places.update(recipes_own)
     for stem, config in files:
-        merged = lay_file(merged, config, method)
+        merged = lay_file(without_inherited_count(merged, config), config, method)
         if tuned and f"tuned.{stem}" in fragments:
             merged = lay(merged, f"tuned.{stem}")
     return lay(merged, "always")
@@ -257,7 +259,10 @@ def _with_overrides(
             continue
         try:
             given = f"{key}='{text}'" if SIXTIES.fullmatch(text) else override
-            config = _merge(config, OmegaConf.from_dotlist([given]))
+            layer = OmegaConf.from_dotlist([given])
+            if not any(other.startswith("data.chunks=") for other in overrides):
+                config = without_inherited_count(config, layer)
+            config = _merge(config, layer)
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             problems.append(Problem(place, key, f"cannot be set: {str(error).splitlines()[0]}"))
             continue
