@@ -264,6 +264,12 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
         help="write base model and adapter as one model; LoRA and its like only, since a routed "
         "adapter depends on the question",
     )
+    parser.add_argument(
+        "--instruction",
+        metavar="TEXT",
+        help="of method strlora_signed: the plain LoRA that the adapter is for prompts of exactly "
+        "this text; <image> marks where pictures stand, by default as in the run's questions",
+    )
     _published_options(parser)
 
 

@@ -290,7 +290,8 @@ def _export(recipe: Recipe, options: argparse.Namespace) -> int:
     adapter = _open(recipe, options)
     target = options.where / options.to
     _stop_on_signals()
-    return _print_all(export(adapter, target, options.merged, options.base_name, options.licence))
+    published = (options.merged, options.base_name, options.licence, options.instruction)
+    return _print_all(export(adapter, target, *published))
 
 
 _COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {

@@ -15,7 +15,7 @@ from recipes.cli import main
 from recipes.config.loading import load_recipe
 from recipes.run.commands import deploy_command
 from recipes.run_folder.manifest import RunChanged
-from recipes.use.ask import checked_turns
+from recipes.use.ask import checked_turns, pictures_asked
 from recipes.use.export import export
 from recipes.use.finished_adapter import UseError, open_adapter
 from recipes.use.serve import serve
@@ -68,6 +68,15 @@ def test_a_changed_adapter_and_another_base_are_refused(trained: Path, run: Path
         file.write(b"x")
     with pytest.raises(UseError, match="was changed after the chunk was recorded"):
         open_adapter(run, None)
+
+
+def test_one_instruction_is_for_fixed_gates_alone(trained: Path, tmp_path: Path) -> None:
+    adapter = open_adapter(trained / "strlora", None)
+    for merged, found in ((False, "method strlora"), (True, "--merged")):
+        with pytest.raises(UseError, match=f"--instruction with {found}: only an adapter of str"):
+            export(adapter, tmp_path / "out", merged, instruction="What is it?")
+    assert not (tmp_path / "out").exists()
+    assert pictures_asked(adapter.layout) == 1
 
 
 def test_a_question_takes_the_form_of_the_run_s_own() -> None:
