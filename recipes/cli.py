@@ -294,6 +294,14 @@ def _export(recipe: Recipe, options: argparse.Namespace) -> int:
     return _print_all(export(adapter, target, *published))
 
 
+def _push(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.use.push import push
+
+    adapter = _open(recipe, options)
+    named = options.base_name, options.licence
+    return _print_all(push(adapter, options.repository, options.dry_run, *named))
+
+
 _COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
     "run": _run,
     "plan": _plan,
@@ -306,6 +314,7 @@ _COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
     "chat": _chat,
     "serve": _serve,
     "export": _export,
+    "push": _push,
 }
 
 
