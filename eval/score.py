@@ -4,11 +4,12 @@ FILE is JSON Lines of {question_id, gold, prediction}; Grounding's gold is {answ
 TextCaps' a list of captions. One JSON line a sample goes to standard output, {question_id, score}
 with score in 0..1 (captions: CIDEr-D / 10, and `cider` beside it), then a summary to standard
 error. --list names the scorers; `--scorer my_scorer.py:score` takes a function of your own,
-score(answer, record) -> 0..1, whose file's sha256 is printed with the result. `fixed` judges what follows a thought (<think>...</think>); a thought without an end is an
-empty answer. Where the file is too small for CIDEr, captions have `chrf` too, from 0 to 1, and the
-summary says so. A sample without an answer, or one that cannot be scored, earns 0, says why in
-`error`, and is named with its line. The exit code is 2 where the file as a whole cannot be trusted:
-no JSON, no sample, a question twice.
+score(answer, record) -> 0..1, whose file's sha256 is printed with the result. `fixed` judges what
+follows a thought (<think>...</think>); a thought without an end is an empty answer. Where the
+file is too small for CIDEr, captions have `chrf` too, from 0 to 1, and the summary says so. A
+sample without an answer, or one that cannot be scored, earns 0, says why in `error`, and is named
+with its line. The exit code is 2 where the file as a whole cannot be trusted: no JSON, no sample,
+a question twice.
 """
 
 from __future__ import annotations
