@@ -34,9 +34,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import strlora_tuner
 from strlora_tuner import StrLoraConfig
+from strlora_tuner.methods import config_class
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-METHODS = ["peft_lora", "strlora", "naive", "moelora"]
+METHODS = ["peft_lora", "strlora", "strlora_signed", "naive", "moelora"]
 SHAPES = {"qwen3-8b": dict(hidden=4096, layers=36, heads=32, intermediate=12288)}
 
 
@@ -87,6 +88,10 @@ def build_methods(base: nn.Module, options: argparse.Namespace) -> dict[str, Met
         task_router="prior",
     )
     strlora = get_peft_model(shared_copy(base), ours, autocast_adapter_dtype=False)
+    fixed = config_class("strlora_signed")(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=TARGETS
+    )
+    signed = get_peft_model(shared_copy(base), fixed, autocast_adapter_dtype=False)
     naive, moelora = shared_copy(base), shared_copy(base)
     shape = dict(rank=rank, experts=experts)
     store = NaiveStrLora.wrap(naive, TARGETS, router_dim=options.router_dim, **shape)
@@ -96,6 +101,9 @@ def build_methods(base: nn.Module, options: argparse.Namespace) -> dict[str, Met
         "peft_lora": Method(peft_lora),
         "strlora": Method(
             strlora, after_step=lambda: strlora_tuner.after_optimizer_step(strlora)
+        ),
+        "strlora_signed": Method(
+            signed, after_step=lambda: strlora_tuner.after_optimizer_step(signed)
         ),
         "naive": Method(
             naive,

@@ -3,11 +3,13 @@
 FILE is JSON Lines of {question_id, gold, prediction}; Grounding's gold is {answer_bbox, size},
 TextCaps' a list of captions. One JSON line a sample goes to standard output, {question_id, score}
 with score in 0..1 (captions: CIDEr-D / 10, and `cider` beside it), then a summary to standard
-error. `fixed` judges what follows a thought (<think>...</think>); a thought without an end is an
-empty answer. Where the file is too small for CIDEr, captions have `chrf` too, from 0 to 1, and the
-summary says so. A sample without an answer, or one that cannot be scored, earns 0, says why in
-`error`, and is named with its line. The exit code is 2 where the file as a whole cannot be trusted:
-no JSON, no sample, a question twice.
+error. --list names the scorers; `--scorer my_scorer.py:score` takes a function of your own,
+score(answer, record) -> 0..1, whose file's sha256 is printed with the result. `fixed` judges what
+follows a thought (<think>...</think>); a thought without an end is an empty answer. Where the
+file is too small for CIDEr, captions have `chrf` too, from 0 to 1, and the summary says so. A
+sample without an answer, or one that cannot be scored, earns 0, says why in `error`, and is named
+with its line. The exit code is 2 where the file as a whole cannot be trusted: no JSON, no sample,
+a question twice.
 """
 
 from __future__ import annotations
@@ -20,10 +22,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from data_prep.files import Record, is_missing, numbered_jsonl, print_lines
+from data_prep.files import Record, is_missing, numbered_jsonl, print_lines, sha256_file
 from eval.scorers import cider
 from eval.scorers.answer_text import final_answer, find_answer, gold_answers
-from eval.scorers.registry import MOST_CIDER, TASKS, Scorer, find_task
+from eval.scorers.registry import (
+    MOST_CIDER,
+    TASKS,
+    Scorer,
+    described,
+    find_scorer,
+    find_task,
+    own_scorer,
+)
 
 REQUIRED = ("question_id", "gold", "prediction")
 MOST_NAMED = 20
@@ -180,19 +190,45 @@ def name_problems(path: Path, lines: Sequence[Numbered], results: Sequence[Recor
     return failed[:MOST_NAMED] + ([f"{path}: ... and {more} more"] if more > 0 else [])
 
 
+def own_file(name: str | None) -> Path | None:
+    """Return the file of a scorer of one's own, `my_scorer.py:score`; None for a built-in one."""
+    place, colon, _ = (name or "").rpartition(":")
+    return Path(place) if colon else None
+
+
+def _asked_for(options: argparse.Namespace) -> Scorer:
+    if options.task is not None:
+        return find_task(options.task).scorer(options.variant)
+    if own_file(options.scorer):
+        return own_scorer(options.scorer)
+    return find_scorer(options.scorer, options.variant)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 after a message if the task or the file cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m eval.score", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--task", required=True, help=", ".join(TASKS))
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--task", help=", ".join(TASKS))
+    how.add_argument(
+        "--scorer",
+        metavar="NAME",
+        help="a built-in one (--list), or a function of your own: my_scorer.py:score",
+    )
+    how.add_argument("--list", action="store_true", help="name the built-in scorers")
     parser.add_argument("--variant", default="fixed", choices=["fixed", "released"])
     parser.add_argument(
         "--keep-thoughts", action="store_true", help="judge the whole output, thoughts included"
     )
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, nargs="?")
     options = parser.parse_args(arguments)
+    if options.list:
+        print_lines(described())
+        return 0
+    if options.file is None:
+        parser.error("FILE is missing: JSON Lines of {question_id, gold, prediction}")
     try:
-        scorer = find_task(options.task).scorer(options.variant)
+        scorer = _asked_for(options)
         scorer = scorer.with_thoughts() if options.keep_thoughts else scorer
         lines = list(numbered_jsonl(options.file))
         if not lines:
@@ -215,7 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = f"{len(twice)} lines repeat a question: no summary; leave one line a question"
         print(f"eval.score: {options.file}: {text}", file=sys.stderr)
         return 2
-    print(summarise(options.task, options.variant, results, scorer), file=sys.stderr)
+    name = options.task or options.scorer
+    print(summarise(name, options.variant, results, scorer), file=sys.stderr)
+    if own := own_file(options.scorer):
+        print(f"eval.score: {own}: sha256 {sha256_file(own)}", file=sys.stderr)
     if note := caption_note(results):
         print(f"eval.score: {options.file}: {note}", file=sys.stderr)
     return 0

@@ -22,9 +22,10 @@ COMMANDS: dict[str, str] = {
     "chat": "talk with a run's model in the terminal",
     "serve": "serve a run's model with an OpenAI-compatible API",
     "export": "copy a run's adapter into a folder for others, with its model card",
+    "push": "send a run's adapter, as export writes it, to the Hugging Face hub",
 }
 # The commands that use a run's model: they take what the run recorded, and no overrides.
-USES: tuple[str, ...] = ("ask", "chat", "serve", "export")
+USES: tuple[str, ...] = ("ask", "chat", "serve", "export", "push")
 _STOPPED = "stopped by signal n"
 EXIT_CODES: dict[str, dict[str, str]] = {  # beside 2
     "run": {"0": "done", "1": "failed", "128+n": _STOPPED},
@@ -44,6 +45,7 @@ EXIT_CODES: dict[str, dict[str, str]] = {  # beside 2
         "0": "stopped by Ctrl-C or SIGTERM",
         "1": "no such adapter, another base model, or the port is taken",
     },
+    "push": {"0": "sent, or printed with --dry-run", "1": "no such adapter, or the hub refused it"},
     "export": {"0": "written", "1": "no such adapter, or it cannot be exported so"},
 }
 _TARGET = "a shipped recipe ({}), a YAML file, or a run folder (runs/tiny)"
@@ -103,6 +105,7 @@ def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
         "chat": _chat_options,
         "serve": _serve_options,
         "export": _export_options,
+        "push": _push_options,
     }.get(command, lambda parser: None)(parser)
     parser.add_argument(
         "--no-setup",
@@ -264,6 +267,18 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
         help="write base model and adapter as one model; LoRA and its like only, since a routed "
         "adapter depends on the question",
     )
+    parser.add_argument(
+        "--instruction",
+        metavar="TEXT",
+        help="of method strlora_signed: the plain LoRA that the adapter is for prompts of exactly "
+        "this text; <image> marks where pictures stand, by default as in the run's questions",
+    )
+    _published_options(parser)
+
+
+def _push_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repository", metavar="OWNER/NAME", help="made if it is not there, private")
+    parser.add_argument("--dry-run", action="store_true", help="print what would go; send nothing")
     _published_options(parser)
 
 

@@ -164,6 +164,10 @@ def _stop_on_signals() -> None:
 def _validate(recipe: Recipe, options: argparse.Namespace) -> int:
     if options.json:
         return _print_all([recipe.model_dump_json(indent=2)])
+    if (Path(recipe.data.stream) / "stream.json").is_file():
+        from recipes.run.chunk_data import open_recipe_stream
+
+        open_recipe_stream(recipe)  # refuses more chunks or other tasks than there are
     from recipes.run.preflight.all_checks import look
 
     valid = f"{options.recipe}: valid ({recipe.title}, {recipe.data.chunks} chunks)"
@@ -286,7 +290,16 @@ def _export(recipe: Recipe, options: argparse.Namespace) -> int:
     adapter = _open(recipe, options)
     target = options.where / options.to
     _stop_on_signals()
-    return _print_all(export(adapter, target, options.merged, options.base_name, options.licence))
+    published = (options.merged, options.base_name, options.licence, options.instruction)
+    return _print_all(export(adapter, target, *published))
+
+
+def _push(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.use.push import push
+
+    adapter = _open(recipe, options)
+    named = options.base_name, options.licence
+    return _print_all(push(adapter, options.repository, options.dry_run, *named))
 
 
 _COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
@@ -301,6 +314,7 @@ _COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
     "chat": _chat,
     "serve": _serve,
     "export": _export,
+    "push": _push,
 }
 
 

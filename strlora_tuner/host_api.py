@@ -68,11 +68,13 @@ _CHECKED = "an adapter is compared with the model before a layer is changed"
 _PROMPT = "the routers see the prompt"
 _FROZEN = "routers that must not train stay frozen"
 _LAYERS = "layers are wrapped"
+_KEPT = "no training sample is left out without a word"
 _UNREAD = "options that a tuner of ours does not read are refused"
 _UNKNOWN = "unknown options of an adapter are refused"
 _INSIDE = "an adapter that transformers itself loads is loaded whole"
 
 _DYNAMIC, _LOADER = "transformers.dynamic_module_utils", "swift.model.register:ModelLoader"
+_ROWS_OF_DATA = "swift.dataset.preprocessor.core:RowPreprocessor"
 _META = "swift.model.model_meta"
 _TRAINER, _MIXIN = "transformers.trainer:Trainer", "swift.trainers.mixin:SwiftMixin"
 _ENGINE, _INFER = "swift.infer_engine:TransformersEngine", "swift.pipelines.infer.infer:SwiftInfer"
@@ -105,6 +107,7 @@ TABLE: dict[str, tuple[HostName, ...]] = {
             "swift.utils.shutdown_manager:ShutdownManager", _NO_STOP_FILE, mentions="_stop_file"
         ),
         HostName(f"{_MIXIN}.prepare_logits_to_keep", _LOGITS, mentions="loss_mask"),
+        HostName(f"{_ROWS_OF_DATA}.batched_preprocess", _KEPT, mentions="ignore_max_length_error"),
         HostName("swift.dataset.utils:LazyLLMDataset.__getitem__", _LONG, mentions="encode_func"),
         HostName("swift.template.base:MaxLengthError", _LONG),
         HostName(

@@ -22,13 +22,20 @@ PROBE_FILE = "STRLORA_PROBE_FILE"
 ABLATION = "STRLORA_ABLATION"
 # Of training and inference: the task of every text, for a method that is told it (SMoLoRA).
 TASKS_FILE = "STRLORA_TASKS_FILE"
+# Of an inference run: the folder for the plain LoRA of its first prompt's instruction.
+LORA_FOLDER = "STRLORA_LORA_FOLDER"
 NO_OPTIONS = (
     ROUTING_FILE,
     PROBE_FILE,
     TASKS_FILE,
+    LORA_FOLDER,
     ABLATION,
     "STRLORA_REMOTE_CODE",
     "STRLORA_MAX_REQUEUES",
+    "STRLORA_NEEDS_GPU",
+    "STRLORA_SERVE_KEY",
+    "STRLORA_TOO_LONG",
+    "STRLORA_TOO_LONG_FILE",
 )
 
 

@@ -9,6 +9,7 @@ serve only to compare with published numbers.
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -136,6 +137,45 @@ def find_scorer(name: str, variant: str = "fixed") -> Scorer:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"scorer: found {name!r}, expected one of {sorted(table)}{hint}")
     return table[name]
+
+
+def own_scorer(name: str) -> Scorer:
+    """Return the scorer that is a function of one's own, called as `my_scorer.py:score`.
+
+    The function is given what follows a thought in the output, and the record with its `gold`; it
+    returns a number from 0 to 1. Only a person names one, on the command line: a file that a
+    downloaded stream names is never run.
+
+    Raises:
+        ValueError: there is no such file or function.
+    """
+    place, _, function = name.rpartition(":")
+    path = Path(place)
+    if path.suffix != ".py" or not path.is_file():
+        raise ValueError(f"scorer: found {name!r}, expected FILE.py:FUNCTION; no file {place!r}")
+    try:
+        judge = runpy.run_path(str(path)).get(function)
+    except Exception as error:
+        raise ValueError(f"scorer: {path} cannot be run: {error!r}") from error
+    if not callable(judge):
+        raise ValueError(f"scorer: {path} has no function {function!r}")
+
+    def judged(answer: str, record: GoldRecord) -> float:
+        score = judge(answer, record)
+        if isinstance(score, bool | int | float) and 0 <= score <= 1:
+            return float(score)
+        raise ValueError(f"{name} returned {score!r}, expected a number from 0 to 1")
+
+    return Scorer(name, judged, read=final_answer)
+
+
+def described() -> list[str]:
+    """Return a line for each `fixed` scorer: its name, and what it accepts."""
+    lines = []
+    for name, scorer in FIXED.items():
+        text = (scorer.judge or cider.cider_d).__doc__ or ""
+        lines.append(f"{name:<10} {' '.join(text.split(chr(10) * 2)[0].split())}")
+    return lines
 
 
 def score_samples(

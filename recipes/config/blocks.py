@@ -44,7 +44,9 @@ class Data(Block):
     )
     size: str = Field("tiny", description="source mini: its size")
     seed: int = Field(0, ge=0, description="source mini: the seed that it is rendered from")
-    chunks: Positive = Field(description="chunks to train, counted from the first")
+    chunks: Positive = Field(
+        description="chunks to train, counted from the first; left out: all that the stream holds"
+    )
     prepare: str | None = Field(None, description="how to get it: shown when the stream is missing")
     too_long: Literal["skip", "cut", "stop"] = Field(
         "skip",

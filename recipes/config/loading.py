@@ -38,6 +38,7 @@ from recipes.config.recorded import is_recorded, migrate
 from recipes.config.rules import cross_field_problems
 from recipes.config.schema import Recipe
 from recipes.config.sizes.base_model import CountError
+from recipes.config.sizes.chunk_count import count_chunks, without_inherited_count
 from recipes.config.sizes.parameter_matching import (
     BudgetError,
     as_method,
@@ -85,6 +86,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), tuned: bool = True) ->
     merged = _with_method(files, overrides, places, tuned)
     config, problems = _with_overrides(merged, overrides, places)
     values = _resolve(config, places, problems)
+    count_chunks(values, places, problems)
     recipe = _check(values, places, problems)
     if problems or recipe is None:
         raise RecipeError(problems)
@@ -133,7 +135,9 @@ def _read_with_parents(
     for key, written in times_written(yaml.compose(text, Loader=yaml.SafeLoader)):
         OmegaConf.update(config, key, written)
     _refuse_emptied(config, lines)
-    parent = config.pop("extends", None)
+    written_down = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+    parent = written_down.pop("extends", None)
+    config = OmegaConf.create(written_down)
     above: list[tuple[str, DictConfig]] = []
     if parent is not None:
         base = _parent_path(str(parent), path, lines)
@@ -194,7 +198,7 @@ def _with_method(
         merged = _merge(merged, OmegaConf.create({"tuner": {"preset": method.presets[0]}}))
     places.update(recipes_own)
     for stem, config in files:
-        merged = lay_file(merged, config, method)
+        merged = lay_file(without_inherited_count(merged, config), config, method)
         if tuned and f"tuned.{stem}" in fragments:
             merged = lay(merged, f"tuned.{stem}")
     return lay(merged, "always")
@@ -255,7 +259,10 @@ def _with_overrides(
             continue
         try:
             given = f"{key}='{text}'" if SIXTIES.fullmatch(text) else override
-            config = _merge(config, OmegaConf.from_dotlist([given]))
+            layer = OmegaConf.from_dotlist([given])
+            if not any(other.startswith("data.chunks=") for other in overrides):
+                config = without_inherited_count(config, layer)
+            config = _merge(config, layer)
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             problems.append(Problem(place, key, f"cannot be set: {str(error).splitlines()[0]}"))
             continue
@@ -288,7 +295,8 @@ def _resolve(config: DictConfig, places: Places, problems: list[Problem]) -> dic
     """Resolves `${...}`; a reference that leads nowhere is a problem."""
     problems += _secrets(config, places)
     try:
-        values = OmegaConf.to_container(config, resolve=True)
+        at_its_home = OmegaConf.create(at_home(OmegaConf.to_container(config, resolve=False)))
+        values = OmegaConf.to_container(at_its_home, resolve=True)
     except OmegaConfBaseException as error:
         key = error.full_key or "recipe"
         problems.append(Problem(places[key], key, str(error).splitlines()[0]))

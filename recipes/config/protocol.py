@@ -15,6 +15,8 @@ class StreamProtocol:
     # Whether a chunk continues another one's adapter: only then is there a past that replay and
     # EWC can keep, and a later phase of the schedule.
     continues: ClassVar[bool] = True
+    # Whether a finished run can go on when its stream has grown.
+    grows: ClassVar[bool] = True
     # Whether every adapter stays and a router chooses among them.
     pools: ClassVar[bool] = False
     # What training does at a chunk, for people.
@@ -42,6 +44,7 @@ class JointProtocol(StreamProtocol):
 
     name = "joint"
     continues = False
+    grows = False
     training_text = "train on all chunks shuffled together"
 
     def trained_chunks(self, count: int) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 SIXTIES = re.compile(r"[-+]?\d+(:[0-5]?\d)+(\.\d*)?")  # 8:00:00, to YAML the number 28800
+_HOME = re.compile(r"\$(?:HOME|\{HOME\})(?=/|$)")
 _WORDS = {True: ("on", "yes", "true"), False: ("off", "no", "false")}
 
 
@@ -21,12 +22,14 @@ def as_word(value: Any, choices: Collection[Any]) -> Any:
 
 
 def at_home(value: Any) -> Any:
-    """`~/x` as the shell would have it, in every key, so that all processes mean the same."""
+    """`~/x`, `$HOME/x`, `${HOME}/x` as the shell has it, in every key: all processes agree."""
     if isinstance(value, dict):
         return {key: at_home(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [at_home(inner) for inner in value]
-    return os.path.expanduser(value) if isinstance(value, str) and value[:1] == "~" else value
+    if not isinstance(value, str):
+        return value
+    return os.path.expanduser(_HOME.sub("~", value) if value[:1] == "$" else value)
 
 
 def times_written(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -56,19 +56,32 @@ def prepare(
 
 
 def score(
-    recipe: Recipe, layout: RunLayout, stream: Stream, tasks: list[str], chunk: int
+    recipe: Recipe,
+    layout: RunLayout,
+    stream: Stream,
+    tasks: list[str],
+    chunk: int,
+    beside: bool = False,
 ) -> ChunkScores:
     """Turns the host's answers into predictions, scores.json and rows of matrix.csv.
+
+    Args:
+        beside: keep what other tasks were answered before.
 
     Raises:
         ValueError: an answer that belongs to no question, or two answers to one (from eval).
     """
     folder = layout.predictions(chunk)
     temporary = folder.with_name(".predictions")
-    for leftover in (folder, temporary):
+    for leftover in (temporary,) if beside else (folder, temporary):
         shutil.rmtree(leftover, ignore_errors=True)
     split_results(layout.answers(chunk), stream.root, temporary, tasks, recipe.eval.limit)
-    temporary.rename(folder)
+    if beside:
+        for path in temporary.iterdir():
+            path.replace(folder / path.name)
+        temporary.rmdir()
+    else:
+        temporary.rename(folder)
     scores = chunk_scores(folder, stream.root, chunk)
     write_json(layout.scores(chunk), scores)
     append_scores(layout.matrix, chunk, scores)

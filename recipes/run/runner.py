@@ -19,7 +19,7 @@ from recipes.run.chunk_data import ensure_stream, open_recipe_stream
 from recipes.run.commands import default_threads
 from recipes.run.preflight.all_checks import look, stopping
 from recipes.run.session import RunError, Session
-from recipes.run.steps import evaluate_chunk, train_chunk, verify_chunk
+from recipes.run.steps import evaluate_chunk, train_chunk, unanswered, verify_chunk
 from recipes.run.terminal import Ahead, Progress, counted, duration
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import (
@@ -27,6 +27,7 @@ from recipes.run_folder.manifest import (
     check_same_environment,
     check_same_model,
     check_same_run,
+    has_grown,
     write_costs,
     write_manifest,
 )
@@ -60,7 +61,7 @@ def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
     layout = RunLayout(Path(recipe.folder))
     check_same_run(layout, recipe)
     check_same_environment(layout)
-    if load_state(layout.state).finished:
+    if load_state(layout.state).finished and not has_grown(layout, recipe):
         _say_finished(layout, progress)
         return
     with RunLock(layout.lock) as lock:
@@ -73,6 +74,9 @@ def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
         check_same_model(layout, recipe)
         migrate_plugin_paths(layout)
         session = Session(recipe, layout, stream, load_state(layout.state), lock, progress)
+        if has_grown(layout, recipe):
+            session.state.finished = False
+            session.save()
         try:
             _run_chunks(session, train_only)
         finally:
@@ -150,6 +154,7 @@ def _do_chunk(session: Session, chunk: ChunkPlan) -> None:
     """Bring one chunk to its end, if it is not there."""
     state, record = session.state, session.state.record(chunk.index)
     trained = record.trained or not chunk.trains
+    record.evaluated = record.evaluated and not unanswered(session, record)
     if trained and (record.evaluated or not chunk.evaluates):
         if chunk.trains and chunk.index == state.done:
             verify_chunk(session, record)  # the next chunk starts from this adapter

@@ -49,6 +49,11 @@ class Session:
         """Write state.json."""
         save_state(self.layout.state, self.state)
 
+    def label(self, index: int) -> str:
+        """A chunk for people: "2/5", with its period or label behind it."""
+        name = self.stream.chunk_name(index) if index else ""
+        return f"{index}/{self.recipe.data.chunks}" + (f" ({name})" if name else "")
+
     def say(self, text: str) -> None:
         """Print a line that begins with the recipe's name."""
         self.progress.say(f"[{self.recipe.name}] {text}")

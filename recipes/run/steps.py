@@ -72,7 +72,7 @@ def train_chunk(session: Session, record: ChunkRecord) -> None:
     session.layout.mixed(index).unlink(missing_ok=True)
     loss = "" if record.loss is None else f", loss {record.loss:.4f}"
     session.say(
-        f"chunk {index}/{recipe.data.chunks} trained: {record.steps} steps in "
+        f"chunk {session.label(index)} trained: {record.steps} steps in "
         f"{duration(record.train_seconds)}{loss}"
     )
 
@@ -167,16 +167,27 @@ def _record_training(session: Session, record: ChunkRecord, seconds: float) -> N
     session.save()
 
 
+def unanswered(session: Session, record: ChunkRecord) -> list[str]:
+    """The tasks that came to a grown stream since the base model was evaluated; else none."""
+    scores = session.layout.scores(record.index)
+    if record.index > 0 or not scores.is_file():
+        return []
+    known = read_json(scores)["tasks"]
+    return [task for task in session.tasks if task not in known]
+
+
 def evaluate_chunk(session: Session, record: ChunkRecord) -> None:
     """Answer the test questions with a chunk's adapter (0: the base model), score and record."""
     started, index, layout = time.monotonic(), record.index, session.layout
-    recipe, stream, tasks = session.recipe, session.stream, session.tasks
+    recipe, stream = session.recipe, session.stream
+    new = unanswered(session, record)
+    tasks = new or session.tasks
     if index > 0 and not record.trained:
         evaluation.repeat_base_model(layout, index)
         record.evaluated = True
         return
-    _answer(session, index)
-    scores = evaluation.score(recipe, layout, stream, tasks, index)
+    _answer(session, index, tasks)
+    scores = evaluation.score(recipe, layout, stream, tasks, index, beside=bool(new))
     record.eval_seconds += round(time.monotonic() - started, 1)
     record.evaluated = True
     session.save()
@@ -184,21 +195,19 @@ def evaluate_chunk(session: Session, record: ChunkRecord) -> None:
     means = {task: e["score"] for task, e in entries if e["score"] is not None}  # None: no answers
     session.progress.scores = means
     session.say(
-        f"chunk {index}/{recipe.data.chunks} scores: {score_text(means)}  "
+        f"chunk {session.label(index)} scores: {score_text(means)}  "
         f"({duration(record.eval_seconds)})"
     )
 
 
-def _answer(session: Session, index: int) -> None:
-    """Bring the host's answers to all questions into place, or raise RunError."""
+def _answer(session: Session, index: int, tasks: list[str]) -> None:
+    """Bring the host's answers to the questions of `tasks` into place, or raise RunError."""
     recipe, layout, progress = session.recipe, session.layout, session.progress
-    what = "the base model" if index == 0 else counted(len(session.tasks), "task")
+    what = "the base model" if index == 0 else counted(len(tasks), "task")
     progress.begin(index, "evaluate", f"evaluating {what}")
     if recipe.pool is not None and index > 0:
         _open_pool(session, index)
-    command, answered, total = evaluation.prepare(
-        recipe, layout, session.stream, session.tasks, index
-    )
+    command, answered, total = evaluation.prepare(recipe, layout, session.stream, tasks, index)
     if answered:
         progress.say(f"continuing after {answered} of {total} answers")
     answers, log = layout.answers(index), layout.eval_log(index)

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 from omegaconf import OmegaConf
 from pydantic import ValidationError
+from typing_extensions import NotRequired
 
 from data_prep.files import read_json, sha256_file, write_json, write_text
 from data_prep.stream import Stream
@@ -78,12 +79,16 @@ class ChunkCosts(TypedDict):
 
 
 class DataIdentity(TypedDict):
-    """The stream that a run was started with; `chunks` holds the sha256 of those it trains on."""
+    """The stream of a run; `chunks` holds the sha256 of those it trains on.
+
+    `grown` holds sha256 of stream.json, and the run's chunks, before each growth.
+    """
 
     stream: str
     name: str | None
     sha256: str
     chunks: list[str]
+    grown: NotRequired[list[tuple[str, int]]]
 
 
 class ModelIdentity(TypedDict, total=False):
@@ -135,6 +140,8 @@ def write_manifest(
         changed = [each for each in _differences(layout, recipe) if each.key in LOOSE_KEYS]
         if changed:
             session["changes"] = {d.key: f"{shown(d.old)} -> {shown(d.new)}" for d in changed}
+        if has_grown(layout, recipe):
+            _grow(layout, manifest, recipe, stream)
     else:
         manifest = _new_manifest(recipe, stream, session, threads)
         write_text(layout.recipe, OmegaConf.to_yaml(OmegaConf.create(resolved(recipe))))
@@ -174,7 +181,7 @@ def _new_manifest(recipe: Recipe, stream: Stream, session: SessionEntry, threads
             "stream": recipe.data.stream,
             "name": stream.name or None,
             "sha256": stream.sha256,
-            "chunks": [stream.chunk(i + 1).sha256 for i in range(recipe.data.chunks)],
+            "chunks": _chunk_hashes(recipe, stream),
         },
         "model": model_identity(Path(recipe.model.path)),
         "seed": recipe.seed,
@@ -250,6 +257,9 @@ def _why_refused(change: _Difference, layout: RunLayout, recipe: Recipe) -> str 
     """None where a key may change; else the reason, empty where there is nothing to add."""
     if change.key in FREE_KEYS or change.key == "launcher.deepspeed":
         return None
+    if _has_grown(change.key, change.old, change.new):
+        text = f" (method {recipe.method} shuffles all chunks into one training: it cannot grow)"
+        return None if recipe.protocol.grows else text
     if change.key == "model.max_length":
         return None if change.new > change.old else " (it may only grow)"
     if change.key == "data.too_long":
@@ -260,6 +270,39 @@ def _why_refused(change: _Difference, layout: RunLayout, recipe: Recipe) -> str 
             return None
         return " (tuner.padding is include: averages over padding depend on the batch)"
     return ""
+
+
+def _has_grown(key: str, before: Any, now: Any) -> bool:
+    """Whether a key differs only by chunks that came behind those of the run."""
+    if key == "data.chunks":
+        return isinstance(before, int) and now > before
+    if key == "pool.descriptions":  # one a chunk
+        return isinstance(before, list) and isinstance(now, list) and now[: len(before)] == before
+    return False
+
+
+def has_grown(layout: RunLayout, recipe: Recipe) -> bool:
+    """Whether `recipe` has more chunks than the run was started, or has gone on, with."""
+    if not layout.manifest.is_file():
+        return False
+    return _has_grown("data.chunks", _recorded(layout)["data"]["chunks"], recipe.data.chunks)
+
+
+def _grow(layout: RunLayout, manifest: Manifest, recipe: Recipe, stream: Stream) -> None:
+    """Notes in the manifest and recipe.yaml which chunks the run has now."""
+    data, trained = manifest["data"], len(manifest["data"]["chunks"])
+    data.setdefault("grown", []).append((data["sha256"], trained))
+    data["sha256"], data["chunks"] = stream.sha256, _chunk_hashes(recipe, stream)
+    manifest["chunk_seeds"] = {str(i): recipe.chunk_seed(i) for i in recipe.trained_chunks}
+    values = manifest["recipe"]
+    values["data"]["chunks"] = recipe.data.chunks
+    if recipe.pool is not None:
+        values["pool"]["descriptions"] = list(recipe.pool.descriptions)
+    write_text(layout.recipe, OmegaConf.to_yaml(OmegaConf.create(values)))
+
+
+def _chunk_hashes(recipe: Recipe, stream: Stream) -> list[str]:
+    return [stream.chunk(i + 1).sha256 for i in range(recipe.data.chunks)]
 
 
 def _recorded(layout: RunLayout) -> dict[str, Any]:
@@ -302,15 +345,19 @@ def check_same_environment(layout: RunLayout) -> None:
 
 
 def check_same_data(layout: RunLayout, stream: Stream) -> None:
-    """Raises RunChanged when the stream is not the one that the run folder was started with."""
+    """Raises RunChanged when the stream is not the one of the run, or has not grown from it."""
     if not layout.manifest.is_file():
         return
-    known = read_manifest(layout)["data"]["sha256"]
-    if known != stream.sha256:
+    data = read_manifest(layout)["data"]
+    known, batches = data["sha256"], stream.facts.get("batches") or []
+    chunks = [chunk.sha256 for chunk in stream.chunks[: len(data["chunks"])]]
+    grown = any(batch["before"] == known for batch in batches) and chunks == data["chunks"]
+    if known != stream.sha256 and not grown:
         raise RunChanged(
             f"the stream {stream.root} changed since {layout.root} was started: "
             f"{stream.root / 'stream.json'} has sha256 {stream.sha256[:12]}..., the run recorded "
-            f"{known[:12]}.... Bring the old stream back, or start again with another run_dir"
+            f"{known[:12]}.... Bring the old stream back, or start again with another run_dir (a "
+            "stream that grows under a run is made with data_prep.chunk --append)"
         )
 
 

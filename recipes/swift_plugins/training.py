@@ -28,7 +28,8 @@ from swift.trainers.mixin import SwiftMixin
 from swift.utils import get_logger
 from transformers import trainer_utils
 
-from recipes.swift_plugins import long_samples  # noqa: F401 -- replaces a function of the host
+# Both replace a function of the host.
+from recipes.swift_plugins import kept_rows, long_samples  # noqa: F401
 from strlora_tuner import host_api
 from strlora_tuner.swift_plugins import master_weights as master_weights
 

@@ -14,7 +14,8 @@ from recipes.run_folder.state import load_state
 from strlora_tuner.saved import WEIGHTS
 
 # Kinds of differences, in the order in which they explain each other.
-CAUSES = ("config", "data", "model", "versions", "git", "hardware", "processes", "threads")
+CAUSES = ("config", "data", "model", "versions", "git", "hardware", "processes", "threads",
+          "environment")  # fmt: skip
 RESULTS = ("adapters", "scores")
 
 
@@ -30,6 +31,8 @@ def differences(first: Path, second: Path) -> dict[str, list[str]]:
     found["model"] = _changed(old["model"], new["model"], ("path",))
     for kind in CAUSES[3:]:
         found[kind] = _changed({kind: old.get(kind)}, {kind: new.get(kind)})
+    if "environment" not in old:  # earlier versions recorded none
+        found["environment"] = []
     found["adapters"] = _changed(_adapters(one), _adapters(two), both=True)
     found["scores"] = _changed(_scores(one), _scores(two), both=True)
     return found
@@ -61,7 +64,7 @@ def as_text(first: Path, second: Path, found: dict[str, list[str]]) -> Iterator[
     """The differences for people, results last with the verdict."""
     yield f"{second} against {first}:"
     for kind in (*CAUSES, *RESULTS):
-        yield f"  {kind:<10} {'the same' if not found[kind] else 'differs'}"
+        yield f"  {kind:<11} {'the same' if not found[kind] else 'differs'}"
         yield from (f"    {line}" for line in found[kind])
     count = len(_adapters(RunLayout(second)))
     if any(found[kind] for kind in RESULTS):

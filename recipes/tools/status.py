@@ -18,6 +18,7 @@ from recipes.run.chunk_data import check_carried
 from recipes.run.terminal import duration, score_text
 from recipes.run_folder.checkpoints import CheckpointError, check_adapter, verify_adapter
 from recipes.run_folder.layout import RouterLayout, RunLayout
+from recipes.run_folder.manifest import has_grown
 from recipes.run_folder.state import ChunkRecord, load_state
 from strlora_tuner.saved import WEIGHTS, AdapterError
 
@@ -73,7 +74,7 @@ def read_status(recipe: Recipe) -> Status:
         status.seconds = sum(r.train_seconds + r.eval_seconds for r in state.chunks)
         status.chunks = [_chunk(layout, record) for record in state.chunks]
         if state.finished:
-            status.life = "finished"
+            status.life = "grown" if has_grown(layout, recipe) else "finished"
             return status
     elif not layout.lock.is_file():
         return status
@@ -193,4 +194,6 @@ def _life_text(status: Status) -> str:
             f"no sign of life for {duration(status.silent_seconds or 0.0)} from {who}; if it is "
             "gone, the command run continues it"
         )
+    if status.life == "grown":
+        return "finished, and its stream has grown since; the command run continues it"
     return "finished" if status.life == "finished" else "stopped; the command run continues it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +40,7 @@ def ask(
     question: str,
     pictures: Sequence[Path] = (),
     max_tokens: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Answer:
     """Puts a question to the model and returns its answer.
 
@@ -48,6 +49,7 @@ def ask(
         question: may hold <image> marks where the pictures belong; else they stand before it.
         pictures: image files, in the order of their marks.
         max_tokens: of the answer at most; None: as the recipe's evaluation.
+        environment: what the host's process is told besides.
 
     Raises:
         UseError: a picture cannot be read, or the host failed.
@@ -63,6 +65,7 @@ def ask(
         command = infer_command(recipe, layout, layout.prompts, adapter.chunk)
         # One question is no evaluation: which experts it took is not recorded.
         kept = {k: v for k, v in command.environment.items() if k not in (ROUTING_FILE, PROBE_FILE)}
+        kept |= environment or {}
         log, answers = layout.eval_log(adapter.chunk), layout.answers(adapter.chunk)
         code = HostProcess(replace(command, environment=kept), log).wait(lambda: None)
         if code or not answers.is_file():
@@ -77,6 +80,13 @@ def ask(
             adapter_text(log),
             line.get("expert"),
         )
+
+
+def pictures_asked(layout: RunLayout) -> int:
+    """How many pictures the run's first test question has."""
+    asked = layout.prompts
+    lines = read_jsonl(asked, torn_tail=True) if asked.is_file() else []
+    return len(lines[0].get("images") or []) if lines else 0
 
 
 def run_form(layout: RunLayout) -> Form:

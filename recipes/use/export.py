@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 from data_prep.files import read_json, write_json, write_text
+from eval.questions import IMAGE
 from eval.report.model_card import Published, card_after
 from recipes import REPO
 from recipes.processes.command import Command
@@ -16,12 +20,22 @@ from recipes.processes.log_errors import exit_text, last_error
 from recipes.processes.machine import versions
 from recipes.run.commands import HOST_PLUGIN, is_local
 from recipes.run_folder.manifest import read_manifest
+from recipes.use.ask import ask, pictures_asked
 from recipes.use.finished_adapter import FinishedAdapter, UseError
 from strlora_tuner.methods import LORA
+from strlora_tuner.options import LORA_FOLDER
 from strlora_tuner.saved import CONFIG, WEIGHTS
 
+SIGNED = "strlora_signed"
 LICENCE_NAMES = ("licen", "notice", "copying")
 VERSIONS = "versions.json"
+ONE_INSTRUCTION = """
+## For one instruction
+
+A plain LoRA, which any tool that reads PEFT's loads, merges and serves. It is the run's adapter
+for prompts whose text is exactly {}; for other texts it is not the model that the scores above
+are of.
+"""
 
 
 def export(
@@ -30,6 +44,7 @@ def export(
     merged: bool = False,
     base_name: str | None = None,
     licence: str | None = None,
+    instruction: str | None = None,
 ) -> list[str]:
     """Writes the folder, whole or not at all; returns lines that say what is in it.
 
@@ -38,13 +53,15 @@ def export(
         target: a folder that is not there yet, or is empty.
         merged: one whole model instead of the adapter.
         base_name: how others get the base model; None: the hub's id, else its folder's name.
+        instruction: of method strlora_signed, the plain LoRA that the adapter is for prompts of
+            exactly this text, with <image> marks where their pictures stand.
         licence: of the base model; None: what the model's own card says.
 
     Raises:
         UseError: there is nothing to export, the folder is not empty, or the method cannot be
             merged.
     """
-    _check(adapter, target, merged)
+    _check(adapter, target, merged, instruction)
     model = Path(adapter.recipe.model.path)
     local = is_local(adapter.recipe.model)
     name = base_name or (model.name if local else str(model))
@@ -55,13 +72,16 @@ def export(
         if merged:
             _merge(adapter, temporary)
         else:
-            _copy_adapter(adapter, temporary, name)
+            _copy_adapter(adapter, temporary, name, instruction)
         for file in _licence_files(model):
             shutil.copyfile(file, temporary / file.name)
         published = Published(name, licence, merged)
         write_text(
             temporary / "README.md", card_after(adapter.layout.root, adapter.chunk, published)
         )
+        if instruction is not None:
+            with (temporary / "README.md").open("a", encoding="utf-8") as card:
+                card.write(ONE_INSTRUCTION.format(json.dumps(instruction)))
         recorded = read_manifest(adapter.layout).get("versions", {})
         write_json(temporary / VERSIONS, {"trained_with": recorded, "exported_with": versions()})
         os.chmod(temporary, 0o755)
@@ -74,12 +94,19 @@ def export(
     return _told(adapter, target, name, licence, local and not base_name and not merged)
 
 
-def _check(adapter: FinishedAdapter, target: Path, merged: bool) -> None:
+def _check(adapter: FinishedAdapter, target: Path, merged: bool, instruction: str | None) -> None:
     recipe = adapter.recipe
     if adapter.chunk == 0:
         raise UseError("nothing to export: no chunk is trained, and the base model is not ours")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UseError(f"--to {target}: it is not empty; name a new folder")
+    if instruction is not None and (merged or recipe.tuner_type != SIGNED):
+        found = "--merged" if merged else f"method {recipe.method}"
+        raise UseError(
+            f"--instruction with {found}: only an adapter of {SIGNED}, whose gates depend on the "
+            "instruction alone, is a plain LoRA for one instruction, and it is written unmerged; "
+            "leave --instruction out"
+        )
     if merged and recipe.tuner_type != LORA:
         raise UseError(
             f"--merged: a {recipe.method} adapter cannot be merged. Its experts are weighed anew "
@@ -94,11 +121,32 @@ def _check(adapter: FinishedAdapter, target: Path, merged: bool) -> None:
         )
 
 
-def _copy_adapter(adapter: FinishedAdapter, folder: Path, base: str) -> None:
+def _copy_adapter(
+    adapter: FinishedAdapter, folder: Path, base: str, instruction: str | None
+) -> None:
     source = adapter.layout.adapter(adapter.chunk)
+    if instruction is not None:
+        source = folder / ".lora"
+        _write_lora(adapter, source, instruction)
     shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
     # A folder of this machine is of no use to others.
     write_json(folder / CONFIG, {**read_json(source / CONFIG), "base_model_name_or_path": base})
+    if instruction is not None:
+        shutil.rmtree(source)
+
+
+def _write_lora(adapter: FinishedAdapter, folder: Path, instruction: str) -> None:
+    """Has the host read one prompt of the instruction, and keeps the LoRA that it then is.
+
+    Where the run's questions have pictures, the prompt has a blank one: pictures are no text.
+    """
+    count = instruction.count(IMAGE) or pictures_asked(adapter.layout)
+    with tempfile.TemporaryDirectory() as place:
+        blank = Path(place) / "blank.png"
+        Image.new("RGB", (64, 64), "white").save(blank)
+        ask(adapter, instruction, [blank] * count, 1, {LORA_FOLDER: str(folder.resolve())})
+    if not (folder / WEIGHTS).is_file():
+        raise UseError("the host read the instruction, but left no adapter")
 
 
 def _merge(adapter: FinishedAdapter, folder: Path) -> None:

@@ -30,7 +30,8 @@ from strlora_tuner.core.instruction.joined_text import picture_ids
 from strlora_tuner.core.routing_metrics import StepMetrics
 from strlora_tuner.methods import config_class, folders
 from strlora_tuner.methods.strlora.ablation import ablate
-from strlora_tuner.options import ABLATION, ROUTING_FILE, options_from_host
+from strlora_tuner.methods.strlora_signed.one_instruction import write_after_prompt
+from strlora_tuner.options import ABLATION, LORA_FOLDER, ROUTING_FILE, options_from_host
 from strlora_tuner.routing_record.file import record_routing
 from strlora_tuner.swift_plugins import master_weights as master_weights
 from strlora_tuner.swift_plugins.unread_options import refuse_unread_options
@@ -189,6 +190,8 @@ class RoutedTuner(PeftTuner):
             logger.info(f"ablation {os.environ[ABLATION]}")
         if not trainable and os.environ.get(ROUTING_FILE):
             record_routing(wrapped, os.environ)
+        if not trainable and os.environ.get(LORA_FOLDER):
+            write_after_prompt(wrapped, Path(os.environ[LORA_FOLDER]))
         _report(wrapped, f"adapter loaded from {model_id}")
         return wrapped
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from eval.score import main
-from eval.scorers.registry import find_task
+from eval.scorers.registry import FIXED, find_task
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -200,3 +201,39 @@ def test_eval_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+OWN = """
+def score(answer, record):
+    return len(answer) if answer == "boom" else answer.lower() == record["gold"]
+"""
+
+
+def test_a_scorer_of_one_s_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One function in one file; its hash stands with the result, a wrong number with its line."""
+    own, answers = tmp_path / "mine.py", tmp_path / "answers.jsonl"
+    own.write_text(OWN, "utf-8")
+    said = ["MUG", "<think>a cup?</think>mug", "cup", "boom"]
+    rows = [{"question_id": i, "gold": "mug", "prediction": text} for i, text in enumerate(said)]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    assert main(["--scorer", f"{own}:score", str(answers)]) == 0
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["score"] for line in out.splitlines()] == [1.0, 1.0, 0.0, 0.0]
+    assert "question_id 3: cannot be scored" in err
+    assert "returned 4, expected a number from 0 to 1" in err
+    assert f"mine.py: sha256 {hashlib.sha256(OWN.encode()).hexdigest()}" in err
+    for name, words in (
+        (f"{own}:none", "has no function 'none'"),
+        (f"{tmp_path}/no.py:score", "no file"),
+        ("exakt", "did you mean 'exact'?"),
+    ):
+        assert main(["--scorer", name, str(answers)]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["--scorer", "exact", str(answers)]) == 0
+
+
+def test_the_scorers_are_listed_with_what_they_accept(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(FIXED)
+    assert all(len(line.split()) > 4 for line in lines)

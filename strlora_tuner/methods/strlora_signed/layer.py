@@ -85,6 +85,11 @@ class SignedExperts(ExpertBank):
         with float32_scores(instruction):
             return fixed_gates(self.gate_map(), instruction.float(), kept)
 
+    @property
+    def last_gates(self) -> Tensor | None:
+        """The gates (S, E) of the last prompt; None before any."""
+        return None if self._fixed is None else self._fixed[1]
+
     def row_weights(self, gates: Tensor) -> Tensor:
         """Returns what each row of A is multiplied with, (S, r): its gate and alpha / r."""
         return gates.repeat_interleave(self.config.r // gates.shape[-1], -1) * self.scaling

@@ -297,14 +297,18 @@ def test_an_emptied_block_is_told_at_its_own_line(tmp_path: Path, key: str) -> N
     assert (problem.key, problem.message) == (key, "is empty")
 
 
-def test_tilde_is_the_home_in_every_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("home", ["~", "$HOME", "${HOME}"])
+def test_the_home_is_known_in_every_key(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "base.yaml").write_text("extends: tiny\nname: base\n", encoding="utf-8")
     copy = tmp_path / "mine.yaml"
-    copy.write_text("extends: ~/base.yaml\nname: mine\nrun_dir: ~/runs/x\n", encoding="utf-8")
+    text = "extends: ~/base.yaml\nname: mine\nrun_dir: ~/runs/x\n"
+    copy.write_text(text.replace("~", home), encoding="utf-8")
     keys = ["data.stream", "model.path", "launcher.deepspeed", "launcher.slurm.logs"]
-    others = ["launcher.resident=false", "swift.custom_dataset_info=[~/x]"]
-    recipe = load_recipe(str(copy), [*others, *(f"{key}=~/x" for key in keys)])
+    others = ["launcher.resident=false", f"swift.custom_dataset_info=['{home}/x']"]
+    recipe = load_recipe(str(copy), [*others, *(f"{key}={home}/x" for key in keys)])
     assert recipe.folder == f"{tmp_path}/runs/x"
     found = [recipe.data.stream, recipe.model.path, recipe.launcher.deepspeed]
     found += [recipe.launcher.slurm.logs, *recipe.swift["custom_dataset_info"]]

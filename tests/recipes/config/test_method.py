@@ -19,6 +19,7 @@ from recipes.run.preflight.all_checks import look
 from recipes.run_folder.layout import RunLayout
 from recipes.tools.method_sizes import sizes_of_methods
 from recipes.tools.preview import preview
+from strlora_tuner.core.carry import options_from_environment
 from tests.recipes.toy import write_stream
 
 RUN = RunLayout(Path("runs/x"))
@@ -255,3 +256,16 @@ def test_an_argument_of_the_hosts_lora_is_refused_where_nothing_reads_it(method:
 def test_an_argument_of_the_hosts_lora_is_for_methods_that_train_it(method: str) -> None:
     words = ["swift.use_rslora=true", "swift.init_weights=gaussian"]
     assert load_recipe("tiny", [f"method={method}", *words]).swift["use_rslora"] is True
+
+
+@pytest.mark.parametrize("method", ["strlora", "moelora", "smolora", "branchlora", "olora"])
+def test_what_the_orchestrator_tells_a_host_is_no_option_of_the_tuner(method: str) -> None:
+    """The second chunk's tuner takes its options from the environment and refuses unknown ones."""
+    recipe = load_recipe("internvl3.5-8b", [f"method={method}", "model.remote_code=true"])
+    command = train_command(recipe, RUN, Path("c.jsonl"), 2)
+    assert {"STRLORA_TOO_LONG", "STRLORA_NEEDS_GPU"} <= command.environment.keys()
+    words = [*command.arguments, "--model_kwargs", "{}"]
+    kwargs = json.loads(words[words.index("--model_kwargs") + 1])
+    told = {key.upper(): str(value) for key, value in kwargs.items()}
+    assert recipe.options_class is not None
+    options_from_environment(command.environment | told, recipe.options_class)

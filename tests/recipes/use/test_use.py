@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.files import sha256_file
 from eval.questions import form_of
 from recipes.cli import main
 from recipes.config.loading import load_recipe
 from recipes.run.commands import deploy_command
 from recipes.run_folder.manifest import RunChanged
-from recipes.use.ask import checked_turns
+from recipes.use.ask import checked_turns, pictures_asked
 from recipes.use.export import export
 from recipes.use.finished_adapter import UseError, open_adapter
+from recipes.use.push import push
 from recipes.use.serve import serve
 from tests.recipes.run.test_runner import finish
 from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
@@ -68,6 +70,15 @@ def test_a_changed_adapter_and_another_base_are_refused(trained: Path, run: Path
         file.write(b"x")
     with pytest.raises(UseError, match="was changed after the chunk was recorded"):
         open_adapter(run, None)
+
+
+def test_one_instruction_is_for_fixed_gates_alone(trained: Path, tmp_path: Path) -> None:
+    adapter = open_adapter(trained / "strlora", None)
+    for merged, found in ((False, "method strlora"), (True, "--merged")):
+        with pytest.raises(UseError, match=f"--instruction with {found}: only an adapter of str"):
+            export(adapter, tmp_path / "out", merged, instruction="What is it?")
+    assert not (tmp_path / "out").exists()
+    assert pictures_asked(adapter.layout) == 1
 
 
 def test_a_question_takes_the_form_of_the_run_s_own() -> None:
@@ -152,6 +163,25 @@ def test_the_server_gets_its_key_outside_of_the_command_line(trained: Path) -> N
     assert words[words.index("--adapters") + 1] == str(adapter.layout.adapter(2))
     assert "--api_key" not in words
     assert command.kind == "deploy"
+
+
+def test_a_dry_push_says_what_would_go_and_sends_nothing(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*address: object) -> None:
+        raise AssertionError(f"a connection to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    adapter = open_adapter(trained / "strlora", None)
+    told = push(adapter, "me/shop", dry_run=True, base_name="some/base")
+    weights = adapter.layout.adapter(2) / "adapter_model.safetensors"
+    line = next(line for line in told if "adapter_model.safetensors" in line)
+    assert sha256_file(weights) in line
+    assert any("README.md" in line for line in told)
+    assert "nothing was sent" in told[-1]
+    for name in ("shop", "/me/shop", "me/shop/more", "a b/c"):
+        with pytest.raises(UseError, match="expected OWNER/NAME"):
+            push(adapter, name, dry_run=True)
 
 
 def test_the_command_line(

@@ -1,0 +1,48 @@
+"""How many chunks a recipe trains where it does not say: all that its stream holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from data_prep.mini.mixtures import SIZES
+from data_prep.stream import MANIFEST, StreamError, open_stream
+from recipes.config.blocks import Data
+from recipes.config.problems import Places, Problem
+
+
+def without_inherited_count(below: DictConfig, layer: DictConfig) -> DictConfig:
+    """The recipe `below` without its count of chunks if `layer` names another stream alone.
+
+    What a recipe extends counts the chunks of its own stream.
+    """
+    stream = OmegaConf.select(layer, "data.stream")
+    same = stream is None or stream == OmegaConf.select(below, "data.stream")
+    if same or OmegaConf.select(layer, "data.chunks") is not None or "data" not in below:
+        return below
+    values = cast(dict[str, Any], OmegaConf.to_container(below, resolve=False))
+    values["data"].pop("chunks", None)
+    return OmegaConf.create(values)
+
+
+def count_chunks(values: dict[str, Any], places: Places, problems: list[Problem]) -> None:
+    """Fills in `data.chunks` where it is left out; what prevents that is a problem."""
+    data = values.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("stream"), str):
+        return  # the schema says so
+    if data.get("chunks") is not None or data.keys() - Data.model_fields.keys():
+        return  # a misspelt key is told by its name
+    count = 1  # so that what is wrong is told once
+    try:
+        if (Path(data["stream"]) / MANIFEST).is_file():
+            count = len(open_stream(Path(data["stream"])).chunks)
+        elif data.get("source") == "mini" and data.get("size", "tiny") in SIZES:
+            count = len(SIZES[data.get("size", "tiny")].mixture(int(data.get("seed", 0))))
+        else:
+            how = f"make the stream {data['stream']}, whose chunks count then, or set it"
+            problems.append(Problem(places["data.chunks"], "data.chunks", "is not set", how))
+    except StreamError as error:
+        problems.append(Problem(places["data.stream"], "data.stream", str(error)))
+    data["chunks"] = count
