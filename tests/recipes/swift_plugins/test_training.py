@@ -96,6 +96,18 @@ def test_a_mixed_batch_keeps_labelled_positions_alone(monkeypatch: pytest.Monkey
     assert torch.equal(kept_scale > 0, inputs["labels"] != -100)
 
 
+def test_a_type_is_known_by_the_architecture_where_it_is_one() -> None:
+    load(HOST_PLUGIN)
+    meta = importlib.import_module("swift.model.model_meta")
+    found = {
+        name: meta.get_matched_model_types([f"{name}ForConditionalGeneration"])
+        for name in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Gemma3", "InternVL", "Llava")
+    }
+    assert len(found.pop("Llava")) == 3  # models with templates of their own: the host asks
+    kinds = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3_vision", "internvl"]
+    assert list(found.values()) == [[kind] for kind in kinds]
+
+
 def test_lines_that_are_not_true_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the host writes them itself, on a model whose own code is not run."""
     from swift.model.model_meta import ModelMeta
