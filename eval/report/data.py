@@ -119,6 +119,14 @@ class RunData:
         """
         return self.manifest.protocol in ("joint", "zero_shot")
 
+    def chunk_label(self, chunk: int) -> str:
+        """Return what a chunk is called, with its period or label: "chunk 3 (2026-03)"."""
+        if chunk == 0:
+            return "base model"
+        known = self.stream is not None and chunk <= len(self.stream.chunks)
+        name = self.stream.chunk_name(chunk) if self.stream and known else ""
+        return f"chunk {chunk} ({name})" if name else f"chunk {chunk}"
+
     def first_seen(self) -> list[int | None]:
         """Return for each task the first chunk that held it, None: never or not known."""
         if self.has_no_stream:

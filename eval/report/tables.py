@@ -25,7 +25,7 @@ def matrix_table(run: RunData) -> Table:
     """Return a[chunk, task] in percent, one row a chunk, the mean behind."""
     rows = []
     for chunk, values in enumerate(run.matrix.values):
-        name = "base model" if chunk == 0 else f"chunk {chunk}"
+        name = run.chunk_label(chunk)
         mean = float(metrics.mean_over(values))
         rows.append([name, *(percent(float(v)) for v in values), percent(mean)])
     return Table("Score after each chunk, in percent", ["after", *run.tasks, "mean"], rows)
@@ -37,7 +37,7 @@ def mean_table(run: RunData) -> Table:
     for chunk, values in enumerate(run.matrix.values):
         known = [(float(v), task) for v, task in zip(values, run.tasks, strict=True) if v == v]
         ends = [f"{task} {percent(v)}" for v, task in (max(known), min(known))] if known else []
-        name = "base model" if chunk == 0 else f"chunk {chunk}"
+        name = run.chunk_label(chunk)
         rows.append([name, percent(float(metrics.mean_over(values))), *(ends or ["–", "–"])])  # noqa: RUF001
     caption = "Mean score after each chunk, in percent; the matrix below has every task"
     return Table(caption, ["after", "mean", "best task", "worst task"], rows)
@@ -50,7 +50,7 @@ def composition_table(run: RunData) -> Table | None:
         return None
     tasks = list(dict.fromkeys([*run.tasks, *(t for c in chunks for t in c)]))
     rows = [
-        [f"chunk {n}", *(str(chunk.get(task, 0)) for task in tasks)]
+        [run.chunk_label(n), *(str(chunk.get(task, 0)) for task in tasks)]
         for n, chunk in enumerate(chunks, start=1)
     ]
     return Table("Training samples by task", ["chunk", *tasks], rows)

@@ -97,8 +97,9 @@ def test_two_arrivals_end_as_one_run_over_the_grown_stream(tmp_path, recipe, met
     assert len(old_weights) == 1
     for month in (2, 3):
         grow(tmp_path, stream, month)
-        code, out = finish(path)
+        code, out = finish(path, FAKE_REPORT="1")
         assert code == 0, out
+        assert f"chunk {month} (2026-0{month})" in (run / "report.html").read_text("utf-8")
         assert f"chunk {month}/{month} (2026-0{month}) trained" in out
     grown = cells(run)
     assert old_cells.items() < grown.items()
