@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from data_prep.files import read_json, write_json
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import write_costs
-from recipes.run_folder.state import ChunkRecord, RunState
+from recipes.run_folder.state import ChunkRecord, RunState, load_state
 from tests.recipes.run.test_runner import finish
 
 
@@ -41,6 +43,25 @@ def test_a_run_is_reproduced_and_what_differs_is_named(
     code, out, _ = finish(Path("reproduce"), str(run), "--compare-only")
     assert code == 1
     assert "not reproduced" in out
+
+
+@pytest.mark.parametrize("by_folder", [True, False], ids=["its folder", "its recipe"])
+def test_a_run_that_was_moved_goes_on_and_leaves_its_old_place_alone(
+    by_folder: bool, toy_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = toy_yaml()
+    assert finish(recipe, FAKE_FAIL_AT="2")[0] == 1
+    old, new = tmp_path / "run", tmp_path / "elsewhere" / "run"
+    new.parent.mkdir()
+    old.rename(new)
+    words = [new] if by_folder else [recipe, f"run_dir={new}"]
+    code, _, err = finish(Path("run"), *map(str, words))
+    assert code == 0, err
+    assert load_state(RunLayout(new).state).chunks[-1].index == 2
+    for command in ("status", "report"):
+        code, out, err = finish(Path(command), str(new))
+        assert code == 0, out + err
+    assert not old.exists()
 
 
 def test_a_run_that_was_never_started_cannot_be_reproduced(toy_yaml: Callable[..., Path]) -> None:
