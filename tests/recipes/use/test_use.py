@@ -188,6 +188,7 @@ def test_the_command_line(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Files are found from where the user stands, not from the repository's root."""
+    monkeypatch.setattr("recipes.cli._stop_on_signals", lambda: None)  # pytest has its own
     monkeypatch.chdir(tmp_path)
     assert main(["export", str(run), "--to", "mine", "--chunk", "1"]) == 0
     assert (tmp_path / "mine" / "README.md").is_file()
