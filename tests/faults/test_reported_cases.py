@@ -40,6 +40,20 @@ def test_05_an_option_called_off(tmp_path: Path) -> None:
     assert replay("05", tmp_path).count(": valid (strlora (paper") == 2
 
 
+@pytest.mark.slow
+def test_01_decoding_on_a_cache(tmp_path: Path) -> None:
+    found = replay("01", tmp_path)
+    assert found.count(": same tokens") == 7, found
+    assert "OTHER TOKENS" not in found
+
+
+@pytest.mark.slow
+def test_08_all_linear_on_a_vision_language_model(tmp_path: Path) -> None:
+    found = replay("08", tmp_path)
+    assert "wrapped in the vision tower: 0 layers" in found
+    assert found.count("runs without a word") == 2, found
+
+
 def test_09_an_emptied_block(tmp_path: Path) -> None:
     found = replay("09", tmp_path)
     assert "my.yaml:3: schedule: is empty -- remove the line or give it keys" in found
