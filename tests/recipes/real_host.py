@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from functools import cache
@@ -31,6 +33,21 @@ full_methods = pytest.mark.skipif(
 
 def orchestrator(recipe: Path, *options: str) -> ForkedRun:
     return ForkedRun(["run", str(recipe), *options])
+
+
+class Program:
+    """The same as a program: ranks of a resident worker abort where the worker is itself a fork."""
+
+    def __init__(self, recipe: Path) -> None:
+        self._log = recipe.with_suffix(".log")
+        words = [sys.executable, "-m", "recipes.cli", "run", str(recipe)]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(words, cwd=REPO, stdout=log, stderr=log)
+        self.poll, self.wait = self._process.poll, self._process.wait
+        self.send_signal = self._process.send_signal
+
+    def text(self) -> str:
+        return self._log.read_text(encoding="utf-8")
 
 
 @cache

@@ -22,17 +22,14 @@ from recipes.run.commands import train_command
 from recipes.run_folder.checkpoints import newest_checkpoint
 from recipes.run_folder.layout import RunLayout
 from strlora_tuner.saved import WEIGHTS
-from tests.recipes.forked import ForkedRun
 from tests.recipes.real_host import (
     BASE,
+    Program,
     full_methods,
-    gone_on,
     needs_host,
-    orchestrator,
     sha256,
     undisturbed,
 )
-from tests.recipes.run.test_runner import wait_for
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
 pytestmark = [pytest.mark.slow, needs_host]
@@ -66,8 +63,10 @@ def ranks_of(layout: RunLayout) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{leader}/task/{leader}/children").read_text().split()]
 
 
-def wait_for_steps(process: ForkedRun, host: Path, steps: int) -> None:
-    wait_for(host / "logging.jsonl", seconds=1800)
+def wait_for_steps(process: Program, host: Path, steps: int) -> None:
+    while not (host / "logging.jsonl").exists():
+        assert process.poll() is None, process.text()
+        time.sleep(0.01)
     while (host / "logging.jsonl").read_bytes().count(b"\n") < steps:
         assert process.poll() is None
         time.sleep(0.01)
@@ -76,7 +75,7 @@ def wait_for_steps(process: ForkedRun, host: Path, steps: int) -> None:
 def test_two_ranks_leave_the_adapters_of_torchrun(tmp_path: Path) -> None:
     path, layout = two_processes(tmp_path, STEPS), RunLayout(tmp_path / "run")
 
-    process = orchestrator(path)
+    process = Program(path)
     wait_for_steps(process, layout.host(1), 2)
     first, second = ranks_of(layout)
     os.kill(second, signal.SIGKILL)
@@ -84,14 +83,16 @@ def test_two_ranks_leave_the_adapters_of_torchrun(tmp_path: Path) -> None:
     assert f"local rank 1 (process {second}) was ended by SIGKILL" in process.text()
     assert start_time(first) is None
 
-    process = orchestrator(path)  # from the chunk's beginning: nothing was saved
+    process = Program(path)  # from the chunk's beginning: nothing was saved
     wait_for_steps(process, layout.host(2), 2)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(900) == 128 + signal.SIGUSR1, process.text()
     saved = newest_checkpoint(layout.host(2))
     assert saved is not None
     assert 0 < saved.step < saved.max_steps == STEPS
-    assert f"resuming at step {saved.step} of {STEPS}" in gone_on(path)
+    process = Program(path)
+    assert process.wait(900) == 0, process.text()
+    assert f"resuming at step {saved.step} of {STEPS}" in process.text()
 
     other = RunLayout(tmp_path / "other")
     for chunk in (1, 2):
