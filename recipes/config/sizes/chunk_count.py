@@ -18,12 +18,18 @@ def without_inherited_count(below: DictConfig, layer: DictConfig) -> DictConfig:
 
     What a recipe extends counts the chunks of its own stream.
     """
-    stream = OmegaConf.select(layer, "data.stream")
-    same = stream is None or stream == OmegaConf.select(below, "data.stream")
-    if same or OmegaConf.select(layer, "data.chunks") is not None or "data" not in below:
+    # Unresolved: a layer by itself may refer to what another one says.
+    values, over = (
+        cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+        for config in (below, layer)
+    )
+    data, named = values.get("data"), over.get("data")
+    if not isinstance(data, dict) or not isinstance(named, dict):
         return below
-    values = cast(dict[str, Any], OmegaConf.to_container(below, resolve=False))
-    values["data"].pop("chunks", None)
+    stream = named.get("stream", data.get("stream"))
+    if stream == data.get("stream") or named.get("chunks") is not None:
+        return below
+    data.pop("chunks", None)
     return OmegaConf.create(values)
 
 

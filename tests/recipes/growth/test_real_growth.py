@@ -1,0 +1,53 @@
+"""The real host: a stream that grows under a run ends in the same weights as one run over it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_prep.chunk.__main__ import main as chunk
+from tests.recipes.growth.test_growth import cells, weights
+from tests.recipes.real_host import BASE, gone_on, needs_host
+from tests.recipes.toy import recipe_values, write_recipe
+
+pytestmark = [pytest.mark.slow, needs_host]
+SAMPLES = 8  # two steps a chunk
+
+
+def write_month(folder: Path, month: int) -> Path:
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
+    rows = [("photo", "question", "answer", "day")]
+    for day in range(1, SAMPLES + 1):
+        name, colour = f"{month}-{day}.png", ("red", "green", "blue")[(month + day) % 3]
+        Image.new("RGB", (56, 56 + day), colour).save(folder / "photos" / name)
+        rows.append((name, "What colour is it?", colour, f"2026-{month:02d}-{day:02d}"))
+    path = folder / f"month{month}.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def test_two_chunks_and_a_third_are_three_at_once(tmp_path: Path) -> None:
+    stream, photos = tmp_path / "shop", str(tmp_path / "photos")
+    options = ["--by", "time", "--column", "day", "--every", "1mo", "--holdout", "0.2"]
+    source = ["--source", *(str(write_month(tmp_path, month)) for month in (1, 2))]
+    assert chunk([*source, "--images", photos, "--out", str(stream), *options]) == 0
+
+    def recipe(run: str) -> Path:
+        values = recipe_values(stream, tmp_path / run, BASE, method="strlora")
+        del values["data"]["chunks"]
+        return write_recipe(tmp_path / f"{run}.yaml", values)
+
+    gone_on(recipe("grown"))
+    before = cells(tmp_path / "grown")
+    assert chunk(["--append", str(stream), "--source", str(write_month(tmp_path, 3))]) == 0
+    assert "chunk 3/3 (2026-03) trained" in gone_on(recipe("grown"))
+    gone_on(recipe("at-once"))
+    assert weights(tmp_path / "grown") == weights(tmp_path / "at-once")
+    assert len(weights(tmp_path / "grown")) == 3
+    after, whole = cells(tmp_path / "grown"), cells(tmp_path / "at-once")
+    assert before.items() < after.items() <= whole.items()
+    assert "chunk 3 (2026-03)" in (tmp_path / "grown/report.html").read_text(encoding="utf-8")
