@@ -286,7 +286,7 @@ def may_mount() -> bool:
 @pytest.mark.parametrize(
     ("mount", "words", "mend"),
     [
-        ("mount -t tmpfs -o size=24k tmpfs", "No space left", "mount -o remount,size=64m"),
+        ("mount -t tmpfs -o size=24k tmpfs", "make room", "mount -o remount,size=64m"),
         ("mount -t tmpfs -o ro tmpfs", "Read-only file system", "mount -o remount,rw"),
     ],
     ids=["disk-full", "read-only"],

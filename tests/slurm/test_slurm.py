@@ -7,7 +7,6 @@ tests/host/test_methods.py.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -152,9 +151,11 @@ def test_the_evaluation_is_a_job_of_its_own(cluster: Cluster, tmp_path: Path) ->
 
 
 def test_a_failed_job_is_told_and_not_requeued(cluster: Cluster, tmp_path: Path) -> None:
-    path = recipe(tmp_path, 2, 0.02)
-    os.remove(tmp_path / "stream" / "chunks" / "001.jsonl")
-    cluster.wait_until_over(submit(cluster, path))
+    """The submission looks at the files of the stream, so the host itself fails here."""
+    path = recipe(tmp_path, 1, 0.02)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(cluster.environment, "FAKE_FAIL_AT", "1")
+        cluster.wait_until_over(submit(cluster, path))
     text = logs(tmp_path)
-    assert "001.jsonl is missing" in text, cluster.logs()
+    assert "training chunk 1 ended with exit code" in text, cluster.logs()
     assert "back into the queue" not in text

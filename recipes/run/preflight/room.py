@@ -58,8 +58,8 @@ def check_disk(recipe: Recipe) -> Iterator[Finding]:
     to_come = bytes_to_come(recipe, size)
     yield Finding(
         "disk",
-        f"the run will write {to_come / GIB:.1f} GiB into {folder} (adapters of "
-        f"{len(recipe.trained_chunks)} chunks, checkpoints of one), and {free / GIB:.1f} are free: "
+        f"the run will write {to_come / GIB:.3g} GiB into {folder} (adapters of "
+        f"{len(recipe.trained_chunks)} chunks, checkpoints of one), and {free / GIB:.3g} are free: "
         "make room, or set run_dir to a larger disk",
     )
 
