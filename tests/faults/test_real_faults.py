@@ -120,7 +120,7 @@ def test_the_number_of_processes_changes_between_chunks(tmp_path: Path) -> None:
     recipe, run = few_answers(tmp_path), tmp_path / "run"
     layout = RunLayout(run)
     for chunk, processes in ((1, 1), (2, 2)):
-        process = start(recipe, run, f"launcher.nproc={processes}")
+        process = start(recipe, run, f"launcher.nproc={processes}", "launcher.resident=false")
         while not recorded(layout, chunk):
             assert process.poll() is None, process.text()
             time.sleep(0.02)
