@@ -156,14 +156,14 @@ def trainer_of(layout: RunLayout) -> list[int]:
     return [child] if child and start_time(child) is not None else []
 
 
-def walk(recipe: Path, run: Path, kills: list[Kill], seed: int) -> None:
+def walk(recipe: Path, run: Path, kills: list[Kill], seed: int, resident: bool = True) -> None:
     """Runs with all kills, one after the other, each of which must strike; then to the end."""
     draw, layout = random.Random(seed), RunLayout(run)
-    turns = itertools.cycle(["true", "false", "true"])
+    turns = itertools.cycle(["true", "false", "true"] if resident else ["false"])
     for kill in kills:
         # A rank is found by the environment that torchrun starts it with.
-        resident = "false" if kill.target == "rank" else next(turns)
-        process = start(recipe, run, f"launcher.resident={resident}")
+        turn = "false" if kill.target == "rank" else next(turns)
+        process = start(recipe, run, f"launcher.resident={turn}")
         struck = strike(kill, process, layout, draw)
         process.wait()
         out = process.text()
@@ -235,5 +235,5 @@ def test_kills_of_one_process(undisturbed, tmp_path: Path, seed: int) -> None:
 @pytest.mark.skipif(not FULL, reason="set FULL_FAULTS=1 (make faults)")
 def test_kills_of_one_of_two_ranks(undisturbed, tmp_path: Path) -> None:
     recipe, expected = undisturbed(2)
-    walk(recipe, tmp_path / "run", TWO, 3)
+    walk(recipe, tmp_path / "run", TWO, 3, resident=False)
     assert result_of(RunLayout(tmp_path / "run")) == expected
