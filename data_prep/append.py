@@ -10,15 +10,18 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_prep.check.checking import Check, Settings
 from data_prep.check.stream_folder import DataFile, Layout, read_layout
+from data_prep.command_line import UNUSABLE, run_plan
 from data_prep.errors import Problem, listing
 from data_prep.files import sha256_file, sync_folder, write_json
 from data_prep.sources.image_paths import EMBEDDED, LINK
@@ -78,7 +81,27 @@ class Before:
         return f"{name}.batch{self.batch}" if name in self.tests else name
 
 
-def parse_with_append(
+def write_or_append(
+    command: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    generator: str,
+    keys: Iterable[str],
+    plan: Callable[[argparse.Namespace, Before], Plan],
+) -> int:
+    """Write the stream that `plan` returns, or append it to --append; return the exit code.
+
+    `command`, `argv`, `generator` and `keys` are those of `_parse`.
+    """
+    try:
+        args, before = _parse(command, argv, generator, keys)
+    except StreamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    write = write_stream if args.append is None else append_stream
+    return run_plan(args, partial(plan, args, before), write=write)
+
+
+def _parse(
     command: argparse.ArgumentParser,
     argv: Sequence[str] | None,
     generator: str,

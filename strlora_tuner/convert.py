@@ -6,7 +6,6 @@ Every tensor of the source is used or named in an error.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ from strlora_tuner.methods.strlora.published_checkpoint import (
     read_pickle,
     tensors_of,
 )
+from strlora_tuner.saved import WEIGHTS, replace_file
 
 _EMA_NAMES = {
     "attn_wq_weight": "ema_query",
@@ -197,9 +197,7 @@ def convert(source: Path, target: Path) -> None:
     )
     target.mkdir(parents=True, exist_ok=True)
     # The configuration comes last: a folder that has it is complete.
-    temporary = target / "adapter_model.safetensors.tmp"
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    os.replace(temporary, target / "adapter_model.safetensors")
+    replace_file(target / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}))
     config.save_pretrained(str(target))
 
 

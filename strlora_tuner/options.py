@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -230,6 +230,34 @@ class MixtureOptions(AdapterOptions):
     def cross_field_problems(options: Any) -> list[str]:
         """Names every rule over several fields that `options` (any object with them) breaks."""
         return experts_problems(options)
+
+
+def read_environment(
+    environment: Mapping[str, str], prefix: str, readers: Mapping[str, Callable[[str], object]]
+) -> dict[str, Any]:
+    """Reads the options that ms-swift exported from `--model_kwargs '{"prefix_name": ...}'`.
+
+    Args:
+        environment: variables, those of the options in capitals behind `prefix`.
+        prefix: of the variables, for example `EWC_`.
+        readers: what makes a value of the text, by the option's name; ValueError refuses it.
+
+    Raises:
+        ValueError: an unknown option, or a value that its reader refuses.
+    """
+    small, given = prefix.lower(), {}
+    for key, text in environment.items():
+        if not key.startswith(prefix):
+            continue
+        name = key.removeprefix(prefix).lower()
+        if name not in readers:
+            known = ", ".join(small + reader for reader in readers)
+            raise ValueError(f"{small}{name} is no option; there are: {known}")
+        try:
+            given[name] = readers[name](text)
+        except ValueError as error:
+            raise ValueError(f"{small}{name} = {text!r} cannot be read: {error}") from error
+    return given
 
 
 OptionsT = TypeVar("OptionsT", bound=AdapterOptions)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +51,23 @@ class SavedAdapter:
 
     path: Path
     shapes: dict[str, Shape]
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> Path:
+    """Puts what `write` writes in the place of `path`, whole and on the disk or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)  # mkstemp makes private files; ours are meant to be read by others
+        return temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_shapes(path: Path) -> dict[str, Shape]:

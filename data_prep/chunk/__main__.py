@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
-from data_prep.append import Before, append_stream, parse_with_append
+from data_prep.append import Before, write_or_append
 from data_prep.chunk import GENERATOR, VERSION
 from data_prep.chunk.batches import Options
 from data_prep.chunk.boundaries import ChunkBoundaries, contents, make
@@ -19,7 +18,7 @@ from data_prep.chunk.columns import ColumnNames
 from data_prep.chunk.first_pass import FirstPass
 from data_prep.chunk.periods import Period
 from data_prep.chunk.times import EPOCHS
-from data_prep.command_line import UNUSABLE, add_common, pairs, run_plan, scorers_of, source_facts
+from data_prep.command_line import add_common, pairs, scorers_of, source_facts
 from data_prep.parallel import cores
 from data_prep.progress_bar import Progress
 from data_prep.published.benchmarks import SCORERS
@@ -27,7 +26,7 @@ from data_prep.sources.image_paths import EMBEDDED, ImageResolver
 from data_prep.sources.readers import data_files
 from data_prep.sources.test_sets import check_task_name
 from data_prep.stream import StreamError
-from data_prep.stream_writer import PARTIAL, Contents, Plan, write_stream
+from data_prep.stream_writer import PARTIAL, Contents, Plan
 
 # Options that came later: a stream made without them does not name them.
 _TAKEN_OVER: tuple[str, ...] = (
@@ -82,13 +81,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the stream; return the exit code."""
-    try:
-        args, before = parse_with_append(parser(), argv, GENERATOR, _TAKEN_OVER)
-    except StreamError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return UNUSABLE
-    write = write_stream if args.append is None else append_stream
-    return run_plan(args, partial(_plan, args, before), write=write)
+    return write_or_append(parser(), argv, GENERATOR, _TAKEN_OVER, _plan)
 
 
 def _one_file(path: Path) -> Path:

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
-from data_prep.append import Before, append_stream, parse_with_append
-from data_prep.command_line import UNUSABLE, add_common, pairs, run_plan, scorers_of, source_facts
+from data_prep.append import Before, write_or_append
+from data_prep.command_line import add_common, pairs, scorers_of, source_facts
 from data_prep.compose import GENERATOR, VERSION
 from data_prep.compose.chunk_counts import (
     check_enough,
@@ -32,7 +31,7 @@ from data_prep.sources.image_paths import EMBEDDED, ImageResolver
 from data_prep.sources.readers import data_files
 from data_prep.sources.test_sets import planned_tests
 from data_prep.stream import StreamError
-from data_prep.stream_writer import PARTIAL, Contents, Plan, write_stream
+from data_prep.stream_writer import PARTIAL, Contents, Plan
 
 # What a stream was made with and a batch is made with, too, where no option says otherwise.
 _TAKEN_OVER = ("dirichlet", "size", "only_present", "repeat")
@@ -61,13 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the stream; return the exit code."""
-    try:
-        args, before = parse_with_append(parser(), argv, GENERATOR, _TAKEN_OVER)
-    except StreamError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return UNUSABLE
-    write = write_stream if args.append is None else append_stream
-    return run_plan(args, partial(_plan, args, before), write=write)
+    return write_or_append(parser(), argv, GENERATOR, _TAKEN_OVER, _plan)
 
 
 def _plan(args: argparse.Namespace, before: Before) -> Plan:

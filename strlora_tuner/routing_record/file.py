@@ -10,7 +10,6 @@ import fcntl
 import json
 import math
 import operator
-import os
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
@@ -35,6 +34,7 @@ from strlora_tuner.routing_record.recorder import (
     Text,
     subsample,
 )
+from strlora_tuner.saved import replace_file
 from strlora_tuner.training_loop import tuner_of
 
 # Principal components of the instruction vectors that are written.
@@ -75,12 +75,8 @@ def _finish(
             return
         sums = reduce(operator.add, map(Sums.load, parts))
         content = routing_content(recorder, sums, ablation)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("w", encoding="utf-8") as out:
-            json.dump(content, out, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         for leftover in (*parts, lock):
             leftover.unlink()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from strlora_tuner.saved import CONFIG, WEIGHTS
+from strlora_tuner.saved import CONFIG, WEIGHTS, replace_file
 
 _ARGUMENTS = "args.json"  # of the host, which reads it beside an adapter
 
@@ -38,7 +37,5 @@ def write_merged(adapters: Sequence[Path], folder: Path) -> Path:
     for name in (CONFIG, _ARGUMENTS):
         if (adapters[-1] / name).is_file():
             shutil.copyfile(adapters[-1] / name, folder / name)
-    temporary = folder / f".{WEIGHTS}"
-    save_file(mean, temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / WEIGHTS)
+    replace_file(folder / WEIGHTS, lambda path: save_file(mean, path, {"format": "pt"}))
     return folder

@@ -13,9 +13,7 @@ any module; nothing here knows the tuner. All arithmetic is float32.
 
 from __future__ import annotations
 
-import os
 import random
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from strlora_tuner.methods.ewc.state_file import ANCHOR, FILE, FISHER
+from strlora_tuner.saved import replace_file
 
 _FIX = "restore the file of the chunk before, or train that chunk again"
 
@@ -45,19 +44,7 @@ def save_state(folder: Path, state: EwcState) -> Path:
     tensors = {ANCHOR + name: value for name, value in state.anchor.items()}
     tensors |= {FISHER + name: value for name, value in (state.fisher or {}).items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{FILE}.")
-    os.close(descriptor)
-    try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, folder / FILE)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return folder / FILE
+    return replace_file(folder / FILE, lambda path: save_file(tensors, path, {"format": "pt"}))
 
 
 def load_state(folder: Path, shapes: Mapping[str, torch.Size], fisher: bool) -> EwcState:

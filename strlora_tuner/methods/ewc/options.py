@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from strlora_tuner.options import read_environment
+
 PREFIX = "EWC_"
 
 
@@ -40,28 +42,23 @@ def options_from_environment(environment: Mapping[str, str]) -> Options:
     Raises:
         ValueError: no weight, an unknown option, or a value that cannot be read.
     """
-    truth = {"True": True, "False": False}.__getitem__
     readers: dict[str, Callable[[str], object]] = {
         "weight": float,
         "decay": float,
         "samples": int,
-        "fisher": truth,
-        "gradient": truth,
+        "fisher": _truth,
+        "gradient": _truth,
         "seed": int,
         "state": str,
         "data": str,
     }
-    given: dict[str, object] = {}
-    for key, text in environment.items():
-        if not key.startswith(PREFIX):
-            continue
-        name = key.removeprefix(PREFIX).lower()
-        if name not in readers:
-            raise ValueError(f"ewc_{name} is no option; there are: ewc_{', ewc_'.join(readers)}")
-        try:
-            given[name] = readers[name](text)
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"ewc_{name} = {text!r} cannot be read") from error
+    given = read_environment(environment, PREFIX, readers)
     if "weight" not in given:
         raise ValueError("callback ewc needs its weight: --model_kwargs '{\"ewc_weight\": 100}'")
-    return Options(**given)  # type: ignore[arg-type]
+    return Options(**given)
+
+
+def _truth(text: str) -> bool:
+    if text not in ("True", "False"):
+        raise ValueError("expected True or False")
+    return text == "True"

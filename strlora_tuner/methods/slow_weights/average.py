@@ -7,8 +7,6 @@ works on any model with a PEFT adapter; nothing here knows the tuner.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 
 from strlora_tuner.methods.slow_weights.both_sets import FILE, STEPS, read_steps
 from strlora_tuner.methods.slow_weights.options import Options
-from strlora_tuner.saved import check_finite
+from strlora_tuner.saved import check_finite, replace_file
 
 
 def adapter_tensors(model: nn.Module, adapter: str = "default") -> dict[str, Tensor]:
@@ -77,16 +75,5 @@ class SlowWeights:
         """Writes the slow set into `folder`, atomically: all tensors of the adapter by name."""
         whole = {name: self.average.get(name, value) for name, value in tensors.items()}
         whole = {name: v.detach().cpu().contiguous() for name, v in whole.items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{FILE}.")
-        os.close(descriptor)
-        try:
-            save_file(whole, temporary, metadata={"format": "pt", STEPS: str(self.steps)})
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, folder / FILE)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        return folder / FILE
+        said = {"format": "pt", STEPS: str(self.steps)}
+        return replace_file(folder / FILE, lambda path: save_file(whole, path, said))

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from strlora_tuner.options import read_environment
+
 Kind = Literal["slow", "fast"]
 KINDS: tuple[Kind, ...] = ("slow", "fast")
 PREFIX = "SLOW_WEIGHTS_"
@@ -46,25 +48,11 @@ def options_from_environment(environment: Mapping[str, str]) -> Options:
         "max_decay": _fraction,
         "state": str,
     }
-    given: dict[str, object] = {}
-    for key, text in environment.items():
-        if not key.startswith(PREFIX):
-            continue
-        name = key.removeprefix(PREFIX).lower()
-        if name not in readers:
-            known = ", ".join(f"slow_weights_{reader}" for reader in readers)
-            raise ValueError(f"slow_weights_{name} is no option; there are: {known}")
-        try:
-            given[name] = readers[name](text)
-        except ValueError as error:
-            raise ValueError(
-                f"slow_weights_{name} = {text!r} cannot be read: expected a number between 0 and 1"
-            ) from error
-    return Options(**given)  # type: ignore[arg-type]
+    return Options(**read_environment(environment, PREFIX, readers))
 
 
 def _fraction(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:
-        raise ValueError(text)
+        raise ValueError("expected a number between 0 and 1")
     return value
