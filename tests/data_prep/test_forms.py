@@ -21,7 +21,7 @@ from data_prep.sources.raw_forms import to_host
 CASES = Path(__file__).parents[1] / "fixtures" / "cases"
 
 
-def _cut(source: Path, out: Path, *more: str) -> list[dict[str, Any]]:
+def cut(source: Path, out: Path, *more: str) -> list[dict[str, Any]]:
     args = ["--source", str(source), "--out", str(out), "--workers", "1", "--no-shuffle", *more]
     assert chunk(args) == 0
     assert check([str(out), "--workers", "1"]) == 0
@@ -37,24 +37,24 @@ def _asked(text: str, **fields: Any) -> Any:
     return _host({"question": text, "answer": "yes", **fields})
 
 
-def _texts(record: dict[str, Any]) -> list[str]:
+def texts(record: dict[str, Any]) -> list[str]:
     return [turn["content"] for turn in record["messages"]]
 
 
 def test_qwen_vl_paths_in_the_text(tmp_path):  # ms-swift#99, Qwen-VL#147
-    (row,) = _cut(CASES / "01" / "a.jsonl", tmp_path / "s")
+    (row,) = cut(CASES / "01" / "a.jsonl", tmp_path / "s")
     assert row["images"] == ["images/pics/lamp.png"]
-    assert _texts(row) == ["Picture 1: <image>Is the lamp lit?", "no"]
+    assert texts(row) == ["Picture 1: <image>Is the lamp lit?", "no"]
 
 
 def test_columns_of_other_names(tmp_path):  # Qwen3-VL#1262, trl#4874
-    rows = _cut(CASES / "02" / "a.jsonl", tmp_path / "s")
+    rows = cut(CASES / "02" / "a.jsonl", tmp_path / "s")
     assert [row["images"] for row in rows] == [["images/pics/a.png"]] * 2
 
 
 def test_history_becomes_turns(tmp_path):  # LLaMA-Factory#3351, #8808
-    (row,) = _cut(CASES / "03" / "a.jsonl", tmp_path / "s")
-    assert _texts(row)[1:] == [
+    (row,) = cut(CASES / "03" / "a.jsonl", tmp_path / "s")
+    assert texts(row)[1:] == [
         "<image>What stands in the corner?",
         "a shelf",
         "And what is on top of it?",
@@ -63,31 +63,31 @@ def test_history_becomes_turns(tmp_path):  # LLaMA-Factory#3351, #8808
 
 
 def test_parts_that_mark_the_place(tmp_path):  # trl#4874, #4289
-    (row,) = _cut(CASES / "04" / "a.jsonl", tmp_path / "s")
+    (row,) = cut(CASES / "04" / "a.jsonl", tmp_path / "s")
     assert row["images"] == ["images/pics/a.png"]
-    assert _texts(row)[0] == "<image>What is parked here?"
+    assert texts(row)[0] == "<image>What is parked here?"
 
 
 def test_objects_as_text(tmp_path):  # ms-swift#3204, #2342
-    row, _ = _cut(CASES / "15" / "a.jsonl", tmp_path / "s")
+    row, _ = cut(CASES / "15" / "a.jsonl", tmp_path / "s")
     assert row["objects"] == {"ref": ["the bin"], "bbox": [[1, 2, 20, 22]]}
 
 
 @pytest.mark.parametrize("name", ["big.tsv", "small.tsv"])
 def test_base64_without_a_head(tmp_path, name):  # VLMEvalKit#302, #377
-    (row,) = _cut(CASES / "16" / name, tmp_path / "s")
+    (row,) = cut(CASES / "16" / name, tmp_path / "s")
     assert row["images"][0].startswith("embedded/")
-    assert _texts(row) == ["<image>Which colour?\nA. blue\nB. red", "B"]
+    assert texts(row) == ["<image>Which colour?\nA. blue\nB. red", "B"]
 
 
 def test_backslashes(tmp_path):  # YOLO-World#535
-    (row,) = _cut(CASES / "17" / "a.jsonl", tmp_path / "s")
+    (row,) = cut(CASES / "17" / "a.jsonl", tmp_path / "s")
     assert row["images"] == ["images/pics/a.png"]
 
 
 def test_options_beside_an_answer_that_is_their_number(tmp_path):  # AVG-LLaVA#10
-    (row,) = _cut(CASES / "18" / "a.jsonl", tmp_path / "s")
-    assert _texts(row) == [
+    (row,) = cut(CASES / "18" / "a.jsonl", tmp_path / "s")
+    assert texts(row) == [
         "<image>Which is smallest?\nA. krill\nB. whale\nC. plankton\nD. leopard",
         "C",
     ]
@@ -128,13 +128,13 @@ def test_options_beside_an_answer_that_is_their_number(tmp_path):  # AVG-LLaVA#1
 )
 def test_every_mark_becomes_the_placeholder_where_it_stands(mark):
     record = _asked(f"Here: {mark} what is it?", image="a.png")
-    assert _texts(record)[0] == "Here: <image> what is it?"
+    assert texts(record)[0] == "Here: <image> what is it?"
     assert record["images"] == ["a.png"]
 
 
 def test_numbered_marks_order_the_pictures_and_are_placed_once():
     record = _asked("Is <image 2> left of <image 1>? See <image 2>.", images=["a.png", "b.png"])
-    assert _texts(record)[0] == "Is <image> left of <image>? See image 2."
+    assert texts(record)[0] == "Is <image> left of <image>? See image 2."
     assert record["images"] == ["b.png", "a.png"]
     columns = _asked("<image 1> or <image 2>?", image_2="b.png", image_1="a.png")
     assert columns["images"] == ["a.png", "b.png"]
@@ -176,8 +176,8 @@ def test_what_would_be_lost_is_refused(sample, code):
 
 def test_text_that_only_looks_like_a_mark_stays():
     html = 'What does <img src="a.png"> show? [1] {x} my_image_1.txt'
-    assert _texts(_asked(html, images=[]))[0] == html
-    assert _texts(_asked("Whose file is it?", file_name="notes.txt"))[0] == "Whose file is it?"
+    assert texts(_asked(html, images=[]))[0] == html
+    assert texts(_asked("Whose file is it?", file_name="notes.txt"))[0] == "Whose file is it?"
 
 
 def test_loss_of_a_turn_is_kept():
@@ -199,7 +199,7 @@ def test_what_nobody_reads_is_listed_once(tmp_path, capsys):
     ]
     row = {"messages": turns, "site": "x", "size": [3, 4]}
     (tmp_path / "a.jsonl").write_text((json.dumps(row) + "\n") * 3)
-    _cut(tmp_path / "a.jsonl", tmp_path / "s")
+    cut(tmp_path / "a.jsonl", tmp_path / "s")
     said = capsys.readouterr().err
     assert said.count("left out: name, rating") == 1
     assert said.count("not read in training: site\n") == 1
@@ -215,7 +215,7 @@ def test_trl_prompt_and_completion_as_turns():
             "images": ["a.png"],
         }
     )
-    assert _texts(record) == ["<image>?", "yes"]
+    assert texts(record) == ["<image>?", "yes"]
 
 
 @pytest.mark.parametrize(
@@ -255,14 +255,14 @@ def test_options_are_written_out_where_the_answer_points_at_them(answer, options
     ],
 )  # fmt: skip
 def test_options_of_every_form(fields, answer, lines):
-    assert _texts(_host({"question": "Which?", **fields})) == [f"Which?\n{lines}", answer]
+    assert texts(_host({"question": "Which?", **fields})) == [f"Which?\n{lines}", answer]
     if not fields.keys() & {"A", "option_a"}:
         turns = [
             {"role": "user", "content": "Which?"},
             {"role": "assistant", "content": str(fields["answer"])},
         ]
         record = _host({"messages": turns, **{k: v for k, v in fields.items() if k != "answer"}})
-        assert _texts(record) == [f"Which?\n{lines}", answer]
+        assert texts(record) == [f"Which?\n{lines}", answer]
 
 
 @pytest.mark.parametrize(
@@ -285,14 +285,14 @@ def test_parts_of_every_form(part, listed):
         if isinstance(turn, str) and "type" not in part:
             continue
         record = _host({"messages": turns, "images": listed})
-        assert _texts(record) == ["<image>What? now", "yes"]
+        assert texts(record) == ["<image>What? now", "yes"]
         assert record["images"] == ["a.png"]
 
 
 def test_parts_with_an_index_take_that_picture():
     parts = [{"type": "image", "index": 1}, " or ", {"type": "image", "index": 0}]
     record = _asked(parts, images=["a.png", "b.png"])
-    assert _texts(record)[0] == "<image> or <image>"
+    assert texts(record)[0] == "<image> or <image>"
     assert record["images"] == ["b.png", "a.png"]
 
 
@@ -329,25 +329,25 @@ def test_an_empty_cell_of_a_picture_is_none():
 )
 def test_history_of_every_form(history):
     record = _asked("c", history=history, system_prompt="s")
-    assert _texts(record) == ["s", "a", "b", "c", "yes"]
+    assert texts(record) == ["s", "a", "b", "c", "yes"]
 
 
 def test_names_of_columns_in_capitals_and_turns_as_text():
-    assert _texts(_host({"Question": "a", "Answer": "b"})) == ["a", "b"]
+    assert texts(_host({"Question": "a", "Answer": "b"})) == ["a", "b"]
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert _texts(_host({"messages": json.dumps(turns)})) == ["a", "b"]
-    assert _texts(_host({"messages": str(turns)})) == ["a", "b"]
+    assert texts(_host({"messages": json.dumps(turns)})) == ["a", "b"]
+    assert texts(_host({"messages": str(turns)})) == ["a", "b"]
 
 
 def test_a_context_beside_a_question_is_no_question():
     record = _host({"question": "What?", "answer": "yes", "text": "a long context"})
-    assert _texts(record)[0] == "What?"
+    assert texts(record)[0] == "What?"
     assert record["text"] == "a long context"
 
 
 def test_answers_as_vqa_publishes_them():
     gold = [{"answer": "net", "answer_id": 1}, {"answer": "nets", "answer_id": 2}]
-    assert _texts(_host({"question": "What?", "answers": gold})) == ["What?", "net"]
+    assert texts(_host({"question": "What?", "answers": gold})) == ["What?", "net"]
 
 
 @pytest.mark.parametrize(
@@ -396,119 +396,3 @@ def test_objects_as_a_list_with_several_boxes():
     value = [{"caption": "a", "bbox": [[1, 2, 3, 4], [5, 6, 7, 8]], "image": 1}]
     expected = {"ref": ["a"], "bbox": [[1, 2, 3, 4], [5, 6, 7, 8]], "image_id": [1, 1]}
     assert read_objects(json.dumps(value)) == expected
-
-
-def test_a_folder_by_save_to_disk_is_read(tmp_path, capsys):  # axolotl#1430, datasets#7018
-    saved = CASES / "05" / "saved"
-    rows = _cut(saved, tmp_path / "s")
-    alone = _cut(saved / "data-00000-of-00001.arrow", tmp_path / "t")
-    assert [row["messages"] for row in rows] == [row["messages"] for row in alone]
-    assert rows
-    args = ["--source", str(saved / "state.json"), "--out", str(tmp_path / "u")]
-    assert chunk(args) != 0
-    said = capsys.readouterr().err
-    assert "give its folder" in said
-    assert said.count("[json]") == 0
-
-
-def test_a_folder_of_splits_says_which_to_give(tmp_path, capsys):
-    from datasets import Dataset, DatasetDict
-
-    part = Dataset.from_list([{"question": "a?", "answer": "b"}])
-    DatasetDict(train=part, test=part).save_to_disk(str(tmp_path / "d"))
-    assert chunk(["--source", str(tmp_path / "d"), "--out", str(tmp_path / "s")]) != 0
-    assert "test, train" in capsys.readouterr().err
-    assert len(_cut(tmp_path / "d" / "train", tmp_path / "t")) == 1
-
-
-def test_one_object_over_many_lines_is_one_error(tmp_path, capsys):
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps({"data": [{"question": "a", "answer": "b"}] * 3}, indent=2))
-    assert chunk(["--source", str(path), "--out", str(tmp_path / "s")]) != 0
-    assert capsys.readouterr().err.count("a.json") == 1
-
-
-@pytest.mark.parametrize(
-    ("cell", "text"),
-    [
-        ('"Stop" stands on what?', '"Stop" stands on what?'),
-        ('"Stop', '"Stop'),
-        ('"a ""b"" c"', 'a "b" c'),
-    ],
-)
-def test_a_tsv_cell_that_starts_with_a_quote(tmp_path, cell, text):
-    path = tmp_path / "a.tsv"
-    path.write_text(f"question\tanswer\n{cell}\tyes\nWhat?\tno\n")
-    rows = _cut(path, tmp_path / "s")
-    assert [_texts(row) for row in rows] == [[text, "yes"], ["What?", "no"]]
-
-
-def test_parts_and_bytes_of_a_parquet_file(tmp_path):
-    from datasets import Dataset
-
-    turns = [
-        {
-            "role": "user",
-            "content": [{"type": "image", "text": None}, {"type": "text", "text": "What?"}],
-        },
-        {"role": "assistant", "content": [{"type": "text", "text": "a van"}]},
-    ]
-    data = (CASES / "04" / "pics" / "a.png").read_bytes()
-    row = {"messages": turns, "images": [{"bytes": data, "path": None}]}
-    Dataset.from_list([row]).to_parquet(str(tmp_path / "a.parquet"))
-    (read,) = _cut(tmp_path / "a.parquet", tmp_path / "s")
-    assert _texts(read) == ["<image>What?", "a van"]
-    assert read["images"][0].startswith("embedded/")
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
-        (b"<!DOCTYPE html><html></html>", "an HTML page"),
-        (b"<?xml version='1.0'?><error/>", "XML"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-        (b"%PDF-1.4", "a PDF"),
-        (b"\0\0\0\x18ftypheic" + b"\0" * 20, "HEIC"),
-    ],
-)
-def test_files_that_are_no_pictures_are_named(tmp_path, data, words):
-    from data_prep.images import inspect
-
-    (tmp_path / "a.png").write_bytes(data)
-    ((code, text, _),) = inspect(tmp_path / "a.png", "a.png").findings
-    assert code == "image-unknown"
-    assert words in text
-
-
-def test_avif_and_wrapped_base64_inside_a_sample(tmp_path):
-    import base64
-    from io import BytesIO
-
-    from PIL import Image
-
-    store = BytesIO()
-    Image.new("RGB", (64, 64), "red").save(store, "AVIF")
-    row = {"question": "a?", "answer": "b", "image": base64.encodebytes(store.getvalue()).decode()}
-    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
-    (read,) = _cut(tmp_path / "a.jsonl", tmp_path / "s")
-    assert read["images"][0].endswith(".avif")
-
-
-@pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_names_in_another_unicode_form_and_file_addresses(tmp_path, form):
-    import unicodedata
-
-    other = {"NFC": "NFD", "NFD": "NFC"}[form]
-    name = unicodedata.normalize(form, "café 1.png")
-    (tmp_path / name).write_bytes((CASES / "04" / "pics" / "a.png").read_bytes())
-    address = f"file://{tmp_path}/caf%C3%A9%201.png"
-    written = [
-        unicodedata.normalize(other, name),
-        address,
-        f".\\{name}",
-    ]
-    lines = [{"question": f"{n}?", "answer": "b", "image": w} for n, w in enumerate(written)]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows = _cut(tmp_path / "a.jsonl", tmp_path / "s")
-    assert {row["images"][0] for row in rows} == {f"images/{name}"}

@@ -1,4 +1,4 @@
-"""data_prep.check: bad images and paths, boxes, duplicates, leakage, manifest, lengths, --fix."""
+"""data_prep.check: bad images and paths, boxes, duplicates, leakage, manifest."""
 
 # ruff: noqa: E501 - a row of a table stands on one line
 
@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -16,17 +15,12 @@ import pytest
 from PIL import Image
 
 from data_prep.check.__main__ import main
-from data_prep.check.checking import Check, Settings
-from data_prep.check.lengths import Lengths, spread
 from data_prep.check.relations import near_pairs
-from data_prep.check.stream_folder import read_layout
-from data_prep.chunk.__main__ import main as chunk
 from data_prep.files import sha256_file
 from data_prep.images import dhash
-from data_prep.stream import open_stream
 from tests.data_prep.trees import picture
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 
 
 def sample(name: str, image: str | None = None, question: str | None = None, **fields) -> dict:
@@ -137,7 +131,7 @@ def link_loop(path: Path) -> None:
 
 def link_out(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.symlink_to(picture(path.parents[2] / "outside.png"))
+    path.symlink_to(picture(path.parents[3] / "outside.png"))
 
 
 def link_nowhere(path: Path) -> None:
@@ -383,133 +377,6 @@ def test_the_report_lies_beside_the_folder_by_default(tmp_path, capsys):
     assert "t              train       3       0       2  'a cat' 67%" in capsys.readouterr().out
 
 
-def test_a_recipe_that_is_not_there(tmp_path, capsys):
-    folder = stream(tmp_path / "s", [sample("a")])
-    assert main([str(folder), "--recipe", "tinny"]) == 2
-    assert "--recipe tinny: command line: RECIPE: no recipe is called" in capsys.readouterr().err
-    assert main([str(folder), "--model", str(tmp_path / "none")]) == 2
-    assert "none is not there" in capsys.readouterr().err
-
-
-def checked(folder: Path, most: int | None, policy: str = "skip") -> Check:
-    """A check of a folder, its samples read, tokens not counted yet."""
-    settings = Settings(decode=True)
-    check = Check(read_layout(folder), settings)
-    check.run()
-    check.settings = replace(settings, lengths=Lengths("tiny", (), 512, policy, most))
-    return check
-
-
-def test_which_samples_are_counted(tmp_path):
-    rows = [sample(str(n), question=f"word {n}?") for n in range(40)]
-    rows[13]["messages"][0]["content"] += " long" * 50
-    picture(tmp_path / "s/images/a.png")
-    rows[7] = sample("7", "images/a.png")
-    folder = stream(tmp_path / "s", rows)
-    even, likely = checked(folder, 8)._counted(8)
-    assert even == [0, 10, 20, 30]
-    assert (13 in likely[:2], 7 in likely[2:], len(likely)) == (True, True, 4)
-    assert checked(folder, None)._counted(None) == ([*range(40)], [])
-    assert spread(5, 3) == [0, 1, 3]
-
-
-@pytest.mark.parametrize(
-    ("policy", "severity", "words"),
-    [
-        ("skip", "warning", "the run takes the next in its place (data.too_long: skip)"),
-        ("cut", "warning", "the run leaves out its end (data.too_long: cut)"),
-        ("stop", "error", "the run would stop (data.too_long): shorten it"),
-    ],
-)
-def test_a_sample_that_is_too_long(tmp_path, policy, severity, words):
-    folder = stream(tmp_path / "s", [sample("a")], [sample("q", question="Where is b?")])
-    check = checked(folder, None, policy)
-    for each in check.result.samples:
-        check._judge_length(each, 600, check.settings.lengths)
-    train, test = (p for p in check.result.problems if p.code == "too-long")
-    assert train.text == f"600 tokens, model.max_length is 512; {words}"
-    assert (train.severity, test.severity) == (severity, "error")
-    assert "the evaluation would stop" in test.text
-
-
-@pytest.mark.slow
-def test_lengths_are_the_hosts(tmp_path, capsys):
-    """Against the processor and chat template of the model itself."""
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(REPO / "assets/tiny_base")
-    with Image.open(picture(tmp_path / "s/images/a.png")) as image:
-        turns = [
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": "a red car"}]},
-        ]
-        text = processor.apply_chat_template(turns, tokenize=False)
-        exact = len(processor(images=[image.convert("RGB")], text=text)["input_ids"][0])
-    short = sample("a", "images/a.png", "What?", answer="a red car")
-    folder = stream(tmp_path / "s", [short, sample("b", question="word " * 600)])
-    code, content = run(folder, "--recipe", "tiny")
-    assert (code, found(content)) == (0, ["too-long"])
-    assert content["by_code"]["too-long"]["severity"] == "warning"
-    (place,) = [each["where"] for each in content["problems"]]
-    assert place.endswith("chunks/001.jsonl:2")
-    tokens = content["tokens"]
-    assert (tokens["counted"], tokens["mean"]) == (2, (exact + tokens["longest"]) / 2)
-    assert tokens["longest"] > 600
-    assert "(2 of 2 samples counted)" in capsys.readouterr().out
-
-
-def test_fix_writes_a_clean_copy_and_leaves_the_source_alone(tmp_path, capsys):
-    folder = tmp_path / "s"
-    for number, name in enumerate(("a", "b", "t", "unused")):
-        picture(folder / f"images/{name}.png", number)
-    (folder / "images/bad.jpg").write_bytes(WHOLE[:300])
-    train = [
-        sample("1", "images/a.png"),
-        sample("2", "images/bad.jpg"),
-        sample("3", "images/none.png"),
-        sample("4", "images/b.png"),
-        sample("5", "images/t.png"),
-    ]
-    stream(folder, train, [sample("t", "images/t.png")])
-    with (folder / "chunks/001.jsonl").open("a") as file:
-        file.write("{broken\n")
-    facts = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*")}
-    out = tmp_path / "clean"
-    assert run(folder, "--fix", str(out))[0] == 0
-    assert "4 samples left out" in capsys.readouterr().out
-    assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*")} == facts
-    assert [json.loads(r)["id"] for r in (out / "chunks/001.jsonl").read_text().splitlines()] == [
-        "1",
-        "4",
-    ]
-    left = [json.loads(row) for row in (out / "left_out.jsonl").read_text().splitlines()]
-    assert [(row["code"], row["where"].rsplit(":", 1)[1]) for row in left] == [
-        ("json", "6"),
-        ("image-truncated", "2"),
-        ("image-missing", "3"),
-        ("leak-image", "5"),
-    ]
-    assert sorted(p.name for p in (out / "images").iterdir()) == ["a.png", "b.png", "t.png"]
-    code, content = run(out)
-    assert (code, content["problems"]) == (0, [])
-    assert open_stream(out).tasks == ["t"]
-    assert run(folder, "--fix", str(out))[0] == 0  # again: nothing to do, nothing changed
-    assert run(folder, "--fix", str(folder / "inside"))[0] == 2
-
-
-def test_a_stream_of_chunk_with_bad_images_can_be_fixed(tmp_path):
-    picture(tmp_path / "data/a.png")
-    rows = [{"image": f"{name}.png", "question": f"{name}?", "answer": "x"} for name in "ab"]
-    (tmp_path / "data/d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    folder = tmp_path / "s"
-    chunk(["--source", str(tmp_path / "data/d.jsonl"), "--out", str(folder), "--workers", "1"])
-    assert found(run(folder)[1]) == ["image-missing"]
-    run(folder, "--fix")
-    out = tmp_path / "s.clean"
-    assert (out / "images").is_symlink()
-    assert run(out)[0] == 0
-
-
 def test_values_of_odd_types_are_findings_and_never_crash(tmp_path):
     odd = ["x", None, [], {}, [1], ["a", "b"], 3, True, [640, 480], "[640, 480]", 1e308, [[1], [2]]]
     keys = ["size", "answer_bbox", "references", "options", "task", "id", "images", "messages"]
@@ -521,20 +388,4 @@ def test_values_of_odd_types_are_findings_and_never_crash(tmp_path):
     assert {"content-type", "role", "no-turns", "box", "box-size", "turns-type"} & set(
         found(content)
     )
-    assert run(tmp_path / "clean")[0] == 0
-
-
-def test_validation_sets_are_checked_and_kept_by_fix(tmp_path):
-    folder = stream(tmp_path / "s", [sample("a"), sample("b")], [sample("c", question="Else?")])
-    rows = [sample("v", question="More?"), sample("w", question="What is in picture b?")]
-    path = folder / "validation/t.jsonl"
-    path.parent.mkdir()
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    entry = {"file": "validation/t.jsonl", "samples": 2, "sha256": sha256_file(path)}
-    damage(folder, lambda manifest: manifest["tasks"]["t"].update(validation=entry))
-    code, content = run(folder, "--fix", str(tmp_path / "clean"))
-    assert (code, found(content)) == (0, ["leak-sample"])
-    manifest = json.loads((tmp_path / "clean/stream.json").read_text())
-    assert manifest["tasks"]["t"]["validation"]["samples"] == 2
-    assert manifest["chunks"][0]["samples"] == 1
     assert run(tmp_path / "clean")[0] == 0
