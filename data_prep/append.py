@@ -97,8 +97,10 @@ def write_or_append(
     except StreamError as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
-    write = write_stream if args.append is None else append_stream
-    return run_plan(args, partial(plan, args, before), write=write)
+    write, left_out = write_stream, LEFT_OUT
+    if args.append is not None:
+        write, left_out = append_stream, _left_out(before.batch)
+    return run_plan(args, partial(plan, args, before), write=write, left_out=left_out)
 
 
 def _parse(
@@ -290,4 +292,8 @@ def _move_into_place(folder: Path, batch: dict[str, Any], number: int) -> None:
         os.replace(folder / STAGING / name, folder / name)
         sync_folder((folder / name).parent)
     if (folder / STAGING / LEFT_OUT).exists():
-        os.replace(folder / STAGING / LEFT_OUT, folder / f"left_out.batch{number}.jsonl")
+        os.replace(folder / STAGING / LEFT_OUT, folder / _left_out(number))
+
+
+def _left_out(batch: int) -> str:
+    return f"left_out.batch{batch}.jsonl"

@@ -87,6 +87,7 @@ def run_plan(
     plan: Callable[[], Plan],
     report: Callable[[list[WrittenFile]], None] | None = None,
     write: Write = write_stream,
+    left_out: str = LEFT_OUT,
 ) -> int:
     """Write the stream that `plan` returns and print what was made; return the exit code.
 
@@ -95,6 +96,7 @@ def run_plan(
         plan: makes the plan; DataError and StreamError that it raises become messages.
         report: prints more about what was made.
         write: writes the stream, or appends to one.
+        left_out: the file in it that lists the samples which this call leaves out.
     """
     started = time.monotonic()
     try:
@@ -118,11 +120,11 @@ def run_plan(
         return OK
     if report:
         report(made)
-    _tell(args.out, made, seconds, "" if write is write_stream else "added ")
+    _tell(args.out, made, seconds, "" if write is write_stream else "added ", left_out)
     return OK
 
 
-def _tell(folder: Path, made: list[WrittenFile], seconds: float, added: str) -> None:
+def _tell(folder: Path, made: list[WrittenFile], seconds: float, added: str, left_out: str) -> None:
     chunks = [item for item in made if item.file.startswith("chunks/")]
     tests = [item for item in made if not item.file.startswith("chunks/")]
     trained, tested = (sum(item.samples for item in part) for part in (chunks, tests))
@@ -130,9 +132,9 @@ def _tell(folder: Path, made: list[WrittenFile], seconds: float, added: str) -> 
         f"{folder}: {added}{len(chunks)} chunks with {trained} samples, {len(tests)} test sets "
         f"with {tested} ({seconds:.1f} s)"
     )
-    if (folder / LEFT_OUT).exists():
-        count = sum(1 for _ in (folder / LEFT_OUT).open("rb"))
-        print(f"{folder / LEFT_OUT}: {count} bad samples were left out; the file says why")
+    if (folder / left_out).exists():
+        count = sum(1 for _ in (folder / left_out).open("rb"))
+        print(f"{folder / left_out}: {count} bad samples were left out; the file says why")
     if not tests:
         print("no test set: evaluation needs one, see the options for test sets in --help")
     print(f"next: python -m data_prep.check {folder}")

@@ -167,6 +167,20 @@ def test_a_bad_batch_changes_nothing(tmp_path, capsys):
     assert "no stream.json there; make the stream with --out" in capsys.readouterr().err
 
 
+def test_what_is_left_out_is_that_of_the_batch(tmp_path, capsys):
+    stream = made(tmp_path)
+    (stream / "left_out.jsonl").write_text("{}\n")  # of the first batch
+    capsys.readouterr()
+    assert append(stream, month(tmp_path, 2)) == 0
+    assert "left out" not in capsys.readouterr().out
+    bad = month(tmp_path, 3)
+    bad.write_text(bad.read_text() + "m3-0.png,Which?,,2026-03-20\n")
+    assert append(stream, bad, "--skip-bad") == 0
+    told = stream / "left_out.batch3.jsonl"
+    assert f"{told}: 1 bad samples were left out" in capsys.readouterr().out
+    assert len(told.read_text().splitlines()) == 1
+
+
 def test_a_cleaned_copy_grows_as_its_source_would(tmp_path):
     stream = made(tmp_path)
     assert check([str(stream), "--fix"]) == 0
