@@ -7,3 +7,8 @@ task is one file in ``tasks``. ``python -m data_prep.mini --help`` shows how to 
 
 GENERATOR = "data_prep.mini"
 VERSION = "1"
+
+
+def stream_name(size: str) -> str:
+    """The name of a stream of a size, as its manifest says it."""
+    return f"mini-strcvit-{size}"

@@ -7,7 +7,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from data_prep.mini import GENERATOR, VERSION
+from data_prep.mini import GENERATOR, VERSION, stream_name
 from data_prep.mini.assets import DEFAULT_CACHE, fetch_all
 from data_prep.mini.constant_answer import best_constant_score
 from data_prep.mini.mixtures import SIZES
@@ -55,7 +55,7 @@ def plan_of(folder: Path, size: str, seed: int, cache: Path = DEFAULT_CACHE) -> 
         return Contents(files, scorers, links=None, extras=(IMAGES,))
 
     return Plan(
-        name=f"mini-strcvit-{size}",
+        name=stream_name(size),
         generator={"name": GENERATOR, "version": VERSION},
         seed=seed,
         contents=contents,

@@ -38,12 +38,21 @@ class Model(Block):
 
 
 class Data(Block):
-    stream: str = Field(min_length=1, description="the stream's folder, with stream.json in it")
+    stream: str = Field(
+        min_length=1,
+        description="the stream's folder, with stream.json in it; source mini: left out, the "
+        "folder is named by size and seed",
+    )
     source: Literal["mini", "folder"] = Field(
         "folder", description="mini: made by data_prep.mini when absent; folder: must exist"
     )
     size: str = Field("tiny", description="source mini: its size")
-    seed: int = Field(0, ge=0, description="source mini: the seed that it is rendered from")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="source mini: the seed that it is rendered from; the recipe's own seed changes "
+        "nothing in it",
+    )
     chunks: Positive = Field(
         description="chunks to train, counted from the first; left out: all that the stream holds"
     )

@@ -38,7 +38,7 @@ from recipes.config.recorded import is_recorded, migrate
 from recipes.config.rules import cross_field_problems
 from recipes.config.schema import Recipe
 from recipes.config.sizes.base_model import CountError
-from recipes.config.sizes.chunk_count import count_chunks, without_inherited_count
+from recipes.config.sizes.chunk_count import count_chunks, name_stream, without_inherited_count
 from recipes.config.sizes.parameter_matching import (
     BudgetError,
     as_method,
@@ -86,6 +86,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), tuned: bool = True) ->
     merged = _with_method(files, overrides, places, tuned)
     config, problems = _with_overrides(merged, overrides, places)
     values = _resolve(config, places, problems)
+    name_stream(values)
     count_chunks(values, places, problems)
     recipe = _check(values, places, problems)
     if problems or recipe is None:

@@ -44,7 +44,11 @@ class Recipe(Block):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
     seed: int = Field(
-        0, ge=0, lt=2**32, description="seed of initialisation, dropout and sample order"
+        0,
+        ge=0,
+        lt=2**32,
+        description="seed of initialisation, dropout and sample order; the "
+        "stream's own is data.seed",
     )
     run_dir: str | None = Field(
         None, description="null: runs/<name>, with -<method> behind it when method is not strlora"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from data_prep.mini import GENERATOR, stream_name
 from data_prep.stream import MANIFEST, Stream, StreamError, open_stream
 from recipes.baselines.mr_lora.pool import check_router
 from recipes.baselines.replay import load_reservoir
@@ -45,7 +46,8 @@ def open_recipe_stream(recipe: Recipe) -> Stream:
     """Open the recipe's stream and check that it holds what the recipe asks for.
 
     Raises:
-        StreamError: no manifest, another format, too few chunks, or a task that is not there.
+        StreamError: no manifest, another format, too few chunks, a task that is not there, or an
+            embedded stream of another size or seed.
     """
     root = Path(recipe.data.stream)
     path = root / MANIFEST
@@ -58,11 +60,31 @@ def open_recipe_stream(recipe: Recipe) -> Stream:
             f"{path} holds {chunks} chunks, but the recipe's data.chunks is {recipe.data.chunks}: "
             f"use data.chunks={chunks} or another data.stream"
         )
+    _check_seed(recipe, stream)
     unknown = [task for task in recipe.eval.tasks or [] if task not in stream.tests]
     if unknown:
         known = ", ".join(stream.tasks)
         raise StreamError(f"eval.tasks: {', '.join(unknown)} is not in {path}; it has: {known}")
     return stream
+
+
+def _check_seed(recipe: Recipe, stream: Stream) -> None:
+    """Refuse an embedded stream of another size or seed than the recipe names.
+
+    A run that has begun goes on: what its stream is, its manifest says by hashes.
+    """
+    data = recipe.data
+    made = stream.facts.get("generator") or {}
+    ours = data.source == "mini" and made.get("name") == GENERATOR
+    if not ours or RunLayout(Path(recipe.folder)).manifest.is_file():
+        return
+    found = stream.name, stream.facts.get("seed")
+    if found != (stream_name(data.size), data.seed):
+        raise StreamError(
+            f"{stream.root} holds {found[0]} of seed {found[1]}, but the recipe's data.size is "
+            f"{data.size} and its data.seed {data.seed}: leave data.stream out, so that each has a "
+            "folder of its own, or set data.size and data.seed to what is there"
+        )
 
 
 def missing_text(data: Data) -> str:

@@ -1,4 +1,4 @@
-"""How many chunks a recipe trains where it does not say: all that its stream holds."""
+"""What a recipe leaves out of its stream: the embedded one's folder, and the count of chunks."""
 
 from __future__ import annotations
 
@@ -26,11 +26,20 @@ def without_inherited_count(below: DictConfig, layer: DictConfig) -> DictConfig:
     data, named = values.get("data"), over.get("data")
     if not isinstance(data, dict) or not isinstance(named, dict):
         return below
-    stream = named.get("stream", data.get("stream"))
-    if stream == data.get("stream") or named.get("chunks") is not None:
+    same = all(named.get(key, data.get(key)) == data.get(key) for key in ("stream", "size"))
+    if same or named.get("chunks") is not None:
         return below
     data.pop("chunks", None)
     return OmegaConf.create(values)
+
+
+def name_stream(values: dict[str, Any]) -> None:
+    """Fills in `data.stream` of the embedded stream where it is left out: by size and seed."""
+    data = values.get("data")
+    if isinstance(data, dict) and data.get("source") == "mini" and data.get("stream") is None:
+        size, seed = data.get("size", "tiny"), data.get("seed") or 0
+        name = "data/mini" if size == "mini" else f"data/mini-{size}"
+        data["stream"] = f"{name}-seed{seed}" if seed else name
 
 
 def count_chunks(values: dict[str, Any], places: Places, problems: list[Problem]) -> None:
