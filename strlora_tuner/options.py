@@ -63,6 +63,15 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+# Decoder layers as transformers and remote code name them, alone and inside a multimodal model.
+_DECODER_LAYERS = r"(?:language_model\.)?model\.(?:language_model\.)?layers\.\d+"
+_TARGETS = {  # Qwen3.5 has linear attention in three of four layers
+    "attention": r"self_attn\.[qkvo]_proj|linear_attn\.(?:in_proj_\w+|out_proj)",
+    "mlp": r"mlp\.(?:gate|up|down)_proj",
+    "gate_up": r"mlp\.(?:gate|up)_proj",
+}
+
+
 def dropout_masks_option() -> Any:
     """Returns the option of methods whose experts each have an A of their own."""
     return option(
@@ -109,6 +118,13 @@ class AdapterOptions:
         host="lora_dropout",
         description="Dropout on the experts' input, never on the routers' (published: 0.05).",
     )
+    targets: Literal["all", "attention", "mlp", "gate_up"] = option(
+        "all",
+        host="target_regex",
+        stored=False,  # PEFT keeps the layers themselves, as target_modules
+        description="Which linear layers of the language model carry the adapter. all: every one. "
+        "attention: the projections of attention. mlp: gate, up and down. gate_up: gate and up.",
+    )
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -142,6 +158,17 @@ class AdapterOptions:
     # the layers. None are asked of plain LoRA, which the host saves.
     layer_tensors: ClassVar[tuple[str, ...]] = ()
     state_tensors: ClassVar[tuple[str, ...]] = ()
+
+    def host_value(self, name: str) -> Any:
+        """Returns what the host's argument of an option is given; None: the argument is left out.
+
+        A regular expression stands for `targets`: the names of decoder layers, fully matched, so
+        that no vision tower is among them.
+        """
+        value = getattr(self, name)
+        if name != "targets":
+            return value
+        return None if value == "all" else rf"{_DECODER_LAYERS}\.(?:{_TARGETS[value]})"
 
     @classmethod
     def tensors_of_layer(cls, saved: Mapping[str, Any]) -> set[str]:

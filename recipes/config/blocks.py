@@ -82,12 +82,27 @@ class Phase(Block):
         None, ge=0, description="the tuner's stability_weight here; null: the preset's value"
     )
 
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate that the host is given."""
+        return self.learning_rate
+
 
 class LaterPhase(Phase):
+    rate_factor: float = Field(
+        1.0, gt=0, description="what learning_rate is multiplied with; for baselines that step less"
+    )
     freeze_routers_from_chunk: Annotated[int, Field(ge=0)] | None = Field(
         None,
         description="from this chunk on the routers are frozen, 0: never; null: as the preset says",
     )
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate that the host is given; six digits, so that 0.1 x 3 is 0.3."""
+        if self.rate_factor == 1:
+            return self.learning_rate
+        return float(f"{self.learning_rate * self.rate_factor:.6g}")
 
 
 class Schedule(Block):

@@ -264,7 +264,9 @@ def _adapter_arguments(
     if keywords:
         arguments["model_kwargs"] = keywords
     for option, argument in host_arguments(recipe.options_class).items():
-        arguments[argument] = getattr(recipe.tuner_options, option)
+        value = recipe.tuner_options.host_value(option)
+        if value is not None:
+            arguments[argument] = value
     return arguments
 
 
@@ -333,7 +335,7 @@ def _optimizer_arguments(recipe: Recipe, chunk: int) -> Arguments:
         "num_train_epochs": 1 if recipe.replays(chunk) else schedule.epochs,
         "per_device_train_batch_size": schedule.per_device_batch,
         "gradient_accumulation_steps": recipe.accumulation,
-        "learning_rate": phase.learning_rate,
+        "learning_rate": phase.peak_rate,
         "lr_scheduler_type": phase.lr_scheduler_type,
         "warmup_ratio": phase.warmup_ratio,
         "weight_decay": schedule.weight_decay,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from strlora_tuner.options import AdapterOptions
 from tests.strlora_tuner.models import STRLORA, adapted, base_model, logits
 
 
@@ -57,3 +60,48 @@ def test_the_vision_tower_is_wrapped_only_where_it_is_named(targets, excluded, t
         exclude_modules=None,
     )
     assert sum("vision_tower" in n for n in wrapped(asked)) == 2
+
+
+def llava_model():
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    vision = {"model_type": "clip_vision_model", **sizes, "image_size": 28, "patch_size": 14}
+    text = LlamaConfig(**sizes, vocab_size=96)
+    return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
+
+
+CHOSEN = {
+    "attention": {"q_proj", "k_proj", "v_proj", "o_proj"},
+    "mlp": {"gate_proj", "up_proj", "down_proj"},
+    "gate_up": {"gate_proj", "up_proj"},
+}
+
+
+@pytest.mark.parametrize("targets", CHOSEN)
+@pytest.mark.parametrize("name", ["text", "internvl", "gemma3", "qwen_vl", "llava"])
+def test_targets_are_layers_of_the_language_model_for_every_tuner(name, targets):
+    pattern = AdapterOptions(targets=targets).host_value("targets")
+    base = llava_model() if name == "llava" else base_model(name)
+    lora = get_peft_model(base, LoraConfig(r=2, target_modules=pattern))
+    host = {n.removesuffix(".lora_A") for n, _ in lora.base_model.model.named_modules()
+            if n.endswith(".lora_A")}  # fmt: skip
+    base = llava_model() if name == "llava" else base_model(name)
+    assert wrapped(adapted(base, target_modules=pattern, exclude_modules=None)) == host
+    where = "model.layers." if name == "text" else "model.language_model.layers."
+    assert all(n.startswith(where) for n in host)
+    assert sorted(n.rsplit(".", 1)[1] for n in host) == sorted([*CHOSEN[targets]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "found"),
+    [
+        ("language_model.model.layers.3.self_attn.q_proj", True),  # InternVL's own code
+        ("model.language_model.layers.0.linear_attn.in_proj_qkv", True),  # Qwen3.5
+        ("model.language_model.layers.0.linear_attn.conv1d", False),
+        ("model.language_model.layers.0.self_attn.q_norm", False),
+        ("model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj", False),
+        ("model.visual.blocks.0.attn.qkv", False),
+    ],
+)
+def test_attention_by_name(layer, found):
+    pattern = AdapterOptions(targets="attention").host_value("targets")
+    assert bool(re.fullmatch(pattern, layer)) == found

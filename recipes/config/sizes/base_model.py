@@ -32,13 +32,15 @@ class Shape:
     aligner: int
     source: str
 
-    def linears(self) -> list[tuple[int, int]]:
-        """(d_in, d_out) of the seven adapted linear layers of one decoder layer."""
+    def linears(self, targets: str = "all") -> list[tuple[int, int]]:
+        """(d_in, d_out) of the linear layers of one decoder layer that `tuner.targets` names."""
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = [(self.hidden, query), (self.hidden, key), (self.hidden, key)]
         attention.append((query, self.hidden))
         up = (self.hidden, self.intermediate)
-        return [*attention, up, up, (self.intermediate, self.hidden)]
+        mlp = [up, up, (self.intermediate, self.hidden)]
+        kinds = {"all": attention + mlp, "attention": attention, "mlp": mlp, "gate_up": mlp[:2]}
+        return kinds[targets]
 
 
 def _published(*sizes: int, total: float, aligner: float) -> Shape:
@@ -117,7 +119,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
 def tuner_size(recipe: Recipe, shape: Shape, chunk: int = 1) -> Size:
     """Counts what the recipe's tuner trains and stores in chunk `chunk`, without the aligner.
 
-    Its own modules are counted, on the seven linear layers of every decoder layer; 0 where nothing
+    Its own modules are counted, on the chosen linear layers of every decoder layer; 0 where nothing
     is trained.
 
     Raises:
@@ -131,7 +133,8 @@ def tuner_size(recipe: Recipe, shape: Shape, chunk: int = 1) -> Size:
         raise CountError(
             f"counting an adapter's parameters needs {error.name}: run recipes/setup.sh"
         ) from error
-    options, linears = recipe.tuner_options, shape.linears()
+    options = recipe.tuner_options
+    linears = shape.linears(options.targets)
     return count_adapter(recipe.tuner_type, options, linears, shape.layers, shape.hidden, chunk)
 
 

@@ -75,7 +75,11 @@ def bytes_to_come(recipe: Recipe, size: Size) -> int:
 def _at_most(recipe: Recipe, shape: Shape) -> Size:
     if recipe.tuner_type is None:
         return Size(0, 0)
-    pairs = recipe.tuner_options.rank * sum(map(sum, shape.linears())) * shape.layers
+    pairs = (
+        recipe.tuner_options.rank
+        * sum(map(sum, shape.linears(recipe.tuner_options.targets)))
+        * shape.layers
+    )
     grown = recipe.data.chunks if recipe.options_class.grows else 1
     return Size(AT_MOST * pairs + shape.aligner, AT_MOST * pairs * grown + shape.aligner)
 

@@ -12,6 +12,7 @@ import pytest
 from recipes.config.loading import load_recipe, shipped_recipes
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
+from recipes.config.sizes.base_model import model_shape, tuner_size
 from recipes.config.swift_arguments import known_arguments
 from recipes.processes.command import Command
 from recipes.run import commands
@@ -125,6 +126,42 @@ def test_lora_is_the_hosts_own_with_the_same_layers_and_rank() -> None:
     inference = infer_command(recipe, RUN, RUN.prompts, 1)
     plugins = f"{commands.HOST_PLUGIN} {commands.INFER_PLUGIN}"
     assert flags(inference)["external_plugins"] == plugins
+
+
+@pytest.mark.parametrize("method", ["lora", "strlora", "moelora"])
+def test_targets_choose_the_layers_of_every_tuner(method: str) -> None:
+    usual = train_command(load_recipe("tiny", [f"method={method}"]), RUN, CHUNK_FILE, 1)
+    named = load_recipe("tiny", [f"method={method}", "tuner.targets=all"])
+    assert train_command(named, RUN, CHUNK_FILE, 1) == usual
+    assert "target_regex" not in flags(usual)
+    recipe = load_recipe("tiny", [f"method={method}", "tuner.targets=attention"])
+    shape = model_shape(recipe)
+    assert shape is not None
+    layers = shape.linears()
+    assert len(layers) == 7
+    for targets, own in (("attention", layers[:4]), ("mlp", layers[4:]), ("gate_up", layers[4:6])):
+        assert shape.linears(targets) == own
+    found = flags(train_command(recipe, RUN, CHUNK_FILE, 1))
+    assert found["target_regex"].endswith(r"in_proj_\w+|out_proj))")
+    assert "targets" not in found.get("model_kwargs", "")
+    if method == "lora":
+        row = sum(map(sum, layers[:4])) * shape.layers
+        assert tuner_size(recipe, shape).trained == recipe.tuner_options.rank * row
+
+
+def test_honest_baselines_are_lora_but_for_the_later_rate_or_the_layers() -> None:
+    def told(method: str, chunk: int) -> dict[str, str]:
+        recipe = load_recipe("internvl3.5-8b", [f"method={method}"])
+        return flags(train_command(recipe, RUN, CHUNK_FILE, chunk))
+
+    for chunk in (1, 2, 3):
+        lora = told("lora", chunk)
+        rates = ("1e-4", "1e-4", "1e-4") if chunk == 1 else ("2e-5", "4e-6", "2e-6")
+        for method, rate in zip(("lora", "lora_fifth", "lora_tenth"), rates, strict=True):
+            assert told(method, chunk) == {**lora, "learning_rate": str(float(rate))}
+        attention = told("lora_attention", chunk)
+        assert "self_attn" in attention.pop("target_regex")
+        assert attention == lora
 
 
 def test_inference_of_the_base_and_of_a_chunk() -> None:
