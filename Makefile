@@ -24,6 +24,7 @@ methods: ## every method in the real host, slow ones included
 
 long:    ## every shipped recipe on model folders of real shape, long reports and streams, fuzzing, kills (over an hour)
 	FULL_LONG=1 APPEND_KILLS=20 .venv/bin/python -m pytest -n 2 --dist loadfile -m slow tests/eval tests/data_prep
+	WATCH_KILLS=4 .venv/bin/python -m pytest -m slow tests/recipes/watch
 	FULL_LONG=1 .venv/bin/python -m pytest -m slow --durations 0 -rP tests/real_shapes
 
 ci:      ## everything, slow suites included

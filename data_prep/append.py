@@ -13,13 +13,14 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_prep.check.checking import Check, Settings
+from data_prep.check.known_pictures import FILE, read_known, write_known
 from data_prep.check.stream_folder import DataFile, Layout, read_layout
 from data_prep.command_line import UNUSABLE, run_plan
 from data_prep.errors import Problem, listing
@@ -28,6 +29,7 @@ from data_prep.sources.image_paths import EMBEDDED, LINK
 from data_prep.stream import MANIFEST, StreamError, read_manifest
 from data_prep.stream_writer import (
     LEFT_OUT,
+    BadSamples,
     Plan,
     Report,
     WrittenFile,
@@ -90,10 +92,10 @@ def write_or_append(
 ) -> int:
     """Write the stream that `plan` returns, or append it to --append; return the exit code.
 
-    `command`, `argv`, `generator` and `keys` are those of `_parse`.
+    `command`, `argv`, `generator` and `keys` are those of `parsed`.
     """
     try:
-        args, before = _parse(command, argv, generator, keys)
+        args, before = parsed(command, argv, generator, keys)
     except StreamError as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
@@ -103,7 +105,7 @@ def write_or_append(
     return run_plan(args, partial(plan, args, before), write=write, left_out=left_out)
 
 
-def _parse(
+def parsed(
     command: argparse.ArgumentParser,
     argv: Sequence[str] | None,
     generator: str,
@@ -164,12 +166,18 @@ def _settings(manifest: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def append_stream(
-    folder: Path, plan: Plan, workers: int | None = None, report: Report | None = None
+    folder: Path,
+    plan: Plan,
+    workers: int | None = None,
+    report: Report | None = None,
+    checked: bool = False,
 ) -> list[WrittenFile] | None:
     """Append the batch of `plan` to the stream in `folder`; return what was made.
 
     None where the same sources were appended before. What is found between the batch and the
-    samples before (duplicates, leaks into test sets) is printed and counted in the manifest.
+    samples before (duplicates, leaks into test sets) is printed and counted in the manifest. With
+    `checked` a batch is refused if `data_prep.check` finds other errors in it, such as pictures
+    that are missing or damaged.
 
     Raises:
         BadSamples, DataError, StreamError: as `write_stream`; the stream is as it was.
@@ -177,16 +185,17 @@ def append_stream(
     staging = folder / STAGING
     with locked(folder):
         manifest = read_manifest_of(folder)
+        shutil.rmtree(staging, ignore_errors=True)
+        for name in (MANIFEST, FILE):
+            for left in folder.glob(f".{name}.*"):  # by a kill while it was written
+                left.unlink()
         if _is_there(manifest, plan.generator):
             return None
-        shutil.rmtree(staging, ignore_errors=True)
-        for left in folder.glob(f".{MANIFEST}.*"):  # by a kill while it was written
-            left.unlink()
         try:
             made = write_stream(staging, plan, workers, report)
             batch = read_manifest(staging / MANIFEST)
-            _bring_pictures(folder, batch)
-            found = _compared(folder, manifest, batch, workers)
+            _bring_pictures(folder, manifest.get("links") or {}, batch)
+            found = _compared(folder, batch, workers, checked)
             grown = _grown(folder, manifest, batch, found)
             _move_into_place(folder, batch, len(grown["batches"]) + 1)
             write_json(folder / MANIFEST, grown, indent=1)
@@ -199,32 +208,41 @@ def _is_there(manifest: dict[str, Any], generator: dict[str, Any]) -> bool:
     """Return whether a batch of the same sources is in the stream."""
     sources = _sources(generator)
     first = _settings(manifest, generator["name"])
-    known = [_sources({"settings": first}), *map(_sources, _generators(manifest))]
-    return sources in known
-
-
-def _generators(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    return [batch["generator"] for batch in manifest.get("batches", ())]
+    batches = [batch["generator"] for batch in manifest.get("batches", ())]
+    return sources in [_sources({"settings": first}), *map(_sources, batches)]
 
 
 def _sources(generator: dict[str, Any]) -> object:
+    """Return what makes a batch the same as another: the bytes of its files, whatever their names.
+
+    The folder of the pictures belongs to it: two months may have tables of the same bytes.
+    """
     settings = generator.get("settings", {})
-    return settings.get("sources", settings.get("train"))
+    if "sources" not in settings:
+        return settings.get("train")
+    return sorted(each["sha256"] for each in settings["sources"]), settings.get("images")
 
 
-def _bring_pictures(folder: Path, batch: dict[str, Any]) -> None:
+def _bring_pictures(folder: Path, links: dict[str, str], batch: dict[str, Any]) -> None:
     """Move pictures that came inside samples and make links; the old samples know neither."""
     if (folder / STAGING / EMBEDDED).is_dir():
         move(folder / STAGING / EMBEDDED, folder / EMBEDDED)
     for name, target in (batch.get("links") or {}).items():
-        if not os.path.lexists(folder / name):
-            (folder / name).symlink_to(target, target_is_directory=True)
+        if name in links:
+            continue
+        if (folder / name).is_symlink():  # of a batch that was refused or killed
+            (folder / name).unlink()
+        (folder / name).symlink_to(target, target_is_directory=True)
 
 
 def _compared(
-    folder: Path, manifest: dict[str, Any], batch: dict[str, Any], workers: int | None
+    folder: Path, batch: dict[str, Any], workers: int | None, checked: bool
 ) -> dict[str, int]:
-    """Print what is found between the batch and the samples before; return how often, by code."""
+    """Print what is found between the batch and the samples before; return how often, by code.
+
+    Raises:
+        BadSamples: `checked`, and there are errors in the batch itself.
+    """
     old = read_layout(folder)
     new = [DataFile(f"{STAGING}/{entry['file']}") for entry in batch["chunks"]]
     for task, entry in batch["tasks"].items():
@@ -234,13 +252,19 @@ def _compared(
         )
     targets = [Path(target).resolve() for target in (batch.get("links") or {}).values()]
     layout = Layout(folder, [*old.files, *new], None, (*old.allowed, *targets))
-    result = Check(layout, Settings(near=True), workers).run()
+    result = Check(layout, Settings(near=True), workers, read_known(folder)).run()
+    write_known(folder, result.pictures)
     mark = f"{folder}/{STAGING}/"
+    own = [p for p in result.errors if mark in p.where and p.code not in _CODES]
+    if checked and own:
+        raise BadSamples([replace(p, where=f"sample {p.sample or '?'}") for p in own])
     found = [
         Problem(p.code, p.where.replace(mark, f"{folder}/"), p.text.replace(mark, f"{folder}/"))
         for p in result.problems
         if p.code in _CODES and (mark in p.where) != (mark in p.text)
     ]
+    if gone := [p.text for p in old.problems if p.code == "file-missing"]:
+        print(f"not compared with what is gone: {gone[0].split(' is ')[0]}, {len(gone)} files")
     if found:
         print(f"between the new samples and those before:\n{listing(found)}")
     return dict(Counter(problem.code for problem in found))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import DataError, listing, shown
-from data_prep.files import sha256_file
+from data_prep.files import sha256_file, sha256_folder
 from data_prep.progress_bar import Progress
 from data_prep.published.benchmarks import SCORERS
 from data_prep.published.download import download
@@ -54,12 +53,9 @@ def source_facts(path: Path) -> dict[str, Any]:
 
 
 def _folder_facts(folder: Path) -> dict[str, Any]:
-    """Return the same of a folder of pictures: their names and sizes stand for their bytes."""
-    files = sorted(path for path in folder.glob("*/*") if path.is_file())
-    sizes = [path.stat().st_size for path in files]
-    names = (f"{p.relative_to(folder)} {n}\n" for p, n in zip(files, sizes, strict=True))
-    digest = hashlib.sha256("".join(names).encode()).hexdigest()
-    return {"name": folder.name, "bytes": sum(sizes), "sha256": digest}
+    """Return the same of a folder of pictures, by the names and bytes of all."""
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return {"name": folder.name, "bytes": sum(sizes), "sha256": sha256_folder(folder)}
 
 
 def expect_folder(path: Path, what: str, how: str) -> None:

@@ -60,6 +60,14 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_folder(folder: Path) -> str:
+    """Return the hex sha256 of the names and bytes of all files in a folder, its own name aside."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def write_blocks(path: Path, blocks: Iterable[bytes]) -> str:
     """Write `blocks` one after the other to `path` atomically; return the sha256 of the whole."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,10 @@ class BadSamples(StreamError):
         self.problems, self.note = problems, note
 
 
+class StreamBusy(StreamError):
+    """Another process is writing to the stream."""
+
+
 @dataclass(frozen=True)
 class PlannedFile:
     """One file of a stream: a chunk (`task` is None), or the test or validation set of a task.
@@ -266,7 +270,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StreamError(
+            raise StreamBusy(
                 f"{folder}: another run is writing to it; wait until it ends"
             ) from error
         yield

@@ -12,6 +12,7 @@ from pathlib import Path
 
 COMMANDS: dict[str, str] = {
     "run": "train and evaluate chunk after chunk, from where the run stopped",
+    "watch": "train and evaluate whatever arrives in a folder, until it is stopped",
     "plan": "count steps, tokens, parameters and memory of a run; hours where they were measured",
     "status": "show where a run stands, from its files alone; works for a run on another machine",
     "validate": "check a recipe and name all its mistakes at once",
@@ -29,6 +30,11 @@ USES: tuple[str, ...] = ("ask", "chat", "serve", "export", "push")
 _STOPPED = "stopped by signal n"
 EXIT_CODES: dict[str, dict[str, str]] = {  # beside 2
     "run": {"0": "done", "1": "failed", "128+n": _STOPPED},
+    "watch": {
+        "0": "--once has looked, and the run is up to date",
+        "1": "the run failed, or with --once also: something must be tried again",
+        "128+n": _STOPPED,
+    },
     "plan": {"0": "printed"},
     "status": {"0": "printed", "1": "--verify found damage, or state.json cannot be read"},
     "validate": {"0": "the recipe is valid"},
@@ -89,6 +95,8 @@ def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
     parser.add_argument(
         "recipe", metavar="RECIPE", help=_TARGET.format(", ".join(shipped_recipes()))
     )
+    if command == "watch":
+        parser.add_argument("inbox", metavar="FOLDER", help="where files and folders arrive")
     if command in USES:
         _use_options(parser)
     else:
@@ -96,6 +104,7 @@ def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
         parser.add_argument("overrides", metavar="key=value", nargs="*", help=help_text)
     {
         "run": _run_options,
+        "watch": _watch_options,
         "plan": _plan_options,
         "status": _status_options,
         "validate": _validate_options,
@@ -173,6 +182,25 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     # Where an array task finds its own overrides; --slurm writes both.
     parser.add_argument("--grid", help=argparse.SUPPRESS)
     parser.add_argument("--grid-task", type=int, help=argparse.SUPPRESS)
+
+
+def _watch_options(parser: argparse.ArgumentParser) -> None:
+    span = "such as 30s, 10m or 1h"
+    text = f"time between two looks, {span}; default: 10m"
+    parser.add_argument("--poll", type=_seconds, default=600.0, metavar="TIME", help=text)
+    text = f"a delivery is whole when nothing of it has changed for so long, {span}; default: 1m"
+    parser.add_argument("--rest", type=_seconds, default=60.0, metavar="TIME", help=text)
+    text = "only a mark says that a delivery is whole: an empty file NAME.done beside it"
+    parser.add_argument("--marked", action="store_true", help=text)
+    text = "look once, bring what is there to its end, and stop: for cron"
+    parser.add_argument("--once", action="store_true", help=text)
+    text = "leave bad samples out and list them; else their file is rejected"
+    parser.add_argument("--skip-bad", action="store_true", help=text)
+    text = "processes that read and check (default: all cores)"
+    parser.add_argument("--workers", type=_positive, help=text)
+    text = "submit a job for each arrival (sbatch): this process trains nothing"
+    parser.add_argument("--slurm", action="store_true", help=text)
+    parser.set_defaults(dry_run=False, seeds="", methods="", chain=1)  # those of a job
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
@@ -299,6 +327,15 @@ class _Removed(argparse.Action):
             f"{'/'.join(self.option_strings)} is gone: plan prints counted and measured figures, "
             "no estimates and no prices; leave it out"
         )
+
+
+def _seconds(text: str) -> float:
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    if not number.replace(".", "", 1).isdecimal():
+        text = f"{text}: expected a number and s, m, h or d, such as 10m"
+        raise argparse.ArgumentTypeError(text)
+    return float(number) * units[unit]
 
 
 def _positive(text: str) -> int:

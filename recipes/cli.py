@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -151,6 +152,28 @@ def _train(recipe: Recipe, train_only: bool = False) -> int:
     _stop_on_signals()
     with Progress(recipe.name, recipe.data.chunks) as progress:
         run(recipe, progress, train_only)
+    return DONE
+
+
+def _watch(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.watch.watching import Watch, open_inbox
+
+    inbox = open_inbox(recipe, options.where / options.inbox, options.rest, options.marked)
+
+    def bring_up(now: Recipe) -> None:
+        if not options.slurm:
+            _train(now)
+            return
+        from recipes.slurm.submit import submit
+
+        _print_all(submit(now, options, "singleton"))  # jobs of one name wait for each other
+
+    _stop_on_signals()
+    every = "once" if options.once else f"every {options.poll:g} s; Ctrl-C stops it"
+    print(f"[{recipe.name}] looking into {inbox.folder} {every}", flush=True)
+    load = partial(load_recipe, *options.loaded)
+    watch = Watch(load, bring_up, options.slurm, inbox, options.skip_bad, options.workers)
+    watch.run(options.poll, options.once)
     return DONE
 
 
@@ -304,6 +327,7 @@ def _push(recipe: Recipe, options: argparse.Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
     "run": _run,
+    "watch": _watch,
     "plan": _plan,
     "status": _status,
     "validate": _validate,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -75,8 +75,15 @@ class Result:
 class Check:
     """One check of one folder."""
 
-    def __init__(self, layout: Layout, settings: Settings, workers: int | None = None) -> None:
-        self.layout, self.settings = layout, settings
+    def __init__(
+        self,
+        layout: Layout,
+        settings: Settings,
+        workers: int | None = None,
+        known: Mapping[str, Picture] | None = None,
+    ) -> None:
+        """`known` are pictures, by name, that need not be decoded again."""
+        self.layout, self.settings, self.known = layout, settings, known or {}
         self.workers = workers or cores()
         self.result = Result(layout)
 
@@ -177,10 +184,11 @@ class Check:
         result, settings = self.result, self.settings
         names = {image for sample in result.samples for image in sample.images}
         progress = Progress("images", "images")
-        result.pictures = inspect_all(
+        result.pictures = {name: self.known[name] for name in names & self.known.keys()}
+        result.pictures |= inspect_all(
             self.layout.root,
             self.layout.allowed,
-            names,
+            names - self.known.keys(),
             self.workers,
             settings.near,
             settings.decode,

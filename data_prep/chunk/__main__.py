@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from data_prep.append import Before, write_or_append
+from data_prep.append import Before, append_stream, parsed, write_or_append
 from data_prep.chunk import GENERATOR, VERSION
 from data_prep.chunk.batches import Options
 from data_prep.chunk.boundaries import ChunkBoundaries, contents, make
@@ -26,7 +29,7 @@ from data_prep.sources.image_paths import EMBEDDED, ImageResolver
 from data_prep.sources.readers import data_files
 from data_prep.sources.test_sets import check_task_name
 from data_prep.stream import StreamError
-from data_prep.stream_writer import PARTIAL, Contents, Plan
+from data_prep.stream_writer import PARTIAL, Contents, Plan, WrittenFile
 
 # Options that came later: a stream made without them does not name them.
 _TAKEN_OVER: tuple[str, ...] = (
@@ -82,6 +85,43 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Write the stream; return the exit code."""
     return write_or_append(parser(), argv, GENERATOR, _TAKEN_OVER, _plan)
+
+
+def append_source(
+    stream: Path,
+    source: Path,
+    images: Path | None,
+    facts: dict[str, Any],
+    unchanged: Callable[[], None],
+    skip_bad: bool = False,
+    workers: int | None = None,
+) -> list[WrittenFile] | None:
+    """Append a file or folder to a stream, checked, with the options that the stream was made with.
+
+    Args:
+        stream: the stream's folder.
+        source: what to append.
+        images: folder of its pictures; None: where those of the stream are.
+        facts: what else the batch's settings in the manifest record.
+        unchanged: raises DataError where the source changed while it was read.
+        skip_bad: leave samples out that cannot be read; else the source is refused.
+        workers: processes; None takes all cores.
+
+    Returns:
+        What was made; None where the source was appended before.
+
+    Raises:
+        BadSamples, DataError, StreamError: the source is refused; the stream is as it was.
+    """
+    words = ["--append", str(stream), "--source", str(source)]
+    words += ["--images", str(images)] if images else []
+    words += ["--skip-bad"] if skip_bad else []
+    words += ["--workers", str(workers)] if workers else []
+    args, before = parsed(parser(), words, GENERATOR, _TAKEN_OVER)
+    plan = _plan(args, before)
+    plan.generator["settings"].update(facts)
+    plan = replace(plan, review=lambda made: unchanged())
+    return append_stream(stream, plan, workers, Progress("writing", "files"), checked=True)
 
 
 def _one_file(path: Path) -> Path:

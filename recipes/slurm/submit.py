@@ -28,8 +28,10 @@ class SubmitError(Exception):
     """The job could not be submitted; the message says why."""
 
 
-def submit(recipe: Recipe, options: argparse.Namespace) -> Iterator[str]:
+def submit(recipe: Recipe, options: argparse.Namespace, after: str | None = None) -> Iterator[str]:
     """Yields what is written and submitted; with --dry-run the job file and the commands.
+
+    `after` is what the first job waits for, as sbatch's option --dependency names it.
 
     Raises:
         SubmitError: there is no sbatch, or it refuses.
@@ -69,10 +71,9 @@ def submit(recipe: Recipe, options: argparse.Namespace) -> Iterator[str]:
     if grid:
         text = "".join(json.dumps(words) + "\n" for words in grid)
         write_text(folder / "grid.jsonl", text)
-    job = ""
     for _ in range(options.chain):
-        after = f"afterany:{job}" if job else None
         job = _sbatch(sbatch_command(folder / name, arguments, extra, after))
+        after = f"afterany:{job}"
         yield f"submitted job {job}; logs in {recipe.launcher.slurm.logs}/"
     if len(scripts) > 1:
         yield f"submitted job {_sbatch(evaluate.after(job))} for the evaluation, after job {job}"

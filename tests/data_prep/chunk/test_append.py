@@ -16,11 +16,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data_prep.check import pictures
 from data_prep.check.__main__ import main as check
+from data_prep.chunk.__main__ import append_source
 from data_prep.chunk.__main__ import main as chunk
 from data_prep.compose.__main__ import main as compose
 from data_prep.files import sha256_file
+from data_prep.images import Picture, inspect
 from data_prep.stream import open_stream
+from data_prep.stream_writer import BadSamples
 
 REPO = Path(__file__).resolve().parents[3]
 HEADING = "file,question,answer,day"
@@ -95,6 +99,86 @@ def test_the_same_source_twice_is_there_once(tmp_path, capsys):
     assert append(stream, tmp_path / "month1.csv") == 0  # what the stream was made from
     assert capsys.readouterr().out.count("complete, nothing to do") == 2
     assert sha256_file(stream / "stream.json") == after
+
+
+def test_the_same_bytes_under_another_name_are_there_with_the_same_pictures(tmp_path, capsys):
+    stream = made(tmp_path)
+    copy = shutil.copy(tmp_path / "month1.csv", tmp_path / "copy.csv")
+    assert append(stream, Path(copy)) == 0
+    assert "complete, nothing to do" in capsys.readouterr().out
+    month(tmp_path / "new", 1)  # a table of the same bytes, its pictures in another folder
+    other = tmp_path / "new/month1.csv"
+    assert other.read_bytes() == (tmp_path / "month1.csv").read_bytes()
+    assert append(stream, other, "--images", str(tmp_path / "new/photos")) == 0
+    assert len(open_stream(stream).chunks) == 2
+
+
+def test_an_append_decodes_the_pictures_of_its_batch_alone(tmp_path, monkeypatch):
+    stream = made(tmp_path)
+    assert append(stream, month(tmp_path, 2)) == 0  # the first one decodes the old ones, too
+    decoded: list[str] = []
+
+    def noted(path: Path, name: str, near: bool = False) -> Picture:
+        decoded.append(path.name)
+        return inspect(path, name, near)
+
+    monkeypatch.setattr(pictures, "inspect", noted)
+    changed = tmp_path / "photos/m1-0.png"
+    Image.open(changed).rotate(90).save(changed)
+    source = month(tmp_path, 3)
+    shutil.copy(tmp_path / "photos/m2-0.png", tmp_path / "photos/m3-0.png")
+    assert append(stream, source) == 0
+    assert sorted(decoded) == sorted(["m1-0.png", *(f"m3-{n}.png" for n in range(12))])
+    found = open_stream(stream).facts["batches"][-1]["found"]
+    assert found == one_that_decodes_everything(tmp_path, source)
+
+
+def one_that_decodes_everything(folder: Path, source: Path) -> dict[str, int]:
+    """What an append of `source` finds that has no notes of the pictures before."""
+    stream = folder / "again"
+    shutil.copytree(folder / "shop", stream, symlinks=True)
+    manifest = json.loads((stream / "stream.json").read_text())
+    manifest["batches"].pop()
+    chunk = manifest["chunks"].pop()
+    manifest["tasks"].pop("shop.2026-03")
+    (stream / chunk["file"]).unlink()
+    (stream / "stream.json").write_text(json.dumps(manifest))
+    (stream / "pictures.jsonl").unlink()
+    assert append(stream, source) == 0
+    return open_stream(stream).facts["batches"][-1]["found"]
+
+
+def test_notes_that_cannot_be_read_are_as_good_as_none(tmp_path):
+    stream = made(tmp_path)
+    (stream / "pictures.jsonl").write_text('{"name": 1}\n[]\nnonsense')
+    assert append(stream, month(tmp_path, 2)) == 0
+    notes = [json.loads(line) for line in (stream / "pictures.jsonl").read_text().splitlines()]
+    assert len(notes) == 24
+
+
+def test_a_refused_batch_leaves_no_link_that_the_next_one_would_take(tmp_path):
+    stream = made(tmp_path)
+    for name in ("bad", "good"):
+        month(tmp_path / name, 2)
+    (tmp_path / "bad/photos/m2-0.png").write_bytes(b"no picture")
+
+    def arrived(name: str) -> None:
+        folder = tmp_path / name
+        append_source(stream, folder / "month2.csv", folder, {}, lambda: None, workers=1)
+
+    for name in ("bad", "good"):
+        source = tmp_path / name / "month2.csv"
+        source.write_text(source.read_text().replace("m2-", "photos/m2-"))
+    with pytest.raises(BadSamples) as refused:
+        arrived("bad")
+    assert "does not decode" in str(refused.value.problems[0]) or "not an image" in str(
+        refused.value.problems[0]
+    )
+    assert len(open_stream(stream).chunks) == 1
+    arrived("good")
+    record = json.loads((stream / "chunks/002.jsonl").read_text().splitlines()[0])
+    assert (stream / record["images"][0]).resolve().is_relative_to(tmp_path / "good")
+    assert check([str(stream)]) == 0
 
 
 def test_the_first_command_finds_its_stream_complete_when_it_has_grown(tmp_path, capsys):

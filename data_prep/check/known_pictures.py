@@ -1,0 +1,54 @@
+"""What is known of a stream's pictures, so that an append decodes those of its batch alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from data_prep.files import read_jsonl, write_blocks
+from data_prep.images import Picture
+
+FILE = "pictures.jsonl"
+Stamp = tuple[int, int]
+
+
+def read_known(root: Path) -> dict[str, Picture]:
+    """Return what was found out about the pictures of the stream in `root`, by their names.
+
+    Pictures that changed since are left out, those that are gone are not: their samples are still
+    compared. A file of notes that cannot be read is as good as none: all are decoded again.
+    """
+    known: dict[str, Picture] = {}
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        for line in read_jsonl(root / FILE):
+            name, stamp, facts = str(line.pop("name")), line.pop("stamp"), line
+            if _stamp(root / name) in (None, tuple(stamp)):
+                facts["size"] = tuple(facts["size"]) if facts["size"] else None
+                facts["findings"] = [(code, text, how) for code, text, how in facts["findings"]]
+                known[name] = Picture(**facts)
+    return known
+
+
+def write_known(root: Path, pictures: Mapping[str, Picture]) -> None:
+    """Note what was found out about pictures, by their names."""
+
+    def lines() -> Iterator[bytes]:
+        for name, picture in sorted(pictures.items()):
+            # Without a hash it could not be read: the next append looks again.
+            if picture.sha256:
+                note = {"name": name, "stamp": _stamp(root / name) or (0, 0), **asdict(picture)}
+                yield json.dumps(note, ensure_ascii=False).encode() + b"\n"
+
+    write_blocks(root / FILE, lines())
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """Return what changes with a file's bytes, its size and time of change; None without one."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_ctime_ns
