@@ -9,7 +9,7 @@ setup:   ## make .venv, with what the tests need
 test:    ## ruff, mypy, shellcheck and the tests
 	bash tests/run.sh
 
-check:   ## ruff, mypy and shellcheck only
+check:   ## ruff, mypy, shellcheck and hadolint only
 	bash tests/run.sh --check-only
 
 format:  ## let ruff format the code

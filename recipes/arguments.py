@@ -154,9 +154,15 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print every command and what this machine lacks; with --slurm, the job file and the "
-        "sbatch command; nothing is run or written",
+        help="print the commands of a chunk, as this machine would run them, and what it lacks; "
+        "with --slurm the job file, the sbatch command and what the cluster says of it; nothing is "
+        "run or written",
     )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
+        "--chunk", type=int, metavar="N", help="with --dry-run: which chunk; default: the first"
+    )
+    shown.add_argument("--all", action="store_true", help="with --dry-run: all chunks")
     parser.add_argument(
         "--verbose",
         action="store_true",

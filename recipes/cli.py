@@ -54,14 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     options.where = Path.cwd()  # files that a user names lie there, those of a recipe at the root
     try:
-        recipe = _load(options)
+        return _COMMANDS[options.command](_load(options), options)
     except RecipeError as error:
         print(error, file=sys.stderr)
         count = len(error.problems)
         print(f"{count} problem{'s' if count > 1 else ''} in the recipe.", file=sys.stderr)
         return BAD_RECIPE
-    try:
-        return _COMMANDS[options.command](recipe, options)
     except Stopped as stopped:
         text = "finished work is saved, and the same command continues from there"
         _tell(f"\nstopped by {stopped}: {text}")
@@ -138,7 +136,10 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> int:
     if options.dry_run:
         from recipes.tools.preview import preview
 
-        return _print_all(preview(recipe))
+        return _print_all(preview(recipe, options.chunk, options.all))
+    if options.chunk is not None or options.all:
+        print("--chunk and --all belong to --dry-run: a run does all chunks", file=sys.stderr)
+        return BAD_RECIPE
     from recipes.processes import log_errors
 
     log_errors.verbose = options.verbose

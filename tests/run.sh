@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up the environment, checks the code and runs the tests: `bash tests/run.sh [pytest options]`.
-#   --check-only   ruff, mypy, import-linter and shellcheck, no tests
+#   --check-only   ruff, mypy, import-linter, shellcheck and hadolint, no tests
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -17,6 +17,8 @@ echo "== import-linter"
 "$(dirname "$python")/lint-imports" --no-logo --no-cache
 echo "== shellcheck"
 "$(dirname "$python")/shellcheck" "${scripts[@]}"
+echo "== hadolint"
+"$(dirname "$python")/hadolint" Dockerfile
 if [ "${1:-}" = --check-only ]; then exit 0; fi
 
 echo "== pytest"

@@ -68,10 +68,10 @@ def test_every_shipped_recipe_is_in_the_table():
     assert {"gemma3-4b", "internvl3.5-4b", "internvl3.5-8b", "tiny"} <= set(RECIPES)
 
 
-def test_the_dry_run_prints_every_chunk_and_says_what_is_missing(run_recipe):
+def test_the_dry_run_prints_a_chunk_and_says_what_is_missing(run_recipe):
     code, out, err = run_recipe("internvl3.5-8b", "--dry-run")
     assert code == 0, err
-    assert out.count("swift sft") == 25
+    assert out.count("swift sft") == 1
     assert "MISSING  model" in out
 
 

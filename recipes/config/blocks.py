@@ -221,6 +221,7 @@ class Matched(Block):
 
 # Words of sbatch and file names: nothing that a shell or sbatch could read as something else.
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:,@%/+=-]*$")]
+Bind = Annotated[str, Field(pattern=r"^/[^\s:,]*(:/[^\s:,]*(:r[ow])?)?$")]
 Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./~-][^\s]*$")]
 
 
@@ -255,6 +256,11 @@ class Slurm(Block):
     venv: Folder | None = Field(None, description="virtual environment; null: the repository's")
     container: Folder | None = Field(
         None, description="image in which apptainer runs the host; null: none"
+    )
+    binds: list[Bind] = Field(
+        default_factory=list,
+        description="further folders that the image sees, as FOLDER, FROM:TO or FROM:TO:ro, such "
+        "as that of a cache; the checkout, model, stream and run are seen anyway",
     )
 
 

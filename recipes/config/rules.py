@@ -10,6 +10,9 @@ from recipes.config.problems import shown
 from recipes.config.schema import Recipe
 from recipes.config.swift_arguments import OWNED, known_arguments
 
+# The DeepSpeed settings that the host has by name.
+DEEPSPEED = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+
 
 def cross_field_problems(recipe: Recipe) -> list[str]:
     """Names every rule over several keys that `recipe` breaks, each as "key = value ..."."""
@@ -41,6 +44,12 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
         problems.append(
             f"launcher.nodes = {launcher.nodes} needs something that starts processes on other "
             "machines: set launcher.kind to slurm"
+        )
+    settings = launcher.deepspeed or DEEPSPEED[0]
+    if settings not in DEEPSPEED and not re.search(r"^\s*\{|/|\.json$", settings):
+        problems.append(
+            f"launcher.deepspeed = {settings} is no name of the host's: set one of "
+            f"{', '.join(DEEPSPEED)}, a file whose name ends with .json, or null"
         )
     problems += _identity_problems(recipe) + _unread_problems(recipe)
     problems += _replay_problems(recipe) + _ewc_problems(recipe) + _pool_problems(recipe)

@@ -51,9 +51,13 @@ class Command:
         return [*self.inside, python, "-m", "swift.cli.main", self.kind, *self.arguments]
 
     def as_shell(self, indent: str = "    ") -> str:
-        """The same as one shell command, for people to read and copy."""
+        """The same as one shell command, for people to read and copy.
+
+        A host that this machine starts by itself is written as `swift KIND`, which does the same.
+        """
         names = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        lines = [" ".join([*names, "swift", self.kind])]
+        words = self.argv()[: -len(self.arguments)] if self.prefix or self.inside else []
+        lines = [" ".join([*names, shlex.join(words or ["swift", self.kind])])]
         pair: list[str] = []
         for argument in self.arguments:
             if argument.startswith("--") and pair:

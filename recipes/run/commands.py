@@ -94,7 +94,7 @@ def train_command(
 def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) -> Command:
     """The command that answers all `prompts` with the adapter of `chunk` (0: the base model)."""
     # Answers are on disk after every block: a killed evaluation continues from there.
-    block = recipe.eval.batch_size * recipe.launcher.nproc
+    block = recipe.eval.batch_size * recipe.processes
     if chunk > 0 and recipe.pool is not None:
         block *= POOL_BLOCK
     plugins, environment = _answering(recipe, layout, chunk)
@@ -121,10 +121,14 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
         if recipe.eval.backend == "vllm":
             arguments["merge_lora"] = True
     arguments |= _model_side(recipe)
-    if recipe.launcher.nodes > 1:  # this machine alone answers
-        environment |= {"NNODES": "1", "NODE_RANK": "0"}
-    inside = container(recipe)
-    return Command("infer", flags(arguments), environment, recipe.launcher.nproc, inside=inside)
+    return Command(
+        "infer",
+        flags(arguments),
+        environment,
+        recipe.processes,
+        _srun(recipe),
+        container(recipe),
+    )
 
 
 def deploy_command(
@@ -190,12 +194,25 @@ def _srun(recipe: Recipe) -> tuple[str, ...]:
 
 
 def container(recipe: Recipe) -> tuple[str, ...]:
-    """What starts a host process inside the recipe's image; empty without one."""
+    """What starts a host process inside the recipe's image; empty without one.
+
+    The image sees this checkout, the folders of model, stream and run, and launcher.slurm.binds.
+    """
     launcher = recipe.launcher
     if launcher.kind != "slurm" or launcher.slurm.container is None:
         return ()
     gpu = () if launcher.cpu else ("--nv",)
-    return ("apptainer", "exec", *gpu, f"--bind={REPO}", launcher.slurm.container)
+    model = [recipe.model.path] if is_local(recipe.model) else []
+    needed = [(REPO / path).resolve() for path in (*model, recipe.data.stream, recipe.folder)]
+    outside = [str(path) for path in needed if not path.is_relative_to(REPO)]
+    binds = dict.fromkeys([str(REPO), *outside, *launcher.slurm.binds])
+    return (
+        "apptainer",
+        "exec",
+        *gpu,
+        *(f"--bind={bind}" for bind in binds),
+        launcher.slurm.container,
+    )
 
 
 def tuner_arguments(recipe: Recipe, chunk: int) -> Arguments:

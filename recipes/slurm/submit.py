@@ -19,8 +19,13 @@ from data_prep.files import write_text
 from recipes import REPO
 from recipes.config.schema import Recipe
 from recipes.run.preflight.all_checks import look, stopping
+from recipes.run.preflight.finding import Finding
 
 TEMPLATES = REPO / "recipes" / "slurm"
+_NO_SBATCH = (
+    "there is no sbatch here: submit from a login node of the cluster, or look at the job file "
+    "with --slurm --dry-run"
+)
 _SETUP = "# setup: modules and environment, filled in from launcher.slurm\n"
 
 
@@ -50,6 +55,7 @@ def submit(recipe: Recipe, options: argparse.Namespace, after: str | None = None
         arguments += ["--grid", str(folder / "grid.jsonl")]
         extra = [f"--array=0-{len(grid) - 1}"]
     scripts = {name: render(recipe, name)}
+    findings += check_submission(scripts[name], extra)
     evaluate = _Evaluation(folder / f"evaluate-{name}", arguments, extra, bool(grid))
     if recipe.launcher.slurm.eval_jobs:
         scripts[f"evaluate-{name}"] = render(_on_one_node(recipe), name)
@@ -125,14 +131,29 @@ def sbatch_command(
     return ["sbatch", "--parsable", f"--chdir={REPO}", *extra, *chain, str(script), *arguments]
 
 
+def check_submission(script: str, extra: list[str]) -> list[Finding]:
+    """What the cluster says of the job file (partition, account, time, size), without a job."""
+    command = ["sbatch", "--test-only", f"--chdir={REPO}", *extra]
+    try:
+        done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        return [Finding("sbatch", _NO_SBATCH)]
+    except subprocess.TimeoutExpired:
+        return [Finding("sbatch", "the cluster did not answer for 60 s: does `sinfo` answer?")]
+    lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    answer = "; ".join(line.removeprefix("sbatch: ") for line in lines)
+    if not done.returncode:
+        return [Finding("sbatch", answer, stops=False)]
+    keys = "partition, account, time, gpus_per_node, memory, cpus_per_task, options"
+    text = f"the cluster refuses the job: {answer}. Correct launcher.nodes or launcher.slurm"
+    return [Finding("sbatch", f"{text} ({keys})")]
+
+
 def _sbatch(command: list[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise SubmitError(
-            "there is no sbatch here: submit from a login node of the cluster, or look at the job "
-            "file with --slurm --dry-run"
-        ) from error
+        raise SubmitError(_NO_SBATCH) from error
     if done.returncode:
         raise SubmitError(f"sbatch refused the job: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip().split(";")[0]

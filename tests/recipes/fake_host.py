@@ -216,7 +216,10 @@ def routed(draw: int) -> dict[str, Any]:
 
 
 def answer(arguments: dict[str, str]) -> None:
-    """`swift infer`."""
+    """`swift infer`; of several machines the first answers, and the others say that they ran."""
+    if os.environ.get("NODE_RANK", "0") != "0":
+        print(f"[rank{os.environ['NODE_RANK']}] nothing left to answer")
+        return
     seed = b"base"
     if "adapters" in arguments:
         seed = read_weights(Path(arguments["adapters"]) / "adapter_model.safetensors")

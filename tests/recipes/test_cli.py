@@ -24,7 +24,7 @@ def large_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_dry_run_of_the_published_recipe_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["internvl3.5-8b", "--dry-run"]) == 0
+    assert main(["internvl3.5-8b", "--dry-run", "--all"]) == 0
     out = capsys.readouterr().out
     assert out.count("swift sft") == 25
     assert out.count("swift infer") == 26
@@ -33,6 +33,33 @@ def test_dry_run_of_the_published_recipe_needs_nothing(capsys: pytest.CaptureFix
     missing = "\n".join(line for line in ending if line.startswith("# MISSING"))
     assert "model: models/InternVL3_5-8B-HF is not there. Get it: hf download" in missing
     assert "data: the stream data/strcvit is missing" in missing
+
+
+def test_a_dry_run_shows_one_chunk_as_the_machine_runs_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["internvl3.5-8b", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert (out.count("swift sft"), out.count("swift infer")) == (1, 1)
+    assert "chunks/001.jsonl" in out
+    image, data = tmp_path / "x.sif", tmp_path / "data"
+    image.touch()
+    cluster = ["launcher.kind=slurm", "launcher.nodes=2", f"launcher.slurm.container={image}"]
+    cluster += ["launcher.slurm.binds=[/usr:/opt/usr:ro]", f"data.stream={data}", "data.chunks=25"]
+    assert main(["internvl3.5-8b", "--dry-run", "--chunk", "7", *cluster]) == 0
+    out = capsys.readouterr().out
+    inside = (
+        "srun --nodes=2 --ntasks-per-node=1 --kill-on-bad-exit=1 --export=ALL "
+        f"{sys.executable} -m recipes.slurm.task apptainer exec --nv --bind={REPO} --bind={data} "
+        f"--bind=/usr:/opt/usr:ro {image} python3 -m swift.cli.main"
+    )
+    assert (out.count(f"{inside} sft"), out.count(f"{inside} infer")) == (1, 1)
+    assert "chunks/007.jsonl" in out
+    assert "NNODES=2" in out
+    assert main(["tiny", "--dry-run", "--chunk", "9"]) == 2
+    assert "--chunk: this recipe runs chunks 0 to 8, not 9" in capsys.readouterr().err
+    assert main(["tiny", "--chunk", "1"]) == 2
+    assert "belong to --dry-run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

@@ -34,7 +34,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def recipe(folder: Path) -> Path:
-    """Two chunks of 40 steps on two nodes, one process each."""
+    """Two chunks of 40 steps on two nodes, one process each; both nodes answer."""
     stream = write_stream(folder / "stream", samples=160, tests=2)
     values = recipe_values(stream, folder / "run", BASE, method="strlora")
     values["schedule"] |= {"per_device_batch": 2, "save_steps": 2}
@@ -76,6 +76,8 @@ def test_a_stream_on_two_nodes_survives_a_node_and_a_rank(cluster: Cluster, tmp_
     finished(cluster, tmp_path)
     assert "chunk 2/2 training on 160 samples, resuming at step" in logs(tmp_path)
     assert rows_of(layout) == [(c, t, "2") for c in ("0", "2") for t in ("VQAv2", "Fin")]
+    # Both nodes answer: the questions are shared out.
+    assert "[rank1]" in layout.eval_log(2).read_text(encoding="utf-8")
     assert parameters_of(layout, 1) != parameters_of(layout, 2)
     record = json.loads(layout.state.read_text(encoding="utf-8"))["chunks"]
     assert [chunk["steps"] for chunk in record] == [0, 40, 40]

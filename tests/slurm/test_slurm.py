@@ -90,6 +90,30 @@ def test_two_nodes_meet_and_train_the_stream(cluster: Cluster, tmp_path: Path) -
     assert {node["NPROC_PER_NODE"] for node in nodes} == {"1"}
     assert {node["MASTER_ADDR"] for node in nodes} == {"n1"}
     assert len({node["MASTER_PORT"] for node in nodes}) == 1
+    # Both were asked; test_real_nodes.py sees both answer.
+    evaluation = (tmp_path / "run/chunks/002/eval.log").read_text(encoding="utf-8")
+    assert "[rank1]" in evaluation
+
+
+def test_the_cluster_is_asked_before_a_job_is_submitted(cluster: Cluster, tmp_path: Path) -> None:
+    path = recipe(tmp_path, 2, 0.02)
+    words = [sys.executable, "-m", "recipes.cli", "run", str(path), "--slurm"]
+
+    def asked(*more: str) -> subprocess.CompletedProcess[str]:
+        environment = cluster.environment
+        return subprocess.run(
+            [*words, *more], cwd=REPO, env=environment, capture_output=True, text=True
+        )
+
+    good = asked("--dry-run").stdout
+    assert "# NOTE     sbatch: Job " in good
+    assert "to start at" in good
+    shown = asked("launcher.slurm.partition=none", "--dry-run").stdout
+    assert "# MISSING  sbatch: the cluster refuses the job: error: invalid partition" in shown
+    refused = asked("launcher.nodes=2", "launcher.slurm.memory=900G")
+    assert refused.returncode == 1
+    assert "the job could not run:" in refused.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

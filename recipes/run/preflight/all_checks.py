@@ -19,6 +19,7 @@ from recipes.run.preflight.stream_files import check_stream
 from recipes.run.preflight.tools import (
     check_caches,
     check_compiler,
+    check_container,
     check_deepspeed_file,
     check_network,
 )
@@ -35,6 +36,7 @@ def look(recipe: Recipe, on_submit_host: bool = False) -> list[Finding]:
     if recipe.routed and not PLUGIN.is_file():
         found.append(Finding("tuner", f"{PLUGIN} is not there; the checkout is incomplete"))
     found += [*check_deepspeed_file(recipe), *check_disk(recipe)]
+    found += check_container(recipe, on_submit_host)
     if on_submit_host:
         text = "GPUs, /dev/shm, compiler and ports are looked at when the job starts, where it runs"
         return [*found, Finding("job", text, stops=False)]

@@ -9,11 +9,10 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from recipes.config.rules import DEEPSPEED
 from recipes.config.schema import Recipe
 from recipes.run.preflight.finding import Finding
 
-# What the host knows itself.
-_DEEPSPEED = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 _CACHES = {"HF_HOME": ".cache/huggingface", "MODELSCOPE_CACHE": ".cache/modelscope"}
 INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
@@ -21,17 +20,34 @@ INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 def check_deepspeed_file(recipe: Recipe) -> Iterator[Finding]:
     """Whether launcher.deepspeed is a name of the host's, JSON, or a file that holds JSON."""
     name = recipe.launcher.deepspeed
-    if name is None or name in _DEEPSPEED or name.lstrip().startswith("{"):
+    if name is None or name in DEEPSPEED or name.lstrip().startswith("{"):
         return
     try:
         json.loads(Path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        names = ", ".join(_DEEPSPEED)
         yield Finding(
             "launcher.deepspeed",
-            f"{name} cannot be read ({error}). Set {names}, or a JSON file; relative paths start "
-            "at the repository's root",
+            f"{name} cannot be read ({error}). Relative paths start at the repository's root",
         )
+
+
+def check_container(recipe: Recipe, on_submit_host: bool) -> Iterator[Finding]:
+    """Whether apptainer, the image and the folders that it is to see are there."""
+    slurm = recipe.launcher.slurm
+    if recipe.launcher.kind != "slurm" or slurm.container is None:
+        return
+    if not on_submit_host and shutil.which("apptainer") is None:
+        text = "launcher.slurm.container needs apptainer, which is not on PATH: load its module "
+        yield Finding("container", text + "(launcher.slurm.modules), or set container to null")
+    if "://" not in slurm.container and not Path(slurm.container).expanduser().exists():
+        yield Finding(
+            "launcher.slurm.container",
+            f"{slurm.container} is not there. Set the path of an image (.sif; docs/containers.md "
+            "builds one), or docker://NAME; relative paths start at the repository's root",
+        )
+    for bind in slurm.binds:
+        if not Path(bind.split(":")[0]).exists():
+            yield Finding("launcher.slurm.binds", f"{bind.split(':')[0]} is not there: correct it")
 
 
 def check_caches(recipe: Recipe) -> Iterator[Finding]:

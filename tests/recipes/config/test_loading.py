@@ -336,3 +336,11 @@ def test_a_date_is_a_seed() -> None:
 def test_recipe_is_immutable(toy: Callable[..., Recipe]) -> None:
     with pytest.raises(ValueError, match="frozen"):
         toy().seed = 3
+
+
+def test_a_deepspeed_setting_is_a_name_of_the_hosts_or_a_file() -> None:
+    (problem,) = problems_of("internvl3.5-8b", "launcher.deepspeed=zero4")
+    assert problem.key == "launcher.deepspeed"
+    assert "zero4 is no name of the host's: set one of zero0, " in problem.message
+    for good in ("zero3_offload", "my.json", "folder/settings", '"{}"'):
+        assert load_recipe("internvl3.5-8b", [f"launcher.deepspeed={good}"]).launcher.deepspeed

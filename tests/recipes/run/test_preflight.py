@@ -30,7 +30,8 @@ from recipes.run.preflight.gpus import check_gpus
 from recipes.run.preflight.model_folder import check_model
 from recipes.run.preflight.room import check_disk, check_shared_memory, sample_bytes
 from recipes.run.preflight.stream_files import check_stream
-from recipes.run.preflight.tools import check_compiler, check_network
+from recipes.run.preflight.tools import check_compiler, check_container, check_network
+from recipes.slurm.submit import check_submission
 
 LoadToy = Callable[..., Recipe]
 
@@ -282,6 +283,41 @@ def test_everything_is_named_at_once_and_by_every_command(
     assert main(job) == 1
     assert "the job could not run:" in capsys.readouterr().err
     machine.gpus.cache_clear()
+
+
+def test_the_container_its_image_and_its_folders(
+    toy: LoadToy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, slurm = (
+        tmp_path / "pack.sif",
+        ["launcher.kind=slurm", f"launcher.slurm.binds=[{tmp_path}:/x]"],
+    )
+    recipe = toy(f"launcher.slurm.container={image}", *slurm)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = [each.subject for each in check_container(recipe, on_submit_host=False)]
+    assert found == ["container", "launcher.slurm.container"]
+    image.touch()
+    (tmp_path / "apptainer").touch(mode=0o755)
+    assert list(check_container(recipe, on_submit_host=False)) == []
+    elsewhere = toy(
+        "launcher.slurm.container=docker://a/b", "launcher.slurm.binds=[/nowhere:/x]", slurm[0]
+    )
+    (found_there,) = check_container(elsewhere, on_submit_host=True)
+    assert found_there.text == "/nowhere is not there: correct it"
+
+
+def test_what_the_cluster_says_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (absent,) = check_submission("#!/bin/bash\n", [])
+    assert "there is no sbatch here" in absent.text
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(
+        '#!/bin/sh\nread -r first\necho "sbatch: $1 $first" >&2\necho second line >&2\nexit 1\n'
+    )
+    sbatch.chmod(0o755)
+    (refused,) = check_submission("#SBATCH --partition=none\n", [])
+    assert refused.stops
+    assert "--test-only #SBATCH --partition=none; second line. Correct launcher" in refused.text
 
 
 def test_notes_do_not_stop_a_run(toy: LoadToy) -> None:
