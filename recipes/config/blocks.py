@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,6 +36,11 @@ class Model(Block):
     remote_code: bool = Field(
         False, description="run Python files that come with the model; only if you trust its source"
     )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder: it exists, is written as a path, or is downloaded to one."""
+        return Path(self.path).exists() or self.path[0] in "./~" or self.download is not None
 
 
 class Data(Block):

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipes import REPO
-from recipes.config.blocks import Model
 from recipes.config.schema import Recipe
 from recipes.config.swift_arguments import known_arguments
 from recipes.processes.command import Arguments, Command, flags
+from recipes.run.placement import container, srun
 from recipes.run.trackers import tracker_arguments, tracker_environment
 from recipes.run_folder.layout import RunLayout
 from strlora_tuner.methods.slow_weights import both_sets
@@ -86,7 +86,7 @@ def train_command(
         | tracker_environment(recipe, layout.trackers(chunk))
         | {TOO_LONG: recipe.data.too_long, TOO_LONG_FILE: str(layout.too_long(chunk))},
         recipe.processes,
-        _srun(recipe),
+        srun(recipe),
         container(recipe),
     )
 
@@ -126,7 +126,7 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
         flags(arguments),
         environment,
         recipe.processes,
-        _srun(recipe),
+        srun(recipe),
         container(recipe),
     )
 
@@ -181,38 +181,6 @@ def _model_side(recipe: Recipe) -> Arguments:
     """The arguments of the recipe's swift block that say how a model is loaded and prompted."""
     known = known_arguments()
     return {key: value for key, value in recipe.swift.items() if known[key].model_side}
-
-
-def _srun(recipe: Recipe) -> tuple[str, ...]:
-    """What starts a host process on every machine of a job; empty on one machine."""
-    launcher = recipe.launcher
-    if launcher.kind != "slurm" or launcher.nodes == 1:
-        return ()
-    options = [f"--{option}" for option in launcher.slurm.srun_options]
-    per_node = f"--nodes={launcher.nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"
-    return ("srun", *per_node, "--export=ALL", *options)
-
-
-def container(recipe: Recipe) -> tuple[str, ...]:
-    """What starts a host process inside the recipe's image; empty without one.
-
-    The image sees this checkout, the folders of model, stream and run, and launcher.slurm.binds.
-    """
-    launcher = recipe.launcher
-    if launcher.kind != "slurm" or launcher.slurm.container is None:
-        return ()
-    gpu = () if launcher.cpu else ("--nv",)
-    model = [recipe.model.path] if is_local(recipe.model) else []
-    needed = [(REPO / path).resolve() for path in (*model, recipe.data.stream, recipe.folder)]
-    outside = [str(path) for path in needed if not path.is_relative_to(REPO)]
-    binds = dict.fromkeys([str(REPO), *outside, *launcher.slurm.binds])
-    return (
-        "apptainer",
-        "exec",
-        *gpu,
-        *(f"--bind={bind}" for bind in binds),
-        launcher.slurm.container,
-    )
 
 
 def tuner_arguments(recipe: Recipe, chunk: int) -> Arguments:
@@ -372,7 +340,7 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    if is_local(recipe.model):
+    if recipe.model.is_local:
         environment["HF_HUB_OFFLINE"] = "1"
     if launcher.cpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -395,8 +363,3 @@ def default_threads(recipe: Recipe) -> int:
     """The cores of this machine shared among the processes; a GPU process needs 8 at most."""
     share = max(1, (os.cpu_count() or 1) // recipe.launcher.nproc)
     return share if recipe.launcher.cpu else min(8, share)
-
-
-def is_local(model: Model) -> bool:
-    """Whether the model is a folder: it exists, is written as a path, or is downloaded to one."""
-    return Path(model.path).exists() or model.path[0] in "./~" or model.download is not None

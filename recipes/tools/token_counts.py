@@ -24,7 +24,7 @@ from recipes.config.schema import Recipe
 from recipes.config.sizes.base_model import CountError
 from recipes.config.swift_arguments import installed_version
 from recipes.processes.command import Command
-from recipes.run.commands import is_local, train_command
+from recipes.run.commands import train_command
 from recipes.run_folder.layout import RunLayout
 
 PROGRAM = "recipes.swift_plugins.encoded_lengths"
@@ -46,7 +46,7 @@ def count_tokens(recipe: Recipe, rows: Sequence[dict[str, Any]], root: Path) -> 
         CountError: ms-swift is not installed, or it cannot encode a row; its words are told.
     """
     folder, how = Path(recipe.model.path), recipe.model.download or "see its page"
-    if is_local(recipe.model) and not (folder / "config.json").is_file():
+    if recipe.model.is_local and not (folder / "config.json").is_file():
         raise CountError(f"counting tokens needs the model: {folder} is not there. Get it: {how}")
     if installed_version() is None:
         raise CountError("counting tokens needs ms-swift: bash recipes/setup.sh installs it")

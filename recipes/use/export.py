@@ -18,7 +18,7 @@ from recipes.processes.command import Command
 from recipes.processes.host_process import HostProcess
 from recipes.processes.log_errors import exit_text, last_error
 from recipes.processes.machine import versions
-from recipes.run.commands import HOST_PLUGIN, is_local
+from recipes.run.commands import HOST_PLUGIN
 from recipes.run_folder.manifest import read_manifest
 from recipes.use.ask import ask, pictures_asked
 from recipes.use.finished_adapter import FinishedAdapter, UseError
@@ -63,7 +63,7 @@ def export(
     """
     _check(adapter, target, merged, instruction)
     model = Path(adapter.recipe.model.path)
-    local = is_local(adapter.recipe.model)
+    local = adapter.recipe.model.is_local
     name = base_name or (model.name if local else str(model))
     licence = licence or _licence(model)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def _merge(adapter: FinishedAdapter, folder: Path) -> None:
     }
     words = [word for key, value in arguments.items() for word in (f"--{key}", value)]
     environment = {"PYTHONPATH": str(REPO), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    if is_local(recipe.model):
+    if recipe.model.is_local:
         environment["HF_HUB_OFFLINE"] = "1"
     if recipe.launcher.cpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""

@@ -12,7 +12,7 @@ from typing import Any
 
 from recipes.config.schema import Recipe
 from recipes.processes.machine import driver_version, gpu_count
-from recipes.run.commands import container
+from recipes.run.placement import container
 from recipes.run.preflight import gpu_probe
 from recipes.run.preflight.finding import Finding
 

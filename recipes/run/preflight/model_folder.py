@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config.schema import Recipe
-from recipes.run.commands import is_local
 from recipes.run.preflight.finding import Finding
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -29,7 +28,7 @@ def check_model(recipe: Recipe) -> Iterator[Finding]:
     Of a hub id nothing is known before it is fetched.
     """
     model, folder = recipe.model, Path(recipe.model.path)
-    if not is_local(model):
+    if not model.is_local:
         return
     if not (folder / "config.json").is_file():
         how = model.download or "set model.path to a folder with config.json"
