@@ -14,6 +14,7 @@ from data_prep.files import sha256_file, sha256_folder
 from data_prep.progress_bar import Progress
 from data_prep.published.benchmarks import SCORERS
 from data_prep.published.download import download
+from data_prep.sources.converting import Limit
 from data_prep.stream import StreamError
 from data_prep.stream_writer import LEFT_OUT, BadSamples, Plan, Report, WrittenFile, write_stream
 
@@ -33,6 +34,26 @@ def add_common(parser: argparse.ArgumentParser, out_required: bool = True) -> No
         "--skip-bad", action="store_true", help="leave bad samples out and list them; else refuse"
     )
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
+
+
+def add_limit(parser: argparse.ArgumentParser, of: str) -> None:
+    """Add --limit; `of` says what has at most so many samples."""
+    text = f"a quick subset: at most N samples {of}, tasks and answers in their shares"
+    parser.add_argument("--limit", type=int, metavar="N", help=text)
+
+
+def limit_of(args: argparse.Namespace) -> Limit | None:
+    """Return what --limit and --seed ask for. Raises StreamError for a number below 1."""
+    if args.limit is None:
+        return None
+    if args.limit < 1:
+        raise StreamError(f"--limit {args.limit}: expected at least 1 sample")
+    return Limit(args.limit, args.seed)
+
+
+def limit_setting(args: argparse.Namespace) -> dict[str, int]:
+    """Return the entry for --limit in the settings of a stream: none where nothing is limited."""
+    return {} if args.limit is None else {"limit": args.limit}
 
 
 def seed(text: str) -> int:

@@ -269,7 +269,7 @@ def chunk_scores(predictions_dir: Path, stream_dir: Path, chunk: int | None = No
         t: read_predictions(predictions_dir, stream, t) for t in stream.tasks if t in evaluated
     }
     tasks = {t: _task_result(lines[t], scorer_of(stream, t)) for t in lines}
-    return {"chunk": index, "tasks": tasks, "published": published_scores(lines)}
+    return {"chunk": index, "tasks": tasks, "published": published_scores(lines, stream.name)}
 
 
 def _task_result(lines: Sequence[PredictionLine], scorer: Scorer) -> TaskResult:

@@ -15,7 +15,7 @@ import numpy as np
 from data_prep.errors import DataError, Problem
 from data_prep.files import write_blocks
 from data_prep.parallel import ordered_map
-from data_prep.sources.converting import converted
+from data_prep.sources.converting import Limit, converted
 from data_prep.sources.fields import FIRST_BLOCK, Columns, harmonize
 from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.readers import DECODER
@@ -53,10 +53,13 @@ class Slice:
 
 
 class TrainFile:
-    """Finishes the training samples of one task."""
+    """Finishes the training samples of one task.
 
-    def __init__(self, task: str, id_prefix: str) -> None:
-        self.task, self.id_prefix = task, id_prefix
+    `numbered` gives all of them ids by their place, else those that have none.
+    """
+
+    def __init__(self, task: str, id_prefix: str, numbered: bool = False) -> None:
+        self.task, self.id_prefix, self.numbered = task, id_prefix, numbered
 
     def prepare(self, raw: Any) -> Any:
         """Return the sample as it is."""
@@ -65,7 +68,8 @@ class TrainFile:
     def finish(self, raw: Any, record: HostSample, number: int) -> HostSample:
         """Return the record with its task and an id."""
         record["task"] = self.task
-        record["id"] = record.get("id", f"{self.id_prefix}{self.task}-{number:06d}")
+        if self.numbered or "id" not in record:
+            record["id"] = f"{self.id_prefix}{self.task}-{number:06d}"
         return record
 
 
@@ -76,14 +80,19 @@ def make_pools(
     skip_bad: bool,
     workers: int,
     id_prefix: str = "",
+    limit: Limit | None = None,
+    numbered: bool = False,
 ) -> dict[str, Pool]:
-    """Convert the training file of each task into `folder`; files that are there are kept.
+    """Convert the training file of each task, or `limit` of it, into `folder`.
 
     Raises:
         BadSamples: samples were refused and `skip_bad` is off.
         DataError: a file cannot be read, or none of its samples is good.
     """
-    jobs = [(task, path, resolvers[task], id_prefix) for task, path in files.items()]
+    jobs = [
+        (path, resolvers[task], TrainFile(task, id_prefix, numbered), limit)
+        for task, path in files.items()
+    ]
     pools = {p.task: p for p in ordered_map(partial(_make_pool, folder), jobs, workers)}
     problems = [problem for pool in pools.values() for problem in pool.problems]
     if problems and not skip_bad:
@@ -94,13 +103,13 @@ def make_pools(
     return pools
 
 
-def _make_pool(folder: Path, job: tuple[str, Path, ImageResolver, str]) -> Pool:
-    task, path, resolver, id_prefix = job
-    target = folder / f"{task}.jsonl"
+def _make_pool(folder: Path, job: tuple[Path, ImageResolver, TrainFile, Limit | None]) -> Pool:
+    path, resolver, special, limit = job
+    target = folder / f"{special.task}.jsonl"
     made, starts, columns = WrittenFile(), [0], Columns()
 
     def lines() -> Iterator[bytes]:
-        for record in converted(path, resolver, TrainFile(task, id_prefix), made):
+        for record in converted(path, resolver, special, made, limit):
             line = encode(record)
             starts.append(starts[-1] + len(line))
             columns.add(record)
@@ -108,7 +117,7 @@ def _make_pool(folder: Path, job: tuple[str, Path, ImageResolver, str]) -> Pool:
 
     write_blocks(target, lines())
     np.save(target.with_suffix(".npy"), np.array(starts, dtype=np.uint64))
-    return Pool(task, target, len(starts) - 1, tuple(made.problems), columns)
+    return Pool(special.task, target, len(starts) - 1, tuple(made.problems), columns)
 
 
 def chunk_files(

@@ -1,4 +1,1 @@
 """The published MLLM-CL -> a stream: `python -m data_prep.mllm_cl`. See data_prep/README.md."""
-
-GENERATOR, VERSION = "data_prep.mllm_cl", "2"
-REPOSITORY = "MLLM-CL/MLLM-CL"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.mini.mixtures import PUBLISHED, SHORT
+from data_prep.published.gold_files import GQA, GoldFile
 
 # Names of the scorers in eval/scorers (eval is not imported here; a test holds the two equal).
 SCORERS = (
@@ -24,6 +25,11 @@ class Task:
         scorer: its `fixed` scorer.
         folders: where its images lie below the image root.
         origin: the data set that its images come from. site: where that is had.
+        pictures: how many different ones its published files name; 0: not known.
+        train, test: its files below the source, as a benchmark with a file a task has them; of
+            several names the first that is there.
+        gold: the file that holds the answers of its test set, where they have one of their own.
+        samples: published sizes of training and test file; None: not known.
     """
 
     name: str
@@ -31,6 +37,34 @@ class Task:
     folders: tuple[str, ...]
     origin: str
     site: str
+    pictures: int = 0
+    train: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    gold: GoldFile | None = None
+    samples: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A published benchmark with a training and a test file a task.
+
+    Attributes:
+        name: of the stream. generator, version: what makes it.
+        repository: of the JSON files on the hub.
+        tasks: in the order of training.
+        places: folders of the source in which the tasks' files may lie.
+        pictures: folders of the source that may be the root of the images.
+        numbered: samples are numbered by task: the ids in its files repeat.
+    """
+
+    name: str
+    generator: str
+    version: str
+    repository: str
+    tasks: tuple[Task, ...]
+    places: tuple[str, ...] = ("",)
+    pictures: tuple[str, ...] = ("",)
+    numbered: bool = True
 
 
 _COCO = ("COCO2014/train2014", "COCO2014/val2014")
@@ -43,7 +77,8 @@ _TASKS = (
          "https://github.com/vis-nlp/ChartQA"),
     Task("Fin", "compact", ("Fin/images/train", "Fin/images/test"), "FinVis, in MLLM-CL",
          "https://github.com/bjzhb666/MLLM-CL"),
-    Task("GQA", "vqa", ("GQA/images",), "GQA", "https://cs.stanford.edu/people/dorarad/gqa"),
+    Task("GQA", "vqa", ("GQA/images",), "GQA", "https://cs.stanford.edu/people/dorarad/gqa",
+         gold=GQA),
     Task("Grounding", "grounding", _COCO, "COCO 2014 (RefCOCO family)", _COCO_SITE),
     Task("ImageNet", "label", ("ImageNet_withlabel/train", "ImageNet_withlabel/val"),
          "ImageNet ILSVRC 2012, a folder a class", "https://www.image-net.org/download.php"),
@@ -57,17 +92,30 @@ _TASKS = (
 STRCVIT = {task.name: task for task in _TASKS}
 CHUNKS, CHUNK_SAMPLES = 25, 2000  # of StrCVIT
 
+
+def _mllm_cl(benchmark: str, scorers: dict[str, str], ending: str) -> Benchmark:
+    """One of MLLM-CL's two benchmarks; `ending` is what its test folders are called behind."""
+    site = "https://huggingface.co/datasets/MLLM-CL/MLLM-CL"
+    tasks = tuple(
+        Task(
+            name, scorer, tuple(dict.fromkeys((f"{name}/images", f"{name}{ending}/images"))),
+            "MLLM-CL's own archives", site,
+            train=(f"{name}/train", f"{name}_train/train"),
+            test=(f"{name}/test", f"{name}_test/test"),
+        )
+        for name, scorer in scorers.items()
+    )  # fmt: skip
+    name = f"mllm-cl-{benchmark.lower()}"
+    return Benchmark(name, "data_prep.mllm_cl", "2", "MLLM-CL/MLLM-CL", tasks, numbered=False)
+
+
 # MLLM-CL, in the order of its training; scorers as in eval/scorers/registry.py ("MLLM-CL/<name>").
 MLLM_CL = {
-    "DCL": {
-        "RS": "contains",
-        "Med": "contains",
-        "AD": "contains",
-        "Sci": "science",
-        "Fin": "compact",
-    },
-    "ACL": {"OCR": "ocr", "Math": "number", "VP": "contains", "APP": "choice"},
-}
+    "DCL": _mllm_cl("DCL", {"RS": "contains", "Med": "contains", "AD": "contains",
+                            "Sci": "science", "Fin": "compact"}, ""),
+    "ACL": _mllm_cl("ACL", {"OCR": "ocr", "Math": "number", "VP": "contains", "APP": "choice"},
+                    "_test"),
+}  # fmt: skip
 # What the router of MR-LoRA is told about each expert.
 EXPERTS = {
     "RS": "remote sensing: aerial and satellite pictures, presence, comparison, counting, areas",

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.errors import DataError
 from data_prep.sources.boxes import check_gold_box
-from data_prep.sources.converting import converted
+from data_prep.sources.converting import Limit, converted
 from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.raw_forms import answer_of
 from data_prep.sources.records import HostSample, answer_text, encode
@@ -90,6 +90,8 @@ class TestFile:
     entry: dict[str, object] = field(default_factory=dict)
     own_ids: bool = True
     placed: Callable[[Any], Any] | None = None
+    limit: Limit | None = None
+    special: TestSet | None = None  # what finishes its samples, where they need more than others
 
 
 def planned_tests(
@@ -136,5 +138,6 @@ def check_task_name(task: str) -> None:
 def lines_of_test(source: TestFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of a test set."""
     made.entry.update(source.entry)
-    special = TestSet(source.task, source.scorer, source.own_ids, source.placed)
-    yield from map(encode, converted(source.path, source.resolver, special, made))
+    usual = TestSet(source.task, source.scorer, source.own_ids, source.placed)
+    special = source.special or usual
+    yield from map(encode, converted(source.path, source.resolver, special, made, source.limit))

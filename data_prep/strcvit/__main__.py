@@ -17,16 +17,20 @@ from data_prep.command_line import (
     FAILED,
     OK,
     add_common,
+    add_limit,
     expect_folder,
     fetch,
+    limit_of,
+    limit_setting,
     run_plan,
     source_facts,
 )
 from data_prep.errors import ERROR, DataError, listing
 from data_prep.parallel import cores
+from data_prep.published import checklist
 from data_prep.published.benchmarks import STRCVIT
 from data_prep.sources.image_paths import LINK, ImageResolver
-from data_prep.strcvit import GENERATOR, MARKER, REPOSITORY, VERSION, checklist
+from data_prep.strcvit import GENERATOR, MARKER, REPOSITORY, VERSION
 from data_prep.strcvit.published_counts import against_manifest, against_mixture
 from data_prep.strcvit.source import Source, chunk_files, make, official_gqa, test_files
 from data_prep.stream import StreamError
@@ -52,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         help="test sets: the small proxies of the published runs, or all",
     )
     out.add_argument("--no-image-check", action="store_true", help="images are somewhere else")
+    add_limit(out, "of each chunk and each test set")
     add_common(out, out_required=False)
     return out
 
@@ -63,8 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.checklist:
         if args.images is None:
             options.error("--checklist needs --images ROOT")
-        print("\n".join(checklist.lines(args.images)))
-        return OK if checklist.all_present(args.images) else FAILED
+        print("\n".join(checklist.lines(args.images, STRCVIT.values())))
+        return OK if checklist.all_present(args.images, STRCVIT.values()) else FAILED
     if args.stitch is not None:
         if args.images is None or args.views is None:
             options.error("--stitch needs --images ROOT and --views NUSCENES")
@@ -99,20 +104,20 @@ def _plan(args: argparse.Namespace) -> Plan:
     expect_folder(root, "--images", "See --checklist for the sites of the image sets")
     resolver = ImageResolver(root, marker=MARKER, must_exist=not args.no_image_check)
     official = official_gqa(args.source, root)
-    tests = test_files(args.source, args.eval == "proxy")
+    tests, limit = test_files(args.source, args.eval == "proxy"), limit_of(args)
     planned = [
-        PlannedFile(f"chunks/{number:03d}.jsonl", Source(path, resolver, chunk=number))
-        for number, path in chunks.items()
+        PlannedFile(f"chunks/{n:03d}.jsonl", Source(path, resolver, chunk=n, limit=limit))
+        for n, path in chunks.items()
     ]
     for task, path in tests.items():
-        planned.append(
-            PlannedFile(f"test/{task}.jsonl", Source(path, resolver, task, 0, official), task)
-        )
+        source = Source(path, resolver, task, 0, official, limit)
+        planned.append(PlannedFile(f"test/{task}.jsonl", source, task))
     files = [*chunks.values(), *tests.values()]
     settings = {
         "files": {_name(args.source, path): source_facts(path)["sha256"] for path in files},
         "images": str(root),
         **{key: getattr(args, key) for key in ("eval", "no_image_check", "skip_bad")},
+        **limit_setting(args),
     }
     scorers = {task: STRCVIT[task].scorer for task in tests}
     contents = Contents(planned, scorers, {LINK: str(root)})
@@ -124,7 +129,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         lambda staging: contents,
         make,
         args.skip_bad,
-        partial(_check_counts, args),
+        partial(_check_counts, args) if limit is None else None,
     )
 
 
@@ -153,7 +158,7 @@ def _report(args: argparse.Namespace, made: list[WrittenFile]) -> None:
         print(f"chunk {number:3}: {chunk.samples:5} samples: {tasks}")
     for item in made[len(chunks) :]:
         print(f"{item.file}: {item.samples} samples")
-    differences = against_mixture(chunks)
+    differences = against_mixture(chunks) if args.limit is None else []
     problems = [problem for item in made for problem in item.problems] + differences
     if differences:
         print(f"{len(differences)} differences from the published mixture (strcvit_mixture.json):")
@@ -161,8 +166,8 @@ def _report(args: argparse.Namespace, made: list[WrittenFile]) -> None:
     lacking = [task for task in STRCVIT if task not in test_files(args.source, True)]
     if lacking:
         print(f"no test set in {args.source}/test: {', '.join(lacking)}: they are not evaluated")
-    if not checklist.all_present(args.images):
-        print("\n".join(checklist.lines(args.images)))
+    if not checklist.all_present(args.images, STRCVIT.values()):
+        print("\n".join(checklist.lines(args.images, STRCVIT.values())))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 from data_prep.command_line import expect_folder
 from data_prep.errors import DataError
 from data_prep.published.benchmarks import STRCVIT
+from data_prep.published.gold_files import GQA, GoldTestSet
 from data_prep.sources.boxes import check_box, is_box_question, read_box, read_size
-from data_prep.sources.converting import converted
+from data_prep.sources.converting import Limit, converted
 from data_prep.sources.fields import harmonize_all
 from data_prep.sources.image_paths import LINK, ImageResolver
 from data_prep.sources.records import HostSample, answer_text, encode, question_text
@@ -21,7 +21,6 @@ from data_prep.strcvit import REPOSITORY
 from data_prep.stream_writer import PlannedFile, WrittenFile
 
 PROXIES = ("test_proxy.json", "val_proxy.json")
-OFFICIAL_GQA = "testdev_balanced_questions.json"
 # Task by the first folder of the image; COCO's pictures serve two tasks.
 _BY_FOLDER = {
     "AD": "AD",
@@ -46,6 +45,7 @@ class Source:
     task: str | None = None  # of a test set
     chunk: int = 0
     official: Path | None = None  # GQA's own questions, which hold its answers
+    limit: Limit | None = None
 
 
 def chunk_files(source: Path) -> dict[int, Path]:
@@ -95,8 +95,7 @@ def test_files(source: Path, proxy: bool) -> dict[str, Path]:
 
 def official_gqa(source: Path, images: Path) -> Path | None:
     """Return GQA's file of questions and answers, if it lies in one of the usual places."""
-    folders = (source / "test" / "GQA", images / "GQA", images / "GQA" / "questions")
-    return next((f / OFFICIAL_GQA for f in folders if (f / OFFICIAL_GQA).is_file()), None)
+    return GQA.find(source / "test" / "GQA", images / "GQA", images / "GQA" / "questions")
 
 
 def task_of(record: HostSample) -> str:
@@ -131,40 +130,16 @@ class _Train:
         return record
 
 
-class _Gqa(TestSet):
-    """GQA's test set; where the file has no answers, they come from the official questions."""
-
-    def __init__(self, official: Path | None) -> None:
-        super().__init__("GQA", STRCVIT["GQA"].scorer)
-        self.path = official
-        self.answers: dict[str, Any] | None = None
-
-    def prepare(self, raw: Any) -> Any:
-        """Return the raw sample with its answer."""
-        if not isinstance(raw, dict) or raw.get("answer") is not None:
-            return raw
-        if self.path is None:
-            raise DataError(
-                "no-answer",
-                f"no answer: put the official {OFFICIAL_GQA} into test/GQA of --source "
-                f"({STRCVIT['GQA'].site})",
-            )
-        if self.answers is None:
-            self.answers = json.loads(self.path.read_text(encoding="utf-8"))
-        entry = (self.answers or {}).get(str(raw.get("question_id")))
-        if not isinstance(entry, dict) or "answer" not in entry:
-            raise DataError("no-answer", f"{self.path} has no question {raw.get('question_id')!r}")
-        return {**raw, "answer": entry["answer"]}
-
-
 def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of one chunk or test set."""
     source: Source = planned.source
-    if source.task is None:
-        special: Any = _Train(source.chunk)
-    elif source.task == "GQA":
-        special = _Gqa(source.official)
-    else:
-        special = TestSet(source.task, STRCVIT[source.task].scorer)
-    records = list(converted(source.path, source.resolver, special, made))
+    special = _Train(source.chunk) if source.task is None else _test_set(source, source.task)
+    records = list(converted(source.path, source.resolver, special, made, source.limit))
     yield from map(encode, harmonize_all(records) if source.task is None else records)
+
+
+def _test_set(source: Source, name: str) -> TestSet:
+    task = STRCVIT[name]
+    if task.gold is None:
+        return TestSet(name, task.scorer)
+    return GoldTestSet(name, task.scorer, task.gold, source.official, task.site)

@@ -107,7 +107,7 @@ def published_table(run: RunData) -> Table | None:
         rows.append([task, percent(score), shown, "; ".join(n for n in notes if n)])
     mean = published["mean"]
     if mean is not None:
-        rows.append(["mean of the nine published tasks", "", f"{mean:.1f}", ""])
+        rows.append(["mean of the published tasks", "", f"{mean:.1f}", ""])
     caption = f"Scores as the published scripts print them, after chunk {run.evaluated}"
     return Table(caption, ["task", "score, %", "published script", "note"], rows)
 

@@ -1,4 +1,4 @@
-"""What StrCVIT's own scripts print for our predictions: `published` in scores.json.
+"""What a benchmark's own scripts print for our predictions: `published` in scores.json.
 
 For comparison with published numbers only.
 """
@@ -9,40 +9,54 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from eval.run_files import PredictionLine, PublishedScores
-from eval.scorers.registry import MOST_CIDER, STRCVIT, TASKS, find_task
+from eval.scorers.registry import MOST_CIDER, PREFIXES, STRCVIT, TASKS, Task
 from eval.scorers.released import ReleasedCrash
 
 # Their generation loop writes a failed sample without its prompt, which these three scripts read.
 NEEDS_PROMPT = ("AD", "RS", "Fin")
+_READ = ("answer_bbox", "size", "answer_type", "prompt", "images")  # beside the gold
 
 
-def published_scores(lines: Mapping[str, Sequence[PredictionLine]]) -> PublishedScores:
-    """Return what the published scripts would print for the StrCVIT tasks among prediction lines.
+def published_scores(
+    lines: Mapping[str, Sequence[PredictionLine]], stream: str = ""
+) -> PublishedScores:
+    """Return what the published scripts would print for a benchmark's tasks among prediction lines.
 
-    `mean` is their mean of nine tasks: GQA and ChartQA left out, CIDEr x 100 mixed in unclipped.
+    `mean` is StrCVIT's mean of nine tasks: GQA and ChartQA left out, CIDEr x 100 mixed in
+    unclipped; of other benchmarks the mean of all tasks, once all are there and have a script.
+
+    Args:
+        lines: by task.
+        stream: the name of the stream, which says whose scripts; StrCVIT's for any other.
     """
     printed: dict[str, float] = {}
     crashes: dict[str, str] = {}
-    for task in (name for name in STRCVIT if name in lines):
+    prefix = PREFIXES.get(stream, "")
+    known = [name for name in TASKS if name.startswith(prefix)] if prefix else list(STRCVIT)
+    tasks = {name.removeprefix(prefix): TASKS[name] for name in known}
+    asked = [name for name, task in tasks.items() if name in lines and task.released]
+    for name in asked:
         try:
-            printed[task] = _percent(task, lines[task])
+            printed[name] = _percent(tasks[name], lines[name])
         except ReleasedCrash as error:
-            crashes[task] = str(error)
-    nine = [name for name in STRCVIT if TASKS[name].in_published_mean]
-    whole = all(name in printed for name in nine)
+            crashes[name] = str(error)
+    wanted = [name for name, task in tasks.items() if task.in_published_mean]
+    if prefix == "MLLM-CL/":  # one of the two benchmarks that share it
+        wanted = [name for name in wanted if name in lines]
+    whole = all(name in printed for name in wanted)
     return {
-        "tasks": {t: round(printed[t], 4) if t in printed else None for t in STRCVIT if t in lines},
+        "tasks": {t: round(printed[t], 4) if t in printed else None for t in asked},
         "crashes": crashes,
-        "mean": round(fmean(printed[name] for name in nine), 4) if whole else None,
+        "mean": round(fmean(printed[name] for name in wanted), 4) if whole and wanted else None,
     }
 
 
-def _percent(task: str, lines: Sequence[PredictionLine]) -> float:
+def _percent(task: Task, lines: Sequence[PredictionLine]) -> float:
     """Return the printed score of one task; TextCaps: CIDEr x 100."""
     failed = any(line["prediction"] is None for line in lines)
-    if failed and task in NEEDS_PROMPT:
+    if failed and task.name in NEEDS_PROMPT:
         raise ReleasedCrash("the published script crashes on a line without a prompt")
-    scorer = find_task(task).scorer("released")
+    scorer = task.scorer("released")
     scores = scorer.score_all([_answer(line) for line in lines], [_gold(line) for line in lines])
     return 100.0 * fmean(scores) * (1.0 if scorer.sample is not None else MOST_CIDER)
 
@@ -54,5 +68,5 @@ def _answer(line: PredictionLine) -> str:
 
 
 def _gold(line: PredictionLine) -> dict[str, object]:
-    boxes = {key: value for key, value in line.items() if key in ("answer_bbox", "size")}
-    return {"answer": line.get("references") or line["gold"], **boxes}
+    more = {key: value for key, value in line.items() if key in _READ}
+    return {"answer": line.get("references") or line["gold"], **more}

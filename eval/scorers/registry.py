@@ -118,6 +118,11 @@ RELEASED = _table(
     Scorer("any_substring", released.any_substring),
     Scorer("substring_compacted", released.substring_compacted),
     Scorer("science", released.science),
+    Scorer("equal_upper", released.equal_upper),
+    Scorer("two_way_substring_cased", released.two_way_substring_cased),
+    Scorer("first_letter", released.first_letter),
+    Scorer("ten_answers", released.ten_answers),
+    Scorer("grounding_stripped", released.grounding_stripped),
     Scorer("caption", None, str.split),
 )
 VARIANTS = {"fixed": FIXED, "released": RELEASED}
@@ -247,9 +252,27 @@ _ALL = (
     Task("MLLM-CL/Math", "number", None),
     Task("MLLM-CL/VP", "contains", "substring_compacted"),
     Task("MLLM-CL/APP", "choice", None),
+    # UCIT. Its captions are printed as the mean of seven metrics, one of which (METEOR) is a Java
+    # program with tables of its own.
+    Task("UCIT/ImageNet-R", "label", "equal_upper"),
+    Task("UCIT/ArxivQA", "choice", "equal_upper"),
+    Task("UCIT/VizWiz", "caption", None),
+    Task("UCIT/IconQA", "choice", "equal_upper"),
+    Task("UCIT/CLEVR", "number", "equal_upper"),
+    Task("UCIT/Flickr30k", "caption", None),
+    Task("CoIN/ScienceQA", "choice", "first_letter"),
+    Task("CoIN/TextVQA", "vqa", "ten_answers"),
+    Task("CoIN/ImageNet", "label", "two_way_substring_cased"),
+    Task("CoIN/GQA", "vqa", "equal_lower_prediction"),
+    Task("CoIN/VizWiz", "vqa", "equal_upper"),
+    Task("CoIN/Grounding", "grounding", "grounding_stripped"),
+    Task("CoIN/VQAv2", "vqa", "equal_upper"),
+    Task("CoIN/OCRVQA", "exact", "equal_lower"),
 )
 TASKS = {task.name: task for task in _ALL}
-STRCVIT = tuple(name for name in TASKS if not name.startswith("MLLM-CL/"))
+STRCVIT = tuple(name for name in TASKS if "/" not in name)
+# Streams of other benchmarks, by their names: what stands before their tasks' names above.
+PREFIXES = {"mllm-cl-dcl": "MLLM-CL/", "mllm-cl-acl": "MLLM-CL/", "ucit": "UCIT/", "coin": "CoIN/"}
 
 
 def find_task(name: str) -> Task:

@@ -1,10 +1,13 @@
-"""The `released` scorers: what the published StrCVIT scripts decide, their defects included.
+"""The `released` scorers: what published scripts decide, their defects included.
 
-Written from their observed behaviour (../tests/fixtures/released_scores.json holds real verdicts),
-for comparison with published numbers only. The default is `fixed`.
+StrCVIT's and MLLM-CL's are written from observed behaviour (tests/fixtures/released_scores.json
+holds real verdicts), CoIN's and UCIT's from the arithmetic of their scripts. They serve to compare
+with published numbers only; the default is `fixed`.
 """
 
 from __future__ import annotations
+
+import re
 
 from eval.scorers import box_overlap as boxes
 from eval.scorers.answer_text import GoldRecord
@@ -154,6 +157,52 @@ def science(prediction: str, record: GoldRecord) -> float:
         wanted, named = gold.split(","), answer.split(",")
         return sum(state in named for state in wanted) / len(wanted)
     return float(gold in answer)
+
+
+def equal_upper(prediction: str, record: GoldRecord) -> float:
+    """CoIN VizWiz and VQAv2, UCIT but for captions: equality of upper-cased strings."""
+    return float(prediction.upper() == _text_gold(record).upper())
+
+
+def two_way_substring_cased(prediction: str, record: GoldRecord) -> float:
+    """CoIN ImageNet: either stands in the other, case and all; an empty answer counts as right."""
+    gold = _text_gold(record)
+    return float(gold in prediction or prediction in gold)
+
+
+_LETTERS = "ABCDE"
+_LONE = re.compile(r"\b(\w)\b")
+
+
+def first_letter(prediction: str, record: GoldRecord) -> float:
+    """CoIN ScienceQA: a letter alone, one before ". ", else the first word of one character.
+
+    Defects: "It is a dog, so B" answers A, "2 of them: C" answers 2 and is wrong.
+    """
+    if prediction and prediction in _LETTERS and len(prediction) == 1:
+        said = prediction
+    elif prediction[:1] in tuple(_LETTERS) and prediction[1:3] == ". ":
+        said = prediction[0]
+    else:
+        lone = _LONE.search(prediction)
+        said = lone[1].upper() if lone else ""
+    return float(said == _text_gold(record))
+
+
+def ten_answers(prediction: str, record: GoldRecord) -> float:
+    """CoIN TextVQA: VQA accuracy, the mean over the ten sets of nine annotators, after EvalAI."""
+    golds = record.get("gold", record.get("answer"))
+    if not isinstance(golds, list) or len(golds) != 10:
+        raise ReleasedCrash("the published script crashes without ten gold answers")
+    answer = evalai(prediction, RELEASED_FULL_STOPS)
+    same = sum(evalai(str(gold), RELEASED_FULL_STOPS) == answer for gold in golds)
+    # Where one that agrees is left out, one fewer agrees.
+    return (same * min(1, (same - 1) / 3) + (10 - same) * min(1, same / 3)) / 10
+
+
+def grounding_stripped(prediction: str, record: GoldRecord) -> float:
+    """CoIN Grounding: as StrCVIT's, but for one blank before the answer, which goes first."""
+    return grounding(prediction.removeprefix(" "), record)
 
 
 def _damaged_box(prediction: str) -> list[float] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from data_prep.published.benchmarks import MLLM_CL, STRCVIT
+from data_prep.published.benchmarks import MLLM_CL, STRCVIT, Benchmark, Task
 
 ROOT = "<STRCVIT_IMAGE_ROOT>"
 IMAGE = {
@@ -100,7 +100,7 @@ def _test(images: Path, task: str, number: int) -> dict[str, Any]:
 
 def mllm_cl(folder: Path, benchmark: str = "DCL", train: int = 30, tests: int = 4) -> Path:
     """Build a small MLLM-CL in `folder`; return it."""
-    for task in MLLM_CL[benchmark]:
+    for task in (each.name for each in MLLM_CL[benchmark].tasks):
         rows = []
         for number in range(train):
             picture(folder / task / "images" / f"{number}.png", number)
@@ -127,3 +127,64 @@ def mllm_cl(folder: Path, benchmark: str = "DCL", train: int = 30, tests: int = 
             )
         write_json(folder / f"{task}{ending}" / "test.json", rows)
     return folder
+
+
+SHORT = "\nAnswer the question using a single word or phrase."
+LETTER = "\nA. red\nB. blue\nAnswer with the option's letter from the given choices directly."
+CAPTION = "What is happening in the image?\nGenerate a brief caption for the image."
+REGION = "Please provide the bounding box coordinate of the region this sentence describes: the box"
+BOX = "[0.10, 0.20, 0.50, 0.60]"
+ASKED = {  # question and answers of a task, as published; "How many?" and a number else
+    "ImageNet-R": (f"What is the object in the image?{SHORT}", ("Tench", "Goldfish")),
+    "ArxivQA": (f"Which curve is higher?{LETTER}", ("A", "B")),
+    "VizWiz": (f"What is this?{SHORT}", ("Soda", "unanswerable")),
+    "ScienceQA": (f"Which colour is it?{LETTER}", ("A", "B")),
+    "TextVQA": (f"What does it say?{SHORT}", ("stop", "exit")),
+    "ImageNet": (f"What is the object in the image?{SHORT}", ("Tench", "Brambling")),
+    "Grounding": (REGION, (BOX,)),
+    "OCRVQA": (f"Who wrote this book?{SHORT}", ("Jane Austen", "Ursula K. Le Guin")),
+}
+
+
+def task_files(folder: Path, benchmark: Benchmark, train: int = 12, tests: int = 4) -> Path:
+    """Build a small UCIT or CoIN in `folder` as published; return it."""
+    place, root = folder / benchmark.places[0], folder / benchmark.pictures[0]
+    for task in benchmark.tasks:
+        question, answers = ASKED.get(task.name, (f"How many?{SHORT}", ("1", "2", "3")))
+        if task.scorer == "caption":
+            question, answers = CAPTION, ("A dog runs.", "Two men talk.")
+        learned, asked = [], []
+        for number in range(train):
+            image = f"{task.folders[0]}/train_{number:06d}.jpg"
+            picture(root / image, number)
+            turns = [{"from": "human", "value": f"<image>\n{question}"},
+                     {"from": "gpt", "value": answers[number % len(answers)]}]  # fmt: skip
+            key = "question_id" if benchmark.name == "ucit" and number % 2 else "id"
+            learned.append({key: f"{number:08d}", "image": image, "conversations": turns})
+        for number in range(tests):
+            image = f"{task.folders[-1]}/test_{number:06d}.jpg"
+            picture(root / image, 1000 + number)
+            row = {"question_id": str(number), "image": image, "text": question}
+            row["answer"] = answers[number % len(answers)]
+            if task.scorer == "grounding":
+                row |= {"answer_bbox": BOX, "size": [40, 30]}  # type: ignore[dict-item]
+            asked.append(row)
+        write_json(place / f"{task.train[0]}.json", learned)
+        test = place / f"{task.test[0]}.json"
+        write_json(test, asked)
+        if task.gold is not None and task.gold.always:
+            write_json(test.with_name(task.gold.name), _golds(task, asked))
+    return folder
+
+
+def _golds(task: Task, asked: list[dict[str, Any]]) -> Any:
+    """The file beside a test set: five captions a picture, or ten answers a question."""
+    if task.scorer == "caption":
+        images = [{"id": n, "file_name": Path(r["image"]).name} for n, r in enumerate(asked, 1)]
+        said = [(n, f"caption {k} of {n}") for n in range(1, len(asked) + 1) for k in range(5)]
+        captions = [{"image_id": n, "caption": text} for n, text in said]
+        return {"images": images, "annotations": captions}
+    rows = [
+        {"question_id": int(r["question_id"]), "answers": [r["answer"]] * 9 + ["x"]} for r in asked
+    ]
+    return {"data": rows}

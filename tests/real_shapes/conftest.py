@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real_shapes.families import Family
-from tests.real_shapes.folders import build
+from tests.real_shapes.folders import Family, build
 from tests.real_shapes.vocabularies import Unreachable
 
 Folder = Callable[[Family], Path]

@@ -7,67 +7,14 @@ stays as published: vocabulary, special tokens, size of a patch, width of a head
 
 from __future__ import annotations
 
-from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any
-
-from tests.real_shapes.vocabularies import GEMMA3, LLAMA2, QWEN2_5, QWEN3, Vocabulary
-
-Json = dict[str, Any]
+from tests.real_shapes.folders import Family, Json
+from tests.real_shapes.vocabularies import GEMMA3, LLAMA2, QWEN2_5, QWEN3, QWEN3_5
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 HALF = [0.5, 0.5, 0.5]
 _VISION_MODEL = {"vision_tower.": "vision_tower.vision_model."}
-
-
-@dataclass(frozen=True)
-class Family:
-    """One folder of the hub.
-
-    Attributes:
-        name: of the folder, as on the hub.
-        recipe: the shipped recipe that trains it; None: none does.
-        vocabulary: its tokenizer.
-        config: config.json. small: what CI lays over it.
-        files: further JSON files by name.
-        prefixes: how the weights' names start in the checkpoint (not in transformers 5).
-        tied: whether the output layer is the embedding, so that the checkpoint lacks it.
-        tokenizer: what it has beside the package's files: `added` tokens, and settings.
-        older: names' starts in transformers 5 and what they were when the checkpoint was saved.
-    """
-
-    name: str
-    recipe: str | None
-    vocabulary: Vocabulary
-    config: Json
-    small: Json
-    files: dict[str, Json]
-    prefixes: tuple[str, ...]
-    tied: bool = False
-    tokenizer: Json = field(default_factory=dict)
-    older: dict[str, str] = field(default_factory=dict)
-
-    def configured(self, full_width: bool = False, layers: int = 2) -> Json:
-        """config.json of the folder: narrow, or as wide as published with `layers` layers."""
-        config = _over(self.config, self.small)
-        if not full_width:
-            return config
-        config = deepcopy(self.config)
-        text = config.get("text_config", config)
-        text["num_hidden_layers"] = layers
-        text.pop("layer_types", None)
-        return config
-
-
-def _over(values: Json, changes: Json) -> Json:
-    """`changes` laid over `values`, block by block."""
-    result = deepcopy(values)
-    for key, value in changes.items():
-        inner = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _over(result[key], value) if inner else value
-    return result
 
 
 def _picture_files(processor: str, picture: Json, **more: Json) -> dict[str, Json]:
@@ -225,6 +172,53 @@ QWEN3_VL = Family(
     prefixes=("model.language_model.", "lm_head.", "model.visual."),
 )  # fmt: skip
 
+# Three of four layers have linear attention: a recurrent state in place of keys and values.
+QWEN3_5_9B = Family(
+    name="Qwen3.5-9B",
+    recipe="qwen3.5-9b",
+    vocabulary=QWEN3_5,
+    config={
+        "architectures": ["Qwen3_5ForConditionalGeneration"], "image_token_id": 248056,
+        "model_type": "qwen3_5",
+        "text_config": {
+            "attention_bias": False, "attention_dropout": 0.0, "attn_output_gate": True,
+            "dtype": "bfloat16", "eos_token_id": 248044, "full_attention_interval": 4,
+            "head_dim": 256, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+            "intermediate_size": 12288, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+            "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_value_head_dim": 128,
+            "mamba_ssm_dtype": "float32", "max_position_embeddings": 262144,
+            "model_type": "qwen3_5_text", "num_attention_heads": 16, "num_hidden_layers": 32,
+            "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "use_cache": True,
+            "vocab_size": 248320,
+            "rope_parameters": {
+                "mrope_interleaved": True, "mrope_section": [11, 11, 10],
+                "partial_rotary_factor": 0.25, "rope_theta": 10000000, "rope_type": "default",
+            },
+        },
+        "tie_word_embeddings": False, "transformers_version": "4.57.0.dev0",
+        "video_token_id": 248057,
+        "vision_config": {**QWEN3_VL.config["vision_config"], "model_type": "qwen3_5",
+                          "deepstack_visual_indexes": []},
+        "vision_end_token_id": 248054, "vision_start_token_id": 248053,
+    },
+    small={
+        "text_config": {
+            "hidden_size": 128, "intermediate_size": 256, "linear_num_key_heads": 1,
+            "linear_num_value_heads": 2, "num_attention_heads": 2, "num_hidden_layers": 4,
+            "num_key_value_heads": 1,
+        },
+        "vision_config": {
+            "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2,
+            "out_hidden_size": 128,
+        },
+    },
+    files={**QWEN3_VL.files, "generation_config.json": {
+        "bos_token_id": 248044, "do_sample": True, "eos_token_id": [248046, 248044],
+        "pad_token_id": 248044, "temperature": 0.6, "top_k": 20, "top_p": 0.95,
+    }},
+    prefixes=("model.language_model.", "lm_head.", "model.visual."),
+)  # fmt: skip
+
 QWEN2_5_VL = Family(
     name="Qwen2.5-VL-7B-Instruct",
     recipe="qwen2.5-vl-7b",
@@ -325,7 +319,7 @@ GEMMA3_4B = Family(
 
 LLAVA = Family(
     name="llava-1.5-7b-hf",
-    recipe=None,
+    recipe="llava1.5-7b",
     vocabulary=LLAMA2,
     config={
         "architectures": ["LlavaForConditionalGeneration"], "ignore_index": -100,
@@ -387,6 +381,7 @@ FAMILIES = (
     _internvl("4b", 2560, 9728),
     GEMMA3_4B,
     QWEN3_VL,
+    QWEN3_5_9B,
     QWEN2_5_VL,
     LLAVA,
 )
@@ -395,4 +390,4 @@ OTHER_WEIGHTS = {  # recipes whose model has the shapes of another recipe's
     "internvl3.5-4b-pretrained": "internvl3.5-4b",
     "gemma3-4b-pt": "gemma3-4b",
 }
-RECIPES = {family.recipe: family for family in FAMILIES if family.recipe is not None}
+RECIPES = {family.recipe: family for family in FAMILIES}

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from tests.real_shapes.families import Family, Json
+from tests.real_shapes.vocabularies import Vocabulary
 
+Json = dict[str, Any]
 SHARD = "60MB"  # so that there are several, as on the hub
 PUBLISHED = (  # transformers' name, the makers' own
     (r"vision_tower\.encoder\.layer\.", "vision_model.encoder.layers."),
@@ -30,6 +33,54 @@ PUBLISHED = (  # transformers' name, the makers' own
     (r"multi_modal_projector\.layer_norm", "mlp1.0"),
     (r"multi_modal_projector\.linear_1", "mlp1.1"), (r"multi_modal_projector\.linear_2", "mlp1.3"),
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Family:
+    """One folder of the hub.
+
+    Attributes:
+        name: of the folder, as on the hub.
+        recipe: the shipped recipe that trains it.
+        vocabulary: its tokenizer.
+        config: config.json. small: what CI lays over it.
+        files: further JSON files by name.
+        prefixes: how the weights' names start in the checkpoint (not in transformers 5).
+        tied: whether the output layer is the embedding, so that the checkpoint lacks it.
+        tokenizer: what it has beside the package's files: `added` tokens, and settings.
+        older: names' starts in transformers 5 and what they were when the checkpoint was saved.
+    """
+
+    name: str
+    recipe: str
+    vocabulary: Vocabulary
+    config: Json
+    small: Json
+    files: dict[str, Json]
+    prefixes: tuple[str, ...]
+    tied: bool = False
+    tokenizer: Json = field(default_factory=dict)
+    older: dict[str, str] = field(default_factory=dict)
+
+    def configured(self, full_width: bool = False, layers: int = 2) -> Json:
+        """config.json of the folder: narrow, or as wide as published with `layers` layers."""
+        config = _over(self.config, self.small)
+        if not full_width:
+            return config
+        config = deepcopy(self.config)
+        text = config.get("text_config", config)
+        text["num_hidden_layers"] = layers
+        text.pop("layer_types", None)
+        return config
+
+
+def _over(values: Json, changes: Json) -> Json:
+    """`changes` laid over `values`, block by block."""
+    result = deepcopy(values)
+    for key, value in changes.items():
+        inner = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _over(result[key], value) if inner else value
+    return result
 
 
 def build(family: Family, folder: Path, seed: int = 0, full_width: bool = False) -> Path:

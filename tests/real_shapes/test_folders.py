@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.real_shapes.conftest import Folder
-from tests.real_shapes.families import FAMILIES, QWEN3_VL, Family
-from tests.real_shapes.folders import build
+from tests.real_shapes.families import FAMILIES, QWEN3_VL
+from tests.real_shapes.folders import Family, build
 from tests.real_shapes.vocabularies import QWEN3, Unreachable, Vocabulary
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,8 @@ import pytest
 from recipes.config.loading import load_recipe
 from recipes.tools.token_counts import host_words
 from tests.real_shapes.conftest import Folder
-from tests.real_shapes.families import FAMILIES, QWEN2_5_VL, QWEN3_VL, Family
+from tests.real_shapes.families import FAMILIES, QWEN2_5_VL, QWEN3_VL
+from tests.real_shapes.folders import Family
 from tests.real_shapes.pictures import SIZES, TILES, draw
 from tests.real_shapes.streams import ROOT, llava, strcvit
 from tests.recipes.forked import call
@@ -21,7 +22,7 @@ from tests.recipes.real_host import needs_host
 
 pytestmark = [pytest.mark.slow, needs_host]
 HOST_PLUGIN = ROOT / "recipes" / "swift_plugins" / "training.py"
-TYPES = ("internvl", "gemma3_vision", "qwen3_vl", "qwen2_5_vl", "llava1_5_hf")
+TYPES = ("internvl", "gemma3_vision", "qwen3_vl", "qwen3_5", "qwen2_5_vl", "llava1_5_hf")
 # timm is for InternVL's own remote code (the -HF folders do not import it), decord for videos.
 NOT_USED = {"timm", "decord"}
 TOKENS = {
@@ -104,7 +105,7 @@ def test_tokens_of_pictures_and_prompts(
     counts = {name: ids.count(number) for name, ids in zip(SIZES, found, strict=False)}
     assert counts == tokens_expected(family)
     assert max(map(len, found)) < 4096  # max_length of the recipes
-    recipe = load_recipe(family.recipe or "internvl3.5-8b", [f"model.path={folder(family)}"])
+    recipe = load_recipe(family.recipe, [f"model.path={folder(family)}"])
     as_check_and_plan = call(_counted, host_words(recipe, samples, tmp_path))
     assert as_check_and_plan == [len(ids) for ids in found[: len(SIZES)]]
     learned, prompts = found[len(SIZES) :: 2], found[len(SIZES) + 1 :: 2]

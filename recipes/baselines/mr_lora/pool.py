@@ -14,8 +14,8 @@ from random import Random
 from typing import TypedDict
 
 from data_prep.files import sha256_file, write_json, write_text
-from data_prep.mllm_cl.router import expert_letters, router_record
 from data_prep.stream import Stream
+from data_prep.task_files.router import expert_letters, router_record
 from recipes.baselines.replay import read_lines
 from recipes.config.schema import Recipe
 from recipes.run_folder.checkpoints import CheckpointError, adapter_hashes, verify_adapter

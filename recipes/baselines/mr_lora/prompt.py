@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from data_prep.files import Record
-from data_prep.mllm_cl.router import router_question
+from data_prep.task_files.router import router_question
 
 _AROUND = " \t\r\n.:()[]\"'"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_prep.strcvit.checklist import missing_folders
 from PIL import Image
 
 from data_prep.published.benchmarks import STRCVIT
 from data_prep.strcvit.__main__ import main
-from data_prep.strcvit.checklist import missing_folders
 
 COLOURS = {  # as one sees them in the picture, row by row
     "CAM_FRONT_LEFT": (200, 30, 30), "CAM_FRONT": (30, 200, 30), "CAM_FRONT_RIGHT": (30, 30, 200),

@@ -75,3 +75,57 @@ def test_a_failed_sample_leaves_no_published_score(task: str) -> None:
     found = published_scores({task: [line], "VQAv2": [line]})
     assert found["tasks"] == {task: None, "VQAv2": 0.0}
     assert "without a prompt" in found["crashes"][task]
+
+
+TEN = ["stop"] * 3 + ["go"] * 7
+
+
+@pytest.mark.parametrize(
+    ("task", "prediction", "gold", "score"),
+    [
+        ("UCIT/ImageNet-R", "TENCH", "Tench", 1),
+        ("UCIT/ImageNet-R", "Tench.", "Tench", 0),
+        ("UCIT/ArxivQA", "B. red", "B", 0),
+        ("CoIN/ImageNet", "", "Tench", 1),  # defect: nothing stands in everything
+        ("CoIN/ImageNet", "tench", "Tench", 0),  # case counts
+        ("CoIN/ImageNet", "a Tench", "Tench", 1),
+        ("CoIN/VizWiz", "soda", "Soda", 1),
+        ("CoIN/GQA", "Yes..", "yes", 1),
+        ("CoIN/GQA", "yes", "Yes", 0),  # the gold keeps its case
+        ("CoIN/OCRVQA", "JANE AUSTEN", "Jane Austen", 1),
+        ("CoIN/OCRVQA", "Unanswerable", "Unanswerable", 0),
+        ("CoIN/ScienceQA", "B", "B", 1),
+        ("CoIN/ScienceQA", "B. Utah", "B", 1),
+        ("CoIN/ScienceQA", "the answer is b", "B", 1),
+        ("CoIN/ScienceQA", "It is a dog, so B", "B", 0),  # defect: "a" is the first letter
+        ("CoIN/ScienceQA", "", "B", 0),
+        ("CoIN/TextVQA", "Stop.", TEN, (3 * 2 / 3 + 7) / 10),  # 3 of 10 agree: 2 or 3 of nine
+        ("CoIN/TextVQA", "the go", TEN, 1),
+        ("CoIN/TextVQA", "halt", TEN, 0),
+    ],
+)
+def test_scripts_of_ucit_and_coin(task: str, prediction: str, gold: Any, score: float) -> None:
+    """Worked by hand from their scripts' arithmetic."""
+    found = find_task(task).scorer("released").score_all([prediction], [{"gold": gold}])
+    assert found == pytest.approx([score])
+
+
+def test_coin_s_boxes_lose_a_leading_blank_first() -> None:
+    record = {"answer_bbox": "[0.1, 0.2, 0.5, 0.6]", "size": [40, 30]}
+    both = [find_task(name).scorer("released").judge for name in ("CoIN/Grounding", "Grounding")]
+    for text in ("[0.1, 0.2, 0.5, 0.6]", " [0.1, 0.2, 0.5, 0.6]", "[0.10, 0.20, 0.50, 0.60]"):
+        bare = text.removeprefix(" ")
+        # .1, .2, .5, 0. and .10, .20, .50, 0.6: only the second box has an area
+        assert [judge(bare, record) for judge in both if judge] == [bare.count("0.60")] * 2
+    assert both[0] is not None
+    assert both[0](" [0.10, 0.20, 0.50, 0.60]", record) == 1.0
+
+
+def test_a_stream_s_name_says_whose_scripts() -> None:
+    line: Any = {"prediction": "tench", "gold": "Tench", "prompt": "What?"}
+    ours = {"ImageNet": [line]}
+    assert published_scores(ours)["tasks"] == {"ImageNet": 100.0}  # StrCVIT's ignores the case
+    found = published_scores(ours, "coin")
+    assert (found["tasks"], found["mean"]) == ({"ImageNet": 0.0}, None)
+    line = {"prediction": "a dog", "gold": "a dog", "references": ["a dog"] * 5}
+    assert published_scores({"VizWiz": [line]}, "ucit")["tasks"] == {}  # no script without METEOR

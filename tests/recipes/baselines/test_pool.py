@@ -13,7 +13,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from data_prep.files import read_json
-from data_prep.mllm_cl.router import expert_letters, router_prompt, router_question, router_record
+from data_prep.task_files.router import (
+    expert_letters,
+    router_prompt,
+    router_question,
+    router_record,
+)
 from eval.compare.costs import stored_millions
 from eval.routing.router_accuracy import count_choices
 from recipes.baselines.mr_lora.merged_experts import write_merged

@@ -1,0 +1,25 @@
+"""The published CoIN as a stream: eight tasks from science questions to book covers.
+
+    python -m data_prep.coin --source coin --download                  # its JSON, from the hub
+    python -m data_prep.coin --source coin --images cl_dataset --checklist
+    python -m data_prep.coin --source coin --images cl_dataset --out data/coin
+
+DIR holds Instructions_Original/ScienceQA/train.json, test.json, ...; for another set of
+instructions give its folder: --source coin/Instructions_Diverse.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from data_prep.published.coin import COIN
+from data_prep.task_files.task_stream import run
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do what is asked; return the exit code."""
+    return run({"CoIN": COIN}, "data_prep.coin", __doc__ or "", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
