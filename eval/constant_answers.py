@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from statistics import fmean
 
 from data_prep.files import read_jsonl
 from data_prep.stream import Stream
-from eval.scorers.registry import scorer_of
+from eval.scorers.answer_text import GoldRecord
+from eval.scorers.registry import Scorer, is_own, scorer_of
 
 CANDIDATES = 30  # most frequent training answers tried
 
@@ -17,15 +19,24 @@ def best_constant(stream: Stream, task: str) -> float:
     """Return the score of the best constant answer, 0..1; NaN for captions, or if nothing is known.
 
     Where the manifest does not have it: of the most frequent training answers the one that scores
-    best on the test set (a floor that is a little too high rather than too low).
+    best on the test set (a floor that is a little too high rather than too low). NaN, too, for a
+    scorer of the recipe's own, which who reads a run never runs: the run records its value.
     """
     known = stream.task(task).majority
     if known is not None:
         return known
-    scorer = scorer_of(stream, task)
+    if is_own(stream.task(task).scorer):
+        return math.nan
+    return constant_score(stream, task, scorer_of(stream, task), stream.test_records(task))
+
+
+def constant_score(
+    stream: Stream, task: str, scorer: Scorer, records: Sequence[GoldRecord]
+) -> float:
+    """Return the score of the frequent training answer that earns most on `records`, or NaN."""
     if scorer.sample is None:  # CIDEr is no share of right answers
         return math.nan
-    records, common = stream.test_records(task), _common_answers(stream, task)
+    common = _common_answers(stream, task)
     scores = [fmean(scorer.score_all([answer] * len(records), records)) for answer in common]
     return max(scores, default=math.nan)
 

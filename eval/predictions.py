@@ -7,7 +7,7 @@ else (scores.json, reports, comparisons, tests of significance) reads that score
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -15,6 +15,7 @@ from typing import cast
 
 from data_prep.files import read_jsonl, write_jsonl
 from data_prep.stream import Stream
+from eval.constant_answers import constant_score
 from eval.questions import Question, prompt_of, question_of
 from eval.run_files import ChunkScores, JsonObject, PredictionLine, TaskResult
 from eval.scorers import cider
@@ -22,6 +23,7 @@ from eval.scorers.answer_text import find_answer, gold_answers
 from eval.scorers.published_scores import published_scores
 from eval.scorers.registry import MOST_CIDER, Scorer, open_scored_stream, scorer_of
 
+NONE_NAMED: Mapping[str, Scorer] = {}
 GOLD_FIELDS = (
     "references", "answer_bbox", "size", "options", "synonyms", "box_format", "answer_type"
 )  # fmt: skip
@@ -36,6 +38,7 @@ def split_results(
     out_dir: Path,
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
+    scorers: Mapping[str, Scorer] = NONE_NAMED,
 ) -> dict[str, int]:
     """Write `<out_dir>/<task>.jsonl`, one line a test record in the test file's order.
 
@@ -48,6 +51,7 @@ def split_results(
         out_dir: where the prediction files go.
         tasks: the tasks that were asked; None means all of the stream.
         limit: as given to `write_combined`.
+        scorers: by task, those that the recipe names over the stream's.
 
     Returns:
         The number of error entries by task.
@@ -67,9 +71,32 @@ def split_results(
             _prediction_line(task, r, answers.get(question_of(r, stream_dir))) for r in records
         ]
         failed[task] = sum(line["prediction"] is None for line in lines)
-        scored = zip(lines, score_lines(lines, scorer_of(stream, task)), strict=True)
-        write_jsonl(out_dir / f"{task}.jsonl", ({**line, "score": score} for line, score in scored))
+        _write_scored(
+            out_dir / f"{task}.jsonl", lines, scorers.get(task) or scorer_of(stream, task)
+        )
     return failed
+
+
+def _write_scored(path: Path, lines: Sequence[PredictionLine], scorer: Scorer) -> None:
+    scored = zip(lines, score_lines(lines, scorer), strict=True)
+    write_jsonl(path, ({**line, "score": score} for line, score in scored))
+
+
+def score_again(
+    predictions_dir: Path, stream_dir: Path, scorers: Mapping[str, Scorer] = NONE_NAMED
+) -> None:
+    """Write the scores of a chunk's prediction files anew; the answers stay as they are.
+
+    Args:
+        scorers: by task, those that the recipe names over the stream's.
+
+    Raises:
+        ValueError: a prediction file that does not fit its test set, or cannot be scored.
+    """
+    stream = open_scored_stream(stream_dir)
+    for path in sorted(predictions_dir.glob("*.jsonl")):
+        lines = read_predictions(predictions_dir, stream, path.stem)
+        _write_scored(path, lines, scorers.get(path.stem) or scorer_of(stream, path.stem))
 
 
 def _read_answers(path: Path, stream_dir: Path, known: set[Question]) -> dict[Question, JsonObject]:
@@ -242,7 +269,23 @@ def chrf_of_few(predictions_dir: Path, stream: Stream, task: str) -> float | Non
     return fmean(cider.chrf(answer, golds) for answer, golds in pairs)
 
 
-def chunk_scores(predictions_dir: Path, stream_dir: Path, chunk: int | None = None) -> ChunkScores:
+def try_scorer(scorer: Scorer, stream: Stream, task: str) -> None:
+    """Score two answers to a task's first test sample, the right and an empty one.
+
+    Raises:
+        ValueError: the scorer cannot, or gives no number from 0 to 1.
+    """
+    record = stream.test_records(task)[0]
+    answers = (_gold_text(record), "")
+    score_lines([_prediction_line(task, record, {"response": a}) for a in answers], scorer)
+
+
+def chunk_scores(
+    predictions_dir: Path,
+    stream_dir: Path,
+    chunk: int | None = None,
+    scorers: Mapping[str, Scorer] = NONE_NAMED,
+) -> ChunkScores:
     """Return the content of `scores.json`: every task that has a prediction file.
 
     Numbers that do not exist (nothing answered, one sample) are null, never 0. `failed` samples
@@ -252,6 +295,7 @@ def chunk_scores(predictions_dir: Path, stream_dir: Path, chunk: int | None = No
         predictions_dir: `chunks/NNN/predictions`.
         stream_dir: the stream folder.
         chunk: the chunk's index; None reads it from the folder's name NNN.
+        scorers: by task, those that the recipe names over the stream's.
 
     Raises:
         FileNotFoundError: there is no prediction file at all.
@@ -268,7 +312,12 @@ def chunk_scores(predictions_dir: Path, stream_dir: Path, chunk: int | None = No
     lines = {
         t: read_predictions(predictions_dir, stream, t) for t in stream.tasks if t in evaluated
     }
-    tasks = {t: _task_result(lines[t], scorer_of(stream, t)) for t in lines}
+    tasks = {t: _task_result(lines[t], scorers.get(t) or scorer_of(stream, t)) for t in lines}
+    for task in scorers.keys() & tasks.keys() if index == 0 else ():
+        # Whoever reads the run has stream.json's scorer at most, and never runs the recipe's own.
+        constant = constant_score(stream, task, scorers[task], lines[task])
+        if not math.isnan(constant):
+            tasks[task]["constant"] = round(constant, 6)
     return {"chunk": index, "tasks": tasks, "published": published_scores(lines, stream.name)}
 
 

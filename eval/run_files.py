@@ -77,10 +77,13 @@ class TaskResult(_TaskResult, total=False):
         stderr: standard error of `score` over the samples.
         cider: for captions, CIDEr-D x 100 (0 to 1,000), of which `score` is the clipped part.
         unfinished: outputs that end inside a thought, which are empty answers; absent: none.
+        constant: the best constant answer's score in 0..1 under a scorer that the recipe names;
+            only of the base model (chunk 0).
     """
 
     cider: float | None
     unfinished: int
+    constant: float
 
 
 class PublishedScores(TypedDict):
@@ -228,6 +231,7 @@ class Manifest:
         tuner: the options of the adapter; None where the method has none.
         preset: the preset of these options, and what the recipe changed of it; empty where the
             method has none, and in runs of versions that did not compare the two.
+        scorers: sha256 of the file of each scorer of the recipe's own, by its name.
     """
 
     name: str = ""
@@ -249,6 +253,7 @@ class Manifest:
     recipe: JsonObject = field(default_factory=dict)
     tuner: JsonObject | None = None
     preset: str = ""
+    scorers: JsonObject = field(default_factory=dict)
 
     def block(self, name: str) -> JsonObject:
         """Return a block of the recipe, such as `schedule`; empty where it is missing."""
@@ -290,6 +295,7 @@ def read_manifest(path: Path) -> Manifest:
         recipe=recipe,
         tuner=content.get("tuner"),
         preset=str(content.get("preset") or ""),
+        scorers=_part(content, "scorers"),
     )
 
 

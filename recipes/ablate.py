@@ -83,7 +83,7 @@ def ablate(run: Path, only: Sequence[str], overrides: Sequence[str], again: bool
                 print(f"[{recipe.name}] chunk {chunk}, {number}/{len(names)}: {name}", flush=True)
                 _evaluate(recipe, where, stream, chunk, lock)
     found = [n for n in ablation_names(recipe) if _is_done(ablation_layout(run, n), chunk)]
-    path = write_ablation(run, stream.root, chunk, found)
+    path = write_ablation(run, stream.root, chunk, found, recipe.eval.scorer)
     evaluation.write_report(layout, print)
     return path
 

@@ -135,6 +135,9 @@ def _common_tasks(runs: Sequence[RunData], gaps: list[Gap]) -> list[str]:
         if without:
             why = f"not evaluated in {', '.join(without)}; left out of every score"
             gaps.append(Gap(f"Task {task}", why))
+        elif len({by for run in runs if (by := _scorer(run, task))}) > 1:
+            why = "judged by different scorers; left out of every score"
+            gaps.append(Gap(f"Task {task}", why))
         elif _same_samples(runs, task):
             tasks.append(task)
         else:
@@ -144,6 +147,14 @@ def _common_tasks(runs: Sequence[RunData], gaps: list[Gap]) -> list[str]:
         found = "; ".join(f"{run.root.name}: {run.tasks}" for run in runs)
         raise ValueError(f"no task that all runs were tested on with the same samples; {found}")
     return tasks
+
+
+def _scorer(run: RunData, task: str) -> tuple[str, str] | None:
+    """Return a task's scorer and, of one of the recipe's own, its hash; None: not known."""
+    if run.stream is None or task not in run.stream.tests:
+        return None
+    name = run.stream.task(task).scorer
+    return name, str(run.manifest.scorers.get(name, ""))
 
 
 def _same_samples(runs: Sequence[RunData], task: str) -> bool:

@@ -30,7 +30,7 @@ from eval.run_files import (
     PredictionLine,
     TaskCost,
 )
-from eval.scorers.registry import open_scored_stream, scorer_of
+from eval.scorers.registry import Named, open_scored_stream, scorer_of
 from eval.significance import percentile_interval
 
 Array = NDArray[np.float64]
@@ -46,7 +46,9 @@ class _Paired:
     aggregate: Callable[[Array], Array]
 
 
-def write_ablation(run_dir: Path, stream_dir: Path, chunk: int, names: Sequence[str]) -> Path:
+def write_ablation(
+    run_dir: Path, stream_dir: Path, chunk: int, names: Sequence[str], scorer: Named = None
+) -> Path:
     """Write `ablation.json` of a run and return its path.
 
     Args:
@@ -54,12 +56,13 @@ def write_ablation(run_dir: Path, stream_dir: Path, chunk: int, names: Sequence[
         stream_dir: the stream folder.
         chunk: whose adapter was evaluated.
         names: the ablations to compare, in order.
+        scorer: those that the recipe names over the stream's.
 
     Raises:
         FileNotFoundError: the intact chunk or an ablation has no predictions.
         ValueError: prediction files that do not fit the test sets.
     """
-    stream = open_scored_stream(stream_dir)
+    stream = open_scored_stream(stream_dir, scorer)
     intact = run_dir / "chunks" / f"{chunk:03d}" / "predictions"
     folders = [intact, *(run_dir / "ablation" / name / "predictions" for name in names)]
     tasks = [task for task in stream.tasks if (folders[-1] / f"{task}.jsonl").is_file()]

@@ -9,23 +9,27 @@ serve only to compare with published numbers.
 
 from __future__ import annotations
 
+import inspect
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from numbers import Real
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.stream import MANIFEST, Stream, open_stream
+from data_prep.stream import MANIFEST, Stream, StreamError, open_stream
 from eval.scorers import cider, fixed, released
 from eval.scorers.answer_text import GoldRecord, final_answer, gold_answers
 
 Array = NDArray[np.float64]
 SampleScorer = Callable[[str, GoldRecord], float]
 MOST_CIDER = 10.0
+# Which scorers a recipe names: one for all tasks, or by task.
+Named = str | Mapping[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -148,30 +152,54 @@ def own_scorer(name: str) -> Scorer:
     """Return the scorer that is a function of one's own, called as `my_scorer.py:score`.
 
     The function is given what follows a thought in the output, and the record with its `gold`; it
-    returns a number from 0 to 1. Only a person names one, on the command line: a file that a
-    downloaded stream names is never run.
+    returns a number from 0 to 1. Only a person names one, on the command line or in the recipe
+    that is run: a file that a downloaded stream or run folder names is never run.
 
     Raises:
-        ValueError: there is no such file or function.
+        ValueError: there is no such file or function, or it does not take answer and record.
     """
     place, _, function = name.rpartition(":")
     path = Path(place)
     if path.suffix != ".py" or not path.is_file():
         raise ValueError(f"scorer: found {name!r}, expected FILE.py:FUNCTION; no file {place!r}")
     try:
-        judge = runpy.run_path(str(path)).get(function)
-    except Exception as error:
+        known = runpy.run_path(str(path))
+    except (Exception, SystemExit) as error:
         raise ValueError(f"scorer: {path} cannot be run: {error!r}") from error
+    judge = known.get(function)
     if not callable(judge):
-        raise ValueError(f"scorer: {path} has no function {function!r}")
+        near = get_close_matches(function, [key for key in known if callable(known[key])], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"scorer: {path} has no function {function!r}{hint}")
+    try:
+        inspect.signature(judge).bind("", {})
+    except TypeError as error:
+        raise ValueError(
+            f"scorer: {name} must take two arguments, the answer and the record: {error}"
+        ) from error
 
     def judged(answer: str, record: GoldRecord) -> float:
-        score = judge(answer, record)
-        if isinstance(score, bool | int | float) and 0 <= score <= 1:
+        sample = record.get("id", record.get("question_id"))
+        try:
+            score = judge(answer, record)
+        except Exception as error:
+            raise ValueError(f"scorer: {name}, sample {sample!r}: {error!r}") from error
+        if isinstance(score, Real | np.bool_) and 0 <= float(score) <= 1:
             return float(score)
-        raise ValueError(f"{name} returned {score!r}, expected a number from 0 to 1")
+        raise ValueError(
+            f"scorer: {name}, sample {sample!r}: returned {score!r}, expected a number from 0 to 1"
+        )
 
     return Scorer(name, judged, read=final_answer)
+
+
+def is_own(name: str) -> bool:
+    """Tell whether a scorer's name is that of a function of one's own, FILE.py:FUNCTION."""
+    return ":" in name
+
+
+def _judged_in_the_run(answer: str, record: GoldRecord) -> float:
+    raise ValueError("a scorer of one's own judges only in the run whose recipe names it")
 
 
 def described() -> list[str]:
@@ -285,26 +313,60 @@ def find_task(name: str) -> Task:
 
 
 def scorer_of(stream: Stream, task: str) -> Scorer:
-    """Return the `fixed` scorer that stream.json names for a task.
+    """Return the `fixed` scorer of a task; one of the recipe's own has its name and judges nothing.
 
     Raises:
         StreamError: the stream has no such task.
         ValueError: there is no such scorer.
     """
-    try:
-        return find_scorer(stream.task(task).scorer)
-    except ValueError as error:
-        raise ValueError(f"{stream.root / MANIFEST}: tasks.{task}: {error}") from error
+    name = stream.task(task).scorer
+    if is_own(name):
+        return Scorer(name, _judged_in_the_run)
+    return find_scorer(name)
 
 
-def open_scored_stream(folder: Path) -> Stream:
+def with_scorers(stream: Stream, named: Named) -> Stream:
+    """Return the stream with the scorers that a recipe names over those of stream.json.
+
+    Args:
+        named: one scorer for all tasks, or scorers by task (of periods: by the task they are of).
+
+    Raises:
+        StreamError: it names a task that has no test set.
+        ValueError: there is no such scorer.
+    """
+    for name in [named] if isinstance(named, str) else (named or {}).values():
+        if not is_own(name):
+            find_scorer(name)
+    by_task = {} if isinstance(named, str) else dict(named or {})
+    known = {name for test in stream.tests.values() for name in (test.name, test.trained_as)}
+    if unknown := sorted(by_task.keys() - known):
+        raise StreamError(
+            f"eval.scorer: {', '.join(unknown)} is not in {stream.root / MANIFEST}; it has: "
+            f"{', '.join(stream.tasks)}"
+        )
+    tests = {}
+    for name, test in stream.tests.items():
+        own = named if isinstance(named, str) else by_task.get(name, by_task.get(test.trained_as))
+        # stream.json's best constant answer was judged by the scorer that it names.
+        tests[name] = replace(test, scorer=own, majority=None) if own else test
+    return replace(stream, tests=tests)
+
+
+def open_scored_stream(folder: Path, named: Named = None) -> Stream:
     """Return the stream in a folder, every task of which can be scored.
+
+    Args:
+        named: the scorers that a recipe names, see `with_scorers`.
 
     Raises:
         StreamError: there is no stream, or it cannot be read.
         ValueError: a task names an unknown scorer.
     """
     stream = open_stream(folder)
-    for task in stream.tasks:
-        scorer_of(stream, task)
-    return stream
+    for name, test in stream.tests.items():
+        try:
+            find_scorer(test.scorer)
+        except ValueError as error:
+            raise ValueError(f"{stream.root / MANIFEST}: tasks.{name}: {error}") from error
+    return with_scorers(stream, named)

@@ -131,6 +131,12 @@ class Evaluation(Block):
     batch_size: Positive = Field(8, description="prompts generated together, on one process")
     max_new_tokens: Positive = Field(100, description="longest answer (published: 100)")
     every: Positive = Field(1, description="evaluate after every n-th chunk, and after the last")
+    scorer: str | dict[str, str] | None = Field(
+        None,
+        description="a function of your own, my_scorer.py:score, or a built-in scorer (python -m "
+        "eval.score --list), for all tasks or by task; null: the stream's. Another one, or a "
+        "changed file, scores the recorded answers of the run again",
+    )
 
 
 class Replay(Block):

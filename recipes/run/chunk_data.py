@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_prep.mini import GENERATOR, stream_name
 from data_prep.stream import MANIFEST, Stream, StreamError, open_stream
+from eval.scorers.registry import with_scorers
 from recipes.baselines.mr_lora.pool import check_router
 from recipes.baselines.replay import load_reservoir
 from recipes.config.schema import Data, Recipe
@@ -46,7 +47,7 @@ def open_recipe_stream(recipe: Recipe) -> Stream:
     """Open the recipe's stream and check that it holds what the recipe asks for.
 
     Raises:
-        StreamError: no manifest, another format, too few chunks, a task that is not there, or an
+        StreamError: no manifest, another format, too few chunks, an unknown task or scorer, or an
             embedded stream of another size or seed.
     """
     root = Path(recipe.data.stream)
@@ -65,7 +66,10 @@ def open_recipe_stream(recipe: Recipe) -> Stream:
     if unknown:
         known = ", ".join(stream.tasks)
         raise StreamError(f"eval.tasks: {', '.join(unknown)} is not in {path}; it has: {known}")
-    return stream
+    try:
+        return with_scorers(stream, recipe.eval.scorer)
+    except ValueError as error:
+        raise StreamError(f"eval.scorer: {error}") from error
 
 
 def _check_seed(recipe: Recipe, stream: Stream) -> None:

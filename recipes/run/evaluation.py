@@ -23,6 +23,7 @@ from eval.run_files import ChunkScores
 from recipes.config.schema import Recipe
 from recipes.processes.command import Command
 from recipes.run.commands import infer_command
+from recipes.run.scoring.named_scorers import named_scorers
 from recipes.run_folder.layout import RunLayout
 
 
@@ -75,14 +76,16 @@ def score(
     temporary = folder.with_name(".predictions")
     for leftover in (temporary,) if beside else (folder, temporary):
         shutil.rmtree(leftover, ignore_errors=True)
-    split_results(layout.answers(chunk), stream.root, temporary, tasks, recipe.eval.limit)
+    scorers = named_scorers(recipe, stream)
+    limit = recipe.eval.limit
+    split_results(layout.answers(chunk), stream.root, temporary, tasks, limit, scorers)
     if beside:
         for path in temporary.iterdir():
             path.replace(folder / path.name)
         temporary.rmdir()
     else:
         temporary.rename(folder)
-    scores = chunk_scores(folder, stream.root, chunk)
+    scores = chunk_scores(folder, stream.root, chunk, scorers)
     write_json(layout.scores(chunk), scores)
     append_scores(layout.matrix, chunk, scores)
     choices = count_choices(folder, stream.root, chunk) if chunk > 0 else None

@@ -18,6 +18,8 @@ from recipes.run import evaluation
 from recipes.run.chunk_data import ensure_stream, open_recipe_stream
 from recipes.run.commands import default_threads
 from recipes.run.preflight.all_checks import look, stopping
+from recipes.run.scoring.named_scorers import scorers_changed
+from recipes.run.scoring.scored_again import bring_scores_up_to_date
 from recipes.run.session import RunError, Session
 from recipes.run.steps import evaluate_chunk, train_chunk, unanswered, verify_chunk
 from recipes.run.terminal import Ahead, Progress, counted, duration
@@ -61,7 +63,8 @@ def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
     layout = RunLayout(Path(recipe.folder))
     check_same_run(layout, recipe)
     check_same_environment(layout)
-    if load_state(layout.state).finished and not has_grown(layout, recipe):
+    grown, scored_anew = has_grown(layout, recipe), scorers_changed(layout, recipe)
+    if load_state(layout.state).finished and not grown and not scored_anew:
         _say_finished(layout, progress)
         return
     with RunLock(layout.lock) as lock:
@@ -74,7 +77,7 @@ def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
         check_same_model(layout, recipe)
         migrate_plugin_paths(layout)
         session = Session(recipe, layout, stream, load_state(layout.state), lock, progress)
-        if has_grown(layout, recipe):
+        if grown:
             session.state.finished = False
             session.save()
         try:
@@ -98,6 +101,7 @@ def _run_chunks(session: Session, train_only: bool) -> None:
     session.stream.verify_tests(session.tasks)
     threads = recipe.launcher.omp_threads or default_threads(recipe)
     write_manifest(layout, recipe, session.stream, state, threads)
+    bring_scores_up_to_date(session)
     if recipe.told:
         write_told_table(session.stream, count, recipe.told, layout.tasks)
     _announce(session)

@@ -114,6 +114,7 @@ class Manifest(SessionEntry):
     seed: int
     chunk_seeds: dict[str, int]
     environment: dict[str, str]
+    scorers: NotRequired[dict[str, str]]
     threads: int
     global_batch: int
     sessions: list[SessionEntry]
@@ -255,7 +256,8 @@ def _differences(layout: RunLayout, recipe: Recipe) -> Iterator[_Difference]:
 
 def _why_refused(change: _Difference, layout: RunLayout, recipe: Recipe) -> str | None:
     """None where a key may change; else the reason, empty where there is nothing to add."""
-    if change.key in FREE_KEYS or change.key == "launcher.deepspeed":
+    # Another scorer judges all recorded answers again (recipes.run.scoring).
+    if change.key in FREE_KEYS or change.key.startswith(("launcher.deepspeed", "eval.scorer")):
         return None
     if _has_grown(change.key, change.old, change.new):
         text = f" (method {recipe.method} shuffles all chunks into one training: it cannot grow)"

@@ -11,6 +11,7 @@ from recipes.config.schema import Recipe
 from recipes.run.chunk_data import missing_text, open_recipe_stream
 from recipes.run.preflight.finding import Finding
 from recipes.run.preflight.room import done_chunks
+from recipes.run.scoring.named_scorers import scorer_problems
 
 SHOWN = 3
 
@@ -27,6 +28,7 @@ def check_stream(recipe: Recipe) -> Iterator[Finding]:
     except StreamError as error:
         yield Finding("data", str(error))
         return
+    yield from (Finding("eval.scorer", text) for text in scorer_problems(recipe, stream))
     chunks = chunks_to_come(recipe)
     yield from _empty(stream, chunks)
     broken = _broken(stream.verify_chunk, chunks)

@@ -1,0 +1,1 @@
+"""Scorers that the recipe names over the stream's."""
