@@ -2,7 +2,8 @@
 
 python -m eval.report runs/tiny
 
-Beside it: scalars for TensorBoard in `tensorboard/`, and a model card in the newest adapter.
+Beside it: `answers.html` with what is answered wrong, scalars for TensorBoard in `tensorboard/`,
+and a model card in the newest adapter.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.files import write_text
+from eval.report.answers import write_answers
 from eval.report.data import load_run
 from eval.report.model_card import write_model_card
 from eval.report.numbers import outcome_text, summarise
@@ -37,6 +39,7 @@ def write_report(
     summary = summarise(run)
     path = Path(run_dir) / "report.html"
     write_text(path, render(run, summary))
+    write_answers(run)
     write_scalars(run)
     write_model_card(run, summary)
     if tell is not None and (text := outcome_text(run, summary)):

@@ -255,13 +255,15 @@ def find_stream(run_dir: Path, manifest: Manifest, stream_dir: Path | None) -> S
         FileNotFoundError: the manifest names none.
         StreamError, ValueError: it is nowhere, or cannot be used.
     """
+    scorers = manifest.block("eval").get("scorer")
     if stream_dir is not None:
-        return open_scored_stream(stream_dir)
+        return open_scored_stream(stream_dir, scorers)
     if not manifest.stream:
         raise FileNotFoundError("manifest.json names no stream (data.stream); give --stream FOLDER")
     named = Path(manifest.stream)
     places = [named, *(parent / named for parent in run_dir.resolve().parents)]
-    return open_scored_stream(next((f for f in places if (f / MANIFEST).is_file()), named))
+    found = next((f for f in places if (f / MANIFEST).is_file()), named)
+    return open_scored_stream(found, scorers)
 
 
 def _load_matrix(run_dir: Path, stream: Stream | None) -> Matrix:

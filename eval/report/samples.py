@@ -77,7 +77,7 @@ def _example(run: RunData, task: str) -> Example | None:
         task=task,
         prompt=str(first.get("prompt", "")),
         gold=_gold(first),
-        picture=_thumbnail(run.stream.root, first.get("images") or []),
+        picture=thumbnail(run.stream.root, first.get("images") or []),
         answers=_merge([(c, lines[c], float(table[c, chosen])) for c in chunks]),
     )
 
@@ -114,7 +114,7 @@ def _merge(course: Sequence[tuple[int, PredictionLine, float]]) -> list[Answer]:
     return merged
 
 
-def _thumbnail(folder: Path, images: Sequence[str]) -> str | None:
+def thumbnail(folder: Path, images: Sequence[str]) -> str | None:
     """Return the first image as a small data URI, None where it cannot be read."""
     if not images:
         return None
