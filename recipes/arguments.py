@@ -6,6 +6,7 @@ Nothing else is imported here, so that every `--help` works before anything is i
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ from pathlib import Path
 COMMANDS: dict[str, str] = {
     "run": "train and evaluate chunk after chunk, from where the run stopped",
     "watch": "train and evaluate whatever arrives in a folder, until it is stopped",
+    "sweep": "run a recipe over methods, seeds and values, here or as one SLURM array",
     "plan": "count steps, tokens, parameters and memory of a run; hours where they were measured",
-    "status": "show where a run stands, from its files alone; works for a run on another machine",
+    "status": "show where a run or a sweep stands, from its files alone, also from another machine",
     "validate": "check a recipe and name all its mistakes at once",
     "report": "write report.html from a run's files, finished or not",
     "reproduce": "repeat a recorded run in a new folder and list what differs",
@@ -33,6 +35,11 @@ EXIT_CODES: dict[str, dict[str, str]] = {  # beside 2
     "watch": {
         "0": "--once has looked, and the run is up to date",
         "1": "the run failed, or with --once also: something must be tried again",
+        "128+n": _STOPPED,
+    },
+    "sweep": {
+        "0": "all runs are finished, submitted, or printed with --dry-run",
+        "1": "a run failed",
         "128+n": _STOPPED,
     },
     "plan": {"0": "printed"},
@@ -74,6 +81,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = command_parser(command, top=not named)
     options = parser.parse_intermixed_args(words)
     options.command = command
+    if command == "run" and (options.seeds or options.methods):
+        axes = {"--methods": options.methods, "--seeds": options.seeds}
+        given = [word for axis, text in axes.items() if text for word in (axis, text)]
+        given += [*options.overrides, *(["--slurm"] if options.slurm else [])]
+        parser.error(
+            "one run has one method and one seed; for all of them: "
+            + shlex.join(["bash", "recipes/run_stream.sh", "sweep", options.recipe, *given])
+        )
     for name in ("validate", "status"):  # the older spelling: RECIPE --status
         if command == "run" and getattr(options, name):
             options.command = name
@@ -105,6 +120,7 @@ def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
     {
         "run": _run_options,
         "watch": _watch_options,
+        "sweep": _sweep_options,
         "plan": _plan_options,
         "status": _status_options,
         "validate": _validate_options,
@@ -168,11 +184,9 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="when the host fails, print its whole log instead of the cause alone",
     )
+    for option in ("--seeds", "--methods"):  # of the command sweep, which is told
+        parser.add_argument(option, default="", help=argparse.SUPPRESS)
     jobs = parser.add_argument_group("with --slurm")
-    jobs.add_argument("--seeds", metavar="0,1,2", default="", help="one array task for each seed")
-    jobs.add_argument(
-        "--methods", metavar="a,b", default="", help="one array task for each method (and seed)"
-    )
     jobs.add_argument(
         "--chain",
         type=_positive,
@@ -185,9 +199,37 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="train all chunks; the same command without this option evaluates them later",
     )
-    # Where an array task finds its own overrides; --slurm writes both.
-    parser.add_argument("--grid", help=argparse.SUPPRESS)
-    parser.add_argument("--grid-task", type=int, help=argparse.SUPPRESS)
+    # Of a run that a sweep starts: an array's task finds its overrides in a line of a file.
+    parser.add_argument("--of-sweep", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--cells", help=argparse.SUPPRESS)
+    parser.add_argument("--cell", type=int, help=argparse.SUPPRESS)
+
+
+def _sweep_options(parser: argparse.ArgumentParser) -> None:
+    axes = parser.add_argument_group("what is varied (default: the file's block sweep)")
+    axes.add_argument("--methods", metavar="a,b", help="files of recipes/methods/")
+    axes.add_argument("--seeds", metavar="0-4,7", help="of the model and of the samples' order")
+    text = "data.seed: a stream of its own for each"
+    axes.add_argument("--stream-seeds", metavar="0,1", help=text)
+    text = (
+        "any key of the recipe, or scale (factor on the first rate) and later (later rate as a "
+        "share of the first's); repeat it for further axes"
+    )
+    axes.add_argument("--grid", action="append", default=[], metavar="KEY=V,V", help=text)
+    text = "where the run folders lie; default: runs/sweeps/RECIPE"
+    parser.add_argument("--into", metavar="FOLDER", help=text)
+    text = "runs at a time on this machine"
+    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help=text)
+    parser.add_argument("--slurm", action="store_true", help="submit the runs as one array")
+    text = "with --slurm: runs at a time"
+    parser.add_argument("--throttle", type=_positive, metavar="N", help=text)
+    text = (
+        "best: when all runs of a method are finished, remove the adapters of all its settings "
+        "but the one of the highest mean Last; scores stay"
+    )
+    parser.add_argument("--keep", choices=("all", "best"), default="all", help=text)
+    text = "print what would run and what is missing"
+    parser.add_argument("--dry-run", action="store_true", help=text)
 
 
 def _watch_options(parser: argparse.ArgumentParser) -> None:
@@ -206,7 +248,7 @@ def _watch_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=_positive, help=text)
     text = "submit a job for each arrival (sbatch): this process trains nothing"
     parser.add_argument("--slurm", action="store_true", help=text)
-    parser.set_defaults(dry_run=False, seeds="", methods="", chain=1)  # those of a job
+    parser.set_defaults(dry_run=False, chain=1)  # those of a job
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
@@ -220,6 +262,9 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
 
 def _status_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    parser.add_argument(
+        "--follow", action="store_true", help="of a sweep: show the table until all runs have ended"
+    )
     parser.add_argument(
         "--verify", action="store_true", help="also check every file that the run has recorded"
     )

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,10 @@ def _not_installed(error: ModuleNotFoundError) -> str:
 
 try:
     from data_prep.files import print_lines
-    from recipes.config.loading import find_recipe, load_recipe
-    from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
+    from recipes.config.loading import load_recipe
+    from recipes.config.problems import RecipeError
     from recipes.config.schema import Recipe
+    from recipes.target import failure_noted, load_target
 except ModuleNotFoundError as lacking:
     sys.exit(_not_installed(lacking))
 
@@ -54,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     options.where = Path.cwd()  # files that a user names lie there, those of a recipe at the root
     try:
-        return _COMMANDS[options.command](_load(options), options)
+        if options.command == "status" and (code := _sweep_status(options)) is not None:
+            return code
+        return _COMMANDS[options.command](load_target(options), options)
     except RecipeError as error:
         print(error, file=sys.stderr)
         count = len(error.problems)
@@ -90,49 +93,9 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     return *of_runs, CountError, UseError, OSError
 
 
-def _load(options: argparse.Namespace) -> Recipe:
-    """Loads the recipe; from then on relative paths in it start at the repository's root."""
-    name, overrides = options.recipe, list(options.overrides)
-    folder = Path(name) if Path(name).is_dir() else REPO / name
-    if len(Path(name).parts) > 1 and folder.is_dir():  # a run folder
-        name = str(folder / "recipe.yaml")
-        if not Path(name).is_file():
-            message = f"{folder} is not a run folder: it holds no recipe.yaml"
-            raise RecipeError([Problem(Place(COMMAND_LINE), "RECIPE", message)])
-        overrides.insert(0, f"run_dir={_from_root(folder)}")
-    options.of_run = name != options.recipe
-    if getattr(options, "grid", None):
-        overrides += _grid_overrides(Path(options.grid), options.grid_task)
-    options.word = _word(options.recipe)
-    recipe_here = str(find_recipe(name).resolve())
-    os.chdir(REPO)
-    options.loaded = recipe_here, overrides
-    return load_recipe(recipe_here, overrides)
-
-
-def _word(name: str) -> str:
-    """The recipe as a job finds it from the checkout's root: files and folders by whole paths."""
-    path = Path(name)
-    is_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
-    return str(path.resolve()) if is_path and path.exists() else name
-
-
-def _from_root(folder: Path) -> str:
-    """The folder as a recipe would name it, so that it is the same run from anywhere."""
-    path = folder.resolve()
-    return str(path.relative_to(REPO) if path.is_relative_to(REPO) else path)
-
-
-def _grid_overrides(grid: Path, task: int) -> list[str]:
-    """The overrides of one array task: line `task` (from 0) of a JSON lines file."""
-    return list(json.loads(grid.read_text(encoding="utf-8").splitlines()[task]))
-
-
 def _run(recipe: Recipe, options: argparse.Namespace) -> int:
     if options.slurm:
-        from recipes.slurm.submit import submit
-
-        return _print_all(submit(recipe, options))
+        return _print_all(_submit(recipe, options))
     if options.dry_run:
         from recipes.tools.preview import preview
 
@@ -143,7 +106,40 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> int:
     from recipes.processes import log_errors
 
     log_errors.verbose = options.verbose
-    return _train(recipe, options.train_only)
+    with failure_noted(recipe) if options.of_sweep else nullcontext():
+        return _train(recipe, options.train_only)
+
+
+def _submit(recipe: Recipe, options: argparse.Namespace, after: str | None = None) -> Iterable[str]:
+    from recipes.run.preflight.all_checks import look
+    from recipes.slurm.submit import Job, submit
+
+    words = (options.word, *options.overrides)
+    job = Job(recipe, words, REPO / recipe.folder / "slurm", words)
+    findings = look(recipe, on_submit_host=True)
+    return submit(job, findings, options.dry_run, options.chain, after)
+
+
+def _sweep(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.sweep.door import sweep
+
+    _stop_on_signals()
+    return sweep(options.sweep, options, lambda line: print(line, flush=True))
+
+
+def _sweep_status(options: argparse.Namespace) -> int | None:
+    """The table of a sweep, where one is named; None: it is a run."""
+    from recipes.sweep.cells import find_sweep
+    from recipes.sweep.progress import as_json, follow, read_rows, show
+
+    folder = find_sweep(options.recipe)
+    if folder is None:
+        return None
+    if options.json:
+        return _print_all([as_json(read_rows(folder))])
+    with suppress(KeyboardInterrupt):
+        (follow if options.follow else show)(folder)
+    return DONE
 
 
 def _train(recipe: Recipe, train_only: bool = False) -> int:
@@ -165,9 +161,7 @@ def _watch(recipe: Recipe, options: argparse.Namespace) -> int:
         if not options.slurm:
             _train(now)
             return
-        from recipes.slurm.submit import submit
-
-        _print_all(submit(now, options, "singleton"))  # jobs of one name wait for each other
+        _print_all(_submit(now, options, "singleton"))  # jobs of one name wait for each other
 
     _stop_on_signals()
     every = "once" if options.once else f"every {options.poll:g} s; Ctrl-C stops it"
@@ -329,6 +323,7 @@ def _push(recipe: Recipe, options: argparse.Namespace) -> int:
 _COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
     "run": _run,
     "watch": _watch,
+    "sweep": _sweep,
     "plan": _plan,
     "status": _status,
     "validate": _validate,

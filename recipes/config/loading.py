@@ -138,6 +138,7 @@ def _read_with_parents(
     _refuse_emptied(config, lines)
     written_down = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
     parent = written_down.pop("extends", None)
+    written_down.pop("sweep", None)  # what recipes.sweep varies
     config = OmegaConf.create(written_down)
     above: list[tuple[str, DictConfig]] = []
     if parent is not None:
@@ -326,7 +327,7 @@ def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> R
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems += from_pydantic(error, Recipe, places, elsewhere, also_known=("extends",))
+        problems += from_pydantic(error, Recipe, places, elsewhere, also_known=("extends", "sweep"))
     if isinstance(values.get("tuner"), dict):
         tuner_type = _tuner_type(values)
         problems += check_tuner_block(values["tuner"], tuner_type, places, elsewhere)

@@ -35,6 +35,11 @@ class RunLayout:
         return self.root / "report.html"
 
     @property
+    def failure(self) -> Path:
+        """Why the last start of a sweep's run failed; absent unless it did."""
+        return self.root / "failure.txt"
+
+    @property
     def lock(self) -> Path:
         return self.root / "run.lock"
 

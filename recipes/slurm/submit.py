@@ -6,19 +6,16 @@ arguments of sbatch, as a list. Words that must stand in the script are quoted.
 
 from __future__ import annotations
 
-import argparse
-import json
 import shlex
 import subprocess
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from data_prep.files import write_text
 from recipes import REPO
 from recipes.config.schema import Recipe
-from recipes.run.preflight.all_checks import look, stopping
+from recipes.run.preflight.all_checks import stopping
 from recipes.run.preflight.finding import Finding
 
 TEMPLATES = REPO / "recipes" / "slurm"
@@ -33,102 +30,100 @@ class SubmitError(Exception):
     """The job could not be submitted; the message says why."""
 
 
-def submit(recipe: Recipe, options: argparse.Namespace, after: str | None = None) -> Iterator[str]:
-    """Yields what is written and submitted; with --dry-run the job file and the commands.
+@dataclass(frozen=True)
+class Job:
+    """What is submitted.
 
-    `after` is what the first job waits for, as sbatch's option --dependency names it.
+    Attributes:
+        recipe: its launcher block says what the job asks for.
+        arguments: of `recipes.cli run`.
+        folder: where the job file is kept.
+        status: the words behind the command `status` that show how it goes.
+        array: of an array the tasks and how many run at a time, as sbatch takes it; else empty.
+    """
+
+    recipe: Recipe
+    arguments: tuple[str, ...]
+    folder: Path
+    status: tuple[str, ...]
+    array: str = ""
+
+    @property
+    def template(self) -> str:
+        """The job file's template."""
+        return "array.sbatch" if self.array else "stream.sbatch"
+
+    @property
+    def options(self) -> list[str]:
+        """The options of sbatch that are not in the job file."""
+        return [f"--array={self.array}"] if self.array else []
+
+    def command(self, script: Path, arguments: Sequence[str], after: str | None) -> list[str]:
+        """The argument list of sbatch; `after` is a dependency such as afterany:7."""
+        chain = [] if after is None else [f"--dependency={after}"]
+        words = ["sbatch", "--parsable", f"--chdir={REPO}", *self.options, *chain]
+        return [*words, str(script), *arguments]
+
+
+def submit(
+    job: Job,
+    findings: list[Finding],
+    dry_run: bool,
+    chain: int = 1,
+    after: str | None = None,
+) -> Iterator[str]:
+    """Yields what is written and submitted; with `dry_run` the job file and the commands.
+
+    Args:
+        findings: what was found out about the machine; some of it may stop the job.
+        chain: so many jobs, each after the one before.
+        after: what the first job waits for, as sbatch's option --dependency names it.
 
     Raises:
-        SubmitError: there is no sbatch, or it refuses.
+        SubmitError: there is no sbatch, or it refuses, or something is missing.
     """
+    recipe, name = job.recipe, job.template
     if recipe.launcher.kind != "slurm":
         raise SubmitError(
             f"launcher.kind is {recipe.launcher.kind}; --slurm needs launcher.kind=slurm"
         )
-    findings = look(recipe, on_submit_host=True)
-    grid = make_grid(recipe, options)
-    folder = REPO / recipe.folder / "slurm"
-    name = "array.sbatch" if grid else "stream.sbatch"
-    arguments = [options.word, *options.overrides]
-    extra: list[str] = []
-    if grid:
-        arguments += ["--grid", str(folder / "grid.jsonl")]
-        extra = [f"--array=0-{len(grid) - 1}"]
     scripts = {name: render(recipe, name)}
-    findings += check_submission(scripts[name], extra)
-    evaluate = _Evaluation(folder / f"evaluate-{name}", arguments, extra, bool(grid))
+    findings = [*findings, *check_submission(scripts[name], job.options)]
+    arguments = list(job.arguments)
+    later = [*arguments, "launcher.nodes=1"]
     if recipe.launcher.slurm.eval_jobs:
-        scripts[f"evaluate-{name}"] = render(_on_one_node(recipe), name)
-        arguments = [*arguments, "--train-only"]
-    if options.dry_run:
+        launcher = recipe.launcher.model_copy(update={"nodes": 1})
+        scripts[f"evaluate-{name}"] = render(recipe.model_copy(update={"launcher": launcher}), name)
+        arguments.append("--train-only")
+
+    def evaluation(after: str) -> list[str]:
+        """It waits until the training has ended well, an array's task for its own, and goes if it
+        has not."""
+        dependency = f"{'aftercorr' if job.array else 'afterok'}:{after}"
+        words = job.command(job.folder / f"evaluate-{name}", later, dependency)
+        return [*words[:2], "--kill-on-invalid-dep=yes", *words[2:]]
+
+    if dry_run:
         yield from scripts.values()
-        yield from (f"# task {i}: {' '.join(words)}" for i, words in enumerate(grid))
-        yield "# " + shlex.join(sbatch_command(folder / name, arguments, extra, None))
+        yield "# " + shlex.join(job.command(job.folder / name, arguments, None))
         if len(scripts) > 1:
-            yield "# " + shlex.join(evaluate.after("JOB"))
+            yield "# " + shlex.join(evaluation("JOB"))
         yield from (finding.line() for finding in findings)
         yield "# nothing was written or submitted."
         return
     if missing := stopping(findings):
         raise SubmitError("\n  ".join(["the job could not run:", *map(str, missing)]))
     for file, script in scripts.items():
-        write_text(folder / file, script)
+        write_text(job.folder / file, script)
     (REPO / recipe.launcher.slurm.logs).mkdir(parents=True, exist_ok=True)
-    if grid:
-        text = "".join(json.dumps(words) + "\n" for words in grid)
-        write_text(folder / "grid.jsonl", text)
-    for _ in range(options.chain):
-        job = _sbatch(sbatch_command(folder / name, arguments, extra, after))
-        after = f"afterany:{job}"
-        yield f"submitted job {job}; logs in {recipe.launcher.slurm.logs}/"
+    for _ in range(chain):
+        number = _sbatch(job.command(job.folder / name, arguments, after))
+        after = f"afterany:{number}"
+        yield f"submitted job {number}; logs in {recipe.launcher.slurm.logs}/"
     if len(scripts) > 1:
-        yield f"submitted job {_sbatch(evaluate.after(job))} for the evaluation, after job {job}"
-    yield "bash recipes/run_stream.sh status " + shlex.join(arguments[:1] + list(options.overrides))
-
-
-def _on_one_node(recipe: Recipe) -> Recipe:
-    launcher = recipe.launcher.model_copy(update={"nodes": 1})
-    return recipe.model_copy(update={"launcher": launcher})
-
-
-class _Evaluation(NamedTuple):
-    """The job that evaluates what a training job has left, on one machine."""
-
-    script: Path
-    arguments: list[str]
-    extra: list[str]
-    is_array: bool
-
-    def after(self, job: str) -> list[str]:
-        """Its sbatch command: it waits until the training has ended well, and goes if it has not.
-
-        Of an array each task waits for its own.
-        """
-        extra = [*self.extra, "--kill-on-invalid-dep=yes"]
-        dependency = f"{'aftercorr' if self.is_array else 'afterok'}:{job}"
-        arguments = [*self.arguments, "launcher.nodes=1"]
-        return sbatch_command(self.script, arguments, extra, dependency)
-
-
-def make_grid(recipe: Recipe, options: argparse.Namespace) -> list[list[str]]:
-    """The overrides of every array task; empty when neither seeds nor methods are given."""
-    seeds = [word for word in options.seeds.split(",") if word]
-    methods = [word for word in options.methods.split(",") if word]
-    if not seeds and not methods:
-        return []
-    grid = []
-    for method, seed in product(methods or [recipe.method], seeds or [str(recipe.seed)]):
-        name = f"run_dir={recipe.folder}-{method}-seed{seed}"
-        grid.append([f"method={method}", f"seed={seed}", name])
-    return grid
-
-
-def sbatch_command(
-    script: Path, arguments: list[str], extra: list[str], after: str | None
-) -> list[str]:
-    """The argument list of sbatch; `after` is a dependency such as afterany:7."""
-    chain = [] if after is None else [f"--dependency={after}"]
-    return ["sbatch", "--parsable", f"--chdir={REPO}", *extra, *chain, str(script), *arguments]
+        done = _sbatch(evaluation(number))
+        yield f"submitted job {done} for the evaluation, after job {number}"
+    yield "bash recipes/run_stream.sh status " + shlex.join(job.status)
 
 
 def check_submission(script: str, extra: list[str]) -> list[Finding]:

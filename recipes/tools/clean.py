@@ -71,7 +71,7 @@ def clean(recipe: Recipe, remove: bool, old_adapters: bool = False) -> Iterator[
             total += size
             yield f"{'removed' if remove else 'would remove'}  {size / 2**20:10.1f} MiB  {path}"
             if remove:
-                _remove(path)
+                remove_path(path)
     if not found:
         yield f"{layout.root}: nothing to remove"
     elif remove:
@@ -135,7 +135,8 @@ def size_of(path: Path) -> int:
     return sum(p.lstat().st_size for p in path.rglob("*") if not p.is_dir())
 
 
-def _remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
+    """Removes a file, a link, or a folder with all that is in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -67,14 +67,26 @@ def read_status(recipe: Recipe) -> Status:
         StateError: state.json is damaged.
     """
     layout = RunLayout(Path(recipe.folder))
-    status = Status(str(layout.root), recipe.data.chunks)
+    status = read_folder(layout, recipe.data.chunks)
+    if status.life == "finished" and has_grown(layout, recipe):
+        status.life = "grown"
+    return status
+
+
+def read_folder(layout: RunLayout, chunks: int) -> Status:
+    """Returns where the run of `chunks` chunks in a folder stands.
+
+    Raises:
+        StateError: state.json is damaged.
+    """
+    status = Status(str(layout.root), chunks)
     if layout.state.is_file():
         state = load_state(layout.state)
         status.done = state.done
         status.seconds = sum(r.train_seconds + r.eval_seconds for r in state.chunks)
         status.chunks = [_chunk(layout, record) for record in state.chunks]
         if state.finished:
-            status.life = "grown" if has_grown(layout, recipe) else "finished"
+            status.life = "finished"
             return status
     elif not layout.lock.is_file():
         return status

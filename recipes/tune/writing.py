@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from typing import TypeAlias
 
 import yaml
 from ruamel.yaml import YAML
@@ -14,9 +15,9 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from data_prep.files import write_text
 from recipes.run_folder.manifest import flat
-from recipes.tune.grid import Setting
 
-Tree = dict[str, "Setting | Tree"]
+Tree: TypeAlias = "dict[str, Value | Tree]"
+Value: TypeAlias = "str | int | float | bool | None"
 
 
 class _Representer(RoundTripRepresenter):
@@ -30,7 +31,7 @@ _Representer.add_representer(type(None), _Representer.represent_null)
 
 
 def write_tuned(
-    path: Path, recipe: str, settings: Mapping[str, Setting], comments: Sequence[str]
+    path: Path, recipe: str, settings: Mapping[str, Value], comments: Sequence[str]
 ) -> None:
     """Sets values of `tuned.<recipe>` in a method's YAML.
 
@@ -59,7 +60,7 @@ def write_tuned(
     write_text(path, text.getvalue())
 
 
-def _tree(settings: Mapping[str, Setting]) -> Tree:
+def _tree(settings: Mapping[str, Value]) -> Tree:
     tree: Tree = {}
     for dotted, value in settings.items():
         *blocks, key = dotted.split(".")

@@ -54,9 +54,10 @@ def recipe(folder: Path, nodes: int, step_seconds: float, **slurm: Any) -> Path:
 
 
 def submit(cluster: Cluster, path: Path, *options: str) -> str:
-    """Submits through the command line; returns the job's number."""
+    """Submits a run, or the sweep that the options name; returns the job's number."""
+    command = "sweep" if options else "run"
     done = subprocess.run(
-        [sys.executable, "-m", "recipes.cli", "run", str(path), "--slurm", *options],
+        [sys.executable, "-m", "recipes.cli", command, str(path), "--slurm", *options],
         cwd=REPO,
         env=cluster.environment,
         capture_output=True,
@@ -141,13 +142,37 @@ def test_a_job_that_is_told_of_its_time_limit_saves_and_goes_on(
     assert ", start 2, " in text
 
 
-def test_an_array_of_two_seeds(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.wait_until_over(submit(cluster, recipe(tmp_path, 1, 0.02), "--seeds", "3,4"))
-    for seed in (3, 4):
-        run = Path(f"{tmp_path / 'run'}-lora-seed{seed}")
-        finished(cluster, tmp_path, run.name)
-        manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
-        assert manifest["seed"] == seed
+def test_a_sweep_is_one_array_with_a_throttle(cluster: Cluster, tmp_path: Path) -> None:
+    """Two seeds by two ranks, one at a time; submitted again, only what is not finished runs."""
+    path, sweep = recipe(tmp_path, 1, 0.02), tmp_path / "sweep"
+    axes = ["--seeds", "3-4", "--grid", "tuner.rank=4,8", "--into", str(sweep)]
+    job = submit(cluster, path, *axes, "--throttle", "1")
+    most = 0
+
+    def over() -> bool:
+        nonlocal most
+        states = cluster.run("squeue", "-h", "-j", job, "-r", "-o", "%T").split()
+        most = max(most, states.count("RUNNING"))
+        return not states
+
+    cluster.wait_for(over)
+    assert most == 1
+    names = [f"lora-seed{seed}-rank={rank}" for rank in (4, 8) for seed in (3, 4)]
+    for name in names:
+        finished(cluster, tmp_path, f"sweep/{name}")
+        manifest = json.loads((sweep / name / "manifest.json").read_text(encoding="utf-8"))
+        assert f"lora-seed{manifest['seed']}-rank={manifest['recipe']['tuner']['rank']}" == name
+    status = [sys.executable, "-m", "recipes.cli", "status", str(sweep)]
+    told = subprocess.run(status, cwd=REPO, capture_output=True, text=True, check=True).stdout
+    assert "4 runs: 4 finished" in told
+    (sweep / names[2] / "state.json").unlink()
+    words = ["sweep", str(path), "--slurm", *axes, "--dry-run"]
+    again = subprocess.run(
+        [sys.executable, "-m", "recipes.cli", *words],
+        cwd=REPO, env=cluster.environment, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "--array=0-0 " in again
+    assert "# task 0: tuner.rank=8 seed=3" in again
 
 
 def test_the_evaluation_is_a_job_of_its_own(cluster: Cluster, tmp_path: Path) -> None:

@@ -42,12 +42,12 @@ def test_the_better_of_two_rates_is_written_with_its_table(
 
     words = [str(path), "--methods", "lora", "--stream", str(kept), "--grid", "scale=0.00001,4"]
     assert tune.main([*words, "--write"]) == 0
-    tables = tmp_path / "tune" / "toy-kept-1chunks" / "lora"
-    table = json.loads((tables / "trials.json").read_text(encoding="utf-8"))
+    tables = tmp_path / "tune" / "toy-kept-1chunks"
+    table = json.loads((tables / "trials-lora.json").read_text(encoding="utf-8"))
     assert [row["state"] for row in table] == ["done", "done"]
     assert table[1]["last"] > table[0]["last"], "a rate of 1e-8 learns nothing"
     assert [row["chosen"] for row in table] == [False, True]
     text = (tmp_path / "methods" / "lora.yaml").read_text(encoding="utf-8")
     chosen = yaml.safe_load(text)["tuned"]["toy"]["schedule"]
     assert chosen == {"first": {"learning_rate": 0.004}, "later": {"learning_rate": 0.004}}
-    assert "# | **lora** | **0.004** |" in text
+    assert "# | **lora** | **0** | **0** | **0.004** |" in text

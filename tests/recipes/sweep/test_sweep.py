@@ -1,0 +1,155 @@
+"""A sweep that runs, with the stand-in host: failures, going on, its table, the choice."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from recipes.arguments import parse
+from recipes.cli import main
+from recipes.run_folder.state import ChunkRecord, RunState, save_state
+from recipes.sweep import parallel_runs
+from recipes.sweep.axes import FIRST, LATER
+from recipes.sweep.cells import Cell, plan_sweep
+from recipes.sweep.door import keep_best
+from recipes.sweep.progress import as_table, follow, read_rows
+from recipes.sweep.results import Result, as_csv, as_markdown, choose, read_result, rows
+from strlora_tuner.saved import WEIGHTS
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel_runs, "RUNNER", "tests.recipes.fake_run")
+    monkeypatch.setattr("recipes.cli._stop_on_signals", lambda: None)  # pytest has its own
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
+    usage = SimpleNamespace(free=10**15)
+    monkeypatch.setattr("recipes.run.preflight.room.shutil.disk_usage", lambda path: usage)
+
+
+def text_of(folder: Path) -> str:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(as_table(read_rows(folder)))
+    return console.export_text()
+
+
+def test_a_failed_run_stops_no_other_and_is_tried_again(
+    toy_yaml: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "sweep"
+    words = ["sweep", str(toy_yaml()), "--into", str(folder), "--methods", "lora,zero_shot"]
+    monkeypatch.setenv("FAKE_FAIL_AT", "2")
+    assert main([*words, "--jobs", "2"]) == 1
+    out = capsys.readouterr().out
+    assert "[sweep] lora-seed0: failed: " in out
+    assert "[sweep] zero_shot-seed0: done in" in out, "it trains nothing that could fail"
+    shown = text_of(folder)
+    assert "2 runs: 1 failed, 1 finished" in shown
+    assert "FAILED lora-seed0: training chunk 1 " in shown
+    assert main(["status", str(folder)]) == 0
+    assert "FAILED lora-seed0" in capsys.readouterr().out
+
+    monkeypatch.delenv("FAKE_FAIL_AT")
+    finished = (folder / "zero_shot-seed0" / "state.json").stat().st_mtime_ns
+    assert main(words) == 0
+    assert "1 runs to do, 1 ready" in capsys.readouterr().out
+    assert (folder / "zero_shot-seed0" / "state.json").stat().st_mtime_ns == finished
+    assert not (folder / "lora-seed0" / "failure.txt").exists()
+    log = (folder / "lora-seed0" / "sweep.log").read_text(encoding="utf-8")
+    assert log.count("starting: ") == 2
+    assert main(["status", str(folder), "--json"]) == 0
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert found["lora-seed0"]["life"] == "finished"
+    assert found["lora-seed0"]["done"] == 2
+    assert found["lora-seed0"]["seconds_left"] == 0
+    follow(folder, Console(file=open("/dev/null", "w")))  # noqa: SIM115 -- it ends by itself
+
+
+def cell(folder: Path, method: str = "lora", seed: int = 0, rate: float = 1e-3) -> Cell:
+    data = SimpleNamespace(seed=0)
+    recipe = SimpleNamespace(method=method, seed=seed, folder=str(folder), data=data)
+    settings = ((FIRST, str(rate)), (LATER, str(rate)))
+    return Cell("name", recipe, settings, ())  # type: ignore[arg-type]
+
+
+def result(
+    last: float, average: float = 0.5, rate: float = 1e-3, state: str = "done", seed: int = 0
+) -> Result:
+    return Result(cell(Path("run"), seed=seed, rate=rate), state, last, average)
+
+
+def chosen_rate(results: list[Result]) -> str:
+    return choose(results)["lora"].settings[0][1]
+
+
+def test_the_best_mean_of_last_is_chosen_and_ties_are_broken() -> None:
+    lost = result(math.nan, state="diverged", rate=1)
+    assert chosen_rate([result(0.4, rate=1e-3), result(0.6, rate=2e-3), lost]) == "0.002"
+    assert chosen_rate([result(0.6, 0.5, 1e-3), result(0.6, 0.7, 2e-3)]) == "0.002"
+    equal = [result(0.6, rate=4e-3), result(0.6 + 1e-12, rate=1e-3), result(0.6, rate=2e-3)]
+    assert chosen_rate(equal) == "0.001", "the smallest rate of three equals"
+    assert choose([lost]) == {}
+    seeds = [result(s, rate=r, seed=i) for r, both in ((1e-3, (0.9, 0.1)), (2e-3, (0.6, 0.6)))
+             for i, s in enumerate(both)]  # fmt: skip
+    assert chosen_rate(seeds) == "0.002", "a mean over seeds, not the luckiest one"
+    open_ = [*seeds[:3], result(math.nan, rate=2e-3, seed=1, state="not run")]
+    assert chosen_rate(open_) == "0.001", "a setting counts once all its seeds are finished"
+
+
+def test_a_loss_that_is_no_number_loses_the_run_and_is_named(tmp_path: Path) -> None:
+    record = ChunkRecord(1, trained=True, evaluated=True, loss=math.nan)
+    save_state(tmp_path / "state.json", RunState([record], 1, finished=True))
+    found = read_result(cell(tmp_path, rate=0.5))
+    assert (found.state, found.why) == ("diverged", "a chunk ended with the loss nan")
+    table = as_markdown([found, result(0.5)], choose([result(0.5)]))
+    assert "| diverged |" in table.splitlines()[2]
+    assert table.splitlines()[3].startswith("| **lora** | **0** | **0** |")
+    assert "nan" in as_csv(rows([found], {}))
+
+
+def test_weights_that_diverged_lose_the_run_and_other_failures_do_not(tmp_path: Path) -> None:
+    failure = tmp_path / "failure.txt"
+    assert read_result(cell(tmp_path)).state == "not run"
+    failure.write_text("chunk 1: lm.A holds NaN: the training diverged. Look", encoding="utf-8")
+    assert read_result(cell(tmp_path)).state == "diverged"
+    failure.write_text("no space left on device", encoding="utf-8")
+    assert read_result(cell(tmp_path)).state == "failed"
+
+
+def test_only_the_best_setting_keeps_its_adapters(
+    toy_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    words = [str(toy_yaml()), "--into", str(tmp_path / "sweep"), "--grid", "tuner.alpha=8,16,32"]
+    sweep = plan_sweep(toy_yaml(), parse(["sweep", *words, "--seeds", "0-1"]))
+    for cell, score in zip(sweep.cells, (0.9, 0.1, 0.6, 0.6, 0.3, 0.3), strict=True):
+        finish(cell, score)
+    lines = list(keep_best(sweep))
+    assert lines[0] == "best of lora: tuner.alpha=16, Last 60.0", "its mean over seeds, not 90"
+    assert lines[-1].endswith("of the other settings' adapters removed; their scores stay")
+    left = {str(path.relative_to(tmp_path / "sweep")) for path in tmp_path.rglob("adapter_model*")}
+    assert {name.split("/")[0] for name in left} == {"lora-seed0-alpha=16", "lora-seed1-alpha=16"}
+    assert all(read_result(cell).state == "done" for cell in sweep.cells)
+
+    finish(sweep.cells[0], 0.9)
+    save_state(sweep.cells[5].layout.state, RunState())
+    assert "best of lora" in next(keep_best(sweep))
+    assert (sweep.cells[0].layout.adapter(1) / WEIGHTS).is_file(), "one run is still to come"
+
+
+def finish(cell: Cell, score: float) -> None:
+    """Writes what a run of one chunk leaves."""
+    adapter = cell.layout.adapter(1)
+    adapter.mkdir(parents=True, exist_ok=True)
+    (adapter / WEIGHTS).write_bytes(b"weights")
+    text = f"chunk,task,score,n\n0,Fin,0,4\n1,Fin,{score},4\n"
+    cell.layout.matrix.write_text(text, encoding="utf-8")
+    records = [ChunkRecord(1, trained=True, evaluated=True, loss=1.0)]
+    save_state(cell.layout.state, RunState(records, 1, finished=True))
