@@ -16,6 +16,7 @@ from typing import cast
 from data_prep.files import read_jsonl, write_jsonl
 from data_prep.stream import Stream
 from eval.constant_answers import constant_score
+from eval.form_only import lenient_scores
 from eval.questions import Question, prompt_of, question_of
 from eval.run_files import ChunkScores, JsonObject, PredictionLine, TaskResult
 from eval.scorers import cider
@@ -78,8 +79,9 @@ def split_results(
 
 
 def _write_scored(path: Path, lines: Sequence[PredictionLine], scorer: Scorer) -> None:
-    scored = zip(lines, score_lines(lines, scorer), strict=True)
-    write_jsonl(path, ({**line, "score": score} for line, score in scored))
+    scores = score_lines(lines, scorer)
+    scored = zip(lines, scores, lenient_scores(lines, scores, scorer), strict=True)
+    write_jsonl(path, ({**line, "score": s, "lenient": blind} for line, s, blind in scored))
 
 
 def score_again(
@@ -212,6 +214,7 @@ class TaskScores:
         failed: samples without an answer.
         score: the task's score in 0..1; NaN if no sample has an answer (nothing was measured).
         stderr: standard error over samples; NaN below two samples.
+        lenient: the task's score blind to case and format; NaN where the lines have none.
     """
 
     ids: list[str]
@@ -219,6 +222,7 @@ class TaskScores:
     failed: int
     score: float
     stderr: float
+    lenient: float = math.nan
 
 
 def sum_up(lines: Sequence[PredictionLine], scorer: Scorer) -> TaskScores:
@@ -226,12 +230,15 @@ def sum_up(lines: Sequence[PredictionLine], scorer: Scorer) -> TaskScores:
     scores = [float(line["score"]) for line in lines]
     failed = sum(line["prediction"] is None for line in lines)
     measured = failed < len(lines)
+    blind = [line["lenient"] for line in lines if "lenient" in line]
+    whole = measured and len(blind) == len(lines)  # older versions wrote none
     return TaskScores(
         ids=[str(line["id"]) for line in lines],
         scores=scores,
         failed=failed,
         score=scorer.aggregate(scores) if measured else math.nan,
         stderr=_stderr(scores, scorer) if measured else math.nan,
+        lenient=scorer.aggregate(blind) if whole else math.nan,
     )
 
 
@@ -330,6 +337,8 @@ def _task_result(lines: Sequence[PredictionLine], scorer: Scorer) -> TaskResult:
         "cut": sum(line.get("finish_reason") == "length" for line in lines),
         "stderr": _number(scored.stderr),
     }
+    if not math.isnan(scored.lenient):
+        result["lenient"] = _number(scored.lenient)
     if scorer.sample is None:
         measured = scored.failed < len(lines)
         cider_d = 100 * MOST_CIDER * fmean(scored.scores) if measured else math.nan

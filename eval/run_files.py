@@ -42,6 +42,7 @@ class PredictionLine(_AnsweredLine, total=False):
         router_answer, routed: what MR-LoRA's router said, and whether that named an adapter.
         score: in 0..1 under the task's `fixed` scorer, 0 without an answer; CIDEr-D / 10 for
             captions. Version 0.1 wrote none.
+        lenient: the same, blind to case and format (eval.form_only); older versions wrote none.
     """
 
     references: list[str]
@@ -56,6 +57,7 @@ class PredictionLine(_AnsweredLine, total=False):
     routed: bool
     error: str
     score: float
+    lenient: float
 
 
 class _TaskResult(TypedDict):
@@ -79,20 +81,22 @@ class TaskResult(_TaskResult, total=False):
         unfinished: outputs that end inside a thought, which are empty answers; absent: none.
         constant: the best constant answer's score in 0..1 under a scorer that the recipe names;
             only of the base model (chunk 0).
+        lenient: in 0..1, blind to case and format; what it has above `score` was lost in form only.
     """
 
+    lenient: float | None
     cider: float | None
     unfinished: int
     constant: float
 
 
 class PublishedScores(TypedDict):
-    """What StrCVIT's own scripts would print for the same answers, in percent.
+    """What the benchmark's own scripts would print for the same answers, in percent.
 
     Attributes:
         tasks: by task; null where the script would end with an exception.
         crashes: why it would, by task.
-        mean: the published mean of nine tasks; null unless all of them have a score.
+        mean: StrCVIT's mean of nine tasks, else of all; null unless all of them have a score.
     """
 
     tasks: dict[str, float | None]

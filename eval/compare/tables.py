@@ -10,6 +10,7 @@ from typing import Any
 
 from eval.compare.comparison import BASE, Cell, Column, Comparison
 from eval.report.data import small_captions
+from eval.report.tables import form_only
 
 UNKNOWN = "-"
 MOST_GAPS = 20
@@ -76,10 +77,21 @@ def notes(found: Comparison) -> list[str]:
     for method in found.methods:
         runs = [(method.name_of(entry), entry.run) for entry in method.entries]
         lines += [f"{name}: {text}" for name, run in runs for text in small_captions(run)]
+    if forms := _form_only(found):
+        lines.append(
+            "Lost in form only (a score blind to case and format minus the official one, mean of"
+            f" all tasks after the last chunk): {forms}."
+        )
     lines += [f"{gap.what}: {gap.why}" for gap in found.gaps[:MOST_GAPS]]
     if len(found.gaps) > MOST_GAPS:
         lines.append(f"... and {len(found.gaps) - MOST_GAPS} more gaps")
     return lines
+
+
+def _form_only(found: Comparison) -> str:
+    """Return what the answers of each run lost in form alone; "" where none has blind scores."""
+    gaps = [(m.name_of(e), form_only(e.run).values()) for m in found.methods for e in m.entries]
+    return ", ".join(f"{name} {_percent(sum(gap) / len(gap))} %" for name, gap in gaps if gap)
 
 
 def _rows(found: Comparison, columns: Sequence[Column], best: tuple[str, str]) -> list[list[str]]:

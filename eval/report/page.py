@@ -27,6 +27,7 @@ from eval.report.tables import (
     composition_table,
     curve_table,
     facts,
+    form_table,
     matrix_table,
     mean_table,
     published_table,
@@ -249,4 +250,5 @@ def _tables(run: RunData, summary: Summary) -> dict[str, Table | None]:
         "tasks": task_table(summary),
         "timing": timing_table(run),
         "published": published_table(run),
+        "form": form_table(run),
     }

@@ -112,6 +112,37 @@ def published_table(run: RunData) -> Table | None:
     return Table(caption, ["task", "score, %", "published script", "note"], rows)
 
 
+def form_only(run: RunData) -> dict[str, float]:
+    """Return what the last answers of each task lost in form alone, in 0..1: blind minus official.
+
+    Tasks without a blind score are left out.
+    """
+    last = {t: run.scored[run.evaluated, t] for t in run.tasks if (run.evaluated, t) in run.scored}
+    return {t: s.lenient - s.score for t, s in last.items() if not math.isnan(s.lenient)}
+
+
+def form_table(run: RunData) -> Table | None:
+    """Return the blind scores, and how much of each task's loss since its best is form alone.
+
+    None where the predictions have no blind scores.
+    """
+    gaps = form_only(run)
+    rows = []
+    for task, gap in gaps.items():
+        seen = [run.scored[c, task] for c in range(run.evaluated + 1) if (c, task) in run.scored]
+        last = seen[-1]
+        lost = max(s.score for s in seen if not math.isnan(s.score)) - last.score
+        known = max(s.lenient for s in seen if not math.isnan(s.lenient)) - last.lenient
+        cells = (last.score, last.lenient, gap, lost, known, lost - known)
+        rows.append([task, *map(percent, cells)])
+    if not rows:
+        return None
+    rows.append(["mean", "", "", percent(sum(gaps.values()) / len(gaps)), "", "", ""])
+    head = ["task", "score", "blind to form", "form only", "lost since best", "blind", "in form"]
+    caption = f"Form or knowledge, in percent, after chunk {run.evaluated}"
+    return Table(caption, head, rows)
+
+
 def curve_table(name: str, curve: Curve) -> Table:
     """Return a thinned curve, at most `MOST_ROWS` rows."""
     step = max(1, math.ceil(len(curve.steps) / MOST_ROWS))

@@ -125,7 +125,7 @@ def test_both_variants_and_raw_cider_are_kept(tmp_path: Path) -> None:
     assert scores["tasks"]["ImageNet"]["score"] == 0.0
     assert scores["published"]["tasks"]["ImageNet"] == 100.0
     assert scores["tasks"]["Fin"] | {"stderr": 0} == {
-        "score": 0.75, "n": 4, "failed": 1, "cut": 4, "stderr": 0
+        "score": 0.75, "n": 4, "failed": 1, "cut": 4, "stderr": 0, "lenient": 0.75
     }  # fmt: skip
     assert scores["published"]["tasks"]["Fin"] is None
     assert "without a prompt" in scores["published"]["crashes"]["Fin"]
