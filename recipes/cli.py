@@ -182,15 +182,15 @@ def _stop_on_signals() -> None:
 def _validate(recipe: Recipe, options: argparse.Namespace) -> int:
     if options.json:
         return _print_all([recipe.model_dump_json(indent=2)])
-    if (Path(recipe.data.stream) / "stream.json").is_file():
-        from recipes.run.chunk_data import open_recipe_stream
-
-        open_recipe_stream(recipe)  # refuses more chunks or other tasks than there are
+    from recipes.run.chunk_data import open_recipe_stream
     from recipes.run.preflight.all_checks import look
 
     valid = f"{options.recipe}: valid ({recipe.title}, {recipe.data.chunks} chunks)"
     on_cluster = recipe.launcher.kind == "slurm" and "SLURM_JOB_ID" not in os.environ
-    return _print_all([valid, *(finding.line() for finding in look(recipe, on_cluster))])
+    code = _print_all([valid, *(finding.line() for finding in look(recipe, on_cluster))])
+    if (Path(recipe.data.stream) / "stream.json").is_file():
+        open_recipe_stream(recipe)  # refuses more chunks or other tasks than there are
+    return code
 
 
 def _plan(recipe: Recipe, options: argparse.Namespace) -> int:

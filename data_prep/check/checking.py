@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from data_prep.check.lengths import Lengths, largest, spread
+from data_prep.check.lengths import Lengths, LongSample, largest, spread
 from data_prep.check.pictures import inspect_all
 from data_prep.check.relations import Relations
 from data_prep.check.sample_rules import Job, Sample, Scanned, scan
@@ -52,7 +52,7 @@ class Result:
         problems: all findings. bad: (file name, line) of samples with an error.
         samples: good samples. seen: samples by task in each file, refused ones under "".
         pictures: by image name. tokens: of each good sample whose tokens were counted.
-        typical: the tokens of evenly spread ones among them.
+        typical: the tokens of evenly spread ones among them. too_long: those with too many.
     """
 
     layout: Layout
@@ -63,6 +63,7 @@ class Result:
     pictures: dict[str, Picture] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
     typical: list[int] = field(default_factory=list)
+    too_long: list[LongSample] = field(default_factory=list)
     uneven: dict[str, Uneven] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -264,9 +265,19 @@ class Check:
 
     def _judge_length(self, sample: Sample, total: int, lengths: Lengths) -> None:
         """A training sample that the run skips or cuts is no error; a test question stops it."""
-        most, done = lengths.max_length, lengths.too_long
+        most, done, file = lengths.max_length, lengths.too_long, self.layout.files[sample.file]
+        self.result.too_long.append(
+            {
+                "file": str(self.layout.root / file.name),
+                "line": sample.line,
+                "id": sample.id or None,
+                "tokens": total,
+                "max_length": most,
+                "done": done if file.task is None else "stop",
+            }
+        )
         text = f"{total} tokens, model.max_length is {most}; "
-        if self.layout.files[sample.file].task is not None:
+        if file.task is not None:
             self._on(sample, "too-long", f"{text}the evaluation would stop: shorten it")
         elif done == "stop":
             self._on(sample, "too-long", f"{text}the run would stop (data.too_long): shorten it")

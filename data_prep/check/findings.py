@@ -28,6 +28,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "by_code": by_code(result.problems),
         "tasks": task_statistics(result),
         "tokens": _lengths(result),
+        "too_long": result.too_long,
         "problems": [problem.as_json() for problem in result.problems[:MOST_LISTED]],
         "problems_not_listed": max(0, len(result.problems) - MOST_LISTED),
     }

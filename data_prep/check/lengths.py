@@ -9,11 +9,26 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from data_prep.errors import DataError
 
 REPO = Path(__file__).resolve().parents[2]
+
+
+class LongSample(TypedDict):
+    """A sample of more than `max_length` tokens, by file, line (from 1) and id.
+
+    `done` is what becomes of it: skip, cut or stop. `too_long` of a check's report holds such, and
+    each line of a run's `chunks/NNN/too_long.jsonl` (of a router: `router_too_long.jsonl`).
+    """
+
+    file: str
+    line: int
+    id: str | None
+    tokens: int | None
+    max_length: int
+    done: str
 
 
 @dataclass(frozen=True)

@@ -205,16 +205,17 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
 
 
 def _long_samples(chunks: Path) -> Iterator[Gap]:
-    """Says of each chunk which training samples were longer than model.max_length."""
-    for path in sorted(chunks.glob("*/too_long.jsonl")):
+    """Says of each chunk, and each router, which samples were longer than model.max_length."""
+    for path in sorted(chunks.glob("*/*too_long.jsonl")):
         rows = [row for row in read_jsonl(path, torn_tail=True) if "file" in row]
         if rows:
             names = ", ".join(str(row["id"] or f"line {row['line']}") for row in rows[:MOST_NAMED])
             more = f" and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
             cut = sum(row["done"] == "cut" for row in rows)
             done = f"{cut} cut, {len(rows) - cut} skipped (the next sample took its place)"
+            of_router = ", router" if path.name.startswith("router") else ""
             yield Gap(
-                f"Chunk {int(path.parent.name)}: {len(rows)} training samples too long",
+                f"Chunk {int(path.parent.name)}{of_router}: {len(rows)} training samples too long",
                 f"more than {rows[-1]['max_length']} tokens: {done}: {names}{more}",
             )
 

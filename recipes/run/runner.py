@@ -68,10 +68,10 @@ def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
         _say_finished(layout, progress)
         return
     with RunLock(layout.lock) as lock:
-        ensure_stream(recipe)
         missing = [str(finding) for finding in stopping(look(recipe))]
         if missing:
             raise RunError("this machine cannot run the recipe yet:\n  " + "\n  ".join(missing))
+        ensure_stream(recipe)
         stream = open_recipe_stream(recipe)
         check_same_data(layout, stream)
         check_same_model(layout, recipe)

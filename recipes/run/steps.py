@@ -27,7 +27,7 @@ from recipes.run import evaluation
 from recipes.run.chunk_data import check_carried, training_files
 from recipes.run.session import RunError, Session, failure_text
 from recipes.run.terminal import counted, duration, score_text
-from recipes.run.too_long import LongSample, name_samples, text_of
+from recipes.run.too_long import name_samples, text_of
 from recipes.run.training_job import TrainingJob, train_adapter
 from recipes.run_folder.checkpoints import (
     TRAINER_STATE,
@@ -61,14 +61,11 @@ def train_chunk(session: Session, record: ChunkRecord) -> None:
     previous = recipe.previous(index)
     if previous is not None:
         verify_chunk(session, session.state.record(previous))
-    try:
-        train_adapter(session, _chunk_job(session, index), record)
-    except RunError as error:
-        raise _of_long_sample(session, index, error) from error
+    files = training_files(recipe, session.layout, index, session.stream)
+    _train(session, _chunk_job(session, index), record, files)
     if recipe.pool is not None:
         _train_router(session, record)
     _record_training(session, record, time.monotonic() - started)
-    _tell_long_samples(session, index)
     session.layout.mixed(index).unlink(missing_ok=True)
     loss = "" if record.loss is None else f", loss {record.loss:.4f}"
     session.say(
@@ -77,32 +74,28 @@ def train_chunk(session: Session, record: ChunkRecord) -> None:
     )
 
 
-def _long_samples(session: Session, index: int) -> list[LongSample]:
-    recipe, layout = session.recipe, session.layout
-    files = training_files(recipe, layout, index, session.stream)
-    return name_samples(layout.too_long(index), files, recipe.model.max_length)
+def _train(session: Session, job: TrainingJob, record: ChunkRecord, files: Sequence[Path]) -> None:
+    """Train one adapter; say which samples of its files had too many tokens.
 
-
-def _of_long_sample(session: Session, index: int, error: RunError) -> RunError:
-    """The error that names the sample, where a sample that is too long stopped the training."""
-    stopped = [each for each in _long_samples(session, index) if each["done"] == "stop"]
-    if not stopped:
-        return error
-    session.layout.too_long(index).unlink()  # the next start finds out anew
-    return RunError(
-        f"chunk {index}: {text_of(stopped[0])}, and data.too_long is stop: set it to skip or cut, "
-        "or model.max_length to more, and give the same command again; it continues from here"
-    )
-
-
-def _tell_long_samples(session: Session, index: int) -> None:
-    found = _long_samples(session, index)
+    Raises:
+        RunError: it failed; where data.too_long is stop, at the sample that the message names.
+    """
+    path, limit = job.layout.too_long(job.index), session.recipe.model.max_length
+    try:
+        train_adapter(session, job, record)
+    except RunError as error:
+        stopped = [each for each in name_samples(path, files, limit) if each["done"] == "stop"]
+        if not stopped:
+            raise
+        path.unlink()  # the next start finds out anew
+        raise RunError(
+            f"{job.what}: {text_of(stopped[0])}, and data.too_long is stop: set it to skip or cut, "
+            "or model.max_length to more, and give the same command again; it continues from here"
+        ) from error
+    found = name_samples(path, files, limit)
     if found:
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        session.progress.say(
-            f"note: {text_of(found[0])}: {found[0]['done']}{more}; all in "
-            f"{session.layout.too_long(index)}"
-        )
+        session.progress.say(f"note: {text_of(found[0])}: {found[0]['done']}{more}; all in {path}")
 
 
 def _chunk_job(session: Session, index: int) -> TrainingJob:
@@ -144,7 +137,7 @@ def _train_router(session: Session, record: ChunkRecord) -> None:
 
     what = f"the router of chunk {index}"
     job = TrainingJob(router_recipe(recipe), RouterLayout(layout.root), index, what, data, start)
-    train_adapter(session, job, record)
+    _train(session, job, record, [layout.router_data(index)])
     if start is not None:
         shutil.rmtree(start, ignore_errors=True)  # it follows from the adapters
 

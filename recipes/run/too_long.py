@@ -4,20 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
 
+from data_prep.check.lengths import LongSample
 from data_prep.files import numbered_jsonl, read_jsonl, write_jsonl
-
-
-class LongSample(TypedDict):
-    """A line of `chunks/NNN/too_long.jsonl`; `done`: skip, cut or stop."""
-
-    file: str
-    line: int
-    id: str | None
-    tokens: int | None
-    max_length: int
-    done: str
 
 
 def name_samples(path: Path, files: Sequence[Path], max_length: int) -> list[LongSample]:

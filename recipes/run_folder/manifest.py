@@ -265,7 +265,7 @@ def _why_refused(change: _Difference, layout: RunLayout, recipe: Recipe) -> str 
     if change.key == "model.max_length":
         return None if change.new > change.old else " (it may only grow)"
     if change.key == "data.too_long":
-        met = next(layout.root.glob("chunks/*/too_long.jsonl"), None)
+        met = next(layout.root.glob("chunks/*/*too_long.jsonl"), None)
         return None if met is None else f" ({met} names samples that were dealt with otherwise)"
     if change.key == "schedule.per_device_batch":
         if getattr(recipe.tuner_options, "padding", "") != "include":

@@ -33,9 +33,10 @@ def check_stream(recipe: Recipe) -> Iterator[Finding]:
     yield from _empty(stream, chunks)
     broken = _broken(stream.verify_chunk, chunks)
     broken += _broken(lambda task: stream.verify_tests([task]), recipe.eval.tasks or stream.tasks)
-    yield from (Finding("data", text) for text in _shown(broken, "files of the stream"))
+    again = data.prepare or "copy the whole folder, or prepare the stream again"
+    for text in _shown(broken, "files of the stream"):
+        yield Finding("data", f"{text}. Get them: {again}")
     if not broken:  # what the files name is only known of whole ones
-        again = data.prepare or "copy the whole folder, or prepare the stream again"
         for text in _shown(_absent_images(recipe, stream, chunks), "images"):
             yield Finding("data", f"{text}. Get them: {again}")
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from data_prep.check.__main__ import main
 from data_prep.check.checking import Check, Settings
+from data_prep.check.findings import as_json
 from data_prep.check.lengths import Lengths, spread
 from data_prep.check.stream_folder import read_layout
 from tests.data_prep.check.test_check import REPO, found, run, sample, stream
@@ -63,6 +64,10 @@ def test_a_sample_that_is_too_long(tmp_path, policy, severity, words):
     assert train.text == f"600 tokens, model.max_length is 512; {words}"
     assert (train.severity, test.severity) == (severity, "error")
     assert "the evaluation would stop" in test.text
+    place = {"file": str(folder / "chunks/001.jsonl"), "line": 1, "id": "a"}
+    first, second = as_json(check.result)["too_long"]
+    assert first == {**place, "tokens": 600, "max_length": 512, "done": policy}
+    assert (second["id"], second["line"], second["done"]) == ("q", 1, "stop")
 
 
 @pytest.mark.slow

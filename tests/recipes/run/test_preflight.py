@@ -17,16 +17,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from recipes import REPO
-from recipes.cli import main
 from recipes.config.loading import load_recipe
 from recipes.config.method import method_names
 from recipes.config.schema import Recipe
 from recipes.config.sizes.base_model import adapter_size, model_shape
-from recipes.processes import machine
 from recipes.run.preflight import gpus, room
 from recipes.run.preflight.all_checks import look, stopping
 from recipes.run.preflight.finding import Finding
 from recipes.run.preflight.gpus import check_gpus
+from recipes.run.preflight.installed import check_packages
 from recipes.run.preflight.model_folder import check_model
 from recipes.run.preflight.room import check_disk, check_shared_memory, sample_bytes
 from recipes.run.preflight.stream_files import check_stream
@@ -245,44 +244,23 @@ def test_one_gpu_that_does_not_compute(toy: LoadToy, monkeypatch: pytest.MonkeyP
     assert "GPU 1 (H100) has 0.0 GiB free" in found.text
 
 
-def test_everything_is_named_at_once_and_by_every_command(
-    toy_yaml: Callable[..., Path],
-    model: Path,
-    stream: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    sharded(model)
-    second(model).unlink()
-    (stream / "chunks" / "002.jsonl").unlink()
-    (tmp_path / "requirements.txt").write_text("no-such-package\n", encoding="utf-8")
-    monkeypatch.setattr("recipes.run.preflight.installed.REPO", tmp_path)
-    monkeypatch.setenv("PATH", f"{graphics_driver(tmp_path, 1)}:/usr/bin:/bin")
-    machine.gpus.cache_clear()
-    path, gpu = str(toy_yaml()), "launcher.cpu=false"
-    subjects = ["model", "data", "packages", "CUDA"]
-    before = sorted(tmp_path.rglob("*"))
-    for command in (["run", path, gpu, "--dry-run"], ["validate", path, gpu]):
-        assert main(command) == 0
-        lines = [line for line in capsys.readouterr().out.splitlines() if "MISSING" in line]
-        assert [line.split()[2].rstrip(":") for line in lines] == subjects
-    assert "it is a build without CUDA; torch 2." in lines[-1]
-    assert "driver 535.104.05" in lines[-1]
-    assert main(["run", path, gpu]) == 1
-    told = capsys.readouterr().err
-    assert all(f"\n  {subject}: " in told for subject in subjects)
-    job = ["run", path, gpu, "launcher.kind=slurm", "--slurm"]
-    assert main([*job, "--dry-run"]) == 0
-    shown = capsys.readouterr().out
-    assert all(f"# MISSING  {subject}: " in shown for subject in subjects[:3])
-    assert "# NOTE     job: GPUs, /dev/shm" in shown
-    assert sorted(p for p in tmp_path.rglob("*") if tmp_path / "run" not in p.parents) == [
-        *sorted([*before, tmp_path / "run"])
-    ]
-    assert main(job) == 1
-    assert "the job could not run:" in capsys.readouterr().err
-    machine.gpus.cache_clear()
+@pytest.mark.parametrize(
+    ("key", "package"),
+    [
+        ("attn_impl=flash_attn", "flash-attn"),
+        ("use_liger_kernel=true", "liger-kernel"),
+        ("optim=paged_adamw_8bit", "bitsandbytes"),
+        ("optim=adamw_torch_4bit", "torchao"),
+        ("optim=galore_adamw_8bit", "galore-torch"),
+        ("quant_method=hqq", "hqq"),
+    ],
+)
+def test_packages_that_a_value_alone_asks_for(key: str, package: str, toy: LoadToy) -> None:
+    assert list(check_packages(toy("swift.attn_impl=sdpa", "swift.optim=adamw_torch"))) == []
+    (found,) = check_packages(toy(f"swift.{key}"))
+    assert found.subject == f"swift.{key.split('=')[0]}"
+    assert found.text.startswith(f"{toy(f'swift.{key}').swift[key.split('=')[0]]} needs")
+    assert f"pip install {package}, or give another value" in found.text
 
 
 def test_the_container_its_image_and_its_folders(

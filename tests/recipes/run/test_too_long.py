@@ -53,7 +53,9 @@ def test_the_report_names_them(tmp_path: Path) -> None:
     ]  # fmt: skip
     text = "".join(json.dumps(each) + "\n" for each in samples)
     (tmp_path / "002" / "too_long.jsonl").write_text(text, encoding="utf-8")
-    (gap,) = gaps_of_report(tmp_path)
+    (tmp_path / "002" / "router_too_long.jsonl").write_text(text, encoding="utf-8")
+    router, gap = gaps_of_report(tmp_path)
+    assert router.what == "Chunk 2, router: 7 training samples too long"
     assert gap.what == "Chunk 2: 7 training samples too long"
     assert "more than 64 tokens: 1 cut, 6 skipped" in gap.why
     assert gap.why.endswith("s1, s2, s3, s4, s5 and 2 more")
