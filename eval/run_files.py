@@ -266,7 +266,11 @@ class Manifest:
     @property
     def told(self) -> str:
         """Return in words what the method looks up, which none should know; empty: nothing."""
-        words = {"task": "told the task", "template": "told the task's template"}
+        words = {
+            "task": "told the task",
+            "template": "told the task's template",
+            "number": "told the task: upper bound of routing",
+        }
         return words.get(str((self.tuner or {}).get("sentence")), "")
 
 

@@ -159,6 +159,11 @@ class AdapterOptions:
     layer_tensors: ClassVar[tuple[str, ...]] = ()
     state_tensors: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def loras(self) -> int:
+        """How many LoRAs of the full rank a layer holds."""
+        return 1
+
     def host_value(self, name: str) -> Any:
         """Returns what the host's argument of an option is given; None: the argument is left out.
 

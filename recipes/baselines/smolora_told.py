@@ -1,4 +1,4 @@
-"""The table in which SMoLoRA looks up what it is told (`tuner.sentence: template` or `task`).
+"""The table in which SMoLoRA and the oracle look up what they are told (`tuner.sentence`).
 
 The published code looks the embedding of a task's instruction template up by a number, in training
 and in evaluation. Here the tuner looks the text up in this table, which exists for no other
@@ -14,7 +14,7 @@ from data_prep.files import read_jsonl, write_json
 from data_prep.stream import Stream, StreamError
 from eval.routing.record import instruction_key_of
 
-INSTEAD = "set tuner.sentence: prompt"
+INSTEAD = "take a method that is not told (smolora: tuner.sentence: prompt)"
 
 
 def write_told_table(stream: Stream, chunks: int, sentence: str, path: Path) -> None:
@@ -23,6 +23,7 @@ def write_told_table(stream: Stream, chunks: int, sentence: str, path: Path) -> 
     Args:
         sentence: `task`: the task's name. `template`: the lines that all texts of the task begin
             with and those that all end with (words, if no line), which several tasks may share.
+            `number`: from 0, in the order in which the chunks bring the tasks, and the name.
 
     Raises:
         StreamError: a sample has no task, a text is told two things, or a task has no template.
@@ -45,6 +46,8 @@ def write_told_table(stream: Stream, chunks: int, sentence: str, path: Path) -> 
             texts.setdefault(task, set()).add("\n".join(turns).replace("<image>", " "))
             places.setdefault(f"{text} {task}", f"{file}:{number}")
     told = {task: task for task in texts}
+    if sentence == "number":
+        told = {task: f"{number} {task}" for number, task in enumerate(texts)}
     if sentence == "template":
         told = {task: _template(task, found) for task, found in texts.items()}
     table = {}

@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_prep.files import write_json
 from strlora_tuner.methods import folders
-from tests.host.swift import HERE, PLUGIN, logged, make_chunk, run, train_arguments
+from strlora_tuner.options import TASKS_FILE
+from tests.host.swift import HERE, PLUGIN, QUESTIONS, logged, make_chunk, run, train_arguments
 
 pytestmark = pytest.mark.slow
 STRLORA = "strlora"
@@ -77,6 +79,10 @@ def train(folder, method, name, chunk, processes=1, previous=None, **changes):
     if method != STRLORA:
         del arguments["model_kwargs"]
     more = {"RANK_CHECK_DEEPSPEED": "1"} if "deepspeed" in changes else {}
+    if method == "oracle":  # which the orchestrator tells the tasks
+        table = {text.replace("<image>", ""): f"{i} x" for i, text in enumerate(QUESTIONS.values())}
+        write_json(folder / "tasks.json", table)
+        more[TASKS_FILE] = str(folder / "tasks.json")
     output = run("sft", arguments, processes, **more)
     if processes > 1:
         assert output.count("RANK-CHECK") == processes, "carried buffers must be compared"

@@ -36,7 +36,7 @@ TOKENIZER = Path(__file__).parents[2] / "assets" / "tiny_base"
 # Architectures whose costly tests are in CI's slow part only.
 SLOW = ("gemma3", "qwen_vl")
 # What keeps a method's adapter small, over its defaults.
-SMALL: dict[str, dict[str, Any]] = {STRLORA: {"router_dim": 6}}
+SMALL: dict[str, dict[str, Any]] = {STRLORA: {"router_dim": 6}, "oracle": {"task_experts": 3}}
 VOCAB, HIDDEN = 96, 32
 USER, END, PAD, IMAGE = 90, 91, 0, 92
 LANGUAGE_LINEARS = r".*(?:language_model|model)\.layers\.\d+\.(?:self_attn|mlp)\.[a-z]+_proj"

@@ -75,11 +75,9 @@ def bytes_to_come(recipe: Recipe, size: Size) -> int:
 def _at_most(recipe: Recipe, shape: Shape) -> Size:
     if recipe.tuner_type is None:
         return Size(0, 0)
-    pairs = (
-        recipe.tuner_options.rank
-        * sum(map(sum, shape.linears(recipe.tuner_options.targets)))
-        * shape.layers
-    )
+    options = recipe.tuner_options
+    row = sum(map(sum, shape.linears(options.targets))) * shape.layers
+    pairs = options.loras * options.rank * row
     grown = recipe.data.chunks if recipe.options_class.grows else 1
     return Size(AT_MOST * pairs + shape.aligner, AT_MOST * pairs * grown + shape.aligner)
 

@@ -172,6 +172,11 @@ def test_a_method_that_is_told_the_task_is_labelled(good: Path, tmp_path: Path) 
     manifest["tuner"]["sentence"] = "template"
     write_json(good / "manifest.json", manifest)
     assert compare([good]).names[-1] == "smolora (told the task's template)"
+    manifest["tuner"]["sentence"] = "number"  # the oracle
+    write_json(good / "manifest.json", manifest)
+    label = "smolora (told the task: upper bound of routing)"
+    assert compare([good]).names[-1] == label
+    assert f"{label} on" in write_report(good).read_text("utf-8")
     manifest["tuner"]["sentence"] = "prompt"
     write_json(good / "manifest.json", manifest)
     assert compare([good]).names[-1] == "smolora"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.files import read_json
+from data_prep.files import read_json, read_jsonl
 from data_prep.stream import StreamError, open_stream
 from eval.routing.record import instruction_key_of
 from recipes.baselines.smolora_told import write_told_table
@@ -182,6 +182,12 @@ def test_the_table_of_tasks_needs_texts_that_tell_one(tmp_path: Path) -> None:
     write_told_table(stream, 2, "task", tmp_path / "tasks.json")
     told = read_json(tmp_path / "tasks.json")
     assert set(told.values()) == set(stream.tasks)
+    # The oracle's numbers: in the order of the chunks, which a growing stream keeps.
+    rows = [row for c in (1, 2) for row in read_jsonl(stream.chunk_file(c))]
+    order = list(dict.fromkeys(row["task"] for row in rows))
+    write_told_table(stream, 2, "number", tmp_path / "tasks.json")
+    numbered = read_json(tmp_path / "tasks.json")
+    assert numbered == {text: f"{order.index(task)} {task}" for text, task in told.items()}
 
     file = stream.chunk_file(2)
     sample = json.loads(file.read_text(encoding="utf-8").splitlines()[0])

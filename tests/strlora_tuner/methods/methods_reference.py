@@ -36,6 +36,14 @@ def moelora(x: Tensor, weights: Weights, experts: int, scale: float) -> Tensor:
     return torch.stack(rows)
 
 
+def oracle(x: Tensor, weights: Weights, tasks: list[int], scale: float) -> Tensor:
+    """`tasks` are the samples' tasks."""
+    rank = len(weights["A"]) // 3
+    pairs = zip(x, tasks, strict=True)
+    rows = [[scale * expert(weights, t, rank, token) for token in sample] for sample, t in pairs]
+    return torch.stack([torch.stack(tokens) for tokens in rows])
+
+
 def fixed_gates(signs: Tensor, vector: Tensor, kept: int | None) -> list[float]:
     """The gates of one instruction vector; `kept` is k, None: signs."""
     values = [float((row * vector).sum()) for row in signs]

@@ -110,6 +110,18 @@ def test_smolora(num_experts, gate_scale):
     layer.check(lambda w, x: reference.smolora(x, w, counted, sentences, scale))
 
 
+def test_oracle():
+    layer = Layer("oracle", r=4, lora_alpha=8, task_experts=3)
+    layer.config.turn_start, layer.config.turn_end = [90], [91]
+    assert layer.bank.A.shape == (12, D_IN), "each task has the full rank"
+    told = {(3,): 2, (3, 5): 0, (4, 6): 2}
+    layer.context.embed_sentence = lambda adapter, row: torch.eye(3)[told[row]]
+    ids = torch.tensor([[90, 3, 91, 0, 0], [90, 3, 5, 91, 0], [90, 4, 6, 91, 7]])
+    layer.context.on_prompt(ids, torch.randn(SAMPLES, TOKENS, HIDDEN))
+    layer.check(lambda w, x: reference.oracle(x, w, [2, 0, 2], 2.0))
+    assert not layer.bank.A.grad[4:8].any(), "no sample was of task 1"
+
+
 @pytest.mark.parametrize("method", ["moelora", "smolora"])
 @pytest.mark.parametrize("masks", ["shared", "expert"])
 def test_each_expert_has_the_dropout_that_it_is_to_have(method, masks):
