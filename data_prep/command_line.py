@@ -120,7 +120,7 @@ def run_plan(
         planned = plan()
         made = write(args.out, planned, args.workers, Progress("writing", "files"))
     except BadSamples as error:
-        print(listing(error.problems) + error.note, file=sys.stderr)
+        print(listing(error.problems, of_a_kind=5) + error.note, file=sys.stderr)
         count = len(error.problems)
         print(
             f"error: {count} bad sample{'s' * (count > 1)}, nothing was written. Correct the "

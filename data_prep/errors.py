@@ -58,22 +58,24 @@ def shown(value: Any, length: int = 60) -> str:
     return text if whole <= length else f"{text[:length]}..."
 
 
-def listing(problems: Sequence[Problem], most: int = 20) -> str:
+def listing(problems: Sequence[Problem], most: int = 20, of_a_kind: int | None = None) -> str:
     """Return the first `most` problems, one a line, and how many more there are by code.
 
-    Problems with the same words are one line, at the first place where they were found.
+    Problems with the same words are one line, at the first place where they were found; of one
+    code at most `of_a_kind` are shown (None: no limit).
     """
     same: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
         same.setdefault((problem.code, problem.text), []).append(problem)
-    groups = list(same.values())
-    lines = [
-        f"{group[0]}" + (f" (and {len(group) - 1} more)" if len(group) > 1 else "")
-        for group in groups[:most]
-    ]
+    lines: list[str] = []
+    shown_of: dict[str, int] = {}
     rest: dict[str, int] = {}
-    for group in groups[most:]:
-        rest[group[0].code] = rest.get(group[0].code, 0) + len(group)
+    for (code, _), group in same.items():
+        if len(lines) < most and (of_a_kind is None or shown_of.get(code, 0) < of_a_kind):
+            shown_of[code] = shown_of.get(code, 0) + 1
+            lines.append(f"{group[0]}" + (f" (and {len(group) - 1} more)" if group[1:] else ""))
+        else:
+            rest[code] = rest.get(code, 0) + len(group)
     if rest:
         kinds = ", ".join(f"{code} x {count}" for code, count in sorted(rest.items()))
         lines.append(f"... and {sum(rest.values())} more: {kinds}")

@@ -89,6 +89,12 @@ def contents(
             name = before.test_name(task, period)
             held.append(rows.held_out(samples, task, name, before.chunks + chunk + 1))
             chosen[held[-1].task or ""] = scorers.get(task, scorers[""])
+    tasks = {"", *first_pass.tasks, *tests}
+    if not before.chunks and (unknown := sorted(scorers.keys() - tasks)):
+        raise StreamError(
+            f"--scorer {unknown[0]}={scorers[unknown[0]]}: no task has this name; the tasks are: "
+            f"{', '.join(sorted(tasks - {''}))}"
+        )
     options = first_pass.options
     files, of_files = planned_tests(
         tests,

@@ -102,8 +102,14 @@ def needed(raw: Any, column: str) -> Any:
     """Return the value of a column that every sample must have. Raises DataError."""
     value = look_up(raw, column)
     if _empty(value):
-        raise DataError("column", f"column {column!r} is missing; every sample must have it")
+        raise DataError("column", missing(column))
     return value
+
+
+def missing(column: str, elsewhere: bool = False) -> str:
+    """Return what is said of a column without a value; `elsewhere`: other samples have one."""
+    what = "is empty here" if elsewhere else "is missing"
+    return f"column {column!r} {what}; every sample must have it"
 
 
 def _empty(value: Any) -> bool:

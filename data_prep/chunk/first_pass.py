@@ -10,6 +10,8 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -17,6 +19,7 @@ from typing import IO
 import numpy as np
 
 from data_prep.chunk.batches import Batch, Group, Options, convert
+from data_prep.chunk.columns import missing
 from data_prep.errors import Problem
 from data_prep.files import write_json
 from data_prep.parallel import ordered_map
@@ -82,6 +85,7 @@ class FirstPass:
             for file in range(self.file, len(self.sources)):
                 self._read(file, handles, workers, progress)
             self._stop_if_bad(0)
+            self._refuse_unknown_pictures()
             self._refuse_without_pictures()
             self._say()
             self.finished = True
@@ -150,6 +154,19 @@ class FirstPass:
             )
         return numbers
 
+    def _refuse_unknown_pictures(self) -> None:
+        """Refuse --image-column where no sample has anything in it: a picture is no must."""
+        column = self.options.columns.image
+        if not column or not self.keys or {column, column.split(".")[0]} & {*self.keys}:
+            return
+        lower = {key.lower(): key for key in self.keys}
+        near = get_close_matches(column.lower(), lower, n=1)
+        hint = f"; did you mean {lower[near[0]]}?" if near else "."
+        raise StreamError(
+            f"--image-column {column}: no sample has a value there{hint} Columns found: "
+            f"{', '.join(self.keys)}"
+        )
+
     def _refuse_without_pictures(self) -> None:
         if self.options.needs_pictures and self.samples and not self.images:
             raise StreamError(
@@ -166,8 +183,8 @@ class FirstPass:
             names = ", ".join(self.missing) + (", ..." if self.lacking > len(self.missing) else "")
             print(
                 f"warning: {self.lacking} of {self.samples} samples name a picture that is not in "
-                f"{self.options.resolver.root}: {names}; bring the files there, or leave such "
-                "samples out with data_prep.check --fix",
+                f"{self.options.resolver.root}: {names}{self._similar()}; bring the files there, "
+                "or leave such samples out with data_prep.check --fix",
                 file=sys.stderr,
             )
         for form in self.forms:
@@ -181,6 +198,15 @@ class FirstPass:
             shown = ", ".join(kept[:20]) + (", ..." if len(kept) > 20 else "")
             print(f"fields that are kept, but not read in training: {shown}", file=sys.stderr)
 
+    def _similar(self) -> str:
+        """Say which file may be meant by the first picture that is not there: another case, ..."""
+        wanted = Path(self.missing[0]).name.lower()
+        with os.scandir(self.options.resolver.root) as entries:
+            for name in (entry.name for entry in islice(entries, MOST_GROUPS)):
+                if wanted in (name.lower(), Path(name).stem.lower()):
+                    return f" ({name} is there: write its path below --images letter by letter)"
+        return ""
+
     def _refuse_mixed_times(self) -> None:
         if len(self.forms) > 1:
             found = "; ".join(f"{form} ({where})" for form, where in self.forms.items())
@@ -191,9 +217,14 @@ class FirstPass:
 
     def _stop_if_bad(self, most: int) -> None:
         if len(self.problems) > most and not self.skip_bad:
-            about_columns = any(p.code in _OF_COLUMNS for p in self.problems)
+            self._refuse_unknown_pictures()
+            empty = {missing(key): missing(key, elsewhere=True) for key in self.keys}
+            about_columns = any(
+                p.code in _OF_COLUMNS and p.text not in empty for p in self.problems
+            )
+            problems = [replace(p, text=empty.get(p.text, p.text)) for p in self.problems]
             columns = f"\n{_FOUND.format(', '.join(self.keys))}" if about_columns else ""
-            raise BadSamples(self.problems, columns)
+            raise BadSamples(problems, columns)
 
     def _note(self, handles: Handles) -> None:
         for handle in handles:

@@ -195,6 +195,8 @@ def _kind(path: Path) -> str:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
         raise DataError("no-data", f"{path}: {what}; expected a data file")
+    if path.suffix.lower() in (".xlsx", ".xlsm", ".xls", ".ods"):
+        raise DataError("spreadsheet", f"{path}: a spreadsheet; save it as CSV, in UTF-8")
     with path.open("rb") as raw:
         magic = raw.read(8)
     if magic[:4] == b"PAR1":

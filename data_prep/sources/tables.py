@@ -69,7 +69,12 @@ def _rows(
                 yield number, DataError("csv", f"not CSV: {error}")
                 return
             if not header:
-                header = [name.strip() for name in row]
+                named = (name.strip() for name in row)
+                header = [name or f"column_{i}" for i, name in enumerate(named, start=1)]
+                if twice := sorted({name for name in header if header.count(name) > 1}):
+                    text = f"the header names {twice[0]!r} twice: rename or remove one"
+                    yield number, DataError("csv-header", text)
+                    return
             elif row:
                 yield number, _row(header, row)
 

@@ -278,6 +278,9 @@ def test_test_files_become_test_sets(tmp_path, capsys):
         (["--task", "a b", "--holdout", "0.5"], "task 'a b' has a test set, so its name must also"),
         (["--images", "/no/such"], "--images /no/such: no such folder"),
         (["--by", "column", "--column", "no"], "column 'no' is missing; every sample must have it"),
+        (["--image-column", "pics"], "--image-column pics: no sample has a value there"),
+        (["--image-column", "Question"], "did you mean question? Columns found: answer, "),
+        (["--scorer", "cats=exact"], "--scorer cats=exact: no task has this name"),
         (["--by", "time", "--column", "answer", "--size", "5"], "found 'yes', expected a time"),
     ],
 )

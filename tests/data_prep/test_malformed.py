@@ -48,6 +48,12 @@ CASES = [
         "error: a.jsonl: UTF-16 or binary; save the file as UTF-8 text",
     ),
     (
+        "spreadsheet",
+        "a.xlsx",
+        b"PK\x03\x04aaaa",
+        "error: a.xlsx: a spreadsheet; save it as CSV, in UTF-8",
+    ),
+    (
         "zip",
         "a.jsonl",
         b"PK\x03\x04aaaa",

@@ -14,6 +14,7 @@ from data_prep.errors import DataError
 from data_prep.stream import open_stream
 
 NAMES = ["file", "filename", "image_file", "img", "photo", "picture", "path", "Photo"]
+MONTHS = ["--by", "time", "--column", "day", "--every", "1mo"]
 
 
 def cut(source: Path, *more: str) -> int:
@@ -103,6 +104,53 @@ def test_a_missing_column_is_told_once_with_the_columns_found(table, capsys, opt
     assert message in error
     assert "[column] (and 17 more)" in error
     assert "columns found: answer, day, file, question" in error
+
+
+def test_an_empty_cell_is_not_called_a_missing_column(table, capsys):
+    source = table("file,question,answer,day")
+    lines = source.read_text("utf-8").splitlines()
+    lines[4] = lines[4].replace(lines[4].split(",")[3], "")
+    source.write_text("\n".join(lines), encoding="utf-8")
+    assert cut(source, *MONTHS) == 1
+    error = capsys.readouterr().err
+    assert "shop.csv:5: column 'day' is empty here; every sample must have it [column]\n" in error
+    assert "columns found" not in error
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("file,question,question,day", "shop.csv:1: the header names 'question' twice: rename or"),
+        ("file,,question,answer", "column 'day' is missing"),
+    ],
+)
+def test_a_header_with_one_name_twice_or_without_one(table, capsys, header, message):
+    source = table("file,question,answer,day")
+    text = source.read_text("utf-8")
+    source.write_text(header + text[text.index("\n") :], encoding="utf-8")
+    assert cut(source, *MONTHS) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert "column_2" in error or "twice" in error  # a column without a name can be named
+
+
+def test_many_mistakes_of_one_kind_are_a_few_lines(table, capsys):
+    source = table("file,question,answer,day")
+    text = source.read_text("utf-8").replace("2026-", "sometime-")
+    source.write_text(text, encoding="utf-8")
+    assert cut(source, *MONTHS) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("[time]" in line for line in lines) == 5
+    assert any(line.startswith("... and ") and "time x " in line for line in lines)
+
+
+def test_a_picture_of_another_case_is_named(table, capsys):
+    source = table("file,question,answer,day")
+    source.write_text(source.read_text("utf-8").replace(".png", ".PNG"), encoding="utf-8")
+    assert cut(source) == 0
+    assert "p0.png is there: write its path below --images letter by letter" in (
+        capsys.readouterr().err
+    )
 
 
 def test_no_answer_column_is_told_once_with_the_columns_found(table, capsys):
