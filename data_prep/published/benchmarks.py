@@ -127,6 +127,19 @@ EXPERTS = {
     "Math": "mathematics and logic: geometry, functions, tables, puzzles",
     "VP": "visual perception: counting things, where they are, which is nearer",
     "APP": "screens: which element of an app or an HTML page to use for a task",
+    "ImageNet-R": "objects in paintings, cartoons, sculptures and other renditions",
+    "ArxivQA": "figures of scientific papers: plots, diagrams, multiple choice",
+    "VizWiz": "photographs taken by blind people",
+    "IconQA": "drawings for children: counting, comparing, shapes, numbers",
+    "CLEVR": "rendered solids: how many are left or exist after adding and subtracting",
+    "Flickr30k": "photographs of people and what they do, described in a sentence",
+    "ScienceQA": "school science, geography and language, multiple choice",
+    "TextVQA": "text in photographs: signs, labels, screens",
+    "ImageNet": "photographs of one object: what it is",
+    "GQA": "photographs: where things are, their attributes and relations",
+    "Grounding": "boxes: the coordinates of what a sentence describes",
+    "VQAv2": "photographs: short answers about anything in them",
+    "OCRVQA": "book covers: title, author, genre, year",
 }
 
 

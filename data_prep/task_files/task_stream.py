@@ -181,8 +181,9 @@ def _gold(source: Path, root: Path, task: Task, test: Path) -> Path | None:
     """Return the file with the answers of a test set. Raises DataError where it is needed."""
     if task.gold is None:
         return None
-    folders = (test.parent, source, root / task.name, *(root / f for f in task.folders))
-    path = task.gold.find(*folders, *(folder.parent for folder in folders))
+    own = root / task.name
+    unpacked = (own / name for name in ("questions", "questions1.2", "eval"))  # GQA's archive
+    path = task.gold.find(test.parent, test.parent.parent, source, own, *unpacked)
     if path is None and task.gold.by_picture:
         raise DataError(
             "no-data",
@@ -222,7 +223,13 @@ def _counts(args: argparse.Namespace, have: dict[str, int]) -> Counts:
 
 
 def _tell_sizes(args: argparse.Namespace, chosen: Benchmark, made: list[WrittenFile]) -> None:
-    """Print where files hold other numbers of samples than the published ones."""
+    """Print where answers are fewer, and files other in size, than the published ones."""
+    root = _image_root(args, chosen)
+    for task in _tasks(args, chosen):
+        if task.gold is None or not task.gold.always:
+            continue
+        if _gold(args.source, root, task, _file(args.source, chosen, task, task.test)) is None:
+            print(f"{task.name}: no {task.gold.name} was found: one gold answer a question")
     if args.limit is not None:
         return
     read: dict[str, list[int]] = {task.name: [0, 0] for task in chosen.tasks}

@@ -83,6 +83,32 @@ def test_textvqa_has_its_ten_answers_and_scienceqa_its_letters(
     assert stream.test_records("TextVQA")[0]["references"] == ["stop"] * 9 + ["x"]
 
 
+def test_golds_are_found_where_archives_put_them_and_missed_aloud(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = trees.task_files(tmp_path / "coin", COIN, train=3, tests=2)
+    place = source / "Instructions_Original"
+    (place / "TextVQA/TextVQA_0.5.1_val.json").unlink()
+    questions = json.loads((place / "GQA/test.json").read_text())
+    trees.write_json(
+        place / "GQA/test.json", [{k: v for k, v in q.items() if k != "answer"} for q in questions]
+    )
+    official = source / "cl_dataset/GQA/questions1.2/testdev_balanced_questions.json"
+    trees.write_json(official, {"0": {"answer": "left"}, "1": {"answer": "right"}})
+    science = json.loads((place / "ScienceQA/train.json").read_text())
+    science[0]["conversations"][0]["value"] = "Which is larger?"  # a question without a picture
+    del science[0]["image"]
+    trees.write_json(place / "ScienceQA/train.json", science)
+    assert convert(coin, source, tmp_path / "s", "--order", "ScienceQA,TextVQA,GQA") == 0
+    said = capsys.readouterr().out
+    assert "TextVQA: no TextVQA_0.5.1_val.json was found: one gold answer a question" in said
+    stream = open_stream(tmp_path / "s")
+    golds = [record["messages"][-1]["content"] for record in stream.test_records("GQA")]
+    assert golds == ["left", "right"]
+    lines = (tmp_path / "s/chunks/001.jsonl").read_text().splitlines()
+    assert sorted(len(json.loads(line)["images"]) for line in lines) == [0, 1, 1]
+
+
 def test_mixed_chunks_by_shares_and_as_a_file_states(
     sources: dict[str, Path], tmp_path: Path
 ) -> None:

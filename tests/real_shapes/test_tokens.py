@@ -13,7 +13,7 @@ import pytest
 from recipes.config.loading import load_recipe
 from recipes.tools.token_counts import host_words
 from tests.real_shapes.conftest import Folder
-from tests.real_shapes.families import FAMILIES, QWEN2_5_VL, QWEN3_VL
+from tests.real_shapes.families import FAMILIES, QWEN2_5_VL, QWEN3_5_9B, QWEN3_VL
 from tests.real_shapes.folders import Family
 from tests.real_shapes.pictures import SIZES, TILES, draw
 from tests.real_shapes.streams import ROOT, llava, strcvit
@@ -28,10 +28,12 @@ NOT_USED = {"timm", "decord"}
 TOKENS = {
     "Qwen3-VL-8B-Instruct": {"coco": 300, "imagenet": 192, "textcaps": 672, "places": 64,
                              "aerial": 256, "scan": 1271, "icon": 4},
+    "Qwen3.5-9B": {"coco": 300, "imagenet": 192, "textcaps": 672, "places": 64,
+                   "aerial": 256, "scan": 1271, "icon": 4},
     "Qwen2.5-VL-7B-Instruct": {"coco": 391, "imagenet": 234, "textcaps": 888, "places": 81,
                                "aerial": 324, "scan": 1271, "icon": 4},
 }  # fmt: skip
-MAX_PIXELS = {QWEN3_VL.name: 1310720, QWEN2_5_VL.name: 1003520}  # of the recipes
+MAX_PIXELS = {QWEN3_VL.name: 1310720, QWEN3_5_9B.name: 1310720, QWEN2_5_VL.name: 1003520}
 
 
 def encoded(
@@ -55,7 +57,7 @@ def _encode(folder: Path, samples: list[tuple[str, Any]], max_pixels: int) -> li
 
     import_external_file(str(HOST_PLUGIN))
     processor = get_model_processor(str(folder), load_model=False)[1]
-    template = get_template(processor, max_pixels=max_pixels or None)
+    template = get_template(processor, max_pixels=max_pixels or None, enable_thinking=False)
     found = []
     for mode, sample in samples:
         template.set_mode(mode)
@@ -149,7 +151,7 @@ def _first(path: Path, text: str) -> dict[str, Any]:
 
 
 def test_qwen_weights_under_another_name_are_known(folder: Folder, tmp_path: Path) -> None:
-    for family in (QWEN3_VL, QWEN2_5_VL):
+    for family in (QWEN3_VL, QWEN3_5_9B, QWEN2_5_VL):
         other = tmp_path / f"my-{family.recipe}-weights"
         shutil.copytree(folder(family), other)
         row = {"messages": [{"role": "user", "content": "What?"}]}
