@@ -156,6 +156,61 @@ def plasticity(a: Array) -> Array:
     return mean_over(plasticity_by_task(a))
 
 
+def lost_by_task(a: Array) -> Array:
+    """Return max(0, max_{1 <= c <= C} a[c, i] - a[C, i]) = best minus last: (..., tasks).
+
+    Unlike forgetting it is never negative: the mean over tasks cannot hide one task's loss behind
+    another's gain.
+    """
+    return max_over(a[..., 1:, :], axis=-2) - last_by_task(a)
+
+
+def _since_first(values: Array, first: First, start: int, delay: int) -> Array:
+    """Return `values` (..., chunks from `start`, tasks), NaN before chunk c_i + `delay`."""
+    chunks = np.arange(start, start + values.shape[-2])[:, None]
+    begin = np.array([np.inf if chunk is None else chunk + delay for chunk in first])
+    return np.where(chunks >= begin, values, np.nan)
+
+
+def _seen_scores(a: Array, first: First) -> Array:
+    """Return a[c, i] of the tasks with c_i <= c, else NaN: (..., chunks, tasks)."""
+    return _since_first(a[..., 1 : last_row(a) + 1, :], first, 1, 0)
+
+
+def _forgetting_after_each(a: Array, first: First) -> Array:
+    """Return after each chunk c >= 2 the forgetting of tasks with c_i < c: (..., C - 1, tasks)."""
+    scores = a[..., 1 : last_row(a) + 1, :]
+    best = np.maximum.accumulate(np.where(np.isfinite(scores), scores, -np.inf), axis=-2)
+    best = np.where(np.isfinite(best), best, np.nan)
+    return _since_first(best[..., :-1, :] - scores[..., 1:, :], first, 2, 1)
+
+
+def mean_average_accuracy(a: Array, first: First) -> Array:
+    """Return MAA = mean over chunks c of the mean of a[c, i] over the tasks with c_i <= c: (...).
+
+    CoIN (Chen et al. 2024): with one task a chunk, 1/T sum_j 1/j sum_{i <= j} a[j, i].
+    """
+    return mean_over(mean_over(_seen_scores(a, first)))
+
+
+def coin_backward_by_task(a: Array, first: First) -> Array:
+    """Return a[C, i] - a[c_i, i] of the tasks with c_i <= C: (..., tasks).
+
+    CoIN (Chen et al. 2024) divides by all T tasks, so that a task of the last chunk counts as 0;
+    Lopez-Paz and Ranzato leave it out (`backward_transfer_by_task`).
+    """
+    return _among(last_by_task(a) - _at_first(a, first, 0), first, 1, last_row(a))
+
+
+def mean_forgetting(a: Array, first: First) -> Array:
+    """Return MAF = mean over chunks c >= 2 of the forgetting as it stood after chunk c: (...).
+
+    Our reading of StrCVIT's 'mean average forgetting', whose formula we could not find: after each
+    chunk the mean over the tasks with c_i < c of the best score before c minus the score at c.
+    """
+    return mean_over(mean_over(_forgetting_after_each(a, first)))
+
+
 @dataclass(frozen=True)
 class StreamScore:
     """One score over a stream: its name, and how it is made of a[chunk, task].
@@ -165,7 +220,8 @@ class StreamScore:
         title: name in tables.
         by_task: (a, first) -> (..., tasks).
         higher_is_better: False where less is better.
-        mean: (a, first) -> (...).
+        total: (a, first) -> (...), where it is not the mean of `by_task`.
+        headline: whether it stands in the first table.
     """
 
     key: str
@@ -173,6 +229,7 @@ class StreamScore:
     by_task: Callable[[Array, First], Array]
     higher_is_better: bool = True
     total: Callable[[Array, First], Array] | None = None
+    headline: bool = False
 
     def mean(self, a: Array, first: First) -> Array:
         """Return the score over all tasks: (...)."""
@@ -180,19 +237,37 @@ class StreamScore:
 
 
 STREAM_SCORES = (
-    StreamScore("last", "Last", lambda a, _: last_by_task(a)),
+    StreamScore("last", "Last", lambda a, _: last_by_task(a), headline=True),
     # Chunks differ in what was evaluated: Avg is the mean of the chunks' means, not of the tasks'.
+    # StrCVIT's 'mean average performance', by our reading, is the same number.
     StreamScore(
         "average",
-        "Avg",
+        "Avg (MAP)",
         lambda a, _: mean_over(a[..., 1:, :], axis=-2),
         total=lambda a, _: average(a),
+        headline=True,
     ),
+    StreamScore("lost", "Lost since best", lambda a, _: lost_by_task(a), False, headline=True),
     StreamScore("forgetting", "Forgetting", forgetting_by_task, False),
+    StreamScore(
+        "maf",
+        "MAF",
+        lambda a, first: mean_over(_forgetting_after_each(a, first), -2),
+        False,
+        mean_forgetting,
+    ),
     StreamScore("backward", "Backward transfer", backward_transfer_by_task),
+    StreamScore("bwt", "BWT (CoIN)", coin_backward_by_task),
     StreamScore("forward", "Forward transfer", forward_transfer_by_task),
     StreamScore("plasticity", "Plasticity", lambda a, _: plasticity_by_task(a)),
+    StreamScore(
+        "maa",
+        "MAA (CoIN)",
+        lambda a, first: mean_over(_seen_scores(a, first), -2),
+        total=mean_average_accuracy,
+    ),
 )
+SCORE = {score.key: score for score in STREAM_SCORES}
 
 
 def bootstrap_matrices(

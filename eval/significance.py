@@ -1,14 +1,16 @@
-"""Intervals and tests: what a difference between numbers is worth.
+"""What stands behind the plus-minus sign, and tests: what a difference between numbers is worth.
 
-Seeds: t intervals and Welch's t test. Test samples: percentile bootstrap, McNemar's exact test for
-right and wrong answers, a paired permutation test for any other score or statistic. Many
-comparisons: Holm's correction. Nothing is assumed where nothing is known: too few numbers give NaN.
+Runs (seeds, stream seeds): standard deviation, t intervals, paired or Welch's t test. Test samples:
+percentile bootstrap, McNemar's exact test for right and wrong answers, a paired permutation test
+for any other score or statistic. Many comparisons: Holm's correction. Nothing is assumed where
+nothing is known: too few numbers give NaN.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +36,65 @@ class Interval(NamedTuple):
 
 
 NO_INTERVAL = Interval(math.nan, math.nan)
+# What `--spread` puts behind the plus-minus sign of a mean over runs.
+SPREADS = {
+    "std": "standard deviation over runs (n - 1)",
+    "sem": "standard error of the mean over runs",
+    "ci95": "half of the 95 % t interval of the mean over runs",
+}
+# One run has no spread over seeds: the same three, over the test samples that it was scored on.
+ONE_RUN = {
+    "std": "standard error over test samples (bootstrap)",
+    "sem": "standard error over test samples (bootstrap)",
+    "ci95": "half of the 95 % interval over test samples (bootstrap)",
+}
+ONE_RUN_NOTE = (
+    f"±: one {ONE_RUN['std']}, since there is one run; how much seeds differ is not in it"
+)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How sure a mean is; NaN where nothing is known.
+
+    Attributes:
+        std: standard deviation over runs; over test samples where there is one run.
+        sem: standard error of the mean.
+        interval: the 95 % interval of the mean.
+        over: `runs` or `samples`; empty: nothing is known.
+    """
+
+    std: float = math.nan
+    sem: float = math.nan
+    interval: Interval = NO_INTERVAL
+    over: str = ""
+
+    def half(self, kind: str) -> float:
+        """Return what stands behind the plus-minus sign, by a name of `SPREADS`."""
+        halves = {"std": self.std, "sem": self.sem, "ci95": self.interval.half_width}
+        return halves[kind]
+
+
+NO_SPREAD = Spread()
+
+
+def over_runs(values: Sequence[float]) -> Spread:
+    """Return the spread of two or more runs; nothing is known below two."""
+    known = _finite(values)
+    if len(known) < 2:
+        return NO_SPREAD
+    return Spread(
+        float(known.std(ddof=1)), float(stats.sem(known)), t_interval(values), over="runs"
+    )
+
+
+def over_samples(drawn: Array) -> Spread:
+    """Return the spread of the one run's statistic over bootstrap replicates: (replicates,)."""
+    interval = percentile_interval(drawn)
+    if not math.isfinite(interval.low):
+        return NO_SPREAD
+    error = float(drawn.std(ddof=1))
+    return Spread(error, error, interval, over="samples")
 
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
@@ -69,6 +130,19 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
     if one.std() == other.std() == 0:
         return 1.0 if abs(one.mean() - other.mean()) <= TIE else 0.0
     return float(stats.ttest_ind(one, other, equal_var=False).pvalue)
+
+
+def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the two-sided p value of the paired t test between runs that share seed and stream.
+
+    NaN below two pairs. Differences without any spread give 1 where they are 0, else 0.
+    """
+    gaps = _finite(np.subtract(first, second).tolist())
+    if len(gaps) < 2:
+        return math.nan
+    if np.ptp(gaps) <= TIE:
+        return 1.0 if abs(gaps.mean()) <= TIE else 0.0
+    return float(stats.ttest_1samp(gaps, 0.0).pvalue)
 
 
 def mcnemar(first: Array, second: Array) -> float:

@@ -45,10 +45,15 @@ def axes(width: float, height: float, left: float, right: float, top: float, bot
     canvas = Canvas(figsize=(width / 72, height / 72), frameon=False)
     box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
     ax = canvas.add_axes(box)
+    plain(ax)
+    return ax
+
+
+def plain(ax: Axes) -> None:
+    """Take frame and ticks from axes."""
     ax.set_frame_on(False)
     ax.tick_params(length=0, pad=7, labelsize=FONT, labelcolor=PALETTE["soft"])
     ax.set_axisbelow(True)
-    return ax
 
 
 def label(ax: Axes, x: float, y: float, text: str, align: str, ink: str = "soft") -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-COLOURS = 8
+COLOURS = 12
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Figure:
 
 
 def colour(index: int) -> str:
-    """Return the style of series `index`: eight colours, then the same again, dashed."""
+    """Return the style of series `index`: twelve colours, then the same again, dashed."""
     return f"c{index % COLOURS}" + (" again" if index >= COLOURS else "")
 
 
@@ -65,7 +65,8 @@ def percent(value: float | None) -> str:
     """Return a score in 0..1 as percent with one decimal; a dash where there is none."""
     if value is None or math.isnan(value):
         return "–"  # noqa: RUF001
-    return f"{100 * value:.1f}".replace("-", "−")  # noqa: RUF001
+    text = f"{100 * value:.1f}"
+    return "0.0" if text == "-0.0" else text.replace("-", "−")  # noqa: RUF001
 
 
 def counted(number: int, what: str) -> str:

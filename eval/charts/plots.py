@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from eval.charts.drawing import FONT, PALETTE, axes, both, label
+from eval.charts.drawing import FONT, PALETTE, axes, both, label, plain
 from eval.charts.figure import Chart, Entry, percent
 
 Array = NDArray[np.float64]
@@ -34,14 +34,20 @@ def short_percent(value: float) -> str:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a line chart: a name, values by x (NaN: gap) and a style (`figure.colour`).
+    """One line of a line chart.
 
-    The styles `mean` and `many` are a bold line, and one of so many that none has its own colour.
+    Attributes:
+        name: in the legend.
+        values: by x; NaN: gap.
+        style: of `figure.colour`; `mean` is a bold line, `many` one of so many that none has its
+            own colour.
+        band: the lower and the upper edge of what is shaded around it, by x; empty: nothing.
     """
 
     name: str
     values: Sequence[float]
     style: str
+    band: tuple[Sequence[float], Sequence[float]] = ((), ())
 
 
 def legend(series: Sequence[Series]) -> list[Entry]:
@@ -58,9 +64,10 @@ def line_chart(
     x_label: str,
     y_label: str,
     show: Formatter = short_percent,
-    y_max: float | None = None,
     height: float = 300.0,
     marks: Sequence[float] = (),
+    from_zero: bool = False,
+    most: float | None = None,
 ) -> Chart:
     """Return a line chart.
 
@@ -70,9 +77,10 @@ def line_chart(
         x: the abscissae, one for each value.
         x_label, y_label: what the axes show, with units.
         show: turns a value into the text of a tick.
-        y_max: top of the axis; None takes the largest value.
         height: of the picture.
         marks: abscissae of thin vertical lines (chunk borders).
+        from_zero: whether the axis begins at 0; else it is as long as the data.
+        most: values above it are cut off; None: none are.
     """
 
     def draw(width: float) -> Canvas:
@@ -81,15 +89,68 @@ def line_chart(
         for mark in marks:
             ax.axvline(mark, color=PALETTE["rule"], linewidth=1, linestyle=(0, (2, 3)))
         for s in series:
-            _line(ax, x, s)
-        low = min(0.0, *(v for s in series for v in s.values if not math.isnan(v)), 0.0)
-        ax.set_ylim(low, y_max)
+            _line(ax, x, s, cut=most is not None)
+        ax.set_ylim(*_reach(series, from_zero, most))
         ax.yaxis.set_major_locator(MaxNLocator(5))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
         ax.grid(axis="y", color=PALETTE["hair"], linewidth=1)
         label(ax, 8, height - 12, y_label, "left")
         label(ax, (LEFT + width - RIGHT) / 2, 9, x_label, "center")
         return _canvas(ax)
+
+    return both(draw, title)
+
+
+def _reach(
+    series: Sequence[Series], from_zero: bool = False, most: float | None = None
+) -> tuple[float, float]:
+    """Return the ends of an axis that shows all values and bands, and little else."""
+    values = [v for s in series for part in (s.values, *s.band) for v in part if math.isfinite(v)]
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    low, high = (min(low, 0.0) if from_zero else low), high if most is None else min(high, most)
+    pad = 0.06 * (high - low) or 0.05
+    return low - (0.0 if low == 0 else min(pad, low) if low > 0 else pad), high + pad
+
+
+def small_multiples(
+    title: str, panels: Sequence[tuple[str, Sequence[Series]]], x: Sequence[float], x_label: str
+) -> Chart:
+    """Return one small line chart a panel, all with the same axes, for many tasks.
+
+    Args:
+        title: what a screen reader says.
+        panels: heading and lines of each.
+        x: the abscissae, one for each value.
+        x_label: what the abscissae are.
+    """
+    low, high = _reach([s for _, lines in panels for s in lines])
+
+    def draw(width: float) -> Canvas:
+        columns = min(max(int(width // 205), 2), max(len(panels), 1))
+        across, tall, gap = (width - LEFT - 10) / columns, 96.0, 34.0
+        rows = math.ceil(len(panels) / columns)
+        height = rows * (tall + gap) + 34
+        canvas = Canvas(figsize=(width / 72, height / 72), frameon=False)
+        for number, (name, lines) in enumerate(panels):
+            row, column = divmod(number, columns)
+            bottom = height - (row + 1) * (tall + gap) + 4
+            box = ((LEFT + column * across) / width, bottom / height)
+            ax = canvas.add_axes((*box, (across - 14) / width, tall / height))
+            plain(ax)
+            ax.set_xlim(x[0] - 0.4, x[-1] + 0.4)
+            ax.set_ylim(low, high)
+            for s in lines:
+                _line(ax, x, s, dots=False)
+            ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            ax.yaxis.set_major_locator(MaxNLocator(3))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_percent(value)))
+            ax.grid(axis="y", color=PALETTE["hair"], linewidth=1)
+            ax.tick_params(pad=3, labelleft=column == 0,
+                           labelbottom=number + columns >= len(panels))  # fmt: skip
+            ax.annotate(_truncate(name, across), (0, tall + 8), xycoords="axes points",
+                        fontsize=FONT, color=PALETTE["ink"], annotation_clip=False)  # fmt: skip
+        label(canvas.axes[0], LEFT + (width - LEFT) / 2, 9, x_label, "center")
+        return canvas
 
     return both(draw, title)
 
@@ -108,10 +169,14 @@ def _chunk_axis(ax: Axes, first: float, last: float, width: float) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _line(ax: Axes, x: Sequence[float], series: Series) -> None:
+def _line(
+    ax: Axes, x: Sequence[float], series: Series, dots: bool = True, cut: bool = False
+) -> None:
     name, _, again = series.style.partition(" ")
     ink = PALETTE[{"mean": "ink", "many": "rule"}.get(name, name)]
-    dots = len(x) <= MOST_DOTS
+    dots = dots and len(x) <= MOST_DOTS
+    if len(series.band[0]):
+        ax.fill_between(x, *series.band, color=ink, alpha=0.16, linewidth=0)
     ax.plot(
         x,
         series.values,
@@ -122,7 +187,7 @@ def _line(ax: Axes, x: Sequence[float], series: Series) -> None:
         markersize=5,
         markerfacecolor=ink if name == "mean" else PALETTE["paper"],
         markeredgewidth=1.6,
-        clip_on=False,
+        clip_on=cut,
     )
 
 
@@ -131,12 +196,12 @@ def composition(
 ) -> Chart:
     """Return stacked bars: which share of each chunk's samples belongs to which task.
 
-    Chunks stand under those of a line chart that begins with chunk 0; those after `done` are pale.
+    Chunks stand under those of a line chart that begins with chunk 0; those after `done` are empty
+    outlines, since pale colours mean tasks.
     """
     counts = np.array([[chunk.get(entry.name, 0) for entry in entries] for chunk in chunks])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     numbers = np.arange(1, len(chunks) + 1)
-    alpha = [1.0 if number <= done else 0.35 for number in numbers]
 
     def draw(width: float) -> Canvas:
         height = 110.0
@@ -146,11 +211,13 @@ def composition(
         bottom = np.zeros(len(chunks))
         for column, entry in enumerate(entries):
             name, _, again = entry.style.partition(" ")
-            ink = to_rgb(PALETTE[name])
-            colours = np.array([(*ink, a * (0.5 if again else 1.0)) for a in alpha])
+            ink = (*to_rgb(PALETTE[name]), 0.5 if again else 1.0)
             held = shares[:, column] > 0
-            ax.bar(numbers[held], shares[held, column], broad, bottom[held], color=colours[held],
+            now, later = held & (numbers <= done), held & (numbers > done)
+            ax.bar(numbers[now], shares[now, column], broad, bottom[now], color=ink,
                    edgecolor=PALETTE["paper"], linewidth=0.6, clip_on=False)  # fmt: skip
+            ax.bar(numbers[later], shares[later, column], broad, bottom[later], fill=False,
+                   edgecolor=ink, linewidth=1.2, clip_on=False)  # fmt: skip
             bottom += shares[:, column]
         ax.set_ylim(0, 1)
         ax.set_yticks([])
@@ -256,12 +323,13 @@ def _cells(
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar or dot: a name, a value (NaN: none) and the ends of its interval (NaN: none)."""
+    """One bar or dot: name, value, ends of its interval (NaN: none), values of single runs."""
 
     name: str
     value: float
     low: float = math.nan
     high: float = math.nan
+    points: Sequence[float] = field(default=(), kw_only=True)
 
 
 def bars(title: str, items: Sequence[Bar], unit: str) -> Chart:
@@ -285,8 +353,11 @@ def _rows(width: float, items: Sequence[Bar], unit: str, dots: bool) -> Canvas:
     for place, item in zip(places, items, strict=True):
         reach, text, ink = 0.0, "not known yet", "soft"
         if not math.isnan(item.value):
-            ends = (item.value, item.high, item.value if dots else 0.0)
+            ends = (item.value, item.high, item.value if dots else 0.0, *item.points)
             reach, text, ink = float(np.nanmax(ends)), percent(item.value), "ink"
+            if item.points:
+                ax.plot(item.points, [place + 0.3] * len(item.points), "o", color="none",
+                        markeredgecolor=PALETTE["soft"], markersize=4)  # fmt: skip
             if dots:
                 ax.plot(item.value, place, "o", color=PALETTE["gain"], markersize=9)
             else:

@@ -15,18 +15,19 @@ from eval.compare.differences import (
     LAST,
     Result,
     differences,
-    intervals,
     is_last,
+    spreads,
     values_by_seed,
 )
-from eval.compare.runs import Comparable, Method, load_methods
+from eval.compare.runs import Comparable, Method, Replicate, load_methods
 from eval.metrics import STREAM_SCORES, mean_over
 from eval.report.data import Gap
-from eval.significance import NO_INTERVAL, Interval, holm
+from eval.significance import NO_SPREAD, Interval, Spread, holm
 
 SIGNIFICANT = 0.05
 BASE = "base model"
 LORA = "lora"
+Pairs = dict[tuple[str, str], dict[str, Result]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Column:
     Attributes:
         key: `last`, `forgetting`, ...; `last/VQAv2` for one task; `seconds_a_step`, ... for costs.
         title: its heading.
-        group: `stream` (means over tasks), `task` (one task) or `cost`.
+        group: `headline` or `stream` (means over tasks), `task` (one task) or `cost`.
         higher_is_better: False where less is better.
         unit: `%` for scores (values are in 0..1), else the unit of the value.
     """
@@ -50,16 +51,21 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number: the mean over seeds, its 95 % interval, the runs behind it, and its mark.
+    """One number: the mean over runs, how sure it is, the values behind it, and its mark.
 
     `best` is true only where the value is ahead of every other method's and every difference holds
     (adjusted p at most 0.05). NaN = not known.
     """
 
     value: float
-    interval: Interval = NO_INTERVAL
-    seeds: int = 1
+    spread: Spread = NO_SPREAD
+    values: tuple[float, ...] = ()
     best: bool = False
+
+    @property
+    def interval(self) -> Interval:
+        """Return the 95 % interval of the mean."""
+        return self.spread.interval
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ class Difference:
         column: key of the column.
         leader, other: names of methods.
         difference: leader minus other, as parts of 1.
-        kind: `seeds` (Welch), `samples` (paired permutation), `mcnemar` (exact), `none`.
+        kind: `paired` (t test over shared seeds and streams), `welch` (over seeds), `samples`
+            (paired permutation), `mcnemar` (exact), `none`.
         p: two-sided p value; NaN where no test was possible.
         adjusted: after Holm's correction over the column's family of tests.
     """
@@ -94,20 +101,23 @@ class Comparison:
         columns: scores over the stream, scores by task, costs.
         cells: by (method, column key); a key that is absent is not known.
         tests: the leader of each score column against every other method.
-        seeds: the seeds of each method.
+        seeds: the seeds (of the stream, of the run) of each method's runs.
         tasks: the tasks behind every mean.
         gaps: what is missing or was left out.
         methods: the runs behind the names, without the base model.
+        without_data: of the headline scores, the leader among the methods that keep no past data
+            against every other of them; empty where no method keeps any.
     """
 
     names: list[str]
     columns: list[Column]
     cells: dict[tuple[str, str], Cell]
     tests: list[Difference]
-    seeds: dict[str, list[int | None]]
+    seeds: dict[str, list[Replicate]]
     tasks: list[str]
     gaps: list[Gap] = field(default_factory=list)
     methods: list[Method] = field(default_factory=list)
+    without_data: list[Difference] = field(default_factory=list)
 
     def cell(self, method: str, column: str) -> Cell:
         """Return a cell; one without a value where nothing is known."""
@@ -117,10 +127,11 @@ class Comparison:
 def compare(folders: Sequence[Path]) -> Comparison:
     """Compare runs.
 
-    Intervals: over seeds (t) where a method has two or more runs, else over test samples
-    (bootstrap; the same samples are drawn in all chunks). Differences: Welch's t test where both
-    methods have two or more seeds, else a paired test on the same test samples. Holm's correction
-    over each family of tests: all scores over the stream; all tasks of one score.
+    Spread: over runs where a method has two or more, else over test samples (bootstrap; the same
+    samples are drawn in all chunks). Differences: over runs where both methods have two or more
+    (paired where they share seeds and streams, else Welch), else paired on the same test samples.
+    Holm's correction over each family of tests: the headline scores; the other scores over the
+    stream; all tasks of one score.
 
     Raises:
         FileNotFoundError: there is no such run.
@@ -133,21 +144,29 @@ def compare(folders: Sequence[Path]) -> Comparison:
         for method in found.methods
         for key, cell in _score_cells(found, method).items()
     }
-    tests = _tests(found, columns, cells)
+    pairs: Pairs = {}
+    tests = _tests(found, found.methods, columns, cells, pairs)
+    poor = [method for method in found.methods if not method.keeps_data]
+    headline = [column for column in columns if column.group == "headline"]
+    alone = 0 < len(poor) < len(found.methods)
+    without = _tests(found, poor, headline, cells, pairs) if alone else []
     _mark(found.methods, cells, tests)
     cells |= _cost_cells(found.methods)
     names = [method.name for method in found.methods]
     base = _base_cells(found)
     if base:
         names.insert(0, BASE)
-    seeds = {method.name: [entry.seed for entry in method.entries] for method in found.methods}
+    seeds = {method.name: [entry.replicate for entry in method.entries] for method in found.methods}
     return Comparison(
-        names, columns, cells | base, tests, seeds, found.tasks, found.gaps, found.methods
+        names, columns, cells | base, tests, seeds, found.tasks, found.gaps, found.methods, without
     )
 
 
 def _columns(tasks: Sequence[str]) -> list[Column]:
-    stream = [Column(s.key, s.title, "stream", s.higher_is_better, "%") for s in STREAM_SCORES]
+    stream = [
+        Column(s.key, s.title, "headline" if s.headline else "stream", s.higher_is_better, "%")
+        for s in STREAM_SCORES
+    ]
     by_task = [
         Column(f"{s.key}/{task}", f"{s.title}: {task}", "task", s.higher_is_better, "%")
         for s in STREAM_SCORES
@@ -157,29 +176,32 @@ def _columns(tasks: Sequence[str]) -> list[Column]:
 
 
 def _score_cells(found: Comparable, method: Method) -> dict[str, Cell]:
-    ranges = intervals(found, method)
+    spread = spreads(found, method)
     cells = {}
     for key, values in values_by_seed(found, method).items():
-        known = [value for value in values if math.isfinite(value)]
+        known = tuple(value for value in values if math.isfinite(value))
         mean = float(np.mean(known)) if known else math.nan
-        cells[key] = Cell(mean, ranges[key], len(known))
+        cells[key] = Cell(mean, spread[key], known)
     return cells
 
 
 def _tests(
-    found: Comparable, columns: Sequence[Column], cells: dict[tuple[str, str], Cell]
+    found: Comparable,
+    methods: Sequence[Method],
+    columns: Sequence[Column],
+    cells: dict[tuple[str, str], Cell],
+    pairs: Pairs,
 ) -> list[Difference]:
-    pairs: dict[tuple[str, str], dict[str, Result]] = {}
     families: dict[str, list[Difference]] = defaultdict(list)
     for column in (c for c in columns if c.group != "cost"):
-        leader = _leader(found.methods, column, cells)
-        for other in found.methods if leader else []:
+        leader = _leader(methods, column, cells)
+        for other in methods if leader else []:
             if leader is None or other is leader or _has_no(column.key, other):
                 continue
             pair = leader.name, other.name
             if pair not in pairs:
                 pairs[pair] = differences(found, leader, other)
-            family = "stream" if column.group == "stream" else column.key.split("/")[0]
+            family = column.key.split("/")[0] if column.group == "task" else f"{column.group}:"
             result = pairs[pair][column.key]
             families[family].append(Difference(column.key, pair[0], pair[1], *result))
     return [
@@ -238,5 +260,5 @@ def _cost_cells(methods: Sequence[Method]) -> dict[tuple[str, str], Cell]:
         known = costs[method.name]
         known["to_lora"] = known["seconds_a_step"] / lora
         for key, value in known.items():
-            cells[method.name, key] = Cell(value, seeds=len(method.entries))
+            cells[method.name, key] = Cell(value)
     return cells

@@ -1,4 +1,4 @@
-"""How sure the numbers of a comparison are: intervals, and tests between two methods."""
+"""How sure the numbers of a comparison are: spreads, and tests between two methods."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from eval.metrics import (
     permuted_matrices,
 )
 from eval.significance import (
-    NO_INTERVAL,
-    Interval,
+    NO_SPREAD,
+    Spread,
     mcnemar,
-    percentile_interval,
+    over_runs,
+    over_samples,
+    paired_t,
     permutation_p,
-    t_interval,
     welch,
 )
 
@@ -73,31 +74,44 @@ def is_last(key: str) -> bool:
     return key.split("/")[0] == LAST
 
 
-def intervals(found: Comparable, method: Method) -> dict[str, Interval]:
-    """Return a 95 % interval for every column: t over seeds, else bootstrap over test samples."""
+def spreads(found: Comparable, method: Method) -> dict[str, Spread]:
+    """Return how sure every column is: over runs, else by bootstrap over test samples."""
     values = values_by_seed(found, method)
     if len(method.entries) > 1:
-        return {key: t_interval(numbers) for key, numbers in values.items()}
+        return {key: over_runs(numbers) for key, numbers in values.items()}
     entry = method.entries[0]
     drawn = bootstrap_matrices(entry.samples, found.aggregates, REPLICATES, SEED)
-    spread = column_values(drawn, found.tasks, entry.first)
+    columns = column_values(drawn, found.tasks, entry.first)
     known = {key for key, numbers in values.items() if math.isfinite(numbers[0])}
-    return {k: percentile_interval(v) if k in known else NO_INTERVAL for k, v in spread.items()}
+    return {k: over_samples(v) if k in known else NO_SPREAD for k, v in columns.items()}
 
 
 def differences(found: Comparable, first: Method, second: Method) -> dict[str, Result]:
     """Return the difference of two methods in every column, tested.
 
-    Over seeds (Welch) where both have two or more, else over the test samples that both were given:
-    McNemar's exact test for the last score of one task with right and wrong answers, a paired
-    permutation test for everything else; a method's sample scores are means over its seeds.
+    Over runs where both have two or more: paired where they share seeds and streams, else Welch.
+    Else over the test samples that both were given: McNemar's exact test for the last score of one
+    task with right and wrong answers, a paired permutation test for everything else; a method's
+    sample scores are means over its seeds.
     """
     one, other = values_by_seed(found, first), values_by_seed(found, second)
     gaps = {key: _mean(one[key]) - _mean(other[key]) for key in one}
     if len(first.entries) > 1 and len(second.entries) > 1:
-        return {key: Result(gap, "seeds", welch(one[key], other[key])) for key, gap in gaps.items()}
+        test = _paired_runs(first, second) or (lambda a, b: ("welch", welch(a, b)))
+        return {key: Result(gap, *test(one[key], other[key])) for key, gap in gaps.items()}
     p_values = _paired(found, first, second)
     return {key: Result(gap, *p_values.get(key, ("none", math.nan))) for key, gap in gaps.items()}
+
+
+def _paired_runs(
+    first: Method, second: Method
+) -> Callable[[Sequence[float], Sequence[float]], tuple[str, float]] | None:
+    """Return the paired test of two methods' values by run; None unless their seeds are equal."""
+    ours, theirs = ([entry.replicate for entry in m.entries] for m in (first, second))
+    if set(ours) != set(theirs):
+        return None
+    order = [theirs.index(pair) for pair in ours]
+    return lambda a, b: ("paired", paired_t(a, [b[i] for i in order]))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,46 +1,83 @@
-"""compare.html: the tables of a comparison with plots, one self-contained page."""
+"""compare.html: a verdict, one figure and one slim table; the rest folded, one file."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from eval import metrics
-from eval.charts.figure import Figure, Table, colour, percent
-from eval.charts.plots import Bar, Series, heat_map, intervals, legend, line_chart
-from eval.compare import tables
-from eval.compare.comparison import BASE, Column, Comparison
+from eval.charts.figure import Figure, Table, colour, counted, percent
+from eval.charts.plots import (
+    Bar,
+    Series,
+    heat_map,
+    intervals,
+    legend,
+    line_chart,
+    small_multiples,
+)
+from eval.compare import tables, verdict
+from eval.compare.comparison import Column, Comparison
+from eval.compare.names import printed
 from eval.compare.routing_part import routing_part
+from eval.compare.runs import Method
 from eval.report.page import composition_chart, fill
-from eval.report.tables import composition_table
+from eval.report.tables import code_text, composition_table, machine_text
+from eval.significance import SPREADS, over_runs
 
 MOST_COLOURED = 16
+OfValues = Callable[[metrics.Array], metrics.Array]  # a[chunk, task] -> one number a chunk
+_TESTS = {
+    "paired": "paired t over runs",
+    "welch": "Welch over runs",
+    "samples": "paired permutation of samples",
+    "mcnemar": "McNemar, exact",
+    "none": "none possible",
+}
 
 
-def html(found: Comparison) -> str:
+@dataclass(frozen=True)
+class Part:
+    """One folded part of the page: heading, text, figures and open tables."""
+
+    key: str
+    title: str
+    text: list[str] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+
+def html(found: Comparison, choice: tables.Choice = tables.ALL) -> str:
     """Return the page of a comparison."""
-    return fill("compare.html.j2", page_context(found))
+    return fill("compare.html.j2", page_context(found, choice))
 
 
-def page_context(found: Comparison) -> dict[str, Any]:
+def page_context(found: Comparison, choice: tables.Choice) -> dict[str, Any]:
     """Return everything that the template shows, ready for print."""
     return {
-        "title": " · ".join(method.name for method in found.methods),
+        "title": _title(found),
         "lead": _lead(found),
-        "sections": [_section(found, *part) for part in _parts(found)],
-        "notes": tables.notes(found),
-        "stream": _stream(found),
-        "mixture": _mixture(found),
-        "scores": [f for c in found.columns if c.group == "stream" if (f := _score(found, c))],
-        "last": _last(found),
-        "tests": _tests(found),
-        "routing": routing_part(found),
-        "runs": _runs(found),
+        "verdict": [_minus(sentence) for sentence in verdict.sentences(found)],
+        "stream": _stream(found, choice.spread),
+        "slim": _slim(found, choice),
+        "plus_minus": tables.plus_minus(found, choice.spread),
+        "provenance": tables.provenance(found),
+        "parts": [part for part in _parts(found, choice) if part.figures or part.tables],
+        "notes": tables.notes(found, choice),
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def _title(found: Comparison) -> str:
+    names = [printed(method.name) for method in found.methods]
+    return " and ".join(names) if len(names) <= 2 else f"{len(names)} methods compared"
 
 
 def _lead(found: Comparison) -> str:
@@ -48,71 +85,168 @@ def _lead(found: Comparison) -> str:
     streams = {e.run.stream.name for m in found.methods
                for e in m.entries if e.run.stream}  # fmt: skip
     where = ", ".join(sorted(streams)) or "an unknown stream"
-    return f"{len(found.methods)} methods in {runs} runs on {where}, {len(found.tasks)} tasks"
+    methods = counted(len(found.methods), "method")
+    return f"{methods} in {counted(runs, 'run')} on {where}, {counted(len(found.tasks), 'task')}"
 
 
-def _parts(found: Comparison) -> list[tuple[str, list[Column]]]:
-    """Return the tables of the page: as printed, costs apart."""
-    parts = []
-    for title, columns in tables.sections(found):
-        costs = [column for column in columns if column.group == "cost"]
-        parts.append((title, [column for column in columns if column.group != "cost"]))
-        parts.append(("Costs", costs))
-    return [(title, columns) for title, columns in parts if columns]
+def _slim(found: Comparison, choice: tables.Choice) -> dict[str, Any]:
+    """Return the first table: name, what data is kept, n, and each cell as value, ± and mark."""
+    first = tables.sections(found, choice)[0]
+    kept = {printed(method.name): method.keeps_data for method in found.methods}
+    rows = [
+        {"name": name, "kept": kept.get(name, ""), "n": _shown(n),
+         "cells": [(*_split(text), best) for text, best in cells]}
+        for name, n, cells in first.rows
+    ]  # fmt: skip
+    return {"head": first.head, "rows": rows}
 
 
-def _section(found: Comparison, title: str, columns: list[Column]) -> dict[str, Any]:
-    rows = []
-    for name in found.names:
-        cells = [found.cell(name, column.key) for column in columns]
-        shown = [
-            {"text": _shown(tables.shown(column, cell)), "best": cell.best}
-            for column, cell in zip(columns, cells, strict=True)
-        ]
-        seeds = "" if name == BASE else str(len(found.seeds[name]))
-        rows.append({"name": name, "seeds": seeds, "cells": shown})
-    return {"title": title, "head": [tables.heading(column) for column in columns], "rows": rows}
+def _split(text: str) -> tuple[str, str]:
+    value, _, half = text.partition(" ± ")
+    return _shown(value), f"± {half}" if half else ""
 
 
 def _shown(text: str) -> str:
-    return "–" if text == tables.UNKNOWN else text.replace("-", "−")  # noqa: RUF001
+    return "–" if text == tables.UNKNOWN else _minus(text)  # noqa: RUF001
 
 
-def _stream(found: Comparison) -> Figure | None:
-    """Return the mean score over the stream, one line a method, mean over its seeds."""
+def _minus(text: str) -> str:
+    """Return a text whose numbers have a real minus sign."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text)
+
+
+def _parts(found: Comparison, choice: tables.Choice) -> list[Part]:
+    others = tables.sections(found, tables.Choice(choice.spread))[1:]
+    by_title = {section.title: section for section in others}
+    behind = [s for s in others if s.title.startswith("95 %")]
+    stream = [c for c in found.columns if c.group in ("headline", "stream")]
+    more = by_title.get("More scores over the stream")
+    costs = by_title.get("Costs")
+    routing = routing_part(found)
+    published = tables.published_sections(found, choice.published) if choice.published else []
+    return [
+        Part("intervals", "Values and intervals",
+             ["Large dots: means; lines: 95 % intervals (over runs, or over test samples where n is"
+              " 1); small dots: single runs. Overlapping intervals can still differ beyond doubt:"
+              " the tests are paired."],
+             [f for c in stream if (f := _score(found, c))], [_table(s) for s in behind]),
+        Part("more", "More scores over the stream", tables=[_table(more)] if more else []),
+        Part("tasks", "Task by task", figures=_by_task(found),
+             tables=[_turned(by_title["Last, by task"])] if "Last, by task" in by_title else []),
+        Part("published", "Published numbers, not run here", tables=[_table(s) for s in published]),
+        Part("tests", "Tests", tables=_tests(found)),
+        Part("costs", "Costs", tables=[_table(costs)] if costs else []),
+        Part("mixture", "What the chunks are made of", figures=_mixture(found)),
+        Part("routing", "Routing", routing["gaps"] if routing else [],
+             routing["figures"] if routing else []),
+        Part("runs", "The runs", tables=[_runs(found)]),
+    ]  # fmt: skip
+
+
+def _table(section: tables.Section) -> Table:
+    rows = [[name, _shown(n), *(_mark(cell) for cell in cells)] for name, n, cells in section.rows]
+    return Table(section.title, ["method", "n", *section.head], rows)
+
+
+def _turned(section: tables.Section) -> Table:
+    """Return a table with the tasks below each other: there are more of them than methods."""
+    rows = [[task, *(_mark(cells[i]) for _, _, cells in section.rows)]
+            for i, task in enumerate(section.head)]  # fmt: skip
+    return Table(section.title, ["task", *(name for name, _, _ in section.rows)], rows)
+
+
+def _mark(cell: tuple[str, bool]) -> str:
+    return f"{_shown(cell[0])} ★" if cell[1] else _shown(cell[0])
+
+
+def _stream(found: Comparison, spread: str) -> Figure | None:
+    """Return the mean score over the stream, one line a method with its band over runs."""
     rows = max((len(e.values) for m in found.methods for e in m.entries), default=0)
     if rows < 2:
         return None
-    lines = {method.name: np.full((len(method.entries), rows), np.nan) for method in found.methods}
-    for method in found.methods:
-        for row, entry in enumerate(method.entries):
-            lines[method.name][row, : len(entry.values)] = metrics.mean_over(entry.values)
-    means = {name: metrics.mean_over(values, axis=0) for name, values in lines.items()}
-    series = [Series(name, values.tolist(), colour(i))
-              for i, (name, values) in enumerate(means.items())]  # fmt: skip
+    series = [
+        course(method, i, rows, metrics.mean_over, spread) for i, method in enumerate(found.methods)
+    ]
     x = [float(chunk) for chunk in range(rows)]
     title = f"Mean score of {len(series)} methods over {rows - 1} chunks."
-    chart = line_chart(title, series, x, "chunk", "Mean score, %", y_max=1.0)
+    chart = line_chart(title, series, x, "chunk", "Mean score, %")
     body = [
-        ["base model" if c == 0 else f"chunk {c}", *(percent(float(v[c])) for v in means.values())]
+        ["base model" if c == 0 else f"chunk {c}", *(percent(float(s.values[c])) for s in series)]
         for c in range(rows)
     ]
-    table = Table("Mean score after each chunk, in percent", ["after", *means], body)
-    note = "Mean over tasks, and over seeds where a method has several. Chunk 0 is the base model."
+    head = ["after", *(s.name for s in series)]
+    table = Table("Mean score after each chunk, in percent", head, body)
+    note = "Mean over tasks and runs. Chunk 0 is the base model."
+    if any(len(s.band[0]) for s in series):
+        note += f" Bands: {SPREADS[spread]}."
     return Figure("Mean score over the stream", chart, [table], note, legend=legend(series))
 
 
-def _mixture(found: Comparison) -> Figure | None:
+def course(
+    method: Method,
+    index: int,
+    rows: int,
+    of_values: OfValues,
+    spread: str,
+) -> Series:
+    """Return a method's line over the chunks: mean over its runs, and the band around it."""
+    lines = np.full((len(method.entries), rows), np.nan)
+    for row, entry in enumerate(method.entries):
+        lines[row, : len(entry.values)] = of_values(entry.values)
+    means = metrics.mean_over(lines, axis=0)
+    half = np.array([over_runs(lines[:, c].tolist()).half(spread) for c in range(rows)])
+    known = np.isfinite(half).any()
+    band = ((means - half).tolist(), (means + half).tolist()) if known else ((), ())
+    return Series(printed(method.name), means.tolist(), colour(index), band)
+
+
+def column_of(column: int, values: metrics.Array) -> metrics.Array:
+    """Return one task's scores after each chunk."""
+    return np.asarray(values[:, column])
+
+
+def _by_task(found: Comparison) -> list[Figure]:
+    """Return every task over the stream, small, and the last scores as a map."""
+    names = found.names
+    values = np.array(
+        [[found.cell(name, f"last/{task}").value for name in names] for task in found.tasks]
+    )
+    title = f"Last score of {len(found.tasks)} tasks (rows) for {len(names)} methods, in percent."
+    chart = heat_map(title, values, found.tasks, [printed(name) for name in names])
+    body = [[t, *(percent(float(v)) for v in values[i])] for i, t in enumerate(found.tasks)]
+    head = ["task", *map(printed, names)]
+    last = Figure("Last score", chart, [Table("Last score by task, in percent", head, body)])
+    rows = max((len(e.values) for m in found.methods for e in m.entries), default=0)
+    if rows < 3:
+        return [last]
+    panels = [
+        (task, [course(m, i, rows, partial(column_of, column), "std")
+                for i, m in enumerate(found.methods)])
+        for column, task in enumerate(found.tasks)
+    ]  # fmt: skip
+    x = [float(chunk) for chunk in range(rows)]
+    title = f"Score of {len(found.tasks)} tasks over {rows - 1} chunks for {len(names)} methods."
+    small = small_multiples(title, panels, x, "chunk")
+    body = [[task, s.name, *(percent(float(v)) for v in s.values)]
+            for task, lines in panels for s in lines]  # fmt: skip
+    head = ["task", "method", "base", *map(str, range(1, rows))]
+    table = Table("Score by task after each chunk, in percent", head, body)
+    note = "Bands: one standard deviation over runs, where there are several."
+    return [Figure("Score over the stream, %", small, [table], note, legend=legend(panels[0][1])),
+            last]  # fmt: skip
+
+
+def _mixture(found: Comparison) -> list[Figure]:
     """Return what the chunks are made of, where all runs saw the same stream."""
     runs = [entry.run for method in found.methods for entry in method.entries]
     chunks, table = runs[0].composition(), composition_table(runs[0])
     if table is None or any(run.composition() != chunks for run in runs):
-        return None
+        return []
     done = min(run.evaluated for run in runs)
     chart, entries = composition_chart(runs[0], done)
     shown = entries if len(entries) <= MOST_COLOURED else []
-    note = "Pale bars: not trained by all."
-    return Figure("What the chunks are made of", chart, [table], note, legend=shown)
+    note = "" if done >= len(chunks) else "Outlines: not trained by all."
+    return [Figure("Share of each task in the chunks", chart, [table], note, legend=shown)]
 
 
 def _score(found: Comparison, column: Column) -> Figure | None:
@@ -120,7 +254,8 @@ def _score(found: Comparison, column: Column) -> Figure | None:
     for name in found.names:
         cell = found.cell(name, column.key)
         if math.isfinite(cell.value):
-            dots.append(Bar(name, cell.value, *cell.interval))
+            single = cell.values if 1 < len(cell.values) <= tables.MOST_POINTS else ()
+            dots.append(Bar(printed(name), cell.value, *cell.interval, points=single))
     if not dots:
         return None
     better = "higher is better" if column.higher_is_better else "lower is better"
@@ -132,33 +267,21 @@ def _score(found: Comparison, column: Column) -> Figure | None:
     return Figure(column.title, chart, [table], half=True)
 
 
-def _last(found: Comparison) -> Figure | None:
-    if not found.tasks:
-        return None
-    names = found.names
-    values = np.array(
-        [[found.cell(name, f"last/{task}").value for name in names] for task in found.tasks]
-    )
-    title = f"Last score of {len(found.tasks)} tasks (rows) for {len(names)} methods, in percent."
-    chart = heat_map(title, values, found.tasks, names)
-    body = [[t, *(percent(float(v)) for v in values[i])] for i, t in enumerate(found.tasks)]
-    table = Table("Last score by task, in percent", ["task", *names], body)
-    return Figure("Last score by task", chart, [table])
-
-
-def _tests(found: Comparison) -> Table | None:
-    if not found.tests:
-        return None
-    kinds = {"seeds": "Welch over seeds", "samples": "paired permutation",
-             "mcnemar": "McNemar, exact", "none": "none possible"}  # fmt: skip
+def _tests(found: Comparison) -> list[Table]:
+    listed = [
+        ("Tests of every leader against every other method", found.tests),
+        ("The same among the methods that keep no past data", found.without_data),
+    ]
     titles = {column.key: column.title for column in found.columns}
-    body = [
-        [titles[t.column], t.leader, t.other, percent(t.difference), kinds.get(t.kind, t.kind),
-         _p(t.p), _p(t.adjusted)]
-        for t in found.tests
-    ]  # fmt: skip
     head = ["score", "leads", "against", "difference, points", "test", "p", "p, Holm"]
-    return Table("Tests of every leader against every other method", head, body)
+    return [
+        Table(caption, head, [
+            [titles[t.column], printed(t.leader), printed(t.other), percent(t.difference),
+             _TESTS[t.kind], _p(t.p), _p(t.adjusted)]
+            for t in tests
+        ])
+        for caption, tests in listed if tests
+    ]  # fmt: skip
 
 
 def _p(value: float) -> str:
@@ -172,17 +295,13 @@ def _runs(found: Comparison) -> Table:
     for method in found.methods:
         for entry in method.entries:
             manifest = entry.run.manifest
-            versions, hardware = manifest.versions, manifest.hardware
-            gpus = hardware.get("gpus") or []
-            machine = (
-                ", ".join(map(str, gpus)) if gpus else f"{hardware.get('cores', '?')} CPU cores"
-            )
+            versions = manifest.versions
             state = "finished" if entry.run.finished else f"after chunk {entry.run.evaluated}"
+            stream, seed = ("–" if n is None else str(n) for n in entry.replicate)  # noqa: RUF001
             body.append(
-                [method.name, entry.run.root.name, str(entry.seed), state,
-                 str(manifest.git.get("sha", ""))[:10],
-                 f"ms-swift {versions.get('ms-swift', '?')}, torch {versions.get('torch', '?')}",
-                 machine]
+                [printed(method.name), entry.run.root.name, seed, stream, state,
+                 code_text(manifest.git), machine_text(manifest.hardware),
+                 f"ms-swift {versions.get('ms-swift', '?')}, torch {versions.get('torch', '?')}"]
             )  # fmt: skip
-    head = ["method", "run", "seed", "state", "code", "versions", "machine"]
+    head = ["method", "run", "seed", "stream seed", "state", "commit", "machine", "versions"]
     return Table("The runs behind the methods", head, body)

@@ -13,6 +13,7 @@ import numpy as np
 from eval.charts.figure import Figure, Table, colour, percent, ratio
 from eval.charts.plots import Series, legend, line_chart, short_percent
 from eval.compare.comparison import Comparison
+from eval.compare.names import printed
 from eval.compare.runs import Method
 from eval.metrics import Array, mean_over
 from eval.report.choices import NAMES, RIGHT
@@ -33,8 +34,10 @@ def routing_part(found: Comparison) -> RoutingComparison | None:
     gaps: list[str] = []
     if routed := [m for m in found.methods if any(e.run.routing for e in m.entries)]:
         figures.append(_separation(found, routed))
-        without = [m.name_of(e) for m in found.methods for e in m.entries if not e.run.routing]
-        gaps = [f"Without a routing record: {', '.join(without)}."] if without else []
+        without = ", ".join(
+            printed(m.name_of(e)) for m in found.methods for e in m.entries if not e.run.routing
+        )
+        gaps = [f"Without a routing record: {without}."] if without else []
     if chosen := [m for m in found.methods if any(e.run.choices for e in m.entries)]:
         figures.append(_choices(found, chosen))
     return {"gaps": gaps, "figures": figures} if figures else None
@@ -53,7 +56,7 @@ def _values(
 def _lines(found: Comparison, values: Mapping[str, Array]) -> list[Series]:
     """Return lines in the colours that the methods have everywhere on the page."""
     names = [method.name for method in found.methods]
-    return [Series(n, v.tolist(), colour(names.index(n))) for n, v in values.items()]
+    return [Series(printed(n), v.tolist(), colour(names.index(n))) for n, v in values.items()]
 
 
 def _separation(found: Comparison, routed: list[Method]) -> Figure:
@@ -61,12 +64,13 @@ def _separation(found: Comparison, routed: list[Method]) -> Figure:
         routed, lambda run: {c: float(mean_over(r.nmi)) for c, r in run.routing.items()}
     )
     series = _lines(found, values)
-    title = f"Mutual information of task and expert set over the stream: {', '.join(values)}."
+    names = list(map(printed, values))
+    title = f"Mutual information of task and expert set over the stream: {', '.join(names)}."
     chart = line_chart(title, series, [float(c) for c in chunks], "chunk", "NMI(task, expert set)",
-                       lambda v: f"{v:.2g}", y_max=1.0, height=240.0)  # fmt: skip
+                       lambda v: f"{v:.2g}", height=240.0, from_zero=True)  # fmt: skip
     rows = [[f"chunk {c}", *(ratio(float(v[i])) for v in values.values())]
             for i, c in enumerate(chunks)]  # fmt: skip
-    table = Table("Mutual information of task and expert set", ["after", *values], rows)
+    table = Table("Mutual information of task and expert set", ["after", *names], rows)
     note = "Mean over layers and seeds. 1: the expert set names the task, 0: it says nothing of it."
     heading = "Does the expert set tell the task?"
     return Figure(heading, chart, [table], note, legend=legend(series))
@@ -77,21 +81,21 @@ def _choices(found: Comparison, chosen: list[Method]) -> Figure:
         chosen, lambda run: {c: o.total.dominant_chunk for c, o in run.choices.items()}
     )
     series = _lines(found, values)
-    names = ", ".join(values)
+    names = ", ".join(map(printed, values))
     title = f"Share of questions that went to the dominant chunk of their task: {names}."
     chart = line_chart(title, series, [float(c) for c in chunks], "chunk", "Dominant chunk, %",
-                       short_percent, y_max=1.0, height=240.0)  # fmt: skip
+                       short_percent, height=240.0, from_zero=True)  # fmt: skip
     rows = [[f"chunk {c}", *(percent(float(v[i])) for v in values.values())]
             for i, c in enumerate(chunks)]  # fmt: skip
     by_run = [
-        [method.name_of(entry), *_row(entry.run.choices[max(entry.run.choices)])]
+        [printed(method.name_of(entry)), *_row(entry.run.choices[max(entry.run.choices)])]
         for method in chosen
         for entry in method.entries
         if entry.run.choices
     ]
     head = ["run", "after", "chosen by", *NAMES, "no legal letter"]
     tables = [
-        Table("Right choices (dominant chunk), in percent", ["after", *values], rows),
+        Table("Right choices (dominant chunk), in percent", ["after", *map(printed, values)], rows),
         Table("Choice of a chunk by run, in percent of the questions", head, by_run),
     ]
     note = f"Mean over seeds. {RIGHT}"

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from eval.compare.names import method_name
 from eval.metrics import Array, First
 from eval.report.data import Gap, RunData, load_run
 from eval.run_files import JsonObject, RunState
 from eval.scorers.registry import scorer_of
 
-# What may differ between runs of one method: none of it changes what is learned, but the seed.
-NOT_THE_METHOD = ("name", "seed", "run_dir", "launcher", "eval.batch_size", "data.stream")
+# What may differ between runs of one method: none of it changes what is learned, but the seeds.
+NOT_THE_METHOD = (
+    "name", "seed", "run_dir", "launcher", "eval.batch_size", "data.stream", "data.seed",
+)  # fmt: skip
+RUN_FILES = ("manifest.json", "matrix.csv")
+Replicate = tuple[int | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -42,22 +47,44 @@ class Entry:
         """Return the run's seed, None where no file says it."""
         return self.run.manifest.seed
 
+    @property
+    def replicate(self) -> Replicate:
+        """Return the seeds of stream and run: what two methods must share to be paired."""
+        return _stream_seed(self.run), self.seed
+
 
 @dataclass(frozen=True)
 class Method:
-    """The runs of one recipe, which differ in nothing but the seed.
+    """The runs of one recipe, which differ in nothing but the seeds of run and stream.
 
     Attributes:
-        name: the method's name; where two recipes share it, with the keys in which they differ.
-        entries: one a seed.
+        name: the method's name with the blocks added to it; where two recipes share that, with the
+            keys in which they differ.
+        entries: one for each pair of seeds.
     """
 
     name: str
     entries: list[Entry]
 
     def name_of(self, entry: Entry) -> str:
-        """Return the name of one of its runs: with the seed where there are several."""
-        return f"{self.name}, seed {entry.seed}" if len(self.entries) > 1 else self.name
+        """Return the name of one of its runs: with the seeds where there are several."""
+        if len(self.entries) == 1:
+            return self.name
+        streams = {e.replicate[0] for e in self.entries}
+        stream = f", stream seed {entry.replicate[0]}" if len(streams) > 1 else ""
+        return f"{self.name}, seed {entry.seed}{stream}"
+
+    @property
+    def keeps_data(self) -> str:
+        """Return what past data the method keeps, in words; empty: none."""
+        manifest = self.entries[0].run.manifest
+        if manifest.protocol == "joint":
+            return "all data"
+        if memory := (manifest.recipe.get("replay") or {}).get("memory"):
+            return f"{memory} samples"
+        if kept := (manifest.recipe.get("pool") or {}).get("samples"):
+            return f"{kept} samples a chunk"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -80,41 +107,74 @@ class Comparable:
 def load_methods(folders: Sequence[Path]) -> Comparable:
     """Read runs and cut them to what they share.
 
-    Runs of one stream are compared over the chunks that all of them have evaluated; a run on
-    another stream, and one without a stream (joint training, zero-shot), only by its own last
-    scores. What is left out becomes a gap.
+    A folder that is no run stands for the runs in it (a sweep). Runs of one stream are compared
+    over the chunks that all of them have evaluated; so are runs of several streams, where every
+    method has run on each. A run on another stream, and one without a stream (joint training,
+    zero-shot), only by its own last scores. What is left out becomes a gap.
 
     Raises:
         FileNotFoundError: there is no such run.
         ValueError: a run given twice, one without any score, or runs without a common task.
     """
-    runs = _read(folders)
-    gaps = [Gap(f"{run.root.name}: {gap.what}", gap.why) for run in runs for gap in run.gaps]
-    tasks = _common_tasks(runs, gaps)
-    rows = _common_rows(runs, gaps)
-    entries = [_entry(run, tasks, rows[_stream_of(run)], gaps) for run in runs]
-    methods = [Method(name, group) for name, group in _grouped(entries)]
+    gaps: list[Gap] = []
+    runs = _read(folders, gaps)
+    gaps += [Gap(f"{run.root.name}: {gap.what}", gap.why) for run in runs for gap in run.gaps]
+    groups = _grouped(runs)
+    streams = [{run.manifest.stream_sha256 for run in group} for group in groups.values()]
+    # Every method on each of several streams: means over streams say the same of all.
+    balanced = len(streams[0]) > 1 and all(found == streams[0] for found in streams)
+    tasks = _common_tasks(runs, balanced, gaps)
+    rows = _common_rows(runs, balanced, gaps)
+    for group in groups.values():
+        if len({(_stream_seed(run), run.manifest.seed) for run in group}) < len(group):
+            roots = ", ".join(run.root.name for run in group)
+            raise ValueError(f"{roots}: the same recipe and seed; give only one of them")
+    methods = [
+        Method(name, [_entry(run, tasks, rows[_stream_of(run, balanced)], gaps) for run in group])
+        for name, group in groups.items()
+    ]
     return Comparable(methods, tasks, [_aggregate(runs, task) for task in tasks], gaps)
 
 
-def _read(folders: Sequence[Path]) -> list[RunData]:
-    seen: dict[Path, Path] = {}
-    for folder in folders:
-        if folder.resolve() in seen:
-            raise ValueError(f"{folder}: given twice; a run compared with itself says nothing")
-        seen[folder.resolve()] = folder
-    runs = [load_run(folder) for folder in folders]
-    for run in runs:
-        if not np.isfinite(run.matrix.values).any():
+def _read(folders: Sequence[Path], gaps: list[Gap]) -> list[RunData]:
+    seen: set[Path] = set()
+    runs = []
+    for given in folders:
+        inside = _runs_in(given)
+        for folder in inside or [given]:
+            if folder.resolve() in seen:
+                raise ValueError(f"{folder}: given twice; a run compared with itself says nothing")
+            seen.add(folder.resolve())
+            run = load_run(folder)
+            if np.isfinite(run.matrix.values).any():
+                runs.append(run)
+                continue
             why = "; ".join(gap.why for gap in run.gaps if gap.what == "Scores")
-            raise ValueError(f"{run.root}: no score to compare ({why or 'matrix.csv has none'})")
+            if not inside:
+                raise ValueError(f"{folder}: no score to compare ({why or 'matrix.csv has none'})")
+            gaps.append(Gap(folder.name, f"left out, since it has no score yet ({why})"))
+    if not runs:
+        raise ValueError(f"{', '.join(map(str, folders))}: no run in it has a score yet")
     return runs
 
 
-def _stream_of(run: RunData) -> str:
+def _runs_in(folder: Path) -> list[Path]:
+    """Return the run folders in a folder that is none itself, as a sweep leaves them."""
+    if any((folder / name).exists() for name in RUN_FILES):
+        return []
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [f for f in inside if any((f / name).is_file() for name in RUN_FILES)]
+
+
+def _stream_of(run: RunData, balanced: bool) -> str:
     """Return what runs must share to be compared chunk by chunk."""
-    stream = run.manifest.stream_sha256 or "unknown"
+    stream = "each stream" if balanced else run.manifest.stream_sha256 or "unknown"
     return f"{stream} without chunks" if run.has_no_stream else stream
+
+
+def _stream_seed(run: RunData) -> int | None:
+    seed = run.manifest.block("data").get("seed")
+    return seed if isinstance(seed, int) else None
 
 
 def _aggregate(runs: Sequence[RunData], task: str) -> Callable[[Array], Array]:
@@ -128,8 +188,14 @@ def _sample_ids(run: RunData, task: str) -> list[str]:
     return next((scored.ids for scored in found if scored is not None), [])
 
 
-def _common_tasks(runs: Sequence[RunData], gaps: list[Gap]) -> list[str]:
+def _common_tasks(runs: Sequence[RunData], balanced: bool, gaps: list[Gap]) -> list[str]:
     tasks = []
+    # Streams may differ in their samples where every method was tested on all of them.
+    streams = {run.manifest.stream_sha256 if balanced else "" for run in runs}
+    tested = [
+        [run for run in runs if not balanced or run.manifest.stream_sha256 == stream]
+        for stream in sorted(streams)
+    ]
     for task in dict.fromkeys(task for run in runs for task in run.tasks):
         without = [run.root.name for run in runs if task not in run.tasks]
         if without:
@@ -138,7 +204,7 @@ def _common_tasks(runs: Sequence[RunData], gaps: list[Gap]) -> list[str]:
         elif len({by for run in runs if (by := _scorer(run, task))}) > 1:
             why = "judged by different scorers; left out of every score"
             gaps.append(Gap(f"Task {task}", why))
-        elif _same_samples(runs, task):
+        elif all(_same_samples(group, task) for group in tested):
             tasks.append(task)
         else:
             why = "the runs were tested on different samples; left out of every score"
@@ -163,15 +229,15 @@ def _same_samples(runs: Sequence[RunData], task: str) -> bool:
     return len(counts) == 1 and all(ids == known[0] for ids in known)
 
 
-def _common_rows(runs: Sequence[RunData], gaps: list[Gap]) -> dict[str, list[int]]:
+def _common_rows(runs: Sequence[RunData], balanced: bool, gaps: list[Gap]) -> dict[str, list[int]]:
     """Return for each stream the rows of a[chunk, task] that all its runs have."""
     rows: dict[str, set[int]] = {}
     for run in runs:
         evaluated = set(np.flatnonzero(np.isfinite(run.matrix.values).any(axis=1)).tolist())
-        stream = _stream_of(run)
+        stream = _stream_of(run, balanced)
         rows[stream] = rows[stream] & evaluated if stream in rows else evaluated
     for run in runs:
-        common = sorted(rows[_stream_of(run)])
+        common = sorted(rows[_stream_of(run, balanced)])
         if not common:
             raise ValueError(f"{run.root}: no chunk that the other runs of its stream evaluated")
         if run.evaluated > common[-1]:
@@ -179,7 +245,7 @@ def _common_rows(runs: Sequence[RunData], gaps: list[Gap]) -> dict[str, list[int
             gaps.append(Gap(f"{run.root.name}: chunks after {common[-1]}", why))
         if not run.finished and run.state != RunState():  # without one a gap says so already
             gaps.append(Gap(f"{run.root.name}", f"still going on; chunk {run.evaluated} so far"))
-    if len({stream.split()[0] for stream in rows}) > 1:
+    if len({run.manifest.stream_sha256 for run in runs}) > 1 and not balanced:
         why = "runs of different streams are compared by their last scores only"
         gaps.append(Gap("Streams", why))
     return {stream: sorted(found) for stream, found in rows.items()}
@@ -206,26 +272,28 @@ def _samples(run: RunData, task: str, rows: Sequence[int]) -> Array:
     return np.asarray(kept[:, np.argsort(_sample_ids(run, task))])
 
 
-def _grouped(entries: Sequence[Entry]) -> Iterator[tuple[str, list[Entry]]]:
-    groups: dict[str, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        groups[_recipe_key(entry.run)].append(entry)
+def _grouped(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
+    """Return the runs of each method by its name, one for each pair of seeds."""
+    streams: dict[int | None, set[str]] = defaultdict(set)
+    for run in runs:
+        streams[_stream_seed(run)].add(run.manifest.stream_sha256)
+    # Where a seed does not say which stream it was, runs on different streams are kept apart.
+    apart = any(len(found) > 1 for found in streams.values())
+    groups: dict[str, list[RunData]] = defaultdict(list)
+    for run in runs:
+        groups[_recipe_key(run, apart)].append(run)
     names = _names(groups)
-    for key, group in groups.items():
-        seeds = [entry.seed for entry in group]
-        if len(set(seeds)) < len(seeds):
-            roots = ", ".join(entry.run.root.name for entry in group)
-            raise ValueError(f"{roots}: the same recipe and seed; give only one of them")
-        yield names[key], group
+    return {names[key]: group for key, group in groups.items()}
 
 
-def _recipe_key(run: RunData) -> str:
+def _recipe_key(run: RunData, apart: bool) -> str:
     """Return what makes a run's method: its recipe without what may differ between seeds."""
     recipe = _flat(run.manifest.recipe)
     if not recipe:
         return str(run.root.resolve())
     kept = {k: v for k, v in recipe.items() if not _is_free(k)}
-    return json.dumps([_stream_of(run), kept], sort_keys=True, default=str)
+    stream = run.manifest.stream_sha256 if apart else ""
+    return json.dumps([stream, run.has_no_stream, kept], sort_keys=True, default=str)
 
 
 def _is_free(key: str) -> bool:
@@ -242,10 +310,10 @@ def _flat(value: JsonObject, prefix: str = "") -> JsonObject:
     return flat
 
 
-def _names(groups: dict[str, list[Entry]]) -> dict[str, str]:
+def _names(groups: dict[str, list[RunData]]) -> dict[str, str]:
     """Return a name for each group: the method, and where that is not enough what differs."""
-    recipes = {key: _flat(g[0].run.manifest.recipe) for key, g in groups.items()}
-    short = {key: group[0].run.method or group[0].run.name for key, group in groups.items()}
+    recipes = {key: _flat(group[0].manifest.recipe) for key, group in groups.items()}
+    short = {key: method_name(group[0]) for key, group in groups.items()}
     names = {}
     for key, name in short.items():
         twins = [recipes[other] for other in groups if short[other] == name]
@@ -254,5 +322,5 @@ def _names(groups: dict[str, list[Entry]]) -> dict[str, str]:
         parts = [f"{k}={recipes[key][k]}" for k in differing]
         names[key] = " ".join([name, *parts])
     if len(set(names.values())) < len(names):
-        names = {key: groups[key][0].run.root.name for key in groups}
+        names = {key: groups[key][0].root.name for key in groups}
     return names

@@ -5,28 +5,78 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from eval.charts.figure import counted
 from eval.compare.comparison import BASE, Cell, Column, Comparison
+from eval.compare.names import printed
+from eval.compare.runs import Replicate
+from eval.metrics import SCORE
+from eval.published import MARKS, read_published
 from eval.report.data import small_captions
-from eval.report.tables import form_only
+from eval.report.tables import code_text, form_only, machine_text
+from eval.significance import ONE_RUN, SPREADS
 
 UNKNOWN = "-"
 MOST_GAPS = 20
+MOST_POINTS = 5  # so few values say more than their interval
+WIDTH = 100
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {mark: f"\\{mark}" for mark in "&%$#_{}"}
 
 
-def shown(column: Column, cell: Cell, between: str = " ± ") -> str:
-    """Return a cell's text: scores in percent with half their interval, costs in their unit."""
+@dataclass(frozen=True)
+class Choice:
+    """What a reader chose: what stands behind ±, the columns (none: all), published numbers."""
+
+    spread: str = "std"
+    columns: tuple[Column, ...] = ()
+    published: str = ""
+
+
+ALL = Choice()
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table: its title, heads, and rows of (method, n, cells); a cell is text and mark."""
+
+    title: str
+    head: list[str]
+    rows: list[tuple[str, str, list[tuple[str, bool]]]]
+
+
+def chosen_columns(found: Comparison, names: str) -> tuple[Column, ...]:
+    """Return the columns that a comma-separated list names, by key or first word of the title.
+
+    Raises:
+        ValueError: a name is no column's.
+    """
+    known = {name: column for column in reversed(found.columns)
+             for name in (column.key, column.title.split()[0].lower())}  # fmt: skip
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        keys = ", ".join(c.key for c in found.columns if c.group != "task")
+        raise ValueError(
+            f"--columns: no column {', '.join(unknown) or 'named'}; the columns are {keys},"
+            f" and for one task for example last/{found.tasks[0]}"
+        )
+    return tuple(known[name] for name in wanted)
+
+
+def shown(column: Column, cell: Cell, spread: str, between: str = " ± ") -> str:
+    """Return a cell's text: scores in percent with their spread, costs in their unit."""
     if not math.isfinite(cell.value):
         return UNKNOWN
     if column.group == "cost":
-        return _cost(column, cell.value)
+        return f"{cell.value:.{3 if column.unit in ('M', 's') else 2}f}"
+    half = cell.spread.half(spread)
     text = _percent(cell.value)
-    half = cell.interval.half_width
-    return f"{text}{between}{100 * half:.1f}" if math.isfinite(half) else text
+    return f"{text}{between}{_percent(half)}" if math.isfinite(half) else text
 
 
 def _percent(value: float) -> str:
@@ -34,48 +84,165 @@ def _percent(value: float) -> str:
     return "0.0" if text == "-0.0" else text
 
 
-def _cost(column: Column, value: float) -> str:
-    digits = {"M": 3, "s": 3, "x": 2, "GiB": 2}[column.unit]
-    return f"{value:.{digits}f}"
-
-
 def heading(column: Column) -> str:
     """Return a column's heading with its unit."""
     task = column.key.partition("/")[2]
-    return f"{task or column.title} [{column.unit}]"
+    title = f"{column.title.partition(':')[0]}, {task}" if task else column.title
+    return f"{title} [{column.unit}]"
 
 
-def sections(found: Comparison) -> list[tuple[str, list[Column]]]:
-    """Return the tables that are printed: scores over the stream with costs, then Last by task.
+def sections(found: Comparison, choice: Choice) -> list[Section]:
+    """Return the tables: headline scores, their intervals and values, more scores, costs, tasks.
 
-    Cost columns that no run recorded are left out; the CSV has every column.
+    Chosen columns take the place of all of them. Columns that nothing is known of are left out;
+    the CSV has every column.
     """
-    stream = [c for c in found.columns if c.group == "stream"]
-    costs = [c for c in found.columns if c.group == "cost" and _known(found, c)]
-    tasks = [c for c in found.columns if c.group == "task" and c.key.startswith("last/")]
-    return [("Over the stream", stream + costs), ("Last, by task", tasks)]
+    known = [c for c in found.columns
+             if any(math.isfinite(found.cell(n, c.key).value) for n in found.names)]  # fmt: skip
+    first = list(choice.columns) or [c for c in known if c.group == "headline"]
+    parts = [_section(found, "Scores", first, choice.spread)]
+    scores = [column for column in first if column.group != "cost"]
+    if any(len(seeds) > 1 for seeds in found.seeds.values()) and scores:
+        parts.append(_behind(found, scores))
+    if choice.published:
+        parts += published_sections(found, choice.published)
+    if choice.columns:
+        return parts
+    groups = {
+        "More scores over the stream": [c for c in known if c.group == "stream"],
+        "Costs": [c for c in known if c.group == "cost"],
+        "Last, by task": [c for c in known if c.key.startswith("last/")],
+    }
+    return parts + [_section(found, t, c, choice.spread) for t, c in groups.items() if c]
 
 
-def _known(found: Comparison, column: Column) -> bool:
-    return any(math.isfinite(found.cell(name, column.key).value) for name in found.names)
+def _section(found: Comparison, title: str, columns: list[Column], spread: str) -> Section:
+    rows = []
+    for name in found.names:
+        cells = [(column, found.cell(name, column.key)) for column in columns]
+        texts = [(shown(column, cell, spread), cell.best) for column, cell in cells]
+        rows.append((printed(name), runs_of(found, name), texts))
+    heads = [heading(column) for column in columns]
+    if all(column.group == "task" for column in columns):
+        heads = [head.partition(", ")[2] for head in heads]
+    return Section(title, heads, rows)
 
 
-def notes(found: Comparison) -> list[str]:
-    """Return what a reader must know: what the intervals and marks mean, and what is missing."""
+def _behind(found: Comparison, columns: list[Column]) -> Section:
+    """Return the 95 % interval of each mean over runs, and the runs' values where they are few."""
+    rows = []
+    for name in (n for n in found.names if len(found.seeds.get(n, [])) > 1):
+        cells = [found.cell(name, column.key) for column in columns]
+        rows.append((printed(name), runs_of(found, name), [(points(c), False) for c in cells]))
+    title = "95 % interval of the mean over runs (t), and the values of the runs"
+    return Section(title, [heading(column) for column in columns], rows)
+
+
+def published_sections(found: Comparison, name: str) -> list[Section]:
+    """Return what papers print for a benchmark beside what the same methods have here.
+
+    Where sources differ, the range of their values stands there, with every source.
+
+    Raises:
+        ValueError: nothing is known under this name.
+    """
+    title, printed_tables = read_published(name)
+    sections = []
+    for key in dict.fromkeys(table.score for table in printed_tables):
+        listed = [table for table in printed_tables if table.score == key]
+        score = SCORE[key].title
+        rows = []
+        for method in dict.fromkeys(m for table in listed for m in table.values):
+            values = [(t, t.values[method][-1]) for t in listed if method in t.values]
+            ends = sorted(
+                {f"{value:.2f}": value for _, value in values}.items(), key=lambda e: e[1]
+            )
+            text = ends[0][0] if len(ends) == 1 else f"{ends[0][0]} to {ends[-1][0]}"
+            sources = "; ".join(f"{t.source}, {t.backbone} [{t.read}]" for t, _ in values)
+            cells = [text, _here(found, method, key), sources]
+            rows.append((method, UNKNOWN, [(cell, False) for cell in cells]))
+        head = [f"{score}, published, not run here [%]", f"{score}, here [%]", "source"]
+        sections.append(Section(f"{title}: {score}, published by source, not run here", head, rows))
+    for table in (table for table in printed_tables if table.tasks):
+        rows = [(method, UNKNOWN, [(f"{value:.2f}", False) for value in values])
+                for method, values in table.values.items()]  # fmt: skip
+        heading = f"{title} by task, published, not run here: {table.source}, {table.backbone}"
+        sections.append(Section(heading, [*table.tasks, "mean"], rows))
+    return sections
+
+
+def _here(found: Comparison, method: str, key: str) -> str:
+    """Return the score here of the first method that print calls so; a dash where none is."""
+    ours = (n for n in found.names if f"{printed(n)} (".startswith(f"{method} ("))
+    name = next(ours, None)
+    value = math.nan if name is None else found.cell(name, key).value
+    return _percent(value) if math.isfinite(value) else UNKNOWN
+
+
+def points(cell: Cell) -> str:
+    """Return "[73.1, 78.1] 75.1 76.2 75.5": interval of the mean, and the values where few."""
+    if cell.spread.over != "runs":
+        return UNKNOWN
+    values = cell.values if len(cell.values) <= MOST_POINTS else ()
+    ends = f"[{_percent(cell.interval.low)}, {_percent(cell.interval.high)}]"
+    return " ".join([ends, *map(_percent, values)])
+
+
+def runs_of(found: Comparison, name: str) -> str:
+    """Return how many runs stand behind a method; a dash for the base model."""
+    return UNKNOWN if name == BASE else str(len(found.seeds[name]))
+
+
+def plus_minus(found: Comparison, spread: str) -> str:
+    """Return what ± means in the tables."""
     counts = {len(seeds) for seeds in found.seeds.values()}
-    source = "over seeds (t)" if min(counts) > 1 else "over test samples (bootstrap)"
-    if len(counts) > 1 and 1 in counts:
-        source = "over seeds (t) where a method has several, else over test samples (bootstrap)"
-    lines = [f"±: half of the 95 % interval, {source}."]
-    if 1 in counts:
-        alone = ", ".join(name for name, seeds in found.seeds.items() if len(seeds) == 1)
-        lines.append(f"One seed only ({alone}): how much seeds differ is not in its interval.")
-    lines.append(
-        "Marked: ahead of every other method, each difference with p <= 0.05 after Holm's"
-        " correction (Welch over seeds; else paired on the same test samples)."
+    alone = f"{ONE_RUN[spread]}; how much seeds differ is not in it"
+    if counts == {1}:
+        return f"±: {alone}, since every method has one run (n = 1)."
+    if 1 not in counts:
+        return f"±: {SPREADS[spread]}."
+    return f"±: {SPREADS[spread]}; where n = 1, {alone}."
+
+
+def provenance(found: Comparison) -> str:
+    """Return n with the seeds, the machines and the commits behind the numbers."""
+    runs = [entry.run for method in found.methods for entry in method.entries]
+    machines = "; ".join(dict.fromkeys(machine_text(run.manifest.hardware) for run in runs))
+    commits = "; ".join(dict.fromkeys(code_text(run.manifest.git) for run in runs))
+    groups: dict[str, list[str]] = {}
+    for name, seeds in found.seeds.items():
+        groups.setdefault(_seeds(seeds), []).append(printed(name))
+    listed = "; ".join(
+        text if len(groups) == 1 else f"{', '.join(names)}: {text}"
+        for text, names in groups.items()
     )
+    return f"n: {listed}. Machine: {machines}. Commit: {commits}."
+
+
+def _seeds(pairs: Sequence[Replicate]) -> str:
+    streams, runs = (
+        [str(seed) for seed in dict.fromkeys(pair[i] for pair in pairs)] for i in (0, 1)
+    )
+    text = f"{counted(len(pairs), 'run')}, seed{'s' * (len(runs) > 1)} {', '.join(runs)}"
+    if streams != ["None"]:
+        text += f", stream seed{'s' * (len(streams) > 1)} {', '.join(streams)}"
+    return text
+
+
+def notes(found: Comparison, choice: Choice = ALL) -> list[str]:
+    """Return what a reader must know beside ±: what marks mean, and what is missing."""
+    lines = [
+        "Marked: ahead of every other method, each difference with p <= 0.05 after Holm's"
+        " correction (over runs: paired where methods share seeds, else Welch; with one run: paired"
+        " on the same test samples)."
+    ]
+    if choice.published:
+        marks = ", ".join(f"[{mark}] {words}" for mark, words in MARKS.items())
+        lines.append(
+            f"Published numbers were not run here, and other protocols give other numbers: {marks}."
+        )
     for method in found.methods:
-        runs = [(method.name_of(entry), entry.run) for entry in method.entries]
+        runs = [(printed(method.name_of(entry)), entry.run) for entry in method.entries]
         lines += [f"{name}: {text}" for name, run in runs for text in small_captions(run)]
     if forms := _form_only(found):
         lines.append(
@@ -91,76 +258,75 @@ def notes(found: Comparison) -> list[str]:
 def _form_only(found: Comparison) -> str:
     """Return what the answers of each run lost in form alone; "" where none has blind scores."""
     gaps = [(m.name_of(e), form_only(e.run).values()) for m in found.methods for e in m.entries]
-    return ", ".join(f"{name} {_percent(sum(gap) / len(gap))} %" for name, gap in gaps if gap)
+    return ", ".join(
+        f"{printed(name)} {_percent(sum(gap) / len(gap))} %" for name, gap in gaps if gap
+    )
 
 
-def _rows(found: Comparison, columns: Sequence[Column], best: tuple[str, str]) -> list[list[str]]:
-    rows = []
-    for name in found.names:
-        cells = [found.cell(name, column.key) for column in columns]
-        texts = [shown(column, cell) for column, cell in zip(columns, cells, strict=True)]
-        marked = [f"{best[0]}{t}{best[1]}" if c.best else t
-                  for t, c in zip(texts, cells, strict=True)]  # fmt: skip
-        rows.append([name, _seeds(found, name), *marked])
-    return rows
+def text(found: Comparison, choice: Choice = ALL, verdict: Sequence[str] = ()) -> str:
+    """Return the verdict and aligned plain text; the best is marked with a star."""
+    above = [*verdict, plus_minus(found, choice.spread), provenance(found)]
+    parts = [_wrapped(above)]
+    for part in sections(found, choice):
+        rows = [["method", "n", *part.head], *_marked(part, "", " *")]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        parts.append("\n".join([part.title, *lines]))
+    return "\n\n".join([*parts, _wrapped(notes(found, choice))]) + "\n"
 
 
-def _seeds(found: Comparison, name: str) -> str:
-    return UNKNOWN if name == BASE else str(len(found.seeds[name]))
+def _wrapped(lines: Sequence[str]) -> str:
+    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)
 
 
-def text(found: Comparison) -> str:
-    """Return aligned plain text; the best is marked with a star."""
-    parts = []
-    for title, columns in sections(found):
-        head = ["method", "seeds", *(heading(column) for column in columns)]
-        rows = [head, *_rows(found, columns, ("", " *"))]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-                 for row in rows]  # fmt: skip
-        parts.append("\n".join([title, *lines]))
-    return "\n\n".join([*parts, "\n".join(notes(found))]) + "\n"
+def _marked(part: Section, before: str, after: str) -> list[list[str]]:
+    return [
+        [name, n, *(f"{before}{text}{after}" if best else text for text, best in cells)]
+        for name, n, cells in part.rows
+    ]
 
 
-def markdown(found: Comparison) -> str:
+def markdown(found: Comparison, choice: Choice = ALL) -> str:
     """Return Markdown tables; the best is bold."""
-    parts = []
-    for title, columns in sections(found):
-        head = ["method", "seeds", *(heading(column) for column in columns)]
-        body = _rows(found, columns, ("**", "**"))
-        rows = [head, ["---"] * len(head), *([_cell_of(c) for c in row] for row in body)]
-        lines = [f"| {' | '.join(row)} |" for row in rows]
-        parts.append("\n".join([f"**{title}**", "", *lines]))
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(found))]) + "\n"
+    parts = [f"{plus_minus(found, choice.spread)} {provenance(found)}"]
+    for part in sections(found, choice):
+        head = ["method", "n", *part.head]
+        body = [[c.replace("|", "\\|") for c in row] for row in _marked(part, "**", "**")]
+        lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
+        parts.append("\n".join([f"**{part.title}**", "", *lines]))
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(found, choice))]) + "\n"
 
 
-def _cell_of(value: str) -> str:
-    return value.replace("|", "\\|")
-
-
-def latex(found: Comparison) -> str:
-    """Return LaTeX tables (package booktabs); the best is bold."""
+def latex(found: Comparison, choice: Choice = ALL) -> str:
+    """Return LaTeX tables (package booktabs); the best is bold where the tests say so."""
     parts = ["% needs \\usepackage{booktabs}"]
-    for title, columns in sections(found):
-        head = " & ".join(["Method", "Seeds", *(escape(heading(c)) for c in columns)])
-        lines = [f"% {title}", f"\\begin{{tabular}}{{ll{'r' * len(columns)}}}", "\\toprule"]
+    for part in sections(found, choice):
+        head = " & ".join(["Method", "$n$", *map(escape, part.head)])
+        kinds = "".join("p{5cm}" if name == "source" else "r" for name in part.head)
+        lines = [f"% {part.title}", f"\\begin{{tabular}}{{lr{kinds}}}", "\\toprule"]
         lines += [f"{head} \\\\", "\\midrule"]
-        lines += [" & ".join(_latex_row(found, name, columns)) + " \\\\" for name in found.names]
+        for name, n, cells in part.rows:
+            row = [escape(name), "--" if n == UNKNOWN else n, *(_math(t, b) for t, b in cells)]
+            lines.append(" & ".join(row) + " \\\\")
         parts.append("\n".join([*lines, "\\bottomrule", "\\end{tabular}"]))
-    parts.append("\n".join(f"% {note}" for note in notes(found)))
+    below = [plus_minus(found, choice.spread), provenance(found), *notes(found, choice)]
+    parts.append("\n".join(f"% {note}" for note in below))
     return "\n\n".join(parts) + "\n"
 
 
-def _latex_row(found: Comparison, name: str, columns: Sequence[Column]) -> list[str]:
-    row = [escape(name), "--" if name == BASE else _seeds(found, name)]
-    for column in columns:
-        cell = found.cell(name, column.key)
-        value = shown(column, cell, r" \pm ")
-        if value == UNKNOWN:
-            row.append("--")
-        else:
-            row.append(f"$\\mathbf{{{value}}}$" if cell.best else f"${value}$")
-    return row
+def _math(value: str, best: bool) -> str:
+    if value == UNKNOWN:
+        return "--"
+    if not value[0].isdigit() and value[0] not in "[-":  # words
+        return escape(value)
+    if " to " in value:  # a range
+        return "--".join(f"${end}$" for end in value.split(" to "))
+    value = value.replace(" ± ", r" \pm ")
+    value = value.replace(" ", r"\ ") if "[" in value else value
+    return f"$\\mathbf{{{value}}}$" if best else f"${value}$"
 
 
 def escape(value: str) -> str:
@@ -169,17 +335,21 @@ def escape(value: str) -> str:
 
 
 def as_csv(found: Comparison) -> str:
-    """Return one line a method and column: value, interval, seeds, mark; full precision.
+    """Return one line a method and column: value, spread, values by run, mark; full precision.
 
     What the other tables show in percent stands here as the fraction that it is.
     """
-    rows: list[list[Any]] = [["method", "column", "unit", "value", "low", "high", "runs", "best"]]
+    head = ["method", "column", "unit", "value", "std", "sem", "ci95_low", "ci95_high", "over"]
+    rows: list[list[Any]] = [[*head, "n", "values", "best"]]
     for name in found.names:
         for column in found.columns:
             cell = found.cell(name, column.key)
-            numbers = [_number(n) for n in (cell.value, *cell.interval)]
+            spread = cell.spread
+            numbers = map(_number, (cell.value, spread.std, spread.sem, *spread.interval))
+            values = " ".join(map(_number, cell.values))
             unit = "fraction" if column.unit == "%" else column.unit
-            rows.append([name, column.key, unit, *numbers, cell.seeds, int(cell.best)])
+            n = runs_of(found, name).replace(UNKNOWN, "0")
+            rows.append([name, column.key, unit, *numbers, spread.over, n, values, int(cell.best)])
     return _csv(rows)
 
 

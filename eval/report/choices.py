@@ -73,7 +73,7 @@ def _over_the_stream(run: RunData) -> Figure:
               for i, name in enumerate(NAMES)]  # fmt: skip
     title = f"Share of questions that went to a right chunk, after each of {len(chunks)} chunks."
     x = [float(chunk) for chunk in chunks]
-    chart = line_chart(title, series, x, "chunk", "Right, %", y_max=1.0, height=240.0)
+    chart = line_chart(title, series, x, "chunk", "Right, %", height=240.0, from_zero=True)
     head = ["after", *NAMES, "no legal letter"]
     rows = [
         [f"chunk {c}", *map(percent, t.values()),

@@ -151,7 +151,7 @@ def _over_the_stream(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
     series = [Series(name, values, colour(i)) for i, (name, values) in enumerate(columns.items())]
     title = f"{', '.join(columns).capitalize()} of routing over {counted(len(recorded), 'chunk')}."
     chart = line_chart(title, series, [float(c) for c in recorded], "chunk", "Share",
-                       lambda v: f"{v:.2g}", y_max=1.0, height=240.0)  # fmt: skip
+                       lambda v: f"{v:.2g}", height=240.0, from_zero=True)  # fmt: skip
     note = (
         "Drift: a task's weight that went to other experts since the recorded chunk before. Kept"
         " sets changed: share of the expert sets that the same test instructions (up to 48 a task)"

@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from data_prep.files import Record
 from eval.report.data import RunData
 
 MOST_POINTS = 400
+WINDOW = 9
 STABILITY_KEYS = ("stability_loss", "strlora_stability_loss", "stability")
 
 
@@ -26,6 +29,25 @@ class Curve:
     steps: list[float]
     values: list[float]
     borders: list[float]
+
+    @property
+    def smooth(self) -> list[float]:
+        """Return the mean of each value and up to `WINDOW` before it, within its chunk."""
+        means = []
+        begin = 0
+        borders = iter([*self.borders, math.inf])
+        border = next(borders)
+        for i, step in enumerate(self.steps):
+            while step > border:
+                begin, border = i, next(borders)
+            window = self.values[max(begin, i - WINDOW) : i + 1]
+            means.append(sum(window) / len(window))
+        return means
+
+    @property
+    def usual(self) -> float:
+        """Return what all but one value in fifty stay below: no spike may hide the curve."""
+        return float(np.quantile(self.values, 0.98))
 
 
 def curve(run: RunData, keys: Sequence[str]) -> Curve | None:

@@ -17,6 +17,7 @@ from eval.charts.figure import percent
 from eval.questions import Form, form_of
 from eval.report.data import RunData, load_run, without_folders
 from eval.report.numbers import Number, Summary, summarise
+from eval.significance import ONE_RUN_NOTE
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 CONFIG = "adapter_config.json"
@@ -112,6 +113,7 @@ def model_card(
         form=_form(run),
         dtype=run.manifest.block("model").get("dtype") or "float32",
         tokens=run.manifest.block("eval").get("max_new_tokens") or 64,
+        plus_minus=ONE_RUN_NOTE,
         rows=rows if scored else [],
         average=summary.total.get("average"),
         failed=summary.failed,

@@ -68,6 +68,7 @@ def summarise(run: RunData) -> Summary:
     statistics: dict[str, Callable[[Array], Array]] = {
         "last": metrics.last,
         "average": metrics.average,
+        "lost": lambda m: metrics.mean_over(metrics.lost_by_task(m)),
         "forgetting": lambda m: metrics.forgetting(m, first),
         "backward": lambda m: metrics.backward_transfer(m, first),
         "forward": lambda m: metrics.forward_transfer(m, first),

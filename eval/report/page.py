@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from eval import metrics
 from eval.charts.figure import Chart, Entry, Table, colour, counted, percent
-from eval.charts.plots import Bar, Series, bars, composition, heat_map, legend, line_chart
+from eval.charts.plots import (
+    Bar,
+    Series,
+    bars,
+    composition,
+    heat_map,
+    legend,
+    line_chart,
+    small_multiples,
+)
 from eval.report.choices import choice_part
 from eval.report.data import RunData, small_captions
 from eval.report.expert_use import routing_section
@@ -35,9 +44,11 @@ from eval.report.tables import (
     timing_table,
     timing_text,
 )
+from eval.significance import ONE_RUN_NOTE
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 MOST_COLOURED = 16
+MOST_LINES = 6  # more tasks have a small plot each
 Array = NDArray[np.float64]
 
 
@@ -80,9 +91,10 @@ def page_context(run: RunData, summary: Summary) -> dict[str, Any]:
         "cards": _cards(run, summary),
         "measured": _measured(run),
         "small_captions": small_captions(run),
+        "plus_minus": ONE_RUN_NOTE,
         "failed": summary.failed,
         "accuracy": _accuracy(run, lines) if lines else None,
-        "entries": legend(lines),
+        "entries": _entries(run, lines),
         "composition": composition_chart(run, run.evaluated)[0]
         if lines and run.composition()
         else None,
@@ -132,8 +144,9 @@ def _cards(run: RunData, summary: Summary) -> list[Card]:
     rows = [
         ("last", "Last", f"mean over tasks after chunk {run.evaluated}", True),
         ("average", "Average", "over chunks and tasks", True),
-        ("forgetting", "Forgetting", "best earlier chunk minus last, tasks seen before it", True),
+        ("lost", "Lost since best", "best minus last, mean over tasks; no gain cancels it", True),
         ("base", "Base model", "before the stream", True),
+        ("forgetting", "Forgetting", "best earlier chunk minus last, tasks seen before it", False),
         (
             "backward",
             "Backward transfer",
@@ -141,7 +154,6 @@ def _cards(run: RunData, summary: Summary) -> list[Card]:
             False,
         ),
         ("forward", "Forward transfer", "just before first exposure, tasks after chunk 1", False),
-        ("plasticity", "Plasticity", "best gain over the base", False),
         ("majority", "Majority answer", "best constant answer", False),
     ]
     return [_card(summary.total[key], name, note, main) for key, name, note, main in rows]
@@ -167,6 +179,13 @@ def _accuracy_lines(run: RunData) -> list[Series]:
     return [Series(s.name, [*s.values, *blank], s.style) for s in lines]
 
 
+def _entries(run: RunData, lines: Sequence[Series]) -> list[Entry]:
+    """Return the legend; where every task has a plot of its own, of the bars below alone."""
+    if len(run.tasks) <= MOST_LINES:
+        return legend(lines)
+    return legend(lines[:-1]) if run.composition() else []
+
+
 def _accuracy(run: RunData, lines: Sequence[Series]) -> Chart:
     mean = metrics.mean_over(run.matrix.values)
     title = (
@@ -175,7 +194,12 @@ def _accuracy(run: RunData, lines: Sequence[Series]) -> Chart:
         f" from {percent(float(mean[0]))} to {percent(float(mean[-1]))} percent."
     )
     x = [float(chunk) for chunk in range(len(lines[-1].values))]
-    return line_chart(title, lines, x, "chunk", "Score, %", y_max=1.0)
+    if len(run.tasks) <= MOST_LINES:
+        return line_chart(title, lines, x, "chunk", "Score, %")
+    *tasks, middle = lines
+    grey = Series("mean", middle.values, "many")
+    panels = [(s.name, [grey, Series(s.name, s.values, s.style)]) for s in tasks]
+    return small_multiples(title, [("mean over tasks", [middle]), *panels], x, "chunk")
 
 
 def composition_chart(run: RunData, done: int) -> tuple[Chart, list[Entry]]:
@@ -235,9 +259,11 @@ def _losses(run: RunData) -> list[LossPlot]:
         if line is not None:
             first, last = line.values[0], line.values[-1]
             title = f"{name}: {first:.3g} at the first step, {last:.3g} at the last."
-            series = [Series(name, line.values, "c0")]
-            chart = line_chart(title, series, line.steps, "optimizer step", "",
-                               lambda v: f"{v:g}", height=210.0, marks=line.borders)  # fmt: skip
+            series = [Series(name, line.values, "many"), Series(name, line.smooth, "c0")]
+            chart = line_chart(
+                title, series, line.steps, "optimizer step", "", lambda v: f"{v:g}",
+                height=210.0, marks=line.borders, from_zero=True, most=line.usual,
+            )  # fmt: skip
             plots.append({"name": name, "chart": chart, "table": curve_table(name, line)})
     return plots
 

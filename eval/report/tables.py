@@ -220,12 +220,33 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         ("Seed", m.seed),
         ("Processes", m.processes),
         ("Global batch", m.global_batch),
-        ("Code", _inline(m.git)),
+        ("Code", code_text(m.git)),
         ("Versions", _inline(m.versions)),
-        ("Machine", _inline(m.hardware)),
+        ("Machine", machine_text(m.hardware)),
         ("Started", m.started),
     ]
     return [(name, str(value)) for name, value in listed if value not in (None, "")]
+
+
+def code_text(git: JsonObject) -> str:
+    """Return the commit for people: "ceeee9e2db", "ceeee9e2db with local changes", "unknown"."""
+    sha = str(git.get("sha") or "")[:10]
+    if not sha:
+        return "unknown"
+    return f"{sha} with local changes" if git.get("dirty") else sha
+
+
+def machine_text(hardware: JsonObject) -> str:
+    """Return the machine for people: "4 x NVIDIA H100, 96 CPU cores (x86_64), 1000 GiB"."""
+    gpus = [str(g.get("name", g)) if isinstance(g, dict) else str(g)
+            for g in hardware.get("gpus") or []]  # fmt: skip
+    parts = [f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)]
+    if cores := hardware.get("cores"):
+        kind = hardware.get("machine")
+        parts.append(f"{cores} CPU cores{f' ({kind})' if kind else ''}")
+    if memory := hardware.get("memory_gib"):
+        parts.append(f"{memory:g} GiB")
+    return ", ".join(parts) or str(hardware.get("cpu") or "unknown")
 
 
 def _inline(values: JsonObject) -> str:

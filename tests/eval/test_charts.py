@@ -8,15 +8,24 @@ import re
 import numpy as np
 import pytest
 
-from eval.charts.figure import Chart, Entry
-from eval.charts.plots import Bar, Series, bars, composition, heat_map, intervals, line_chart
+from eval.charts.figure import Chart, Entry, percent
+from eval.charts.plots import (
+    Bar,
+    Series,
+    bars,
+    composition,
+    heat_map,
+    intervals,
+    line_chart,
+    small_multiples,
+)
 
 NAN = math.nan
 LINES = [Series("a", [0.1, NAN, 0.3], "c0"), Series("mean", [0.2, 0.2, NAN], "mean")]
 
 
 def _line() -> Chart:
-    return line_chart("Two <lines>", LINES, [0.0, 1.0, 2.0], "chunk", "Score, %", y_max=1.0)
+    return line_chart("Two <lines>", LINES, [0.0, 1.0, 2.0], "chunk", "Score, %")
 
 
 CHARTS = {
@@ -51,7 +60,49 @@ def test_gaps_are_not_drawn_as_zero() -> None:
     assert "not known yet" in CHARTS["bars"]().wide
 
 
-def test_chunks_to_come_are_pale() -> None:
+def test_chunks_to_come_are_outlines() -> None:
     chunks = [{"x": 1}, {"x": 1}]
-    assert "opacity: 0.35" in composition("Shares", chunks, [Entry("x", "c0")], 1).wide
-    assert "opacity: 0.35" not in composition("Shares", chunks, [Entry("x", "c0")], 2).wide
+    assert "fill: none; stroke: var(--c0)" in composition("S", chunks, [Entry("x", "c0")], 1).wide
+    both = composition("S", chunks, [Entry("x", "c0")], 2).wide
+    assert "fill: none; stroke: var(--c0)" not in both
+
+
+def _heights(picture: str) -> list[float]:
+    """The heights of a line's points in the drawing."""
+    line = re.search(r'd="(M [^"]*)"[^>]*stroke: var\(--c1\); stroke-width: 1.8', picture)
+    assert line is not None
+    return [float(y) for _, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", line.group(1))]
+
+
+def test_the_axis_is_as_long_as_the_data() -> None:
+    """Scores of 0.90 and 0.92 stand far apart, not both at the top of 0 to 1."""
+    flat = [Series("a", [0.90, 0.92], "c1")]
+    low, high = _heights(line_chart("T", flat, [0.0, 1.0], "chunk", "y").wide)
+    assert low - high > 150  # of 228 pixels
+    low, high = _heights(line_chart("T", flat, [0.0, 1.0], "chunk", "y", from_zero=True).wide)
+    assert 0 < low - high < 10
+
+
+def test_a_spike_is_cut_off_where_asked() -> None:
+    spike = [Series("a", [9.0, 1.0, 0.5], "c1")]
+    cut = line_chart("T", spike, [0.0, 1.0, 2.0], "step", "", most=1.0).wide
+    *_, one, half = _heights(cut)
+    assert half - one > 80
+
+
+def test_the_band_is_drawn_in_the_colour_of_its_line() -> None:
+    banded = [Series("a", [0.5, 0.6], "c1", ([0.4, 0.5], [0.6, 0.7]))]
+    picture = line_chart("T", banded, [0.0, 1.0], "chunk", "y").wide
+    assert "fill: var(--c1); fill-opacity: 0.16" in picture
+
+
+def test_small_multiples_have_one_panel_a_task() -> None:
+    panels = [(f"Task {n}", [Series("a", [0.1 * n, 0.5], "c0")]) for n in range(11)]
+    chart = small_multiples("Eleven", panels, [0.0, 1.0], "chunk")
+    for picture in (chart.wide, chart.narrow):
+        assert [f">Task {n}</text>" in picture for n in range(11)] == [True] * 11
+
+
+def test_zero_has_no_sign() -> None:
+    assert percent(-0.0004) == percent(-0.0) == "0.0"
+    assert percent(-0.0006) == "\u22120.1"

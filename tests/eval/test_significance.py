@@ -13,8 +13,12 @@ from scipy import stats
 
 from eval import metrics
 from eval.significance import (
+    Spread,
     holm,
     mcnemar,
+    over_runs,
+    over_samples,
+    paired_t,
     percentile_interval,
     permutation_p,
     t_interval,
@@ -53,6 +57,36 @@ def test_welch_is_that_of_scipy(first: list[float], second: list[float]) -> None
     if np.ptp(first) + np.ptp(second) > 0:
         assert found == pytest.approx(stats.ttest_ind(first, second, equal_var=False).pvalue)
     assert math.isnan(welch(first, [0.5]))
+
+
+def test_what_stands_behind_the_sign_by_hand() -> None:
+    # Deviations of -0.1, 0 and 0.1: standard deviation 0.1, error 0.1 / sqrt(3), t = 4.3027.
+    found = over_runs([0.4, 0.5, NAN, 0.6])
+    assert found.over == "runs"
+    assert found.half("std") == pytest.approx(0.1)
+    assert found.half("sem") == pytest.approx(0.1 / math.sqrt(3))
+    assert found.half("ci95") == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+    assert over_runs([0.5]) == Spread()
+    drawn = np.array([0.1, 0.2, 0.3])
+    one = over_samples(drawn)
+    assert (one.std, one.sem, one.over) == (pytest.approx(0.1), pytest.approx(0.1), "samples")
+    assert over_samples(np.array([0.1, NAN])) == Spread()
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=6))
+def test_the_paired_test_is_that_of_scipy(pairs: list[tuple[float, float]]) -> None:
+    one, other = map(list, zip(*pairs, strict=True))
+    found = paired_t([*one, NAN], [*other, 0.5])
+    assert found == pytest.approx(paired_t(other, one))
+    if np.ptp(np.subtract(one, other)) > 1e-9:
+        assert found == pytest.approx(stats.ttest_rel(one, other).pvalue)
+
+
+def test_the_paired_test_without_spread() -> None:
+    assert paired_t([0.5, 0.6], [0.5, 0.6]) == 1.0
+    assert paired_t([0.6, 0.7], [0.5, 0.6]) == 0.0
+    assert math.isnan(paired_t([0.6], [0.5]))
 
 
 def test_welch_without_spread() -> None:

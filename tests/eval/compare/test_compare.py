@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from scipy import stats
 
 from data_prep.files import read_json, read_jsonl, write_json, write_jsonl
 from eval.compare import compare, tables
@@ -22,8 +23,6 @@ from eval.report import write_report
 from eval.report.data import load_run
 from tests.eval.compare.conftest import CHUNKS, TASKS, write_run
 from tests.eval.make_run import make_stream
-
-KEYS = ["last", "average", "forgetting", "backward", "forward", "plasticity"]
 
 
 def recomputed(run: Path, stream: Path) -> dict[str, float]:
@@ -50,6 +49,7 @@ def recomputed(run: Path, stream: Path) -> dict[str, float]:
         "forgetting": mean([max(a[c][t] for c in range(1, CHUNKS)) - end[t] for t in seen]),
         "backward": mean([end[t] - a[first[t]][t] for t in seen]),
         "forward": mean([a[first[t] - 1][t] - a[0][t] for t in later]),
+        "lost": mean([max(a[c][t] for c in range(1, CHUNKS + 1)) - end[t] for t in TASKS]),
         "plasticity": mean([max(a[c][t] for c in range(1, CHUNKS + 1)) - a[0][t] for t in TASKS]),
     } | {f"last/{t}": end[t] for t in TASKS}
 
@@ -113,21 +113,95 @@ def test_seeds_are_one_method(tmp_path: Path, stream: Path) -> None:
     runs = [write_run(tmp_path / f"s{n}", stream, [0.5, 0.9, 0.9], seed=n) for n in range(3)]
     runs += [write_run(tmp_path / f"l{n}", stream, [0.5, 0.6, 0.3], "lora", n) for n in range(3)]
     found = compare(runs)
-    assert found.seeds == {"strlora": [0, 1, 2], "lora": [0, 1, 2]}
+    seeds = [(None, 0), (None, 1), (None, 2)]
+    assert found.seeds == {"strlora": seeds, "lora": seeds}
     values = [recomputed(run, stream)["last"] for run in runs[:3]]
     cell = found.cell("strlora", "last")
     assert cell.value == pytest.approx(np.mean(values), abs=1e-6)
+    assert cell.values == pytest.approx(values, abs=1e-6)
     half = 4.302653 * np.std(values, ddof=1) / math.sqrt(3)
     assert cell.interval.half_width == pytest.approx(half, rel=1e-4)
-    assert (cell.seeds, cell.best) == (3, True)
-    assert {test.kind for test in found.tests if test.column == "last"} == {"seeds"}
+    assert cell.best
+    (test,) = (test for test in found.tests if test.column == "last")
+    others = [recomputed(run, stream)["last"] for run in runs[3:]]
+    assert test.kind == "paired"
+    assert test.p == pytest.approx(stats.ttest_rel(values, others).pvalue, rel=1e-3)
+    # Without the seeds in common the runs are not paired.
+    welch = compare([*runs[:3], *runs[3:5]])
+    (test,) = (test for test in welch.tests if test.column == "last")
+    assert test.kind == "welch"
     # One seed against three: the same test samples still pair them.
     mixed = compare([runs[0], *runs[3:]])
     assert {test.kind for test in mixed.tests if test.column == "last"} == {"samples"}
-    assert "over seeds (t) where a method has several" in tables.text(mixed)
+    text = " ".join(tables.text(mixed).split())
+    assert "standard deviation over runs (n - 1); where n = 1, standard error over test" in text
     shutil.copytree(runs[0], tmp_path / "again")
     with pytest.raises(ValueError, match="the same recipe and seed"):
         compare([*runs, tmp_path / "again"])
+
+
+def test_every_spread_is_named_in_the_header(tmp_path: Path, stream: Path, capsys: Any) -> None:
+    """Three seeds: standard deviation, error and half interval of one set of values, by hand."""
+    runs = [write_run(tmp_path / f"s{n}", stream, [0.5, 0.9, 0.9], seed=n) for n in range(3)]
+    values = 100 * np.array([recomputed(run, stream)["last"] for run in runs])
+    std = np.std(values, ddof=1)
+    for kind, half, words in (
+        ("std", std, "±: standard deviation over runs (n - 1)."),
+        ("sem", std / math.sqrt(3), "±: standard error of the mean over runs."),
+        ("ci95", 4.302653 * std / math.sqrt(3), "±: half of the 95 % t interval of the mean"),
+    ):
+        assert main([*map(str, runs), "--spread", kind, "--columns", "last"]) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert words in printed
+        assert f"StrLoRA 3 {values.mean():.1f} ± {half:.1f} " in printed
+        # Apart from it, always: the interval of the mean, and the values as points.
+        points = " ".join(f"{value:.1f}" for value in values)
+        assert f"] {points} " in printed
+        assert "n: 3 runs, seeds 0, 1, 2" in printed
+    assert main([str(runs[0]), "--columns", "last,lost,nothing"]) == 2
+    assert "no column nothing; the columns are last, average" in capsys.readouterr().err
+
+
+def test_streams_of_several_seeds_are_runs_of_one_method(tmp_path: Path) -> None:
+    """Each stream seed has its own test samples; every method on each stream: paired by stream."""
+    runs = []
+    for number in range(3):
+        folder = make_stream(tmp_path / f"stream{number}", TASKS, CHUNKS, tests=20 + 10 * number)
+        data = {"stream": str(folder), "sha256": str(number) * 64, "chunks": ["2" * 64] * CHUNKS}
+        for method, skills in (("strlora", [0.5, 0.9, 0.9]), ("lora", [0.5, 0.6, 0.3])):
+            recipe = {"method": method, "seed": 0, "data": {"seed": number, "stream": str(folder)}}
+            root = tmp_path / "runs" / f"{method}{number}"
+            runs.append(write_run(root, folder, skills, method, number, recipe=recipe, data=data))
+    (tmp_path / "runs" / "sweep.json").write_text("{}", "utf-8")
+    (tmp_path / "runs" / "not-started").mkdir()
+    found = compare([tmp_path / "runs"])  # a folder of runs
+    assert found.gaps == []
+    assert found.seeds["strlora"] == [(0, 0), (1, 1), (2, 2)]
+    assert found.tasks == TASKS
+    (test,) = (test for test in found.tests if test.column == "last")
+    assert (test.kind, test.leader) == ("paired", "strlora")
+    # A method that lacks a stream cannot be compared with the others' means over streams.
+    with pytest.raises(ValueError, match="no task that all runs were tested on"):
+        compare(runs[:-1])
+
+
+@pytest.mark.parametrize(
+    ("blocks", "name", "words"),
+    [
+        ({"slow_weights": {}}, "lora + slow weights", "LoRA + slow weights"),
+        ({"replay": {"memory": 500}}, "lora + replay", "LoRA + replay"),
+        ({"replay": None, "slow_weights": None}, "lora", "LoRA"),
+        ({"method": "er", "replay": {"memory": 9}}, "er", "Replay (ER)"),
+        ({"method": "strlora_signed", "slow_weights": {}}, "strlora_signed", "StrLoRA, signed"),
+    ],
+)
+def test_a_lone_run_is_named_with_its_blocks(
+    tmp_path: Path, stream: Path, blocks: dict[str, Any], name: str, words: str
+) -> None:
+    recipe = {"method": "lora", "seed": 0} | blocks
+    found = compare([write_run(tmp_path / "run", stream, [0.5, 0.6], recipe=recipe)])
+    assert found.names[-1] == name
+    assert f"\n{words} " in tables.text(found)
 
 
 def test_two_recipes_of_one_method_are_told_apart(good: Path, tmp_path: Path, stream: Path) -> None:
@@ -255,9 +329,10 @@ def test_files_and_marks(good: Path, poor: Path, tmp_path: Path, capsys: Any) ->
     out = tmp_path / "out"
     assert main([str(good), str(poor), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "strlora" in printed
+    assert "StrLoRA" in printed
     assert " *" in printed
-    names = ["compare.csv", "compare.html", "compare.md", "compare.tex", "tests.csv"]
+    names = ["compare.csv", "compare.html", "compare.md", "compare.tex"]
+    names += ["stream.pdf", "stream.svg", "tasks.pdf", "tasks.svg", "tests.csv"]
     assert sorted(path.name for path in out.iterdir()) == names
     text = (out / "compare.md").read_text("utf-8")
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -266,11 +341,12 @@ def test_files_and_marks(good: Path, poor: Path, tmp_path: Path, capsys: Any) ->
     latex = (out / "compare.tex").read_text("utf-8")
     assert "\\mathbf{" in latex
     assert "Last [\\%]" in latex
-    assert latex.count("\\toprule") == latex.count("\\end{tabular}") == 2
+    assert latex.count("\\toprule") == latex.count("\\end{tabular}") == 3
+    assert "% ±: standard error over test samples" in latex
     assert tables.escape("a_b & 5 %") == "a\\_b \\& 5 \\%"
     cells = list(csv.DictReader((out / "compare.csv").open(encoding="utf-8")))
     (last,) = (r for r in cells if (r["method"], r["column"]) == ("strlora", "last"))
-    assert last["unit"] == "fraction"
+    assert (last["unit"], last["over"], last["n"]) == ("fraction", "samples", "1")
     assert 0 < float(last["value"]) <= 1
     tests = list(csv.DictReader((out / "tests.csv").open(encoding="utf-8")))
     assert {row["leader"] for row in tests} <= {"strlora", "lora"}
@@ -284,7 +360,7 @@ def test_a_reader_that_has_enough_is_no_failure(good: Path, poor: Path, tmp_path
         process.stdout.close()  # as `| head -0` does
         _, err = process.communicate()
     assert (process.returncode, err) == (0, b"")
-    assert len(list(out.iterdir())) == 5
+    assert len(list(out.iterdir())) == 9
 
 
 def test_what_cannot_be_compared_is_told(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -33,46 +34,80 @@ def _matrix(run: Path) -> dict[tuple[int, str], float]:
         return {(int(r["chunk"]), r["task"]): float(r["score"]) for r in csv.DictReader(file)}
 
 
-def _visible(page: str) -> list[Rows]:
-    parts = re.findall(r'<table class="compare">(.*?)</table>', page, re.S)
-    rows = [re.findall(r"<tr>(.*?)</tr>", part, re.S) for part in parts]
-    return [[[re.sub(r"<.*?>", "", c) for c in re.findall(r"<t[hd].*?</t[hd]>", row)]
-             for row in part] for part in rows]  # fmt: skip
+def _open_tables(page: str) -> dict[str, Rows]:
+    """The tables that no fold of their own hides, by their heading."""
+    found = re.findall(
+        r"<h3>([^<]*)</h3>\s*<div class=\"scroll\".*?<table>(.*?)</table>", page, re.S
+    )
+    slim = re.search(r'<table class="slim">(.*?)</table>', page, re.S)
+    assert slim is not None
+    parts = [("slim", re.sub(r'<span class="(kept|hidden)">.*?</span>', "", slim.group(1))), *found]
+    return {
+        name: [[unescape(re.sub(r"<.*?>", "", c)).strip()
+                for c in re.findall(r"<t[hd].*?</t[hd]>", row, re.S)]
+               for row in re.findall(r"<tr>(.*?)</tr>", part, re.S)]
+        for name, part in parts
+    }  # fmt: skip
 
 
 def test_numbers_from_the_matrices(page: str, runs: list[Path]) -> None:
-    stream, costs, tasks = _visible(page)
-    matrices = {name: _matrix(run) for name, run in zip(("strlora", "lora"), runs, strict=True)}
-    head = stream[0]
+    found = _open_tables(page)
+    stream, more, tasks = (
+        found[n] for n in ("slim", "More scores over the stream", "Last, by task")
+    )
+    matrices = {name: _matrix(run) for name, run in zip(("StrLoRA", "LoRA"), runs, strict=True)}
     manifest = json.loads((runs[0] / "manifest.json").read_text("utf-8"))
     chunks = json.loads((Path(manifest["data"]["stream"]) / "stream.json").read_text("utf-8"))
     # Nothing is forgotten of a task that only the last chunk taught.
     taught = {task for chunk in chunks["chunks"][:2] for task in chunk["tasks"]}
-    for row in stream[2:]:
-        cell, a = dict(zip(head, row, strict=True)), matrices[row[0]]
+    for row, other in zip(stream[2:], more[2:], strict=True):
+        cell = dict(zip([*stream[0], *more[0]], [*row, *other], strict=True))
+        a = matrices[row[0]]
         names = sorted({task for _, task in a})
         last = mean([a[3, t] for t in names])
         assert cell["Last [%]"].split(" ")[0] == shown(last)
-        assert cell["Avg [%]"].split(" ")[0] == shown(
+        assert cell["Avg (MAP) [%]"].split(" ")[0] == shown(
             mean([mean([a[c, t] for t in names]) for c in (1, 2, 3)])
         )
+        best = mean([max(a[c, t] for c in (1, 2, 3)) - a[3, t] for t in names])
+        assert cell["Lost since best [%]"].split(" ")[0] == shown(best)
         seen = [t for t in names if t in taught]
         lost = mean([max(a[1, t], a[2, t]) - a[3, t] for t in seen])
         assert cell["Forgetting [%]"].split(" ")[0] == shown(lost)
-    for row in tasks[2:]:
-        for task, text in zip(tasks[0][2:], row[2:], strict=True):
-            value = matrices[row[0]][3, task.removesuffix(" [%]")]
-            assert text.split(" ")[0] == shown(value)
-    assert costs[0][2] == "Peak memory [GiB]"
+    assert tasks[0] == ["task", "Base model", "StrLoRA", "LoRA"]
+    for head, _, *cells in tasks[1:]:
+        values = [a[3, head.removesuffix(" [%]")] for a in matrices.values()]
+        assert [text.split(" ")[0] for text in cells] == [shown(value) for value in values]
+    assert found["Costs"][0][2] == "Peak memory [GiB]"
     tables = tables_of(page)
     for chunk, row in enumerate(tables["mean score after each chunk, in percent"][1:]):
         means = [mean([v for (c, _), v in a.items() if c == chunk]) for a in matrices.values()]
         assert row[1:] == [shown(value) for value in means]
     by_task = tables["last score by task, in percent"]
-    assert by_task[0] == ["task", "base model", "strlora", "lora"]
+    assert by_task[0] == ["task", "Base model", "StrLoRA", "LoRA"]
     for task, base, *others in by_task[1:]:
-        assert base == shown(matrices["lora"][0, task])
+        assert base == shown(matrices["LoRA"][0, task])
         assert others == [shown(a[3, task]) for a in matrices.values()]
+    courses = tables["score by task after each chunk, in percent"]
+    for task, name, *scores in courses[1:]:
+        assert scores == [shown(matrices[name][c, task]) for c in range(4)]
+
+
+def test_the_page_opens_with_the_verdict(page: str, runs: list[Path]) -> None:
+    """Who is ahead by how much, from the matrices; then what the folds below hold."""
+    verdict = re.search(r'<ul class="findings">(.*?)</ul>', page, re.S)
+    assert verdict is not None
+    last = [mean([v for (c, _), v in _matrix(run).items() if c == 3]) for run in runs]
+    leader = "StrLoRA" if last[0] > last[1] else "LoRA"
+    gap = shown(max(last) - min(last))
+    assert f"<li>Last: {leader} is ahead with {shown(max(last))}, {gap} points above" in verdict[1]
+    assert "Every method has one run: another seed may say otherwise." in verdict[1]
+    links = re.findall(r'<li><a href="#(\w+)">', page)
+    assert set(links) <= set(re.findall(r'id="(\w+)"', page))
+    assert page.index('class="findings"') < page.index("<svg") < page.index('class="slim"')
+    assert "Machine: 2 cores. Commit: 0000000000." in page
+    assert "{'" not in page
+    assert "-0.0" not in re.sub(r"<style>.*?</style>", "", page, flags=re.S)
 
 
 def test_the_page_stands_alone(page: str) -> None:
@@ -81,14 +116,14 @@ def test_the_page_stands_alone(page: str) -> None:
     assert all(link.startswith(("data:", "#")) for link in links)
     assert "<script" not in page
     assert "http" not in page
-    assert "tests of every leader against every other method" in tables_of(page)
+    assert "Tests of every leader against every other method" in _open_tables(page)
 
 
 def test_routing_from_the_files(page: str, runs: list[Path]) -> None:
     """Separation of the routed run; the other is named as without a record."""
-    assert "Without a routing record: lora." in page
+    assert "Without a routing record: LoRA." in page
     separation = tables_of(page)["mutual information of task and expert set"]
-    assert separation[0] == ["after", "strlora"]
+    assert separation[0] == ["after", "StrLoRA"]
     reported = tables_of(write_report(runs[0]).read_text("utf-8"))["routing over the stream"]
     assert separation[1:] == [row[:2] for row in reported[1:]]
 
@@ -103,6 +138,6 @@ def test_unmeasured_scores_are_dashes(runs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main([str(runs[0]), "--out", str(out)]) == 0
     page = (out / "compare.html").read_text("utf-8")
-    base = _visible(page)[0][1]
-    assert base[0] == "base model"
+    base = _open_tables(page)["slim"][1]
+    assert base[0] == "Base model"
     assert set(base[3:]) == {"\u2013"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from eval.compare.__main__ import main
+from eval.compare.names import printed
 from eval.report import write_report
 from eval.report.data import load_run
 from eval.report.scalars import scalars_of
@@ -118,7 +119,7 @@ def test_a_comparison_shows_both(runs: dict[str, Path], tmp_path: Path) -> None:
     assert main([*map(str, runs.values()), "--out", str(tmp_path)]) == 0
     tables = tables_of((tmp_path / "compare.html").read_text("utf-8"))
     course = tables["right choices (dominant chunk), in percent"]
-    assert course[0] == ["after", *runs]
+    assert course[0] == ["after", *map(printed, runs)]
     for row in course[1:]:
         chunk = int(row[0].removeprefix("chunk "))
         assert row[1:] == [shown(_mean(_recomputed(run, chunk), 0)) for run in runs.values()]
@@ -126,9 +127,9 @@ def test_a_comparison_shows_both(runs: dict[str, Path], tmp_path: Path) -> None:
         row[0]: row[1:]
         for row in tables["choice of a chunk by run, in percent of the questions"][1:]
     }
-    assert by_run["mr_lora"][-1] == "10.0"
-    assert by_run["branchlora"][-1] == "\u2013"
-    assert by_run["mr_lora"][3] == shown(_mean(_recomputed(runs["mr_lora"], CHUNKS), 1))
+    assert by_run["MR-LoRA"][-1] == "10.0"
+    assert by_run["BranchLoRA"][-1] == "\u2013"
+    assert by_run["MR-LoRA"][3] == shown(_mean(_recomputed(runs["mr_lora"], CHUNKS), 1))
 
     assert main([str(runs["mr_lora"]), "--out", str(tmp_path / "one")]) == 0
     alone = (tmp_path / "one" / "compare.html").read_text("utf-8")

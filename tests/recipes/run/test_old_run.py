@@ -87,7 +87,7 @@ def test_a_recipe_of_a_user_that_names_the_removed_key_is_told_why(old: RunLayou
 def test_it_is_reported_and_compared(old: RunLayout, capsys: pytest.CaptureFixture[str]) -> None:
     assert write_report(old.root).is_file()
     assert compare([str(old.root)]) == 0
-    assert "strlora" in capsys.readouterr().out
+    assert "StrLoRA" in capsys.readouterr().out
 
 
 def test_its_adapters_name_the_plugins_where_they_are_now(old: RunLayout) -> None:

@@ -1,0 +1,93 @@
+"""Figures for a paper: the curves of a comparison as PDF and SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
+
+from eval import metrics
+from eval.charts.plots import Series
+from eval.compare.comparison import Comparison
+from eval.compare.page import column_of, course
+
+COLUMN = 3.4  # inches: one column of a paper in two
+# The colours of the light pages.
+COLOURS = ["#0072b2", "#d55e00", "#00805d", "#a8479a", "#9a6b00", "#3d9bd6", "#86224d", "#6b7280"]
+DASHES = ["-", "--", "-.", ":"]  # told apart in grey, too
+_SAME_BYTES = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+
+
+def write_figures(found: Comparison, folder: Path, spread: str) -> list[Path]:
+    """Write stream and tasks, as PDF and SVG with text as text; return the files.
+
+    stream: mean score over the chunks, one line a method, shaded by `spread` over its runs. tasks:
+    the same for every task. Nothing is written where only one chunk was evaluated.
+    """
+    rows = max((len(e.values) for m in found.methods for e in m.entries), default=0)
+    if rows < 3:
+        return []
+    # Embedded TrueType, since publishers refuse Type 3; the same figure gives the same bytes.
+    with rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "compare", "pdf.fonttype": 42, "font.size": 8}
+    ):
+        canvases = {"stream": _stream(found, rows, spread), "tasks": _tasks(found, rows, spread)}
+        written = []
+        for name, canvas in canvases.items():
+            for kind, metadata in _SAME_BYTES.items():
+                path = folder / f"{name}.{kind}"
+                canvas.savefig(path, format=kind, metadata=metadata, bbox_inches="tight")
+                written.append(path)
+    return written
+
+
+def _stream(found: Comparison, rows: int, spread: str) -> Canvas:
+    canvas = Canvas(figsize=(COLUMN, 2.3))
+    ax = canvas.add_subplot()
+    _draw(ax, [course(method, i, rows, metrics.mean_over, spread)
+               for i, method in enumerate(found.methods)])  # fmt: skip
+    ax.set_xlabel("chunk")
+    ax.set_ylabel("mean score, %")
+    ax.legend(frameon=False)
+    return canvas
+
+
+def _tasks(found: Comparison, rows: int, spread: str) -> Canvas:
+    across = min(len(found.tasks), 4)
+    down = math.ceil(len(found.tasks) / across)
+    canvas = Canvas(
+        figsize=(2 * COLUMN * across / 4 + 0.6, 1.45 * down + 0.5), layout="constrained"
+    )
+    grid = np.atleast_1d(canvas.subplots(down, across, sharex=True, sharey=True)).ravel()
+    for column, task in enumerate(found.tasks):
+        of_task = partial(column_of, column)
+        _draw(grid[column], [course(method, i, rows, of_task, spread)
+                             for i, method in enumerate(found.methods)])  # fmt: skip
+        grid[column].set_title(task, fontsize=8)
+    for ax in grid[len(found.tasks) :]:
+        ax.set_visible(False)
+    canvas.supxlabel("chunk", fontsize=8)
+    canvas.supylabel("score, %", fontsize=8)
+    handles, labels = grid[0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    return canvas
+
+
+def _draw(ax: Axes, lines: Sequence[Series]) -> None:
+    for number, line in enumerate(lines):
+        ink = COLOURS[number % len(COLOURS)]
+        dash = DASHES[number // len(COLOURS) % len(DASHES)]
+        x = np.arange(len(line.values))
+        ax.plot(x, 100 * np.array(line.values), dash, color=ink, linewidth=1.2, label=line.name)
+        if len(line.band[0]):
+            low, high = (100 * np.array(edge) for edge in line.band)
+            ax.fill_between(x, low, high, color=ink, alpha=0.18, linewidth=0)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.spines[["top", "right"]].set_visible(False)

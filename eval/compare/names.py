@@ -1,0 +1,51 @@
+"""What methods are called: in files and on the command line, and in print."""
+
+from __future__ import annotations
+
+from eval.report.data import RunData
+
+# Names in print, as their papers write them.
+PRINTED = {
+    "base model": "Base model",
+    "branchlora": "BranchLoRA",
+    "er": "Replay (ER)",
+    "ewc": "EWC",
+    "ewc_released": "EWC, as released",
+    "joint": "Joint",
+    "l2": "L2",
+    "lora": "LoRA",
+    "moelora": "MoELoRA",
+    "mr_lora": "MR-LoRA",
+    "olora": "O-LoRA",
+    "smolora": "SMoLoRA",
+    "strlora": "StrLoRA",
+    "strlora_released": "StrLoRA, as released",
+    "strlora_signed": "StrLoRA, signed",
+    "zero_shot": "Zero-shot",
+}
+# Blocks of a recipe that combine with any method, and the methods that are made of them.
+BLOCKS = {
+    "replay": ("replay", {"er"}),
+    "ewc": ("EWC", {"ewc", "ewc_released", "l2"}),
+    "slow_weights": ("slow weights", {"strlora_signed"}),
+}
+
+
+def method_name(run: RunData) -> str:
+    """Return a run's method with the blocks added to it: "lora + slow weights"."""
+    recipe, method = run.manifest.recipe, run.manifest.method
+    # `slow_weights: {}` is the block with its defaults: only null is none.
+    added = [
+        word
+        for key, (word, inherent) in BLOCKS.items()
+        if recipe.get(key) is not None and method not in inherent
+    ]
+    return " + ".join([run.method or run.name, *added])
+
+
+def printed(name: str) -> str:
+    """Return a method's name as print has it: "lora + slow weights" is "LoRA + slow weights"."""
+    for known in sorted(PRINTED, key=len, reverse=True):
+        if name == known or name.startswith(f"{known} "):
+            return PRINTED[known] + name[len(known) :]
+    return name

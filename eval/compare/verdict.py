@@ -1,0 +1,86 @@
+"""The verdict of a comparison in words: who is ahead on what, by how much, how surely."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from eval.compare.comparison import SIGNIFICANT, Column, Comparison, Difference
+from eval.compare.names import printed
+
+_KINDS = {
+    "welch": "Welch's test over the runs, which share no seeds",
+    "samples": "paired on the same test samples",
+    "mcnemar": "McNemar's test on the same test samples",
+}
+
+
+def sentences(found: Comparison) -> list[str]:
+    """Return one sentence a headline score, then who keeps data, and how sure all this is."""
+    headline = [c for c in found.columns if c.group == "headline"]
+    if len(found.methods) < 2:
+        return [f"One method, {printed(found.methods[0].name)}: nothing to compare it with."]
+    tests = [test for c in headline for test in found.tests if test.column == c.key]
+    said = [s for c in headline if (s := _on(found, c, found.tests)) is not None]
+    keeping = [f"{printed(m.name)} ({m.keeps_data})" for m in found.methods if m.keeps_data]
+    if keeping:
+        verb = "keeps" if len(keeping) == 1 else "keep"
+        said.append(f"{', '.join(keeping)} {verb} past data, the others none.")
+        columns = [c for c in headline if _leader_keeps(found, c)]
+        others = [s for c in columns if (s := _on(found, c, found.without_data)) is not None]
+        said += [f"Without past data: {s[0].lower()}{s[1:]}" for s in others]
+        tests += found.without_data
+    if kinds := list(dict.fromkeys(_how(found, t) for t in tests if math.isfinite(t.adjusted))):
+        said.append(f"p is corrected for the number of tests (Holm): {'; '.join(kinds)}.")
+    if all(len(seeds) == 1 for seeds in found.seeds.values()):
+        said.append("Every method has one run: another seed may say otherwise.")
+    return said
+
+
+def _leader_keeps(found: Comparison, column: Column) -> bool:
+    leaders = {test.leader for test in found.tests if test.column == column.key}
+    return any(method.keeps_data for method in found.methods if method.name in leaders)
+
+
+def _on(found: Comparison, column: Column, tests: Sequence[Difference]) -> str | None:
+    against = [test for test in tests if test.column == column.key]
+    if not against:
+        return None
+    nearest = min(against, key=lambda test: _gap(test.difference))
+    leader, value = printed(nearest.leader), found.cell(nearest.leader, column.key).value
+    if all(test.difference == 0 for test in against):
+        return f"{column.title}: all have {100 * value:.1f}."
+    ahead = f"{100 * abs(nearest.difference):.1f} points"
+    relation = (
+        f"{leader} is ahead with {100 * value:.1f}, {ahead} above {printed(nearest.other)}"
+        if column.higher_is_better
+        else f"{leader} loses least, {100 * value:.1f} points, {ahead} less than"
+        f" {printed(nearest.other)}"
+    )
+    doubtful = [test for test in against if not test.adjusted <= SIGNIFICANT]
+    shown = doubtful or against
+    p = _p(max(shown, key=lambda test: 2 if math.isnan(test.adjusted) else test.adjusted))
+    if not doubtful:
+        return f"{column.title}: {relation}; this holds ({p})."
+    others = "" if len(doubtful) == len(against) else f" against {_names(doubtful)}"
+    return f"{column.title}: {relation}; this may be chance{others} ({p})."
+
+
+def _gap(difference: float) -> float:
+    return math.inf if math.isnan(difference) else abs(difference)
+
+
+def _names(tests: Sequence[Difference]) -> str:
+    return ", ".join(printed(test.other) for test in tests)
+
+
+def _p(test: Difference) -> str:
+    if math.isnan(test.adjusted):
+        return "no test was possible"
+    return "p < 0.001" if test.adjusted < 0.001 else f"p = {test.adjusted:.3f}"
+
+
+def _how(found: Comparison, test: Difference) -> str:
+    if test.kind == "paired":
+        return f"paired over {len(found.seeds[test.leader])} runs with the same seeds"
+    return _KINDS[test.kind]
