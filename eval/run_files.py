@@ -233,6 +233,7 @@ class Manifest:
         logging_steps: the host writes a line to its log every so many optimizer steps.
         recipe: the whole recipe.
         tuner: the options of the adapter; None where the method has none.
+        start: the adapter that the run goes on from, what it brought and what is missing.
         preset: the preset of these options, and what the recipe changed of it; empty where the
             method has none, and in runs of versions that did not compare the two.
         scorers: sha256 of the file of each scorer of the recipe's own, by its name.
@@ -256,6 +257,7 @@ class Manifest:
     hardware: JsonObject = field(default_factory=dict)
     recipe: JsonObject = field(default_factory=dict)
     tuner: JsonObject | None = None
+    start: JsonObject = field(default_factory=dict)
     preset: str = ""
     scorers: JsonObject = field(default_factory=dict)
 
@@ -302,6 +304,7 @@ def read_manifest(path: Path) -> Manifest:
         hardware=_part(content, "hardware"),
         recipe=recipe,
         tuner=content.get("tuner"),
+        start=_part(content, "start_from"),
         preset=str(content.get("preset") or ""),
         scorers=_part(content, "scorers"),
     )

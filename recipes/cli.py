@@ -235,7 +235,8 @@ def _reproduce(recipe: Recipe, options: argparse.Namespace) -> int:
         print(f"{first}: not started; there is nothing to reproduce", file=sys.stderr)
         return FAILED
     if not options.compare_only:
-        _train(recipe.model_copy(update={"run_dir": str(second)}))
+        start = recipe.start_from and str(first / "chunks/000/adapter")  # copied when it started
+        _train(recipe.model_copy(update={"run_dir": str(second), "start_from": start}))
     found = differences(first, second)
     _print_all([json.dumps(found, indent=2)] if options.json else as_text(first, second, found))
     return DONE if is_same(found) else FAILED

@@ -172,6 +172,11 @@ def mixture_of(recipe: Recipe) -> Mixture:
     return Mixture(recipe.schedule.global_batch, replayed, recipe.processes)
 
 
+def replays_at(recipe: Recipe, layout: RunLayout, chunk: int) -> bool:
+    """Whether past samples are mixed into a chunk; the first may have some by `start_from`."""
+    return recipe.replays(chunk) and (chunk > 1 or layout.replay(0).is_dir())
+
+
 def write_replay_file(
     recipe: Recipe, layout: RunLayout, stream: Stream, state: RunState, chunk: int, seed: int
 ) -> str:
@@ -179,7 +184,7 @@ def write_replay_file(
 
     The file follows from the memory, the chunk and the seed alone: a resumed chunk gets the same.
     """
-    if recipe.replay is None or not recipe.replays(chunk):
+    if recipe.replay is None or not replays_at(recipe, layout, chunk):
         return ""
     mixture, memory = mixture_of(recipe), _reservoir(recipe, layout, state, chunk - 1)
     current = read_lines(stream.chunk_file(chunk))
@@ -207,6 +212,6 @@ def update_reservoir(
 def _reservoir(recipe: Recipe, layout: RunLayout, state: RunState, chunk: int) -> Reservoir:
     """The reservoir after chunk `chunk`, checked against what was recorded; 0: an empty one."""
     assert recipe.replay is not None
-    if chunk == 0:
+    if chunk == 0 and not layout.replay(0).is_dir():
         return Reservoir(recipe.replay.memory, recipe.seed)
     return load_reservoir(layout.replay(chunk), state.record(chunk).replay_sha256)

@@ -51,6 +51,12 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
             f"launcher.deepspeed = {settings} is no name of the host's: set one of "
             f"{', '.join(DEEPSPEED)}, a file whose name ends with .json, or null"
         )
+    if recipe.start_from is not None and not recipe.protocol.continues:
+        problems.append(
+            f"start_from = {recipe.start_from} has nobody to go on from it: with method "
+            f"{recipe.method} no chunk trains on from another one's adapter; leave it out, or take "
+            "a method that does"
+        )
     problems += _identity_problems(recipe) + _unread_problems(recipe)
     problems += _replay_problems(recipe) + _ewc_problems(recipe) + _pool_problems(recipe)
     if recipe.slow_weights is not None and recipe.tuner_type is None:

@@ -53,6 +53,11 @@ class Recipe(Block):
     run_dir: str | None = Field(
         None, description="null: runs/<name>, with -<method> behind it when method is not strlora"
     )
+    start_from: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="a run folder (its newest adapter) or an adapter's folder that the first chunk "
+        "goes on from, with what it carries; null: a fresh adapter",
+    )
     method: MethodName = Field("strlora", description="a file of recipes/methods/")
     model: Model
     data: Data
@@ -238,7 +243,12 @@ class Recipe(Block):
         return self.protocol.data_chunks(chunk, self.data.chunks)
 
     def previous(self, chunk: int) -> int | None:
-        """The chunk whose adapter `chunk` continues; None: it starts with a fresh one."""
+        """The chunk whose adapter `chunk` continues; None: it starts with a fresh one.
+
+        0 is the adapter of `start_from`.
+        """
+        if chunk == 1 and self.start_from is not None:
+            return 0
         return self.protocol.previous(chunk)
 
     def replays(self, chunk: int) -> bool:

@@ -10,7 +10,7 @@ from data_prep.mini import GENERATOR, stream_name
 from data_prep.stream import MANIFEST, Stream, StreamError, open_stream
 from eval.scorers.registry import with_scorers
 from recipes.baselines.mr_lora.pool import check_router
-from recipes.baselines.replay import load_reservoir
+from recipes.baselines.replay import load_reservoir, replays_at
 from recipes.config.schema import Data, Recipe
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import ChunkRecord
@@ -30,15 +30,17 @@ def training_files(
 
     Without a stream, where they will lie.
     """
-    if recipe.replays(chunk):
+    if replays_at(recipe, layout, chunk):
         return [layout.mixed(chunk)]
     chunks = recipe.data_chunks(chunk)
     return [stream.chunk_file(i) if stream else planned_chunk_file(recipe.data, i) for i in chunks]
 
 
-def chunk_only_file(recipe: Recipe, chunk: int, stream: Stream | None = None) -> Path | None:
+def chunk_only_file(
+    recipe: Recipe, layout: RunLayout, chunk: int, stream: Stream | None = None
+) -> Path | None:
     """The chunk's own file where the host reads one with replayed samples; else None."""
-    if not recipe.replays(chunk):
+    if not replays_at(recipe, layout, chunk):
         return None
     return stream.chunk_file(chunk) if stream else planned_chunk_file(recipe.data, chunk)
 

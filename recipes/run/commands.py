@@ -1,8 +1,7 @@
 """A recipe and a chunk -> the exact arguments and environment of `swift sft` and `swift infer`.
 
-Pure functions: nothing is read, written or started, so every command can be printed
-before anything runs.
-Arguments are lists, never shell strings.
+Nothing is written or started, nothing read but what `start_from` brought along, so every command
+can be printed before anything runs. Arguments are lists, never shell strings.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from recipes.processes.command import Arguments, Command, flags
 from recipes.run.placement import container, srun
 from recipes.run.trackers import tracker_arguments, tracker_environment
 from recipes.run_folder.layout import RunLayout
+from strlora_tuner.methods.ewc.state_file import FILE as EWC_STATE
 from strlora_tuner.methods.slow_weights import both_sets
 from strlora_tuner.methods.slow_weights.both_sets import planned_set
 from strlora_tuner.options import PROBE_FILE, ROUTING_FILE, TASKS_FILE, host_arguments
@@ -207,8 +207,8 @@ def _scheduled_options(recipe: Recipe, chunk: int) -> Arguments:
 
 
 def _routers_frozen(recipe: Recipe, chunk: int) -> bool:
-    start = recipe.routers_frozen_from
-    return recipe.previous(chunk) is not None and 0 < start <= chunk
+    start, before = recipe.routers_frozen_from, 0 if recipe.start_from is None else 1
+    return recipe.previous(chunk) is not None and 0 < start <= chunk + before
 
 
 def _teacher_acts(recipe: Recipe, chunk: int) -> bool:
@@ -260,7 +260,7 @@ def _ewc_arguments(recipe: Recipe, layout: RunLayout, chunk: int, own: Path | No
     options = {k: v for k, v in recipe.ewc.model_dump().items() if v is not None}
     options["seed"] = recipe.chunk_seed(chunk)
     previous = recipe.previous(chunk)
-    if previous is not None:
+    if previous is not None and (previous or (layout.adapter(0) / EWC_STATE).is_file()):
         options["state"] = str(layout.adapter(previous))
     if own is not None and recipe.ewc.fisher:
         options["data"] = str(own)
@@ -275,7 +275,7 @@ def _slow_arguments(
     previous = recipe.previous(chunk)
     if resume_from is not None:
         options["state"] = str(resume_from / both_sets.FILE)
-    elif previous is not None and not recipe.options_class.grows:  # that starts its own weights
+    elif previous is not None and _has_sets(layout, previous) and not recipe.options_class.grows:
         slow = planned_set(layout.adapter(previous), "slow", recipe.slow_weights.answer)
         options["state"] = str(slow / WEIGHTS)
     return {f"slow_weights_{key}": value for key, value in options.items()}
@@ -284,7 +284,14 @@ def _slow_arguments(
 def _trained_on(recipe: Recipe, layout: RunLayout, previous: int) -> Path:
     """The folder of the weights that the chunk after `previous` goes on from."""
     adapter, slow = layout.adapter(previous), recipe.slow_weights
-    return adapter if slow is None else planned_set(adapter, slow.start_next_from, slow.answer)
+    if slow is None or not _has_sets(layout, previous):
+        return adapter
+    return planned_set(adapter, slow.start_next_from, slow.answer)
+
+
+def _has_sets(layout: RunLayout, previous: int) -> bool:
+    """Whether the chunk before has slow weights: that of `start_from`, 0, need not."""
+    return previous > 0 or bool(both_sets.inner_weights(layout.adapter(0)))
 
 
 def _aligner_arguments(recipe: Recipe) -> Arguments:

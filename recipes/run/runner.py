@@ -21,6 +21,7 @@ from recipes.run.preflight.all_checks import look, stopping
 from recipes.run.scoring.named_scorers import scorers_changed
 from recipes.run.scoring.scored_again import bring_scores_up_to_date
 from recipes.run.session import RunError, Session
+from recipes.run.start_adapter import bring_start
 from recipes.run.steps import evaluate_chunk, train_chunk, unanswered, verify_chunk
 from recipes.run.terminal import Ahead, Progress, counted, duration
 from recipes.run_folder.layout import RunLayout
@@ -34,6 +35,7 @@ from recipes.run_folder.manifest import (
     write_manifest,
 )
 from recipes.run_folder.migration import migrate_plugin_paths
+from recipes.run_folder.start import read_start, start_text
 from recipes.run_folder.state import RunState, load_state
 
 
@@ -100,6 +102,7 @@ def _run_chunks(session: Session, train_only: bool) -> None:
     count = recipe.data.chunks
     session.stream.verify_tests(session.tasks)
     threads = recipe.launcher.omp_threads or default_threads(recipe)
+    bring_start(recipe, layout, state)
     write_manifest(layout, recipe, session.stream, state, threads)
     bring_scores_up_to_date(session)
     if recipe.told:
@@ -150,6 +153,8 @@ def _announce(session: Session) -> None:
         f"{counted(len(session.tasks), 'task')}, into "
         f"{session.layout.root}/"
     )
+    if (start := read_start(session.layout)) is not None:
+        session.say(start_text(start))
     if recipe.unused_tuner_keys:
         session.say(recipe.unused_tuner_text)
 

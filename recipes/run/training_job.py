@@ -83,7 +83,7 @@ def _finished_checkpoint(session: Session, job: TrainingJob, record: ChunkRecord
     if resume is not None:
         text += f", resuming at step {resume.step} of {resume.max_steps}"
     session.progress.begin(job.index, "train", text)
-    own = chunk_only_file(job.recipe, job.index, session.stream)
+    own = chunk_only_file(job.recipe, job.layout, job.index, session.stream)
     checkpoint = resume.path if resume else None
     command = train_command(job.recipe, job.layout, files, job.index, checkpoint, own, job.start)
     log = job.layout.train_log(job.index)

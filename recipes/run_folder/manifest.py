@@ -23,6 +23,7 @@ from recipes.config.recorded import migrate
 from recipes.config.schema import Recipe
 from recipes.processes.machine import git, hardware, number_variables, versions
 from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.start import Start, read_start
 from recipes.run_folder.state import RunState
 
 # Keys that may change while a run continues: none of them changes a number in its matrix.
@@ -39,7 +40,6 @@ FREE_KEYS += ("launcher.kind", "launcher.nodes", "launcher.nproc", "launcher.res
 FREE_KEYS += tuple(f"launcher.slurm.{key}" for key in Slurm.model_fields)
 FREE_KEYS += ("swift.logging_steps", "swift.report_to", "swift.run_name")
 FREE_KEYS += ("swift.swanlab_mode", "swift.swanlab_project", "swift.dataloader_num_workers")
-
 
 # Keys that may change between chunks under a condition; a change is recorded with the start.
 LOOSE_KEYS: tuple[str, ...] = ("model.max_length", "data.too_long")
@@ -110,6 +110,7 @@ class Manifest(SessionEntry):
     tuner: dict[str, Any] | None
     preset: str | None
     data: DataIdentity
+    start_from: NotRequired[Start]
     model: ModelIdentity
     seed: int
     chunk_seeds: dict[str, int]
@@ -145,6 +146,8 @@ def write_manifest(
             _grow(layout, manifest, recipe, stream)
     else:
         manifest = _new_manifest(recipe, stream, session, threads)
+        if start := read_start(layout):
+            manifest["start_from"] = start
         write_text(layout.recipe, OmegaConf.to_yaml(OmegaConf.create(resolved(recipe))))
     manifest["sessions"].append(session)
     _write(layout, manifest, state)
@@ -208,7 +211,7 @@ def _model_files(path: Path) -> list[Path]:
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    return {file.name: file.stat().st_size for file in _model_files(path)}
+    return {p.name: p.stat().st_size for p in _model_files(path)}
 
 
 def read_manifest(layout: RunLayout) -> Manifest:
@@ -313,10 +316,9 @@ def _recorded(layout: RunLayout) -> dict[str, Any]:
     One that today's schema no longer accepts stays as it is: every difference will be named.
     """
     values = migrate(read_manifest(layout)["recipe"])
-    try:
+    with suppress(ValidationError):
         return _normalized(Recipe.model_validate(values))
-    except ValidationError:
-        return values
+    return values
 
 
 def _normalized(recipe: Recipe) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _commands(
     evaluated = recipe.evaluates_after(chunk)
     yield f"{of}: {_what(recipe, chunk)}{', then evaluate' if evaluated else ''}"
     files = training_files(recipe, layout, chunk, stream)
-    own = chunk_only_file(recipe, chunk, stream)
+    own = chunk_only_file(recipe, layout, chunk, stream)
     yield train_command(recipe, layout, files, chunk, own=own).as_shell()
     if recipe.pool is not None and has_router(chunk):
         yield f"{of}: its router"

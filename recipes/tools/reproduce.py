@@ -26,8 +26,10 @@ def differences(first: Path, second: Path) -> dict[str, list[str]]:
     """
     one, two = RunLayout(first), RunLayout(second)
     old, new = read_manifest(one), read_manifest(two)
-    found = {"config": _changed(old["recipe"], new["recipe"], ("run_dir",))}
+    found = {"config": _changed(old["recipe"], new["recipe"], ("run_dir", "start_from"))}
     found["data"] = _changed(old["data"], new["data"], ("stream",))
+    starts = [each.get("start_from", {}).get("sha256") for each in (old, new)]
+    found["data"] += _changed({"start_from": starts[0]}, {"start_from": starts[1]})
     found["model"] = _changed(old["model"], new["model"], ("path",))
     for kind in CAUSES[3:]:
         found[kind] = _changed({kind: old.get(kind)}, {kind: new.get(kind)})

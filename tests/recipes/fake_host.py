@@ -110,12 +110,18 @@ def read_weights(path: Path) -> bytes:
 
 
 def write_checkpoint(
-    path: Path, step: int, steps: int, weights: bytes, empty: Sequence[str] = ()
+    path: Path,
+    step: int,
+    steps: int,
+    weights: bytes,
+    empty: Sequence[str] = (),
+    tuner_type: str = "lora",
 ) -> None:
     """A host checkpoint, its files in the host's order with pauses in which a kill can fall."""
     path.mkdir(parents=True, exist_ok=True)
     write_weights(path / "adapter_model.safetensors", weights, empty=empty)
-    (path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    config = json.dumps({"peft_type": tuner_type.upper()})
+    (path / "adapter_config.json").write_text(config, encoding="utf-8")
     time.sleep(STEP_SECONDS / 4)
     ranks = int(os.environ.get("NNODES", "1")) * int(os.environ.get("NPROC_PER_NODE", "1"))
     random = [f"rng_state_{rank}.pth" for rank in range(ranks)] if ranks > 1 else ["rng_state.pth"]
@@ -199,7 +205,7 @@ def train(arguments: dict[str, str]) -> None:
             if averages:
                 checkpoint.mkdir(parents=True, exist_ok=True)
                 write_weights(checkpoint / FILE, slow, empty=empty, **{STEPS: str(seen)})
-            write_checkpoint(checkpoint, step, steps, weights, empty)
+            write_checkpoint(checkpoint, step, steps, weights, empty, arguments["tuner_type"])
         if os.environ.get("FAKE_STOP_AT") == str(step) or asked:
             return
 

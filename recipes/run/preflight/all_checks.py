@@ -23,6 +23,7 @@ from recipes.run.preflight.tools import (
     check_deepspeed_file,
     check_network,
 )
+from recipes.run.start_adapter import start_problems
 
 
 def look(recipe: Recipe, on_submit_host: bool = False) -> list[Finding]:
@@ -35,6 +36,7 @@ def look(recipe: Recipe, on_submit_host: bool = False) -> list[Finding]:
     found = [*check_model(recipe), *check_stream(recipe), *check_packages(recipe)]
     if recipe.routed and not PLUGIN.is_file():
         found.append(Finding("tuner", f"{PLUGIN} is not there; the checkout is incomplete"))
+    found += [Finding("start_from", text) for text in start_problems(recipe)]
     found += [*check_deepspeed_file(recipe), *check_disk(recipe)]
     found += check_container(recipe, on_submit_host)
     if on_submit_host:

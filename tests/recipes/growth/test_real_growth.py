@@ -10,6 +10,7 @@ from PIL import Image
 
 from data_prep.chunk.__main__ import main as chunk
 from tests.recipes.growth.test_growth import cells, weights
+from tests.recipes.growth.test_start_from import only_chunk
 from tests.recipes.real_host import BASE, gone_on, needs_host
 from tests.recipes.toy import recipe_values, write_recipe
 
@@ -36,8 +37,8 @@ def test_two_chunks_and_a_third_are_three_at_once(tmp_path: Path) -> None:
     source = ["--source", *(str(write_month(tmp_path, month)) for month in (1, 2))]
     assert chunk([*source, "--images", photos, "--out", str(stream), *options]) == 0
 
-    def recipe(run: str) -> Path:
-        values = recipe_values(stream, tmp_path / run, BASE, method="strlora")
+    def recipe(run: str, stream: Path = stream, **changes: str) -> Path:
+        values = recipe_values(stream, tmp_path / run, BASE, method="strlora", **changes)
         del values["data"]["chunks"]
         return write_recipe(tmp_path / f"{run}.yaml", values)
 
@@ -50,4 +51,8 @@ def test_two_chunks_and_a_third_are_three_at_once(tmp_path: Path) -> None:
     assert len(weights(tmp_path / "grown")) == 3
     after, whole = cells(tmp_path / "grown"), cells(tmp_path / "at-once")
     assert before.items() < after.items() <= whole.items()
+    # The third chunk alone, from the adapter of the second.
+    start = str(tmp_path / "grown/chunks/002/adapter")
+    gone_on(recipe("alone", only_chunk(stream, 3), start_from=start))
+    assert weights(tmp_path / "alone")[1:] == weights(tmp_path / "grown")[2:]
     assert "chunk 3 (2026-03)" in (tmp_path / "grown/report.html").read_text(encoding="utf-8")
