@@ -92,7 +92,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ("validate", "status"):  # the older spelling: RECIPE --status
         if command == "run" and getattr(options, name):
             options.command = name
-    for name, value in (("json", False), ("verify", False), ("overrides", [])):
+    for name, value in (("json", False), ("verify", False), ("follow", False), ("overrides", [])):
         if not hasattr(options, name):
             setattr(options, name, value)
     return options
@@ -185,7 +185,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         help="when the host fails, print its whole log instead of the cause alone",
     )
     for option in ("--seeds", "--methods"):  # of the command sweep, which is told
-        parser.add_argument(option, default="", help=argparse.SUPPRESS)
+        parser.add_argument(option, help=argparse.SUPPRESS)
     jobs = parser.add_argument_group("with --slurm")
     jobs.add_argument(
         "--chain",
@@ -218,6 +218,8 @@ def _sweep_options(parser: argparse.ArgumentParser) -> None:
     axes.add_argument("--grid", action="append", default=[], metavar="KEY=V,V", help=text)
     text = "where the run folders lie; default: runs/sweeps/RECIPE"
     parser.add_argument("--into", metavar="FOLDER", help=text)
+    text = "a CSV of each finished run goes there; a run that has one is not run again"
+    parser.add_argument("--results", metavar="FOLDER", help=text)
     text = "runs at a time on this machine"
     parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help=text)
     parser.add_argument("--slurm", action="store_true", help="submit the runs as one array")
@@ -228,8 +230,7 @@ def _sweep_options(parser: argparse.ArgumentParser) -> None:
         "but the one of the highest mean Last; scores stay"
     )
     parser.add_argument("--keep", choices=("all", "best"), default="all", help=text)
-    text = "print what would run and what is missing"
-    parser.add_argument("--dry-run", action="store_true", help=text)
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, run nothing")
 
 
 def _watch_options(parser: argparse.ArgumentParser) -> None:
@@ -262,9 +263,8 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
 
 def _status_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
-    parser.add_argument(
-        "--follow", action="store_true", help="of a sweep: show the table until all runs have ended"
-    )
+    text = "of a sweep: show its table until all runs have ended"
+    parser.add_argument("--follow", action="store_true", help=text)
     parser.add_argument(
         "--verify", action="store_true", help="also check every file that the run has recorded"
     )

@@ -207,6 +207,9 @@ def _plan(recipe: Recipe, options: argparse.Namespace) -> int:
 def _status(recipe: Recipe, options: argparse.Namespace) -> int:
     from recipes.tools.status import as_json, as_text, read_status, verify
 
+    if options.follow:
+        print("--follow is for a sweep's folder; this is one run", file=sys.stderr)
+        return BAD_RECIPE
     status = read_status(recipe)
     if options.verify:
         status.damaged = list(verify(recipe))

@@ -13,6 +13,7 @@ from recipes.run.chunk_data import ensure_stream
 from recipes.run.preflight.finding import Finding
 from recipes.slurm.submit import Job, SubmitError, submit
 from recipes.sweep.cells import Sweep
+from recipes.sweep.kept_results import keep_results
 from recipes.sweep.results import DIVERGED, DONE, read_result
 
 
@@ -25,6 +26,8 @@ def submit_array(
         SubmitError: the runs ask for different machines; or as :func:`submit` has it.
         StreamError: a stream could not be made.
     """
+    if not options.dry_run:
+        keep_results(sweep)
     cells = [cell for cell in sweep.cells if read_result(cell).state not in (DONE, DIVERGED)]
     if not cells:
         yield "every run is finished; nothing is submitted"

@@ -25,7 +25,7 @@ from recipes.config.schema import Recipe
 
 FIRST, LATER = "schedule.first.learning_rate", "schedule.later.learning_rate"
 RELATIVE = ("scale", "later")
-PARTS = ("methods", "seeds", "stream_seeds", "grid")
+PARTS = ("methods", "seeds", "stream_seeds", "grid", "results")
 # Keys that have an option of their own, or follow from the cell.
 _TAKEN = {"method": "--methods", "seed": "--seeds", "data.seed": "--stream-seeds"}
 _TAKEN |= {"run_dir": "--into", "name": "--into", "data.stream": "a sweep for each stream"}
@@ -36,12 +36,16 @@ Settings = tuple[tuple[str, str], ...]  # keys and values of one combination, in
 
 @dataclass(frozen=True)
 class Asked:
-    """The axes of a sweep; one that is empty stays as the recipe has it."""
+    """The axes of a sweep; one that is empty stays as the recipe has it.
+
+    `results` is the folder in which finished runs leave a CSV each; None: in none.
+    """
 
     methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     stream_seeds: tuple[int, ...] = ()
     grid: Axes = field(default_factory=dict)
+    results: Path | None = None
 
 
 def sweep_block(path: Path) -> Any:
@@ -105,7 +109,8 @@ def asked_for(options: argparse.Namespace, path: Path) -> Asked:
             told("grid", key, str(error))
     if problems:
         raise RecipeError(problems)
-    return Asked(methods, seeds, stream_seeds, grid)
+    results = getattr(options, "results", None) or block.get("results")
+    return Asked(methods, seeds, stream_seeds, grid, Path(str(results)) if results else None)
 
 
 def _words(given: Any) -> list[str]:

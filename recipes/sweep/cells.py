@@ -36,12 +36,18 @@ LONGEST_NAME = 150  # of a run's folder; file systems take 255 bytes
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep; `overrides` are all that its command gives beside the recipe's file."""
+    """One run of a sweep.
+
+    Attributes:
+        overrides: all that its command gives beside the recipe's file.
+        kept: the CSV of its results; a run that has one is not run again. None: it keeps none.
+    """
 
     name: str
     recipe: Recipe
     settings: Settings
     overrides: tuple[str, ...]
+    kept: Path | None = None
 
     @property
     def layout(self) -> RunLayout:
@@ -59,6 +65,7 @@ class CellEntry(TypedDict):
     settings: dict[str, str]
     chunks: int
     overrides: list[str]
+    kept: str | None
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ def entry_of(cell: Cell) -> CellEntry:
         "settings": dict(cell.settings),
         "chunks": recipe.data.chunks,
         "overrides": list(cell.overrides),
+        "kept": None if cell.kept is None else str(cell.kept),
     }
 
 
@@ -178,7 +186,8 @@ def _seeded(
             run = folder / name
             own = [f"seed={seed}", *of_stream, f"run_dir={run}"]
             of_cell = recipe.model_copy(update={"seed": seed, "run_dir": str(run)})
-            yield Cell(name, of_cell, settings, (*words, *own))
+            kept = asked.results and asked.results / f"{name}.csv"
+            yield Cell(name, of_cell, settings, (*words, *own), kept)
     if len(streams) < len(asked.stream_seeds):
         message = f"every run would read {streams.pop()}"
         fix = "leave data.stream out; only source mini makes a stream for each seed"

@@ -20,6 +20,7 @@ from recipes.run.commands import default_threads
 from recipes.run.session import RunError
 from recipes.run.terminal import duration
 from recipes.sweep.cells import Cell, Sweep
+from recipes.sweep.kept_results import keep_results
 from recipes.sweep.results import DIVERGED, DONE, Result, read_result
 from recipes.tools.status import read_status
 
@@ -51,6 +52,7 @@ def run_cells(sweep: Sweep, jobs: int, tell: Tell) -> list[Result]:
         StreamError: a stream could not be made.
     """
     _check_gpus(sweep, jobs)
+    keep_results(sweep)
     waiting = [cell for cell in sweep.cells if read_result(cell).state not in (DONE, DIVERGED)]
     for recipe in {cell.recipe.data.stream: cell.recipe for cell in waiting}.values():
         ensure_stream(recipe)  # runs that start together would hinder each other
@@ -62,6 +64,7 @@ def run_cells(sweep: Sweep, jobs: int, tell: Tell) -> list[Result]:
             for slot in slots:
                 if slot.process is not None and slot.process.poll() is not None:
                     _ended(slot, tell)
+                    keep_results(sweep)
                 if slot.process is None and (cell := _next(waiting)) is not None:
                     _start(sweep, slot, cell, jobs)
                     tell(f"[sweep] {cell.name}: started, log {cell.layout.root / LOG}")

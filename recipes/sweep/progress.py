@@ -15,21 +15,23 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from recipes import REPO
 from recipes.run.terminal import duration
 from recipes.run_folder.layout import RunLayout
 from recipes.sweep.cells import CellEntry, read_cells
 from recipes.tools.status import read_folder
 
 FOLLOW_SECONDS = 2.0
-OVER = ("finished", "failed")
+OVER = ("finished", "kept", "failed")
 
 
 @dataclass(frozen=True)
 class Row:
     """A run of a sweep.
 
-    `life` is as :class:`Status` has it, or failed; `score` the mean over tasks (0 to 100) of the
-    newest evaluation; `seconds_left` follows from the chunks that are done; `why`: it failed.
+    `life` is as :class:`Status` has it, or failed, or kept (its CSV is here, its folder is not);
+    `score` is the mean over tasks (0 to 100) of the newest evaluation; `seconds_left` follows from
+    the chunks that are done; `why`: it failed.
     """
 
     name: str
@@ -61,10 +63,13 @@ def read_rows(folder: Path) -> list[Row]:
 def _row(folder: Path, entry: CellEntry) -> Row:
     layout, chunks = RunLayout(folder / entry["name"]), entry["chunks"]
     status = read_folder(layout, chunks)
-    failed = layout.failure.is_file() and status.life not in ("running", "finished")
+    kept = entry.get("kept")
+    if status.life == "not started" and kept and (REPO / kept).is_file():
+        status.life, status.done = "kept", chunks
+    failed = layout.failure.is_file() and status.life not in ("running", "finished", "kept")
     scores = [chunk.scores for chunk in status.chunks if chunk.scores]
     left = None
-    if status.life == "finished":
+    if status.life in ("finished", "kept"):
         left = 0.0
     elif status.done and status.seconds:
         left = status.seconds / status.done * (chunks - status.done)

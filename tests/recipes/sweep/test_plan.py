@@ -173,6 +173,9 @@ def test_the_run_command_sends_seeds_and_methods_to_sweep(
     assert ended.value.code == 2
     command = "run_stream.sh sweep tiny --methods lora,er --seeds 0,1 eval.limit=2 --slurm"
     assert command in capsys.readouterr().err
+    assert main(["tiny", "--status", "run_dir=runs/never"]) == 0
+    assert main(["status", "tiny", "--follow", "run_dir=runs/never"]) == 2
+    assert "--follow is for a sweep's folder" in capsys.readouterr().err
 
 
 def test_the_register_keeps_runs_that_were_begun(

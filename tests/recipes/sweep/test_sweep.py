@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from recipes.sweep import parallel_runs
 from recipes.sweep.axes import FIRST, LATER
 from recipes.sweep.cells import Cell, plan_sweep
 from recipes.sweep.door import keep_best
+from recipes.sweep.kept_results import keep_results
 from recipes.sweep.progress import as_table, follow, read_rows
 from recipes.sweep.results import Result, as_csv, as_markdown, choose, read_result, rows
 from strlora_tuner.saved import WEIGHTS
@@ -151,5 +153,40 @@ def finish(cell: Cell, score: float) -> None:
     (adapter / WEIGHTS).write_bytes(b"weights")
     text = f"chunk,task,score,n\n0,Fin,0,4\n1,Fin,{score},4\n"
     cell.layout.matrix.write_text(text, encoding="utf-8")
-    records = [ChunkRecord(1, trained=True, evaluated=True, loss=1.0)]
+    took = {"train_seconds": 9.0, "eval_seconds": 3.0}
+    records = [ChunkRecord(1, trained=True, evaluated=True, loss=1.0, **took)]
     save_state(cell.layout.state, RunState(records, 1, finished=True))
+
+
+def test_a_run_whose_csv_is_kept_is_not_run_again(
+    toy_yaml: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a study commits; the run folders may be lost with their machine."""
+    folder, results = tmp_path / "sweep", tmp_path / "results"
+    words = ["sweep", str(toy_yaml()), "--into", str(folder), "--results", str(results)]
+    words += ["--grid", "tuner.alpha=8", "--seeds", "0-1"]
+    sweep = plan_sweep(toy_yaml(), parse(words))
+    for cell in sweep.cells:
+        finish(cell, 0.25)
+        hardware = {"cores": 2, "machine": "x86_64", "gpus": ["A", "A"]}
+        manifest = {"git": {"sha": "1234", "dirty": True}, "hardware": hardware}
+        cell.layout.manifest.write_text(json.dumps(manifest), encoding="utf-8")
+    keep_results(sweep)
+    kept = (results / "lora-seed1-alpha=8.csv").read_text(encoding="utf-8").splitlines()
+    assert kept[0] == "method,seed,stream_seed,settings,chunk,task,score,n,train_seconds," + (
+        "eval_seconds,git,machine"
+    )
+    where = '1234+,"2 cores x86_64, 2 x A"'
+    assert kept[2] == f"lora,1,0,tuner.alpha=8,1,Fin,0.250000,4,9.0,3.0,{where}"
+
+    shutil.rmtree(folder)
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "0 runs to do, 2 ready" in out
+    assert "2 runs: 2 kept" in out
+    assert not (folder / "lora-seed1-alpha=8").exists()
+    found = read_result(sweep.cells[1])
+    assert (found.state, found.last, found.seconds) == ("done", 0.25, 12.0)
+    (results / "lora-seed0-alpha=8.csv").write_text("chunk,task\n1,Fin\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"alpha=8\.csv: expected rows of method, seed"):
+        read_result(sweep.cells[0])
