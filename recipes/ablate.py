@@ -27,6 +27,7 @@ from recipes.processes.log_errors import exit_text, last_error
 from recipes.processes.run_lock import RunLock, RunLocked
 from recipes.run import evaluation
 from recipes.run.chunk_data import open_recipe_stream
+from recipes.run.preflight.all_checks import look, stopping
 from recipes.run_folder.layout import RunLayout, SideLayout
 from recipes.run_folder.state import load_state
 from strlora_tuner.options import ABLATION
@@ -76,6 +77,10 @@ def ablate(run: Path, only: Sequence[str], overrides: Sequence[str], again: bool
     if chunk == 0:
         raise CannotAblate(f"{run}: no chunk is trained and evaluated yet")
     stream = open_recipe_stream(recipe)
+    if missing := stopping(look(recipe)):
+        raise CannotAblate(
+            "\n  ".join(["this machine cannot evaluate the run:", *map(str, missing)])
+        )
     with RunLock(layout.lock) as lock:
         for number, name in enumerate(names, start=1):
             where = ablation_layout(run, name)

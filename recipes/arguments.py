@@ -306,6 +306,9 @@ def _use_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where the base model lies now, if not where the run had it; another base is refused",
     )
+    parser.add_argument(
+        "--cpu", action="store_true", help="use the CPU, where the run's recipe asks for a GPU"
+    )
 
 
 def _ask_options(parser: argparse.ArgumentParser) -> None:

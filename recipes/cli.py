@@ -255,7 +255,7 @@ def _open(recipe: Recipe, options: argparse.Namespace) -> FinishedAdapter:
     from recipes.use.finished_adapter import open_adapter
 
     model = options.model and str(options.where / options.model)
-    return open_adapter(Path(recipe.folder), options.chunk, model)
+    return open_adapter(Path(recipe.folder), options.chunk, model, options.cpu)
 
 
 def _ask(recipe: Recipe, options: argparse.Namespace) -> int:

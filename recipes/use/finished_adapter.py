@@ -13,6 +13,7 @@ from pathlib import Path
 from recipes.baselines.mr_lora.pool import check_pool, write_pool
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
+from recipes.run.preflight.gpus import check_gpus
 from recipes.run_folder.checkpoints import CheckpointError, check_adapter, verify_adapter
 from recipes.run_folder.layout import RunLayout, SideLayout
 from recipes.run_folder.manifest import check_same_model
@@ -52,7 +53,14 @@ class FinishedAdapter:
 
     @contextmanager
     def beside(self) -> Iterator[SideLayout]:
-        """A temporary folder for the files of a process that answers; the run stays as it is."""
+        """A temporary folder for the files of a process that answers; the run stays as it is.
+
+        Raises:
+            UseError: the run asks for a GPU and none works here.
+        """
+        problems = "\n  ".join(map(str, check_gpus(self.alone)))
+        if problems:
+            raise UseError(f"this machine cannot answer, or only with --cpu:\n  {problems}")
         folder = Path(tempfile.mkdtemp(prefix="strlora-"))
         layout = SideLayout(self.layout.root, folder)
         try:
@@ -63,13 +71,16 @@ class FinishedAdapter:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def open_adapter(folder: Path, chunk: int | None, model: str | None = None) -> FinishedAdapter:
+def open_adapter(
+    folder: Path, chunk: int | None, model: str | None = None, cpu: bool = False
+) -> FinishedAdapter:
     """Opens a run's adapter and checks it and its base model.
 
     Args:
         folder: the run folder.
         chunk: whose adapter; None: of the newest trained chunk; 0: the base model.
         model: where the base model lies now; None: where the run had it.
+        cpu: answer on the CPU, whatever the run was made on.
 
     Raises:
         UseError: there is no such run, chunk or adapter, or it is damaged.
@@ -79,6 +90,7 @@ def open_adapter(folder: Path, chunk: int | None, model: str | None = None) -> F
     if not layout.manifest.is_file() or not layout.recipe.is_file():
         raise UseError(f"{folder}: not started; a run has a manifest.json and a recipe.yaml")
     overrides = [f"run_dir={folder}", *([f"model.path={model}"] if model else [])]
+    overrides += ["launcher.cpu=true"] if cpu else []
     recipe, state = load_recipe(str(layout.recipe), overrides), load_state(layout.state)
     trained = [record.index for record in state.chunks if record.trained]
     index = max(trained, default=0) if chunk is None else chunk

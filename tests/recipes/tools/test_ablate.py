@@ -71,6 +71,12 @@ def test_refusals(run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
         assert ablate.main([str(folder), "--only", "stage1_off"]) == 1
     assert "is being worked on" in capsys.readouterr().err
     recipe = folder / "recipe.yaml"
+    on_cpu = recipe.read_text("utf-8")
+    assert "cpu: true" in on_cpu
+    recipe.write_text(on_cpu.replace("cpu: true", "cpu: false"), "utf-8")
+    assert ablate.main([str(folder)]) == 1
+    assert "GPUs: launcher.nproc asks for 1, here are 0" in capsys.readouterr().err
+    recipe.write_text(on_cpu, "utf-8")
     recipe.write_text(recipe.read_text("utf-8").replace("method: strlora", "method: lora"), "utf-8")
     assert ablate.main([str(folder)]) == 1
     assert "has no router" in capsys.readouterr().err

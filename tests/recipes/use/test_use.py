@@ -72,6 +72,22 @@ def test_a_changed_adapter_and_another_base_are_refused(trained: Path, run: Path
         open_adapter(run, None)
 
 
+@pytest.mark.parametrize("door", ["ask What?", "chat", "serve --port 0"])
+def test_nothing_answers_on_the_cpu_by_itself(
+    door: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text("utf-8").replace("cpu: true", "cpu: false"), "utf-8")
+    command, *words = door.split()
+    before = sorted(run.rglob("*"))
+    assert main([command, str(run), *words]) == 1
+    told = capsys.readouterr().err
+    assert "this machine cannot answer, or only with --cpu:" in told
+    assert "GPUs: launcher.nproc asks for 1, here are 0; nvidia-smi lists none" in told
+    assert sorted(run.rglob("*")) == before
+    assert open_adapter(run, None, cpu=True).alone.launcher.cpu
+
+
 def test_one_instruction_is_for_fixed_gates_alone(trained: Path, tmp_path: Path) -> None:
     adapter = open_adapter(trained / "strlora", None)
     for merged, found in ((False, "method strlora"), (True, "--merged")):
