@@ -27,8 +27,8 @@ FIRST, LATER = "schedule.first.learning_rate", "schedule.later.learning_rate"
 RELATIVE = ("scale", "later")
 PARTS = ("methods", "seeds", "stream_seeds", "grid", "results")
 # Keys that have an option of their own, or follow from the cell.
-_TAKEN = {"method": "--methods", "seed": "--seeds", "data.seed": "--stream-seeds"}
-_TAKEN |= {"run_dir": "--into", "name": "--into", "data.stream": "a sweep for each stream"}
+TAKEN = {"method": "--methods", "seed": "--seeds", "data.seed": "--stream-seeds"}
+TAKEN |= {"run_dir": "--into", "name": "--into", "data.stream": "a sweep for each stream"}
 
 Axes = dict[str, tuple[str, ...]]
 Settings = tuple[tuple[str, str], ...]  # keys and values of one combination, in the grid's order
@@ -164,8 +164,8 @@ def _checked(key: str, values: list[str]) -> tuple[str, ...]:
         raise ValueError("expected KEY=VALUE,VALUE, for example tuner.rank=8,16")
     if len(set(values)) < len(values):
         raise ValueError("a value is given twice; write each once")
-    if key in _TAKEN:
-        raise ValueError(f"is no axis of a grid: use {_TAKEN[key]}")
+    if key in TAKEN:
+        raise ValueError(f"is no axis of a grid: use {TAKEN[key]}")
     if key in RELATIVE and not all(_positive(value) for value in values):
         raise ValueError("is a factor, expected positive numbers")
     return tuple(values)

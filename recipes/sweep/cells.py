@@ -19,6 +19,7 @@ from recipes.config.tuner_block import known_tuner_keys
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import RunChanged, check_same_run
 from recipes.sweep.axes import (
+    TAKEN,
     Asked,
     Axes,
     Settings,
@@ -149,7 +150,7 @@ def make_sweep(
     Raises:
         RecipeError: with everything that is wrong with any of them.
     """
-    problems: list[Problem] = []
+    problems = list(_overruled(overrides, asked))
     cells: list[Cell] = []
     for method in asked.methods or (None,):
         words = [*overrides, *([] if method is None else [f"method={method}"])]
@@ -202,6 +203,16 @@ def _name(method: str, seed: int, stream_seed: int | None, settings: Settings) -
     text = "-".join([*parts, *(f"{short[key]}={value}" for key, value in settings)])
     name = re.sub(r"[^A-Za-z0-9.,=_-]", "_", text)[:LONGEST_NAME]
     return name if name == text else f"{name}-{sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _overruled(overrides: Sequence[str], asked: Asked) -> Iterator[Problem]:
+    """Overrides that every run would set otherwise."""
+    axes = {"method": asked.methods, "seed": asked.seeds, "data.seed": asked.stream_seeds}
+    for word in overrides:
+        key = word.partition("=")[0]
+        if key == "run_dir" or axes.get(key):
+            message = f"would be ignored: {TAKEN[key]} sets it for each run"
+            yield Problem(Place(COMMAND_LINE), word, message, "leave it out")
 
 
 def _unused(base: Recipe, grid: Axes) -> Iterator[Problem]:

@@ -124,6 +124,15 @@ def test_all_mistakes_of_all_runs_are_told_at_once(toy_yaml: Callable[..., Path]
     assert "--grid tuner.num_experts: method lora has no tuner.num_experts" in told
 
 
+def test_an_override_that_every_run_sets_otherwise_is_refused(
+    toy_yaml: Callable[..., Path],
+) -> None:
+    told = wrong(toy_yaml(), "--seeds", "0-1", "seed=3", "method=er", "run_dir=runs/x")
+    assert "seed=3: would be ignored: --seeds sets it for each run" in told
+    assert "run_dir=runs/x: would be ignored: --into" in told
+    assert "method=er" not in told, "without --methods it holds for every run"
+
+
 def test_a_run_of_other_settings_is_found_before_anything_runs(
     toy_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
