@@ -52,11 +52,7 @@ class RunChanged(Exception):
     """The recipe or the data differ from those that the run was started with."""
 
 
-class _Changes(TypedDict, total=False):
-    changes: dict[str, str]
-
-
-class SessionEntry(_Changes):
+class SessionEntry(TypedDict):
     """One start of the orchestrator: when, by which code, on what machine.
 
     `changes` holds what of LOOSE_KEYS differs from the recipe of the first start, "old -> new".
@@ -67,6 +63,7 @@ class SessionEntry(_Changes):
     versions: dict[str, str | None]
     hardware: dict[str, object]
     processes: int
+    changes: NotRequired[dict[str, str]]
 
 
 class ChunkCosts(TypedDict):
