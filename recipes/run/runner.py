@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from recipes.baselines.smolora_told import write_told_table
+from recipes.baselines.start_adapter import bring_start
 from recipes.config.schema import Recipe
 from recipes.processes.run_lock import RunLock
 from recipes.run import evaluation
@@ -21,9 +22,9 @@ from recipes.run.preflight.all_checks import look, stopping
 from recipes.run.scoring.named_scorers import scorers_changed
 from recipes.run.scoring.scored_again import bring_scores_up_to_date
 from recipes.run.session import RunError, Session
-from recipes.run.start_adapter import bring_start
 from recipes.run.steps import evaluate_chunk, train_chunk, unanswered, verify_chunk
 from recipes.run.terminal import Ahead, Progress, counted, duration
+from recipes.run_folder.checkpoints import CheckpointError
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import (
     check_same_data,
@@ -102,7 +103,10 @@ def _run_chunks(session: Session, train_only: bool) -> None:
     count = recipe.data.chunks
     session.stream.verify_tests(session.tasks)
     threads = recipe.launcher.omp_threads or default_threads(recipe)
-    bring_start(recipe, layout, state)
+    try:
+        bring_start(recipe, layout, state)
+    except CheckpointError as error:
+        raise RunError(str(error)) from error
     write_manifest(layout, recipe, session.stream, state, threads)
     bring_scores_up_to_date(session)
     if recipe.told:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from recipes.baselines.start_adapter import start_problems
 from recipes.config.schema import Recipe
 from recipes.run.commands import PLUGIN
 from recipes.run.preflight.finding import Finding
@@ -23,7 +24,6 @@ from recipes.run.preflight.tools import (
     check_deepspeed_file,
     check_network,
 )
-from recipes.run.start_adapter import start_problems
 
 
 def look(recipe: Recipe, on_submit_host: bool = False) -> list[Finding]:

@@ -20,7 +20,6 @@ from data_prep.files import read_json, write_json
 from recipes.baselines.replay import ReplayError, Reservoir, load_reservoir, save_reservoir
 from recipes.config.problems import shown
 from recipes.config.schema import Recipe
-from recipes.run.session import RunError
 from recipes.run_folder.checkpoints import CheckpointError, adapter_hashes, verify_adapter
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import model_identity, read_manifest
@@ -46,7 +45,7 @@ def bring_start(recipe: Recipe, layout: RunLayout, state: RunState) -> None:
     """Copy the adapter that `recipe.start_from` names into the run folder, unless it is there.
 
     Raises:
-        RunError: there is none, it is damaged, or it is not one that the recipe can go on from.
+        CheckpointError: there is none, it is damaged, or it is not one that the recipe can go on from.
     """
     if recipe.start_from is None:
         return
@@ -54,7 +53,7 @@ def bring_start(recipe: Recipe, layout: RunLayout, state: RunState) -> None:
     if not target.is_dir():
         source = _find(recipe.start_from)
         if problems := list(_problems(recipe, source)):
-            raise RunError("\n  ".join([f"start_from = {recipe.start_from}:", *problems]))
+            raise CheckpointError("\n  ".join([f"start_from = {recipe.start_from}:", *problems]))
         _copy(recipe, source, layout)
     facts = read_start(layout)
     assert facts is not None, "copied with the adapter"
@@ -67,7 +66,7 @@ def start_problems(recipe: Recipe) -> Iterator[str]:
         return
     try:
         yield from _problems(recipe, _find(recipe.start_from))
-    except RunError as error:
+    except CheckpointError as error:
         yield str(error)
 
 
@@ -81,7 +80,7 @@ def _find(name: str) -> _Source:
         return _Source(path, run, _state(run), int(number))
     run = RunLayout(path)
     if not run.manifest.is_file() or not run.state.is_file():
-        raise RunError(
+        raise CheckpointError(
             f"start_from = {name} is neither a run folder (with manifest.json and state.json) nor "
             f"an adapter's (with {CONFIG}): name one, such as runs/tiny or runs/tiny/chunks/003/"
             "adapter"
@@ -89,7 +88,9 @@ def _find(name: str) -> _Source:
     state = _state(run)
     trained = [record.index for record in state.chunks if record.trained]
     if not trained:
-        raise RunError(f"start_from = {name}: no chunk of it is trained yet; train one first")
+        raise CheckpointError(
+            f"start_from = {name}: no chunk of it is trained yet; train one first"
+        )
     return _Source(run.adapter(max(trained)), run, state, max(trained))
 
 
@@ -97,7 +98,7 @@ def _state(run: RunLayout) -> RunState:
     try:
         return load_state(run.state)
     except StateError as error:
-        raise RunError(f"start_from: {error}") from error
+        raise CheckpointError(f"start_from: {error}") from error
 
 
 def _problems(recipe: Recipe, source: _Source) -> Iterator[str]:
@@ -228,7 +229,7 @@ def _memory(source: _Source) -> Reservoir | None:
     try:
         memory = load_reservoir(source.run.replay(source.chunk), known)
     except ReplayError as error:
-        raise RunError(f"start_from: {error}") from error
+        raise CheckpointError(f"start_from: {error}") from error
     root = Path(read_manifest(source.run)["data"]["stream"]).resolve()
     samples = [json.loads(line) for line in memory.lines]
     for sample in samples:
