@@ -45,7 +45,7 @@ def bring_start(recipe: Recipe, layout: RunLayout, state: RunState) -> None:
     """Copy the adapter that `recipe.start_from` names into the run folder, unless it is there.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it is not one that the recipe can go on from.
+        CheckpointError: there is none, it is damaged, or the recipe cannot go on from it.
     """
     if recipe.start_from is None:
         return
