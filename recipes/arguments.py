@@ -234,22 +234,21 @@ def _sweep_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _watch_options(parser: argparse.ArgumentParser) -> None:
-    span = "such as 30s, 10m or 1h"
-    text = f"time between two looks, {span}; default: 10m"
-    parser.add_argument("--poll", type=_seconds, default=600.0, metavar="TIME", help=text)
-    text = f"a delivery is whole when nothing of it has changed for so long, {span}; default: 1m"
-    parser.add_argument("--rest", type=_seconds, default=60.0, metavar="TIME", help=text)
-    text = "only a mark says that a delivery is whole: an empty file NAME.done beside it"
-    parser.add_argument("--marked", action="store_true", help=text)
-    text = "look once, bring what is there to its end, and stop: for cron"
-    parser.add_argument("--once", action="store_true", help=text)
-    text = "leave bad samples out and list them; else their file is rejected"
-    parser.add_argument("--skip-bad", action="store_true", help=text)
+    for name, seconds, text in (
+        ("--poll", 600.0, "time between two looks; default: 10m"),
+        ("--rest", 60.0, "a delivery is whole when nothing of it changed so long; default: 1m"),
+    ):
+        parser.add_argument(name, type=_seconds, default=seconds, metavar="TIME", help=text)
+    for name, text in (
+        ("--marked", "only a mark says that a delivery is whole: a file NAME.done beside it"),
+        ("--once", "look once, bring what is there to its end, and stop: for cron"),
+        ("--skip-bad", "leave bad samples out and list them; else their file is rejected"),
+        ("--slurm", "submit a job for each arrival (sbatch): this process trains nothing"),
+    ):
+        parser.add_argument(name, action="store_true", help=text)
     text = "processes that read and check (default: all cores)"
-    parser.add_argument("--workers", type=_positive, help=text)
-    text = "submit a job for each arrival (sbatch): this process trains nothing"
-    parser.add_argument("--slurm", action="store_true", help=text)
-    parser.set_defaults(dry_run=False, chain=1)  # those of a job
+    parser.add_argument("--workers", type=_positive, metavar="N", help=text)
+    parser.set_defaults(dry_run=False, seeds="", methods="", chain=1)  # those of a job
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
