@@ -32,11 +32,7 @@ USES: tuple[str, ...] = ("ask", "chat", "serve", "export", "push")
 _STOPPED = "stopped by signal n"
 EXIT_CODES: dict[str, dict[str, str]] = {  # beside 2
     "run": {"0": "done", "1": "failed", "128+n": _STOPPED},
-    "watch": {
-        "0": "--once has looked, and the run is up to date",
-        "1": "the run failed, or with --once also: something must be tried again",
-        "128+n": _STOPPED,
-    },
+    "watch": {"0": "--once: all is up to date", "1": "failed", "128+n": _STOPPED},
     "sweep": {
         "0": "all runs are finished, submitted, or printed with --dry-run",
         "1": "a run failed",
