@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,11 @@ COMMANDS = [
     for page in PAGES
     for line in re.findall(r"^\s*(?:bash|python) .*$", page.read_text(), flags=re.M)
 ]
+DOORS = ["eval.score", "recipes.ablate"] + sorted(
+    ".".join(path.parent.relative_to(ROOT).parts)
+    for package in ("data_prep", "eval", "recipes")
+    for path in (ROOT / package).glob("**/__main__.py")
+)
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 
 
@@ -92,3 +98,12 @@ def test_the_evidence_for_what_is_as_published_is_there():
     for file, name in named:
         files = list((ROOT / "tests").rglob(file))
         assert any(f"def {name}(" in path.read_text() for path in files), f"{file}::{name}"
+
+
+@pytest.mark.parametrize("module", DOORS)
+def test_every_door_has_help(module, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", [module, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__", alter_sys=False)
+    assert ended.value.code == 0
+    assert "usage:" in capsys.readouterr().out
