@@ -18,10 +18,13 @@ COMMANDS = [
     for page in PAGES
     for line in re.findall(r"^\s*(?:bash|python) .*$", page.read_text(), flags=re.M)
 ]
-DOORS = ["eval.score", "recipes.ablate"] + sorted(
-    ".".join(path.parent.relative_to(ROOT).parts)
-    for package in ("data_prep", "eval", "recipes")
-    for path in (ROOT / package).glob("**/__main__.py")
+PACKAGES = [
+    path.parent
+    for room in ("data_prep", "eval", "recipes")
+    for path in (ROOT / room).glob("**/__main__.py")
+]
+DOORS = sorted(
+    ["eval.score", "recipes.ablate", *(".".join(p.relative_to(ROOT).parts) for p in PACKAGES)]
 )
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 
