@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 
 from data_prep.files import read_jsonl, write_json
 from recipes import REPO
-from recipes.arguments import COMMANDS, EXIT_CODES
 from recipes.cli import main
+from recipes.command_table import COMMANDS, EXIT_CODES
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
 from recipes.processes.machine import hardware
