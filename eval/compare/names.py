@@ -14,11 +14,16 @@ PRINTED = {
     "joint": "Joint",
     "l2": "L2",
     "lora": "LoRA",
+    "lora_attention": "LoRA, attention only",
+    "lora_fifth": "LoRA, a fifth of the rate",
+    "lora_tenth": "LoRA, a tenth of the rate",
     "moelora": "MoELoRA",
     "mr_lora": "MR-LoRA",
     "olora": "O-LoRA",
+    "oracle": "Oracle, task told",
     "smolora": "SMoLoRA",
     "strlora": "StrLoRA",
+    "strlora_ewc": "StrLoRA with EWC",
     "strlora_released": "StrLoRA, as released",
     "strlora_signed": "StrLoRA, signed",
     "zero_shot": "Zero-shot",
@@ -26,7 +31,7 @@ PRINTED = {
 # Blocks of a recipe that combine with any method, and the methods that are made of them.
 BLOCKS = {
     "replay": ("replay", {"er"}),
-    "ewc": ("EWC", {"ewc", "ewc_released", "l2"}),
+    "ewc": ("EWC", {"ewc", "ewc_released", "l2", "strlora_ewc"}),
     "slow_weights": ("slow weights", {"strlora_signed"}),
 }
 

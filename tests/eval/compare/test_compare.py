@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save_file
 from scipy import stats
 
 from data_prep.files import read_json, read_jsonl, write_json, write_jsonl
 from eval.compare import compare, tables
 from eval.compare.__main__ import main
+from eval.compare.names import BLOCKS, PRINTED
 from eval.report import write_report
 from eval.report.data import load_run
 from tests.eval.compare.conftest import CHUNKS, TASKS, write_run
@@ -202,6 +204,15 @@ def test_a_lone_run_is_named_with_its_blocks(
     found = compare([write_run(tmp_path / "run", stream, [0.5, 0.6], recipe=recipe)])
     assert found.names[-1] == name
     assert f"\n{words} " in tables.text(found)
+
+
+def test_every_method_has_a_name_in_print_and_its_own_blocks_are_no_addition() -> None:
+    for path in sorted(Path("recipes/methods").glob("*.yaml")):
+        assert path.stem in PRINTED, f"eval/compare/names.py has no name in print for {path.stem}"
+        content = yaml.safe_load(path.read_text("utf-8"))
+        blocks = {**(content.get("defaults") or {}), **(content.get("always") or {})}
+        for key, (_, inherent) in BLOCKS.items():
+            assert (blocks.get(key) is not None) == (path.stem in inherent), (path.stem, key)
 
 
 def test_two_recipes_of_one_method_are_told_apart(good: Path, tmp_path: Path, stream: Path) -> None:
