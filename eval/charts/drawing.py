@@ -33,6 +33,7 @@ _NEEDLESS = re.compile(
     r" font-family: [^;\"]*;?| transform=\"rotate\(-0 [^\"]*\"| id=\"[\w.]+_\d+\"|(?<=\n) +"
 )
 _LONG_NUMBER = re.compile(r"\d+\.\d{3,}")
+_TAG = re.compile(r"<[^>]*>")
 
 
 def both(draw: Callable[[float], Canvas], title: str) -> Chart:
@@ -63,6 +64,10 @@ def label(ax: Axes, x: float, y: float, text: str, align: str, ink: str = "soft"
                 color=PALETTE[ink], annotation_clip=False)  # fmt: skip
 
 
+def _short(number: re.Match[str]) -> str:
+    return f"{float(number.group()):.2f}"
+
+
 def _svg(canvas: Canvas, title: str) -> Markup:
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
@@ -71,7 +76,8 @@ def _svg(canvas: Canvas, title: str) -> Markup:
     body = buffer.getvalue()
     body = body[body.index("<defs>", body.index("</metadata>")) : body.rindex("</svg>")]
     body = re.sub(r"<defs>\s*<style.*?</defs>", "", body, count=1, flags=re.S)
-    body = _LONG_NUMBER.sub(lambda found: f"{float(found.group()):.2f}", _NEEDLESS.sub("", body))
+    # Inside tags only: a tick that says 0.004 must not say 0.00.
+    body = _TAG.sub(lambda tag: _LONG_NUMBER.sub(_short, tag.group()), _NEEDLESS.sub("", body))
     body = _STAND_IN.sub(lambda found: _VARIABLES[found.group()], body)
     head = f'viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}"'
     return Markup(f'<svg {head} class="chart">{body}</svg>')

@@ -147,7 +147,7 @@ def small_multiples(
             ax.grid(axis="y", color=PALETTE["hair"], linewidth=1)
             ax.tick_params(pad=3, labelleft=column == 0,
                            labelbottom=number + columns >= len(panels))  # fmt: skip
-            ax.annotate(_truncate(name, across), (0, tall + 8), xycoords="axes points",
+            ax.annotate(_truncate(name, across), (0, tall + 3), xycoords="axes points",
                         fontsize=FONT, color=PALETTE["ink"], annotation_clip=False)  # fmt: skip
         label(canvas.axes[0], LEFT + (width - LEFT) / 2, 9, x_label, "center")
         return canvas

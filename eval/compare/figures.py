@@ -73,6 +73,8 @@ def _tasks(found: Comparison, rows: int, spread: str) -> Canvas:
         grid[column].set_title(task, fontsize=8)
     for ax in grid[len(found.tasks) :]:
         ax.set_visible(False)
+    for ax in grid[max(len(found.tasks) - across, 0) :]:  # the lowest of every column
+        ax.tick_params(labelbottom=True)
     canvas.supxlabel("chunk", fontsize=8)
     canvas.supylabel("score, %", fontsize=8)
     handles, labels = grid[0].get_legend_handles_labels()

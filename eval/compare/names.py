@@ -51,6 +51,6 @@ def method_name(run: RunData) -> str:
 def printed(name: str) -> str:
     """Return a method's name as print has it: "lora + slow weights" is "LoRA + slow weights"."""
     for known in sorted(PRINTED, key=len, reverse=True):
-        if name == known or name.startswith(f"{known} "):
+        if name == known or name.startswith((f"{known} ", f"{known}, ")):
             return PRINTED[known] + name[len(known) :]
     return name

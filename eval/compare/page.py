@@ -268,8 +268,13 @@ def _score(found: Comparison, column: Column) -> Figure | None:
 
 
 def _tests(found: Comparison) -> list[Table]:
+    """Return the tests of scores over the stream and of Last by task; tests.csv has all."""
+    shown = {c.key for c in found.columns if c.group != "task" or c.key.startswith("last/")}
     listed = [
-        ("Tests of every leader against every other method", found.tests),
+        (
+            "Tests of every leader against every other method",
+            [test for test in found.tests if test.column in shown],
+        ),
         ("The same among the methods that keep no past data", found.without_data),
     ]
     titles = {column.key: column.title for column in found.columns}

@@ -12,7 +12,7 @@ from data_prep.files import Record
 from eval.report.data import RunData
 
 MOST_POINTS = 400
-WINDOW = 9
+WINDOW = 5
 STABILITY_KEYS = ("stability_loss", "strlora_stability_loss", "stability")
 
 
@@ -32,16 +32,13 @@ class Curve:
 
     @property
     def smooth(self) -> list[float]:
-        """Return the mean of each value and up to `WINDOW` before it, within its chunk."""
+        """Return the mean of each value and its `WINDOW` neighbours on both sides in its chunk."""
+        chunk = np.searchsorted(self.borders, self.steps)
+        values = np.array(self.values)
         means = []
-        begin = 0
-        borders = iter([*self.borders, math.inf])
-        border = next(borders)
-        for i, step in enumerate(self.steps):
-            while step > border:
-                begin, border = i, next(borders)
-            window = self.values[max(begin, i - WINDOW) : i + 1]
-            means.append(sum(window) / len(window))
+        for i in range(len(values)):
+            near = slice(max(i - WINDOW, 0), i + WINDOW + 1)
+            means.append(float(values[near][chunk[near] == chunk[i]].mean()))
         return means
 
     @property

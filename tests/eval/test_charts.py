@@ -19,6 +19,7 @@ from eval.charts.plots import (
     line_chart,
     small_multiples,
 )
+from eval.report.loss_curves import Curve
 
 NAN = math.nan
 LINES = [Series("a", [0.1, NAN, 0.3], "c0"), Series("mean", [0.2, 0.2, NAN], "mean")]
@@ -101,6 +102,22 @@ def test_small_multiples_have_one_panel_a_task() -> None:
     chart = small_multiples("Eleven", panels, [0.0, 1.0], "chunk")
     for picture in (chart.wide, chart.narrow):
         assert [f">Task {n}</text>" in picture for n in range(11)] == [True] * 11
+
+
+def test_a_tick_keeps_its_decimals() -> None:
+    small = [Series("a", [0.002, 0.008], "c1")]
+    chart = line_chart("T", small, [0.0, 1.0], "step", "", lambda v: f"{v:g}", from_zero=True)
+    assert re.search(r">\s*0\.00[24]\s*</text>", chart.wide)
+
+
+def test_losses_are_smoothed_within_their_chunk() -> None:
+    """Of 1 to 12 in chunk 1 and 100 in chunk 2: neighbours of chunk 2 are no neighbours."""
+    values = [float(n) for n in range(1, 13)]
+    found = Curve([*map(float, range(1, 14))], [*values, 100.0], [12.0]).smooth
+    assert found[0] == pytest.approx(sum(range(1, 7)) / 6)
+    assert found[5] == pytest.approx(sum(range(1, 12)) / 11)
+    assert found[11] == pytest.approx(sum(range(7, 13)) / 6)
+    assert found[12] == 100.0
 
 
 def test_zero_has_no_sign() -> None:

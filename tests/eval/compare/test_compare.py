@@ -20,7 +20,7 @@ from scipy import stats
 from data_prep.files import read_json, read_jsonl, write_json, write_jsonl
 from eval.compare import compare, tables
 from eval.compare.__main__ import main
-from eval.compare.names import BLOCKS, PRINTED
+from eval.compare.names import BLOCKS, PRINTED, printed
 from eval.report import write_report
 from eval.report.data import load_run
 from tests.eval.compare.conftest import CHUNKS, TASKS, write_run
@@ -153,13 +153,13 @@ def test_every_spread_is_named_in_the_header(tmp_path: Path, stream: Path, capsy
         ("ci95", 4.302653 * std / math.sqrt(3), "±: half of the 95 % t interval of the mean"),
     ):
         assert main([*map(str, runs), "--spread", kind, "--columns", "last"]) == 0
-        printed = " ".join(capsys.readouterr().out.split())
-        assert words in printed
-        assert f"StrLoRA 3 {values.mean():.1f} ± {half:.1f} " in printed
+        told = " ".join(capsys.readouterr().out.split())
+        assert words in told
+        assert f"StrLoRA 3 {values.mean():.1f} ± {half:.1f} " in told
         # Apart from it, always: the interval of the mean, and the values as points.
         points = " ".join(f"{value:.1f}" for value in values)
-        assert f"] {points} " in printed
-        assert "n: 3 runs, seeds 0, 1, 2" in printed
+        assert f"] {points} " in told
+        assert "n: 3 runs, seeds 0, 1, 2" in told
     assert main([str(runs[0]), "--columns", "last,lost,nothing"]) == 2
     assert "no column nothing; the columns are last, average" in capsys.readouterr().err
 
@@ -207,6 +207,9 @@ def test_a_lone_run_is_named_with_its_blocks(
 
 
 def test_every_method_has_a_name_in_print_and_its_own_blocks_are_no_addition() -> None:
+    assert printed("er, seed 0") == "Replay (ER), seed 0"
+    assert printed("lora tuner.rank=8") == "LoRA tuner.rank=8"
+    assert printed("lora_of_mine") == "lora_of_mine"
     for path in sorted(Path("recipes/methods").glob("*.yaml")):
         assert path.stem in PRINTED, f"eval/compare/names.py has no name in print for {path.stem}"
         content = yaml.safe_load(path.read_text("utf-8"))
@@ -339,9 +342,9 @@ def test_costs(good: Path, poor: Path) -> None:
 def test_files_and_marks(good: Path, poor: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     assert main([str(good), str(poor), "--out", str(out)]) == 0
-    printed = capsys.readouterr().out
-    assert "StrLoRA" in printed
-    assert " *" in printed
+    told = capsys.readouterr().out
+    assert "StrLoRA" in told
+    assert " *" in told
     names = ["compare.csv", "compare.html", "compare.md", "compare.tex"]
     names += ["stream.pdf", "stream.svg", "tasks.pdf", "tasks.svg", "tests.csv"]
     assert sorted(path.name for path in out.iterdir()) == names

@@ -33,6 +33,8 @@ TEXTS_OUTSIDE = """[...document.querySelectorAll('svg.chart text')]
   .map(t => t.textContent)"""
 SMALL_TEXT = """[...document.querySelectorAll('p, td, th, dd, dt, li, summary, figcaption')]
   .filter(e => e.checkVisibility() && parseFloat(getComputedStyle(e).fontSize) < 11).length"""
+HIDDEN_CELLS = """[...document.querySelectorAll('table.slim')]
+  .filter(t => t.scrollWidth > t.parentElement.clientWidth).length"""
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 
 
@@ -64,6 +66,10 @@ def test_page(
 ) -> None:  # fmt: skip
     browser.messages.clear()
     browser.open(pages[name], width, dark)
+    assert browser.evaluate("document.documentElement.scrollWidth") == width
+    # The first table of a comparison is all to be seen, on a phone too.
+    assert browser.evaluate(HIDDEN_CELLS) == 0
+    browser.evaluate("document.querySelectorAll('details.part').forEach(d => d.open = true)")
     assert browser.messages == []
     found = browser.evaluate(PLOTS)
     assert len(found) >= plots
