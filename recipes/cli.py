@@ -166,9 +166,8 @@ def _watch(recipe: Recipe, options: argparse.Namespace) -> int:
     _stop_on_signals()
     every = "once" if options.once else f"every {options.poll:g} s; Ctrl-C stops it"
     print(f"[{recipe.name}] looking into {inbox.folder} {every}", flush=True)
-    load = partial(load_recipe, *options.loaded)
-    watch = Watch(load, bring_up, options.slurm, inbox, options.skip_bad, options.workers)
-    watch.run(options.poll, options.once)
+    how = options.slurm, inbox, options.skip_bad, options.workers
+    Watch(partial(load_recipe, *options.loaded), bring_up, *how).run(options.poll, options.once)
     return DONE
 
 
@@ -230,7 +229,7 @@ def _report(recipe: Recipe, options: argparse.Namespace) -> int:
 
 
 def _reproduce(recipe: Recipe, options: argparse.Namespace) -> int:
-    from recipes.tools.reproduce import as_text, differences, is_same
+    from recipes.tools.reproduce import as_text, differences, expect_chunks, is_same
 
     first = Path(recipe.folder)
     second = Path(options.into or f"{first}-again")
@@ -238,6 +237,7 @@ def _reproduce(recipe: Recipe, options: argparse.Namespace) -> int:
         print(f"{first}: not started; there is nothing to reproduce", file=sys.stderr)
         return FAILED
     if not options.compare_only:
+        expect_chunks(recipe)
         start = recipe.start_from and str(first / "chunks/000/adapter")  # copied when it started
         _train(recipe.model_copy(update={"run_dir": str(second), "start_from": start}))
     found = differences(first, second)

@@ -33,6 +33,11 @@ def write_told_table(stream: Stream, chunks: int, sentence: str, path: Path) -> 
     tasks: dict[str, set[str]] = {}
     texts: dict[str, set[str]] = {}
     places: dict[str, str] = {}
+    if gone := [file.name for file in files if not file.is_file()]:
+        raise StreamError(
+            f"{stream.root}: {', '.join(gone)} were removed, and tuner.sentence = {sentence} looks "
+            f"the texts of all chunks up: bring them back, or {INSTEAD} in a new run"
+        )
     for file in files:
         for number, sample in enumerate(read_jsonl(file), 1):
             text, task = instruction_key_of(sample), sample.get("task")

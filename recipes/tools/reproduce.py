@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_prep.stream import StreamError
 from recipes.config.problems import shown
+from recipes.config.schema import Recipe
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import flat, read_manifest
 from recipes.run_folder.state import load_state
@@ -17,6 +19,19 @@ from strlora_tuner.saved import WEIGHTS
 CAUSES = ("config", "data", "model", "versions", "git", "hardware", "processes", "threads",
           "environment")  # fmt: skip
 RESULTS = ("adapters", "scores")
+
+
+def expect_chunks(recipe: Recipe) -> None:
+    """Raise StreamError where chunk files were removed, so that nothing can train on them again."""
+    folder = Path(recipe.data.stream) / "chunks"
+    names = [f"{index:03d}.jsonl" for index in range(1, recipe.data.chunks + 1)]
+    gone = [name for name in names if folder.is_dir() and not (folder / name).is_file()]
+    if gone:
+        raise StreamError(
+            f"{folder}: {', '.join(gone)} were removed after they were trained, so the run cannot "
+            "be repeated: bring them back (stream.json has their sha256), or compare with a copy "
+            "of the run, --into FOLDER --compare-only"
+        )
 
 
 def differences(first: Path, second: Path) -> dict[str, list[str]]:

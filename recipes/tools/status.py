@@ -20,6 +20,7 @@ from recipes.run_folder.checkpoints import CheckpointError, check_adapter, verif
 from recipes.run_folder.layout import RouterLayout, RunLayout
 from recipes.run_folder.manifest import has_grown
 from recipes.run_folder.state import ChunkRecord, load_state
+from recipes.tools.retention import may_go, must_stay
 from strlora_tuner.saved import WEIGHTS, AdapterError
 
 SILENT_SECONDS = 120.0  # an orchestrator gives a sign of life every few seconds
@@ -45,7 +46,7 @@ class Status:
 
     `life` is not started, running, stopped, finished, or silent: the run is said to be worked on by
     another machine that has given no sign of life for two minutes. `damaged` is what `verify` found
-    wrong; None: nobody asked.
+    wrong; None: nobody asked. `keep` is what the next chunk needs, `may_go` what nothing does.
     """
 
     run: str
@@ -58,6 +59,8 @@ class Status:
     machine: str | None = None
     silent_seconds: float | None = None
     damaged: list[str] | None = None
+    keep: list[str] | None = None
+    may_go: list[str] | None = None
 
 
 def read_status(recipe: Recipe) -> Status:
@@ -70,6 +73,10 @@ def read_status(recipe: Recipe) -> Status:
     status = read_folder(layout, recipe.data.chunks)
     if status.life == "finished" and has_grown(layout, recipe):
         status.life = "grown"
+    if layout.state.is_file():
+        state = load_state(layout.state)
+        status.keep = list(must_stay(recipe, layout, state))
+        status.may_go = list(may_go(recipe, state))
     return status
 
 
@@ -179,6 +186,8 @@ def as_text(status: Status) -> Iterator[str]:
         yield f"{status.run}: {done}, {_life_text(status)}"
     for chunk in status.chunks:
         yield f"  chunk {chunk.chunk:3d}: {_chunk_text(chunk)}"
+    yield from (f"  keep for the next chunk: {text}" for text in status.keep or ())
+    yield from (f"  may go: {text}" for text in status.may_go or ())
     if status.damaged is not None:
         yield from (f"  DAMAGED  {text}" for text in status.damaged)
         if not status.damaged:

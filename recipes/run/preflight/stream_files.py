@@ -7,11 +7,13 @@ from pathlib import Path
 
 from data_prep.files import numbered_jsonl
 from data_prep.stream import MANIFEST, Stream, StreamError
+from recipes.baselines.replay import MEMORY
 from recipes.config.schema import Recipe
 from recipes.run.chunk_data import missing_text, open_recipe_stream
 from recipes.run.preflight.finding import Finding
 from recipes.run.preflight.room import done_chunks
 from recipes.run.scoring.named_scorers import scorer_problems
+from recipes.run_folder.layout import RunLayout
 
 SHOWN = 3
 
@@ -72,6 +74,9 @@ def _absent_images(recipe: Recipe, stream: Stream, chunks: Sequence[int]) -> lis
     """What each image that is not there, or is empty, is and who asks for it."""
     files = [stream.chunk_file(i) for i in chunks]
     files += [stream.test_file(task) for task in recipe.eval.tasks or stream.tasks]
+    kept = RunLayout(Path(recipe.folder)).replay(done_chunks(recipe)) / MEMORY
+    if recipe.replay is not None and chunks and kept.is_file():
+        files.append(kept)
     seen: set[str] = set()
     found = []
     for file in files:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data_prep.chunk.__main__ import main as chunk
 from data_prep.stream import open_stream
@@ -131,6 +132,51 @@ def test_a_kill_after_the_stream_grew_loses_nothing(tmp_path, recipe):
     assert finish(path)[0] == 0
     assert len(weights(tmp_path / "run")) == 2
     assert (0, "grown.2026-02") in cells(tmp_path / "run")
+
+
+def test_trained_chunk_files_may_go(tmp_path, recipe, capsys):
+    stream = begin(tmp_path)
+    path = recipe(stream, "run")
+    assert finish(path)[0] == 0
+    chunk_file = stream / "chunks/001.jsonl"
+    assert main(["status", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert f"keep for the next chunk: {tmp_path}/run/chunks/001/adapter, which" in told
+    assert f"may go: chunk files 001.jsonl of {stream}, and pictures that nothing above" in told
+    kept = shutil.move(chunk_file, tmp_path / "kept.jsonl")
+    capsys.readouterr()
+    grow(tmp_path, stream, 2)
+    assert "not compared with what is gone: 'chunks/001.jsonl', 1 files" in capsys.readouterr().out
+    code, out = finish(path, FAKE_REPORT="1")
+    assert code == 0, out
+    assert len(weights(tmp_path / "run")) == 2
+    assert main(["reproduce", str(path), "--into", str(tmp_path / "again")]) == 1
+    assert "001.jsonl were removed after they were trained" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+    at_once = recipe(stream, "at-once")
+    shutil.move(kept, chunk_file)
+    assert finish(at_once)[0] == 0
+    assert weights(tmp_path / "at-once") == weights(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_replay_needs_the_pictures_of_the_samples_that_it_keeps(tmp_path, recipe):
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "mug.png")
+    rows = [f"What is {n}?,a mug,2026-01-{n + 1:02d},mug.png" for n in range(6)]
+    (tmp_path / "mugs.csv").write_text("\n".join(["question,answer,day,image", *rows]) + "\n")
+    made = ["--source", str(tmp_path / "mugs.csv"), "--by", "time", "--column", "day"]
+    test = write_table(tmp_path, 9)
+    more = ["--every", "1mo", "--test", f"words={test}", "--workers", "1"]
+    assert chunk([*made, *more, "--out", str(tmp_path / "grown")]) == 0
+    path = recipe(tmp_path / "grown", "run", method="er", replay={"memory": 4, "share": 0.5})
+    assert finish(path)[0] == 0
+    (tmp_path / "mug.png").unlink()
+    source = str(write_table(tmp_path, 2))
+    assert chunk(["--append", str(tmp_path / "grown"), "--source", source, "--workers", "1"]) == 0
+    code, out = finish(path)
+    assert code == 1
+    assert "grown/images/mug.png of " in out
+    assert "replay/memory.jsonl:1 is not there" in out
 
 
 def test_joint_cannot_grow_and_says_why(tmp_path, recipe):
