@@ -17,7 +17,7 @@ from strlora_tuner.saved import WEIGHTS
 
 # Kinds of differences, in the order in which they explain each other.
 CAUSES = ("config", "data", "model", "versions", "git", "hardware", "processes", "threads",
-          "environment")  # fmt: skip
+          "scorers", "environment")  # fmt: skip
 RESULTS = ("adapters", "scores")
 
 

@@ -30,13 +30,15 @@ def test_a_run_is_reproduced_and_what_differs_is_named(
     manifest = json.loads((again / "manifest.json").read_text(encoding="utf-8"))
     manifest["versions"]["torch"] = "1.0"
     manifest["environment"]["MAX_PIXELS"] = "784"
+    manifest["scorers"] = {"mine.py:score": "0" * 64}
     (again / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     matrix = (again / "matrix.csv").read_text(encoding="utf-8").splitlines()
     (again / "matrix.csv").write_text("\n".join([*matrix[:-1], "2,Fin,0.9,4"]), encoding="utf-8")
     code, out, _ = finish(Path("reproduce"), str(run), "--compare-only", "--json")
     assert code == 1
     found = json.loads(out)
-    assert [kind for kind in found if found[kind]] == ["versions", "environment", "scores"]
+    differing = [kind for kind in found if found[kind]]
+    assert differing == ["versions", "scorers", "environment", "scores"]
     assert "'1.0'" in found["versions"][0]
     assert found["environment"] == ["environment.MAX_PIXELS: None, '784'"]
     assert found["scores"][0].startswith("chunk 2 Fin: ")
