@@ -144,6 +144,8 @@ def find_scorer(name: str, variant: str = "fixed") -> Scorer:
     if name not in table:
         near = get_close_matches(name, table, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
+        if name.endswith(".py"):
+            hint = f"; a function of your own is {name}:FUNCTION"
         raise ValueError(f"scorer: found {name!r}, expected one of {sorted(table)}{hint}")
     return table[name]
 

@@ -71,7 +71,7 @@ def open_recipe_stream(recipe: Recipe) -> Stream:
     try:
         return with_scorers(stream, recipe.eval.scorer)
     except ValueError as error:
-        raise StreamError(f"eval.scorer: {error}") from error
+        raise StreamError(f"eval.{error}") from error
 
 
 def _check_seed(recipe: Recipe, stream: Stream) -> None:

@@ -27,19 +27,23 @@ def named_scorers(recipe: Recipe, stream: Stream) -> dict[str, Scorer]:
 
 
 def scorer_problems(recipe: Recipe, stream: Stream) -> Iterator[str]:
-    """Say what is wrong with the recipe's own scorers: each is tried on one sample of each task."""
+    """Say what is wrong with the recipe's scorers, once each, tried on a sample of each task."""
     try:
         scorers = named_scorers(recipe, stream)
     except ValueError as error:
-        yield str(error)
+        yield str(error).removeprefix("scorer: ")
         return
+    wrong = set[str]()
     for task, scorer in scorers.items():
         try:
-            try_scorer(scorer, stream, task)
+            if scorer.name not in wrong:
+                try_scorer(scorer, stream, task)
         except OSError:
             continue  # the test set's own check names it
         except ValueError as error:
-            yield f"{error} (task {task}, tried before the run on its first test sample)"
+            wrong.add(scorer.name)
+            text = str(error).removeprefix("scorer: ")
+            yield f"{text} (task {task}, tried before the run on its first test sample)"
 
 
 def scorer_hashes(recipe: Recipe) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ import pytest
 from data_prep.files import read_json
 from data_prep.mllm_cl.__main__ import main as mllm_cl
 from data_prep.published.benchmarks import EXPERTS, MLLM_CL
+from data_prep.stream import open_stream
 from eval.predictions import split_results
 from recipes.baselines.mr_lora.pool import router_recipe
 from recipes.config.loading import load_recipe
 from recipes.processes.host_process import HostProcess
 from recipes.run.commands import infer_command, train_command
 from recipes.run_folder.layout import RouterLayout, RunLayout
+from recipes.use.ask import ask
+from recipes.use.finished_adapter import open_adapter
 from tests.data_prep import trees
 from tests.recipes.real_host import (
     BASE,
@@ -30,6 +34,7 @@ from tests.recipes.real_host import (
     undisturbed,
 )
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
+from tests.recipes.use.served import seen, served
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -105,7 +110,7 @@ def test_mllm_cl_s_five_domains_in_their_order_and_two_processes_answer_as_one(
     assert mllm_cl(["--source", str(source), "--out", str(stream), "--workers", "1"]) == 0
     values = recipe_values(stream, tmp_path / "run", BASE, method="mr_lora")
     values["data"] |= {"chunks": 5}
-    domains = list(MLLM_CL["DCL"])
+    domains = [task.name for task in MLLM_CL["DCL"].tasks]
     values["pool"] = {"samples": 4, "epochs": 2, "learning_rate": 2e-3}
     values["pool"]["descriptions"] = [EXPERTS[domain] for domain in domains]
     values["schedule"] |= {"save_steps": 100}
@@ -137,3 +142,31 @@ def test_mllm_cl_s_five_domains_in_their_order_and_two_processes_answer_as_one(
     for domain in domains:
         one, two = (place.predictions(5) / f"{domain}.jsonl" for place in (layout, other))
         assert one.read_text() == two.read_text(), domain
+    _served_and_asked(layout, stream, domains)
+
+
+def _served_and_asked(layout: RunLayout, stream: Path, domains: Sequence[str]) -> None:
+    """Two clients at once get the recorded answers, each by the adapter that the router names."""
+    openai = pytest.importorskip("openai")
+    opened, asked = open_stream(stream), []
+    for domain in domains:
+        record = opened.test_records(domain)[0]
+        text = str(record["messages"][0]["content"]).removeprefix("<image>")
+        line = json.loads((layout.predictions(5) / f"{domain}.jsonl").read_text().splitlines()[0])
+        asked.append((stream / record["images"][0], text, line["prediction"], line["expert"]))
+    with served(layout.root) as (said, url):
+        assert "adapter on" in said
+        client = openai.OpenAI(base_url=url, api_key="unused", max_retries=0)
+
+        def answer(picture: Path, text: str, *_: object) -> str:
+            turns = seen(picture, text)
+            reply = client.chat.completions.create(model="toy", messages=turns)
+            return str(reply.choices[0].message.content)
+
+        with ThreadPoolExecutor(2) as clients:
+            assert list(clients.map(lambda each: answer(*each), asked)) == [a[2] for a in asked]
+        with pytest.raises(openai.APIStatusError, match="cannot stream"):
+            client.chat.completions.create(model="toy", messages=seen(*asked[0][:2]), stream=True)
+    picture, text, recorded, expert = asked[-1]
+    found = ask(open_adapter(layout.root, None), text, [picture])
+    assert (found.text, found.expert) == (recorded, expert)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from recipes.use.chat import converse
 from recipes.use.serve import Server
 from tests.recipes.real_host import BASE, gone_on, needs_host
 from tests.recipes.toy import QUESTIONS, recipe_values, write_recipe, write_stream
+from tests.recipes.use.served import seen, served
 
 pytestmark = [pytest.mark.slow, needs_host]
 
@@ -77,30 +77,13 @@ def test_ask_and_the_card_give_the_recorded_answer(run: Path, tmp_path: Path) ->
 
 def test_served_to_two_clients_at_once_and_stopped(run: Path) -> None:
     openai = pytest.importorskip("openai")
-    environment = {**os.environ, "STRLORA_SERVE_KEY": "opensesame"}
-    server = subprocess.Popen(
-        [sys.executable, "-m", "recipes.cli", "serve", str(run), "--port", "0"],
-        cwd=REPO,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert server.stdout is not None
-        assert "adapter on: 28 layers routed" in (first := server.stdout.readline()), first
-        url = server.stdout.readline().split()[0]
-        assert url.startswith("http://127.0.0.1:")
+    with served(run, "opensesame") as (said, url):
+        assert "adapter on: 28 layers routed" in said
         client = openai.OpenAI(base_url=url, api_key="opensesame", max_retries=0)
 
         def answer(task: str, **more: Any) -> Any:
             name = next(iter(recorded(run, task)))
-            data = base64.b64encode((run.parent / "stream" / name).read_bytes()).decode()
-            content = [
-                {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
-                {"type": "text", "text": QUESTIONS[task].removeprefix("<image>")},
-            ]
-            turns: Any = [{"role": "user", "content": content}]
+            turns = seen(run.parent / "stream" / name, QUESTIONS[task].removeprefix("<image>"))
             return client.chat.completions.create(model="toy", messages=turns, **more)
 
         with ThreadPoolExecutor() as pool:
@@ -127,11 +110,6 @@ def test_served_to_two_clients_at_once_and_stopped(run: Path) -> None:
         pictures = [run.parent / "stream" / name]
         converse(spoken, run_form(RunLayout(run)), lines, pictures, run, talked.append)
         assert (len(talked), talked[0]) == (2, expected)
-    finally:
-        server.terminate()
-        _, err = server.communicate(timeout=60)
-    assert server.returncode == 0, err
-    assert "server stopped by SIGTERM" in err
     with pytest.raises(openai.APIConnectionError):
         client.models.list()
 
