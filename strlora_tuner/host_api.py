@@ -147,7 +147,7 @@ TABLE: dict[str, tuple[HostName, ...]] = {
             f"{_GENERATION}.prepare_inputs_for_generation", _ROWS, mentions="next_sequence_length"
         ),
         HostName(_GENERATION, _ROWS, mentions="_pad_token_tensor"),
-        HostName("transformers.cache_utils:DynamicCache.batch_select_indices", _ROWS),
+        HostName("transformers.cache_utils:DynamicCache.reorder_cache", _ROWS),
         *(
             HostName(f"transformers.models.{m}.modeling_{m}:{name}", _QWEN, mentions="rope_deltas")
             for m, name in (("qwen2_5_vl", "Qwen2_5_VLModel"), ("qwen3_vl", "Qwen3VLModel"))

@@ -163,8 +163,9 @@ def _remembering(whole: nn.Module) -> Iterator[Any]:
 
 def _selected(name: str, value: Any, keep: Tensor, count: int) -> Any:
     """Returns the rows `keep` of one argument of the model; `count` rows were there."""
-    if hasattr(value, "batch_select_indices"):
-        value.batch_select_indices(keep)
+    # Made for beams, but takes any rows; `batch_select_indices` knows no recurrent states.
+    if hasattr(value, "reorder_cache"):
+        value.reorder_cache(keep)
         return value
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value

@@ -67,7 +67,11 @@ def types_that_write(architectures: list[str] | None) -> list[str]:
     """Stands for the function that finds a model's types by its config.json's architectures."""
     found: list[str] = types_of(architectures)
     writing = [name for name in found if not name.endswith(NO_TEXT)]
-    return writing if len(writing) == 1 else found
+    # Of several the one called like the class: Qwen3.5's is another maker's OCR model's, too.
+    classes = (str(name).removesuffix("ForConditionalGeneration") for name in architectures or ())
+    called = [name.lower() for name in classes]
+    own = [name for name in writing if name in called]
+    return next((names for names in (writing, own) if len(names) == 1), found)
 
 
 log_by_host = SwiftMixin.log

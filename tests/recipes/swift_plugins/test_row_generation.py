@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import GenerationConfig, Qwen3_5ForCausalLM, Qwen3_5TextConfig, StoppingCriteria
 
 from recipes import REPO
 from recipes.swift_plugins.row_generation import RowGeneration, applies_to
@@ -94,10 +94,24 @@ def both(model: Any) -> tuple[Tensor, Tensor, list[int]]:
     return expected, found.sequences, ours.widths
 
 
-@pytest.mark.parametrize("family", sorted(MODELS))
+def linear_attention() -> nn.Module:
+    """A small Qwen3.5, whose recurrent states stand beside keys and values."""
+    torch.manual_seed(0)
+    config = Qwen3_5TextConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=4, head_dim=16,
+        num_attention_heads=2, num_key_value_heads=1, linear_key_head_dim=8,
+        linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
+    )  # fmt: skip
+    return Qwen3_5ForCausalLM(config).eval()
+
+
+FAMILIES = MODELS | {"linear attention": linear_attention}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("adapter", ["none", "lora", "strlora"])
 def test_sequences_are_those_of_the_hosts_loop(family: str, adapter: str) -> None:
-    model: Any = MODELS[family]()
+    model: Any = FAMILIES[family]()
     if adapter == "strlora":
         model = adapted(model)
     elif adapter == "lora":

@@ -101,10 +101,10 @@ def test_a_type_is_known_by_the_architecture_where_it_is_one() -> None:
     meta = importlib.import_module("swift.model.model_meta")
     found = {
         name: meta.get_matched_model_types([f"{name}ForConditionalGeneration"])
-        for name in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Gemma3", "InternVL", "Llava")
+        for name in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3_5", "Gemma3", "InternVL", "Llava")
     }
     assert len(found.pop("Llava")) == 3  # models with templates of their own: the host asks
-    kinds = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3_vision", "internvl"]
+    kinds = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma3_vision", "internvl"]
     assert list(found.values()) == [[kind] for kind in kinds]
 
 
