@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -234,16 +234,21 @@ def store(row: Row, at: str) -> None:
         "machine": f"{here['cores']} cores, {here['memory_gib']:.0f} GiB, {here['machine']}",
         "date": date.today().isoformat(),
     }
-    write_json(STORED, {name: stored[name] for name in ALL if name in stored})
-    write_text(PAGE, page(PAGE.read_text(encoding="utf-8"), stored.values()))
+    ordered = {name: stored[name] for name in ALL if name in stored}
+    write_json(STORED, ordered)
+    write_text(PAGE, page(PAGE.read_text(encoding="utf-8"), ordered))
 
 
-def page(text: str, stored: Iterable[Stored]) -> str:
+def page(text: str, stored: Mapping[str, Stored]) -> str:
     """The text of docs/real_shapes.md with these rows in it, and where they were measured."""
-    rows = table([Row(**each["row"]) for each in stored])
-    where = sorted({f"{e['date']}, {e['machine']}, commit {e['commit']}" for e in stored})
+    each = stored.values()
+    rows = table([Row(**one["row"]) for one in each])
+    where = sorted({f"{e['date']}, {e['machine']}, commit {e['commit']}" for e in each})
+    told = f"Measured: {'; '.join(where)}."
+    if left := [name for name in ALL if name not in stored]:
+        told += f" Not measured yet: {', '.join(left)}."
     start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    return f"{text[:start]}{rows}\n\nMeasured: {'; '.join(where)}.\n{text[end:]}"
+    return f"{text[:start]}{rows}\n\n{told}\n{text[end:]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

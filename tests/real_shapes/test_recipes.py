@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.files import read_json
 from recipes.config.loading import load_recipe
 from tests.real_shapes.families import OTHER_WEIGHTS, RECIPES
-from tests.real_shapes.run import ALL, EMBEDDED, SMALLEST, run_recipe, table
+from tests.real_shapes.run import ALL, EMBEDDED, PAGE, SMALLEST, STORED, page, run_recipe, table
 from tests.real_shapes.vocabularies import Unreachable
 from tests.recipes.real_host import needs_host
 
@@ -46,3 +47,12 @@ def test_a_recipe_runs(recipe: str, tmp_path: Path) -> None:
         text = (chunk / log).read_text(encoding="utf-8")
         assert "trust_remote_code=True" not in text
         assert "Please install" not in text
+
+
+def test_the_page_shows_what_was_measured() -> None:
+    stored, text = read_json(STORED), PAGE.read_text(encoding="utf-8")
+    assert text == page(text, stored)
+    for name, entry in stored.items():
+        row = entry["row"]
+        worked = [row[each] for each in ("starts", "trains", "evaluates", "resumes")]
+        assert (row["recipe"], worked) == (name, [True] * 4)
