@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from recipes import REPO
 from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
@@ -208,3 +209,35 @@ def test_a_failed_job_is_told_and_not_requeued(cluster: Cluster, tmp_path: Path)
     text = logs(tmp_path)
     assert "training chunk 1 ended with exit code" in text, cluster.logs()
     assert "back into the queue" not in text
+
+
+def test_a_light_watcher_submits_a_job_for_each_arrival(cluster: Cluster, tmp_path: Path) -> None:
+    path = recipe(tmp_path, 1, 0.02)
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del values["data"]["chunks"]
+    write_recipe(path, values)
+    (tmp_path / "inbox").mkdir()
+    words = [sys.executable, "-m", "recipes.cli", "watch", str(path), str(tmp_path / "inbox")]
+    words += ["--slurm", "--once", "--rest", "0", "--workers", "1"]
+
+    def look() -> list[str]:
+        """The jobs that one look submits."""
+        done = subprocess.run(
+            words, cwd=REPO, env=cluster.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return [part.split(";")[0] for part in done.stdout.split("submitted job ")[1:]]
+
+    first = look()  # of the stream as it is
+    assert len(first) == 1
+    assert look() == []  # its job waits or runs
+    rows = "".join(f"What is {n}?,a mug\n" for n in range(8))
+    (tmp_path / "inbox/new.csv").write_text(f"question,answer\n{rows}")
+    second = look()
+    assert len(second) == 1
+    for job in (*first, *second):
+        cluster.wait_until_over(job)
+    finished(cluster, tmp_path)
+    adapters = (tmp_path / "run/chunks").glob("*/adapter/adapter_model.safetensors")
+    assert len(list(adapters)) == 3
+    assert look() == []
