@@ -62,6 +62,7 @@ _TUNER = "the host creates, saves and loads our adapters"
 _LOGITS = "of a mixed batch only logits with a label are kept"
 _RATES = "the rate of each group is logged under its name"
 _MASTERS = "what trains is float32, whatever the model's dtype"
+_FOLLOWED = "what LwF's teacher says is part of the loss"
 _FISHER = "the Fisher information of EWC is that of the host's own loss"
 _SHARDED = "parameters that DeepSpeed ZeRO-3 cut into slices are recognised and gathered"
 _CHECKED = "an adapter is compared with the model before a layer is changed"
@@ -200,6 +201,15 @@ TABLE: dict[str, tuple[HostName, ...]] = {
         HostName(f"{_TRAINER}.compute_loss_context_manager", _FISHER),
         HostName(_MIXIN, _METRICS, mentions="custom_metrics"),
         HostName("accelerate:Accelerator", _SCALE, mentions="scaler"),
+    ),
+    # methods/lwf/swift_plugin.py
+    "lwf": (
+        HostName(
+            "swift.trainers.seq2seq_trainer:Seq2SeqTrainer.compute_loss",
+            _FOLLOWED,
+            mentions="compute_sft_loss",
+        ),
+        HostName(_MIXIN, _METRICS, mentions="custom_metrics"),
     ),
     # Both, and only where DeepSpeed runs.
     "deepspeed": (

@@ -170,6 +170,11 @@ class Ewc(Block):
     )
 
 
+class Lwf(Block):
+    weight: float = Field(1.0, gt=0, description="lambda of the distance from the last adapter")
+    temperature: float = Field(2.0, gt=0, description="T, which softens both distributions")
+
+
 class SlowWeights(Block):
     window: Rate = Field(
         0.1, description="about the share of all steps so far that the average stands for"

@@ -35,7 +35,7 @@ from strlora_tuner.methods import LORA, options_class, tuner_types
 from strlora_tuner.options import preset_table
 
 # Blocks of a recipe that are a method, or go beside one.
-METHOD_BLOCKS = ("replay", "ewc", "slow_weights", "pool")
+METHOD_BLOCKS = ("replay", "ewc", "lwf", "slow_weights", "pool")
 # Of schedule.later, as a tuner does not know its chunk; part of a preset.
 FREEZE = "freeze_routers_from_chunk"
 FOLDER = Path(__file__).resolve().parents[1] / "methods"

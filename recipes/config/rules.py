@@ -59,6 +59,7 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
         )
     problems += _identity_problems(recipe) + _unread_problems(recipe)
     problems += _replay_problems(recipe) + _ewc_problems(recipe) + _pool_problems(recipe)
+    problems += _lwf_problems(recipe)
     if recipe.slow_weights is not None and recipe.tuner_type is None:
         problems.append(
             f"method = {recipe.method} has nothing for slow_weights to average: it trains no "
@@ -181,6 +182,23 @@ def _ewc_problems(recipe: Recipe) -> list[str]:
                 "of ewc is taken sample by sample: leave it out"
             )
     return problems + _stream_only(recipe, "ewc")
+
+
+def _lwf_problems(recipe: Recipe) -> list[str]:
+    if recipe.lwf is None:
+        return []
+    problems = []
+    if "zero3" in (recipe.launcher.deepspeed or "").lower():
+        problems.append(
+            f"launcher.deepspeed = {recipe.launcher.deepspeed} with lwf: the teacher needs the "
+            "whole model on each process; use zero2 or null"
+        )
+    if recipe.options_class.grows:
+        problems.append(
+            f"method = {recipe.method} has nothing for lwf to act on: every chunk has tensors that "
+            "the adapter before lacks; set lwf: null"
+        )
+    return problems + _stream_only(recipe, "lwf")
 
 
 def _pool_problems(recipe: Recipe) -> list[str]:

@@ -20,6 +20,7 @@ from recipes.config.blocks import (
     Evaluation,
     Ewc,
     Launcher,
+    Lwf,
     Matched,
     Model,
     Phase,
@@ -69,6 +70,7 @@ class Recipe(Block):
     )
     replay: Replay | None = Field(None, description="replay of past samples; null: none")
     ewc: Ewc | None = Field(None, description="elastic weight consolidation; null: none")
+    lwf: Lwf | None = Field(None, description="learning without forgetting; null: none")
     slow_weights: SlowWeights | None = Field(
         None, description="a moving average of the adapter that answers; null: none"
     )

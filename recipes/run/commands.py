@@ -24,6 +24,7 @@ from strlora_tuner.options import PROBE_FILE, ROUTING_FILE, TASKS_FILE, host_arg
 from strlora_tuner.saved import WEIGHTS
 
 PLUGIN = REPO / "strlora_tuner" / "swift_plugins" / "routed_tuners.py"
+LWF_PLUGIN = REPO / "strlora_tuner" / "methods" / "lwf" / "swift_plugin.py"
 SLOW_PLUGIN = REPO / "strlora_tuner" / "swift_plugins" / "slow_weights.py"
 EWC_PLUGIN = REPO / "strlora_tuner" / "methods" / "ewc" / "swift_plugin.py"
 HOST_PLUGIN = REPO / "recipes" / "swift_plugins" / "training.py"
@@ -240,6 +241,12 @@ def _adapter_arguments(
         plugins.append(str(EWC_PLUGIN))
         callbacks.append("ewc")
         keywords |= _ewc_arguments(recipe, layout, chunk, own)
+    if recipe.lwf is not None:
+        plugins.append(str(LWF_PLUGIN))
+        callbacks.append("lwf")
+        keywords |= {f"lwf_{key}": value for key, value in recipe.lwf.model_dump().items()}
+        if (previous := recipe.previous(chunk)) is not None:
+            keywords["lwf_teacher"] = str(layout.adapter(previous))
     if recipe.slow_weights is not None:
         plugins.append(str(SLOW_PLUGIN))
         callbacks.append("slow_weights")

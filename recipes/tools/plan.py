@@ -310,6 +310,8 @@ def counted_memory(recipe: Recipe, shape: Shape, adapter: Size) -> dict[str, flo
     if recipe.ewc is not None:
         kinds = 1 + recipe.ewc.gradient + recipe.ewc.fisher
         parts["ewc"] = adapter.trained * 4 * kinds / GIB
+    if recipe.lwf is not None:
+        parts["lwf"] = adapter.stored * 4 / GIB
     if recipe.slow_weights is not None:
         parts["slow"] = adapter.trained * 4 / GIB
     return parts

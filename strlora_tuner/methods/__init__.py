@@ -3,7 +3,7 @@
 A folder `NAME/` holds `options.py` (a dataclass `Options`, standard library only, so that a laptop
 can check a recipe), `config.py` (`Config`, a RoutedConfig: what PEFT stores), `layer.py` (the bank
 of experts that is the formula) and `model.py` (`Model`, a RoutedModel, which names the bank).
-Nothing else names the method: it is found by its folder. `ewc/` and `slow_weights/` hold no
+Nothing else names the method: it is found by its folder. `ewc/`, `lwf/` and `slow_weights/` hold no
 tuner but what a callback does beside any of them.
 """
 
