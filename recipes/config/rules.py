@@ -57,6 +57,11 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
             f"{recipe.method} no chunk trains on from another one's adapter; leave it out, or take "
             "a method that does"
         )
+    if recipe.start_from is not None and recipe.told == "number":
+        problems.append(
+            f"start_from = {recipe.start_from} with method = {recipe.method}: its experts belong "
+            "to the tasks of the stream that it was trained on, by their number; leave it out"
+        )
     problems += _identity_problems(recipe) + _unread_problems(recipe)
     problems += _replay_problems(recipe) + _ewc_problems(recipe) + _pool_problems(recipe)
     problems += _lwf_problems(recipe)

@@ -141,6 +141,7 @@ def test_a_mistake_in_a_method_file_is_named_with_its_line(
         (["method=ewc_released", "ewc.weight=2"], "ewc.weight = 2.0 makes method ewc_released"),
         (["method=l2", "ewc.fisher=true"], "ewc.fisher = True makes method l2 another one"),
         (["method=l2", "ewc.released=true"], "ewc.released: was removed: the plain pull is ewc.fi"),
+        (["method=oracle", "start_from=runs/x"], "belong to the tasks of the stream"),
         (["method=olora", "lwf.weight=3"], "method: method = olora has nothing for lwf"),
         (["method=lwf", "launcher.deepspeed=zero3"], "launcher.deepspeed = zero3 with lwf"),
         (["method=olora", "ewc.weight=3"], "method: method = olora has nothing for ewc"),
