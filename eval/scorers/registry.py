@@ -32,6 +32,10 @@ MOST_CIDER = 10.0
 Named = str | Mapping[str, str] | None
 
 
+class ScorerError(ValueError):
+    """A function of one's own failed on an answer, or gave no number from 0 to 1."""
+
+
 @dataclass(frozen=True)
 class Scorer:
     """How one kind of answer is scored.
@@ -185,10 +189,10 @@ def own_scorer(name: str) -> Scorer:
         try:
             score = judge(answer, record)
         except Exception as error:
-            raise ValueError(f"scorer: {name}, sample {sample!r}: {error!r}") from error
+            raise ScorerError(f"scorer: {name}, sample {sample!r}: {error!r}") from error
         if isinstance(score, Real | np.bool_) and 0 <= float(score) <= 1:
             return float(score)
-        raise ValueError(
+        raise ScorerError(
             f"scorer: {name}, sample {sample!r}: returned {score!r}, expected a number from 0 to 1"
         )
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.files import read_json
+from eval.scorers.registry import ScorerError
 from recipes.baselines.mr_lora.merged_experts import write_merged
 from recipes.baselines.mr_lora.pool import (
     check_pool,
@@ -181,7 +182,13 @@ def evaluate_chunk(session: Session, record: ChunkRecord) -> None:
         record.evaluated = True
         return
     _answer(session, index, tasks)
-    scores = evaluation.score(recipe, layout, stream, tasks, index, beside=bool(new))
+    try:
+        scores = evaluation.score(recipe, layout, stream, tasks, index, beside=bool(new))
+    except ScorerError as error:
+        raise RunError(
+            f"evaluating chunk {index}: {error}. The answers are kept: mend the scorer and give "
+            "the same command again"
+        ) from error
     record.eval_seconds += round(time.monotonic() - started, 1)
     record.evaluated = True
     session.save()

@@ -103,6 +103,25 @@ def test_a_run_is_judged_by_the_recipe_s_function_and_again_when_it_changes(
     assert main(["status", str(recipe)]) == 0
 
 
+def test_a_scorer_that_fails_in_the_run_keeps_the_answers(
+    toy_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe, own = toy_yaml(), tmp_path / "mine.py"
+    right = "def score(answer, record):\n    return float(answer == record['gold'])\n"
+    fails = "    if answer not in ('', record['gold']): raise ValueError('never seen')\n"
+    own.write_text(right.replace("    return", f"{fails}    return"))
+    code, text = run(recipe, f"eval.scorer={own}:score")
+    assert code == 1
+    assert "ValueError('never seen'). The answers are kept: mend the scorer" in text
+    assert "Traceback" not in text
+    answers = (tmp_path / "run/chunks/000/answers.jsonl").read_bytes()
+    own.write_text(right)
+    code, text = run(recipe, f"eval.scorer={own}:score")
+    assert code == 0, text
+    assert f"continuing after {len(answers.splitlines())} of" in text
+    assert scores(tmp_path / "run")["2", "Fin"] <= 1
+
+
 WRONG = {
     "no_file.py:score": "no file",
     "mine.py:scores": "has no function 'scores'; did you mean 'score'?",
