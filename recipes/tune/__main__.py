@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         path = find_recipe(options.recipe).resolve()
         os.chdir(REPO)
-        asked = asked_for(options, path)
+        asked = replace(asked_for(options, path), results=None)  # of reported runs alone
         base = load_recipe(str(path), options.overrides, tuned=False)
         data = tuning_data(base, options.stream)
         sweep = tuning_sweep(path, options, asked, base, data)
