@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +16,12 @@ from data_prep.files import read_json, read_jsonl
 from eval.report.data import _long_samples as gaps_of_report
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
+from recipes.run import steps
 from recipes.run.session import RunError
 from recipes.run.too_long import name_samples
-from recipes.run.training_job import check_batches
+from recipes.run.training_job import TrainingJob, check_batches
 from recipes.run_folder.checkpoints import Checkpoint
-from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.layout import RouterLayout, RunLayout
 from recipes.run_folder.manifest import RunChanged, check_same_run, resolved
 from tests.faults.real import BASE, needs_host, parameters_of, result_of, steps_of
 from tests.recipes.run.test_real_methods import killed, start
@@ -42,6 +44,36 @@ def test_rows_become_file_line_and_id(tmp_path: Path) -> None:
         assert [(s["file"], s["line"], s["id"], s["tokens"]) for s in found] == expected
         assert read_jsonl(noted) == found
     assert name_samples(tmp_path / "none.jsonl", [first], 64) == []
+
+
+@pytest.mark.parametrize("policy", ["skip", "stop"])
+def test_a_router_names_its_own(
+    policy: str, toy: LoadToy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router, told = RouterLayout(tmp_path), list[str]()
+    router.chunk(2).mkdir(parents=True)
+    data, noted = router.router_data(2), router.too_long(2)
+    data.write_text('{"id": "router-a"}\n{"id": "router-b"}\n', encoding="utf-8")
+
+    def host(session: object, job: TrainingJob, record: object) -> None:
+        row = {"row": 1, "of": 2, "tokens": 600, "done": policy}
+        job.layout.too_long(job.index).write_text(json.dumps(row) + "\n", encoding="utf-8")
+        if policy == "stop":
+            raise RunError("the host failed")
+
+    monkeypatch.setattr(steps, "train_adapter", host)
+    session = SimpleNamespace(recipe=toy(), progress=SimpleNamespace(say=told.append))
+    job = TrainingJob(toy(), router, 2, "the router of chunk 2", lambda: ([data], ""))
+    words = f"{data}:2 (id router-b) has 600 tokens, model.max_length is 512"
+    if policy == "stop":
+        with pytest.raises(RunError) as refused:
+            steps._train(session, job, None, [data])
+        assert str(refused.value).startswith(f"the router of chunk 2: {words}, and data.too_long")
+        assert not noted.exists()
+    else:
+        steps._train(session, job, None, [data])
+        assert told == [f"note: {words}: skip; all in {noted}"]
+        assert [row["id"] for row in read_jsonl(noted)] == ["router-b"]
 
 
 def test_the_report_names_them(tmp_path: Path) -> None:
