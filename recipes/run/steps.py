@@ -194,9 +194,9 @@ def evaluate_chunk(session: Session, record: ChunkRecord) -> None:
     session.save()
     entries = scores["tasks"].items()
     means = {task: e["score"] for task, e in entries if e["score"] is not None}  # None: no answers
-    session.progress.scores = means
+    before, session.progress.scores = session.progress.scores, means
     session.say(
-        f"chunk {session.label(index)} scores: {score_text(means)}  "
+        f"chunk {session.label(index)} scores: {score_text(means, before)}  "
         f"({duration(record.eval_seconds)})"
     )
 

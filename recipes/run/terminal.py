@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from data_prep.files import complete_lines
 
 PLAIN_SECONDS = 15.0
+LOSSES = 10  # logged steps whose mean is shown: one alone jumps
 
 
 @dataclass
@@ -95,7 +97,8 @@ class Progress:
     def say(self, text: str) -> None:
         """Prints a line that stays, above the live panel where there is one."""
         with _read_or_not():
-            self.console.print(text, markup=False, soft_wrap=True)
+            # A terminal wraps at words; a line of a log stays one line.
+            self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
 
     def begin(self, chunk: int, task: str, text: str) -> None:
         """Starts an activity and says so in a line."""
@@ -131,16 +134,20 @@ class Progress:
         return tick
 
     def _read_metrics(self, metrics: Path) -> None:
+        losses: list[float] = []
         for line in reversed(complete_lines(metrics)):
             try:
                 row = json.loads(line)
                 step, steps = str(row["global_step/max_steps"]).split("/")
-                loss = row["loss"]
+                loss = float(row["loss"])
             except (ValueError, KeyError):
                 continue
-            self.activity.reached(int(step), int(steps))
-            self.activity.loss = float(loss)
-            return
+            if not losses:
+                self.activity.reached(int(step), int(steps))
+            losses.append(loss)
+            self.activity.loss = sum(losses) / len(losses)
+            if len(losses) == LOSSES:
+                return
 
     def _show(self) -> None:
         if self.console.is_terminal:
@@ -189,13 +196,16 @@ class Progress:
         left = self.seconds_left()
         return "" if left is None else f", about {duration(left)} left"
 
-    def _panel(self) -> Table:
+    def _panel(self) -> Group:
         panel = Table.grid(padding=(0, 2))
         spent = duration(time.monotonic() - self.activity.started)
-        panel.add_row(self._where(), self._doing(), f"{spent}{self._left_text()}")
+        now = self.activity
+        bar = ProgressBar(total=now.steps or None, completed=now.step, width=24)
+        panel.add_row(self._where(), bar, self._doing(), f"{spent}{self._left_text()}")
+        below = Table.grid(padding=(0, 2))
         if self.scores:
-            panel.add_row("last scores", score_text(self.scores))
-        return panel
+            below.add_row("last scores", score_text(self.scores))
+        return Group(panel, below)
 
 
 @contextmanager
@@ -207,13 +217,20 @@ def _read_or_not() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def score_text(scores: Mapping[str, float]) -> str:
-    """Scores in percent, task by task, with their mean."""
+def score_text(scores: Mapping[str, float], before: Mapping[str, float] | None = None) -> str:
+    """Scores in percent, task by task, with their mean; `before`: each with its change since."""
     if not scores:
         return "none"
-    parts = [f"{task} {100 * score:.1f}" for task, score in scores.items()]
-    mean = 100 * sum(scores.values()) / len(scores)
-    return f"{', '.join(parts)} | mean {mean:.1f}"
+    known = before or {}
+    parts = [f"{task} {_score(score, known.get(task))}" for task, score in scores.items()]
+    mean, whole = sum(scores.values()) / len(scores), scores.keys() == known.keys()
+    last = sum(known.values()) / len(known) if whole else None
+    return f"{', '.join(parts)} | mean {_score(mean, last)}"
+
+
+def _score(score: float, before: float | None) -> str:
+    change = "" if before is None else f" ({100 * (score - before):+.1f})"
+    return f"{100 * score:.1f}{change.replace('-0.0', '+0.0')}"
 
 
 def counted(number: int, what: str) -> str:

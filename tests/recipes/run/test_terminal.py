@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,11 @@ def test_plain_lines_are_throttled(
             now += 1.0
             tick()
     lines = out.getvalue().splitlines()
+    loss = sum(1 / step for step in range(6, 16)) / 10  # of the last ten steps
     assert lines[0] == "[toy] chunk 2/4 training on 8 samples"
     assert len(lines) <= 1 + 100 / module.PLAIN_SECONDS
     assert lines[1].startswith(
-        "[toy] chunk 2/4 training step 15/100, loss 0.0667, about 6 min 25 s left"
+        f"[toy] chunk 2/4 training step 15/100, loss {loss:.4f}, about 6 min 25 s left"
     )  # 85 s of this training, 2 more of 90 s, 3 evaluations of 40 s
 
 
@@ -142,6 +144,26 @@ def test_a_terminal_gets_a_panel(tmp_path: Path) -> None:
     assert "Fin 50.0" in out.getvalue()
 
 
+def test_a_terminal_wraps_at_words_and_shows_a_bar(tmp_path: Path) -> None:
+    out = io.StringIO()
+    scores = {f"Task{n:02d}": n / 11 for n in range(11)}
+    with Progress("toy", 4, Console(file=out, force_terminal=True, width=40)) as progress:
+        progress.say(score_text(scores, scores))
+    words = score_text(scores, scores).split()
+    plain_text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    lines = [line for line in plain_text.splitlines() if "Task" in line]
+    assert len(lines) > 5
+    assert all(word in words for line in lines for word in line.split() if "Task" in word)
+    assert all(len(line.rstrip()) <= 40 for line in lines)
+    out = io.StringIO()
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("{}\n{}\n", "utf-8")
+    with Progress("toy", 4, Console(file=out, force_terminal=True, width=120)) as progress:
+        progress.begin(1, "evaluate", "evaluating")
+        progress.watch_answers(answers, total=4)()
+    assert "━" * 11 in out.getvalue()
+
+
 def test_durations_and_scores() -> None:
     assert [duration(s) for s in (0.4, 59.4, 65, 7800)] == [
         "0 s",
@@ -151,3 +173,8 @@ def test_durations_and_scores() -> None:
     ]
     assert score_text({"Fin": 0.5, "GQA": 0.25}) == "Fin 50.0, GQA 25.0 | mean 37.5"
     assert score_text({}) == "none"
+    before = {"Fin": 0.375, "GQA": 0.25}
+    changed = score_text({"Fin": 0.5, "GQA": 0.2496}, before)
+    assert changed == "Fin 50.0 (+12.5), GQA 25.0 (+0.0) | mean 37.5 (+6.2)"
+    # A task that is new has no change, nor has a mean over other tasks.
+    assert score_text({"Fin": 0.5, "RS": 0.1}, before) == "Fin 50.0 (+12.5), RS 10.0 | mean 30.0"
