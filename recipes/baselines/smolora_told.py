@@ -20,6 +20,9 @@ INSTEAD = "take a method that is not told (smolora: tuner.sentence: prompt)"
 def write_told_table(stream: Stream, chunks: int, sentence: str, path: Path) -> None:
     """Writes {text: what is embedded} of the first `chunks` chunks and of the test sets.
 
+    In a stream that grew a task keeps the template of its first batch: what was trained with it
+    stays as it was.
+
     Args:
         sentence: `task`: the task's name. `template`: the lines that all texts of the task begin
             with and those that all end with (words, if no line), which several tasks may share.
@@ -28,8 +31,13 @@ def write_told_table(stream: Stream, chunks: int, sentence: str, path: Path) -> 
     Raises:
         StreamError: a sample has no task, a text is told two things, or a task has no template.
     """
-    files = [stream.chunk_file(index) for index in range(1, chunks + 1)]
-    files += [stream.test_file(task) for task in stream.tasks]
+    names = [stream.chunk(index).file for index in range(1, chunks + 1)]
+    names += [stream.task(task).test.file for task in stream.tasks]
+    batches = enumerate(stream.facts.get("batches") or (), 1)
+    batch_of = {name: number for number, batch in batches for name in batch["files"]}
+    names.sort(key=lambda name: batch_of.get(name, 0))
+    files = [stream.root / name for name in names]
+    first_batch: dict[str, int] = {}
     tasks: dict[str, set[str]] = {}
     texts: dict[str, set[str]] = {}
     places: dict[str, str] = {}
@@ -38,7 +46,8 @@ def write_told_table(stream: Stream, chunks: int, sentence: str, path: Path) -> 
             f"{stream.root}: {', '.join(gone)} were removed, and tuner.sentence = {sentence} looks "
             f"the texts of all chunks up: bring them back, or {INSTEAD} in a new run"
         )
-    for file in files:
+    for name, file in zip(names, files, strict=True):
+        batch = batch_of.get(name, 0)
         for number, sample in enumerate(read_jsonl(file), 1):
             text, task = instruction_key_of(sample), sample.get("task")
             if not task:
@@ -48,7 +57,8 @@ def write_told_table(stream: Stream, chunks: int, sentence: str, path: Path) -> 
                 )
             turns = [str(m["content"]) for m in sample["messages"] if m["role"] == "user"]
             tasks.setdefault(text, set()).add(task)
-            texts.setdefault(task, set()).add("\n".join(turns).replace("<image>", " "))
+            if first_batch.setdefault(task, batch) == batch:
+                texts.setdefault(task, set()).add("\n".join(turns).replace("<image>", " "))
             places.setdefault(f"{text} {task}", f"{file}:{number}")
     told = {task: task for task in texts}
     if sentence == "number":

@@ -229,7 +229,7 @@ def test_what_is_carried_is_checked_before_the_next_chunk(
 
 def test_ewc_beside_replay_is_told_the_chunk_s_own_samples(three: Callable[..., Path]) -> None:
     recipe = load_recipe(str(three("er", ewc={"weight": 5}, run_dir=Path("both"))))
-    commands = "\n".join(preview(recipe)).split("swift sft")[1:]
+    commands = "\n".join(preview(recipe, every=True)).split("swift sft")[1:]
     files = [re.findall(r'"ewc_data": "([^"]*)"', text) for text in commands]
     stream = open_recipe_stream(recipe)
     assert files == [[], [str(stream.chunk_file(2))], [str(stream.chunk_file(3))]]
