@@ -61,6 +61,7 @@ _SCALE = "the loss scale of float16 applies to gradients that we add"
 _TUNER = "the host creates, saves and loads our adapters"
 _LOGITS = "of a mixed batch only logits with a label are kept"
 _RATES = "the rate of each group is logged under its name"
+_SHAPES = "a step's memory is predicted without computing it"
 _MASTERS = "what trains is float32, whatever the model's dtype"
 _FOLLOWED = "what LwF's teacher says is part of the loss"
 _FISHER = "the Fisher information of EWC is that of the host's own loss"
@@ -192,6 +193,12 @@ TABLE: dict[str, tuple[HostName, ...]] = {
         HostName(f"{_TUNER_MIXIN}.prepare_model", _MASTERS),
         HostName("peft.utils:ModulesToSaveWrapper.update", _MASTERS, mentions="modules_to_save"),
         HostName("transformers.integrations.deepspeed:deepspeed_config", _MASTERS),
+    ),
+    "step_memory": (
+        HostName("transformers:PreTrainedModel.from_pretrained", _SHAPES),
+        HostName("transformers:PreTrainedModel._from_config", _SHAPES),
+        HostName("torch.utils:swap_tensors", _SHAPES),
+        HostName(f"{_MIXIN}._compute_acc", _SHAPES),
     ),
     # methods/ewc/swift_plugin.py
     "ewc": (

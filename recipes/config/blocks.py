@@ -291,6 +291,9 @@ class Launcher(Block):
     slurm: Slurm = Slurm.model_validate({})
     nproc: Positive = Field(1, description="processes on each machine, one a GPU")
     cpu: bool = Field(False, description="train and evaluate without a GPU")
+    gpu_gib: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="memory of a GPU, for `plan`; null: of the GPUs here"
+    )
     deepspeed: str | None = Field(None, description="zero2, zero3, ... or a DeepSpeed JSON file")
     omp_threads: Positive | None = Field(None, description="null: the cores shared out, 8 at most")
     resident: bool = Field(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from swift.arguments import BaseArguments
 from swift.utils import parse_args
 
-MARK = "TOKENS "  # how the line with the answer begins; the host prints others
+MARK = "ANSWER "  # how the line with the answer begins; the host prints others
 
 
 def counts(argv: Sequence[str]) -> list[int]:

@@ -23,6 +23,7 @@ from recipes.config.sizes.base_model import CountError, Shape, adapter_size, mod
 from recipes.config.sizes.stored import BYTES, stored_by_all, stored_by_chunk
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.tools.measured import Measured, find_measured
+from recipes.tools.memory import MemoryPlan, heavy_rows, plan_memory
 from recipes.tools.method_sizes import MethodSize
 from recipes.tools.token_counts import count_tokens
 from strlora_tuner.options import Size
@@ -97,8 +98,8 @@ class Seconds:
 class Plan:
     """A whole plan; what is None is not known.
 
-    `memory_gib` holds what can be counted of one process's memory while it trains. `sources` says
-    of each group of figures where it comes from.
+    `memory` is that of one process while it trains. `sources` says of each group of figures where
+    it comes from.
     """
 
     recipe: str
@@ -111,7 +112,7 @@ class Plan:
     tokens: TokenPlan | None
     model: ModelPlan | None
     budget: BudgetPlan | None
-    memory_gib: dict[str, float] | None
+    memory: MemoryPlan | None
     measured: Measured | None
     seconds: Seconds | None
     gpu_hours: float | None
@@ -124,13 +125,15 @@ def make_plan(recipe: Recipe, methods: Sequence[MethodSize] = (), count: bool = 
 
     Args:
         methods: what all methods would train and store, from sizes_of_methods.
-        count: have the host count tokens, in a process that takes seconds to start.
+        count: have the host count tokens and run a step's shapes, in processes that take seconds
+            to start.
     """
     stream: Stream | None = None
     with suppress(StreamError):
         stream = open_recipe_stream(recipe)
-    tokens = _count(recipe, stream) if count else "not counted (--quick)"
-    counted = tokens if isinstance(tokens, TokenPlan) else None
+    counted, memory, unknown = None, None, dict.fromkeys(("tokens", "memory"), "not counted (--quick)")
+    if count:
+        counted, memory, unknown = _ask_host(recipe, stream)
     chunks = [_chunk(recipe, stream, index, counted) for index in recipe.trained_chunks]
     shape = model_shape(recipe)
     size = None if shape is None else adapter_size(recipe, shape)
@@ -148,35 +151,48 @@ def make_plan(recipe: Recipe, methods: Sequence[MethodSize] = (), count: bool = 
         tokens=counted,
         model=None if shape is None or size is None else _model(recipe, shape, size),
         budget=_budget(recipe),
-        memory_gib=None if shape is None or size is None else counted_memory(recipe, shape, size),
+        memory=memory,
         measured=measured,
         seconds=seconds,
         gpu_hours=seconds.run / 3600 * recipe.processes if seconds and on_gpus else None,
         methods=list(methods),
-        sources=_sources(recipe, stream, shape, measured)
-        | ({"tokens": tokens} if isinstance(tokens, str) else {}),
+        sources=_sources(recipe, stream, shape, measured) | unknown,
     )
 
 
-def _count(recipe: Recipe, stream: Stream | None) -> TokenPlan | str:
-    """The tokens of samples that are spread evenly over the stream, or why they are not known."""
+def _ask_host(
+    recipe: Recipe, stream: Stream | None
+) -> tuple[TokenPlan | None, MemoryPlan | None, dict[str, str]]:
+    """Tokens of samples that are spread evenly over the stream, and the memory of its worst batch.
+
+    The last is why tokens or memory are not known, where they are not.
+    """
     if stream is None:
-        return "not known until the stream is here"
+        why = "not known until the stream is here"
+        return None, None, {"tokens": why, "memory": why}
     chunks = [i for chunk in recipe.trained_chunks for i in recipe.data_chunks(chunk)]
     each = -(-COUNTED_TOKENS // max(len(chunks), 1))
     rows = []
     for chunk in chunks:
         samples = read_jsonl(stream.chunk_file(chunk))
         rows += [samples[number] for number in spread(len(samples), each)]
+    if not rows:
+        return None, None, {"tokens": "nothing is trained"}
+    everything = (row for chunk in chunks for row in read_jsonl(stream.chunk_file(chunk)))
+    candidates = rows + heavy_rows(everything, stream.root)
     try:
-        found = count_tokens(recipe, rows, stream.root)
+        found = count_tokens(recipe, candidates, stream.root)
     except CountError as error:
-        return f"not known: {error}"
-    most = recipe.model.max_length
-    if not found:
-        return "nothing is trained"
-    long = sum(tokens > most for tokens in found)
-    return TokenPlan(len(found), fmean(found), max(found), long, most)
+        return None, None, {"tokens": f"not known: {error}", "memory": "not known without tokens"}
+    most, sample = recipe.model.max_length, found[: len(rows)]
+    long = sum(tokens > most for tokens in sample)
+    tokens = TokenPlan(len(rows), fmean(sample), max(found), long, most)
+    try:
+        memory = plan_memory(recipe, candidates, found, stream.root)
+    except CountError as error:
+        return tokens, None, {"memory": f"not known: {error}"}
+    why = {} if memory else {"memory": "not known: all samples are over model.max_length"}
+    return tokens, memory, why
 
 
 def _chunk(
@@ -284,39 +300,6 @@ def _budget(recipe: Recipe) -> BudgetPlan | None:
     return BudgetPlan(recipe.budget or "", matched.tuner, matched.trained, matched.wanted)
 
 
-def counted_memory(recipe: Recipe, shape: Shape, adapter: Size) -> dict[str, float]:
-    """GiB that weights and optimizer states take in one process while it trains, part by part.
-
-    base        parameters x bytes of the dtype; divided by the processes under ZeRO-3
-    adapter     4 bytes a trained parameter (float32), divided by the processes under ZeRO-3
-    gradients   4 bytes a trained parameter, divided by the processes under ZeRO-2 and 3
-    optimizer   8 bytes a trained parameter (two AdamW moments), divided likewise
-    ewc         4 bytes a trained parameter for each of theta*, the pull, if it has a gradient,
-                and the Fisher information, if it has some
-    slow        4 bytes a trained parameter for the average, with slow_weights
-
-    Activations, and what the host and CUDA take for themselves, are not among them.
-    """
-    zero = (recipe.launcher.deepspeed or "").lower()
-    by_zero3 = recipe.processes if "zero3" in zero else 1
-    by_zero2 = recipe.processes if "zero3" in zero or "zero2" in zero else 1
-    bytes_each = 4 if recipe.model.dtype == "float32" else 2
-    parts = {
-        "base": shape.parameters * bytes_each / by_zero3 / GIB,
-        "adapter": adapter.trained * 4 / by_zero3 / GIB,
-        "gradients": adapter.trained * 4 / by_zero2 / GIB,
-        "optimizer": adapter.trained * 8 / by_zero2 / GIB,
-    }
-    if recipe.ewc is not None:
-        kinds = 1 + recipe.ewc.gradient + recipe.ewc.fisher
-        parts["ewc"] = adapter.trained * 4 * kinds / GIB
-    if recipe.lwf is not None:
-        parts["lwf"] = adapter.stored * 4 / GIB
-    if recipe.slow_weights is not None:
-        parts["slow"] = adapter.trained * 4 / GIB
-    return parts
-
-
 def _seconds(chunks: Sequence[ChunkPlan], measured: Measured) -> Seconds | None:
     if not chunks or any(chunk.steps is None for chunk in chunks):
         return None
@@ -344,7 +327,7 @@ def _sources(
         sources["model"] = f"not known: {recipe.model.path} is not here and in no table"
     else:
         sources["model"] = f"{shape.source}; adapter counted in its own modules"
-        sources["memory"] = "counted: weights and optimizer states alone, without activations"
+        sources["memory"] = "the host's own step over shapes without content, on the longest samples"
     if measured is None:
         sources["time"] = (
             "not known: this machine has finished no chunk of this run, nor of a comparable one "

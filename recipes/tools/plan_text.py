@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from recipes.run.terminal import duration
+from recipes.tools.memory import RESERVE
 from recipes.tools.method_sizes import sizes_text
 from recipes.tools.plan import ChunkPlan, Plan
 
@@ -67,7 +68,7 @@ def _extra_text(chunks: Sequence[ChunkPlan]) -> Iterator[str]:
 
 def _model_text(plan: Plan) -> Iterator[str]:
     model = plan.model
-    if model is None or plan.memory_gib is None:
+    if model is None:
         return
     yield f"\nparameters {model.parameters / 1e6:,.1f} M"
     share = 100 * model.trained_share
@@ -82,9 +83,11 @@ def _model_text(plan: Plan) -> Iterator[str]:
             f"  budget   {plan.budget.asked}: {derived}; the adapter trains "
             f"{plan.budget.trained:,} for {plan.budget.wanted:,}"
         )
-    parts = ", ".join(f"{name} {value:.2f}" for name, value in plan.memory_gib.items())
-    total = sum(plan.memory_gib.values())
-    yield f"memory     {total:.2f} GiB a process before activations: {parts}"
+    if (memory := plan.memory) is not None:
+        parts = ", ".join(f"{name} {value:.2f}" for name, value in memory.parts.items())
+        yield f"memory     {memory.verdict}"
+        yield f"  a step   {memory.total:.2f} GiB a process at its worst: {parts}; besides, up to"
+        yield f"           {RESERVE:.0f} for CUDA itself (an allowance, not measured)"
     if plan.measured is not None:
         gpu, main = plan.measured.gpu_memory_gib, plan.measured.main_memory_gib
         peaks = [f"{gpu:.1f} GiB of a GPU"] if gpu else []

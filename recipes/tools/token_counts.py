@@ -28,7 +28,7 @@ from recipes.run.commands import train_command
 from recipes.run_folder.layout import RunLayout
 
 PROGRAM = "recipes.swift_plugins.encoded_lengths"
-MARK = "TOKENS "
+MARK = "ANSWER "
 ROWS = "rows.jsonl"
 # What the host reads of a row. Its loader wants the same fields in all rows of a file, and those
 # that are for evaluation alone differ.
@@ -52,6 +52,28 @@ def count_tokens(recipe: Recipe, rows: Sequence[dict[str, Any]], root: Path) -> 
         raise CountError("counting tokens needs ms-swift: bash recipes/setup.sh installs it")
     if not rows:
         return []
+    found: list[int] = ask_host(recipe, PROGRAM, rows, root)
+    if len(found) != len(rows):
+        raise CountError(f"the host counted {len(found)} of {len(rows)} samples")
+    return found
+
+
+def ask_host(
+    recipe: Recipe,
+    program: str,
+    rows: Sequence[dict[str, Any]],
+    root: Path,
+    further: Sequence[str] = (),
+) -> Any:
+    """The answer of one of our programs that is called as `swift sft` is, on one CPU process.
+
+    Args:
+        program: the module; the last line that it prints with MARK before it is JSON.
+        further: words behind the recipe's, over which they win.
+
+    Raises:
+        CountError: the program failed; its last words are told.
+    """
     with TemporaryDirectory() as name:
         folder = Path(name)
         command = _command(recipe, folder)
@@ -59,18 +81,17 @@ def count_tokens(recipe: Recipe, rows: Sequence[dict[str, Any]], root: Path) -> 
         environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_DATASETS_CACHE": str(folder / "cache"),
                         "ROOT_IMAGE_DIR": str(root)}  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-m", PROGRAM, *host_words(recipe, rows, folder)],
+            [sys.executable, "-m", program, *host_words(recipe, rows, folder), *further],
             env={key: value for key, value in environment.items() if key not in LEFT_OUT},
             cwd=REPO,
             capture_output=True,
             text=True,
         )
     lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-    found: list[int] = json.loads(lines[-1].removeprefix(MARK)) if lines else []
-    if done.returncode or len(found) != len(rows):
+    if done.returncode or not lines:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise CountError(f"the host could not count the tokens of {len(rows)} samples: {last}")
-    return found
+        raise CountError(f"{program} failed on {len(rows)} samples: {last}")
+    return json.loads(lines[-1].removeprefix(MARK))
 
 
 def host_words(recipe: Recipe, rows: Sequence[dict[str, Any]], folder: Path) -> list[str]:
