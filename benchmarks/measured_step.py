@@ -29,7 +29,9 @@ class Measure(TrainerCallback):  # type: ignore[misc]
 
     found: dict[str, int]
 
-    def on_step_begin(self, args: Any, state: Any, *_: Any, model: nn.Module, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: Any, state: Any, *_: Any, model: nn.Module, **kwargs: Any
+    ) -> None:
         if state.global_step == 1:
             states = tree_leaves([*self.trainer.optimizer.optimizer.state.values()])
             self.before = bytes_of([*model.parameters(), *model.buffers(), *states])

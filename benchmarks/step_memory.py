@@ -3,7 +3,7 @@
     python -m benchmarks.step_memory [RECIPE ...] [--method strlora lora] [--work FOLDER]
 
 Model folders, data and pictures are those of tests/real_shapes; the decoders have six layers and a
-width of 512, so that the step is computed in minutes. The same two micro-batches are predicted and
+width of 256, so that a step is computed in seconds. The same two micro-batches are predicted and
 trained: the worst that the stream has.
 """
 
@@ -27,7 +27,7 @@ from tests.real_shapes.folders import build
 from tests.real_shapes.streams import strcvit
 
 SHAPES = ("internvl3.5-8b", "qwen3-vl-8b", "gemma3-4b")
-TEXT = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6,
+TEXT = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6,
         "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
 ONE_PROCESS = ("launcher.cpu=true", "launcher.nproc=1", "launcher.deepspeed=null")
 

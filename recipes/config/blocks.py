@@ -292,7 +292,7 @@ class Launcher(Block):
     nproc: Positive = Field(1, description="processes on each machine, one a GPU")
     cpu: bool = Field(False, description="train and evaluate without a GPU")
     gpu_gib: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="memory of a GPU, for `plan`; null: of the GPUs here"
+        None, description="GiB of a GPU, for `plan`; null: of the smallest GPU here"
     )
     deepspeed: str | None = Field(None, description="zero2, zero3, ... or a DeepSpeed JSON file")
     omp_threads: Positive | None = Field(None, description="null: the cores shared out, 8 at most")

@@ -4,7 +4,7 @@ The host itself trains, with the adapter, autocast, checkpointing and optimizer 
 tensors of floating point that have a shape and no content: a model of 8B takes no memory. Whole
 numbers (token ids, masks, positions) are real, since shapes follow from them.
 
-It does so with few of the decoder's layers, and with one more. All layers of a decoder have the same
+It does so with few of the decoder's layers, and with one more. All layers of a decoder have one
 shape, so that what the others take follows from the difference.
 """
 
@@ -147,8 +147,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         trained = [p for p in model.parameters() if p.requires_grad]
         fixed = [p for p in model.parameters() if not p.requires_grad] + list(model.buffers())
         states = tree_leaves([*self.trainer.optimizer.optimizer.state.values()])
-        parts = {"base": bytes_of(fixed), "adapter": bytes_of(trained), "optimizer": bytes_of(states)}
-        parts["gradients"] = self.gradients
+        parts = {"base": bytes_of(fixed), "adapter": bytes_of(trained)}
+        parts |= {"optimizer": bytes_of(states), "gradients": self.gradients}
         rest = self.shapes.peak - sum(parts.values())
         self.found |= parts | {phase: max(rest, self.found.get(phase, 0))}
         modules = [bytes_of(module.parameters(recurse=False)) for module in model.modules()]
@@ -171,7 +171,7 @@ def predict(argv: Sequence[str]) -> dict[str, int]:
     the micro-batches that the arguments make the host read. `largest` module, and the
     decoder's width `hidden`, are what DeepSpeed sizes its buffers by.
     """
-    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+    with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
         few, more = pool.starmap(run_step, [(argv, LAYERS), (argv, LAYERS + 1)], chunksize=1)
     left = few.pop("layers") - LAYERS
     return {name: few[name] + left * (more[name] - few[name]) for name in few}

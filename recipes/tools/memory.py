@@ -1,7 +1,7 @@
 """What a training step takes of a GPU's memory: the host's own step, over shapes alone.
 
-One process without DeepSpeed is what swift_plugins/step_memory.py predicts; the share of a DeepSpeed
-stage is counted here, from the file that the host would use.
+What swift_plugins/step_memory.py predicts is one process without DeepSpeed; the share of a stage of
+DeepSpeed is counted here, from the file that the host would use.
 """
 
 from __future__ import annotations
@@ -69,9 +69,10 @@ def plan_memory(
     launcher = recipe.launcher.model_copy(update={"deepspeed": None})
     plain = recipe.model_copy(update={"ewc": None, "slow_weights": None, "launcher": launcher})
     parts = shared(recipe, ask_host(plain, PROGRAM, batches, root, step_words(recipe)))
-    room = gpu_gib(recipe)
-    fits = None if room is None else sum(parts.values()) + RESERVE <= room
-    return MemoryPlan(parts, room, fits, _verdict(recipe, parts, room))
+    needed, here = sum(parts.values()) + RESERVE, gpu_here()
+    room = None if recipe.launcher.cpu else recipe.launcher.gpu_gib or here
+    fits = None if room is None else needed <= room
+    return MemoryPlan(parts, room, fits, _verdict(recipe, needed, parts, here))
 
 
 def heavy_rows(rows: Iterable[dict[str, Any]], root: Path) -> list[dict[str, Any]]:
@@ -198,25 +199,25 @@ def _zero(recipe: Recipe) -> dict[str, Any]:
     return dict(read_json(path).get("zero_optimization", {}))
 
 
-def gpu_gib(recipe: Recipe) -> float | None:
-    """Memory of the smallest GPU: what the recipe names, else of those here; None: not known."""
-    if recipe.launcher.cpu:
-        return None
-    if recipe.launcher.gpu_gib is not None:
-        return recipe.launcher.gpu_gib
+def gpu_here() -> float | None:
+    """GiB of the smallest GPU of this machine; None: there is none."""
     return min((float(text.split(",")[-1].split()[0]) / 1024 for text in gpus()), default=None)
 
 
-def _verdict(recipe: Recipe, parts: dict[str, float], room: float | None) -> str:
-    needed = sum(parts.values()) + RESERVE
+def _verdict(recipe: Recipe, needed: float, parts: dict[str, float], here: float | None) -> str:
+    asked = recipe.launcher.gpu_gib
+    room = asked or here
     if recipe.launcher.cpu:
         return "on the CPU: compare it with the machine's memory"
     if room is None:
         return f"needs a GPU of {needed:.1f} GiB; launcher.gpu_gib says how much yours has"
+    whose = "a GPU of this machine"
+    if asked is not None:
+        whose = "launcher.gpu_gib" if here is None else f"launcher.gpu_gib; here {here:.1f}"
     if needed <= room:
-        return f"fits: {needed:.1f} of {room:.1f} GiB"
-    changes = _changes(recipe, parts)
-    return f"does not fit: {needed:.1f} GiB are {needed - room:.1f} more than {room:.1f}. {changes}"
+        return f"fits: {needed:.1f} of {room:.1f} GiB ({whose})"
+    more = f"{needed:.1f} GiB are {needed - room:.1f} more than {room:.1f} ({whose})"
+    return f"does not fit: {more}. {_changes(recipe, parts)}"
 
 
 def _changes(recipe: Recipe, parts: dict[str, float]) -> str:

@@ -131,9 +131,8 @@ def make_plan(recipe: Recipe, methods: Sequence[MethodSize] = (), count: bool = 
     stream: Stream | None = None
     with suppress(StreamError):
         stream = open_recipe_stream(recipe)
-    counted, memory, unknown = None, None, dict.fromkeys(("tokens", "memory"), "not counted (--quick)")
-    if count:
-        counted, memory, unknown = _ask_host(recipe, stream)
+    asked = _ask_host(recipe, stream) if count else _unknown("not counted (--quick)")
+    counted, memory, unknown = asked
     chunks = [_chunk(recipe, stream, index, counted) for index in recipe.trained_chunks]
     shape = model_shape(recipe)
     size = None if shape is None else adapter_size(recipe, shape)
@@ -160,16 +159,20 @@ def make_plan(recipe: Recipe, methods: Sequence[MethodSize] = (), count: bool = 
     )
 
 
-def _ask_host(
-    recipe: Recipe, stream: Stream | None
-) -> tuple[TokenPlan | None, MemoryPlan | None, dict[str, str]]:
+Asked = tuple[TokenPlan | None, MemoryPlan | None, dict[str, str]]
+
+
+def _unknown(why: str) -> Asked:
+    return None, None, {"tokens": why, "memory": why}
+
+
+def _ask_host(recipe: Recipe, stream: Stream | None) -> Asked:
     """Tokens of samples that are spread evenly over the stream, and the memory of its worst batch.
 
     The last is why tokens or memory are not known, where they are not.
     """
     if stream is None:
-        why = "not known until the stream is here"
-        return None, None, {"tokens": why, "memory": why}
+        return _unknown("not known until the stream is here")
     chunks = [i for chunk in recipe.trained_chunks for i in recipe.data_chunks(chunk)]
     each = -(-COUNTED_TOKENS // max(len(chunks), 1))
     rows = []
@@ -177,13 +180,13 @@ def _ask_host(
         samples = read_jsonl(stream.chunk_file(chunk))
         rows += [samples[number] for number in spread(len(samples), each)]
     if not rows:
-        return None, None, {"tokens": "nothing is trained"}
+        return _unknown("nothing is trained")
     everything = (row for chunk in chunks for row in read_jsonl(stream.chunk_file(chunk)))
     candidates = rows + heavy_rows(everything, stream.root)
     try:
         found = count_tokens(recipe, candidates, stream.root)
     except CountError as error:
-        return None, None, {"tokens": f"not known: {error}", "memory": "not known without tokens"}
+        return _unknown(f"not known: {error}")
     most, sample = recipe.model.max_length, found[: len(rows)]
     long = sum(tokens > most for tokens in sample)
     tokens = TokenPlan(len(rows), fmean(sample), max(found), long, most)
@@ -318,6 +321,7 @@ def _sources(
         sources["samples"] = f"counted in {stream.root}/stream.json"
         sources["images"] = f"mean of the first {COUNTED_LINES} samples of each chunk"
         sources["tokens"] = "counted by the host's template on samples spread over the stream"
+        sources["memory"] = "the host's own step over shapes, on the longest samples found"
     elif _is_known_mini(recipe.data):
         sources["samples"] = f"as data_prep.mini will make {recipe.data.stream}"
         sources["images"] = "not known until the stream is made"
@@ -327,7 +331,6 @@ def _sources(
         sources["model"] = f"not known: {recipe.model.path} is not here and in no table"
     else:
         sources["model"] = f"{shape.source}; adapter counted in its own modules"
-        sources["memory"] = "the host's own step over shapes without content, on the longest samples"
     if measured is None:
         sources["time"] = (
             "not known: this machine has finished no chunk of this run, nor of a comparable one "

@@ -305,8 +305,6 @@ def test_plan_counts_both_sets() -> None:
         for value in ("null", "{}")
     )
     assert slow.model.stored_parameters == 2 * plain.model.stored_parameters
-    assert slow.memory_gib["slow"] == slow.memory_gib["adapter"] > 0
-    assert "slow" not in plain.memory_gib
 
 
 @pytest.mark.parametrize(
