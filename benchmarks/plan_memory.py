@@ -1,6 +1,6 @@
 """`plan`'s memory of a training step against what the step really takes, on the CPU.
 
-    python -m benchmarks.step_memory [RECIPE ...] [--method strlora lora] [--work FOLDER]
+    python -m benchmarks.plan_memory [RECIPE ...] [--method strlora lora] [--work FOLDER]
 
 Model folders, data and pictures are those of tests/real_shapes; the decoders have six layers and a
 width of 256, so that a step is computed in seconds. The same two micro-batches are predicted and
