@@ -41,7 +41,8 @@ class Measure(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, *_: Any, **kwargs: Any) -> None:
         if state.global_step == 2:
             self.profile.stop()
-            events = self.profile.profiler.kineto_results.events()
+            profiler: Any = self.profile.profiler
+            events = profiler.kineto_results.events()
             memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
             peak = max(accumulate(size for _, size in memory))
             Measure.found = {"before": self.before, "peak": peak}
