@@ -20,7 +20,14 @@ from pathlib import Path
 
 from data_prep.files import read_jsonl
 from recipes.config.loading import load_recipe
-from recipes.tools.memory import GIB, PROGRAM, heavy_rows, shared, step_words, worst_batches
+from recipes.tools.memory.prediction import (
+    GIB,
+    PROGRAM,
+    heavy_rows,
+    shared,
+    step_words,
+    worst_batches,
+)
 from recipes.tools.token_counts import ask_host, count_tokens
 from tests.real_shapes.families import RECIPES, Json
 from tests.real_shapes.folders import build

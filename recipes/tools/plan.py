@@ -23,7 +23,7 @@ from recipes.config.sizes.base_model import CountError, Shape, adapter_size, mod
 from recipes.config.sizes.stored import BYTES, stored_by_all, stored_by_chunk
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.tools.measured import Measured, find_measured
-from recipes.tools.memory import MemoryPlan, heavy_rows, plan_memory
+from recipes.tools.memory.prediction import MemoryPlan, heavy_rows, plan_memory
 from recipes.tools.method_sizes import MethodSize
 from recipes.tools.token_counts import count_tokens
 from strlora_tuner.options import Size

@@ -12,8 +12,8 @@ from PIL import Image
 
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
-from recipes.tools.memory import GIB, heavy_rows, plan_memory, shared, worst_batches
-from recipes.tools.memory import step_words as step
+from recipes.tools.memory.prediction import GIB, heavy_rows, plan_memory, shared, worst_batches
+from recipes.tools.memory.prediction import step_words as step
 from recipes.tools.plan import make_plan
 from recipes.tools.plan_text import as_text
 from recipes.tools.token_counts import ask_host, count_tokens
@@ -103,8 +103,10 @@ def test_slow_weights_and_ewc_keep_copies_of_what_trains() -> None:
 def test_it_says_what_fits_and_what_to_change(
     toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recipes.tools.memory.ask_host", lambda *_: FOUND)
-    monkeypatch.setattr("recipes.tools.memory.gpus", lambda: ("A, 81559 MiB", "B, 24576 MiB"))
+    monkeypatch.setattr("recipes.tools.memory.prediction.ask_host", lambda *_: FOUND)
+    monkeypatch.setattr(
+        "recipes.tools.memory.prediction.gpus", lambda: ("A, 81559 MiB", "B, 24576 MiB")
+    )
     words = ("launcher.cpu=false", "schedule.per_device_batch=2", "launcher.nproc=2")
 
     def verdict(*more: str) -> str:
@@ -118,7 +120,7 @@ def test_it_says_what_fits_and_what_to_change(
     told = verdict()  # the smaller of the machine's two
     assert told.startswith("does not fit: 29.0 GiB are 5.0 more than 24.0 (a GPU of this machine).")
     assert "launcher.deepspeed=zero3 saves about 4.0, schedule.per_device_batch=1" in told
-    monkeypatch.setattr("recipes.tools.memory.gpus", lambda: ())
+    monkeypatch.setattr("recipes.tools.memory.prediction.gpus", lambda: ())
     assert "needs a GPU of 29.0 GiB; launcher.gpu_gib says" in verdict()
 
 

@@ -65,9 +65,10 @@ def plan_memory(
     batches = worst_batches(recipe, rows, tokens)
     if not batches:
         return None
-    # What EWC and slow weights keep is counted below: their files are not here.
+    # What EWC, LwF and slow weights keep is counted below: their files are not here.
     launcher = recipe.launcher.model_copy(update={"deepspeed": None})
-    plain = recipe.model_copy(update={"ewc": None, "slow_weights": None, "launcher": launcher})
+    without = {"ewc": None, "lwf": None, "slow_weights": None, "launcher": launcher}
+    plain = recipe.model_copy(update=without)
     parts = shared(recipe, ask_host(plain, PROGRAM, batches, root, step_words(recipe)))
     needed, here = sum(parts.values()) + RESERVE, gpu_here()
     room = None if recipe.launcher.cpu else recipe.launcher.gpu_gib or here
@@ -183,6 +184,8 @@ def shared(recipe: Recipe, found: dict[str, int]) -> dict[str, float]:
         parts |= {"base": 0, "adapter": 0}
     if recipe.ewc is not None:
         parts["ewc"] = found["adapter"] * (1 + recipe.ewc.gradient + recipe.ewc.fisher)
+    if recipe.lwf is not None:
+        parts["lwf"] = found["adapter"]
     if recipe.slow_weights is not None:
         parts["slow"] = found["adapter"]
     return {name: size / GIB for name, size in parts.items()}
