@@ -20,9 +20,9 @@ def told_of_text(text: str) -> str:
     path = os.environ.get(TASKS_FILE)
     if not path:
         raise ValueError(
-            f"tuner.sentence is not prompt, which needs a table of all texts: set {TASKS_FILE} to "
-            "a JSON file {text: task or template} (the orchestrator does), or train with "
-            "tuner.sentence: prompt"
+            f"tuner.sentence is not prompt, or the method is oracle; both need a table of all "
+            f"texts: set {TASKS_FILE} to a JSON file {{text: task or template}} (the orchestrator "
+            "does), or train SMoLoRA with tuner.sentence: prompt"
         )
     told = _tasks(path).get(instruction_key(text))
     if told is None:
