@@ -63,6 +63,6 @@ def test_two_chunks_and_a_third_are_three_at_once(tmp_path: Path) -> None:
         load_file(tmp_path / f"grown/chunks/00{n}/adapter/adapter_model.safetensors")
         for n in (3, 2)
     )
-    assert max(np.abs(alone[name] - third[name]).max() for name in third) < 1e-6
+    assert max(np.abs(alone[name] - third[name]).max() for name in third) < 1e-5
     assert max(np.abs(second[name] - third[name]).max() for name in third) > 1e-4
     assert "chunk 3 (2026-03)" in (tmp_path / "grown/report.html").read_text(encoding="utf-8")
