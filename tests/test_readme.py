@@ -103,6 +103,7 @@ def test_the_evidence_for_what_is_as_published_is_there():
         assert any(f"def {name}(" in path.read_text() for path in files), f"{file}::{name}"
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize("module", DOORS)
 def test_every_door_has_help(module, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [module, "--help"])
