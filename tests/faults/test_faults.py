@@ -225,9 +225,15 @@ def test_what_a_chunk_or_the_host_lacks_is_told_before_anything_starts(
     monkeypatch.delenv("HF_HOME", raising=False)
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith("/proc"))
     (half.stream / "chunks" / "002.jsonl").write_text("", encoding="utf-8")
-    assert main([str(half.recipe), f"run_dir={half.root}/new", "launcher.deepspeed=zero4"]) == 1
+    assert (
+        main([str(half.recipe), f"run_dir={half.root}/new", "launcher.deepspeed=zero4.json"]) == 1
+    )
     err = capsys.readouterr().err
-    for words in ("002.jsonl is empty", "launcher.deepspeed: zero4 cannot be read", "HF_HOME (now"):
+    for words in (
+        "002.jsonl is empty",
+        "launcher.deepspeed: zero4.json cannot be read",
+        "HF_HOME (now",
+    ):
         assert words in err
 
 

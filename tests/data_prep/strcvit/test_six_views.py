@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_prep.strcvit.checklist import missing_folders
 from PIL import Image
 
 from data_prep.published.benchmarks import STRCVIT
+from data_prep.published.checklist import missing_folders
 from data_prep.strcvit.__main__ import main
 
 COLOURS = {  # as one sees them in the picture, row by row

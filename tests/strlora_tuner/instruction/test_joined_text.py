@@ -128,7 +128,7 @@ def test_released_asks_for_it_and_generates_by_it():
     assert preset.instruction_text == "joined"
     assert Options().instruction_text == "prompt"
     released = {name: value for name, value in asdict(preset).items() if name not in
-                ("rank", "alpha", "dropout", "router_dim", "require_teacher")}  # fmt: skip
+                ("rank", "alpha", "dropout", "targets", "router_dim", "require_teacher")}  # fmt: skip
     adapter = model(**released).eval()
     prompt = batch([turn(f"{PICTURE}\nWhat is this?")])
     with torch.no_grad():
