@@ -16,6 +16,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from recipes.config.sizes.base_model import stored_tensors
 from strlora_tuner import host_api
 
 host_api.check("step_memory")
@@ -186,7 +188,13 @@ def run_step(argv: Sequence[str], layers: int) -> dict[str, int]:
         text.num_hidden_layers = min(layers, text.num_hidden_layers)
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[-text.num_hidden_layers :]
-        return cls._from_config(config, dtype=kwargs.get("dtype", kwargs.get("torch_dtype")))
+        model = cls._from_config(config, dtype=kwargs.get("dtype", kwargs.get("torch_dtype")))
+        head = model.get_output_embeddings()
+        names = [name for name, _ in stored_tensors(Path(path))]
+        if head is not None and any(name.endswith("lm_head.weight") for name in names):
+            # Loading unties what a configuration ties where the files hold both.
+            head.weight = nn.Parameter(torch.empty_like(head.weight))
+        return model
 
     host_api.replace("transformers:PreTrainedModel.from_pretrained", classmethod(without_weights))
     host_api.replace(

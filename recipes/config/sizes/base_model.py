@@ -93,7 +93,7 @@ def _from_files(folder: Path, aligner: str | None) -> Shape:
 def _read_shape(folder: Path, aligner: str | None) -> Shape:
     config = read_json(folder / "config.json")
     text = config.get("text_config", config)
-    tensors = dict(_tensors(folder))
+    tensors = dict(stored_tensors(folder))
     heads, hidden = text["num_attention_heads"], text["hidden_size"]
     return Shape(
         hidden=hidden,
@@ -108,7 +108,7 @@ def _read_shape(folder: Path, aligner: str | None) -> Shape:
     )
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
+def stored_tensors(folder: Path) -> Iterator[tuple[str, int]]:
     """(name, number of elements) of every tensor, from the safetensors headers alone."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="numpy") as file:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
@@ -128,7 +130,7 @@ def test_it_says_what_fits_and_what_to_change(
 @needs_host
 def test_plan_foretells_what_a_step_takes(toy: Callable[..., Recipe], stream: Path) -> None:
     """Against torch's own count of what it allocates in a real step of the tiny model."""
-    words = "schedule.per_device_batch=2", "schedule.global_batch=4", "model.dtype=bfloat16"
+    words = "schedule.per_device_batch=2", "schedule.global_batch=4"
     recipe = toy(*words).model_copy(update={"model": load_recipe("tiny").model})
     plan = make_plan(recipe, count=True)
     assert plan.memory is not None, plan.sources["memory"]
@@ -138,3 +140,24 @@ def test_plan_foretells_what_a_step_takes(toy: Callable[..., Recipe], stream: Pa
     twice = [*step(recipe), "--max_steps", "2", "--num_train_epochs", "2"]
     real = ask_host(recipe, "benchmarks.measured_step", batches, stream, twice)
     assert plan.memory.total * GIB == pytest.approx(real["before"] + real["peak"], rel=0.1)
+
+
+@pytest.mark.slow
+@needs_host
+def test_a_head_of_its_own_counts_though_the_configuration_ties_it(
+    toy: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """As in the published InternVL folders, whose text is not tied and whose whole is."""
+    tiny = load_recipe("tiny").model
+    folder = shutil.copytree(tiny.path, tmp_path / "untied")
+    weights = load_file(folder / "model.safetensors")
+    embedding = weights["language_model.model.embed_tokens.weight"]
+    weights["language_model.lm_head.weight"] = embedding + 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model = tiny.model_copy(update={"path": str(folder)})
+    plan = make_plan(
+        toy("schedule.per_device_batch=1").model_copy(update={"model": model}), count=True
+    )
+    assert plan.memory is not None, plan.sources["memory"]
+    stored = sum(4 * value.size for value in weights.values())
+    assert plan.memory.parts["base"] * GIB == pytest.approx(stored, rel=5e-3)
