@@ -191,8 +191,10 @@ def run_step(argv: Sequence[str], layers: int) -> dict[str, int]:
         model = cls._from_config(config, dtype=kwargs.get("dtype", kwargs.get("torch_dtype")))
         head = model.get_output_embeddings()
         names = [name for name, _ in stored_tensors(Path(path))]
-        if head is not None and any(name.endswith("lm_head.weight") for name in names):
-            # Loading unties what a configuration ties where the files hold both.
+        own = not text.tie_word_embeddings
+        if names:  # loading unties what a configuration ties where the files hold both
+            own = any(name.endswith("lm_head.weight") for name in names)
+        if own and head is not None:
             head.weight = nn.Parameter(torch.empty_like(head.weight))
         return model
 
