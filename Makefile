@@ -20,7 +20,8 @@ faults:  ## kills, faults, signals and a real SLURM, slow ones included
 
 methods: ## every method in the real host, slow ones included
 	FULL_METHODS=1 .venv/bin/python -m pytest -n 2 --dist loadfile -m slow tests/host tests/recipes/run/test_real_methods.py tests/recipes/baselines/test_real_baselines.py \
-		tests/recipes/baselines/test_real_pool.py tests/recipes/processes/test_real_resident.py
+		tests/recipes/baselines/test_real_pool.py tests/recipes/processes/test_real_resident.py \
+		tests/recipes/growth/test_real_growth.py
 
 long:    ## every shipped recipe on model folders of real shape, long reports and streams, fuzzing, kills (over an hour)
 	FULL_LONG=1 APPEND_KILLS=20 .venv/bin/python -m pytest -n 2 --dist loadfile -m slow tests/eval tests/data_prep

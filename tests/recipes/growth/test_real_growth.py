@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,9 @@ from tests.recipes.toy import recipe_values, write_recipe
 
 pytestmark = [pytest.mark.slow, needs_host]
 SAMPLES = 8  # one step a chunk
+# In `make methods`; growth by the stand-in host is in test_growth.py.
+OTHERS = ["branchlora", "smolora", "er", "ewc", "lwf", "oracle", "olora", "mr_lora"]
+OTHERS = [*OTHERS, "strlora_signed"] if os.environ.get("FULL_METHODS") else []
 
 
 def write_month(folder: Path, month: int) -> Path:
@@ -33,14 +38,15 @@ def write_month(folder: Path, month: int) -> Path:
     return path
 
 
-def test_two_chunks_and_a_third_are_three_at_once(tmp_path: Path) -> None:
+def grow(tmp_path: Path, method: str) -> Callable[..., Path]:
+    """Trains two months, then a third; and all three at once. Returns the maker of the recipes."""
     stream, photos = tmp_path / "shop", str(tmp_path / "photos")
     options = ["--by", "time", "--column", "day", "--every", "1mo", "--holdout", "0.2"]
     source = ["--source", *(str(write_month(tmp_path, month)) for month in (1, 2))]
     assert chunk([*source, "--images", photos, "--out", str(stream), *options]) == 0
 
     def recipe(run: str, stream: Path = stream, **changes: str) -> Path:
-        values = recipe_values(stream, tmp_path / run, BASE, method="strlora", **changes)
+        values = recipe_values(stream, tmp_path / run, BASE, method=method, **changes)
         del values["data"]["chunks"]
         values["schedule"] |= {"global_batch": SAMPLES, "per_device_batch": SAMPLES}
         return write_recipe(tmp_path / f"{run}.yaml", values)
@@ -54,6 +60,17 @@ def test_two_chunks_and_a_third_are_three_at_once(tmp_path: Path) -> None:
     assert len(weights(tmp_path / "grown")) == 3
     after, whole = cells(tmp_path / "grown"), cells(tmp_path / "at-once")
     assert before.items() < after.items() <= whole.items()
+    return recipe
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_every_way_to_remember_grows_exactly(method: str, tmp_path: Path) -> None:
+    """Keys of chunks, tables of texts, Fisher information, past samples, averages, routers."""
+    grow(tmp_path, method)
+
+
+def test_two_chunks_and_a_third_are_three_at_once(tmp_path: Path) -> None:
+    recipe, stream = grow(tmp_path, "strlora"), tmp_path / "shop"
     # The third chunk alone, from the adapter of the second: the same step but for rounding, since
     # the order inside the batch is drawn by the number of the chunk.
     start = str(tmp_path / "grown/chunks/002/adapter")
