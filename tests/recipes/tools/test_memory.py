@@ -128,7 +128,7 @@ def test_it_says_what_fits_and_what_to_change(
 
 @pytest.mark.slow
 @needs_host
-def test_plan_foretells_what_a_step_takes(toy: Callable[..., Recipe], stream: Path) -> None:
+def test_plan_predicts_what_a_step_takes(toy: Callable[..., Recipe], stream: Path) -> None:
     """Against torch's own count of what it allocates in a real step of the tiny model."""
     words = "schedule.per_device_batch=2", "schedule.global_batch=4"
     recipe = toy(*words).model_copy(update={"model": load_recipe("tiny").model})
