@@ -127,8 +127,8 @@ def test_released_asks_for_it_and_generates_by_it():
     preset = Options(**with_preset(Options, {"preset": "released"}))
     assert preset.instruction_text == "joined"
     assert Options().instruction_text == "prompt"
-    released = {name: value for name, value in asdict(preset).items() if name not in
-                ("rank", "alpha", "dropout", "targets", "router_dim", "require_teacher")}  # fmt: skip
+    host = ("rank", "alpha", "dropout", "targets", "router_dim", "require_teacher")
+    released = {name: value for name, value in asdict(preset).items() if name not in host}
     adapter = model(**released).eval()
     prompt = batch([turn(f"{PICTURE}\nWhat is this?")])
     with torch.no_grad():
