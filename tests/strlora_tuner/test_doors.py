@@ -128,6 +128,8 @@ def test_every_way_gives_the_same_logits(way, tuner, store):
 IN_THE_HOST = """
 import sys, torch
 from pathlib import Path
+from strlora_tuner.methods.oracle import model as oracle
+oracle.told_of_text = lambda text: f"{len(text) % 3} a task"  # as in conftest.py
 from strlora_tuner.swift_plugins import routed_tuners
 from swift.tuner_plugin import tuners_map
 from swift.tuners import Swift
