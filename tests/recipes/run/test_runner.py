@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from recipes import REPO
-from recipes.processes.run_lock import RunLock, RunLocked
+from recipes.processes.run_lock import RunLock, RunLocked, read_holder
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
 SEEDS = [0, pytest.param(1, marks=pytest.mark.slow)]
@@ -211,10 +211,19 @@ def test_killed_inside_an_evaluation_only_the_rest_is_asked(
     assert result(run_dir) == expected
 
 
+def child_of(lock: Path) -> int:
+    """The host process that an orchestrator has started, once it has noted it."""
+    deadline = time.monotonic() + 60
+    while not (child := read_holder(lock).get("child")):
+        assert time.monotonic() < deadline  # the child may be faster than the note
+        time.sleep(0.01)
+    return child
+
+
 def test_a_killed_orchestrator_takes_its_trainer_along(recipe: Path, run_dir: Path) -> None:
     process = start(recipe, FAKE_STEP_SECONDS="2")
     wait_for(run_dir / "chunks" / "001" / "host")
-    child = json.loads((run_dir / "run.lock").read_text(encoding="utf-8"))["child"]
+    child = child_of(run_dir / "run.lock")
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 60

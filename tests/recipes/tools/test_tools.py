@@ -39,7 +39,7 @@ from recipes.tools.status import read_status, verify
 from strlora_tuner.saved import AdapterError
 from tests.recipes.fake_host import write_checkpoint
 from tests.recipes.real_host import needs_host
-from tests.recipes.run.test_runner import start, wait_for
+from tests.recipes.run.test_runner import child_of, start, wait_for
 from tests.recipes.test_cli import door
 
 BASE = REPO / "assets" / "tiny_base"
@@ -322,7 +322,7 @@ def test_a_second_signal_stops_at_once(toy_yaml: Callable[..., Path], tmp_path: 
     process = start(toy_yaml(), "eval.limit=1", "run_dir=" + str(tmp_path / "other"),
                     FAKE_STEP_SECONDS="8")  # fmt: skip
     wait_for(tmp_path / "other/chunks/001/host")
-    child = json.loads((tmp_path / "other/run.lock").read_text(encoding="utf-8"))["child"]
+    child = child_of(tmp_path / "other/run.lock")
     deadline = time.monotonic() + 60
     while not ask_to_save(child) and time.monotonic() < deadline:
         time.sleep(0.05)  # until the trainer has its handler
