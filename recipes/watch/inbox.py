@@ -88,8 +88,12 @@ class Inbox:
         return sorted((self.folder / ACCEPTED).iterdir())
 
     def reject(self, path: Path, reasons: str) -> Path:
-        """Move a delivery to rejected/, the reasons beside it; return where it is."""
+        """Move a delivery to rejected/, the reasons beside it; return where it is.
+
+        The reasons then name its files where they lie.
+        """
         target = _free(self.folder / REJECTED / path.name)
+        reasons = reasons.replace(str(path), str(target))
         write_text(target.with_name(target.name + REASONS), f"{reasons}\n")
         _move(path, target)
         path.with_name(path.name + MARK).unlink(missing_ok=True)

@@ -124,7 +124,7 @@ class Watch:
 
     def _reject(self, path: Path, reasons: str) -> None:
         target = self.inbox.reject(path, reasons)
-        first = reasons.splitlines()[0]
+        first = reasons.splitlines()[0].replace(str(path), path.name)
         _say(f"{path.name}: rejected, {first}\n  all reasons: {target}.reasons.txt")
 
     def _deliveries(self) -> dict[str, str]:

@@ -116,9 +116,9 @@ def test_bad_deliveries_are_rejected_with_reasons_and_stop_nothing(shop):
     assert len(weights(shop.parent / "run")) == 2
     found = {n.removesuffix(".reasons.txt") for n in names(inbox / "rejected")}
     assert sorted(name[0] for name in found) == list("abcdefghi")
-    assert "a_bad.csv: rejected" in out
+    assert "a_bad.csv: rejected, a_bad.csv:2: " in out
     for name, words in {
-        "a_bad.csv": "a_bad.csv:2: ",
+        "a_bad.csv": f"{inbox}/rejected/a_bad.csv:2: ",
         "b_empty.csv": "no samples",
         "c_folder": "no data file",
         "d_link.csv": f"is a link to {shop}: deliver the file itself",
