@@ -52,11 +52,23 @@ def hardware() -> dict[str, object]:
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "machine": platform.machine(),
+        "processor": processor(),
         "system": platform.platform(),
         "cores": os.cpu_count(),
         "memory_gib": round(pages / 2**30, 1),
         "gpus": list(gpus()),
     }
+
+
+def processor() -> str:
+    """The processor's name as Linux has it ("AMD EPYC 9654"); else its kind ("x86_64")."""
+    with suppress(OSError):
+        found = re.search(
+            r"^model name\s*:\s*(.+?)\s*$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M
+        )
+        if found:
+            return found[1]
+    return platform.machine()
 
 
 def versions() -> dict[str, str | None]:
@@ -97,7 +109,7 @@ _CHANGES_NUMBERS = re.compile(
     r"IMAGE_FACTOR|MAX_RATIO|DOWNSAMPLE_MODE|QWENVL_BBOX_FORMAT|ENABLE_THINKING|THINKING_MODE|"
     r"THINKING_BUDGET|REASONING_EFFORT|CELOSS_PARALLEL_SIZE|RANDOM_DATASET_RESPONSE|"
     r"NVIDIA_TF32_OVERRIDE|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE|CUBLAS_WORKSPACE_CONFIG|"
-    r"TORCH_BLAS_PREFER_.*|MKL_CBWR|ATEN_CPU_CAPABILITY",
+    r"TORCH_BLAS_PREFER_.*|MKL_CBWR|MKL_ENABLE_INSTRUCTIONS|ONEDNN_MAX_CPU_ISA|ATEN_CPU_CAPABILITY",
     re.IGNORECASE,
 )
 

@@ -1,6 +1,7 @@
 """Finished runs as one CSV each, small enough to commit: a sweep does not run them again.
 
-A row is a task's score after a chunk, with what the run was, what it took and where it ran.
+A row is a task's score after a chunk, with what the run was, what it took and where it ran:
+the cores, the threads of a process and the variables that change numbers.
 """
 
 from __future__ import annotations
@@ -43,9 +44,11 @@ def keep_results(sweep: Sweep) -> None:
 def _as_csv(cell: Cell) -> str:
     manifest, state = read_manifest(cell.layout), load_state(cell.layout.state)
     hardware = manifest["hardware"]
-    machine = f"{hardware['cores']} cores {hardware['machine']}"
     gpus = hardware["gpus"]
+    machine = f"{hardware['cores']} cores {hardware['processor']}"
     machine += f", {len(gpus)} x {gpus[0]}" if isinstance(gpus, list) and gpus else ""
+    machine += f", threads {manifest['threads']}"
+    machine += "".join(f", {name}={value}" for name, value in manifest["environment"].items())
     whole = "" if not manifest["git"].get("dirty") else "+"
     recipe = cell.recipe
     settings = " ".join(f"{key}={value}" for key, value in cell.settings)

@@ -168,15 +168,16 @@ def test_a_run_whose_csv_is_kept_is_not_run_again(
     sweep = plan_sweep(toy_yaml(), parse(words))
     for cell in sweep.cells:
         finish(cell, 0.25)
-        hardware = {"cores": 2, "machine": "x86_64", "gpus": ["A", "A"]}
+        hardware = {"cores": 2, "processor": "EPYC", "gpus": ["A", "A"]}
         manifest = {"git": {"sha": "1234", "dirty": True}, "hardware": hardware}
+        manifest |= {"threads": 1, "environment": {"ATEN_CPU_CAPABILITY": "avx2"}}
         cell.layout.manifest.write_text(json.dumps(manifest), encoding="utf-8")
     keep_results(sweep)
     kept = (results / "lora-seed1-alpha=8.csv").read_text(encoding="utf-8").splitlines()
     assert kept[0] == "method,seed,stream_seed,settings,chunk,task,score,n,train_seconds," + (
         "eval_seconds,git,machine"
     )
-    where = '1234+,"2 cores x86_64, 2 x A"'
+    where = '1234+,"2 cores EPYC, 2 x A, threads 1, ATEN_CPU_CAPABILITY=avx2"'
     assert kept[2] == f"lora,1,0,tuner.alpha=8,1,Fin,0.250000,4,9.0,3.0,{where}"
 
     shutil.rmtree(folder)
