@@ -77,6 +77,15 @@ def test_every_shipped_recipe_is_in_the_table():
     assert {"gemma3-4b", "internvl3.5-4b", "internvl3.5-8b", "tiny"} <= set(RECIPES)
 
 
+def test_hours_and_memory_come_from_plan_alone():
+    """Figures that nobody measured contradicted `plan`, and each other."""
+    pages = [*(ROOT / "recipes").glob("*.yaml"), ROOT / "recipes/README.md", ROOT / "README.md"]
+    guessed = r".*(?:\bestimate|\d ?h(?:ours?)?\b|GB a GPU|A100|H100|H200).*"
+    found = {page.name: re.findall(guessed, page.read_text()) for page in pages}
+    size = [line for lines in found.values() for line in lines]
+    assert [line.split(":")[0].strip() for line in size] == ["gpu_gib"], size  # a size of the card
+
+
 def test_the_dry_run_prints_a_chunk_and_says_what_is_missing(run_recipe):
     code, out, err = run_recipe("internvl3.5-8b", "--dry-run")
     assert code == 0, err
