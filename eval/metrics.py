@@ -172,7 +172,7 @@ def _since_first(values: Array, first: First, start: int, delay: int) -> Array:
     return np.where(chunks >= begin, values, np.nan)
 
 
-def _seen_scores(a: Array, first: First) -> Array:
+def seen_scores(a: Array, first: First) -> Array:
     """Return a[c, i] of the tasks with c_i <= c, else NaN: (..., chunks, tasks)."""
     return _since_first(a[..., 1 : last_row(a) + 1, :], first, 1, 0)
 
@@ -190,7 +190,7 @@ def mean_average_accuracy(a: Array, first: First) -> Array:
 
     CoIN (Chen et al. 2024): with one task a chunk, 1/T sum_j 1/j sum_{i <= j} a[j, i].
     """
-    return mean_over(mean_over(_seen_scores(a, first)))
+    return mean_over(mean_over(seen_scores(a, first)))
 
 
 def coin_backward_by_task(a: Array, first: First) -> Array:
@@ -263,7 +263,7 @@ STREAM_SCORES = (
     StreamScore(
         "maa",
         "MAA (CoIN)",
-        lambda a, first: mean_over(_seen_scores(a, first), -2),
+        lambda a, first: mean_over(seen_scores(a, first), -2),
         total=mean_average_accuracy,
     ),
 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,17 @@ NOT_THE_METHOD = (
 )  # fmt: skip
 RUN_FILES = ("manifest.json", "matrix.csv")
 Replicate = tuple[int | None, int | None]
+
+
+def kept_data(protocol: str | None, recipe: Mapping[str, Any]) -> str:
+    """Return what past data a run of a recipe keeps, in words; empty: none."""
+    if protocol == "joint":
+        return "all data"
+    if memory := (recipe.get("replay") or {}).get("memory"):
+        return f"{memory} samples"
+    if kept := (recipe.get("pool") or {}).get("samples"):
+        return f"{kept} samples a chunk"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -78,13 +90,7 @@ class Method:
     def keeps_data(self) -> str:
         """Return what past data the method keeps, in words; empty: none."""
         manifest = self.entries[0].run.manifest
-        if manifest.protocol == "joint":
-            return "all data"
-        if memory := (manifest.recipe.get("replay") or {}).get("memory"):
-            return f"{memory} samples"
-        if kept := (manifest.recipe.get("pool") or {}).get("samples"):
-            return f"{kept} samples a chunk"
-        return ""
+        return kept_data(manifest.protocol, manifest.recipe)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import TypeAlias
 
 from eval.matrix import load_matrix
 from eval.metrics import average, last
+from eval.study.run_csv import read_run
 from recipes.run_folder.state import load_state
 from recipes.sweep.axes import FIRST, LATER, Settings
 from recipes.sweep.cells import Cell
-from recipes.sweep.kept_results import read_kept
 
 SAME = 1e-9  # scores closer than this are a tie
 DONE, DIVERGED, FAILED, OPEN = "done", "diverged", "failed", "not run"
@@ -71,8 +71,9 @@ def read_result(cell: Cell) -> Result:
         StateError, ValueError: the folder's files are damaged.
     """
     if cell.kept is not None and cell.kept.is_file():
-        values, seconds = read_kept(cell.kept)
-        return Result(cell, DONE, float(last(values)), float(average(values)), seconds)
+        kept = read_run(cell.kept)
+        scores = float(last(kept.values)), float(average(kept.values))
+        return Result(cell, DONE, *scores, kept.seconds)
     layout = cell.layout
     state = load_state(layout.state)
     failure = layout.failure.read_text(encoding="utf-8") if layout.failure.is_file() else ""

@@ -174,11 +174,11 @@ def test_a_run_whose_csv_is_kept_is_not_run_again(
         cell.layout.manifest.write_text(json.dumps(manifest), encoding="utf-8")
     keep_results(sweep)
     kept = (results / "lora-seed1-alpha=8.csv").read_text(encoding="utf-8").splitlines()
-    assert kept[0] == "method,seed,stream_seed,settings,chunk,task,score,n,train_seconds," + (
-        "eval_seconds,git,machine"
+    assert kept[0] == "method,seed,stream_seed,settings,keeps,trained,stored,chunk,task,first," + (
+        "score,n,train_seconds,eval_seconds,git,machine"
     )
     where = '1234+,"2 cores EPYC, 2 x A, threads 1, ATEN_CPU_CAPABILITY=avx2"'
-    assert kept[2] == f"lora,1,0,tuner.alpha=8,1,Fin,0.250000,4,9.0,3.0,{where}"
+    assert kept[2] == f"lora,1,0,tuner.alpha=8,,,,1,Fin,1,0.250000,4,9.0,3.0,{where}"
 
     shutil.rmtree(folder)
     assert main(words) == 0

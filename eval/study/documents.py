@@ -1,0 +1,150 @@
+"""What stands between the markers of a document, made anew out of the CSVs.
+
+    <!-- study: scores docs/results/tiny -->
+    everything here is written by `python -m eval.study`
+    <!-- study ends -->
+
+The parts, each with the folders or files that it takes:
+
+    scores FOLDER            the table of scores
+    figure FOLDER IMAGE      accuracy of the tasks seen so far, drawn into IMAGE
+    machines FOLDER FOLDER   what another machine or library changes
+    streams FOLDER           a section for every folder of results below FOLDER
+    finding FOLDER           the finding of every such folder, a sentence each
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from data_prep.files import write_text
+from eval.charts.figure import counted
+from eval.study import stream_figure, tables
+from eval.study.groups import Study, read_study
+
+DOCUMENTS = (Path("README.md"), Path("docs/study.md"))
+RESULTS = Path("docs/results")
+PARTS = {"scores": 1, "figure": 2, "machines": 2, "streams": 1, "finding": 1}  # paths of each
+_BLOCK = re.compile(
+    r"(?P<head><!-- study: (?P<words>[^\n]+?) -->\n)(?P<body>.*?)(?P<end><!-- study ends -->)",
+    re.DOTALL,
+)
+
+
+@dataclass
+class Made:
+    """Everything that the CSVs make: texts of documents, and figures by file."""
+
+    texts: dict[Path, str] = field(default_factory=dict)
+    figures: dict[Path, Study] = field(default_factory=dict)
+
+
+def make(root: Path) -> Made:
+    """Return the documents of a repository as its CSVs have them.
+
+    Raises:
+        ValueError: a marker asks for what is not known, has no end, or a CSV is damaged.
+        FileNotFoundError: a document is not there.
+    """
+    made = Made()
+    for name in DOCUMENTS:
+        text = (root / name).read_text(encoding="utf-8")
+        if text.count("<!-- study: ") != len(_BLOCK.findall(text)):
+            raise ValueError(f"{name}: a marker '<!-- study: ... -->' has no '<!-- study ends -->'")
+        made.texts[name] = _BLOCK.sub(partial(_block, root, name, made), text)
+    return made
+
+
+def _block(root: Path, document: Path, made: Made, block: re.Match[str]) -> str:
+    part, *given = block["words"].split()
+    if PARTS.get(part) != len(given):
+        known = ", ".join(f"{name} ({counted(count, 'path')})" for name, count in PARTS.items())
+        raise ValueError(f"{document}: found '<!-- study: {block['words']} -->', expected {known}")
+    first, *others = [root / word for word in given]
+    if part == "streams":
+        body = _streams(first)
+    elif part == "finding":
+        body = _finding(first)
+    elif part == "scores":
+        body = tables.scores(read_study(first))
+    elif part == "machines":
+        body = tables.machines(read_study(first), read_study(others[0]))
+    else:
+        body = _figure(root, document, read_study(first), Path(given[1]), made)
+    return f"{block['head']}{body}\n{block['end']}"
+
+
+def studies(results: Path) -> list[Study]:
+    """Return the studies of all folders that hold a CSV, the one with most runs last.
+
+    A folder named NAME_CONFIGURATION holds runs of NAME on another configuration: no study.
+    """
+    folders = sorted(path.parent for path in results.glob("*/*.csv"))
+    found = [read_study(folder) for folder in dict.fromkeys(folders) if "_" not in folder.name]
+    return sorted(found, key=lambda study: len(study.runs))
+
+
+def _streams(results: Path) -> str:
+    return "\n\n".join(_sections(results)) or tables.NOTHING
+
+
+def _sections(results: Path) -> Iterator[str]:
+    for study in sorted(studies(results), key=lambda study: study.folder.name):
+        yield f"### `{study.folder.name}`"
+        yield tables.scores(study, whole=True)
+        yield tables.lead_table(study)
+        for other in sorted(results.glob(f"{study.folder.name}_*")):
+            yield f"The same on another configuration (`{other.name}`):"
+            yield tables.machines(study, read_study(other))
+
+
+def _finding(results: Path) -> str:
+    return "\n".join(f"- {tables.winner(study)}." for study in studies(results)) or tables.NOTHING
+
+
+def _figure(root: Path, document: Path, study: Study, image: Path, made: Made) -> str:
+    if not study.groups:
+        return tables.NOTHING
+    made.figures[image] = study
+    link = os.path.relpath(root / image, (root / document).parent)
+    return f"![{stream_figure.described(study)}]({link})"
+
+
+def write(root: Path) -> list[Path]:
+    """Write documents and figures; return those that changed."""
+    made, changed = make(root), []
+    for name, text in made.texts.items():
+        if (root / name).read_text(encoding="utf-8") != text:
+            write_text(root / name, text)
+            changed.append(name)
+    for image, study in made.figures.items():
+        if not _shown(root / image, study):
+            write_text(root / image, stream_figure.drawn(study))
+            changed.append(image)
+    return changed
+
+
+def first_difference(root: Path) -> str:
+    """Return where documents and CSVs differ first: file, line, both texts; empty: nowhere."""
+    made = make(root)
+    for name, text in made.texts.items():
+        found, expected = ((root / name).read_text(encoding="utf-8").split("\n"), text.split("\n"))
+        for number, line in enumerate(expected):
+            there = found[number] if number < len(found) else ""
+            if there != line:
+                return f"{name}:{number + 1}: found {there!r}, the CSVs give {line!r}"
+        if len(found) > len(expected):
+            return f"{name}:{len(expected) + 1}: found {found[len(expected)]!r}, expected the end"
+    for image, study in made.figures.items():
+        if not _shown(root / image, study):
+            return f"{image}: was not drawn from the CSVs in {study.folder.relative_to(root)}"
+    return ""
+
+
+def _shown(image: Path, study: Study) -> bool:
+    return image.is_file() and stream_figure.shows(image.read_text(encoding="utf-8"), study)

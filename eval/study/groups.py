@@ -1,0 +1,140 @@
+"""The runs of a folder by method, and how far one method is ahead of another."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from eval.compare.names import BLOCKS, printed
+from eval.significance import NO_INTERVAL, Interval, Spread, holm, over_runs, paired_t, t_interval
+from eval.study.run_csv import KeptRun, read_run
+
+Pair = tuple[int, int]  # seeds of the stream and of the run
+RANKED_BY = "average"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one method with one setting; they differ in nothing but seeds."""
+
+    name: str
+    runs: list[KeptRun]
+
+    @property
+    def keeps(self) -> str:
+        """Return the past data that the method keeps, in words; empty: none."""
+        return self.runs[0].keeps
+
+    def scores(self, key: str) -> dict[Pair, float]:
+        """Return a score by seeds, of the runs in which it is defined."""
+        known = {(run.stream_seed, run.seed): run.score(key) for run in self.runs}
+        return {pair: value for pair, value in known.items() if math.isfinite(value)}
+
+    def mean(self, key: str) -> float:
+        """Return the mean of a score over the runs; NaN where no run has it."""
+        values = list(self.scores(key).values())
+        return float(np.mean(values)) if values else math.nan
+
+    def spread(self, key: str) -> Spread:
+        """Return how sure that mean is."""
+        return over_runs(list(self.scores(key).values()))
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a folder of CSVs holds: the methods that keep no data first, best first."""
+
+    folder: Path
+    groups: list[Group]
+
+    @property
+    def runs(self) -> list[KeptRun]:
+        """Return all runs."""
+        return [run for group in self.groups for run in group.runs]
+
+    def ranked(self) -> list[Group]:
+        """Return the methods that keep no data and have most runs, best mean Avg first.
+
+        One with fewer runs than others is in the tables, but not ranked: luck would choose it.
+        """
+        without = [g for g in self.groups if not g.keeps and g.scores(RANKED_BY)]
+        most = max((len(group.runs) for group in without), default=0)
+        return [group for group in without if len(group.runs) == most]
+
+
+class Lead(NamedTuple):
+    """How far a method is ahead of another on one score, over the seeds that both have."""
+
+    other: Group
+    pairs: int
+    difference: float
+    interval: Interval
+    p: float
+    adjusted: float
+
+
+def read_study(folder: Path) -> Study:
+    """Read every CSV of a folder; one that is absent or empty has no groups.
+
+    Raises:
+        ValueError: a file is no such CSV, or two are the same run.
+    """
+    found: dict[str, dict[Pair, KeptRun]] = {}
+    for path in sorted(folder.glob("*.csv")):
+        run = read_run(path)
+        of_name = found.setdefault(method_label(run), {})
+        before = of_name.setdefault((run.stream_seed, run.seed), run)
+        if before is not run:
+            raise ValueError(f"{before.path} and {path}: the same run twice; remove one of them")
+    groups = [Group(name, [runs[pair] for pair in sorted(runs)]) for name, runs in found.items()]
+    return Study(folder, sorted(groups, key=_place))
+
+
+def _place(group: Group) -> tuple[bool, float, float, str]:
+    average, last = (
+        math.inf if math.isnan(mean) else -mean for mean in map(group.mean, (RANKED_BY, "last"))
+    )
+    return bool(group.keeps), average, last, group.name
+
+
+def method_label(run: KeptRun) -> str:
+    """Return a run's method with the blocks and values that a grid gave it, as print has it."""
+    name, rest = printed(run.method), []
+    # A value may hold blanks: "replay={memory: 500, share: 0.5} tuner.rank=8".
+    for setting in re.split(r" (?=[\w.]+=)", run.settings) if run.settings else ():
+        key, _, value = setting.partition("=")
+        word, inherent = BLOCKS.get(key, ("", set()))
+        if not word:
+            rest.append(f"{key.rpartition('.')[2]} {value}")
+        elif value == "null":
+            name += f" without {word}" if run.method in inherent else ""
+        elif value == "{}":
+            name += "" if run.method in inherent else f" + {word}"
+        else:
+            name += f" + {word} {value}"
+    return ", ".join([name, *rest])
+
+
+def leads(first: Group, others: Sequence[Group], key: str) -> list[Lead]:
+    """Return by how much a method is ahead of each other one, with paired t tests.
+
+    The difference is `first` minus the other, of the runs that share seeds of stream and run; p is
+    adjusted over the others (Holm).
+    """
+    rows = []
+    for other in others:
+        ours, theirs = first.scores(key), other.scores(key)
+        shared = sorted(ours.keys() & theirs.keys())
+        one, two = ([side[pair] for pair in shared] for side in (ours, theirs))
+        gaps = np.subtract(one, two).tolist()
+        mean = float(np.mean(gaps)) if gaps else math.nan
+        interval = t_interval(gaps) if len(gaps) > 1 else NO_INTERVAL
+        rows.append((other, len(gaps), mean, interval, paired_t(one, two)))
+    adjusted = holm([row[-1] for row in rows])
+    return [Lead(*row, p) for row, p in zip(rows, adjusted, strict=True)]

@@ -1,0 +1,113 @@
+"""The CSV of one finished run, small enough to commit: columns, reader.
+
+A row is a task's score after a chunk, with what the run was, what it took and where it ran.
+`recipes.sweep` writes it.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from eval.metrics import SCORE, Array
+
+RUN = ("method", "seed", "stream_seed", "settings", "keeps", "trained", "stored")
+ROW = ("chunk", "task", "first", "score", "n", "train_seconds", "eval_seconds")
+COLUMNS = (*RUN, *ROW, "git", "machine")
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """One finished run.
+
+    Attributes:
+        settings: what a grid changed, "key=value key=value"; empty: nothing.
+        keeps: the past data that the method keeps, in words; empty: none.
+        trained: trainable parameters in millions; NaN: not known.
+        stored: numbers kept to answer after the last chunk, in millions; NaN: not known.
+        values: a[chunk, task], scores of 0 to 1; NaN: not evaluated.
+        first: for each task the first chunk that held it; None: none did.
+        seconds: of training and evaluation.
+    """
+
+    path: Path
+    method: str
+    seed: int
+    stream_seed: int
+    settings: str
+    keeps: str
+    trained: float
+    stored: float
+    values: Array
+    tasks: list[str]
+    first: list[int | None]
+    seconds: float
+    git: str
+    machine: str
+
+    @property
+    def has_no_stream(self) -> bool:
+        """Return whether nothing was taught in order: joint training, zero-shot.
+
+        Of such a run only the last scores mean something.
+        """
+        return all(chunk is None for chunk in self.first)
+
+    def score(self, key: str) -> float:
+        """Return a score of `eval.metrics` over all tasks; NaN where it is not defined."""
+        if self.has_no_stream and key != "last":
+            return float("nan")
+        return float(SCORE[key].mean(self.values, self.first))
+
+
+def read_run(path: Path) -> KeptRun:
+    """Read the CSV of a run.
+
+    Raises:
+        ValueError: the file is no such CSV.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return _run(path, rows)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected rows of {', '.join(COLUMNS)} ({error!r}). Where the run's folder "
+            "still lies, remove the file and give the sweep's command again: it is written anew"
+        ) from error
+
+
+def _run(path: Path, rows: list[dict[str, str]]) -> KeptRun:
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    values = np.full((1 + max(int(row["chunk"]) for row in rows), len(tasks)), np.nan)
+    first: list[int | None] = [None] * len(tasks)
+    seconds = {}
+    for row in rows:
+        column = tasks.index(row["task"])
+        values[int(row["chunk"]), column] = float(row["score"])
+        first[column] = int(row["first"]) if row["first"] else None
+        seconds[row["chunk"]] = float(row["train_seconds"]) + float(row["eval_seconds"])
+    one = rows[0]
+    return KeptRun(
+        path=path,
+        method=one["method"],
+        seed=int(one["seed"]),
+        stream_seed=int(one["stream_seed"]),
+        settings=one["settings"],
+        keeps=one["keeps"],
+        trained=_number(one["trained"]),
+        stored=_number(one["stored"]),
+        values=values,
+        tasks=tasks,
+        first=first,
+        seconds=sum(seconds.values()),
+        git=one["git"],
+        machine=one["machine"],
+    )
+
+
+def _number(text: str) -> float:
+    return float(text) if text else float("nan")

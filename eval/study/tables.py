@@ -1,0 +1,188 @@
+"""Markdown out of a study: scores, leads with tests, machines, and the finding in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+
+from eval.charts.figure import counted, percent, ratio
+from eval.metrics import SCORE
+from eval.significance import Interval
+from eval.study.groups import RANKED_BY, Group, Lead, Study, leads
+
+NOTHING = "No run is committed yet."
+FEW = ("last", RANKED_BY, "forgetting", "lost")
+ALL = (*FEW, "maf", "backward", "forward")
+RANKS = (RANKED_BY, "last")
+UNKNOWN = percent(None)
+
+
+def scores(study: Study, whole: bool = False) -> str:
+    """Return the table of scores: mean and standard deviation over the runs of each method.
+
+    Args:
+        study: the runs.
+        whole: with every score, the intervals of the means of Last and Avg, and sizes.
+    """
+    if not study.groups:
+        return NOTHING
+    keys = ALL if whole else FEW
+    head = ["method", "keeps old data", "n", *(SCORE[key].title for key in keys)]
+    head += [*(["trained, M", "stored, M"] if whole else []), "minutes"]
+    rows = []
+    for group in study.groups:
+        row = [group.name, group.keeps or "no", str(len(group.runs))]
+        row += [_with_spread(group, key, whole and key in RANKS) for key in keys]
+        sizes = (np.mean([(run.trained, run.stored) for run in group.runs], axis=0)).tolist()
+        row += [ratio(size, 2) for size in sizes] if whole else []
+        rows.append([*row, f"{np.mean([run.seconds for run in group.runs]) / 60:.1f}"])
+    interval = " In brackets: 95 % t interval of the mean." if whole else ""
+    return f"{_table(head, rows)}\n\n{provenance(study)}{interval}"
+
+
+def _with_spread(group: Group, key: str, interval: bool) -> str:
+    mean, spread = group.mean(key), group.spread(key)
+    if math.isnan(spread.std):
+        return percent(mean)
+    low, high = map(percent, spread.interval)
+    return f"{percent(mean)} ± {percent(spread.std)}" + (f" [{low}, {high}]" if interval else "")
+
+
+def provenance(study: Study) -> str:
+    """Return what n and ± are, with seeds, commits, machines and hours."""
+    alone = any(len(group.runs) == 1 for group in study.groups)
+    seeds = _ranges(sorted({run.stream_seed for run in study.runs}))
+    runs = _ranges(sorted({run.seed for run in study.runs}))
+    machines = "; ".join(sorted({run.machine for run in study.runs}))
+    commits = ", ".join(sorted({_short(run.git) for run in study.runs}))
+    hours = sum(run.seconds for run in study.runs) / 3600
+    spread = "In percent; ±: standard deviation over n runs" + (
+        " (n = 1: no spread is known)." if alone else "."
+    )
+    return (
+        f"{spread} Stream seeds {seeds}, seeds {runs}; {len(study.runs)} runs, {hours:.1f} hours "
+        f"one after the other; machine: {machines}; commit: {commits}."
+    )
+
+
+def _short(git: str) -> str:
+    sha, changed = git.removesuffix("+"), git.endswith("+")
+    return f"{sha[:7]}{' with changes' if changed else ''}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return "0-4, 7"."""
+    parts = []
+    for _, part in groupby(enumerate(numbers), lambda each: each[1] - each[0]):
+        run = [number for _, number in part]
+        parts.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]))
+    return ", ".join(parts)
+
+
+def lead_table(study: Study) -> str:
+    """Return the best method without data against every other: difference, interval, p."""
+    ranked = study.ranked()
+    others = [group for group in study.groups if ranked and group is not ranked[0]]
+    if not others:
+        return "One method: nothing to compare it with." if study.groups else NOTHING
+    columns = {key: leads(ranked[0], others, key) for key in RANKS}
+    head = ["against", "pairs"]
+    head += [f"{SCORE[key].title}: {word}" for key in columns
+             for word in ("difference", "95 % interval", "p (Holm)")]  # fmt: skip
+    rows = []
+    for each in zip(*columns.values(), strict=True):
+        cells = [part for lead in each for part in _lead_cells(lead)]
+        rows.append([each[0].other.name, str(max(lead.pairs for lead in each)), *cells])
+    note = (
+        f"{ranked[0].name} minus the other, in points, over runs that share the seeds of stream "
+        f"and model; paired t tests, p corrected over {counted(len(others), 'method')} (Holm)."
+    )
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def _lead_cells(lead: Lead) -> list[str]:
+    if not lead.pairs:
+        return [UNKNOWN, "no shared runs", UNKNOWN]
+    if lead.pairs == 1:
+        return [signed(lead.difference), "n = 1: no interval", UNKNOWN]
+    p = "< 0.001" if lead.adjusted < 0.001 else f"{lead.adjusted:.3f}"
+    return [signed(lead.difference), ends(lead.interval), p]
+
+
+def ends(interval: Interval) -> str:
+    """Return "+1.0 to +2.0", in points."""
+    return f"{signed(interval.low)} to {signed(interval.high)}"
+
+
+def signed(value: float) -> str:
+    """Return points with their sign."""
+    text = percent(value)
+    return f"+{text}" if value > 0 and text != "0.0" else text
+
+
+def winner(study: Study) -> str:
+    """Return one line: the best method that keeps no data, its lead over the next, how sure."""
+    where, ranked = study.folder.name, study.ranked()
+    if not ranked:
+        return f"{where}: no method without data has a score over a stream yet"
+    best, rivals = ranked[0], ranked[1:]
+    if not rivals:
+        return f"{where}: {best.name} is the only method without data, nothing to compare it with"
+    said = []
+    for key in RANKS:
+        found = leads(best, [group for group in study.groups if group is not best], key)
+        nearest = min((each for each in found if each.other in rivals), key=lambda x: x.difference)
+        difference, interval, p = _lead_cells(nearest)
+        sure = f"95 % interval {interval}, p {p}" if nearest.pairs > 1 else interval
+        said.append(f"{SCORE[key].title} {difference} ({sure}) against {nearest.other.name}")
+    return (
+        f"{where}: {best.name} leads the methods that keep no data with Avg "
+        f"{percent(best.mean(RANKED_BY))}, Last {percent(best.mean('last'))} (n = "
+        f"{len(best.runs)}); nearest: {', '.join(said)}"
+    )
+
+
+def machines(first: Study, second: Study) -> str:
+    """Return what another machine or library changes: the same runs under two configurations."""
+    others = {group.name: group for group in second.groups}
+    rows, shared = [], []
+    for group in first.groups:
+        other = others.get(group.name)
+        both = _both(group, other) if other else []
+        if not both:
+            continue
+        shared.append(group.name)
+        each = np.mean([np.nanmean(np.abs(a.values[1:] - b.values[1:])) for a, b in both])
+        row = [group.name, str(len(both)), percent(float(each))]
+        for key in reversed(RANKS):
+            gaps = np.array([b.score(key) - a.score(key) for a, b in both])
+            row += [percent(float(np.mean(np.abs(gaps)))), signed(float(gaps.mean()))]
+        rows.append(row)
+    if not rows:
+        return NOTHING
+    head = ["method", "n", "each score", "Last of a run", "mean Last", "Avg of a run", "mean Avg"]
+    orders = [[g.name for g in study.groups if g.name in shared] for study in (first, second)]
+    order = "the same" if orders[0] == orders[1] else "not the same"
+    configurations = " and ".join(
+        "; ".join(sorted({run.machine for run in study.runs})) for study in (first, second)
+    )
+    note = (
+        "Mean absolute difference of the score of a task after a chunk, of a run's Last and of its "
+        "Avg, in points; mean Last, mean Avg: by how much the mean over runs moves. The order of "
+        f"the methods is {order}. Configurations: {configurations}."
+    )
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def _both(one: Group, other: Group) -> list[tuple]:
+    theirs = {(run.stream_seed, run.seed): run for run in other.runs}
+    pairs = [(run, theirs.get((run.stream_seed, run.seed))) for run in one.runs]
+    return [(a, b) for a, b in pairs if b is not None]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
