@@ -182,11 +182,11 @@ def _validate(recipe: Recipe, options: argparse.Namespace) -> int:
     if options.json:
         return _print_all([recipe.model_dump_json(indent=2)])
     from recipes.run.chunk_data import open_recipe_stream
-    from recipes.run.preflight.all_checks import look
+    from recipes.run.preflight.all_checks import is_submit_host, look
 
     valid = f"{options.recipe}: valid ({recipe.title}, {recipe.data.chunks} chunks)"
-    on_cluster = recipe.launcher.kind == "slurm" and "SLURM_JOB_ID" not in os.environ
-    code = _print_all([valid, *(finding.line() for finding in look(recipe, on_cluster))])
+    found = look(recipe, is_submit_host(recipe))
+    code = _print_all([valid, *(finding.line() for finding in found)])
     if (Path(recipe.data.stream) / "stream.json").is_file():
         open_recipe_stream(recipe)  # refuses more chunks or other tasks than there are
     return code

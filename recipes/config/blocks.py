@@ -9,6 +9,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from strlora_tuner.methods.slow_weights.options import Kind
 
+# What a text must look like, and how to say so.
+WORD = r"^[A-Za-z0-9_][A-Za-z0-9_.:,@%/+=-]*$"
+BIND = r"^/[^\s:,]*(:/[^\s:,]*(:r[ow])?)?$"
+FOLDER = r"^[A-Za-z0-9_./~-][^\s]*$"
+TIME_LIMIT = r"^(\d+-)?\d+(:\d{1,2}){0,2}$"
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+FORMS = {
+    WORD: "one word of letters, digits and _ . : , @ % / + = -",
+    BIND: "FOLDER, FROM:TO or FROM:TO:ro, each a whole path that begins with /",
+    FOLDER: "a path without blanks",
+    TIME_LIMIT: "minutes, H:MM:SS or D-H:MM:SS",
+    RUN_NAME: "letters, digits and . _ -, the first a letter or a digit",
+}
+
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -237,9 +251,9 @@ class Matched(Block):
 
 
 # Words of sbatch and file names: nothing that a shell or sbatch could read as something else.
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:,@%/+=-]*$")]
-Bind = Annotated[str, Field(pattern=r"^/[^\s:,]*(:/[^\s:,]*(:r[ow])?)?$")]
-Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./~-][^\s]*$")]
+Word = Annotated[str, Field(pattern=WORD)]
+Bind = Annotated[str, Field(pattern=BIND)]
+Folder = Annotated[str, Field(pattern=FOLDER)]
 
 
 class Slurm(Block):
@@ -247,7 +261,7 @@ class Slurm(Block):
 
     partition: Word | None = Field(None, description="null: the cluster's default")
     account: Word | None = Field(None, description="null: your default")
-    time: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d{1,2}){0,2}$")] = Field(
+    time: Annotated[str, Field(pattern=TIME_LIMIT)] = Field(
         "24:00:00", description="time limit of one job; the next one continues the stream"
     )
     stop_before: Positive = Field(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from copy import deepcopy
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +32,7 @@ from recipes.config.problems import (
     Places,
     Problem,
     RecipeError,
+    apart_from,
     did_you_mean,
     from_pydantic,
     leaf_names,
@@ -327,7 +331,11 @@ def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> R
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems += from_pydantic(error, Recipe, places, elsewhere, also_known=("extends", "sweep"))
+        known = ("extends", "sweep")
+        refused = from_pydantic(error, Recipe, places, elsewhere, also_known=known)
+        rest = _accepted(values, error)
+        broken = cross_field_problems(rest) if rest is not None else []
+        problems += [*refused, *rule_problems(apart_from(refused, broken), places)]
     if isinstance(values.get("tuner"), dict):
         tuner_type = _tuner_type(values)
         problems += check_tuner_block(values["tuner"], tuner_type, places, elsewhere)
@@ -336,6 +344,18 @@ def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> R
     if recipe is not None:
         problems += rule_problems(cross_field_problems(recipe), places)
     return recipe
+
+
+def _accepted(values: dict[str, Any], error: ValidationError) -> Recipe | None:
+    """The recipe without the values that the schema refuses; None: one of them has no default."""
+    rest = deepcopy(values)
+    for detail in reversed(error.errors(include_url=False)):
+        *blocks, leaf = detail["loc"]
+        with suppress(KeyError, IndexError, TypeError):
+            del reduce(getitem, blocks, rest)[leaf]
+    with suppress(ValidationError):
+        return Recipe.model_validate(rest)
+    return None
 
 
 def _tuner_type(values: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pydantic
 
+from recipes.config.blocks import FORMS
 from recipes.config.recorded import REMOVED
 from recipes.config.yaml_values import hint_for
 
@@ -169,6 +170,13 @@ def rule_problems(broken: Sequence[str], places: Places, prefix: str = "") -> li
     return [Problem(places[key], key, text) for key, text in zip(keys, broken, strict=True)]
 
 
+def apart_from(refused: Sequence[Problem], broken: Sequence[str]) -> list[str]:
+    """The broken rules that name no key of `refused`, nor one that such a key was meant to be."""
+    keys = [key for each in refused for key in (each.key, *re.findall(r"'([\w.]+)'", each.hint))]
+    leaves = {re.sub(r"(\.\d+)+$", "", key).rpartition(".")[2] for key in keys}
+    return [text for text in broken if not leaves & set(re.findall(r"\w+", text))]
+
+
 def _submodel(model: type[pydantic.BaseModel], path: list[str]) -> type[pydantic.BaseModel] | None:
     """Follows `path` through nested models; None where a part is not a model."""
     current: Any = model
@@ -196,6 +204,9 @@ def _sentence(
     meaning = f" ({field.description})" if field is not None and field.description else ""
     if detail["type"] == "missing":
         return f"is missing and has no default{meaning}"
+    expected = FORMS.get(detail.get("ctx", {}).get("pattern"))
+    if expected is not None:
+        return f"found {shown(detail['input'])}, expected {expected}{meaning}"
     return f"found {shown(detail['input'])}, but {_lower_first(detail['msg'])}{meaning}"
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from recipes.config.blocks import (
+    RUN_NAME,
     Block,
     Data,
     Evaluation,
@@ -43,7 +44,7 @@ else:
 class Recipe(Block):
     """One run: a method on a stream."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
+    name: str = Field(pattern=RUN_NAME, description="names the run folder")
     seed: int = Field(
         0,
         ge=0,

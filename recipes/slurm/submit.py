@@ -6,6 +6,7 @@ arguments of sbatch, as a list. Words that must stand in the script are quoted.
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -139,6 +140,11 @@ def check_submission(script: str, extra: list[str]) -> list[Finding]:
     answer = "; ".join(line.removeprefix("sbatch: ") for line in lines)
     if not done.returncode:
         return [Finding("sbatch", answer, stops=False)]
+    if re.search(r"configuration source|[Uu]nable to contact", answer):
+        text = (
+            f"no cluster answers sbatch here: {answer}. Submit where `sinfo` shows its partitions"
+        )
+        return [Finding("sbatch", text)]
     keys = "partition, account, time, gpus_per_node, memory, cpus_per_task, options"
     text = f"the cluster refuses the job: {answer}. Correct launcher.nodes or launcher.slurm"
     return [Finding("sbatch", f"{text} ({keys})")]

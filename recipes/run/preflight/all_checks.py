@@ -6,6 +6,7 @@ Nothing is written, and torch is imported in a process of its own, only where th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from recipes.baselines.start_adapter import start_problems
@@ -51,6 +52,11 @@ def _of_this_machine(recipe: Recipe) -> Iterator[Finding]:
     yield from check_caches(recipe)
     yield from check_compiler(recipe)
     yield from check_network(recipe)
+
+
+def is_submit_host(recipe: Recipe) -> bool:
+    """Whether the recipe is a cluster's and this process is no part of a job of one."""
+    return recipe.launcher.kind == "slurm" and "SLURM_JOB_ID" not in os.environ
 
 
 def stopping(findings: list[Finding]) -> list[Finding]:

@@ -168,6 +168,26 @@ def test_rules_over_several_keys_name_the_way_out() -> None:
     assert "set model.aligner" in problem.message
 
 
+def test_broken_rules_are_named_beside_keys_that_are_refused() -> None:
+    broken = ["launcher.deepspeed=zero4", "schedule.global_batch=33"]
+    refused = ["launcher.gpu=XYZ", "model.dtype=float8"]
+    named = {problem.key for problem in problems_of("internvl3.5-8b", *broken, *refused)}
+    assert named == {word.partition("=")[0] for word in (*broken, *refused)}
+    # The batch of 16 that the schema would put in its place is nobody's mistake.
+    (problem,) = problems_of("internvl3.5-8b", "schedule.global_batch=all", "launcher.nproc=3")
+    assert problem.key == "schedule.global_batch"
+
+
+def test_what_a_job_asks_for_is_told_in_words() -> None:
+    slurm = {"binds": "[data]", "time": "soon", "partition": "a b", "logs": "my logs"}
+    words = [f"launcher.slurm.{key}={value}" for key, value in slurm.items()]
+    told = {problem.key.split(".")[2]: str(problem) for problem in problems_of("tiny", *words)}
+    assert "found 'data', expected FOLDER, FROM:TO or FROM:TO:ro" in told["binds"]
+    assert "found 'soon', expected minutes, H:MM:SS or D-H:MM:SS" in told["time"]
+    assert "found 'a b', expected one word of letters" in told["partition"]
+    assert "found 'my logs', expected a path without blanks" in told["logs"]
+
+
 @pytest.mark.parametrize("key", sorted(OWNED))
 def test_keys_of_the_orchestrator_are_refused_with_the_reason(key: str) -> None:
     (problem,) = problems_of("tiny", f"swift.{key}=1")

@@ -31,6 +31,7 @@ from recipes.run.preflight.room import check_disk, check_shared_memory, sample_b
 from recipes.run.preflight.stream_files import check_stream
 from recipes.run.preflight.tools import check_compiler, check_container, check_network
 from recipes.slurm.submit import check_submission
+from recipes.tools.preview import preview
 
 LoadToy = Callable[..., Recipe]
 
@@ -296,6 +297,29 @@ def test_what_the_cluster_says_of_a_job(tmp_path: Path, monkeypatch: pytest.Monk
     (refused,) = check_submission("#SBATCH --partition=none\n", [])
     assert refused.stops
     assert "--test-only #SBATCH --partition=none; second line. Correct launcher" in refused.text
+    for said in (
+        "Unable to contact slurm controller",
+        "Could not establish a configuration source",
+    ):
+        sbatch.write_text(f"#!/bin/sh\necho 'sbatch: {said}' >&2\nexit 1\n")
+        (nowhere,) = check_submission("", [])
+        assert nowhere.text.startswith(f"no cluster answers sbatch here: {said}. Submit where")
+
+
+def test_a_login_node_is_not_asked_for_what_the_job_has(
+    toy: LoadToy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = toy("launcher.kind=slurm", "launcher.slurm.container=docker://a/b")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    shown = "\n".join(preview(recipe))
+    assert "apptainer exec" in shown
+    assert "needs apptainer" not in shown
+    assert "--slurm instead of --dry-run submits" in shown
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert "# MISSING  container: launcher.slurm.container needs apptainer" in "\n".join(
+        preview(recipe)
+    )
 
 
 def test_notes_do_not_stop_a_run(toy: LoadToy) -> None:
