@@ -27,6 +27,7 @@ from transformers import (
 
 from strlora_tuner import StrLoraModel
 from strlora_tuner.methods import config_class, folders
+from strlora_tuner.methods.branchlora.keyed_model import KeyedModel
 from strlora_tuner.methods.strlora.layer import MixtureOfExperts
 
 STRLORA = "strlora"
@@ -180,10 +181,15 @@ def adapted_linears() -> list[torch.nn.Linear]:
     return [module for module in layers if isinstance(module, torch.nn.Linear)]
 
 
-def adapted(base: torch.nn.Module, method: str = STRLORA, seed: int = 1, **changes: Any) -> Any:
-    """Returns `base` with a method's adapter whose tensors are random, as after training."""
+def adapted(
+    base: torch.nn.Module, method: str = STRLORA, seed: int = 1, chunk: int = 1, **changes: Any
+) -> Any:
+    """Returns `base` with a method's adapter whose tensors are random, as after training.
+
+    In chunk 3 a method that grows holds what two chunks left.
+    """
     torch.manual_seed(seed)
-    model = get_peft_model(base, config(method, **changes))
+    model = get_peft_model(base, config(method, **changes).at_chunk(chunk))
     randomise(model)
     return model
 
@@ -199,6 +205,9 @@ def randomise(model: Any, adapter: str = "default") -> None:
         for tensor in bank.state_dict().values():
             if tensor.is_floating_point():
                 tensor.normal_(std=0.2)
+    if isinstance(tuner, KeyedModel) and len(tuner.statistics(adapter).keys):
+        for tensor in tuner.statistics(adapter).state_dict().values():
+            tensor.normal_()
     if isinstance(tuner, StrLoraModel):
         statistics = tuner.statistics(adapter)
         statistics.count.fill_(50)

@@ -116,7 +116,7 @@ def test_only_adapter_parameters_train(method, name):
 
 @COSTLY_TABLE
 def test_generation_with_left_padding_beams_and_cache_equals_single_prompts(method, name):
-    model = adapted(base_model(name), method).eval()
+    model = adapted(base_model(name), method, chunk=3).eval()
     rows = [[USER, 11, 12, 13, END], [USER, 40, 41, 42, 43, 44, 45, END]]
     settings = dict(max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=PAD)
 
@@ -140,7 +140,7 @@ def test_generation_with_left_padding_beams_and_cache_equals_single_prompts(meth
 @pytest.mark.parametrize("method", METHODS)
 def test_rows_may_leave_a_batch_while_it_is_decoded(method):
     """What evaluation does with answers that have ended: the others go on unchanged."""
-    model = adapted(base_model("text"), method).eval()
+    model = adapted(base_model("text"), method, chunk=3).eval()
     rows = [[USER, 11, 12, 13, END], [USER, 40, 41, 42, END], [USER, 7, 8, 9, END]]
     ids, keep = torch.tensor(rows), torch.tensor([2, 1])
     following = torch.tensor([[21], [22], [23]])

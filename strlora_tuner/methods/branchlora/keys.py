@@ -1,13 +1,14 @@
-"""BranchLoRA's selector: an image and a text key for each chunk; a prompt takes the nearest.
+"""An image and a text key for each chunk, and how near a prompt's image and text are to them.
 
-The published keys minimise 1 - cos(key, feature), summed over a chunk's samples, with the features
+BranchLoRA takes the router of the nearest chunk, HiDe-LLaVA weighs the chunks' LoRAs. BranchLoRA's
+published keys minimise 1 - cos(key, feature), summed over a chunk's samples, with the features
 fixed. The minimiser is known: the direction of the sum of unit features. Here keys are that sum, so
 they are exact, need no learning rate, and the weight of the alignment loss cannot matter.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,27 +18,27 @@ from strlora_tuner.core.expert_bank import sum_over_processes
 from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.core.precision import Float32Buffers
 
-if TYPE_CHECKING:
-    from strlora_tuner.methods.branchlora.config import Config
-
 
 class ChunkKeys(Float32Buffers):
     """Keys of earlier chunks, `keys` (chunks, 2, H), and the sums of the current one, (2, H).
 
     Feature 0 is the mean input embedding of the image's tokens, as the language model reads them;
-    feature 1 the instruction vector. Both have norm 1, or are zero where a prompt has none.
+    feature 1 the instruction vector. Either is zero where a prompt has none. A chunk's key is the
+    direction of their sum over its prompts.
     """
 
+    # Whether a prompt's features have norm 1 in the sum.
+    unit_features = True
     keys: Tensor
     sums: Tensor
 
-    def __init__(self, hidden: int, config: Config) -> None:
+    def __init__(self, hidden: int, config: Any) -> None:
         super().__init__()
         self.register_buffer("keys", torch.zeros(config.past_chunks, 2, hidden))
         self.register_buffer("sums", torch.zeros(2, hidden))
         self._pending: Tensor | None = None
         self._seen: Tensor | None = None
-        self._chosen: tuple[Tensor, Tensor] | None = None
+        self._near: tuple[Tensor, Tensor] | None = None
         self.choices: Tensor | None = None  # of the rows of the last prompt
 
     @torch.no_grad()
@@ -48,6 +49,7 @@ class ChunkKeys(Float32Buffers):
             return
         self._seen = instruction
         found, exist = features(context, adapter, x), context.exist(adapter)
+        found = F.normalize(found, dim=-1) if self.unit_features else found
         found = (found if exist is None else found[exist]).sum(0)
         self._pending = found if self._pending is None else self._pending + found
 
@@ -59,15 +61,19 @@ class ChunkKeys(Float32Buffers):
             self._pending = None
 
     @torch.no_grad()
-    def choose(self, context: RoutingContext, adapter: str, x: Tensor) -> Tensor:
-        """Returns the chunk with the nearest keys for each segment, (S); 0 is the first."""
+    def similarity(self, context: RoutingContext, adapter: str, x: Tensor) -> Tensor:
+        """Returns the cosines of every segment's features and the chunks' keys, (S, chunks, 2).
+
+        The newest chunk is the last. `choices` is then the chunk with the largest sum, 0 the first.
+        """
         instruction = context.instruction(adapter, x)
-        if self._chosen is None or self._chosen[0] is not instruction:
+        if self._near is None or self._near[0] is not instruction:
             known = F.normalize(torch.cat([self.keys, self.sums[None]]), dim=-1)
-            near = torch.einsum("bmh,cmh->bc", features(context, adapter, x), known)
-            self._chosen = instruction, near.argmax(-1)
-            self.choices = context.last_of_rows(adapter, self._chosen[1])
-        return self._chosen[1]
+            found = F.normalize(features(context, adapter, x), dim=-1)
+            near = torch.einsum("bmh,cmh->bcm", found, known)
+            self._near = instruction, near
+            self.choices = context.last_of_rows(adapter, near.sum(-1).argmax(-1))
+        return self._near[1]
 
     @torch.no_grad()
     def close_chunk(self) -> None:
@@ -77,6 +83,6 @@ class ChunkKeys(Float32Buffers):
 
 
 def features(context: RoutingContext, adapter: str, x: Tensor) -> Tensor:
-    """Returns image and text feature of every segment, (S, 2, H) float32 of norm 1 or 0."""
+    """Returns image and text feature of every segment, (S, 2, H) float32."""
     image = context.image_vectors(adapter, x)
-    return F.normalize(torch.stack([image, context.instruction(adapter, x)], 1), dim=-1)
+    return torch.stack([image, context.instruction(adapter, x)], 1)

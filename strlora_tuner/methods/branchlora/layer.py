@@ -75,7 +75,8 @@ class Branches(ExpertBank):
                 scores = F.linear(first.float(), self.router.float())
             else:
                 routers = torch.cat([self.past_routers, self.router.float()[None]])
-                own = routers[keys.choose(context, adapter, x)]
+                nearest = keys.similarity(context, adapter, x).sum(-1).argmax(-1)
+                own = routers[nearest]
                 scores = torch.einsum("bd,bnd->bn", first.float(), own)
             kept = topk_mask(scores.detach(), self.config.top_k)
             gates = (scores + mask_bias(kept)[:, 0]).softmax(-1)

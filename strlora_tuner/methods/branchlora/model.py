@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from strlora_tuner.core.expert_bank import sum_over_processes
-from strlora_tuner.core.model import RoutedModel
 from strlora_tuner.methods.branchlora.config import Config
+from strlora_tuner.methods.branchlora.keyed_model import KeyedModel
 from strlora_tuner.methods.branchlora.keys import ChunkKeys
 from strlora_tuner.methods.branchlora.layer import Branches
 from strlora_tuner.methods.branchlora.options import Options
 
 
-class Model(RoutedModel):
+class Model(KeyedModel):
     """A base model whose chosen linear layers carry BranchLoRA's branches."""
 
     bank_class = Branches
     state_class = ChunkKeys
 
-    def _register_hooks(self, model: nn.Module) -> list[RemovableHandle]:
-        decoder = model.get_decoder()  # type: ignore[operator]
-        handle = decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)
-        return [*super()._register_hooks(model), handle]
-
-    def _before_decoder(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict) -> None:
-        embeddings = kwargs.get("inputs_embeds")
-        if isinstance(embeddings, Tensor) and embeddings.shape[1] > 1:
-            self.routing.on_inputs(embeddings)
-
     def after_optimizer_step(self) -> None:
         """Adds the step's features to the chunk's keys and the branches' use to its counts."""
-        self.statistics().commit()
+        super().after_optimizer_step()
         banks = [bank for _, bank in self.mixtures() if bank.counted is not None]
         if not banks:
             return
@@ -40,11 +28,6 @@ class Model(RoutedModel):
         for bank, count in zip(banks, counts, strict=True):
             bank.uses += count.to(bank.uses)
             bank.counted = None
-
-    def chosen_chunks(self) -> list[int] | None:
-        """Returns the chunk, from 1, whose router each row of the last prompt took."""
-        choices = self.statistics().choices
-        return None if choices is None else (choices + 1).tolist()
 
     def begin_chunk(self) -> None:
         """Freezes what the chunk before used most; opens a router and keys of its own."""

@@ -7,54 +7,35 @@ The pairs (A_i, B_i) of earlier chunks are frozen; a new chunk starts with a fre
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from strlora_tuner.core.autograd import InjectGradient
-from strlora_tuner.core.expert_bank import ExpertBank
 from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.core.precision import float32_scores
+from strlora_tuner.methods.olora.pairs import ChunkPairs
 
 if TYPE_CHECKING:
     from strlora_tuner.methods.olora.config import Config
 
 
-class OrthogonalExperts(ExpertBank):
-    """The chunk's own A and B, and in buffers those of the n earlier chunks.
-
-    `past_A` is (n r, d_in), `past_B` (d_out, n r). Buffers, because DeepSpeed hands frozen
-    parameters to nobody who saves.
-    """
-
-    past_A: Tensor
-    past_B: Tensor
+class OrthogonalExperts(ChunkPairs):
+    """The chunk's own A and B, kept orthogonal to those of the n earlier chunks."""
 
     def __init__(self, d_in: int, d_out: int, hidden: int, config: Config) -> None:
-        super().__init__(d_in, d_out, config)
-        rows = config.r * config.subspaces
-        self.register_buffer("past_A", torch.zeros(rows, d_in))
-        self.register_buffer("past_B", torch.zeros(d_out, rows))
+        super().__init__(d_in, d_out, config, config.subspaces)
         self._loss: Tensor | None = None
-
-    @torch.no_grad()
-    def open_subspace(self) -> None:
-        """Freezes A and B among the earlier ones and starts them anew."""
-        self.past_A = torch.cat([self.past_A, self.A.to(self.past_A)])
-        self.past_B = torch.cat([self.past_B, self.B.to(self.past_B)], 1)
-        nn.init.normal_(self.A, std=0.01)
-        nn.init.zeros_(self.B)
 
     def update(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
         """Returns result + the sum of all subspaces' updates, in training with the penalty."""
         self.record(context, x, torch.ones_like(x[..., :1], dtype=torch.float32))
-        hidden, out = self.hidden(x), cast(Tensor, self.B)
+        hidden = self.hidden(x)
         if self.past_A.shape[0]:
-            hidden = torch.cat([hidden, F.linear(x, self.past_A.to(self.A.dtype))], -1)
-            out = torch.cat([out, self.past_B.to(out.dtype)], 1)
-        output = self._add(result, hidden * self.scaling, out)
+            hidden = torch.cat([F.linear(x, self.past_A.to(self.A.dtype)), hidden], -1)
+        output = self._add(result, hidden * self.scaling, self.every_B())
         return self._penalised(x, output, context) if self.training else output
 
     def _penalised(self, x: Tensor, output: Tensor, context: RoutingContext) -> Tensor:

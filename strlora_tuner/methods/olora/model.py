@@ -15,7 +15,7 @@ class Model(RoutedModel):
     def begin_chunk(self) -> None:
         """Freezes what the chunk before learnt and opens a subspace of its own."""
         for _, bank in self.mixtures():
-            bank.open_subspace()
+            bank.open_chunk()
         config = self.peft_config[self.active_adapters[0]]
         assert isinstance(config, Config)
         config.subspaces += 1

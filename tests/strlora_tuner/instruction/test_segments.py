@@ -88,7 +88,7 @@ def test_packed_samples_are_found_as_attention_finds_them(arguments, starts):
 @pytest.mark.parametrize("method", TUNERS)
 def test_a_later_turn_does_not_move_what_was_before(method):
     """In training as in a chat, in rows of other lengths, with padding on either side."""
-    model = adapted(base_model("text"), method).eval()
+    model = adapted(base_model("text"), method, chunk=3).eval()
     rows = [FIRST + SECOND + THIRD, FIRST, [USER, 21, 22, END, 60, END, *SECOND]]
     length = max(map(len, rows))
     for side in ("left", "right"):
@@ -145,7 +145,7 @@ def taught(ids: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
 @pytest.mark.parametrize("method", TUNERS)
 def test_a_packed_row_trains_as_its_samples_do(method, checkpointing):
     """Loss, gradients, statistics and moving averages of a step; a padding-free batch is a row."""
-    first = adapted(base_model("text"), method).train()
+    first = adapted(base_model("text"), method, chunk=3).train()
 
     def step(batch: dict[str, torch.Tensor]) -> tuple[Any, ...]:
         model = copy.deepcopy(first)

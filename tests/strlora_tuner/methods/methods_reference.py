@@ -136,3 +136,42 @@ def branchlora(
             tokens.append(scale * sum(parts))
         rows.append(torch.stack(tokens))
     return torch.stack(rows)
+
+
+def anchor_weights(
+    features: list[list[Tensor]], past: list[list[Tensor]], temperature: float
+) -> list[Tensor]:
+    """`features` are image and text of one prompt, `past` those of every chunk's prompts."""
+
+    def cosine(one: Tensor, other: Tensor) -> Tensor:
+        length = (one * one).sum().sqrt() * (other * other).sum().sqrt()
+        return (one * other).sum() / length if length > 0 else length
+
+    near = []
+    for prompts in past:
+        means = [sum(prompt[kind] for prompt in prompts) / len(prompts) for kind in (0, 1)]
+        near.append(sum(cosine(features[kind], means[kind]) for kind in (0, 1)) / 2)
+    return softmax([value / temperature for value in near])
+
+
+def hide_llava(
+    x: Tensor, weights: Weights, shares: list[list[float]] | str, scale: float
+) -> Tensor:
+    """`shares` are each sample's weights of the chunks' LoRAs, or how a lower layer fuses them."""
+    rank = len(weights["A"])
+    down = [*weights["past_A"].split(rank), weights["A"]]
+    up = [*weights["past_B"].split(rank, 1), weights["B"]]
+    rows = []
+    for number, sample in enumerate(x):
+        tokens = []
+        for token in sample:
+            if shares == "sum":
+                update = sum(
+                    up[i] @ (down[j] @ token) for i in range(len(up)) for j in range(len(up))
+                )
+            else:
+                own = [1 / len(up)] * len(up) if shares == "mean" else shares[number]
+                update = sum(s * (b @ (a @ token)) for s, a, b in zip(own, down, up, strict=True))
+            tokens.append(scale * update)
+        rows.append(torch.stack(tokens))
+    return torch.stack(rows)

@@ -10,6 +10,7 @@ from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.core.layer import RoutedLinear
 from strlora_tuner.methods import config_class
 from strlora_tuner.methods.branchlora.keys import ChunkKeys
+from strlora_tuner.methods.hide_llava.layer import Anchors
 from tests.strlora_tuner.methods import methods_reference as reference
 
 SAMPLES, TOKENS, D_IN, D_OUT, HIDDEN = 3, 5, 7, 6, 9
@@ -195,3 +196,61 @@ def test_branchlora_routes_by_the_nearest_keys_at_evaluation():
     routers = [layer.leaves["router"], past[0], past[1]]  # the current chunk, the first, the second
     layer.check(lambda w, x: reference.branchlora(x, w, [0, 0, 1], routers, 2, 2.0))
     assert keys.choices.tolist() == [2, 0, 1]
+
+
+def hide_layer(top: bool, past: int = 2, **options):
+    """Returns a layer of HiDe-LLaVA that has read a prompt, with the marks of its images."""
+    layer = Layer("hide_llava", r=4, lora_alpha=8, past_chunks=past, **options)
+    layer.bank.top = top
+    layer.config.turn_start, layer.config.turn_end, layer.config.ignored_ids = [90], [91], [92]
+    layer.context.statistics = {"default": Anchors(HIDDEN, layer.config)}
+    hide_prompt(layer, seed=1)
+    return layer
+
+
+def hide_prompt(layer, seed):
+    """Shows the layer three prompts, the last without an image; returns their features, float64."""
+    torch.manual_seed(seed)
+    layer.mask[:] = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    ids = torch.tensor([[90, 92, 3, 91, 0], [90, 92, 92, 5, 91], [90, 4, 6, 91, 7]])
+    read, embedded = (3 * torch.rand(*ids.shape, HIDDEN) - 1 for _ in range(2))
+    layer.context.on_prompt(ids, embedded)
+    layer.context.on_inputs(read)
+    images = [read[0, 1], (read[1, 1] + read[1, 2]) / 2, torch.zeros(HIDDEN)]
+    texts = [embedded[0, 2], embedded[1, 3], (embedded[2, 1] + embedded[2, 2]) / 2]
+    return [[image.double(), text.double()] for image, text in zip(images, texts, strict=True)]
+
+
+@pytest.mark.parametrize("top", [False, True])
+def test_hide_llava_trains_the_chunks_own_lora(top):
+    layer = hide_layer(top)
+    layer.check(lambda w, x: reference.hide_llava(x, w, [[0, 0, 1]] * SAMPLES, 2.0))
+
+
+@pytest.mark.parametrize("fusion", ["sum", "mean"])
+def test_hide_llava_fuses_the_chunks_below_the_top_layer(fusion):
+    layer = hide_layer(top=False, fusion=fusion)
+    layer.layer.eval()
+    layer.check(lambda w, x: reference.hide_llava(x, w, fusion, 2.0))
+
+
+def test_hide_llava_weighs_the_chunks_by_their_anchors_in_the_top_layer():
+    """Three chunks, the first two of two steps each; prompts of another length in each."""
+    layer = hide_layer(top=True, temperature=0.3)
+    anchors = layer.context.statistics["default"]
+    anchors.keys = anchors.keys[:0]
+    past: list[list] = []
+    for chunk, steps in enumerate(((2, 3), (4, 5), (6,))):
+        if chunk:
+            anchors.close_chunk()
+        past.append([])
+        for seed in steps:
+            past[chunk] += hide_prompt(layer, seed)
+            layer.run()
+            anchors.commit()
+    layer.bank.zero_grad()
+    layer.layer.eval()
+    wanted = [reference.anchor_weights(f, past, 0.3) for f in hide_prompt(layer, seed=7)]
+    layer.check(lambda w, x: reference.hide_llava(x, w, wanted, 2.0))
+    assert max(max(row) - min(row) for row in wanted) > 0.1, "weights that say something"
+    assert anchors.choices.tolist() == [row.index(max(row)) for row in wanted]

@@ -176,10 +176,14 @@ def images(seed):
     return batch
 
 
-def test_branchlora_chooses_the_router_by_what_the_image_shows():
+BY_KEYS = pytest.mark.parametrize("method", ["branchlora", "hide_llava"])
+
+
+@BY_KEYS
+def test_a_chunk_is_chosen_by_what_the_image_shows(method):
     """Two chunks with the same instructions and other images."""
     first, second = (images(seed) for seed in (0, 1))
-    model = adapted(base_model("internvl"), "branchlora").train()
+    model = adapted(base_model("internvl"), method).train()
     model(**first).loss.backward()
     strlora_tuner.after_optimizer_step(model)
     tuner_of(model).begin_chunk()
@@ -193,9 +197,10 @@ def test_branchlora_chooses_the_router_by_what_the_image_shows():
         assert keys.choices.tolist() == [chunk] * 3
 
 
-def test_every_row_of_a_prompt_tells_whose_router_it_took():
+@BY_KEYS
+def test_every_row_of_a_prompt_tells_which_chunk_it_took(method):
     """Three prompts, of which the first two ask what chunk 1 taught."""
-    model = adapted(base_model("text"), "branchlora").train()
+    model = adapted(base_model("text"), method).train()
     ids = torch.tensor([[USER, 11, 12, END], [USER, 11, 12, END], [USER, 40, 41, END]])
     for chunk, rows in enumerate((ids[:2], ids[2:])):
         if chunk:
@@ -206,3 +211,24 @@ def test_every_row_of_a_prompt_tells_whose_router_it_took():
         model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
     assert tuner_of(model).chosen_chunks() == [1, 1, 2]
     assert tuner_of(adapted(base_model("text"), "moelora")).chosen_chunks() is None
+
+
+def test_hide_llava_weighs_chunks_in_the_last_layer_alone():
+    model = adapted(base_model("text"), "hide_llava")
+    tops = {name for name, bank in model.base_model.mixtures() if bank.top}
+    linears = {name for name, _ in model.base_model.mixtures()}
+    assert tops == {name for name in linears if name.startswith("model.layers.1.")}
+    assert len(tops) == 7 < len(linears)
+
+
+def test_hide_llava_trains_every_chunk_from_the_base_and_keeps_the_ones_before(tmp_path):
+    first = adapted(base_model("text"), "hide_llava").eval()
+    first.save_pretrained(tmp_path)
+    second = begin(tmp_path)
+    assert torch.equal(logits(second), logits(base_model("text"))), "earlier LoRAs do not act"
+    bank = dict(second.base_model.mixtures())["model.layers.0.mlp.up_proj"]
+    old = dict(first.base_model.mixtures())["model.layers.0.mlp.up_proj"]
+    step(second, seed=3)
+    assert torch.equal(bank.past_A, old.A)
+    assert torch.equal(bank.past_B, old.B)
+    assert bank.B.any()

@@ -1,0 +1,33 @@
+"""The HiDe-LLaVA adapter's configuration as PEFT stores it in adapter_config.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from typing_extensions import Self
+
+from strlora_tuner.core.config import RoutedConfig
+from strlora_tuner.methods.hide_llava.options import Options
+from strlora_tuner.options import AdapterOptions
+
+
+@dataclass
+class Config(RoutedConfig):
+    """Configuration of a HiDe-LLaVA adapter; :class:`Options` explains the options."""
+
+    method: ClassVar[str] = "hide_llava"
+    options_class: ClassVar[type[AdapterOptions]] = Options
+
+    past_chunks: int = field(
+        default=0, metadata={"help": "Chunks before this one: each left a LoRA and its anchors."}
+    )
+
+    @property
+    def num_experts(self) -> int:  # type: ignore[override]
+        """A LoRA a chunk, this one's included."""
+        return self.past_chunks + 1
+
+    def at_chunk(self, chunk: int) -> Self:
+        """Returns the configuration with a LoRA for every chunk before `chunk`."""
+        return replace(self, past_chunks=chunk - 1)

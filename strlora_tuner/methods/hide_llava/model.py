@@ -1,0 +1,38 @@
+"""The PEFT model of HiDe-LLaVA, which finds the top layer and opens a LoRA for every chunk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from strlora_tuner.core.layer import RoutedLinear
+from strlora_tuner.methods.branchlora.keyed_model import KeyedModel
+from strlora_tuner.methods.hide_llava.config import Config
+from strlora_tuner.methods.hide_llava.layer import Anchors, ChunkExperts
+
+
+class Model(KeyedModel):
+    """A base model whose chosen linear layers carry a LoRA a chunk."""
+
+    bank_class = ChunkExperts
+    state_class = Anchors
+
+    def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        super()._post_injection_hook(model, config, adapter_name)
+        banks: dict[int, list[ChunkExperts]] = {}
+        for name, layer in model.get_decoder().named_modules():  # type: ignore[operator]
+            if isinstance(layer, RoutedLinear) and adapter_name in layer.strlora_mixture:
+                number = next(int(part) for part in name.split(".") if part.isdigit())
+                banks.setdefault(number, []).append(layer.mixture(adapter_name))
+        for bank in banks[max(banks)]:  # the last decoder layer that carries the adapter
+            bank.top = True
+
+    def begin_chunk(self) -> None:
+        """Keeps the LoRA and the anchors of the chunk before and opens its own."""
+        for _, bank in self.mixtures():
+            bank.open_chunk()
+        self.statistics().close_chunk()
+        config = self.peft_config[self.active_adapters[0]]
+        assert isinstance(config, Config)
+        config.past_chunks += 1
