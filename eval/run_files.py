@@ -137,7 +137,7 @@ class RouterContent(TypedDict):
 
     Attributes:
         chunk: the chunk after which it was measured.
-        what: `adapter` (MR-LoRA's router was asked) or `router` (BranchLoRA chose by keys).
+        what: `adapter` (MR-LoRA's router was asked) or `router` (by a chunk's keys).
         n, home, held, illegal: over all tasks, as in `RoutedTask`.
         tasks: by task.
     """

@@ -1,4 +1,4 @@
-"""Which chunk answered which task: MR-LoRA's adapters, BranchLoRA's routers chosen by keys."""
+"""Which chunk answered which task: MR-LoRA's adapters, or a chunk by its keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eval.routing.router_accuracy import Accuracy, Choices
 
 TITLES = {
     "adapter": "Does the router pick the right adapter?",
-    "router": "Do the keys pick the right router?",
+    "router": "Do the keys pick the right chunk?",
 }
 RIGHT = (
     "Dominant chunk: the one so far with most samples of the question's task. Any chunk: any so far"
@@ -23,8 +23,8 @@ RIGHT = (
 NAMES = ("dominant chunk", "any chunk", "dominant, by chance", "any, by chance")
 _MEANS = {
     "adapter": "An adapter's stage is its chunk, which stands for its most common instructions.",
-    "router": "Each chunk has a router of its own; a question takes that of the chunk whose image"
-    " and text key are nearest.",
+    "router": "A question goes to the chunk whose image and text key are nearest: BranchLoRA takes"
+    " its router, HiDe-LLaVA gives its LoRA the largest weight.",
 }
 
 

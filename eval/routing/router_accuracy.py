@@ -1,4 +1,4 @@
-"""How well a chunk was chosen for each question: MR-LoRA's adapter, BranchLoRA's router.
+"""How well a chunk was chosen for each question: MR-LoRA's adapter, or by keys.
 
 The truth is the stream's own mixture: a chunk knows a task when it held samples of it. Two
 accuracies, because chunks of a stream share tasks:
@@ -70,7 +70,7 @@ class Choices:
     """Which chunk each task's questions took after `chunk`.
 
     Attributes:
-        what: `adapter` (MR-LoRA) or `router` (BranchLoRA's key selector).
+        what: `adapter` (MR-LoRA) or `router` (a chunk's keys: BranchLoRA, HiDe-LLaVA).
         questions: by task.
         chosen: task -> chunk -> questions.
         accuracy: by task.

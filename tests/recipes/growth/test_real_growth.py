@@ -21,7 +21,7 @@ from tests.recipes.toy import recipe_values, write_recipe
 pytestmark = [pytest.mark.slow, needs_host]
 SAMPLES = 8  # one step a chunk
 # In `make methods`; growth by the stand-in host is in test_growth.py.
-OTHERS = ["branchlora", "smolora", "er", "ewc", "lwf", "oracle", "olora", "mr_lora"]
+OTHERS = ["branchlora", "smolora", "er", "ewc", "lwf", "oracle", "olora", "mr_lora", "hide_llava"]
 OTHERS = [*OTHERS, "strlora_signed"] if os.environ.get("FULL_METHODS") else []
 
 
