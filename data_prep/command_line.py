@@ -27,7 +27,7 @@ def add_common(parser: argparse.ArgumentParser, out_required: bool = True) -> No
     """Add --out, --seed, --skip-bad and --workers."""
     parser.add_argument("--out", type=Path, required=out_required, help="stream folder to write")
     if not out_required:
-        text = "add the source to this stream, behind what is there; see data_prep/README.md"
+        text = "add the source to this stream, after what is there; see data_prep/README.md"
         parser.add_argument("--append", type=Path, metavar="STREAM", help=text)
     parser.add_argument("--seed", type=seed, default=0, help="of everything random; below 2**32")
     parser.add_argument(

@@ -17,31 +17,32 @@ def count_adapter(
     tuner_type: str,
     options: AdapterOptions,
     layers: Sequence[tuple[int, int]],
-    repeats: int,
     hidden: int,
     chunk: int = 1,
 ) -> Size:
     """Counts an adapter as chunk `chunk` (from 1) trains and stores it; nothing takes memory.
 
     Args:
-        layers: (d_in, d_out) of the adapted linear layers of one decoder layer.
-        repeats: number of decoder layers.
+        layers: (d_in, d_out) of all adapted linear layers; those of one size are counted once.
         hidden: width of the instruction vector.
     """
     if tuner_type == LORA:  # PEFT's own: a pair of matrices a layer
-        pairs = repeats * sum(options.rank * (d_in + d_out) for d_in, d_out in layers)
+        pairs = sum(options.rank * (d_in + d_out) for d_in, d_out in layers)
         return Size(pairs, pairs)
     config = config_class(tuner_type).from_options(options).at_chunk(chunk)
     model = cast(type[RoutedModel], config.model_class())
     with torch.device("meta"):
-        banks = [model.new_bank(d_in, d_out, hidden, config) for d_in, d_out in layers]
+        banks = {
+            (d_in, d_out): model.new_bank(d_in, d_out, hidden, config)
+            for d_in, d_out in set(layers)
+        }
         state = model.new_state(hidden, config)
-    for bank in banks:
+    for bank in banks.values():
         bank.freeze_untrained()
-    once = Size(0, 0) if state is None else _count(state)
-    counts = [_count(bank) for bank in banks]
-    trained = repeats * sum(count.trained for count in counts) + once.trained
-    return Size(trained, repeats * sum(count.stored for count in counts) + once.stored)
+    counts = [] if state is None else [_count(state)]
+    of_size = {size: _count(bank) for size, bank in banks.items()}
+    counts += [of_size[size] for size in layers]
+    return Size(*map(sum, zip(*counts, strict=True)))
 
 
 def _count(module: nn.Module) -> Size:

@@ -4,7 +4,7 @@
     python -m data_prep.coin --source coin --images cl_dataset --checklist
     python -m data_prep.coin --source coin --images cl_dataset --out data/coin
 
-DIR holds Instructions_Original/ScienceQA/train.json, test.json, ...; for another set of
+The source holds Instructions_Original/ScienceQA/train.json, test.json, ...; for another set of
 instructions give its folder: --source coin/Instructions_Diverse.
 """
 

@@ -4,7 +4,7 @@
     python -m data_prep.ucit --source ucit --checklist                 # which images are there
     python -m data_prep.ucit --source ucit --out data/ucit
 
-DIR holds instructions/ArxivQA/train_4w.json, test_3000.json, ... and datasets/ArxivQA/images, ...
+It holds instructions/ArxivQA/train_4w.json, test_3000.json, ... and datasets/ArxivQA/images, ...
 """
 
 from __future__ import annotations

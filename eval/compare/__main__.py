@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for the files")
     spreads = "; ".join(f"{name}: {words}" for name, words in SPREADS.items()).replace("%", "%%")
     parser.add_argument(
-        "--spread", choices=SPREADS, default="std", help=f"what stands behind ±: {spreads}"
+        "--spread", choices=SPREADS, default="std", help=f"what follows ±: {spreads}"
     )
     parser.add_argument(
         "--columns",

@@ -30,7 +30,7 @@ _LATEX |= {mark: f"\\{mark}" for mark in "&%$#_{}"}
 
 @dataclass(frozen=True)
 class Choice:
-    """What a reader chose: what stands behind ±, the columns (none: all), published numbers."""
+    """What a reader chose: what follows ±, the columns (none: all), published numbers."""
 
     spread: str = "std"
     columns: tuple[Column, ...] = ()

@@ -249,7 +249,7 @@ def test_counted_sizes_are_the_real_ones(tuner, tmp_path):
         options = config(tuner).options()
     model.save_pretrained(tmp_path)
     linears = [(m.in_features, m.out_features) for m in adapted_linears()]
-    size = count_adapter(tuner, options, linears, repeats=1, hidden=HIDDEN)
+    size = count_adapter(tuner, options, linears, hidden=HIDDEN)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     stored = sum(t.numel() for t in load_file(tmp_path / "adapter_model.safetensors").values())
     assert size == (trained, stored)

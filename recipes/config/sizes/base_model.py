@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -19,8 +20,27 @@ class CountError(Exception):
 
 
 @dataclass(frozen=True)
+class LinearAttention:
+    """The layers of Qwen3.5's decoder that keep a recurrent state instead of keys and values."""
+
+    layers: int
+    keys: int
+    values: int
+    heads: int
+
+    def linears(self, hidden: int) -> list[tuple[int, int]]:
+        """(d_in, d_out) of in_proj_qkv, in_proj_z, in_proj_a, in_proj_b, out_proj of all layers."""
+        read = [2 * self.keys + self.values, self.values, self.heads, self.heads]
+        return [*((hidden, size) for size in read), (self.values, hidden)] * self.layers
+
+
+@dataclass(frozen=True)
 class Shape:
-    """Sizes of a multimodal model that adapters depend on; `parameters` counts all of its own."""
+    """Sizes of a multimodal model that adapters depend on; `parameters` counts all of its own.
+
+    gated: the projection of the queries makes a gate of the same size, too. linear: the layers of
+    the decoder that have linear attention in place of the usual one.
+    """
 
     hidden: int
     layers: int
@@ -31,25 +51,31 @@ class Shape:
     parameters: int
     aligner: int
     source: str
+    gated: bool = False
+    linear: LinearAttention | None = None
 
     def linears(self, targets: str = "all") -> list[tuple[int, int]]:
-        """(d_in, d_out) of the linear layers of one decoder layer that `tuner.targets` names."""
+        """(d_in, d_out) of the linear layers of the whole decoder that `tuner.targets` names."""
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = [(self.hidden, query), (self.hidden, key), (self.hidden, key)]
+        asked = query * 2 if self.gated else query
+        attention = [(self.hidden, asked), (self.hidden, key), (self.hidden, key)]
         attention.append((query, self.hidden))
+        attention *= self.layers
+        if self.linear is not None:
+            attention = attention[4 * self.linear.layers :] + self.linear.linears(self.hidden)
         up = (self.hidden, self.intermediate)
-        mlp = [up, up, (self.intermediate, self.hidden)]
-        kinds = {"all": attention + mlp, "attention": attention, "mlp": mlp, "gate_up": mlp[:2]}
+        gate_up = [up, up] * self.layers
+        mlp = gate_up + [(self.intermediate, self.hidden)] * self.layers
+        kinds = {"all": attention + mlp, "attention": attention, "mlp": mlp, "gate_up": gate_up}
         return kinds[targets]
 
 
-def _published(*sizes: int, total: float, aligner: float) -> Shape:
+def _published(*sizes: int, total: float, aligner: float, **more: Any) -> Shape:
     """A shape from the sizes of its decoder; counts in millions, as model cards give them."""
     hidden, layers, heads, kv_heads, head_dim, intermediate = sizes
     text = (hidden, layers, heads, kv_heads, head_dim, intermediate)
-    return Shape(
-        *text, round(total * 1e6), round(aligner * 1e6), "sizes as published with the model"
-    )
+    counts = round(total * 1e6), round(aligner * 1e6)
+    return Shape(*text, *counts, "sizes as published with the model", **more)
 
 
 # Decoder sizes from the published config.json of each model, for planning before it is here. (The
@@ -60,6 +86,26 @@ PUBLISHED: dict[str, Shape] = {
     "gemma-3-4b": _published(2560, 34, 8, 4, 256, 10240, total=4300, aligner=3),
     "Qwen3-VL-8B": _published(4096, 36, 32, 8, 128, 12288, total=8767, aligner=0),
     "Qwen2.5-VL-7B": _published(3584, 28, 28, 4, 128, 18944, total=8292, aligner=0),
+    "Qwen3.5-9B": _published(
+        *(4096, 32, 16, 4, 256, 12288),
+        total=9410,
+        aligner=0,
+        gated=True,
+        linear=LinearAttention(layers=24, keys=2048, values=4096, heads=32),
+    ),
+    "llava-1.5-7b": _published(4096, 32, 32, 32, 128, 11008, total=7063, aligner=21),
+}
+
+
+# What transformers takes where a config.json leaves it out: those of Gemma 3 and LLaVA-1.5 do.
+LEFT_OUT: dict[str, dict[str, int]] = {
+    "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256},
+    "llama": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "intermediate_size": 11008,
+    },
 }
 
 
@@ -93,6 +139,7 @@ def _from_files(folder: Path, aligner: str | None) -> Shape:
 def _read_shape(folder: Path, aligner: str | None) -> Shape:
     config = read_json(folder / "config.json")
     text = config.get("text_config", config)
+    text = LEFT_OUT.get(text.get("model_type", ""), {}) | text
     tensors = dict(stored_tensors(folder))
     heads, hidden = text["num_attention_heads"], text["hidden_size"]
     return Shape(
@@ -105,6 +152,23 @@ def _read_shape(folder: Path, aligner: str | None) -> Shape:
         parameters=sum(tensors.values()),
         aligner=sum(n for name, n in tensors.items() if aligner and aligner in name),
         source=f"{folder}/config.json and the headers of its weight files",
+        gated=bool(text.get("attn_output_gate")),
+        linear=_linear_attention(text),
+    )
+
+
+def _linear_attention(text: dict[str, Any]) -> LinearAttention | None:
+    """What a decoder's configuration says of linear attention; None: it has none."""
+    if "linear_num_value_heads" not in text:
+        return None
+    count, every = text["num_hidden_layers"], text.get("full_attention_interval", 4)
+    kinds = text.get("layer_types")
+    full = count // every if kinds is None else kinds.count("full_attention")
+    return LinearAttention(
+        layers=count - full,
+        keys=text["linear_num_key_heads"] * text["linear_key_head_dim"],
+        values=text["linear_num_value_heads"] * text["linear_value_head_dim"],
+        heads=text["linear_num_value_heads"],
     )
 
 
@@ -135,7 +199,7 @@ def tuner_size(recipe: Recipe, shape: Shape, chunk: int = 1) -> Size:
         ) from error
     options = recipe.tuner_options
     linears = shape.linears(options.targets)
-    return count_adapter(recipe.tuner_type, options, linears, shape.layers, shape.hidden, chunk)
+    return count_adapter(recipe.tuner_type, options, linears, shape.hidden, chunk)
 
 
 def adapter_size(recipe: Recipe, shape: Shape) -> Size:

@@ -76,8 +76,7 @@ def _at_most(recipe: Recipe, shape: Shape) -> Size:
     if recipe.tuner_type is None:
         return Size(0, 0)
     options = recipe.tuner_options
-    row = sum(map(sum, shape.linears(options.targets))) * shape.layers
-    pairs = options.loras * options.rank * row
+    pairs = options.loras * options.rank * sum(map(sum, shape.linears(options.targets)))
     grown = recipe.data.chunks if recipe.options_class.grows else 1
     return Size(AT_MOST * pairs + shape.aligner, AT_MOST * pairs * grown + shape.aligner)
 

@@ -58,7 +58,7 @@ def test_a_second_and_third_chunk_save_and_load_and_grow_as_counted(method, tmp_
     adapted(base_model("text"), method).save_pretrained(tmp_path / "1")
     options = config(method).options()
     linears = [(layer.in_features, layer.out_features) for layer in adapted_linears()]
-    sizes = [count_adapter(method, options, linears, 1, HIDDEN, chunk) for chunk in (1, 2, 3)]
+    sizes = [count_adapter(method, options, linears, HIDDEN, chunk) for chunk in (1, 2, 3)]
     assert options.grows == (sizes[0].stored < sizes[1].stored)
     for chunk in (2, 3):
         model = begin(tmp_path / str(chunk - 1))
