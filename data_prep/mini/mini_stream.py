@@ -72,11 +72,11 @@ def planned_files(size: str, seed: int) -> list[PlannedFile]:
     for number, counts in enumerate(table.counts(seed), 1):
         ranges = {name: (used[name], used[name] + count) for name, count in counts.items()}
         used.update(counts)
-        source = SampleRange("train", ranges, seed, table.shared)
+        source = SampleRange("train", ranges, seed, table.wording)
         files.append(PlannedFile(f"chunks/{number:03d}.jsonl", source))
     for split, samples in (("test", table.test), ("validation", table.validation)):
         for name in table.tasks(seed) if samples else ():
-            source = SampleRange(split, {name: (0, samples)}, seed, table.shared)
+            source = SampleRange(split, {name: (0, samples)}, seed, table.wording)
             files.append(PlannedFile(f"{split}/{name}.jsonl", source, name, split == "validation"))
     return files
 

@@ -15,8 +15,10 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 Share = dict[str, float]
+Wording = Literal["own", "vague", "several"]
 
 PUBLISHED = Path(__file__).parents[1] / "strcvit_mixture.json"
 ALL = (
@@ -89,6 +91,16 @@ def pure(seed: int) -> tuple[Share, ...]:
     return tuple({name: 1} for name in ALL)
 
 
+def backwards(seed: int) -> tuple[Share, ...]:
+    """Return the published mixtures, the last chunk first."""
+    return published(seed)[::-1]
+
+
+def long(seed: int) -> tuple[Share, ...]:
+    """Return 100 mixtures: the published 25 four times, each time with another drift."""
+    return tuple(share for lap in range(4) for share in published(4 * seed + lap))
+
+
 @dataclass(frozen=True)
 class Size:
     """How a stream is made.
@@ -98,14 +110,15 @@ class Size:
         test: test samples of a task.
         validation: validation samples of a task, 0 for none.
         mixture: the shares of every chunk; depends on the stream's seed.
-        shared: every task has the same vague instruction (and one fixed kind of question).
+        wording: of the instructions: `own`; `vague`, the same for every task (and one fixed kind
+            of question); `several` for each.
     """
 
     samples: int
     test: int
     validation: int
     mixture: Callable[[int], tuple[Share, ...]]
-    shared: bool = False
+    wording: Wording = "own"
 
     def tasks(self, seed: int) -> list[str]:
         """Return the tasks of the stream in order of first appearance."""
@@ -124,7 +137,15 @@ SIZES = {
     "mini": Size(400, test=100, validation=50, mixture=published),
     "full": Size(2000, test=200, validation=100, mixture=published),
     "task-incremental": Size(400, test=100, validation=50, mixture=pure),
-    "ambiguous": Size(400, test=100, validation=50, mixture=published, shared=True),
+    "ambiguous": Size(400, test=100, validation=50, mixture=published, wording="vague"),
+    # For docs/study.md: the training samples of `tiny` and `mini`, larger test sets.
+    "tiny-study": Size(300, test=200, validation=0, mixture=lambda seed: TINY),
+    "tiny-reversed": Size(300, test=200, validation=0, mixture=lambda seed: TINY[::-1]),
+    "tiny-paraphrased": Size(300, 200, 0, mixture=lambda seed: TINY, wording="several"),
+    "mini-study": Size(400, test=200, validation=0, mixture=published),
+    "reversed": Size(400, test=200, validation=0, mixture=backwards),
+    "paraphrased": Size(400, test=200, validation=0, mixture=published, wording="several"),
+    "long": Size(400, test=200, validation=0, mixture=long),
 }
 
 

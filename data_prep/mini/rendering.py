@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import cast
 
 from data_prep.mini.assets import DEFAULT_CACHE, Assets
+from data_prep.mini.mixtures import Wording
 from data_prep.mini.tasks import Question, Scene, Task, load_task, sample_rng
+from data_prep.mini.wordings import reworded
 from data_prep.sources.records import HostSample
 from data_prep.stream_writer import PlannedFile, WrittenFile
 
@@ -30,7 +32,7 @@ class SampleRange:
     split: str  # train, validation or test
     ranges: dict[str, tuple[int, int]]
     seed: int
-    shared: bool = False  # one vague instruction for all tasks
+    wording: Wording = "own"
 
     @property
     def samples(self) -> int:
@@ -59,11 +61,11 @@ def record(task: str, split: str, index: int, question: Question) -> HostSample:
 
 
 def draw_samples(
-    task: Task, split: str, start: int, stop: int, seed: int, shared: bool = False
+    task: Task, split: str, start: int, stop: int, seed: int, wording: Wording = "own"
 ) -> Iterator[tuple[int, Scene, Question]]:
     """Yield (index, scene, question); validation and test never repeat picture and prompt.
 
-    Every train sample depends on its own index alone. `shared`: all under one vague prompt.
+    Every train sample depends on its own index alone. Wordings are as `mixtures.Size` has them.
     """
     seen: set[tuple[bytes, str]] = set()
     for index in range(start, stop):
@@ -72,7 +74,9 @@ def draw_samples(
             number = index if attempt == 0 else index + attempt * 1_000_000
             rng = sample_rng(seed, task.name, split, number)
             scene = task.draw(split, rng)
-            question = (task.ask_vaguely if shared else task.ask)(scene, rng)
+            question = (task.ask_vaguely if wording == "vague" else task.ask)(scene, rng)
+            if wording == "several":
+                question = replace(question, prompt=reworded(question.prompt, rng))
             key = (scene.image.tobytes(), question.prompt)
             if split == "train" or key not in seen:
                 break
@@ -94,7 +98,7 @@ def render_file(
     for name, (start, stop) in source.ranges.items():
         task = _task(name, cache)
         (staging / image_path(source.split, name, 0)).parent.mkdir(parents=True, exist_ok=True)
-        drawn = draw_samples(task, source.split, start, stop, source.seed, source.shared)
+        drawn = draw_samples(task, source.split, start, stop, source.seed, source.wording)
         for index, scene, question in drawn:
             scene.image.save(staging / image_path(source.split, name, index), format="PNG")
             digest = hashlib.sha256(scene.image.tobytes()).digest()

@@ -110,8 +110,10 @@ def method_label(run: KeptRun) -> str:
     for setting in re.split(r" (?=[\w.]+=)", run.settings) if run.settings else ():
         key, _, value = setting.partition("=")
         word, inherent = BLOCKS.get(key, ("", set()))
+        if key == "data.size":
+            continue  # the folder's name says it
         if not word:
-            rest.append(f"{key.rpartition('.')[2]} {value}")
+            rest.append(f"{re.sub('^(schedule|tuner)[.]', '', key)} {value}")
         elif value == "null":
             name += f" without {word}" if run.method in inherent else ""
         elif value == "{}":

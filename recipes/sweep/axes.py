@@ -38,7 +38,8 @@ Settings = tuple[tuple[str, str], ...]  # keys and values of one combination, in
 class Asked:
     """The axes of a sweep; one that is empty stays as the recipe has it.
 
-    `results` is the folder in which finished runs leave a CSV each; None: in none.
+    `results` is the folder in which finished runs leave a CSV each, `{size}` in it stands for
+    data.size; None: in none.
     """
 
     methods: tuple[str, ...] = ()

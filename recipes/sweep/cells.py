@@ -187,7 +187,8 @@ def _seeded(
             run = folder / name
             own = [f"seed={seed}", *of_stream, f"run_dir={run}"]
             of_cell = recipe.model_copy(update={"seed": seed, "run_dir": str(run)})
-            kept = asked.results and asked.results / f"{name}.csv"
+            results = str(asked.results or "").replace("{size}", recipe.data.size or "folder")
+            kept = Path(results) / f"{name}.csv" if results else None
             yield Cell(name, of_cell, settings, (*words, *own), kept)
     if len(streams) < len(asked.stream_seeds):
         message = f"every run would read {streams.pop()}"

@@ -10,11 +10,20 @@ from typing import Any
 
 import pytest
 
+from data_prep.mini.mixtures import SIZES
 from recipes.arguments import parse
 from recipes.cli import main
 from recipes.config.loading import load_recipe
+from recipes.config.method import method_names
 from recipes.config.problems import RecipeError
-from recipes.sweep.axes import FIRST, LATER, asked_for, combinations, short_names
+from recipes.sweep.axes import (
+    FIRST,
+    LATER,
+    asked_for,
+    combinations,
+    short_names,
+    sweep_block,
+)
 from recipes.sweep.cells import Sweep, find_sweep, plan_sweep, read_cells
 
 NO_SWEEP = Path("recipes/tiny.yaml")
@@ -198,3 +207,35 @@ def test_the_register_keeps_runs_that_were_begun(
     assert [cell["name"] for cell in read_cells(tmp_path / "sweep")] == ["lora-seed1", "lora-seed5"]
     assert find_sweep(str(tmp_path / "sweep")) == tmp_path / "sweep"
     assert find_sweep("tiny") is None
+
+
+STUDY = Path("recipes/study")
+SWEEPS = sorted(path for path in STUDY.glob("*.yaml") if sweep_block(path) is not None)
+
+
+@pytest.mark.parametrize("path", sorted(STUDY.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_study_loads(path: Path) -> None:
+    recipe = load_recipe(str(path))
+    block = sweep_block(path) or {}
+    assert recipe.name == path.stem
+    assert set(block.get("methods", ())) <= set(method_names())
+    for size in block.get("grid", {}).get("data.size", [recipe.data.size]):
+        assert size in SIZES
+
+
+def test_streams_that_choose_and_streams_that_report_are_disjoint() -> None:
+    asked = {path.stem: asked_for(parse(["sweep", str(path)]), path) for path in SWEEPS}
+    chosen = set(asked.pop("tuning").stream_seeds)
+    assert chosen == {1000, 1001}
+    assert not chosen & {seed for each in asked.values() for seed in each.stream_seeds}
+    text = (STUDY / "main.yaml").read_text(encoding="utf-8")
+    assert "1000 and 1001 choose" in text
+    assert asked["main"].stream_seeds == (11, 12, 13, 14, 15)
+    assert "11 to 15 report" in text
+
+
+def test_a_results_folder_may_name_the_size(toy_yaml: Callable[..., Path]) -> None:
+    path = toy_yaml()
+    size = load_recipe(str(path)).data.size
+    found = plan(path, "--results", "kept/{size}")
+    assert [cell.kept for cell in found.cells] == [Path(f"kept/{size}/{found.cells[0].name}.csv")]
