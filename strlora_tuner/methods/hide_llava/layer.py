@@ -58,13 +58,11 @@ class ChunkExperts(ChunkPairs):
 
     def _gates(self, x: Tensor, context: RoutingContext, adapter: str) -> Tensor:
         """Returns the weight of every chunk's LoRA for each token, (B, L or 1, n) float32."""
-        context.instruction(adapter, x)
+        rows = len(context.instruction(adapter, x))
         index = context.index(adapter, x)
         if self.training:
             context.statistics[adapter].observe(context, adapter, x)
-            alone = x.new_zeros(len(context.instruction(adapter, x)), self.config.num_experts)
-            alone[:, -1] = 1
-            gates = alone.float()
+            gates = torch.eye(self.config.num_experts, device=x.device)[-1:].expand(rows, -1)
         else:
             gates = self._weighed(x, context, adapter)
         kept = torch.ones_like(gates, dtype=torch.bool)

@@ -25,6 +25,11 @@ class Model(KeyedModel):
             if isinstance(layer, RoutedLinear) and adapter_name in layer.strlora_mixture:
                 number = next(int(part) for part in name.split(".") if part.isdigit())
                 banks.setdefault(number, []).append(layer.mixture(adapter_name))
+        if not banks:
+            raise ValueError(
+                f"target_modules = {config.target_modules!r} wraps no decoder layer: hide_llava "
+                "weighs its LoRAs in the last one; name linear layers of the language model"
+            )
         for bank in banks[max(banks)]:  # the last decoder layer that carries the adapter
             bank.top = True
 

@@ -219,6 +219,9 @@ def test_hide_llava_weighs_chunks_in_the_last_layer_alone():
     linears = {name for name, _ in model.base_model.mixtures()}
     assert tops == {name for name in linears if name.startswith("model.layers.1.")}
     assert len(tops) == 7 < len(linears)
+    towers = dict(target_modules=r".*vision_tower.*fc1", exclude_modules=None)
+    with pytest.raises(ValueError, match="wraps no decoder layer"):
+        adapted(base_model("internvl"), "hide_llava", **towers)
 
 
 def test_hide_llava_trains_every_chunk_from_the_base_and_keeps_the_ones_before(tmp_path):
