@@ -70,6 +70,8 @@ class RoutedModel(BaseTuner):
 
     bank_class: type[ExpertBank]
     state_class: type[nn.Module] | None = None
+    # Whether after_optimizer_step changes parameters of the banks.
+    moves_parameters = False
     prefix = "strlora_"
     tuner_layer_cls = RoutedLinear
     target_module_mapping: dict[str, list[str]] = {}

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -22,6 +23,19 @@ def whole(parameters: Iterable[Tensor]) -> AbstractContextManager[object]:
     import deepspeed  # only ZeRO-3 needs it
 
     return deepspeed.zero.GatheredParameters(parameters)
+
+
+@torch.no_grad()
+def write(parameter: Tensor, value: Tensor) -> None:
+    """Gives a parameter another value after a step, in DeepSpeed's own copy of it, too.
+
+    Under ZeRO-3 call it inside `GatheredParameters(..., modifier_rank=0)`.
+    """
+    if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        safe_set_full_fp32_param(parameter, value)
+    parameter.copy_(value)
 
 
 def refuse_fsdp(trainer: Any, what: str) -> None:

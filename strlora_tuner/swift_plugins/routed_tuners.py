@@ -294,18 +294,19 @@ def _counted(sample: dict[str, Any], padding: str) -> Tensor:
 
 
 def _gathered(tuner: Any) -> Any:
-    """Under ZeRO-3, the context in which the routers' weights are whole; else nothing."""
+    """Under ZeRO-3, the context in which the weights of a step's end are whole; else nothing."""
+    moves = tuner.moves_parameters
     partitioned = [
         parameter
         for _, mixture in tuner.mixtures()
-        for parameter in mixture.routers()
+        for parameter in (mixture.parameters() if moves else mixture.routers())
         if hasattr(parameter, "ds_id")
     ]
     if not partitioned:
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(partitioned)
+    return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if moves else None)
 
 
 for method in folders():
