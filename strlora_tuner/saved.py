@@ -70,6 +70,22 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> Path:
         raise
 
 
+def order_metadata(path: Path) -> None:
+    """Sorts the metadata of a safetensors file, which its writer leaves in any order.
+
+    Then equal tensors and equal metadata make equal bytes; where the tensors lie does not change.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise ValueError(f"{path}: the sorted header has {len(text)} bytes, its place {size}")
+        file.seek(8)
+        file.write(text.ljust(size))
+
+
 def read_shapes(path: Path) -> dict[str, Shape]:
     """Returns name and shape of every tensor in a safetensors file; reads its header only.
 

@@ -68,6 +68,7 @@ class RunData:
         gaps: what is missing.
         ablation: what parts of the router are worth; None where not measured.
         last_scores: scores.json of the last evaluated chunk; None where missing.
+        other_weights: "fast" or "slow", and the matrix of that set; None: it was not asked.
     """
 
     root: Path
@@ -83,6 +84,7 @@ class RunData:
     gaps: list[Gap] = field(default_factory=list)
     ablation: AblationContent | None = None
     last_scores: ChunkScores | None = None
+    other_weights: tuple[str, Matrix] | None = None
 
     @property
     def name(self) -> str:
@@ -188,6 +190,7 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
     matrix = _try(gaps, "Scores", lambda: _load_matrix(run_dir, stream), _NO_MATRIX)
     recipe = _try(gaps, "Recipe", lambda: (run_dir / "recipe.yaml").read_text("utf-8"), "")
     run = RunData(run_dir, matrix, stream, manifest, state, recipe, gaps=gaps)
+    run.other_weights = _try(gaps, "Scores of the other weights", lambda: _other(run), None)
     _read_predictions(run)
     _read_training(run)
     _read_routing(run)
@@ -195,8 +198,7 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
     run.gaps += _long_samples(chunks)
     path = chunks / f"{run.evaluated:03d}" / "scores.json"
     if path.is_file():
-        what = "Scores of the last chunk"
-        run.last_scores = _try(gaps, what, partial(_chunk_scores, path), None)
+        run.last_scores = _try(gaps, "Scores of the last chunk", lambda: _chunk_scores(path), None)
     path = run_dir / "ablation.json"
     if path.is_file():
         run.ablation = _try(gaps, "Ablations", lambda: read_ablation(path), None)
@@ -275,6 +277,13 @@ def _load_matrix(run_dir: Path, stream: Stream | None) -> Matrix:
     if stream is None:
         return matrix
     return load_matrix(path, [task for task in stream.tasks if task in matrix.tasks])
+
+
+def _other(run: RunData) -> tuple[str, Matrix] | None:
+    for kind in ("fast", "slow"):
+        if (path := run.root / f"matrix-{kind}.csv").is_file():
+            return kind, load_matrix(path, run.tasks)
+    return None
 
 
 def _chunk_dirs(run: RunData) -> list[tuple[int, Path]]:

@@ -43,6 +43,7 @@ from eval.report.tables import (
     task_table,
     timing_table,
     timing_text,
+    weights_table,
 )
 from eval.significance import ONE_RUN_NOTE
 
@@ -272,6 +273,7 @@ def _tables(run: RunData, summary: Summary) -> dict[str, Table | None]:
     return {
         "matrix": matrix_table(run),
         "means": mean_table(run),
+        "weights": weights_table(run),
         "composition": composition_table(run),
         "tasks": task_table(summary),
         "timing": timing_table(run),

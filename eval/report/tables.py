@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from eval import metrics
 from eval.charts.figure import Table, percent
 from eval.report.data import RunData
@@ -29,6 +31,32 @@ def matrix_table(run: RunData) -> Table:
         mean = float(metrics.mean_over(values))
         rows.append([name, *(percent(float(v)) for v in values), percent(mean)])
     return Table("Score after each chunk, in percent", ["after", *run.tasks, "mean"], rows)
+
+
+def weights_table(run: RunData) -> Table | None:
+    """Return the scores of both sets of weights in percent, two rows a chunk, their averages last.
+
+    Only chunks count after which both were evaluated. None where one set was.
+    """
+    if run.other_weights is None:
+        return None
+    other, beside = run.other_weights
+    names = {"fast": "slow weights (the adapter)", "slow": "fast weights (the adapter)"}
+    sets = [(names[other], run.matrix.values), (f"{other} weights", beside.values)]
+    both = [c for c, row in enumerate(beside.values) if c and not np.isnan(row).all()]
+    rows: list[list[str]] = []
+    means: dict[str, list[float]] = {}
+    for chunk in both:
+        for name, values in sets:
+            mean = float(metrics.mean_over(values[chunk]))
+            means.setdefault(name, []).append(mean)
+            cells = [percent(float(value)) for value in (*values[chunk], mean)]
+            rows.append([run.chunk_label(chunk), name, *cells])
+    blank = [""] * len(run.tasks)
+    for name, found in means.items():
+        rows.append(["mean of these", name, *blank, percent(sum(found) / len(found))])
+    caption = "Both sets of weights after the same chunks, scores in percent"
+    return Table(caption, ["after", "weights", *run.tasks, "mean"], rows)
 
 
 def mean_table(run: RunData) -> Table:

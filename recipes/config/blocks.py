@@ -145,6 +145,11 @@ class Evaluation(Block):
     batch_size: Positive = Field(8, description="prompts generated together, on one process")
     max_new_tokens: Positive = Field(100, description="longest answer (published: 100)")
     every: Positive = Field(1, description="evaluate after every n-th chunk, and after the last")
+    both_weights: bool = Field(
+        False,
+        description="with slow_weights: the set that does not answer is evaluated, too, into "
+        "chunks/NNN/fast (or slow) and matrix-fast.csv, which report and status show beside it",
+    )
     scorer: str | dict[str, str] | None = Field(
         None,
         description="a function of your own, my_scorer.py:score, or a built-in scorer (python -m "

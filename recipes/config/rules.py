@@ -70,6 +70,12 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
             f"method = {recipe.method} has nothing for slow_weights to average: it trains no "
             "weights; set slow_weights: null"
         )
+    if recipe.eval.both_weights and (recipe.slow_weights is None or recipe.pool is not None):
+        reason = "slow_weights is null" if recipe.slow_weights is None else "a pool answers as one"
+        problems.append(
+            f"eval.both_weights = True has no second set of weights to evaluate: {reason}; set it "
+            "to false"
+        )
     if launcher.cpu and recipe.model.dtype == "float16":
         problems.append("model.dtype = float16 needs a GPU: with launcher.cpu use float32")
     if recipe.data.source == "mini" and not re.fullmatch(r"[a-z0-9_-]+", recipe.data.size):

@@ -33,6 +33,8 @@ from recipes.config.blocks import (
 from recipes.config.method import FREEZE, Method, find_method, method_names
 from recipes.config.protocol import StreamProtocol
 from strlora_tuner.methods import LORA, is_routed, options_class
+from strlora_tuner.methods.slow_weights.both_sets import other_kind
+from strlora_tuner.methods.slow_weights.options import Kind
 from strlora_tuner.options import AdapterOptions, preset_table, with_preset
 
 if TYPE_CHECKING:
@@ -240,6 +242,13 @@ class Recipe(Block):
     def evaluates_after(self, chunk: int) -> bool:
         """Whether the recipe evaluates after `chunk`: always before training and after the last."""
         return chunk % self.eval.every == 0 or chunk == self.data.chunks
+
+    @property
+    def other_weights(self) -> Kind | None:
+        """The set of weights that is evaluated beside the one that answers; None: it is not."""
+        if not self.eval.both_weights or self.slow_weights is None:
+            return None
+        return other_kind(self.slow_weights.answer)
 
     def data_chunks(self, chunk: int) -> list[int]:
         """The chunks whose samples are trained on for the first time at `chunk`."""

@@ -22,7 +22,14 @@ from recipes.run.preflight.all_checks import look, stopping
 from recipes.run.scoring.named_scorers import scorers_changed
 from recipes.run.scoring.scored_again import bring_scores_up_to_date
 from recipes.run.session import RunError, Session
-from recipes.run.steps import evaluate_chunk, train_chunk, unanswered, verify_chunk
+from recipes.run.steps import (
+    evaluate_chunk,
+    evaluate_other_weights,
+    other_weights,
+    train_chunk,
+    unanswered,
+    verify_chunk,
+)
 from recipes.run.terminal import Ahead, Progress, counted, duration
 from recipes.run_folder.checkpoints import CheckpointError
 from recipes.run_folder.layout import RunLayout
@@ -38,6 +45,7 @@ from recipes.run_folder.manifest import (
 from recipes.run_folder.migration import migrate_plugin_paths
 from recipes.run_folder.start import read_start, start_text
 from recipes.run_folder.state import RunState, load_state
+from strlora_tuner.saved import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,8 @@ def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
     check_same_run(layout, recipe)
     check_same_environment(layout)
     grown, scored_anew = has_grown(layout, recipe), scorers_changed(layout, recipe)
-    if load_state(layout.state).finished and not grown and not scored_anew:
+    opens = grown or _has_weights_to_ask(layout, recipe)
+    if load_state(layout.state).finished and not opens and not scored_anew:
         _say_finished(layout, progress)
         return
     with RunLock(layout.lock) as lock:
@@ -80,13 +89,22 @@ def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
         check_same_model(layout, recipe)
         migrate_plugin_paths(layout)
         session = Session(recipe, layout, stream, load_state(layout.state), lock, progress)
-        if grown:
+        if opens:
             session.state.finished = False
             session.save()
         try:
             _run_chunks(session, train_only)
         finally:
             session.close()
+
+
+def _has_weights_to_ask(layout: RunLayout, recipe: Recipe) -> bool:
+    """Whether `eval.both_weights` came to chunks that were evaluated without it."""
+    for record in load_state(layout.state).chunks:
+        other = other_weights(recipe, layout.root, record.index) if record.evaluated else None
+        if other is not None and (other.adapter(record.index) / WEIGHTS).is_file():
+            return True
+    return False
 
 
 def _say_finished(layout: RunLayout, progress: Progress) -> None:
@@ -168,7 +186,9 @@ def _do_chunk(session: Session, chunk: ChunkPlan) -> None:
     state, record = session.state, session.state.record(chunk.index)
     trained = record.trained or not chunk.trains
     record.evaluated = record.evaluated and not unanswered(session, record)
-    if trained and (record.evaluated or not chunk.evaluates):
+    root = session.layout.root
+    other = other_weights(session.recipe, root, chunk.index) if chunk.evaluates else None
+    if trained and (record.evaluated or not chunk.evaluates) and other is None:
         if chunk.trains and chunk.index == state.done:
             verify_chunk(session, record)  # the next chunk starts from this adapter
         state.done = max(state.done, chunk.index)  # killed before it was counted
@@ -177,6 +197,8 @@ def _do_chunk(session: Session, chunk: ChunkPlan) -> None:
         train_chunk(session, record)
     if chunk.evaluates and not record.evaluated:
         evaluate_chunk(session, record)
+    if other is not None:
+        evaluate_other_weights(session, record, other)
     state.done = chunk.index
     session.save()
     write_costs(session.layout, state)

@@ -24,6 +24,7 @@ from recipes.baselines.mr_lora.pool import (
     write_router_data,
 )
 from recipes.baselines.replay import ReplayError, update_reservoir, write_replay_file
+from recipes.config.schema import Recipe
 from recipes.run import evaluation
 from recipes.run.chunk_data import check_carried, training_files
 from recipes.run.session import RunError, Session, failure_text
@@ -37,9 +38,9 @@ from recipes.run_folder.checkpoints import (
     check_adapter,
     verify_adapter,
 )
-from recipes.run_folder.layout import RouterLayout
+from recipes.run_folder.layout import OtherWeightsLayout, RouterLayout, RunLayout
 from recipes.run_folder.state import ChunkRecord
-from strlora_tuner.saved import AdapterError
+from strlora_tuner.saved import WEIGHTS, AdapterError
 
 
 def verify_chunk(session: Session, record: ChunkRecord) -> None:
@@ -174,26 +175,16 @@ def unanswered(session: Session, record: ChunkRecord) -> list[str]:
 def evaluate_chunk(session: Session, record: ChunkRecord) -> None:
     """Answer the test questions with a chunk's adapter (0: the base model), score and record."""
     started, index, layout = time.monotonic(), record.index, session.layout
-    recipe, stream = session.recipe, session.stream
     new = unanswered(session, record)
     tasks = new or session.tasks
     if index > 0 and not record.trained:
         evaluation.repeat_base_model(layout, index)
         record.evaluated = True
         return
-    _answer(session, index, tasks)
-    try:
-        scores = evaluation.score(recipe, layout, stream, tasks, index, beside=bool(new))
-    except ScorerError as error:
-        raise RunError(
-            f"evaluating chunk {index}: {error}. The answers are kept: mend the scorer and give "
-            "the same command again"
-        ) from error
+    means = _scores(session, layout, index, tasks, beside=bool(new))
     record.eval_seconds += round(time.monotonic() - started, 1)
     record.evaluated = True
     session.save()
-    entries = scores["tasks"].items()
-    means = {task: e["score"] for task, e in entries if e["score"] is not None}  # None: no answers
     before, session.progress.scores = session.progress.scores, means
     session.say(
         f"chunk {session.label(index)} scores: {score_text(means, before)}  "
@@ -201,10 +192,57 @@ def evaluate_chunk(session: Session, record: ChunkRecord) -> None:
     )
 
 
-def _answer(session: Session, index: int, tasks: list[str]) -> None:
+def other_weights(recipe: Recipe, root: Path, chunk: int) -> OtherWeightsLayout | None:
+    """Where a chunk's other set of weights is still to be evaluated; None: nothing is to do."""
+    if recipe.other_weights is None or chunk not in recipe.trained_chunks:
+        return None
+    layout = OtherWeightsLayout(root, recipe.other_weights)
+    return None if layout.evaluated(chunk) else layout
+
+
+def evaluate_other_weights(
+    session: Session, record: ChunkRecord, layout: OtherWeightsLayout
+) -> None:
+    """Answer the test questions with the set of weights that does not answer for the chunk."""
+    started, index = time.monotonic(), record.index
+    label = f"chunk {session.label(index)} scores of the {layout.kind} weights"
+    if not (layout.adapter(index) / WEIGHTS).is_file():
+        session.say(f"{label}: none, {layout.adapter(index) / WEIGHTS} was removed")
+        return
+    means = _scores(session, layout, index, session.tasks)
+    record.eval_seconds += round(time.monotonic() - started, 1)
+    session.save()
+    session.say(f"{label}: {score_text(means)}")
+
+
+def _scores(
+    session: Session, layout: RunLayout, index: int, tasks: list[str], beside: bool = False
+) -> dict[str, float]:
+    """Answer and score the questions of `tasks`; return the scores of those with answers.
+
+    Raises:
+        RunError: the host failed, or a scorer of the recipe's own did.
+    """
+    _answer(session, layout, index, tasks)
+    try:
+        scores = evaluation.score(
+            session.recipe, layout, session.stream, tasks, index, beside=beside
+        )
+    except ScorerError as error:
+        raise RunError(
+            f"evaluating chunk {index}: {error}. The answers are kept: mend the scorer and give "
+            "the same command again"
+        ) from error
+    entries = scores["tasks"].items()
+    return {task: e["score"] for task, e in entries if e["score"] is not None}  # None: no answers
+
+
+def _answer(session: Session, layout: RunLayout, index: int, tasks: list[str]) -> None:
     """Bring the host's answers to the questions of `tasks` into place, or raise RunError."""
-    recipe, layout, progress = session.recipe, session.layout, session.progress
+    recipe, progress = session.recipe, session.progress
     what = "the base model" if index == 0 else counted(len(tasks), "task")
+    if isinstance(layout, OtherWeightsLayout):
+        what += f" with the {layout.kind} weights"
     progress.begin(index, "evaluate", f"evaluating {what}")
     if recipe.pool is not None and index > 0:
         _open_pool(session, index)

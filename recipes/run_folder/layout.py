@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from strlora_tuner.methods.slow_weights.options import Kind
+
 ROUTER = "router"  # of a pool: its adapter's folder
 
 
@@ -151,6 +153,27 @@ class SideLayout(RunLayout):
 
     def adapter(self, index: int) -> Path:
         return RunLayout(self.root).adapter(index)
+
+
+@dataclass(frozen=True)
+class OtherWeightsLayout(RunLayout):
+    """The evaluations of the set of weights, `kind`, that does not answer for its chunk."""
+
+    kind: Kind
+
+    @property
+    def matrix(self) -> Path:
+        return self.root / f"matrix-{self.kind}.csv"
+
+    def chunk(self, index: int) -> Path:
+        return super().chunk(index) / self.kind
+
+    def adapter(self, index: int) -> Path:
+        return RunLayout(self.root).adapter(index) / self.kind
+
+    def evaluated(self, index: int) -> bool:
+        """Whether the evaluation came to its end: its last step removes the raw answers."""
+        return self.scores(index).is_file() and not self.answers(index).exists()
 
 
 @dataclass(frozen=True)

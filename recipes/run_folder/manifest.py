@@ -28,6 +28,7 @@ from recipes.run_folder.state import RunState
 
 # Keys that may change while a run continues: none of them changes a number in its matrix.
 FREE_KEYS: tuple[str, ...] = ("run_dir", "model.download", "data.prepare", "eval.batch_size")
+FREE_KEYS += ("eval.both_weights",)
 FREE_KEYS += ("launcher.omp_threads", "launcher.gpu_gib")
 FREE_KEYS += ("schedule.save_steps", "schedule.keep_checkpoints")
 # Processes and machines: between chunks only (recipes.run.runner); the global batch is the same.

@@ -274,7 +274,7 @@ def _mean_images(file: Path) -> float:
 
 
 def _questions(recipe: Recipe, stream: Stream | None) -> int | None:
-    """Test questions of one evaluation."""
+    """Test questions of one evaluation, of one set of weights."""
     if stream is not None:
         limit = recipe.eval.limit or 10**9
         tasks = recipe.eval.tasks or stream.tasks

@@ -13,7 +13,7 @@ from recipes.config.schema import Recipe
 from recipes.run.chunk_data import chunk_only_file, open_recipe_stream, training_files
 from recipes.run.commands import infer_command, train_command
 from recipes.run.preflight.all_checks import is_submit_host, look, stopping
-from recipes.run_folder.layout import RouterLayout, RunLayout
+from recipes.run_folder.layout import OtherWeightsLayout, RouterLayout, RunLayout
 
 
 def preview(recipe: Recipe, chunk: int | None = None, every: bool = False) -> Iterator[str]:
@@ -79,6 +79,10 @@ def _commands(
         yield train_command(router_recipe(recipe), router, file, chunk, start=start).as_shell()
     if evaluated:
         yield infer_command(recipe, layout, layout.prompts, chunk).as_shell()
+    if evaluated and recipe.other_weights is not None:
+        yield f"{of}: evaluate the {recipe.other_weights} weights"
+        other = OtherWeightsLayout(layout.root, recipe.other_weights)
+        yield infer_command(recipe, other, layout.prompts, chunk).as_shell()
 
 
 def _numbers(chunks: list[int]) -> str:

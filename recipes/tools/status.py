@@ -17,10 +17,11 @@ from recipes.processes.run_lock import is_held, is_here, read_holder
 from recipes.run.chunk_data import check_carried
 from recipes.run.terminal import duration, score_text
 from recipes.run_folder.checkpoints import CheckpointError, check_adapter, verify_adapter
-from recipes.run_folder.layout import RouterLayout, RunLayout
+from recipes.run_folder.layout import OtherWeightsLayout, RouterLayout, RunLayout
 from recipes.run_folder.manifest import has_grown
 from recipes.run_folder.state import ChunkRecord, load_state
 from recipes.tools.retention import may_go, must_stay
+from strlora_tuner.methods.slow_weights.options import KINDS
 from strlora_tuner.saved import WEIGHTS, AdapterError
 
 SILENT_SECONDS = 120.0  # an orchestrator gives a sign of life every few seconds
@@ -38,6 +39,7 @@ class ChunkStatus:
     loss: float | None = None
     at_step: str | None = None
     scores: dict[str, float] | None = None
+    other_weights: dict[str, dict[str, float]] | None = None  # by "fast" or "slow"
 
 
 @dataclass
@@ -110,6 +112,9 @@ def _chunk(layout: RunLayout, record: ChunkRecord) -> ChunkStatus:
         chunk.at_step, chunk.loss = _last_step(layout.host(record.index) / "logging.jsonl")
     if record.evaluated:
         chunk.scores = _scores(layout, record.index)
+    beside = [OtherWeightsLayout(layout.root, kind) for kind in KINDS]
+    found = {other.kind: _scores(other, record.index) for other in beside}
+    chunk.other_weights = {kind: scores for kind, scores in found.items() if scores} or None
     return chunk
 
 
@@ -203,6 +208,8 @@ def _chunk_text(chunk: ChunkStatus) -> str:
         parts.append(f"training, step {chunk.at_step}{loss}")
     if chunk.scores is not None:
         parts.append(score_text(chunk.scores))
+    for kind, scores in (chunk.other_weights or {}).items():
+        parts.append(f"{kind} weights: {score_text(scores)}")
     return "; ".join(parts) or "in progress"
 
 

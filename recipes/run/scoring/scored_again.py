@@ -18,8 +18,9 @@ from recipes.config.problems import shown
 from recipes.config.schema import Recipe
 from recipes.run.scoring.named_scorers import named_scorers, scorer_hashes, scorers_changed
 from recipes.run.session import RunError, Session
-from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.layout import OtherWeightsLayout, RunLayout
 from recipes.run_folder.manifest import read_manifest
+from strlora_tuner.methods.slow_weights.options import KINDS
 
 
 def bring_scores_up_to_date(session: Session) -> None:
@@ -38,11 +39,13 @@ def bring_scores_up_to_date(session: Session) -> None:
         session.say("other scorers than before: the recorded answers are scored again")
     try:
         scorers = named_scorers(recipe, stream)
+        beside = [OtherWeightsLayout(layout.root, kind) for kind in KINDS]
         for index in evaluated:
-            score_again(layout.predictions(index), stream.root, scorers)
-            scores = chunk_scores(layout.predictions(index), stream.root, index, scorers)
-            write_json(layout.scores(index), scores)
-            append_scores(layout.matrix, index, scores)
+            for each in (layout, *(other for other in beside if other.evaluated(index))):
+                score_again(each.predictions(index), stream.root, scorers)
+                scores = chunk_scores(each.predictions(index), stream.root, index, scorers)
+                write_json(each.scores(index), scores)
+                append_scores(each.matrix, index, scores)
         _score_ablations(layout, recipe, stream, scorers)
     except ValueError as error:
         raise RunError(f"{error}. Mend the scorer and give the same command again") from error

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from strlora_tuner.methods.slow_weights.both_sets import FILE, STEPS, read_steps
 from strlora_tuner.methods.slow_weights.options import Options
-from strlora_tuner.saved import check_finite, replace_file
+from strlora_tuner.saved import check_finite, order_metadata, replace_file
 
 
 def adapter_tensors(model: nn.Module, adapter: str = "default") -> dict[str, Tensor]:
@@ -76,4 +76,9 @@ class SlowWeights:
         whole = {name: self.average.get(name, value) for name, value in tensors.items()}
         whole = {name: v.detach().cpu().contiguous() for name, v in whole.items()}
         said = {"format": "pt", STEPS: str(self.steps)}
-        return replace_file(folder / FILE, lambda path: save_file(whole, path, said))
+
+        def write(path: Path) -> None:
+            save_file(whole, path, said)
+            order_metadata(path)
+
+        return replace_file(folder / FILE, write)

@@ -60,7 +60,7 @@ def check_slow_file(checkpoint: Path) -> None:
 
 def part_sets(folder: Path, answer: Kind) -> None:
     """Makes of a copied checkpoint a chunk's folder: `answer` on top, the other set inside."""
-    other = folder / _other(answer)
+    other = folder / other_kind(answer)
     other.mkdir()
     for name in _BESIDE:
         if (folder / name).is_file():
@@ -79,7 +79,7 @@ def planned_set(adapter: Path, kind: Kind, answer: Kind) -> Path:
 
 def check_sets(adapter: Path, answer: Kind) -> None:
     """Raises AdapterError unless a chunk's folder holds both sets, `answer` on top."""
-    other = adapter / _other(answer)
+    other = adapter / other_kind(answer)
     if not other.is_dir():
         raise AdapterError(f"{other} is missing, but the recipe uses slow_weights; {FIX}")
     read_steps(planned_set(adapter, "slow", answer) / WEIGHTS)
@@ -92,5 +92,6 @@ def inner_weights(adapter: Path) -> list[str]:
     return [name for name in names if (adapter / name).is_file()]
 
 
-def _other(kind: Kind) -> Kind:
+def other_kind(kind: Kind) -> Kind:
+    """The other one of the two sets."""
     return "fast" if kind == "slow" else "slow"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -120,6 +121,22 @@ def test_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert whole.steps == half.steps == 6
     assert all(torch.equal(half.average[key], value) for key, value in whole.average.items())
     assert read_steps(half.save(tmp_path, tensors)) == 6
+
+
+def test_equal_sets_are_equal_bytes(tmp_path: Path) -> None:
+    """Metadata of two entries come out in either order; of 16 files one was different, as good as
+    surely, before they were sorted."""
+    model = adapted("lora")
+    slow = SlowWeights(adapter_tensors(model), Options())
+    tensors = adapter_tensors(model)
+    paths = [slow.save(tmp_path / str(number), tensors) for number in range(16)]
+    assert len({path.read_bytes() for path in paths}) == 1
+    found = load_file(paths[0])
+    assert all(torch.equal(found[name], value) for name, value in slow.average.items())
+    save_file(found, tmp_path / "plain", {"format": "pt", STEPS: "0"})
+    assert (tmp_path / "plain").stat().st_size == paths[0].stat().st_size
+    with safe_open(paths[0], "pt") as file:
+        assert file.metadata() == {"format": "pt", STEPS: "0"}
 
 
 def test_answering_with_the_fast_set_keeps_the_slow_one_inside(tmp_path: Path) -> None:
