@@ -20,7 +20,12 @@ from data_prep.files import read_json, write_json
 from recipes.baselines.replay import ReplayError, Reservoir, load_reservoir, save_reservoir
 from recipes.config.problems import shown
 from recipes.config.schema import Recipe
-from recipes.run_folder.checkpoints import CheckpointError, adapter_hashes, verify_adapter
+from recipes.run_folder.checkpoints import (
+    OPTIMIZER,
+    CheckpointError,
+    adapter_hashes,
+    verify_adapter,
+)
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import model_identity, read_manifest
 from recipes.run_folder.start import FACTS, Start, read_start
@@ -193,6 +198,9 @@ def _copy(recipe: Recipe, source: _Source, layout: RunLayout) -> None:
         where.append("the state of ewc")
     if recipe.slow_weights:
         (carried if inner_weights(source.adapter) else missing).append("slow weights")
+    if recipe.keeps_optimizer:
+        where = carried if (source.adapter / OPTIMIZER).is_file() else missing
+        where.append("the optimizer's state")
     memory = _memory(source) if recipe.replay else None
     if recipe.replay:
         (missing if memory is None else carried).append("the memory of replay")

@@ -112,6 +112,11 @@ class LaterPhase(Phase):
     rate_factor: float = Field(
         1.0, gt=0, description="what learning_rate is multiplied with; for baselines that step less"
     )
+    optimizer_state: Literal["fresh", "keep"] = Field(
+        "fresh",
+        description="what a chunk's optimizer begins with: nothing, or the moments that the chunk "
+        "before ended with (not under DeepSpeed)",
+    )
     freeze_routers_from_chunk: Annotated[int, Field(ge=0)] | None = Field(
         None,
         description="from this chunk on the routers are frozen, 0: never; null: as the preset says",

@@ -70,6 +70,7 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
             f"method = {recipe.method} has nothing for slow_weights to average: it trains no "
             "weights; set slow_weights: null"
         )
+    problems += _optimizer_problems(recipe)
     if recipe.eval.both_weights and (recipe.slow_weights is None or recipe.pool is not None):
         reason = "slow_weights is null" if recipe.slow_weights is None else "a pool answers as one"
         problems.append(
@@ -169,6 +170,27 @@ def _replay_problems(recipe: Recipe) -> list[str]:
                 "every batch, which is laid out in the training file: leave it out"
             )
     return problems + _stream_only(recipe, "replay")
+
+
+def _optimizer_problems(recipe: Recipe) -> list[str]:
+    """Names why the optimizer of a chunk cannot go on with the state of the chunk before."""
+    if not recipe.keeps_optimizer:
+        return []
+    fsdp = recipe.swift.get("fsdp")
+    where = "launcher.deepspeed" if recipe.launcher.deepspeed else "swift.fsdp"
+    frozen = recipe.routers_frozen_from
+    reasons = {
+        f"{where}: each process holds a part of the moments; use DDP, or the default: fresh": bool(
+            recipe.launcher.deepspeed or fsdp
+        ),
+        f"method = {recipe.method}, where no chunk goes on with the parameters of the one before": (
+            recipe.options_class.grows or not recipe.protocol.continues
+        ),
+        f"routers that freeze from chunk {frozen} on: what trains then changes; use the default, "
+        "fresh": frozen > 1,
+    }
+    key = "schedule.later.optimizer_state = keep"
+    return [f"{key} does not go with {reason}" for reason, found in reasons.items() if found]
 
 
 def _ewc_problems(recipe: Recipe) -> list[str]:

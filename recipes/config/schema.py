@@ -244,6 +244,11 @@ class Recipe(Block):
         return chunk % self.eval.every == 0 or chunk == self.data.chunks
 
     @property
+    def keeps_optimizer(self) -> bool:
+        """Whether a chunk's optimizer goes on with the state of the chunk before."""
+        return self.schedule.later.optimizer_state == "keep"
+
+    @property
     def other_weights(self) -> Kind | None:
         """The set of weights that is evaluated beside the one that answers; None: it is not."""
         if not self.eval.both_weights or self.slow_weights is None:

@@ -12,6 +12,7 @@ from eval.scorers.registry import with_scorers
 from recipes.baselines.mr_lora.pool import check_router
 from recipes.baselines.replay import load_reservoir, replays_at
 from recipes.config.schema import Data, Recipe
+from recipes.run_folder.checkpoints import check_optimizer
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import ChunkRecord
 from strlora_tuner.methods.ewc.state_file import check_state_file
@@ -127,7 +128,8 @@ def check_carried(recipe: Recipe, layout: RunLayout, record: ChunkRecord) -> Non
     """Check what the recipe's method carries from a trained chunk beside its adapter.
 
     Raises:
-        AdapterError: the state of EWC, or a set of slow or fast weights, is missing or damaged.
+        AdapterError: the state of EWC or of the optimizer, or a set of slow or fast weights, is
+            missing or damaged.
         CheckpointError: so is the router of a pool, or its samples.
         ReplayError: so is the memory of replayed samples.
     """
@@ -135,6 +137,8 @@ def check_carried(recipe: Recipe, layout: RunLayout, record: ChunkRecord) -> Non
         check_state_file(layout.adapter(record.index), recipe.ewc.fisher)
     if recipe.slow_weights is not None:
         check_sets(layout.adapter(record.index), recipe.slow_weights.answer)
+    if recipe.keeps_optimizer:
+        check_optimizer(layout.adapter(record.index))
     if recipe.replay is not None:
         load_reservoir(layout.replay(record.index), record.replay_sha256)
     if recipe.pool is not None:

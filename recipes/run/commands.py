@@ -16,6 +16,7 @@ from recipes.config.swift_arguments import known_arguments
 from recipes.processes.command import Arguments, Command, flags
 from recipes.run.placement import container, srun
 from recipes.run.trackers import tracker_arguments, tracker_environment
+from recipes.run_folder.checkpoints import OPTIMIZER
 from recipes.run_folder.layout import RunLayout
 from strlora_tuner.methods.ewc.state_file import FILE as EWC_STATE
 from strlora_tuner.methods.slow_weights import both_sets
@@ -33,6 +34,7 @@ SERVE_PLUGIN = REPO / "recipes" / "swift_plugins" / "serving.py"
 POOL_PLUGIN = REPO / "recipes" / "baselines" / "mr_lora" / "swift_plugin.py"
 # What recipes/swift_plugins/long_samples.py reads.
 TOO_LONG, TOO_LONG_FILE = "STRLORA_TOO_LONG", "STRLORA_TOO_LONG_FILE"
+OPTIMIZER_STATE = "STRLORA_OPTIMIZER_STATE"  # what recipes/swift_plugins/optimizer_state.py reads
 POOL_BLOCK = 8  # batches that are routed together, so that each adapter's share fills its batches
 
 
@@ -85,7 +87,8 @@ def train_command(
         flags(arguments),
         _environment(recipe, layout)
         | tracker_environment(recipe, layout.trackers(chunk))
-        | {TOO_LONG: recipe.data.too_long, TOO_LONG_FILE: str(layout.too_long(chunk))},
+        | {TOO_LONG: recipe.data.too_long, TOO_LONG_FILE: str(layout.too_long(chunk))}
+        | _optimizer_state(recipe, layout, chunk, resume_from),
         recipe.processes,
         srun(recipe),
         container(recipe),
@@ -247,6 +250,8 @@ def _adapter_arguments(
         keywords |= {f"lwf_{key}": value for key, value in recipe.lwf.model_dump().items()}
         if (previous := recipe.previous(chunk)) is not None:
             keywords["lwf_teacher"] = str(layout.adapter(previous))
+    if recipe.keeps_optimizer:
+        callbacks.append("keep_optimizer_state")
     if recipe.slow_weights is not None:
         plugins.append(str(SLOW_PLUGIN))
         callbacks.append("slow_weights")
@@ -286,6 +291,20 @@ def _slow_arguments(
         slow = planned_set(layout.adapter(previous), "slow", recipe.slow_weights.answer)
         options["state"] = str(slow / WEIGHTS)
     return {f"slow_weights_{key}": value for key, value in options.items()}
+
+
+def _optimizer_state(
+    recipe: Recipe, layout: RunLayout, chunk: int, resume_from: Path | None
+) -> dict[str, str]:
+    """Names the optimizer's state of the chunk before; a checkpoint inside the chunk has its own.
+
+    The adapter of `start_from` need not have one.
+    """
+    previous = recipe.previous(chunk)
+    if not recipe.keeps_optimizer or resume_from is not None or previous is None:
+        return {}
+    path = layout.adapter(previous) / OPTIMIZER
+    return {OPTIMIZER_STATE: str(path)} if previous or path.is_file() else {}
 
 
 def _trained_on(recipe: Recipe, layout: RunLayout, previous: int) -> Path:

@@ -16,6 +16,7 @@ from recipes.run.session import RunError, Session, failure_text
 from recipes.run_folder.checkpoints import (
     Checkpoint,
     check_adapter,
+    check_optimizer,
     clean_host_folder,
     install_adapter,
     newest_checkpoint,
@@ -172,12 +173,15 @@ def _install(job: TrainingJob, checkpoint: Checkpoint) -> None:
             check_state_file(checkpoint.path, job.recipe.ewc.fisher)
         if job.recipe.slow_weights is not None:
             check_slow_file(checkpoint.path)
+        if job.recipe.keeps_optimizer:
+            check_optimizer(checkpoint.path)
     except AdapterError as error:
         raise RunError(f"{job.what} was trained, but its adapter is not whole: {error}") from error
     try:
         slow = job.recipe.slow_weights
         answer = None if slow is None else slow.answer
-        install_adapter(checkpoint, job.layout.adapter(job.index), answer)
+        target = job.layout.adapter(job.index)
+        install_adapter(checkpoint, target, answer, job.recipe.keeps_optimizer)
     except AdapterError as error:
         raise RunError(
             f"{job.what}: {error}. Look at {job.layout.train_metrics(job.index)}, then start "

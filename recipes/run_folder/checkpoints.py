@@ -26,9 +26,10 @@ from strlora_tuner.methods.slow_weights.options import Kind
 from strlora_tuner.saved import CONFIG, WEIGHTS, AdapterError, check_finite, read_shapes
 
 TRAINER_STATE = "trainer_state.json"
+OPTIMIZER = "optimizer.pt"  # beside an adapter, where the next chunk's optimizer goes on with it
 # What only an interrupted chunk needs; it stays behind when an adapter is installed.
 _RESUME_ONLY: tuple[str, ...] = (
-    "optimizer.pt",
+    OPTIMIZER,
     "scheduler.pt",
     "training_args.bin",
     "rng_state",
@@ -155,10 +156,16 @@ def check_adapter(folder: Path, tuner_type: str | None, previous: Path | None = 
     saved.check_adapter(folder, options, previous)
 
 
-def install_adapter(checkpoint: Checkpoint, target: Path, answer: Kind | None = None) -> None:
+def install_adapter(
+    checkpoint: Checkpoint,
+    target: Path,
+    answer: Kind | None = None,
+    keep_optimizer: bool = False,
+) -> None:
     """Copies the checkpoint's adapter to `target`, which appears complete or not at all.
 
     With slow weights, `answer` is the set that becomes the adapter; the other one lies inside it.
+    With `keep_optimizer` the optimizer's state comes along.
 
     Raises:
         AdapterError: the weights are damaged or not finite.
@@ -167,7 +174,8 @@ def install_adapter(checkpoint: Checkpoint, target: Path, answer: Kind | None = 
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         for source in checkpoint.path.iterdir():
-            if not source.name.startswith(_RESUME_ONLY) and source.is_file():
+            kept = keep_optimizer and source.name == OPTIMIZER
+            if (kept or not source.name.startswith(_RESUME_ONLY)) and source.is_file():
                 shutil.copyfile(source, temporary / source.name)
                 _sync_file(temporary / source.name)
         if answer is not None:
@@ -187,9 +195,19 @@ def _sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def check_optimizer(folder: Path) -> None:
+    """Raises AdapterError unless the state of an optimizer lies in a folder, whole."""
+    path = folder / OPTIMIZER
+    if not zipfile.is_zipfile(path):
+        found = "cut short" if path.is_file() else "missing"
+        raise AdapterError(
+            f"{path} is {found}, and the next chunk's optimizer goes on with it; {saved.FIX}"
+        )
+
+
 def adapter_hashes(adapter: Path) -> dict[str, str]:
     """sha256 of the files that decide what an adapter computes, and what it carries beside them."""
-    carried = [ewc.FILE] if (adapter / ewc.FILE).is_file() else []
+    carried = [name for name in (ewc.FILE, OPTIMIZER) if (adapter / name).is_file()]
     carried += both_sets.inner_weights(adapter)
     return {name: sha256_file(adapter / name) for name in (CONFIG, WEIGHTS, *carried)}
 

@@ -30,6 +30,7 @@ from transformers import trainer_utils
 
 # Both replace a function of the host.
 from recipes.swift_plugins import kept_rows, long_samples  # noqa: F401
+from recipes.swift_plugins.optimizer_state import KeepOptimizerState
 from strlora_tuner import host_api
 from strlora_tuner.swift_plugins import master_weights as master_weights
 
@@ -133,6 +134,7 @@ for meta in MODEL_MAPPING.values():  # the template that is called like the type
     if meta.model_type in meta.candidate_templates:
         meta.candidate_templates = [meta.model_type]
 callbacks_map["save_and_stop"] = SaveAndStop
+callbacks_map["keep_optimizer_state"] = KeepOptimizerState
 if os.environ.get("STRLORA_REMOTE_CODE") != "1":
     get_logger().addFilter(holds)
     host_api.replace("swift.model.register:ModelLoader.default_trust_remote_code", False)

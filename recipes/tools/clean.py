@@ -20,7 +20,7 @@ from pathlib import Path
 
 from recipes.config.schema import Recipe
 from recipes.processes.run_lock import RunLock
-from recipes.run_folder.checkpoints import newest_checkpoint
+from recipes.run_folder.checkpoints import OPTIMIZER, newest_checkpoint
 from recipes.run_folder.layout import RouterLayout, RunLayout
 from recipes.run_folder.state import RunState, load_state
 from strlora_tuner.methods.ewc import state_file as ewc
@@ -98,7 +98,9 @@ def removable(layout: RunLayout, state: RunState, old_adapters: bool) -> Iterato
             pool = bool(record.router_sha256)
             adapter = (RouterLayout(layout.root) if pool else layout).adapter(index)
             inner = [adapter / name for name in inner_weights(adapter)]
-            yield from _existing(adapter / WEIGHTS, adapter / ewc.FILE, *inner)
+            yield from _existing(
+                *(adapter / name for name in (WEIGHTS, ewc.FILE, OPTIMIZER)), *inner
+            )
 
 
 def _newest_trained(state: RunState) -> int:
