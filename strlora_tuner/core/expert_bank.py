@@ -136,11 +136,16 @@ class ExpertBank(Float32Buffers):
         times = self.config.num_experts if self.config.gate_scale == "num_experts" else 1
         return self.scaling * times
 
-    def combine(self, hidden: Tensor, result: Tensor, gates: Tensor) -> Tensor:
-        """Returns result + scale * sum_e g_e B_e h_e with h (B, L, r), gates (B, L or 1, E)."""
+    def combine(
+        self, hidden: Tensor, result: Tensor, gates: Tensor, out: Tensor | None = None
+    ) -> Tensor:
+        """Returns result + scale * sum_e g_e B_e h_e with h (B, L, r), gates (B, L or 1, E).
+
+        `out` is as in :meth:`_add`.
+        """
         weights = (gates * self.scale).to(hidden.dtype).unsqueeze(-1)
         experts = hidden.view(*hidden.shape[:-1], gates.shape[-1], -1)
-        return self._add(result, (experts * weights).view_as(hidden))
+        return self._add(result, (experts * weights).view_as(hidden), out)
 
     def losses(self) -> dict[str, Tensor]:
         """Returns this layer's side losses of the last training forward, detached scalars by name.

@@ -48,13 +48,10 @@ class ChunkExperts(ChunkPairs):
             fused_A = self.every_A().unflatten(0, (-1, self.config.r)).sum(0)
             fused_B = self.every_B().unflatten(1, (-1, self.config.r)).sum(1)
             return self._add(result, F.linear(x, fused_A) * self.scaling, fused_B)
-        hidden = F.linear(x, self.every_A())
         if gates is None:
-            weighted = hidden * (self.scaling / self.config.num_experts)
-        else:
-            weights = (gates * self.scaling).to(hidden.dtype)
-            weighted = hidden * weights.repeat_interleave(self.config.r, -1)
-        return self._add(result, weighted, self.every_B())
+            count = self.config.num_experts
+            gates = torch.full((1, 1, count), 1 / count, device=x.device)
+        return self.combine(self.expert_activations(x), result, gates, self.every_B())
 
     def _gates(self, x: Tensor, context: RoutingContext, adapter: str) -> Tensor:
         """Returns the weight of every chunk's LoRA for each token, (B, L or 1, n) float32."""
