@@ -64,7 +64,8 @@ def provenance(study: Study) -> str:
     )
     return (
         f"{spread} Stream seeds {seeds}, seeds {runs}; {len(study.runs)} runs, {hours:.1f} hours "
-        f"one after the other; machine: {machines}; commit: {commits}."
+        "one after the other (minutes: of a run as it ran, beside whatever else ran); machine: "
+        f"{machines}; commit: {commits}."
     )
 
 

@@ -95,6 +95,17 @@ def test_a_lead_is_paired_by_stream(tmp_path: Path) -> None:
     )
 
 
+def test_a_method_on_more_than_half_of_the_streams_is_ranked(tmp_path: Path) -> None:
+    three_runs(tmp_path)
+    for seed in (0, 1):
+        keep(tmp_path, "v", seed, [(0, 0), *[(90, 90)] * 3])
+    study = read_study(tmp_path)
+    assert [group.name for group in study.ranked()] == ["v", "x", "y"]
+    assert "v leads the methods that keep no data with Avg 90.0, Last 90.0 (n = 2)" in (
+        tables.winner(study)
+    )
+
+
 def test_p_is_corrected_over_the_methods(tmp_path: Path) -> None:
     three_runs(tmp_path)
     for seed, less in enumerate((10, 11, 15)):
