@@ -195,8 +195,8 @@ def append_stream(
             made = write_stream(staging, plan, workers, report)
             batch = read_manifest(staging / MANIFEST)
             _bring_pictures(folder, manifest.get("links") or {}, batch)
-            found = _compared(folder, batch, workers, checked)
-            grown = _grown(folder, manifest, batch, found)
+            counts = _compared(folder, batch, workers, checked)
+            grown = _grown(folder, manifest, batch, counts)
             _move_into_place(folder, batch, len(grown["batches"]) + 1)
             write_json(folder / MANIFEST, grown, indent=1)
         finally:
@@ -258,20 +258,20 @@ def _compared(
     own = [p for p in result.errors if mark in p.where and p.code not in _CODES]
     if checked and own:
         raise BadSamples([replace(p, where=f"sample {p.sample or '?'}") for p in own])
-    found = [
+    across = [
         Problem(p.code, p.where.replace(mark, f"{folder}/"), p.text.replace(mark, f"{folder}/"))
         for p in result.problems
         if p.code in _CODES and (mark in p.where) != (mark in p.text)
     ]
     if gone := [p.text for p in old.problems if p.code == "file-missing"]:
         print(f"not compared with what is gone: {gone[0].split(' is ')[0]}, {len(gone)} files")
-    if found:
-        print(f"between the new samples and those before:\n{listing(found)}")
-    return dict(Counter(problem.code for problem in found))
+    if across:
+        print(f"between the new samples and those before:\n{listing(across)}")
+    return dict(Counter(problem.code for problem in across))
 
 
 def _grown(
-    folder: Path, manifest: dict[str, Any], batch: dict[str, Any], found: dict[str, int]
+    folder: Path, manifest: dict[str, Any], batch: dict[str, Any], counts: dict[str, int]
 ) -> dict[str, Any]:
     """Return the manifest of the stream with the batch."""
     count = len(manifest["chunks"])
@@ -285,7 +285,7 @@ def _grown(
         # of the stream.json that the batch was appended to: runs know by it what they trained on
         "before": sha256_file(folder / MANIFEST),
         "files": {file: each["sha256"] for file, each in manifest_entries(batch).items()},
-        "found": found,
+        "found": counts,
     }
     return {
         **manifest,

@@ -159,15 +159,15 @@ def _tell(folder: Path, made: list[WrittenFile], seconds: float, added: str, lef
 
 def pairs(values: list[str], option: str) -> dict[str, str]:
     """Return the NAME=FILE values of an option. Raises StreamError for anything else."""
-    found: dict[str, str] = {}
+    values_by_name: dict[str, str] = {}
     for value in values:
         key, mark, rest = value.partition("=")
         if not mark or not key or not rest:
             raise StreamError(f"{option} {value}: expected NAME=FILE")
-        if key in found:
+        if key in values_by_name:
             raise StreamError(f"{option} {key}: given twice")
-        found[key] = rest
-    return found
+        values_by_name[key] = rest
+    return values_by_name
 
 
 def scorers_of(values: list[str], known: dict[str, str] | None = None) -> dict[str, str]:
@@ -175,10 +175,10 @@ def scorers_of(values: list[str], known: dict[str, str] | None = None) -> dict[s
 
     Raises StreamError for an unknown scorer.
     """
-    found = {"": "exact", **(known or {})}
+    scorers = {"": "exact", **(known or {})}
     for value in values:
         task, _, name = value.rpartition("=")
         if name not in SCORERS:
             raise StreamError(f"--scorer {value}: expected one of {', '.join(SCORERS)}")
-        found[task] = name
-    return found
+        scorers[task] = name
+    return scorers

@@ -112,7 +112,7 @@ def read_json(path: Path) -> Any:
         ValueError: it is not JSON; the message names the file and the line.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}:{error.lineno}: not JSON ({error.msg}); write it again"

@@ -163,9 +163,9 @@ def on_disk(root: Path, name: str) -> str | None:
         for part in form.lstrip("/").split("/"):
             forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
             here = (f for f in forms if f != ".." and os.path.exists(os.path.join(root, *parts, f)))
-            if (found := next(here, None)) is None:
+            if (spelled := next(here, None)) is None:
                 break
-            parts.append(found)
+            parts.append(spelled)
         else:
             return "/".join(parts)
     return None

@@ -172,10 +172,10 @@ class Stream:
         path = self.root / entry.file
         if not path.is_file():
             raise StreamError(f"{path} is missing: prepare the stream again")
-        found = sha256_file(path)
-        if found != entry.sha256:
+        digest = sha256_file(path)
+        if digest != entry.sha256:
             raise StreamError(
-                f"{path} was changed after the stream was made: sha256 {found[:12]}..., but "
+                f"{path} was changed after the stream was made: sha256 {digest[:12]}..., but "
                 f"{MANIFEST} says {entry.sha256[:12]}...: prepare the stream again"
             )
         check_image_names(path)
@@ -215,8 +215,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise StreamError(f"{path}: not JSON ({error}); prepare the stream again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else content
-        raise StreamError(f"{path}: format is {found!r}, expected {FORMAT!r}")
+        named = content.get("format") if isinstance(content, dict) else content
+        raise StreamError(f"{path}: format is {named!r}, expected {FORMAT!r}")
     return content
 
 
@@ -260,10 +260,8 @@ def check_test_records(path: Path, records: list[Record]) -> None:
     for number, record in enumerate(records, start=1):
         name = record.get("id")
         if not isinstance(name, str) or not record.get("messages"):
-            found = sorted(record)
-            raise ValueError(
-                f"{path}: sample {number}: expected 'id' and 'messages', found {found}"
-            )
+            keys = sorted(record)
+            raise ValueError(f"{path}: sample {number}: expected 'id' and 'messages', found {keys}")
         if name in seen:
             raise ValueError(f"{path}: sample {number}: id {name!r} stands there twice")
         seen.add(name)

@@ -217,9 +217,9 @@ def is_complete(folder: Path, plan: Plan) -> bool:
     for file, entry in manifest_entries(manifest).items():
         if not (folder / file).exists():
             whole = False
-        elif (found := sha256_file(folder / file)) != entry["sha256"]:
+        elif (digest := sha256_file(folder / file)) != entry["sha256"]:
             raise StreamError(
-                f"{folder / file}: sha256 is {found}, the manifest says {entry['sha256']}: the "
+                f"{folder / file}: sha256 is {digest}, the manifest says {entry['sha256']}: the "
                 "file was changed. Delete it and run the same command again to make it anew."
             )
     return whole
@@ -234,25 +234,25 @@ def manifest_entries(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return entries | {entry["file"]: entry for entry in validation}
 
 
-def expect_settings(path: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
+def expect_settings(path: Path, content: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raise StreamError unless `found`, the content of `path`, was made with `settings`."""
     for key, wanted in settings.items():
-        if found.get(key) != wanted:
-            where, there, here = _difference(key, found.get(key), wanted)
+        if content.get(key) != wanted:
+            where, there, here = _difference(key, content.get(key), wanted)
             raise StreamError(
                 f"{path}: {where} is {there}, this run would make {here}. "
                 "Choose another --out, or delete the folder."
             )
 
 
-def _difference(key: str, found: Any, wanted: Any) -> tuple[str, str, str]:
+def _difference(key: str, there: Any, wanted: Any) -> tuple[str, str, str]:
     """Return the key at which two settings differ ("generator.settings.size"), and both values."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = [inner for inner in {**found, **wanted} if found.get(inner) != wanted.get(inner)]
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        keys = [inner for inner in {**there, **wanted} if there.get(inner) != wanted.get(inner)]
         if len(keys) == 1:
-            return _difference(f"{key}.{keys[0]}", found.get(keys[0]), wanted.get(keys[0]))
-        return key, str({k: found.get(k) for k in keys}), str({k: wanted.get(k) for k in keys})
-    return key, repr(found), repr(wanted)
+            return _difference(f"{key}.{keys[0]}", there.get(keys[0]), wanted.get(keys[0]))
+        return key, str({k: there.get(k) for k in keys}), str({k: wanted.get(k) for k in keys})
+    return key, repr(there), repr(wanted)
 
 
 def discard(folder: Path, existed: bool = True) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from data_prep.check.lengths import Lengths, LongSample, largest, spread
 from data_prep.check.pictures import inspect_all
 from data_prep.check.relations import Relations
-from data_prep.check.sample_rules import Job, Sample, Scanned, scan
-from data_prep.check.stream_folder import Layout, check_counts
+from data_prep.check.sample_rules import Sample, scan
+from data_prep.check.stream_folder import DataFile, Layout, check_counts
 from data_prep.errors import ERROR, WARNING, DataError, Problem
 from data_prep.images import Picture, resolve
 from data_prep.parallel import cores, ordered_map
@@ -93,8 +95,8 @@ class Check:
         started, result = time.monotonic(), self.result
         for problem in self.layout.problems:
             self._note(problem)
-        for number in range(len(self.layout.files)):
-            self._scan_file(number)
+        for number, file in enumerate(self.layout.files):
+            self._scan_file(number, file)
         for problem in check_counts(self.layout, result.seen):
             self._note(problem)
         self._look_at_images()
@@ -120,56 +122,42 @@ class Check:
         where = f"{self.layout.root / name}:{sample.line}"
         self._note(Problem(code, where, text, severity, sample.id), (name, sample.line))
 
-    def _scan_file(self, number: int) -> None:
-        file = self.layout.files[number]
+    def _scan_file(self, number: int, file: DataFile) -> None:
+        path = self.layout.root / file.name
+        size = path.stat().st_size
         seen = self.result.seen[file.name] = Counter()
         columns, progress = Columns(), Progress("samples")
+        # One process for small files: starting others takes longer than reading.
+        workers = self.workers if size > 4 << 20 else 1
         try:
-            for scanned in ordered_map(scan, self._jobs(number), self._workers(number)):
-                self._take(scanned, file.name, seen)
+            items = read_items(path)
+            batches = iter(lambda: list(islice(items, BATCH)), [])
+            for scanned in ordered_map(partial(scan, path, number, file), batches, workers):
+                self.result.samples += scanned.samples
+                seen.update(sample.task for sample in scanned.samples)
+                seen[""] += len(scanned.problems)
+                for line, problem in scanned.problems:
+                    self._note(problem, (file.name, line))
                 columns.merge(scanned.columns)
                 progress(len(self.result.samples), None, file.name)
         except DataError as refused:
-            self._note(refused.at(str(self.layout.root / file.name)))
+            self._note(refused.at(str(path)))
         progress.close()
-        self._check_columns(file.name, columns, file.task is None)
-
-    def _workers(self, number: int) -> int:
-        """One process for small files: starting others takes longer than reading."""
-        size = (self.layout.root / self.layout.files[number].name).stat().st_size
-        return self.workers if size > 4 << 20 else 1
-
-    def _jobs(self, number: int) -> Iterator[Job]:
-        file, root = self.layout.files[number], self.layout.root
-        items = read_items(root / file.name)
-        while batch := list(islice(items, BATCH)):
-            yield Job(root, number, file, batch)
-
-    def _take(self, scanned: Scanned, name: str, seen: Counter[str]) -> None:
-        self.result.samples += scanned.samples
-        seen.update(sample.task for sample in scanned.samples)
-        seen[""] += len(scanned.problems)
-        for line, problem in scanned.problems:
-            self._note(problem, (name, line))
-
-    def _check_columns(self, name: str, columns: Columns, training: bool) -> None:
-        path = self.layout.root / name
-        if training and columns.samples and path.stat().st_size > LIMIT:
-            self._check_own_fields(name)
-        uneven = columns.uneven((self.layout.root / name).stat().st_size, LIMIT)
-        if uneven:
-            self.result.uneven[name] = uneven
+        if file.task is None and columns.samples and size > LIMIT:
+            self._check_own_fields(path)
+        if uneven := columns.uneven(size, LIMIT):
+            self.result.uneven[file.name] = uneven
             text = (
                 f"the fields {list(uneven)} are not in every sample or not of one type at every "
                 "depth: the host's loader stops there (where they are only missing, in files of "
                 "over 10 MB); make the stream with data_prep.chunk, or use --fix"
             )
-            self._note(Problem("fields-uneven", str(self.layout.root / name), text))
+            self._note(Problem("fields-uneven", str(path), text))
 
-    def _check_own_fields(self, name: str) -> None:
+    def _check_own_fields(self, path: Path) -> None:
         """Note the first sample at which the host's loader stops for one of its own fields."""
         start_of_file = StartOfFile(LIMIT)
-        for line, item in read_items(self.layout.root / name):
+        for line, item in read_items(path):
             record = parse(item)
             size = len(item) + 1 if isinstance(item, bytes) else len(str(item))
             if isinstance(record, dict) and (key := start_of_file.late(record, size)):
@@ -177,14 +165,12 @@ class Check:
                     f"{key!r} holds what no sample in the first 10 MB holds: the host's loader "
                     "stops here; make smaller chunks, or move such a sample to the front"
                 )
-                where = f"{self.layout.root / name}:{line}"
-                self._note(Problem("fields-late", where, text))
+                self._note(Problem("fields-late", f"{path}:{line}", text))
                 return
 
     def _look_at_images(self) -> None:
         result, settings = self.result, self.settings
         names = {image for sample in result.samples for image in sample.images}
-        progress = Progress("images", "images")
         result.pictures = {name: self.known[name] for name in names & self.known.keys()}
         result.pictures |= inspect_all(
             self.layout.root,
@@ -193,9 +179,7 @@ class Check:
             self.workers,
             settings.near,
             settings.decode,
-            progress,
         )
-        progress.close()
         warned: set[str] = set()
         for sample in result.samples:
             for image in sample.images:
@@ -251,17 +235,15 @@ class Check:
         """Return the samples of these numbers as the host reads them, images by absolute paths."""
         layout, samples = self.layout, self.result.samples
         places = {(samples[number].file, samples[number].line): number for number in numbers}
-        found: dict[int, HostSample] = {}
+        records: dict[int, HostSample] = {}
         for file in sorted({file for file, _ in places}):
             for line, item in read_items(layout.root / layout.files[file].name):
                 if (file, line) in places:
-                    record = check_host(parse(item))
-                    names = record.get("images", [])
-                    paths = [resolve(layout.root, name, layout.allowed, {}) for name in names]
-                    if paths:
+                    record = records[places[file, line]] = check_host(parse(item))
+                    if names := record.get("images"):
+                        paths = (resolve(layout.root, name, layout.allowed) for name in names)
                         record["images"] = [str(path.absolute()) for path in paths]
-                    found[places[file, line]] = record
-        return [found[number] for number in numbers]
+        return [records[number] for number in numbers]
 
     def _judge_length(self, sample: Sample, total: int, lengths: Lengths) -> None:
         """A training sample that the run skips or cuts is no error; a test question stops it."""

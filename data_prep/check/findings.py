@@ -36,13 +36,13 @@ def as_json(result: Result) -> dict[str, Any]:
 
 def by_code(problems: list[Problem]) -> dict[str, dict[str, Any]]:
     """Return for each code its severity, how often it was found, and the first place."""
-    found: dict[str, dict[str, Any]] = {}
+    codes: dict[str, dict[str, Any]] = {}
     for problem in problems:
-        entry = found.setdefault(
+        entry = codes.setdefault(
             problem.code, {"severity": problem.severity, "count": 0, "first": problem.where}
         )
         entry["count"] += 1
-    return dict(sorted(found.items(), key=lambda item: (item[1]["severity"], -item[1]["count"])))
+    return dict(sorted(codes.items(), key=lambda item: (item[1]["severity"], -item[1]["count"])))
 
 
 def task_statistics(result: Result) -> dict[str, dict[str, Any]]:
@@ -103,10 +103,10 @@ def as_text(result: Result, shown: int = 20) -> str:
             counts = f"{entry['samples']:7} {entry['images']:7} {entry['answers']:7}"
             lines.append(f"{task:14} {part:5} {counts}  {share}")
     if content["tokens"]:
-        found = content["tokens"]
-        longest = f"median {found['median']}, longest {found['longest']}"
-        of = f"{found['counted']} of {len(result.samples)} samples counted"
-        lines.append(f"\ntokens a sample: mean {found['mean']}, {longest} ({of})")
+        tokens = content["tokens"]
+        longest = f"median {tokens['median']}, longest {tokens['longest']}"
+        of = f"{tokens['counted']} of {len(result.samples)} samples counted"
+        lines.append(f"\ntokens a sample: mean {tokens['mean']}, {longest} ({of})")
     lines.append(
         f"\n{content['folder']}: {content['samples']} samples, {content['images']} images, "
         f"{content['errors']} errors, {content['warnings']} warnings ({content['seconds']} s)"

@@ -48,7 +48,7 @@ def write_known(root: Path, pictures: Mapping[str, Picture]) -> None:
 def _stamp(path: Path) -> Stamp | None:
     """Return what changes with a file's bytes, its size and time of change; None without one."""
     try:
-        found = path.stat()
+        facts = path.stat()
     except OSError:
         return None
-    return found.st_size, found.st_ctime_ns
+    return facts.st_size, facts.st_ctime_ns

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from data_prep.errors import DataError
+from data_prep.errors import ERROR, DataError
 from data_prep.images import Picture, inspect, resolve
 from data_prep.parallel import ordered_map
 from data_prep.progress_bar import Progress
 
 BATCH = 64
-
-
-class _Job(NamedTuple):
-    root: Path
-    allowed: tuple[Path, ...]
-    names: list[str]
-    near: bool
-    decode: bool
 
 
 def inspect_all(
@@ -30,9 +21,8 @@ def inspect_all(
     workers: int,
     near: bool = False,
     decode: bool = True,
-    progress: Progress | None = None,
 ) -> dict[str, Picture]:
-    """Return what was found out about every image, by its name in the samples.
+    """Return what was learnt about every image, by its name in the samples.
 
     Args:
         root: the stream folder.
@@ -41,34 +31,28 @@ def inspect_all(
         workers: processes.
         near: compute difference hashes.
         decode: False only checks that the files exist.
-        progress: called after every batch.
     """
     names = sorted(set(names))
-    found: dict[str, Picture] = {}
-    batches = (_Job(root, allowed, batch, near, decode) for batch in _batches(names))
-    for pictures in ordered_map(_inspect_batch, batches, min(workers, len(names) // BATCH + 1)):
-        found.update(pictures)
-        if progress:
-            progress(len(found), len(names))
-    return found
+    batches = [names[at : at + BATCH] for at in range(0, len(names), BATCH)]
+    work = partial(_inspect_batch, root, allowed, near, decode)
+    pictures: dict[str, Picture] = {}
+    progress = Progress("images", "images")
+    for batch in ordered_map(work, batches, min(workers, len(batches))):
+        pictures.update(batch)
+        progress(len(pictures), len(names))
+    progress.close()
+    return pictures
 
 
-def _batches(names: list[str]) -> Iterator[list[str]]:
-    rest = iter(names)
-    while batch := list(islice(rest, BATCH)):
-        yield batch
-
-
-def _inspect_batch(job: _Job) -> dict[str, Picture]:
-    known: dict[str, str] = {}
-    return {name: _inspect(job, name, known) for name in job.names}
-
-
-def _inspect(job: _Job, name: str, known: dict[str, str]) -> Picture:
-    try:
-        path = resolve(job.root, name, job.allowed, known)
-    except DataError as refused:
-        picture = Picture()
-        picture.add(refused.code, refused.text)
-        return picture
-    return inspect(path, name, job.near) if job.decode else Picture()
+def _inspect_batch(
+    root: Path, allowed: tuple[Path, ...], near: bool, decode: bool, names: list[str]
+) -> dict[str, Picture]:
+    folders: dict[str, str] = {}
+    pictures: dict[str, Picture] = {}
+    for name in names:
+        try:
+            path = resolve(root, name, allowed, folders)
+            pictures[name] = inspect(path, name, near) if decode else Picture()
+        except DataError as refused:
+            pictures[name] = Picture(findings=[(refused.code, refused.text, ERROR)])
+    return pictures

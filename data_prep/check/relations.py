@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 
 from data_prep.check.sample_rules import Sample
@@ -36,6 +36,7 @@ class Relations:
     ) -> None:
         self.train = [s for s in samples if s.file not in tests]
         self.test = [s for s in samples if s.file in tests]
+        self.tested = {image for s in self.test for image in s.images}
         self.pictures, self.names = pictures, names
 
     def all(self, near: bool) -> Iterator[Finding]:
@@ -58,36 +59,26 @@ class Relations:
 
     def repeated_ids(self) -> Iterator[Finding]:
         """An id twice in a test set is an error (answers are joined by it), elsewhere a warning."""
-        seen: dict[tuple[int, str], Sample] = {}
-        for sample in self.test:
-            first = seen.setdefault((sample.file, sample.id), sample)
-            if first is not sample:
-                text = f"id {sample.id!r} stands at {self._at(first)} too; ids of a test set differ"
-                yield sample, "duplicate-id", text, ERROR
-        known: dict[str, Sample] = {}
-        for sample in self.train:
-            first = known.setdefault(sample.id, sample) if sample.id else sample
-            if first is not sample:
-                text = f"id {sample.id!r} stands at {self._at(first)} too"
-                yield sample, "duplicate-id", text, WARNING
+        for sample, first in repeats(self.test, lambda s: (s.file, s.id)):
+            text = f"id {sample.id!r} stands at {self._at(first)} too; ids of a test set differ"
+            yield sample, "duplicate-id", text, ERROR
+        for sample, first in repeats((s for s in self.train if s.id), lambda s: s.id):
+            text = f"id {sample.id!r} stands at {self._at(first)} too"
+            yield sample, "duplicate-id", text, WARNING
 
     def repeated_samples(self) -> Iterator[Finding]:
         """The same images, question and answer twice."""
         for samples in (self.train, self.test):
-            seen: dict[tuple[object, ...], Sample] = {}
-            for sample in samples:
-                key = (self._images(sample), sample.question, sample.answer)
-                first = seen.setdefault(key, sample)
-                if first is not sample:
-                    text = f"the same sample as {self._at(first)}"
-                    yield sample, "duplicate-sample", text, WARNING
+            same = repeats(samples, lambda s: (self._images(s), s.question, s.answer))
+            for sample, first in same:
+                text = f"the same sample as {self._at(first)}"
+                yield sample, "duplicate-sample", text, WARNING
 
     def answered_otherwise(self) -> Iterator[Finding]:
         """The same images and question, with different answers."""
         for samples in (self.train, self.test):
-            seen: dict[tuple[object, ...], Sample] = {}
-            for sample in filter(lambda sample: sample.images, samples):
-                first = seen.setdefault((self._images(sample), sample.question), sample)
+            with_images = (sample for sample in samples if sample.images)
+            for sample, first in repeats(with_images, lambda s: (self._images(s), s.question)):
                 if first.answer != sample.answer:
                     text = (
                         f"answers {sample.shown!r} where {self._at(first)}, the same picture and "
@@ -130,31 +121,34 @@ class Relations:
 
     def near_images(self) -> Iterator[Finding]:
         """Images that look alike but differ in their bytes, by difference hash."""
-        users: dict[int, Sample] = {}
-        tested = {image for s in self.test for image in s.images}
-        names: dict[int, str] = {}
+        uses: dict[int, tuple[str, Sample]] = {}  # by hash: the first image, and who uses it
         for sample in [*self.test, *self.train]:
             for image in sample.images:
-                value = getattr(self.pictures.get(image), "dhash", None)
-                if value is None:
+                picture = self.pictures.get(image)
+                if picture is None or picture.dhash is None:
                     continue
-                first = names.setdefault(value, image)
-                users.setdefault(value, sample)
-                if self._differ(first, image):
-                    yield self._near(sample, image, first, users[value], tested)
-        for a, b in near_pairs(list(names)):
-            yield self._near(users[b], names[b], names[a], users[a], tested)
+                first, user = uses.setdefault(picture.dhash, (image, sample))
+                if first != image and self.pictures[first].sha256 != picture.sha256:
+                    yield self._near(sample, image, first, user)
+        for a, b in near_pairs(uses):
+            image, sample = uses[b]
+            yield self._near(sample, image, *uses[a])
 
-    def _differ(self, first: str, second: str) -> bool:
-        return first != second and self.pictures[first].sha256 != self.pictures[second].sha256
-
-    def _near(
-        self, sample: Sample, image: str, other: str, user: Sample, tested: set[str]
-    ) -> Finding:
-        across = (image in tested) != (other in tested)
-        code = "leak-near" if across else "near-image"
+    def _near(self, sample: Sample, image: str, other: str, user: Sample) -> Finding:
+        across = (image in self.tested) != (other in self.tested)
         text = f"image {image!r} looks like {other!r} of {self._at(user)}"
-        return sample, code, text, WARNING
+        return sample, "leak-near" if across else "near-image", text, WARNING
+
+
+def repeats(
+    samples: Iterable[Sample], key: Callable[[Sample], object]
+) -> Iterator[tuple[Sample, Sample]]:
+    """Yield every sample whose key an earlier one has, and the first of these."""
+    seen: dict[object, Sample] = {}
+    for sample in samples:
+        first = seen.setdefault(key(sample), sample)
+        if first is not sample:
+            yield sample, first
 
 
 def near_pairs(values: Iterable[int]) -> set[tuple[int, int]]:

@@ -50,31 +50,34 @@ class Scanned:
     columns: Columns = field(default_factory=Columns)
 
 
-@dataclass(frozen=True)
-class Job:
-    """A batch of lines of one file."""
-
-    root: Path
-    number: int
-    file: DataFile
-    items: list[Item]
-
-
-def scan(job: Job) -> Scanned:
-    """Return the samples of a batch."""
+def scan(path: Path, number: int, file: DataFile, items: list[Item]) -> Scanned:
+    """Return the samples of a batch of lines; `path` and `number` are the file's."""
     out = Scanned()
-    for line, item in job.items:
-        where = place(job.root / job.file.name, line)
+    for line, item in items:
         raw = parse(item)
         name = raw["id"] if isinstance(raw, dict) and isinstance(raw.get("id"), str) else ""
         try:
-            record = check_sample(raw, job.file)
+            record = check_sample(raw, file)
         except DataError as refused:
-            out.problems.append((line, refused.at(where, name)))
+            out.problems.append((line, refused.at(place(path, line), name)))
             continue
-        if job.file.task is None:
+        if file.task is None:
             out.columns.add(record)
-        out.samples.append(_facts(record, job, line, name))
+        question, answer = question_text(record), answer_text(record)
+        sample = Sample(
+            number,
+            line,
+            name,
+            str(record.get("task") or file.task or ""),
+            tuple(record.get("images", [])),
+            hash_text(question),
+            hash_text(answer),
+            answer[:40],
+            sum(len(turn["content"]) for turn in record["messages"]),
+            read_size(record.get("size")),
+            len(question.split()),
+        )
+        out.samples.append(sample)
     return out
 
 
@@ -104,24 +107,6 @@ def _check_test(record: HostSample, file: DataFile) -> None:
     options = record.get("options")
     if options is not None and not isinstance(options, list):
         raise DataError("options", f"options: found {options!r}, expected a list")
-
-
-def _facts(record: HostSample, job: Job, line: int, name: str) -> Sample:
-    question, answer = question_text(record), answer_text(record)
-    size = read_size(record.get("size"))
-    return Sample(
-        job.number,
-        line,
-        name,
-        str(record.get("task") or job.file.task or ""),
-        tuple(record.get("images", [])),
-        hash_text(question),
-        hash_text(answer),
-        answer[:40],
-        sum(len(turn["content"]) for turn in record["messages"]),
-        size,
-        len(question.split()),
-    )
 
 
 def hash_text(text: str) -> int:

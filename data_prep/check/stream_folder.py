@@ -47,6 +47,10 @@ class Layout:
     allowed: tuple[Path, ...]
     problems: list[Problem] = field(default_factory=list)
 
+    def note(self, code: str, text: str, severity: str = ERROR) -> None:
+        """Add a problem of the manifest."""
+        self.problems.append(Problem(code, str(self.root / MANIFEST), text, severity))
+
 
 def read_layout(path: Path, images: Path | None = None) -> Layout:
     """Return what `path` holds: a stream folder, a folder of JSONL files, or one JSONL file.
@@ -76,12 +80,12 @@ def read_layout(path: Path, images: Path | None = None) -> Layout:
             "no-data", f"{path}: no {MANIFEST} and no JSONL files; is it a stream folder?"
         )
     text = f"{MANIFEST} is missing, the orchestrator needs it: make the stream with data_prep.chunk"
-    problem = Problem("manifest-missing", str(path / MANIFEST), text)
-    return Layout(path, files, None, (path.resolve(), *more), [problem])
+    layout = Layout(path, files, None, (path.resolve(), *more))
+    layout.note("manifest-missing", text)
+    return layout
 
 
 def _from_manifest(root: Path, more: tuple[Path, ...]) -> Layout:
-    where = str(root / MANIFEST)
     try:
         manifest = read_manifest(root / MANIFEST)
     except StreamError as error:
@@ -98,64 +102,42 @@ def _from_manifest(root: Path, more: tuple[Path, ...]) -> Layout:
                 files.append(DataFile(file, task, entry.get("scorer"), validation=True))
         layout.allowed += tuple(Path(t).resolve() for t in manifest.get("links", {}).values())
     except (KeyError, TypeError, AttributeError) as error:
-        text = f"{where}: {error!r}: expected 'chunks' (file, samples, sha256, tasks) and 'tasks'"
+        expected = "'chunks' (file, samples, sha256, tasks) and 'tasks'"
+        text = f"{root / MANIFEST}: {error!r}: expected {expected}"
         raise DataError("manifest-keys", text) from error
     layout.files = [file for file in files if _usable(layout, file)]
-    _check_scorers(layout)
-    _check_order(layout)
-    _check_unlisted(layout, {file.name for file in files})
+    for file in layout.files:
+        if file.task is not None and not file.validation and file.scorer not in SCORERS:
+            text = f"tasks.{file.task}.scorer is {file.scorer!r}, expected one of {list(SCORERS)}"
+            layout.note("scorer", text)
+    if not manifest["chunks"]:
+        layout.note("no-chunks", "no chunks: there is nothing to train on")
+    for number, entry in enumerate(manifest["chunks"], start=1):
+        if entry.get("index") != number:
+            text = f"chunks[{number - 1}].index is {entry.get('index')!r}, expected {number}"
+            layout.note("chunk-index", text)
+    if (root / PARTIAL).exists():
+        text = f"{PARTIAL}/ is there: a preparation was interrupted; give its command again"
+        layout.problems.append(Problem("unfinished", str(root), text, WARNING))
+    present = {f"{top}/{p.name}" for top in ("chunks", "test") for p in (root / top).glob("*")}
+    for name in sorted(present - {file.name for file in files}):
+        layout.note("unlisted", f"{name} is not named in {MANIFEST} and will not be used", WARNING)
     return layout
 
 
 def _usable(layout: Layout, file: DataFile) -> bool:
-    where, path = str(layout.root / MANIFEST), layout.root / str(file.name)
+    path = layout.root / str(file.name)
     if not path.resolve().is_relative_to(layout.root.resolve()):
-        layout.problems.append(
-            Problem("manifest-escape", where, f"{file.name!r} lies outside the stream folder")
-        )
+        layout.note("manifest-escape", f"{file.name!r} lies outside the stream folder")
         return False
     if not path.is_file():
         text = f"{file.name!r} is named, but not there: prepare the stream again"
-        layout.problems.append(Problem("file-missing", where, text))
+        layout.note("file-missing", text)
         return False
     return True
 
 
-def _check_scorers(layout: Layout) -> None:
-    for file in layout.files:
-        if file.task is not None and not file.validation and file.scorer not in SCORERS:
-            text = f"tasks.{file.task}.scorer is {file.scorer!r}, expected one of {list(SCORERS)}"
-            layout.problems.append(Problem("scorer", str(layout.root / MANIFEST), text))
-
-
-def _check_order(layout: Layout) -> None:
-    chunks = (layout.manifest or {}).get("chunks", [])
-    if not chunks:
-        layout.problems.append(
-            Problem(
-                "no-chunks", str(layout.root / MANIFEST), "no chunks: there is nothing to train on"
-            )
-        )
-    for number, entry in enumerate(chunks, start=1):
-        if entry.get("index") != number:
-            text = f"chunks[{number - 1}].index is {entry.get('index')!r}, expected {number}"
-            layout.problems.append(Problem("chunk-index", str(layout.root / MANIFEST), text))
-
-
-def _check_unlisted(layout: Layout, named: set[str]) -> None:
-    root = layout.root
-    if (root / PARTIAL).exists():
-        text = f"{PARTIAL}/ is there: a preparation was interrupted; give its command again"
-        layout.problems.append(Problem("unfinished", str(root), text, WARNING))
-    found = {
-        f"{folder}/{p.name}" for folder in ("chunks", "test") for p in (root / folder).glob("*")
-    }
-    for name in sorted(found - named):
-        text = f"{name} is not named in {MANIFEST} and will not be used"
-        layout.problems.append(Problem("unlisted", str(root / MANIFEST), text, WARNING))
-
-
-def check_counts(layout: Layout, found: dict[str, Counter[str]]) -> list[Problem]:
+def check_counts(layout: Layout, seen: dict[str, Counter[str]]) -> list[Problem]:
     """Return where the manifest's hashes and counts differ from the files.
 
     Args:
@@ -165,9 +147,9 @@ def check_counts(layout: Layout, found: dict[str, Counter[str]]) -> list[Problem
     problems: list[Problem] = []
     manifest = layout.manifest or {"chunks": [], "tasks": {}}
     for name, entry in manifest_entries(manifest).items():
-        if name not in found:
+        if name not in seen:
             continue
-        where, there = str(layout.root / name), sum(found[name].values())
+        where, there = str(layout.root / name), sum(seen[name].values())
         if sha256_file(layout.root / name) != entry.get("sha256"):
             text = (
                 f"changed since {MANIFEST} was written (another sha256): prepare the stream again"
@@ -176,8 +158,8 @@ def check_counts(layout: Layout, found: dict[str, Counter[str]]) -> list[Problem
         if entry.get("samples") != there:
             text = f"{there} samples, but {MANIFEST} says {entry.get('samples')}"
             problems.append(Problem("samples-count", where, text))
-        counts = {task: n for task, n in found[name].items() if n and task}
-        if "tasks" in entry and not found[name][""] and entry["tasks"] != counts:
+        counts = {task: n for task, n in seen[name].items() if n and task}
+        if "tasks" in entry and not seen[name][""] and entry["tasks"] != counts:
             text = f"samples by task are {counts}, but {MANIFEST} says {entry['tasks']}"
             problems.append(Problem("tasks-count", where, text))
     return problems

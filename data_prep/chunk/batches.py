@@ -18,6 +18,7 @@ from data_prep.sources.readers import Item, parse, place
 from data_prep.sources.records import HostSample, encode, question_text
 
 Group = int | str
+MOST_PROBLEMS = 1000  # a run that refuses bad samples stops at so many
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,46 @@ class Options:
 
 
 @dataclass
+class Summary:
+    """What a user is told about the samples that were read.
+
+    Attributes:
+        images: samples with pictures. lacking: samples with a picture that is not there.
+        missing: the first of those pictures.
+        taken: the columns that were read, in words. keys: the columns of the source.
+        forms: of times: where each was first seen.
+        unread: keys of turns that are left out.
+        marks: what looks like the mark of a picture, and stays text.
+        columns: types of the extra fields. problems: what was refused.
+    """
+
+    images: int = 0
+    lacking: int = 0
+    missing: list[str] = field(default_factory=list)
+    taken: str = ""
+    keys: list[str] = field(default_factory=list)
+    forms: dict[str, str] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
+    marks: list[str] = field(default_factory=list)
+    columns: Columns = field(default_factory=Columns)
+    problems: list[Problem] = field(default_factory=list)
+
+    def merge(self, other: Summary) -> None:
+        """Add what a later batch says; of everything that may grow, the first is kept."""
+        self.images += other.images
+        self.lacking += other.lacking
+        self.missing = [*self.missing, *other.missing][:5]
+        self.taken = self.taken or other.taken
+        self.keys = sorted({*self.keys, *other.keys})[:100]
+        self.forms = {**other.forms, **self.forms}
+        self.unread = sorted({*self.unread, *other.unread})
+        self.marks = sorted({*self.marks, *other.marks})[:20]
+        self.columns.merge(other.columns)
+        if len(self.problems) < MOST_PROBLEMS:
+            self.problems += other.problems
+
+
+@dataclass
 class Batch:
     """Converted samples: their lines, and for each its length, group, task, test flag and id.
 
@@ -64,50 +105,45 @@ class Batch:
     tasks: list[str] = field(default_factory=list)
     tests: list[bool] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)  # 64-bit hashes
-    images: int = 0  # samples with pictures
-    missing: list[str] = field(default_factory=list)  # a picture of each sample that lacks one
-    taken: str = ""  # the columns that were read, in words
-    keys: set[str] = field(default_factory=set)  # the columns of the source
-    columns: Columns = field(default_factory=Columns)
-    forms: dict[str, str] = field(default_factory=dict)  # of times: where each was first found
-    unread: set[str] = field(default_factory=set)  # keys of turns that are left out
-    marks: set[str] = field(default_factory=set)  # look like marks of pictures, and stay text
-    problems: list[Problem] = field(default_factory=list)
+    summary: Summary = field(default_factory=Summary)
 
 
 def convert(job: tuple[Options, Path, list[Item]]) -> Batch:
     """Return the batch of raw samples of one file, converted; what is refused is listed."""
     options, path, items = job
     batch, lines = Batch(last=items[-1][0]), []
+    summary, keys, unread, marks = batch.summary, set[str](), set[str](), set[str]()
     for number, item in items:
         try:
             raw = parse(item)
             if isinstance(raw, dict):
-                batch.keys.update(map(str, raw))
+                keys.update(map(str, raw))
             made_up_id = f"{options.id_prefix}{path.name.split('.')[0]}-{number:07d}"
             record = host_record(raw, options, made_up_id)
             group, form = group_of(raw, options)
             line = encode(record)
         except DataError as refused:
             name = raw.get("id", "") if isinstance(raw, dict) else ""
-            batch.problems.append(refused.at(place(path, number), str(name)))
+            summary.problems.append(refused.at(place(path, number), str(name)))
             continue
         if form:
-            batch.forms.setdefault(form, place(path, number))
+            summary.forms.setdefault(form, place(path, number))
         lines.append(line)
-        batch.taken = batch.taken or options.columns.found(raw, options.task_column)
+        summary.taken = summary.taken or options.columns.described(raw, options.task_column)
         if lost := next((i for i in record["images"] if not options.resolver.is_there(i)), None):
-            batch.missing.append(lost.partition("/")[2])
-        batch.unread |= unread_turn_keys(raw)
-        batch.marks |= unread_marks(record["messages"])
+            summary.lacking += 1
+            summary.missing.append(lost.partition("/")[2])
+        unread |= unread_turn_keys(raw)
+        marks |= unread_marks(record["messages"])
         batch.lengths.append(len(line))
         batch.groups.append(group)
         batch.tasks.append(record["task"])
         batch.tests.append(is_held_out(record, options))
         batch.ids.append(hash64(record["id"]))
-        batch.images += bool(record["images"])
-        batch.columns.add(record)
+        summary.images += bool(record["images"])
+        summary.columns.add(record)
     batch.lines = b"".join(lines)
+    summary.keys, summary.unread, summary.marks = [*keys], [*unread], [*marks]
     return batch
 
 

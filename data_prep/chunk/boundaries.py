@@ -290,6 +290,6 @@ def _refuse_late(start_of_file: StartOfFile, line: bytes, file: str) -> None:
 
 def _refuse_twice(name: int, seen: set[int], line: bytes) -> None:
     if name in seen:
-        found = json.loads(line)["id"]
-        raise StreamError(f"id {found!r} occurs twice; the ids of a test set must be unique")
+        twice = json.loads(line)["id"]
+        raise StreamError(f"id {twice!r} occurs twice; the ids of a test set must be unique")
     seen.add(name)

@@ -74,7 +74,7 @@ class ColumnNames:
                 "leave one of them out",
             )
 
-    def found(self, raw: dict[str, Any], task_column: str | None) -> str:
+    def described(self, raw: dict[str, Any], task_column: str | None) -> str:
         """Return which columns of a sample that is read were taken, in words."""
         plain = {str(key).lower(): str(key) for key in raw}
         turns = next((key for key in TURNS if key in plain), None)

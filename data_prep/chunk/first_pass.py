@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -18,20 +18,19 @@ from typing import IO
 
 import numpy as np
 
-from data_prep.chunk.batches import Batch, Group, Options, convert
+from data_prep.chunk.batches import MOST_PROBLEMS, Batch, Group, Options, Summary, convert
 from data_prep.chunk.columns import missing
 from data_prep.errors import Problem
-from data_prep.files import write_json
+from data_prep.files import read_json, write_json
 from data_prep.parallel import ordered_map
 from data_prep.progress_bar import Progress
 from data_prep.sources.fields import FIELDS_READ, Columns
 from data_prep.sources.readers import Item, read_items
 from data_prep.stream import StreamError
-from data_prep.stream_writer import LEFT_OUT, BadSamples
+from data_prep.stream_writer import LEFT_OUT, STATE, BadSamples
 
 BATCH = 1000  # samples handed to a process at a time
 SAVE_EVERY = 5  # batches between two saves of the state
-MOST_PROBLEMS = 1000  # a run that refuses bad samples stops at so many
 MOST_GROUPS = 10_000
 _OF_COLUMNS = ("column", "no-turns", "no-answer")  # problems that the columns' names explain
 INDEX = np.dtype([("at", "<u8"), ("group", "<i8"), ("task", "<i4"), ("test", "?"), ("id", "<u8")])
@@ -43,26 +42,25 @@ _FOUND = (
 Handles = Sequence[IO[bytes]]  # of _FILES, opened for appending
 
 
-class FirstPass:
+@dataclass
+class _State(Summary):
+    """What a killed pass goes on from: file and sample, sizes of the files, names in the index."""
+
+    file: int = 0
+    number: int = 0
+    finished: bool = False
+    sizes: list[int] = field(default_factory=lambda: [0, 0, 0])
+    tasks: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+
+
+class FirstPass(_State):
     """The first pass over `sources`, in `folder`."""
 
     def __init__(self, folder: Path, sources: list[Path], options: Options, skip_bad: bool) -> None:
+        super().__init__()
         self.folder, self.sources = folder, sources
         self.options, self.skip_bad = options, skip_bad
-        self.file, self.number, self.finished = 0, 0, False
-        self.sizes = [0, 0, 0]
-        self.tasks: list[str] = []
-        self.labels: list[str] = []
-        self.images = 0
-        self.missing: list[str] = []  # the first of them
-        self.lacking = 0  # samples with a picture that is not there
-        self.taken = ""
-        self.keys: list[str] = []
-        self.forms: dict[str, str] = {}
-        self.unread: list[str] = []
-        self.marks: list[str] = []
-        self.columns = Columns()
-        self.problems: list[Problem] = []
 
     @property
     def samples(self) -> int:
@@ -86,7 +84,12 @@ class FirstPass:
                 self._read(file, handles, workers, progress)
             self._stop_if_bad(0)
             self._refuse_unknown_pictures()
-            self._refuse_without_pictures()
+            if self.options.needs_pictures and self.samples and not self.images:
+                raise StreamError(
+                    f"--images is given, but none of the {self.samples} samples has a picture: "
+                    "name the column of their paths with --image-column. Columns found: "
+                    f"{', '.join(self.keys)}"
+                )
             self._say()
             self.finished = True
             self._note(handles)
@@ -122,37 +125,29 @@ class FirstPass:
         rows = np.zeros(len(batch.lengths), dtype=INDEX)
         lengths = np.array(batch.lengths, dtype=np.uint64)
         rows["at"] = self.sizes[0] + np.cumsum(lengths) - lengths
-        rows["group"] = self._group_numbers(batch.groups)
+        groups: Sequence[Group] = batch.groups
+        if self.options.by == "column":
+            groups = _numbers([str(group) for group in groups], self.labels)
+            if len(self.labels) > MOST_GROUPS:
+                raise StreamError(
+                    f"column {self.options.column!r} has more than {MOST_GROUPS} values: each "
+                    "would be a chunk of its own; choose a column with few values"
+                )
+        rows["group"] = groups
         rows["task"] = _numbers(batch.tasks, self.tasks)
         rows["test"] = batch.tests
         rows["id"] = np.array(batch.ids, dtype=np.uint64)
-        left_out = b"".join(_line(problem) for problem in batch.problems)
+        left_out = b"".join(_line(problem) for problem in batch.summary.problems)
         for at, data in enumerate((batch.lines, rows.tobytes(), left_out)):
             handles[at].write(data)
             self.sizes[at] += len(data)
-        self.images += batch.images
-        self.missing = [*self.missing, *batch.missing][:5]
-        self.lacking += len(batch.missing)
-        self.taken = self.taken or batch.taken
-        self.keys = sorted({*self.keys, *batch.keys})[:100]
-        self.columns.merge(batch.columns)
-        self.forms = {**batch.forms, **self.forms}
-        self.unread = sorted({*self.unread, *batch.unread})
-        self.marks = sorted({*self.marks, *batch.marks})[:20]
-        self._refuse_mixed_times()
-        if len(self.problems) < MOST_PROBLEMS:
-            self.problems += batch.problems
-
-    def _group_numbers(self, groups: list[Group]) -> list[int]:
-        if self.options.by != "column":
-            return [int(group) for group in groups]
-        numbers = _numbers([str(group) for group in groups], self.labels)
-        if len(self.labels) > MOST_GROUPS:
+        self.merge(batch.summary)
+        if len(self.forms) > 1:
+            forms = "; ".join(f"{form} ({where})" for form, where in self.forms.items())
             raise StreamError(
-                f"column {self.options.column!r} has more than {MOST_GROUPS} values: each would be "
-                "a chunk of its own; choose a column with few values"
+                f"column {self.options.column!r} holds times of several forms: {forms}; write all "
+                "of them in one form, such as 2026-01-31T12:00:00"
             )
-        return numbers
 
     def _refuse_unknown_pictures(self) -> None:
         """Refuse --image-column where no sample has anything in it: a picture is no must."""
@@ -166,14 +161,6 @@ class FirstPass:
             f"--image-column {column}: no sample has a value there{hint} Columns found: "
             f"{', '.join(self.keys)}"
         )
-
-    def _refuse_without_pictures(self) -> None:
-        if self.options.needs_pictures and self.samples and not self.images:
-            raise StreamError(
-                f"--images is given, but none of the {self.samples} samples has a picture: name "
-                f"the column of their paths with --image-column. Columns found: "
-                f"{', '.join(self.keys)}"
-            )
 
     def _say(self) -> None:
         """Say once what was read from where, what is not there, and what nobody reads."""
@@ -207,59 +194,29 @@ class FirstPass:
                     return f" ({name} is there: write its path below --images letter by letter)"
         return ""
 
-    def _refuse_mixed_times(self) -> None:
-        if len(self.forms) > 1:
-            found = "; ".join(f"{form} ({where})" for form, where in self.forms.items())
-            raise StreamError(
-                f"column {self.options.column!r} holds times of several forms: {found}; write all "
-                "of them in one form, such as 2026-01-31T12:00:00"
-            )
-
     def _stop_if_bad(self, most: int) -> None:
         if len(self.problems) > most and not self.skip_bad:
             self._refuse_unknown_pictures()
             empty = {missing(key): missing(key, elsewhere=True) for key in self.keys}
-            about_columns = any(
-                p.code in _OF_COLUMNS and p.text not in empty for p in self.problems
+            asked = [p for p in self.problems if p.code in _OF_COLUMNS and p.text not in empty]
+            hint = f"\n{_FOUND.format(', '.join(self.keys))}" if asked else ""
+            raise BadSamples(
+                [replace(p, text=empty.get(p.text, p.text)) for p in self.problems], hint
             )
-            problems = [replace(p, text=empty.get(p.text, p.text)) for p in self.problems]
-            columns = f"\n{_FOUND.format(', '.join(self.keys))}" if about_columns else ""
-            raise BadSamples(problems, columns)
 
     def _note(self, handles: Handles) -> None:
         for handle in handles:
             handle.flush()
             os.fsync(handle.fileno())
-        keys = (
-            "file",
-            "number",
-            "finished",
-            "sizes",
-            "tasks",
-            "labels",
-            "images",
-            "missing",
-            "lacking",
-            "taken",
-            "keys",
-            "forms",
-            "unread",
-            "marks",
-        )
-        state = {key: getattr(self, key) for key in keys}
-        state["columns"] = [self.columns.samples, self.columns.kinds]
-        state["problems"] = [problem.as_json() for problem in self.problems]
-        write_json(self.folder / "state.json", state)
+        write_json(self.folder / STATE, asdict(self))
 
     def _resume(self) -> None:
         """Read the state that a killed run saved and cut off what it wrote after that."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "state.json"
-        if path.exists():
-            state = json.loads(path.read_text())
-            self.columns.samples, self.columns.kinds = state.pop("columns")
-            self.problems = [Problem(**problem) for problem in state.pop("problems")]
-            vars(self).update(state)
+        if (self.folder / STATE).exists():
+            vars(self).update(read_json(self.folder / STATE))
+            self.columns = Columns(**vars(self)["columns"])
+            self.problems = [Problem(**problem) for problem in vars(self)["problems"]]
         for name, size in zip(_FILES, self.sizes, strict=True):
             with (self.folder / name).open("ab") as handle:
                 handle.truncate(size)
@@ -267,14 +224,9 @@ class FirstPass:
 
 def _numbers(values: list[str], known: list[str]) -> list[int]:
     """Return the place of each value in `known`, which grows with new ones."""
+    known[:] = dict.fromkeys([*known, *values])
     places = {value: number for number, value in enumerate(known)}
-    out = []
-    for value in values:
-        if value not in places:
-            places[value] = len(known)
-            known.append(value)
-        out.append(places[value])
-    return out
+    return [places[value] for value in values]
 
 
 def _line(problem: Problem) -> bytes:

@@ -95,17 +95,17 @@ def _from_text(text: str) -> tuple[int, str]:
         match, rest = last, " " + last["time"]
     if match is None:
         raise ValueError
-    found = {key.rstrip("1234"): part for key, part in match.groupdict().items() if part}
-    year = int(found["year"])
-    if "week" in found:
-        day = date.fromisocalendar(year, int(found["week"]), int(found.get("weekday", 1)))
-    elif "nth" in found:
-        day = _strict(f"{year:04}{found['nth']}", "%Y%j").date()
+    parts = {key.rstrip("1234"): part for key, part in match.groupdict().items() if part}
+    year = int(parts["year"])
+    if "week" in parts:
+        day = date.fromisocalendar(year, int(parts["week"]), int(parts.get("weekday", 1)))
+    elif "nth" in parts:
+        day = _strict(f"{year:04}{parts['nth']}", "%Y%j").date()
     else:
-        named = found.get("name", "").lower()
-        month = _MONTHS.index(named) + 1 if named else int(found["month"])
-        day = date(year, month, int(found.get("day", 1)))
-    form = "EXIF times" if "exif" in found else "dates and times"
+        named = parts.get("name", "").lower()
+        month = _MONTHS.index(named) + 1 if named else int(parts["month"])
+        day = date(year, month, int(parts.get("day", 1)))
+    form = "EXIF times" if "exif" in parts else "dates and times"
     return _stamp(datetime.combine(day, time())) + _time_of_day(rest), form
 
 

@@ -18,7 +18,7 @@ from data_prep.task_files.task_stream import run
 
 def main(argv: list[str] | None = None) -> int:
     """Do what is asked; return the exit code."""
-    return run({"CoIN": COIN}, "data_prep.coin", __doc__ or "", argv)
+    return run({"CoIN": COIN}, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from data_prep.compose.pools import Counts
 from data_prep.errors import shown
+from data_prep.files import read_json
 from data_prep.mini.mixtures import apportion, published
 from data_prep.stream import StreamError
 
@@ -29,7 +29,7 @@ def from_file(path: Path, size: int | None) -> Counts:
         StreamError: the file is not a mixture; the message names the chunk and the key.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise StreamError(f"--mixture {path}: {error}; expected a JSON file") from error
     chunks = content.get("chunks") if isinstance(content, dict) else content

@@ -15,7 +15,7 @@ import numpy as np
 from data_prep.errors import DataError, Problem
 from data_prep.files import write_blocks
 from data_prep.parallel import ordered_map
-from data_prep.sources.converting import Limit, converted
+from data_prep.sources.converting import Converter, Limit, converted
 from data_prep.sources.fields import FIRST_BLOCK, Columns, harmonize
 from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.readers import DECODER
@@ -52,7 +52,7 @@ class Slice:
     seed: int
 
 
-class TrainFile:
+class TrainFile(Converter):
     """Finishes the training samples of one task.
 
     `numbered` gives all of them ids by their place, else those that have none.
@@ -60,10 +60,6 @@ class TrainFile:
 
     def __init__(self, task: str, id_prefix: str, numbered: bool = False) -> None:
         self.task, self.id_prefix, self.numbered = task, id_prefix, numbered
-
-    def prepare(self, raw: Any) -> Any:
-        """Return the sample as it is."""
-        return raw
 
     def finish(self, raw: Any, record: HostSample, number: int) -> HostSample:
         """Return the record with its task and an id."""

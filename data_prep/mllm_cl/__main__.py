@@ -17,8 +17,7 @@ from data_prep.task_files.task_stream import run
 
 def main(argv: list[str] | None = None) -> int:
     """Do what is asked; return the exit code."""
-    known = {name: MLLM_CL[name] for name in ("DCL", "ACL")}
-    return run(known, "data_prep.mllm_cl", __doc__ or "", argv)
+    return run(MLLM_CL, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ class Benchmark:
     numbered: bool = True
 
 
-_COCO = ("COCO2014/train2014", "COCO2014/val2014")
-_COCO_SITE = "https://cocodataset.org/#download"
+COCO = ("COCO2014/train2014", "COCO2014/val2014")
+COCO_SITE = "https://cocodataset.org/#download"
 _TASKS = (
     Task("AD", "choice", ("AD/images/drivelm/stitch",),
          "DriveLM on nuScenes, six views in one (made by --stitch)",
@@ -79,7 +79,7 @@ _TASKS = (
          "https://github.com/bjzhb666/MLLM-CL"),
     Task("GQA", "vqa", ("GQA/images",), "GQA", "https://cs.stanford.edu/people/dorarad/gqa",
          gold=GQA),
-    Task("Grounding", "grounding", _COCO, "COCO 2014 (RefCOCO family)", _COCO_SITE),
+    Task("Grounding", "grounding", COCO, "COCO 2014 (RefCOCO family)", COCO_SITE),
     Task("ImageNet", "label", ("ImageNet_withlabel/train", "ImageNet_withlabel/val"),
          "ImageNet ILSVRC 2012, a folder a class", "https://www.image-net.org/download.php"),
     Task("OCRVQA", "exact", ("OCR-VQA/images",), "OCR-VQA", "https://ocr-vqa.github.io"),
@@ -87,7 +87,7 @@ _TASKS = (
          "Places365, small images (256 x 256)", "http://places2.csail.mit.edu/download.html"),
     Task("RS", "choice", ("RS/images",), "RSVQA-HR", "https://rsvqa.sylvainlobry.com"),
     Task("TextCaps", "caption", ("Textcaps",), "TextCaps", "https://textvqa.org/textcaps/dataset"),
-    Task("VQAv2", "vqa", _COCO, "COCO 2014", _COCO_SITE),
+    Task("VQAv2", "vqa", COCO, "COCO 2014", COCO_SITE),
 )  # fmt: skip
 STRCVIT = {task.name: task for task in _TASKS}
 CHUNKS, CHUNK_SAMPLES = 25, 2000  # of StrCVIT

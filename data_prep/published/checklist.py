@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from data_prep.published.benchmarks import Task
@@ -35,6 +35,12 @@ def lines(root: Path, tasks: Iterable[Task]) -> Iterator[str]:
         needs = f", {task.pictures:,} pictures in all" if task.pictures else ""
         if missing:
             yield f"           {task.origin}{needs}: {task.site}"
+
+
+def show(root: Path, tasks: Collection[Task]) -> bool:
+    """Print the checklist; return whether every folder is there."""
+    print("\n".join(lines(root, tasks)))
+    return all_present(root, tasks)
 
 
 def all_present(root: Path, tasks: Iterable[Task]) -> bool:

@@ -6,11 +6,8 @@ ImageNet, GQA, Grounding and OCR-VQA on test.json, the others on val.json.
 
 from __future__ import annotations
 
-from data_prep.published.benchmarks import Benchmark, Task
+from data_prep.published.benchmarks import COCO, COCO_SITE, Benchmark, Task
 from data_prep.published.gold_files import GQA, SCIENCEQA, TEXTVQA
-
-_COCO = ("COCO2014/train2014", "COCO2014/val2014")
-_COCO_SITE = "https://cocodataset.org/#download"
 
 COIN = Benchmark(
     "coin", "data_prep.coin", "1", "Zacks-Chen/CoIN",
@@ -30,9 +27,9 @@ COIN = Benchmark(
         Task("VizWiz", "vqa", ("VizWiz/train", "VizWiz/val"), "VizWiz VQA",
              "https://vizwiz.org/tasks-and-datasets/vqa",
              0, ("VizWiz/train",), ("VizWiz/val",)),
-        Task("Grounding", "grounding", _COCO[:1], "COCO 2014 (RefCOCO family)", _COCO_SITE,
+        Task("Grounding", "grounding", COCO[:1], "COCO 2014 (RefCOCO family)", COCO_SITE,
              0, ("Grounding/train",), ("Grounding/test",)),
-        Task("VQAv2", "vqa", _COCO, "COCO 2014", _COCO_SITE,
+        Task("VQAv2", "vqa", COCO, "COCO 2014", COCO_SITE,
              0, ("VQAv2/train",), ("VQAv2/val", "VQAv2/test")),
         Task("OCRVQA", "exact", ("OCR-VQA/images",), "OCR-VQA", "https://ocr-vqa.github.io",
              0, ("OCRVQA/train",), ("OCRVQA/test", "OCRVQA/test_1")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from data_prep.errors import DataError, shown
-from data_prep.sources.test_sets import TestSet
+from data_prep.errors import DataError
+from data_prep.files import read_json
 
 Golds = Mapping[str, Any]
 
@@ -68,54 +67,12 @@ SCIENCEQA = GoldFile("problems.json", _problems)
 GQA = GoldFile("testdev_balanced_questions.json", _questions)
 
 
-class GoldTestSet(TestSet):
-    """A test set whose answers stand, all or some, in a file of their own.
-
-    Args:
-        task, scorer: as for `TestSet`.
-        gold: what kind of file.
-        path: where it lies; None: nowhere, then every question must have its answer.
-        site: of the data set, for messages.
-    """
-
-    def __init__(
-        self, task: str, scorer: str, gold: GoldFile, path: Path | None, site: str
-    ) -> None:
-        super().__init__(task, scorer)
-        self.gold, self.path, self.site = gold, path, site
-        self.answers: Golds | None = None
-
-    def prepare(self, raw: Any) -> Any:
-        """Return the raw sample with its answer."""
-        if not isinstance(raw, dict):
-            return raw
-        wanted = raw.get("answer") is None or (self.gold.always and self.path is not None)
-        if not wanted and not self.gold.by_picture:
-            return super().prepare(raw)
-        if self.path is None:
-            raise DataError(
-                "no-answer",
-                f"no answer: put the official {self.gold.name} beside the questions of "
-                f"{self.task}, in --source ({self.site})",
-            )
-        if self.answers is None:
-            self.answers = read_golds(self.path, self.gold)
-        key = "image" if self.gold.by_picture else "question_id"
-        name = str(raw.get(key))
-        answer = self.answers.get(Path(name).name if self.gold.by_picture else name)
-        if answer is None or answer == []:
-            raise DataError("no-answer", f"{self.path} has no answer for {key} {shown(name)}")
-        return {**raw, "answer": answer}
-
-
 def read_golds(path: Path, gold: GoldFile) -> Golds:
     """Return the answers in a file. Raises DataError where it is not of its kind."""
     try:
-        return gold.read(json.loads(path.read_text(encoding="utf-8-sig")))
+        return gold.read(read_json(path))
     except ValueError as error:
-        raise DataError(
-            "gold-file", f"{path}: not JSON ({error}); fetch this file again"
-        ) from error
+        raise DataError("gold-file", f"{error}, or fetch it again") from error
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         what = (gold.read.__doc__ or "").split(":")[0]
         missing = f"no {error}" if isinstance(error, KeyError) else str(error)

@@ -75,9 +75,9 @@ def _pair(number: int, option: Any) -> tuple[str, Any]:
 def _without_labels(options: Options) -> Options:
     """Return the options without the labels that all of their texts begin with ("A. text")."""
     matches = [_LABELLED.fullmatch(text) for text in options.values()]
-    found = {match.group(1).upper(): match.group(2) for match in matches if match}
-    same = list(found) == list(options) or list(found) == [str(n + 1) for n in range(len(options))]
-    return found if same and len(found) == len(options) and all(found.values()) else options
+    plain = {match.group(1).upper(): match.group(2) for match in matches if match}
+    same = list(plain) == list(options) or list(plain) == [str(n + 1) for n in range(len(options))]
+    return plain if same and len(plain) == len(options) and all(plain.values()) else options
 
 
 def with_options(question: str, answer: str, options: Options) -> tuple[str, str]:

@@ -48,10 +48,10 @@ def read_boxes(text: str) -> list[Box]:
     (<ref>2 dogs</ref>) is no box.
     """
     text = _LABEL.sub(" ", text)
-    found: list[str] = []
+    written: list[str] = []
     for part in _TAGGED.findall(text) or [text]:
-        found += _FOUR.findall(part) or [part]
-    boxes = [read_box(_LOOSE.findall(part)) for part in found]
+        written += _FOUR.findall(part) or [part]
+    boxes = [read_box(_LOOSE.findall(part)) for part in written]
     return list(dict.fromkeys(box for box in boxes if box is not None))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -77,12 +78,14 @@ def stratum(raw: Any) -> str:
     return f"{folder} {json.dumps(answer, default=str)[:_LETTERS]}"
 
 
-class Converter(Protocol):
+class Converter(ABC):
     """Knows what is special about the samples of one file."""
 
     def prepare(self, raw: Any) -> Any:
-        """Return the raw sample in a form that `to_host` reads."""
+        """Return the raw sample in a form that `to_host` reads; by default as it is."""
+        return raw
 
+    @abstractmethod
     def finish(self, raw: Any, record: HostSample, number: int) -> HostSample:
         """Return the record with task and id. Raises DataError for a sample that cannot be used."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from data_prep.sources.records import HostSample, encode
@@ -34,6 +35,7 @@ MESSAGES = "messages"  # become uneven by a `loss` that not all answers have
 Uneven = dict[str, bool]  # field that must become JSON text; whether text is put in quotes too
 
 
+@dataclass
 class Columns:
     """The types of the extra fields of many samples, counted one sample at a time.
 
@@ -43,9 +45,8 @@ class Columns:
             items of a list): how often each type was found.
     """
 
-    def __init__(self) -> None:
-        self.samples = 0
-        self.kinds: dict[str, dict[str, dict[str, int]]] = {}
+    samples: int = 0
+    kinds: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count the fields of one sample."""
@@ -68,9 +69,9 @@ class Columns:
                 for kind, count in kinds.items():
                     self._count(key, path, kind, count)
 
-    def mixed(self) -> list[str]:
+    def of_several_types(self) -> list[str]:
         """Return the fields that no file may hold as they are: of several types, or too large."""
-        return sorted(key for key, paths in self.kinds.items() if _is_mixed(paths))
+        return sorted(key for key, paths in self.kinds.items() if _has_several_types(paths))
 
     def sparse(self) -> list[str]:
         """Return the fields whose type the start of a large file may not show."""
@@ -83,7 +84,10 @@ class Columns:
     def uneven(self, size: int, limit: int = FIRST_BLOCK) -> Uneven:
         """Return the fields that must become text in a file of `size` bytes."""
         sparse = self.sparse()
-        names = {*self.mixed(), *(sparse if size > limit else {REJECTED}.intersection(sparse))}
+        names = {
+            *self.of_several_types(),
+            *(sparse if size > limit else {REJECTED}.intersection(sparse)),
+        }
         return {name: "time" in self.kinds[name].get("", {}) for name in sorted(names)}
 
     def _count(self, key: str, path: str, kind: str, count: int) -> None:
@@ -112,10 +116,10 @@ def _is_loss_sparse(paths: dict[str, dict[str, int]]) -> bool:
     return any(kinds["any"] < answers for path, kinds in paths.items() if path)
 
 
-def _is_mixed(paths: dict[str, dict[str, int]]) -> bool:
+def _has_several_types(paths: dict[str, dict[str, int]]) -> bool:
     for kinds in paths.values():
-        found = {{"time": "text", "empty": "list"}.get(kind, kind) for kind in kinds} - {"null"}
-        if len(found) > 1 or found & {"large", "many keys"}:
+        types = {{"time": "text", "empty": "list"}.get(kind, kind) for kind in kinds} - {"null"}
+        if len(types) > 1 or types & {"large", "many keys"}:
             return True
     return False
 
@@ -152,7 +156,7 @@ class StartOfFile:
 
     def late(self, record: Mapping[str, Any], size: int) -> str | None:
         """Return the field of a type that did not occur before; `size` is of the line, in bytes."""
-        found = {
+        types = {
             (key, path, kind)
             for key in HOSTS_OWN
             if key in record and key != "tools"
@@ -161,9 +165,9 @@ class StartOfFile:
         }
         self.at += size
         if self.at <= self.limit:
-            self.known |= found
+            self.known |= types
             return None
-        return next((key for key, _, _ in sorted(found - self.known)), None)
+        return next((key for key, _, _ in sorted(types - self.known)), None)
 
 
 def harmonize(record: HostSample, uneven: Uneven) -> HostSample:
@@ -192,7 +196,7 @@ def harmonize_all(records: Iterable[HostSample]) -> list[HostSample]:
     columns = Columns()
     for record in records:
         columns.add(record)
-    if not columns.mixed() and not columns.sparse():
+    if not columns.of_several_types() and not columns.sparse():
         return records
     uneven = columns.uneven(sum(map(len, map(encode, records))))
     return [harmonize(record, uneven) for record in records] if uneven else records

@@ -160,10 +160,10 @@ class ImageResolver:
             name = self._inside(name)
         check_name(name.replace("\\", "/").lstrip("/") or name)
         starts = ("",) if marked else self.prefixes
-        found = [os.path.normpath(os.path.join(start, name)) for start in starts]
-        if not self.must_exist and len(found) == 1 and not unusual(name):
-            return found[0]  # looking for the file would cost more than all the rest
-        for path in found:
+        candidates = [os.path.normpath(os.path.join(start, name)) for start in starts]
+        if not self.must_exist and len(candidates) == 1 and not unusual(name):
+            return candidates[0]  # looking for the file would cost more than all the rest
+        for path in candidates:
             if spelled := on_disk(self.root, path):
                 return os.path.normpath(spelled)
         if _DRIVE.match(name) or name.startswith("\\\\"):
@@ -173,8 +173,8 @@ class ImageResolver:
                 f"to the folder of the images, {self.root}",
             )
         if not self.must_exist:
-            return found[0]
-        where = " or ".join(str(self.root / path) for path in found)
+            return candidates[0]
+        where = " or ".join(str(self.root / path) for path in candidates)
         raise DataError("image-missing", f"image {image!r} does not exist: expected {where}")
 
     def _local(self, image: str) -> str:

@@ -111,8 +111,8 @@ def read_images(raw: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
 def _numbered_columns(filled: Mapping[str, Any]) -> dict[str, int]:
     """Return the columns image_1, image_2, ... with their numbers, if all of them hold pictures."""
     matches = {name: _NUMBERED_COLUMN.fullmatch(name) for name in filled}
-    found = {name: int(match.group(1)) for name, match in matches.items() if match}
-    return found if all(picture_of(filled[name]) for name in found) else {}
+    numbers = {name: int(match.group(1)) for name, match in matches.items() if match}
+    return numbers if all(picture_of(filled[name]) for name in numbers) else {}
 
 
 def _maybe(key: str) -> bool:
@@ -191,8 +191,8 @@ def _named(turns: list[Turn], images: list[Any]) -> list[Any]:
     text = "\n".join(turn["content"] for turn in asked)
     if not any(mark in text for mark in "<[{_(&"):
         return images
-    if found := _paths(text):
-        return _from_paths(asked, found, images)
+    if paths := _paths(text):
+        return _from_paths(asked, paths, images)
     if not images:
         return images  # words such as [image] are no marks where there is no picture
     for turn in asked:
@@ -223,10 +223,10 @@ def _number(match: re.Match[str]) -> int:
 
 def _paths(text: str) -> list[str]:
     """Return the paths that stand in the text's marks; `<img><image></img>` holds none."""
-    found = [
+    paths = [
         match["path"] or match["linked"] or match["named"] for match in _PATH_MARK.finditer(text)
     ]
-    return [] if all(path.isdecimal() for path in found) else found
+    return [] if all(path.isdecimal() for path in paths) else paths
 
 
 def _from_paths(asked: list[Turn], paths: list[str], images: list[Any]) -> list[Any]:
@@ -247,10 +247,10 @@ def _from_paths(asked: list[Turn], paths: list[str], images: list[Any]) -> list[
 
 
 def _by_number(
-    asked: list[Turn], mark: re.Pattern[str], found: list[int], images: list[Any]
+    asked: list[Turn], mark: re.Pattern[str], numbers: list[int], images: list[Any]
 ) -> list[Any]:
     """Put the pictures in the order of their numbered marks; a second mention becomes words."""
-    order = list(dict.fromkeys(found))
+    order = list(dict.fromkeys(numbers))
     start = 0 if 0 in order else 1
     if sorted(order) != list(range(start, start + len(images))):
         raise DataError(
@@ -274,11 +274,11 @@ def _by_number(
 
 def _refuse_unknown(turns: list[Turn]) -> None:
     for number, turn in enumerate(turns, start=1):
-        found = _UNKNOWN_MARK.search(turn["content"]) or _NUMBERED_MARK.search(turn["content"])
-        if turn["role"] != "assistant" and found and found.group().lower() != PLACEHOLDER:
+        mark = _UNKNOWN_MARK.search(turn["content"]) or _NUMBERED_MARK.search(turn["content"])
+        if turn["role"] != "assistant" and mark and mark.group().lower() != PLACEHOLDER:
             raise DataError(
                 "picture-mark",
-                f"turn {number}: {found.group()!r} marks a picture, but none is read for it: write "
+                f"turn {number}: {mark.group()!r} marks a picture, but none is read for it: write "
                 f"{PLACEHOLDER} and name the picture in 'images'",
             )
 
@@ -286,8 +286,8 @@ def _refuse_unknown(turns: list[Turn]) -> None:
 def unread_marks(turns: Iterable[Turn]) -> set[str]:
     """Return what looks like a mark of a picture and stays text, beside those that were read."""
     texts = [turn["content"] for turn in turns if turn["role"] != "assistant"]
-    found = {match.group() for text in texts for match in _UNKNOWN_MARK.finditer(text)}
-    return found - {PLACEHOLDER}
+    marks = {match.group() for text in texts for match in _UNKNOWN_MARK.finditer(text)}
+    return marks - {PLACEHOLDER}
 
 
 def refuse_lost(raw: Mapping[str, Any], turns: Iterable[Turn]) -> None:
@@ -303,11 +303,11 @@ def refuse_lost(raw: Mapping[str, Any], turns: Iterable[Turn]) -> None:
                 "to 'image', or take it out",
             )
     for turn in turns:
-        found = _HTML_MARK.search(turn["content"]) if turn["role"] != "assistant" else None
-        if found and raw.get("images") != []:
+        mark = _HTML_MARK.search(turn["content"]) if turn["role"] != "assistant" else None
+        if mark and raw.get("images") != []:
             raise DataError(
                 "picture-lost",
-                f"{found.group()!r} in the text is not read as a picture: write {PLACEHOLDER} "
+                f"{mark.group()!r} in the text is not read as a picture: write {PLACEHOLDER} "
                 "and name it in 'images', or write \"images\": [] if it is only text",
             )
 

@@ -37,11 +37,16 @@ _BROKEN = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes t
 Item = tuple[int, Any]  # number of the line or sample; JSON text as bytes, an object, or DataError
 
 
-def _no_constant(name: str) -> Any:
-    raise DataError("json-constant", f"found {name}, which is not JSON; write null or leave it out")
+def _constant(name: str) -> DataError:
+    text = f"found {name}, which is not JSON; write null or leave it out"
+    return DataError("json-constant", text)
 
 
-DECODER = json.JSONDecoder(parse_constant=_no_constant)
+def _refuse_constant(name: str) -> Any:
+    raise _constant(name)
+
+
+DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def data_files(sources: list[Path]) -> list[Path]:
@@ -53,20 +58,17 @@ def data_files(sources: list[Path]) -> list[Path]:
     files: list[Path] = []
     for source in sources:
         if source.is_dir():
-            _refuse_splits(source)
+            _check_saved(source)
             inside = (p for p in source.iterdir() if p.is_file() and p.name not in _BESIDE)
-            found = sorted(p for p in inside if kind_of_name(p.name))
-            _refuse_missing_shards(source)
-            if not found and class_folders(source):
+            if data := sorted(p for p in inside if kind_of_name(p.name)):
+                files += data
+            elif class_folders(source):
                 files.append(source)
-            elif not found:
-                wanted = (
-                    f"expected one of {', '.join(SUFFIXES)}, or folders of pictures named by class"
-                )
+            else:
+                hint = f"expected {', '.join(SUFFIXES)}, or folders of pictures named by class"
                 if deep := sorted(p for p in source.glob("*/*") if kind_of_name(p.name)):
-                    wanted = f"but there is {deep[0]}: give that folder, {deep[0].parent}"
-                raise DataError("no-data", f"{source}: no data file; {wanted}")
-            files += found
+                    hint = f"but there is {deep[0]}: give that folder, {deep[0].parent}"
+                raise DataError("no-data", f"{source}: no data file; {hint}")
         elif not source.exists():
             raise DataError("no-data", f"{source}: no such file; check the path")
         else:
@@ -74,8 +76,8 @@ def data_files(sources: list[Path]) -> list[Path]:
     return files
 
 
-def _refuse_splits(folder: Path) -> None:
-    """Raise DataError for a folder of several splits, as `DatasetDict.save_to_disk` writes it."""
+def _check_saved(folder: Path) -> None:
+    """Raise DataError for what `save_to_disk` wrote: several splits, or not all of its files."""
     if (folder / "dataset_dict.json").is_file():
         names = sorted(p.parent.name for p in folder.glob("*/state.json"))
         raise DataError(
@@ -84,9 +86,6 @@ def _refuse_splits(folder: Path) -> None:
             f"folder of one, such as --source {folder / (names or ['train'])[0]}",
         )
 
-
-def _refuse_missing_shards(folder: Path) -> None:
-    """Raise DataError if a file is gone that `save_to_disk` wrote into a folder."""
     try:
         state = json.loads((folder / "state.json").read_bytes())
         names = [file["filename"] for file in state["_data_files"]]
@@ -124,18 +123,9 @@ def read_items(path: Path) -> Iterator[Item]:
     if path.is_dir() and class_folders(path):
         yield from read_class_folders(path)
         return
-    kind = _kind(path)
+    readers = {"parquet": read_parquet, "arrow": read_arrow, "csv": _csv, "array": _array}
     try:
-        if kind == "parquet":
-            yield from read_parquet(path)
-        elif kind == "arrow":
-            yield from read_arrow(path)
-        elif kind == "csv":
-            yield from _csv(path)
-        elif kind == "array":
-            yield from _array(path)
-        else:
-            yield from _lines(path)
+        yield from readers.get(_kind(path), _lines)(path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             "gzip-damaged", f"{path}: damaged gzip file ({error}); fetch or compress it again"
@@ -166,9 +156,7 @@ def parse(raw: Any) -> Any:
     except DataError as refused:
         return refused
     except RecursionError:
-        return DataError(
-            "json-depth", "nested too deep to be a sample; expected a flat JSON object"
-        )
+        return DataError("json-depth", "nested too deep; expected a flat JSON object")
     except ValueError:
         return DataError("json", _TOO_LONG)
 
@@ -205,15 +193,12 @@ def _kind(path: Path) -> str:
         return "arrow"
     if magic[:4] in (b"PK\x03\x04", b"\x28\xb5\x2f\xfd") or magic[:3] in (b"BZh", b"\xfd7z"):
         raise DataError("compressed", f"{path}: an archive; unpack it (only gzip is read directly)")
-    try:
-        with _open(path) as file:
-            head = file.read(_BLOCK)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError("gzip-damaged", f"{path}: damaged gzip file ({error})") from error
-    if head[:4] in (b"PAR1", b"ARRO", b"FEA1", b"\xff" * 4):
-        what = "Feather of version 1" if head[:4] == b"FEA1" else "Parquet or Arrow inside gzip"
-        fix = "write it as Parquet" if head[:4] == b"FEA1" else "unpack it"
-        raise DataError("compressed", f"{path}: {what}; {fix}")
+    with _open(path) as file:
+        head = file.read(_BLOCK)
+    if head[:4] == b"FEA1":
+        raise DataError("compressed", f"{path}: Feather of version 1; write it as Parquet")
+    if head[:4] in (b"PAR1", b"ARRO", b"\xff" * 4):
+        raise DataError("compressed", f"{path}: Parquet or Arrow inside gzip; unpack it")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:200].count(0) > 20:
         raise DataError("encoding", f"{path}: UTF-16 or binary; save the file as UTF-8 text")
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()
@@ -252,21 +237,19 @@ def _lines(path: Path) -> Iterator[Item]:
             if len(line) > MOST_BYTES:
                 while line and not line.endswith(b"\n"):
                     line = file.readline(_BLOCK)
-                most = MOST_BYTES >> 20
-                yield (
-                    number,
-                    DataError("line-too-long", f"a line of more than {most} MiB; split it"),
-                )
-                continue
-            line = line.strip()
-            if line:
+                text = f"a line of more than {MOST_BYTES >> 20} MiB; split it"
+                yield number, DataError("line-too-long", text)
+            elif line := line.strip():
                 yield number, line
 
 
 def _array(path: Path) -> Iterator[Item]:
     """Yield the elements of one JSON array, a block of the file at a time."""
     with _open(path) as file:
-        yield from _elements(_Window(_text(file)))
+        window = _Window(_text(file))
+        window.peek()
+        window.at += 1  # the bracket
+        yield from _elements(window)
 
 
 def _text(file: IO[bytes]) -> IO[str]:
@@ -311,19 +294,22 @@ class _Window:
 
 def _elements(window: _Window) -> Iterator[Item]:
     number = 0
-    window.peek()
-    window.at += 1  # the bracket
     while (mark := window.peek()) != "]":
         number += 1
         if number > 1:
             if mark != ",":
-                yield number, _cut_off(window, number, mark)
+                text = f"the file ends after sample {number - 1} without ']'; it is incomplete"
+                if mark:
+                    rest = shown(window.text[window.at : window.at + 20])
+                    line = window.line_of(window.at)
+                    text = f"expected ',' or ']' before line {line}, found {rest}"
+                yield number, DataError("json", text)
                 return
             window.at += 1
             if window.peek() == "]":
                 yield number, DataError("json", "a comma before the closing bracket; remove it")
                 return
-        value = _next_value(window, number)
+        value = _next_value(window)
         yield number, value
         if isinstance(value, DataError) and value.code not in ("json-constant", "encoding"):
             return
@@ -332,22 +318,18 @@ def _elements(window: _Window) -> Iterator[Item]:
         yield number + 1, DataError("json", f"text after the array: {rest!r}; expected its end")
 
 
-def _cut_off(window: _Window, number: int, mark: str) -> DataError:
-    if not mark:
-        return DataError(
-            "json", f"the file ends after sample {number - 1} without ']'; it is incomplete"
-        )
-    found = shown(window.text[window.at : window.at + 20])
-    line = window.line_of(window.at)
-    return DataError("json", f"expected ',' or ']' before line {line}, found {found}")
-
-
-def _next_value(window: _Window, number: int) -> Any:
+def _next_value(window: _Window) -> Any:
     window.peek()
+    # NaN and Infinity make one element bad, and not the file: they are read, and then refused.
+    constants: list[str] = []
+    decoder = json.JSONDecoder(parse_constant=constants.append)
     while True:
+        constants.clear()
         try:
-            value, end = DECODER.raw_decode(window.text, window.at)
+            value, end = decoder.raw_decode(window.text, window.at)
             start, window.at = window.at, end
+            if constants:
+                return _constant(constants[0])
             return _not_utf8(window.text[start:end]) or value
         except json.JSONDecodeError as error:
             near_end = error.pos > len(window.text) - 12 or error.msg.startswith("Unterminated")
@@ -355,24 +337,10 @@ def _next_value(window: _Window, number: int) -> Any:
                 line = window.line_of(error.pos)
                 around = shown(window.text[max(0, error.pos - 10) : error.pos + 30])
                 return DataError("json", f"not JSON: {error.msg} in line {line}, near {around}")
-        except DataError as refused:
-            return _skip_object(window, refused)
         except RecursionError:
             return DataError("json-depth", "nested too deep; expected a flat JSON object")
         except ValueError:
             return DataError("json", _TOO_LONG)
-
-
-def _skip_object(window: _Window, refused: DataError) -> DataError:
-    """Step over an element with NaN or Infinity in it, so that the rest can be read."""
-    lenient = json.JSONDecoder()
-    while True:
-        try:
-            _, window.at = lenient.raw_decode(window.text, window.at)
-            return refused
-        except ValueError:
-            if not window.more():
-                return DataError("json", "the file ends inside a sample; it is incomplete")
 
 
 def _csv(path: Path) -> Iterator[Item]:

@@ -139,11 +139,11 @@ def check_turns(turns: list[Turn]) -> None:
 
 def check_placeholders(turns: list[Turn], images: int) -> None:
     """Raise DataError unless there are as many `<image>` as images."""
-    found = sum(str(turn["content"]).count(PLACEHOLDER) for turn in turns)
-    if found != images:
+    marks = sum(str(turn["content"]).count(PLACEHOLDER) for turn in turns)
+    if marks != images:
         raise DataError(
             "placeholders",
-            f"{found} {PLACEHOLDER} in the turns, but {images} images: write one for each image",
+            f"{marks} {PLACEHOLDER} in the turns, but {images} images: write one for each image",
         )
 
 

@@ -44,12 +44,12 @@ def separator(open_text: Callable[[], IO[str]]) -> str:
 
     A comma counts first, and where none of them does.
     """
-    for found in _SEPARATORS:
+    for mark in _SEPARATORS:
         with open_text() as file, suppress(csv.Error):
-            rows = islice(filter(None, csv.reader(file, delimiter=found, strict=True)), 20)
+            rows = islice(filter(None, csv.reader(file, delimiter=mark, strict=True)), 20)
             counts = {len(row) for row in rows}
             if len(counts) == 1 and counts != {1}:
-                return found
+                return mark
     return _SEPARATORS[0]
 
 
@@ -95,18 +95,18 @@ def class_folders(folder: Path) -> list[Path]:
         DataError: their names are those of splits.
     """
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    found = [path for path in inside if any(_pictures(path))]
+    classes = [path for path in inside if any(_pictures(path))]
     splits = [path for path in inside if path.name.lower() in _SPLITS]
-    if not found and any(map(class_folders, splits)):
-        found = splits
-    if found and all(path.name.lower() in _SPLITS for path in found):
-        names = ", ".join(path.name for path in found)
+    if not classes and any(map(class_folders, splits)):
+        classes = splits
+    if classes and all(path.name.lower() in _SPLITS for path in classes):
+        names = ", ".join(path.name for path in classes)
         raise DataError(
             "splits",
             f"{folder}: holds splits ({names}), not classes: give the folder of one, such as "
-            f"--source {found[0]}, and the other as --test TASK=FOLDER",
+            f"--source {classes[0]}, and the other as --test TASK=FOLDER",
         )
-    return found
+    return classes
 
 
 def _pictures(folder: Path) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.errors import DataError
 from data_prep.sources.boxes import check_gold_box
-from data_prep.sources.converting import Limit, converted
+from data_prep.sources.converting import Converter, Limit, converted
 from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.raw_forms import answer_of
 from data_prep.sources.records import HostSample, answer_text, encode
@@ -17,7 +17,7 @@ from data_prep.stream import TASK_NAME, StreamError
 from data_prep.stream_writer import PlannedFile, WrittenFile
 
 
-class TestSet:
+class TestSet(Converter):
     """Finishes the samples of one published test set.
 
     Several gold answers become `references`, ids become text and unique, a box replaces a
@@ -91,7 +91,7 @@ class TestFile:
     own_ids: bool = True
     placed: Callable[[Any], Any] | None = None
     limit: Limit | None = None
-    special: TestSet | None = None  # what finishes its samples, where they need more than others
+    special: Converter | None = None  # what finishes its samples, where they need more than others
 
 
 def planned_tests(

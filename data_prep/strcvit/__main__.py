@@ -29,10 +29,12 @@ from data_prep.errors import ERROR, DataError, listing
 from data_prep.parallel import cores
 from data_prep.published import checklist
 from data_prep.published.benchmarks import STRCVIT
+from data_prep.published.gold_files import GQA
+from data_prep.published.gold_test_sets import published_test
 from data_prep.sources.image_paths import LINK, ImageResolver
 from data_prep.strcvit import GENERATOR, MARKER, REPOSITORY, VERSION
 from data_prep.strcvit.published_counts import against_manifest, against_mixture
-from data_prep.strcvit.source import Source, chunk_files, make, official_gqa, test_files
+from data_prep.strcvit.source import TrainSource, chunk_files, make, test_files
 from data_prep.stream import StreamError
 from data_prep.stream_writer import Contents, Plan, PlannedFile, WrittenFile
 
@@ -68,8 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.checklist:
         if args.images is None:
             options.error("--checklist needs --images ROOT")
-        print("\n".join(checklist.lines(args.images, STRCVIT.values())))
-        return OK if checklist.all_present(args.images, STRCVIT.values()) else FAILED
+        return OK if checklist.show(args.images, STRCVIT.values()) else FAILED
     if args.stitch is not None:
         if args.images is None or args.views is None:
             options.error("--stitch needs --images ROOT and --views NUSCENES")
@@ -103,18 +104,21 @@ def _plan(args: argparse.Namespace) -> Plan:
     root = args.images.resolve()
     expect_folder(root, "--images", "See --checklist for the sites of the image sets")
     resolver = ImageResolver(root, marker=MARKER, must_exist=not args.no_image_check)
-    official = official_gqa(args.source, root)
+    # GQA's own questions hold its answers; here they may lie.
+    official = GQA.find(args.source / "test/GQA", root / "GQA", root / "GQA/questions")
     tests, limit = test_files(args.source, args.eval == "proxy"), limit_of(args)
     planned = [
-        PlannedFile(f"chunks/{n:03d}.jsonl", Source(path, resolver, chunk=n, limit=limit))
+        PlannedFile(f"chunks/{n:03d}.jsonl", TrainSource(path, resolver, n, limit))
         for n, path in chunks.items()
     ]
     for task, path in tests.items():
-        source = Source(path, resolver, task, 0, official, limit)
+        source = published_test(STRCVIT[task], path, resolver, official, limit)
         planned.append(PlannedFile(f"test/{task}.jsonl", source, task))
     files = [*chunks.values(), *tests.values()]
+    names = [path.relative_to(args.source).as_posix() for path in files]
+    hashes = (source_facts(path)["sha256"] for path in files)
     settings = {
-        "files": {_name(args.source, path): source_facts(path)["sha256"] for path in files},
+        "files": dict(zip(names, hashes, strict=True)),
         "images": str(root),
         **{key: getattr(args, key) for key in ("eval", "no_image_check", "skip_bad")},
         **limit_setting(args),
@@ -129,24 +133,14 @@ def _plan(args: argparse.Namespace) -> Plan:
         lambda staging: contents,
         make,
         args.skip_bad,
-        partial(_check_counts, args) if limit is None else None,
+        partial(_check_counts, args.source, names) if limit is None else None,
     )
 
 
-def _name(source: Path, path: Path) -> str:
-    return path.relative_to(source).as_posix()
-
-
-def _check_counts(args: argparse.Namespace, made: list[WrittenFile]) -> None:
+def _check_counts(source: Path, names: list[str], made: list[WrittenFile]) -> None:
     """Raise StreamError when the source's manifest.json and its files differ in their counts."""
-    tests = test_files(args.source, args.eval == "proxy")
-    paths = [*chunk_files(args.source).values(), *tests.values()]
-    counts = {
-        _name(args.source, path): item.samples + len(item.problems)
-        for path, item in zip(paths, made, strict=True)
-    }
-    problems = against_manifest(args.source, counts)
-    if problems:
+    counts = [item.samples + len(item.problems) for item in made]
+    if problems := against_manifest(source, dict(zip(names, counts, strict=True))):
         raise StreamError(listing(problems))
 
 

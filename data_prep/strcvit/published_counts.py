@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import WARNING, DataError, Problem
+from data_prep.files import read_json, sha256_file
 from data_prep.published.benchmarks import CHUNK_SAMPLES, group_of, strcvit_mixture
 from data_prep.stream_writer import WrittenFile
 
@@ -31,11 +30,9 @@ def against_manifest(source: Path, counts: dict[str, int]) -> list[Problem]:
     if not path.is_file():
         return []
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path)
     except ValueError as error:
-        raise DataError(
-            "manifest-format", f"{path}: not JSON ({error}); download it again"
-        ) from error
+        raise DataError("manifest-format", f"{error}, or download it again") from error
     problems: list[Problem] = []
     for name, facts in _entries(content):
         file = next((f for f in counts if f == name or f.endswith(f"/{name}")), None)
@@ -65,7 +62,7 @@ def _compare(file: Path, count: int, facts: Any, where: str) -> Iterator[Problem
     if isinstance(facts, dict):
         said = next((facts[key] for key in _COUNTS if isinstance(facts.get(key), int)), None)
         wanted = facts.get("sha256")
-        if isinstance(wanted, str) and hashlib.sha256(file.read_bytes()).hexdigest() != wanted:
+        if isinstance(wanted, str) and sha256_file(file) != wanted:
             text = f"{file} has another sha256 than {wanted}: download it again"
             yield Problem("manifest-sha256", where, text)
     # A bare number beside a name may be the size of the file in bytes.
@@ -82,14 +79,14 @@ def against_mixture(chunks: list[WrittenFile]) -> list[Problem]:
         text = f"{len(chunks)} chunks, the published stream has {len(mixture)}"
         problems.append(Problem("chunks", "train", text, WARNING))
     for number, made in enumerate(chunks, start=1):
-        found = Counter[str]()
+        counts = Counter[str]()
         for task, count in made.tasks.items():
-            found[group_of(task)] += count
+            counts[group_of(task)] += count
         published = mixture[number - 1] if number <= len(mixture) else {}
         differs = {
-            group: (found[group], published.get(group, 0))
-            for group in [*published, *sorted(set(found) - set(published))]
-            if found[group] != published.get(group, 0)
+            group: (counts[group], published.get(group, 0))
+            for group in [*published, *sorted(set(counts) - set(published))]
+            if counts[group] != published.get(group, 0)
         }
         if differs:
             parts = (f"{g} {a} (published {b})" for g, (a, b) in differs.items())

@@ -73,14 +73,14 @@ def read_frames(annotations: Path, nuscenes: Path) -> list[Frame]:
 
 
 def _mapping(value: object, path: Path, where: str, key: str = "") -> Mapping[str, Any]:
-    found = value.get(key) if key and isinstance(value, dict) else value
-    if not isinstance(found, dict):
+    content = value.get(key) if key and isinstance(value, dict) else value
+    if not isinstance(content, dict):
         raise DataError(
             "drivelm",
             f"{path}: {where}: expected an object{f' in {key!r}' if key else ''}, found "
-            f"{shown(found)}; give DriveLM's own file, such as v1_1_train_nus.json",
+            f"{shown(content)}; give DriveLM's own file, such as v1_1_train_nus.json",
         )
-    return found
+    return content
 
 
 def _inside(path: str) -> str:

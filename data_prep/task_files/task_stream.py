@@ -29,23 +29,22 @@ from data_prep.errors import DataError
 from data_prep.parallel import cores
 from data_prep.published import checklist
 from data_prep.published.benchmarks import Benchmark, Task
-from data_prep.published.gold_files import GoldTestSet
+from data_prep.published.gold_test_sets import published_test
 from data_prep.sources.image_paths import LINK, ImageResolver
-from data_prep.sources.test_sets import TestFile
 from data_prep.stream import StreamError
 from data_prep.stream_writer import Contents, Plan, PlannedFile, WrittenFile
 from data_prep.task_files.router import FOLDER, write_router
 
 
-def parser(benchmarks: Mapping[str, Benchmark], command: str, text: str) -> argparse.ArgumentParser:
+def parser(benchmarks: Mapping[str, Benchmark], text: str) -> argparse.ArgumentParser:
     """Return the command line; `text` describes the benchmark."""
+    command = next(iter(benchmarks.values())).generator
     out = argparse.ArgumentParser(prog=f"python -m {command}", description=text)
     out.formatter_class = argparse.RawDescriptionHelpFormatter
     out.add_argument("--source", type=Path, required=True, help="the published folder")
     out.add_argument("--images", type=Path, help="root of the images (default: in --source)")
     if len(benchmarks) > 1:
-        known = sorted(benchmarks)
-        out.add_argument("--benchmark", choices=known, default=next(iter(benchmarks)))
+        out.add_argument("--benchmark", choices=sorted(benchmarks), default=next(iter(benchmarks)))
     out.add_argument("--order", help="tasks in their order, such as B,A (default: published)")
     out.add_argument("--download", action="store_true", help="fetch the JSON into --source first")
     out.add_argument("--checklist", action="store_true", help="list the image sets and stop")
@@ -60,22 +59,17 @@ def parser(benchmarks: Mapping[str, Benchmark], command: str, text: str) -> argp
     return out
 
 
-def run(
-    benchmarks: Mapping[str, Benchmark], command: str, text: str, argv: list[str] | None
-) -> int:
+def run(benchmarks: Mapping[str, Benchmark], text: str | None, argv: list[str] | None) -> int:
     """Do what is asked; return the exit code."""
-    options = parser(benchmarks, command, text)
+    options = parser(benchmarks, text or "")
     args = options.parse_args(argv)
     chosen = benchmarks[getattr(args, "benchmark", next(iter(benchmarks)))]
     if args.checklist:
-        root = _image_root(args, chosen)
-        print("\n".join(checklist.lines(root, chosen.tasks)))
-        return OK if checklist.all_present(root, chosen.tasks) else FAILED
+        return OK if checklist.show(_image_root(args, chosen), chosen.tasks) else FAILED
     if args.out is None and not args.download:
         options.error("--out DIR is needed, or --download, or --checklist")
-    code = OK
-    if args.download:
-        code = fetch(chosen.repository, args.source, "; images are not in it")
+    note = "; images are not in it"
+    code = fetch(chosen.repository, args.source, note) if args.download else OK
     if code or args.out is None:
         return code
     return run_plan(args, partial(_plan, args, chosen), partial(_tell_sizes, args, chosen))
@@ -103,37 +97,25 @@ def _plan(args: argparse.Namespace, chosen: Benchmark) -> Plan:
         **{key: getattr(args, key) for key in ["benchmark", *keys] if hasattr(args, key)},
         **limit_setting(args),
     }
-    if found := {name: source_facts(path) for name, path in golds.items() if path is not None}:
-        settings["golds"] = found
+    if facts := {name: source_facts(path) for name, path in golds.items() if path is not None}:
+        settings["golds"] = facts
     if args.mixture is not None:
         settings["mixture"] = source_facts(args.mixture)
 
     def contents(staging: Path) -> Contents:
         resolvers = {task.name: _resolver(args, root, task, "") for task in tasks}
         workers = args.workers or cores()
+        folder, numbered = staging / "pools", chosen.numbered
         pools = make_pools(
-            staging / "pools",
-            train,
-            resolvers,
-            args.skip_bad,
-            workers,
-            limit=limit,
-            numbered=chosen.numbered,
+            folder, train, resolvers, args.skip_bad, workers, limit=limit, numbered=numbered
         )
         counts = _counts(args, {name: pool.samples for name, pool in pools.items()})
         if args.router_samples > 0:
             write_router(staging, pools, args.router_samples, args.seed)
         files = chunk_files(pools, counts, args.seed)
         for task in tasks:
-            special = None
-            if task.gold is not None:
-                path = golds[task.name]
-                special = GoldTestSet(task.name, task.scorer, task.gold, path, task.site)
             where = _resolver(args, root, task, "_test")
-            source = TestFile(
-                tests[task.name], task.name, task.scorer, where,
-                own_ids=False, limit=limit, special=special,
-            )  # fmt: skip
+            source = published_test(task, tests[task.name], where, golds[task.name], limit)
             files.append(PlannedFile(f"test/{task.name}.jsonl", source, task.name))
         problems = tuple(problem for pool in pools.values() for problem in pool.problems)
         scorers = {task.name: task.scorer for task in tasks}
@@ -237,9 +219,8 @@ def _tell_sizes(args: argparse.Namespace, chosen: Benchmark, made: list[WrittenF
         for name, count in item.tasks.items():
             read[name][item.file.startswith("test/")] += count
     for task in _tasks(args, chosen):
-        found = read[task.name]
-        for file, got, said in zip(("training", "test"), found, task.samples or found, strict=True):
+        published = task.samples or read[task.name]
+        for file, got, said in zip(("training", "test"), read[task.name], published, strict=True):
             if got != said:
-                print(
-                    f"{task.name}: {got} samples in the {file} file, the published one has {said}"
-                )
+                text = f"{got} samples in the {file} file, the published one has {said}"
+                print(f"{task.name}: {text}")

@@ -17,7 +17,7 @@ from data_prep.task_files.task_stream import run
 
 def main(argv: list[str] | None = None) -> int:
     """Do what is asked; return the exit code."""
-    return run({"UCIT": UCIT}, "data_prep.ucit", __doc__ or "", argv)
+    return run({"UCIT": UCIT}, __doc__, argv)
 
 
 if __name__ == "__main__":
