@@ -21,7 +21,7 @@ from typing import Any
 
 from data_prep.check.checking import Check, Settings
 from data_prep.check.known_pictures import FILE, read_known, write_known
-from data_prep.check.stream_folder import DataFile, Layout, read_layout
+from data_prep.check.stream_folder import Layout, read_layout
 from data_prep.command_line import UNUSABLE, run_plan
 from data_prep.errors import Problem, listing
 from data_prep.files import sha256_file, sync_folder, write_json
@@ -129,7 +129,7 @@ def parsed(
         command.error("give --out for a new stream, or --append STREAM to add to one")
     if args.append is None:
         return args, Before(args.out, args.out.resolve().name)
-    manifest = read_manifest_of(args.append)
+    manifest = _manifest_of(args.append)
     settings = _settings(manifest, generator)
     command.set_defaults(**{key: settings[key] for key in keys if key in settings})
     if generator == "data_prep.chunk" and "scorers" in settings:
@@ -150,7 +150,7 @@ def parsed(
     return args, before
 
 
-def read_manifest_of(folder: Path) -> dict[str, Any]:
+def _manifest_of(folder: Path) -> dict[str, Any]:
     """Return the manifest of a stream. Raises StreamError where there is none."""
     if not (folder / MANIFEST).is_file():
         raise StreamError(f"--append {folder}: no {MANIFEST} there; make the stream with --out")
@@ -184,7 +184,7 @@ def append_stream(
     """
     staging = folder / STAGING
     with locked(folder):
-        manifest = read_manifest_of(folder)
+        manifest = _manifest_of(folder)
         shutil.rmtree(staging, ignore_errors=True)
         for name in (MANIFEST, FILE):
             for left in folder.glob(f".{name}.*"):  # by a kill while it was written
@@ -195,7 +195,7 @@ def append_stream(
             made = write_stream(staging, plan, workers, report)
             batch = read_manifest(staging / MANIFEST)
             _bring_pictures(folder, manifest.get("links") or {}, batch)
-            counts = _compared(folder, batch, workers, checked)
+            counts = _compared(folder, workers, checked)
             grown = _grown(folder, manifest, batch, counts)
             _move_into_place(folder, batch, len(grown["batches"]) + 1)
             write_json(folder / MANIFEST, grown, indent=1)
@@ -235,23 +235,16 @@ def _bring_pictures(folder: Path, links: dict[str, str], batch: dict[str, Any]) 
         (folder / name).symlink_to(target, target_is_directory=True)
 
 
-def _compared(
-    folder: Path, batch: dict[str, Any], workers: int | None, checked: bool
-) -> dict[str, int]:
+def _compared(folder: Path, workers: int | None, checked: bool) -> dict[str, int]:
     """Print what is found between the batch and the samples before; return how often, by code.
 
     Raises:
         BadSamples: `checked`, and there are errors in the batch itself.
     """
     old = read_layout(folder)
-    new = [DataFile(f"{STAGING}/{entry['file']}") for entry in batch["chunks"]]
-    for task, entry in batch["tasks"].items():
-        name = f"{STAGING}/{entry['test']}"
-        new.append(
-            DataFile(name, task, entry["scorer"], of=entry.get("of"), chunk=entry.get("chunk"))
-        )
-    targets = [Path(target).resolve() for target in (batch.get("links") or {}).values()]
-    layout = Layout(folder, [*old.files, *new], None, (*old.allowed, *targets))
+    batch = read_layout(folder / STAGING)
+    new = [replace(file, name=f"{STAGING}/{file.name}") for file in batch.files]
+    layout = Layout(folder, [*old.files, *new], None, (*old.allowed, *batch.allowed))
     result = Check(layout, Settings(near=True), workers, read_known(folder)).run()
     write_known(folder, result.pictures)
     mark = f"{folder}/{STAGING}/"
@@ -276,8 +269,10 @@ def _grown(
     """Return the manifest of the stream with the batch."""
     count = len(manifest["chunks"])
     chunks = [{**e, "index": count + n} for n, e in enumerate(batch["chunks"], start=1)]
-    cut = _padded(manifest.get("cut"), count) + _padded(batch.get("cut"), len(chunks))
-    _say_if_earlier(manifest.get("cut"), batch.get("cut"))
+    old, new = (stream.get("cut") or [{} for _ in stream["chunks"]] for stream in (manifest, batch))
+    last, first = [{}, *old][-1].get("to"), [*new, {}][0].get("from")
+    if last and first and first < last:
+        print(f"the new samples begin at {first}, before the last of the stream ({last})")
     entry = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "generator": batch["generator"],
@@ -290,24 +285,11 @@ def _grown(
     return {
         **manifest,
         "links": {**(manifest.get("links") or {}), **(batch.get("links") or {})},
-        "cut": cut if any(cut) else [],
+        "cut": [*old, *new] if any([*old, *new]) else [],
         "batches": [*manifest.get("batches", ()), entry],
         "tasks": {**manifest["tasks"], **batch["tasks"]},
         "chunks": [*manifest["chunks"], *chunks],
     }
-
-
-def _padded(cut: Sequence[dict[str, Any]] | None, count: int) -> list[dict[str, Any]]:
-    return list(cut or ()) or [{} for _ in range(count)]
-
-
-def _say_if_earlier(
-    old: Sequence[dict[str, Any]] | None, new: Sequence[dict[str, Any]] | None
-) -> None:
-    """Say where new samples are older than the end of the stream."""
-    last, first = (old or [{}])[-1].get("to"), (new or [{}])[0].get("from")
-    if last and first and first < last:
-        print(f"the new samples begin at {first}, before the last of the stream ({last})")
 
 
 def _move_into_place(folder: Path, batch: dict[str, Any], number: int) -> None:

@@ -65,18 +65,16 @@ def seed(text: str) -> int:
 
 
 def source_facts(path: Path) -> dict[str, Any]:
-    """Return name, size and hash of an input, by which a rerun knows it again. Raises DataError."""
+    """Return name, size and hash of an input, by which a rerun knows it again. Raises DataError.
+
+    A folder of pictures has the names and bytes of all.
+    """
     if path.is_dir():
-        return _folder_facts(path)
+        sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
+        return {"name": path.name, "bytes": sum(sizes), "sha256": sha256_folder(path)}
     if not path.is_file():
         raise DataError("no-data", f"{path}: no such file; check the path")
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _folder_facts(folder: Path) -> dict[str, Any]:
-    """Return the same of a folder of pictures, by the names and bytes of all."""
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    return {"name": folder.name, "bytes": sum(sizes), "sha256": sha256_folder(folder)}
 
 
 def expect_folder(path: Path, what: str, how: str) -> None:
@@ -120,9 +118,9 @@ def run_plan(
         planned = plan()
         made = write(args.out, planned, args.workers, Progress("writing", "files"))
     except BadSamples as error:
-        print(listing(error.problems, of_a_kind=5) + error.note, file=sys.stderr)
         count = len(error.problems)
         print(
+            f"{listing(error.problems, of_a_kind=5)}{error.note}\n"
             f"error: {count} bad sample{'s' * (count > 1)}, nothing was written. Correct the "
             "source, or leave them out with --skip-bad.",
             file=sys.stderr,
@@ -137,11 +135,13 @@ def run_plan(
         return OK
     if report:
         report(made)
-    _tell(args.out, made, seconds, "" if write is write_stream else "added ", left_out)
+    _print_made(args.out, made, seconds, "" if write is write_stream else "added ", left_out)
     return OK
 
 
-def _tell(folder: Path, made: list[WrittenFile], seconds: float, added: str, left_out: str) -> None:
+def _print_made(
+    folder: Path, made: list[WrittenFile], seconds: float, added: str, left_out: str
+) -> None:
     chunks = [item for item in made if item.file.startswith("chunks/")]
     tests = [item for item in made if not item.file.startswith("chunks/")]
     trained, tested = (sum(item.samples for item in part) for part in (chunks, tests))

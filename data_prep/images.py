@@ -38,23 +38,25 @@ _PLAIN = re.compile(r"[\w-][\w. -]*(?:/[\w-][\w. -]*)*", re.ASCII)
 
 @dataclass
 class Picture:
-    """What was found out about one image file.
+    """What is known about one image file.
 
     Attributes:
+        name: as the samples write it.
         sha256: of the file's bytes; None where it cannot be read.
         size: (width, height) in pixels, as stored; None where it is not an image.
         dhash: 64-bit difference hash, if it was asked for.
         findings: (code, text, severity) of everything that is wrong.
     """
 
+    name: str
     sha256: str | None = None
     size: tuple[int, int] | None = None
     dhash: int | None = None
     findings: list[tuple[str, str, str]] = field(default_factory=list)
 
     def add(self, code: str, text: str, severity: str = ERROR) -> None:
-        """Note a finding."""
-        self.findings.append((code, text, severity))
+        """Note a finding; `text` goes on behind the name."""
+        self.findings.append((code, f"image {self.name!r} {text}", severity))
 
 
 def check_name(name: str) -> None:
@@ -205,83 +207,70 @@ def inspect(path: Path, name: str, near: bool = False) -> Picture:
         name: as the sample writes it, for the messages.
         near: compute the difference hash too.
     """
-    picture = Picture()
+    picture = Picture(name)
     try:
         data = path.read_bytes()
     except OSError as error:
-        picture.add("image-denied", f"image {name!r} cannot be read: {error.strerror}")
+        picture.add("image-denied", f"cannot be read: {error.strerror}")
         return picture
     picture.sha256 = hashlib.sha256(data).hexdigest()
     if not data.strip(b"\0"):
         what = "is empty (0 bytes)" if not data else "holds nothing but zero bytes"
-        picture.add("image-empty", f"image {name!r} {what}; fetch it again")
+        picture.add("image-empty", f"{what}; fetch it again")
         return picture
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _decode(data, name, picture, near)
+        _decode(data, picture, near)
     return picture
 
 
-def _decode(data: bytes, name: str, picture: Picture, near: bool) -> None:
+def _decode(data: bytes, picture: Picture, near: bool) -> None:
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(BytesIO(data)) as image:
             picture.size = image.size
-            _check_header(image, name, picture)
+            _check_header(image, picture)
             image.load()
             if near:
                 picture.dhash = dhash(image)
     except UnidentifiedImageError:
-        text = f"image {name!r} is {what_begins(data)}; fetch or convert it again"
-        picture.add("image-unknown", text)
+        picture.add("image-unknown", f"is {what_begins(data)}; fetch or convert it again")
     except Image.DecompressionBombError:
-        picture.add(
-            "image-huge", f"image {name!r} has more than {MOST_PIXELS} pixels; make it smaller"
-        )
+        picture.add("image-huge", f"has more than {MOST_PIXELS} pixels; make it smaller")
     except Exception as error:  # noqa: BLE001 - Pillow raises anything on damaged bytes
         code = "image-truncated" if "truncated" in str(error).lower() else "image-damaged"
-        picture.add(code, f"image {name!r} does not decode: {error}; fetch it again")
+        picture.add(code, f"does not decode: {error}; fetch it again")
 
 
-def _check_header(image: Any, name: str, picture: Picture) -> None:
-    """Check what the header says: format, mode, frames, rotation."""
+def _check_header(image: Any, picture: Picture) -> None:
+    """Check what the header says: format, mode, frames, transparency, rotation."""
     width, height = image.size
     if width * height > MOST_PIXELS:
-        picture.add("image-huge", f"image {name!r} has {width} x {height} pixels; make it smaller")
+        picture.add("image-huge", f"has {width} x {height} pixels; make it smaller")
     if max(width, height) > MOST_ASPECT * min(width, height):
-        picture.add(
-            "image-aspect",
-            f"image {name!r} is {width} x {height}: its sides differ by more than 200 to 1",
-        )
+        text = f"is {width} x {height}: its sides differ by more than 200 to 1"
+        picture.add("image-aspect", text)
     if image.mode in _DEEP:
-        picture.add(
-            "image-16bit",
-            f"image {name!r} has 16 or 32 bits a pixel (mode {image.mode}): the host cuts it to "
-            "8 bits and it turns white; convert it to 8 bits",
-        )
-    wanted, ending = _EXTENSIONS.get(image.format or ""), os.path.splitext(name)[1].lower()
+        text = f"has 16 or 32 bits a pixel (mode {image.mode}): the host cuts it to 8 bits and it "
+        picture.add("image-16bit", f"{text}turns white; convert it to 8 bits")
+    wanted, ending = _EXTENSIONS.get(image.format or ""), os.path.splitext(picture.name)[1].lower()
     if wanted and ending not in wanted:
-        text = f"image {name!r} ends in {ending or 'nothing'}, but holds {image.format}"
+        text = f"ends in {ending or 'nothing'}, but holds {image.format}"
         picture.add("image-extension", text, WARNING)
     if image.mode == "CMYK":
-        text = f"image {name!r} is CMYK: colours shift when the host turns it to RGB"
+        text = "is CMYK: colours shift when the host turns it to RGB"
         picture.add("image-cmyk", text, WARNING)
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        text = f"image {name!r} has {image.n_frames} frames: the host takes the first"
+        text = f"has {image.n_frames} frames: the host takes the first"
         picture.add("image-animated", text, WARNING)
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
-        _check_transparency(image, name, picture)
-    if image.getexif().get(_ORIENTATION, 1) not in (0, 1):
-        text = f"image {name!r} is rotated by EXIF, which the host ignores: boxes may be off"
-        picture.add("image-rotated", text, WARNING)
-
-
-def _check_transparency(image: Any, name: str, picture: Picture) -> None:
-    alpha = image.convert("RGBA").getchannel("A").getextrema()
-    if alpha[0] < 255:
-        text = f"image {name!r} is transparent in places: the host drops transparency"
+    may_be_clear = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA")
+    if may_be_clear and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        text = "is transparent in places: the host drops transparency"
         picture.add("image-alpha", text, WARNING)
+    if image.getexif().get(_ORIENTATION, 1) not in (0, 1):
+        text = "is rotated by EXIF, which the host ignores: boxes may be off"
+        picture.add("image-rotated", text, WARNING)
 
 
 def dhash(image: Any) -> int:

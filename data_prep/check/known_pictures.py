@@ -24,11 +24,11 @@ def read_known(root: Path) -> dict[str, Picture]:
     known: dict[str, Picture] = {}
     with suppress(OSError, ValueError, TypeError, KeyError):
         for line in read_jsonl(root / FILE):
-            name, stamp, facts = str(line.pop("name")), line.pop("stamp"), line
-            if _stamp(root / name) in (None, tuple(stamp)):
-                facts["size"] = tuple(facts["size"]) if facts["size"] else None
-                facts["findings"] = [(code, text, how) for code, text, how in facts["findings"]]
-                known[name] = Picture(**facts)
+            name, stamp = str(line["name"]), tuple(line.pop("stamp"))
+            if _stamp(root / name) in (None, stamp):
+                size, findings = line["size"], map(tuple, line["findings"])
+                line |= {"size": tuple(size) if size else None, "findings": [*findings]}
+                known[name] = Picture(**line)
     return known
 
 
@@ -39,7 +39,7 @@ def write_known(root: Path, pictures: Mapping[str, Picture]) -> None:
         for name, picture in sorted(pictures.items()):
             # Without a hash it could not be read: the next append looks again.
             if picture.sha256:
-                note = {"name": name, "stamp": _stamp(root / name) or (0, 0), **asdict(picture)}
+                note = {"name": name, "stamp": _stamp(root / name) or (0, 0)} | asdict(picture)
                 yield json.dumps(note, ensure_ascii=False).encode() + b"\n"
 
     write_blocks(root / FILE, lines())

@@ -52,7 +52,7 @@ def _inspect_batch(
     for name in names:
         try:
             path = resolve(root, name, allowed, folders)
-            pictures[name] = inspect(path, name, near) if decode else Picture()
+            pictures[name] = inspect(path, name, near) if decode else Picture(name)
         except DataError as refused:
-            pictures[name] = Picture(findings=[(refused.code, refused.text, ERROR)])
+            pictures[name] = Picture(name, findings=[(refused.code, refused.text, ERROR)])
     return pictures

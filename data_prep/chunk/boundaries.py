@@ -7,7 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,16 @@ import numpy as np
 from data_prep.append import Before
 from data_prep.chunk.first_pass import INDEX, FirstPass
 from data_prep.chunk.periods import Period
-from data_prep.sources.fields import FIRST_BLOCK, Columns, StartOfFile, Uneven, harmonize
+from data_prep.sources.fields import FIRST_BLOCK, StartOfFile, Uneven, harmonize
 from data_prep.sources.image_paths import EMBEDDED
 from data_prep.sources.records import encode
-from data_prep.sources.test_sets import TestFile, check_task_name, lines_of_test, planned_tests
+from data_prep.sources.test_sets import (
+    TestFile,
+    check_task_name,
+    lines_of_test,
+    planned_tests,
+    test_entry,
+)
 from data_prep.stream import StreamError
 from data_prep.stream_writer import LEFT_OUT, Contents, PlannedFile, WrittenFile
 
@@ -33,10 +39,10 @@ class Rows:
     start: int
     stop: int
     tasks: tuple[str, ...]
-    entry: dict[str, object]  # of the manifest
-    small: Uneven  # fields that must be text in any file
-    large: Uneven  # and in a large one
-    shuffle: tuple[int, int] | None  # seed and chunk
+    entry: dict[str, object] = field(default_factory=dict)  # of the manifest
+    small: Uneven = field(default_factory=dict)  # fields that must be text in any file
+    large: Uneven = field(default_factory=dict)  # and in a large one
+    shuffle: tuple[int, int] | None = None  # seed and chunk
 
 
 @dataclass(frozen=True)
@@ -67,51 +73,54 @@ def contents(
     Raises:
         StreamError: nothing to train on, too many chunks, or a task that no file can be named by.
     """
-    index = first_pass.index()
-    by = first_pass.options.by
-    order, bounds = ordered(index, by, boundaries)
+    index, options, folder = first_pass.index(), first_pass.options, first_pass.folder
+    order, bounds = ordered(index, options.by, boundaries)
     if not len(order):
         names = ", ".join(path.name for path in first_pass.sources)
         raise StreamError(f"{names}: no samples to train on; expected at least one")
     cut = _cut_facts(first_pass, index, order, bounds, boundaries.period)
-    rows = _RowMaker(first_pass, order, boundaries, several=len(bounds) > 1)
-    numbered = enumerate(bounds, before.chunks + 1)
-    chunks = [rows.planned(f"chunks/{n:03d}.jsonl", a, b, n) for n, (a, b) in numbered]
-    held, chosen = [], {}
+    tasks_of_rows = tuple(first_pass.tasks)
+    large = first_pass.columns.uneven(FIRST_BLOCK + 1)
+    # Of several chunks `datasets` may be given all in one call.
+    small = large if len(bounds) > 1 else first_pass.columns.uneven(0)
+    chunks: list[PlannedFile] = []
+    for number, (start, stop) in enumerate(bounds, before.chunks + 1):
+        shuffle = (options.seed, number) if boundaries.shuffle else None
+        rows = Rows(folder, start, stop, tasks_of_rows, {}, small, large, shuffle)
+        chunks.append(PlannedFile(f"chunks/{number:03d}.jsonl", rows))
+    held, chosen, orders, used = [], {}, [order], len(order)
     chunk_of = np.zeros(len(index), dtype=np.int64)
-    if by == "time":
+    if options.by == "time":
         chunk_of = _chunks_of_tests(index, order, bounds, boundaries.period)
     for number in sorted(set(index["task"][index["test"]])):
         task, own = first_pass.tasks[number], index["test"] & (index["task"] == number)
+        check_task_name(task)
         for chunk in sorted(set(chunk_of[own].tolist())):
-            period = str(cut[chunk]["period"]) if by == "time" else ""
-            samples = np.flatnonzero(own & (chunk_of == chunk))
-            name = before.test_name(task, period)
-            held.append(rows.held_out(samples, task, name, before.chunks + chunk + 1))
-            chosen[held[-1].task or ""] = scorers.get(task, scorers[""])
+            name = before.test_name(task, str(cut[chunk]["period"]) if options.by == "time" else "")
+            orders.append(np.flatnonzero(own & (chunk_of == chunk)))
+            start, used = used, used + len(orders[-1])
+            entry = test_entry(name, task, before.chunks + chunk + 1)
+            rows = Rows(folder, start, used, tasks_of_rows, entry)
+            held.append(PlannedFile(f"test/{name}.jsonl", rows, name))
+            chosen[name] = scorers.get(task, scorers[""])
     tasks = {"", *first_pass.tasks, *tests}
     if not before.chunks and (unknown := sorted(scorers.keys() - tasks)):
         raise StreamError(
             f"--scorer {unknown[0]}={scorers[unknown[0]]}: no task has this name; the tasks are: "
             f"{', '.join(sorted(tasks - {''}))}"
         )
-    options = first_pass.options
+    first, placed = before.chunks + 1, options.columns.placed
     files, of_files = planned_tests(
-        tests,
-        options.resolver,
-        scorers,
-        before.test_name,
-        before.chunks + 1,
-        options.columns.placed,
+        tests, options.resolver, scorers, before.test_name, first, placed
     )
     if both := chosen.keys() & of_files:
         raise StreamError(
             f"test set {min(both)!r} is held out and given with --test: give the file another "
             "name, or leave --holdout out (with --append: --holdout 0)"
         )
-    rows.save()
-    if (left_out := first_pass.folder / LEFT_OUT).stat().st_size:
-        shutil.copyfile(left_out, first_pass.folder.parent / LEFT_OUT)
+    np.save(folder / "order.npy", np.concatenate(orders))
+    if (folder / LEFT_OUT).stat().st_size:
+        shutil.copyfile(folder / LEFT_OUT, folder.parent / LEFT_OUT)
     return Contents(
         chunks + held + files,
         chosen | of_files,
@@ -199,51 +208,6 @@ def _iso(microseconds: int) -> str:
     return str(np.datetime64(microseconds, "us")) + "Z"
 
 
-class _RowMaker:
-    """Plans the files that hold samples of the first pass, and saves the order of the samples."""
-
-    def __init__(
-        self,
-        first_pass: FirstPass,
-        order: np.ndarray,
-        boundaries: ChunkBoundaries,
-        several: bool,
-    ) -> None:
-        self.first_pass, self.boundaries, self.orders = first_pass, boundaries, [order]
-        self.several = several  # chunks: `datasets` may be given all in one call
-        self.used = len(order)
-
-    def planned(
-        self,
-        file: str,
-        start: int,
-        stop: int,
-        chunk: int | None = None,
-        entry: dict[str, object] | None = None,
-    ) -> PlannedFile:
-        shuffle = (
-            (self.first_pass.options.seed, chunk) if self.boundaries.shuffle and chunk else None
-        )
-        columns = self.first_pass.columns if chunk else Columns()
-        large = columns.uneven(FIRST_BLOCK + 1)
-        small = large if self.several else columns.uneven(0)
-        tasks = tuple(self.first_pass.tasks)
-        task = None if chunk else file.removeprefix("test/").removesuffix(".jsonl")
-        rows = Rows(self.first_pass.folder, start, stop, tasks, entry or {}, small, large, shuffle)
-        return PlannedFile(file, rows, task)
-
-    def held_out(self, rows: np.ndarray, task: str, name: str, chunk: int) -> PlannedFile:
-        """Return the test set `name` of a task; under another name it is seen first in `chunk`."""
-        check_task_name(task)
-        self.orders.append(rows)
-        start, self.used = self.used, self.used + len(rows)
-        entry: dict[str, object] = {} if name == task else {"of": task, "chunk": chunk}
-        return self.planned(f"test/{name}.jsonl", start, self.used, entry=entry)
-
-    def save(self) -> None:
-        np.save(self.first_pass.folder / "order.npy", np.concatenate(self.orders))
-
-
 def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
     """Yield the lines of one chunk or test set."""
     if isinstance(planned.source, TestFile):
@@ -268,28 +232,20 @@ def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
         names, tasks = index["id"][order].tolist(), index["task"][order].tolist()
         for start, end, name, task in zip(starts, ends.tolist(), names, tasks, strict=True):
             line = os.pread(file.fileno(), end - start, start)
-            if planned.task is not None:
-                _refuse_twice(name, seen, line)
+            if planned.task is not None and name in seen:
+                repeated = json.loads(line)["id"]
+                raise StreamError(f"id {repeated!r} occurs twice; ids of a test set must be unique")
+            seen.add(name)
             made.count(rows.tasks[task])
             if uneven:
                 line = encode(harmonize(json.loads(line), uneven))
             if large and planned.task is None:
-                _refuse_late(start_of_file, line, planned.file)
+                record = json.loads(line)
+                if key := start_of_file.late(record, len(line)):
+                    raise StreamError(
+                        f"{planned.file}: {key!r} of sample {record['id']!r} holds what no sample "
+                        "in the first 5 MB of the chunk holds (pictures after text alone, text "
+                        "after times): the host's loader would stop there; cut smaller chunks with "
+                        "--size, or shuffle the source"
+                    )
             yield line
-
-
-def _refuse_late(start_of_file: StartOfFile, line: bytes, file: str) -> None:
-    record = json.loads(line)
-    if field := start_of_file.late(record, len(line)):
-        raise StreamError(
-            f"{file}: {field!r} of sample {record['id']!r} holds what no sample in the first 5 MB "
-            "of the chunk holds (pictures after text alone, text after times): the host's loader "
-            "would stop there; cut smaller chunks with --size, or shuffle the source"
-        )
-
-
-def _refuse_twice(name: int, seen: set[int], line: bytes) -> None:
-    if name in seen:
-        twice = json.loads(line)["id"]
-        raise StreamError(f"id {twice!r} occurs twice; the ids of a test set must be unique")
-    seen.add(name)

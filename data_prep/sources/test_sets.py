@@ -119,11 +119,16 @@ def planned_tests(
     for task, path in files.items():
         check_task_name(task)
         name, scorer = name_of(task), scorers.get(task, scorers[""])
-        entry: dict[str, object] = {} if name == task else {"of": task, "chunk": chunk}
+        entry = test_entry(name, task, chunk)
         source = TestFile(path, task, scorer, resolver, entry, placed=placed)
         planned.append(PlannedFile(f"test/{name}.jsonl", source, name))
         chosen[name] = scorer
     return planned, chosen
+
+
+def test_entry(name: str, task: str, chunk: int) -> dict[str, object]:
+    """Return the manifest's keys of test set `name` where it is of one period of its task."""
+    return {} if name == task else {"of": task, "chunk": chunk}
 
 
 def check_task_name(task: str) -> None:
