@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -39,16 +40,13 @@ def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def read_literal(text: str) -> Any:
-    """Return the list or object that a text is, in JSON or as Python prints it, else the text."""
-    if text.lstrip()[:1] not in ("[", "{"):
-        return text
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-    return text
+def read_literal(value: Any) -> Any:
+    """Return the list or object that a text is, in JSON or as Python prints it; else the value."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        for read in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                return read(value.strip())
+    return value
 
 
 def sha256_file(path: Path) -> str:

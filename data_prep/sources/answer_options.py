@@ -41,12 +41,10 @@ def read_options(raw: Mapping[str, Any]) -> tuple[Options, set[str]]:
 
 def _read(key: str, value: Any) -> Options:
     """Return the options that a field holds; the README of data_prep lists the forms."""
-    if isinstance(value, str):
-        value = read_literal(value)
+    value = read_literal(value)
     if isinstance(value, str):  # lines of "A. text"
-        value = [line for line in value.splitlines() if line.strip()]
-        if len(value) < 2:
-            raise DataError(key, f"{key}: found {shown(value)}, expected a list of texts")
+        lines = [line for line in value.splitlines() if line.strip()]
+        value = lines if len(lines) > 1 else value
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         labels = value.get("label")
         texts = value["text"]

@@ -135,8 +135,7 @@ def read_objects(value: Any) -> Any:
     Raises:
         DataError: it cannot be read.
     """
-    if isinstance(value, str):
-        value = read_literal(value)
+    value = read_literal(value)
     if value in ("", []):
         return None
     if isinstance(value, dict) and _is_flat(value.get("bbox")):
@@ -148,7 +147,7 @@ def read_objects(value: Any) -> Any:
     images: list[Any] = []
     kinds: set[Any] = set()
     for item in value:
-        item = read_literal(item) if isinstance(item, str) else item
+        item = read_literal(item)
         names = item if isinstance(item, dict) else {}
         box = next((names[key] for key in ("bbox", "bbox_2d", "box") if names.get(key)), None)
         if not isinstance(box, list):

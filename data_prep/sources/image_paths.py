@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -54,8 +55,7 @@ def picture_of(value: Any) -> Any:
     Read are both by themselves, lists of byte values, and objects of them, as `datasets`, OpenAI,
     Anthropic and Node.js ({"type": "Buffer", "data": [...]}) write them.
     """
-    if isinstance(value, str):
-        value = read_literal(value)
+    value = read_literal(value)
     if isinstance(value, dict):
         return next((picture_of(value[key]) for key in _KEYS if value.get(key)), None)
     if isinstance(value, list) and len(value) > 8 and all(type(v) is int for v in value):
@@ -77,15 +77,15 @@ def picture_inside(value: Any) -> bytes | None:
     value = picture_of(value)
     if isinstance(value, bytes):
         text = value[:4096].decode("ascii", "ignore").strip() if value[:1] in b"/ARUQSTid" else ""
-        return picture_inside(value.decode("ascii")) if _said_inside(text) else value
+        is_base64 = _HEAD.match(text) or _BASE64.match(_LINE_ENDS.sub("", text))
+        return picture_inside(value.decode("ascii")) if is_base64 else value
     if not isinstance(value, str):
         return None
     text = value.strip()
     if text[:2] in ("b'", 'b"'):
-        try:
+        with suppress(ValueError, SyntaxError):
             return picture_inside(ast.literal_eval(text))
-        except (ValueError, SyntaxError):
-            return None
+        return None
     text = text.strip("\"'")
     head = _HEAD.match(text)
     body = text[head.end() :] if head else text
@@ -96,22 +96,14 @@ def picture_inside(value: Any) -> bytes | None:
     body = _LINE_ENDS.sub("", unquote(body) if "%" in body else body)
     if _HEX.fullmatch(body):
         return bytes.fromhex(re.sub(r"^(?:0x|\\x)", "", body))
-    if not head and not _BASE64.fullmatch(body):
-        return _unnamed(body) if _ANY_BASE64.fullmatch(body) else None
-    return _from_base64(body)
-
-
-def _said_inside(text: str) -> bool:
-    return bool(_HEAD.match(text) or _BASE64.match(_LINE_ENDS.sub("", text)))
-
-
-def _unnamed(body: str) -> bytes | None:
-    """Return what a long text of the letters of base64 holds if that is a known kind of file."""
-    try:
-        data = _from_base64(body)
-    except DataError:
-        return None
-    return None if what_begins(data).endswith(repr(data[:12])) else data
+    if head or _BASE64.fullmatch(body):
+        return _from_base64(body)
+    # A long text of the letters of base64 is a picture if it holds a known kind of file.
+    if _ANY_BASE64.fullmatch(body):
+        with suppress(DataError):
+            data = _from_base64(body)
+            return None if what_begins(data).endswith(repr(data[:12])) else data
+    return None
 
 
 @dataclass(frozen=True)
@@ -220,11 +212,10 @@ class ImageResolver:
 
 def is_picture(value: Any) -> bool:
     """Return whether a value holds a picture file (see `picture_inside`)."""
-    try:
+    with suppress(DataError):
         data = picture_inside(value)
-    except DataError:
-        return False
-    return data is not None and _ending(data) is not None
+        return data is not None and _ending(data) is not None
+    return False
 
 
 def _ending(data: bytes) -> str | None:
@@ -234,11 +225,9 @@ def _ending(data: bytes) -> str | None:
             return end
     from PIL import Image
 
-    try:
-        with Image.open(BytesIO(data)) as image:
-            return f".{(image.format or 'img').lower()}"
-    except (OSError, ValueError):
-        return None
+    with suppress(OSError, ValueError), Image.open(BytesIO(data)) as image:
+        return f".{(image.format or 'img').lower()}"
+    return None
 
 
 def _from_base64(text: str) -> bytes:

@@ -110,8 +110,9 @@ def read_images(raw: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
 
 def _numbered_columns(filled: Mapping[str, Any]) -> dict[str, int]:
     """Return the columns image_1, image_2, ... with their numbers, if all of them hold pictures."""
-    matches = {name: _NUMBERED_COLUMN.fullmatch(name) for name in filled}
-    numbers = {name: int(match.group(1)) for name, match in matches.items() if match}
+    numbers = {
+        name: int(match.group(1)) for name in filled if (match := _NUMBERED_COLUMN.fullmatch(name))
+    }
     return numbers if all(picture_of(filled[name]) for name in numbers) else {}
 
 
@@ -121,8 +122,7 @@ def _maybe(key: str) -> bool:
 
 def _listed(value: Any) -> list[Any]:
     """Return the pictures of one column: a list, the text of one, or names parted by ; , or |."""
-    if isinstance(value, str):
-        value = read_literal(value)
+    value = read_literal(value)
     if isinstance(value, str) and len(value) < 10_000:
         parts = re.split(r"\s*[;,|]\s*", value)
         if len(parts) > 1 and all(map(names_picture, parts)):
@@ -154,16 +154,16 @@ def place_images(turns: list[Turn], inside: list[Any], listed: list[Any]) -> lis
     Raises:
         DataError: marks and pictures do not agree, or a mark that nobody knows.
     """
-    if any(image is None or isinstance(image, int) for image in inside):
+    if any(map(_is_place, inside)):
         images = _fill(inside, listed)
     else:
         images = _named(turns, inside if inside == listed else inside + listed)
-    if images and not any(PLACEHOLDER in turn["content"] for turn in turns):
+    unmarked = not any(PLACEHOLDER in turn["content"] for turn in turns)
+    if unmarked or not images:
         _refuse_unknown(turns)
+    if unmarked:
         first = next(turn for turn in turns if turn["role"] == "user")
         first["content"] = PLACEHOLDER * len(images) + first["content"]
-    elif not images:
-        _refuse_unknown(turns)
     for turn in turns:
         turn["content"] = _LINE_ENDS.sub(r"\1", turn["content"])
     check_placeholders(turns, len(images))
@@ -172,7 +172,7 @@ def place_images(turns: list[Turn], inside: list[Any], listed: list[Any]) -> lis
 
 def _fill(inside: list[Any], listed: list[Any]) -> list[Any]:
     """Return the pictures of the parts; those that only mark the place are the listed ones."""
-    marks = [image for image in inside if image is None or isinstance(image, int)]
+    marks = [image for image in inside if _is_place(image)]
     numbers = [mark for mark in marks if mark is not None]
     if len(marks) != len(listed) or (numbers and sorted(numbers) != list(range(len(listed)))):
         where = f" (their index: {numbers})" if numbers else ""
@@ -182,7 +182,12 @@ def _fill(inside: list[Any], listed: list[Any]) -> list[Any]:
             "'images': write one part for each",
         )
     rest = iter([listed[number] for number in numbers] if numbers else listed)
-    return [next(rest) if image is None or isinstance(image, int) else image for image in inside]
+    return [next(rest) if _is_place(image) else image for image in inside]
+
+
+def _is_place(image: Any) -> bool:
+    """Tell whether a part only marks where a picture stands, by its number or by nothing."""
+    return image is None or isinstance(image, int)
 
 
 def _named(turns: list[Turn], images: list[Any]) -> list[Any]:
@@ -191,13 +196,17 @@ def _named(turns: list[Turn], images: list[Any]) -> list[Any]:
     text = "\n".join(turn["content"] for turn in asked)
     if not any(mark in text for mark in "<[{_(&"):
         return images
-    if paths := _paths(text):
+    paths = [m["path"] or m["linked"] or m["named"] for m in _PATH_MARK.finditer(text)]
+    if not all(path.isdecimal() for path in paths):  # <image>1</image> holds a number
         return _from_paths(asked, paths, images)
     if not images:
         return images  # words such as [image] are no marks where there is no picture
     for turn in asked:
         words = _PATH_MARK.sub(lambda match: f"<image {match['path']}>", turn["content"])
-        words = _WRAPPED.sub(_unwrapped, words)
+        # One placeholder for the patches of one picture, one for each `<image>`.
+        words = _WRAPPED.sub(
+            lambda m: PLACEHOLDER * max(1, m["inside"].lower().count(PLACEHOLDER)), words
+        )
         words = _HTML_MARK.sub(lambda m: PLACEHOLDER if m.group(1) in images else m.group(), words)
         turn["content"] = _PLAIN_MARK.sub(PLACEHOLDER, words)
     text = "\n".join(turn["content"] for turn in asked)
@@ -212,21 +221,8 @@ def _named(turns: list[Turn], images: list[Any]) -> list[Any]:
     return images
 
 
-def _unwrapped(match: re.Match[str]) -> str:
-    """Return one placeholder for the patches of one picture, one for each `<image>`."""
-    return PLACEHOLDER * max(1, match["inside"].lower().count(PLACEHOLDER))
-
-
 def _number(match: re.Match[str]) -> int:
     return int(next(filter(None, match.groups())))
-
-
-def _paths(text: str) -> list[str]:
-    """Return the paths that stand in the text's marks; `<img><image></img>` holds none."""
-    paths = [
-        match["path"] or match["linked"] or match["named"] for match in _PATH_MARK.finditer(text)
-    ]
-    return [] if all(path.isdecimal() for path in paths) else paths
 
 
 def _from_paths(asked: list[Turn], paths: list[str], images: list[Any]) -> list[Any]:
@@ -237,11 +233,9 @@ def _from_paths(asked: list[Turn], paths: list[str], images: list[Any]) -> list[
             "others: keep one of the two",
         )
     for turn in asked:
-        plain = _PATH_MARK.sub("", turn["content"])
-        if PLACEHOLDER in plain:
-            raise DataError(
-                "placeholders", f"both {PLACEHOLDER} and <img>path</img>: keep one form"
-            )
+        if PLACEHOLDER in _PATH_MARK.sub("", turn["content"]):
+            text = f"both {PLACEHOLDER} and <img>path</img>: keep one form"
+            raise DataError("placeholders", text)
         turn["content"] = _PATH_MARK.sub(PLACEHOLDER, turn["content"])
     return list(paths)
 

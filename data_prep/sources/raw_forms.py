@@ -112,8 +112,7 @@ def _read_turns(raw: Raw) -> tuple[list[Turn], list[Any], set[str]]:
         key, written, used = "prompt", raw["prompt"] + raw["completion"], {"prompt", "completion"}
     else:
         return _read_pair(raw)
-    if isinstance(written, str):
-        written = read_literal(written)
+    written = read_literal(written)
     if isinstance(written, dict) and all(isinstance(part, list) for part in written.values()):
         # What `datasets` makes of Sequence({"role": ..., "content": ...}).
         written = [
@@ -258,8 +257,7 @@ def _read_pair(raw: Raw) -> tuple[list[Turn], list[Any], set[str]]:
 
 def _read_history(history: Any, inline: list[Any]) -> list[Turn]:
     """Return the earlier turns: pairs of question and answer, or turns, also as text."""
-    if isinstance(history, str):
-        history = read_literal(history)
+    history = read_literal(history)
     if is_missing(history) or history == "":
         return []
     if not isinstance(history, list | tuple):
