@@ -124,7 +124,7 @@ def published_table(run: RunData) -> Table | None:
     for task, entry in ours.items():
         cider = entry.get("cider")
         raw = "" if cider is None else f"CIDEr {cider:.1f}"
-        crash = f"would crash: {crashes[task]}" if task in crashes else ""
+        crash = crashes.get(task, "")
         cut = f"{entry['cut']} cut off" if entry.get("cut") else ""
         unfinished = entry.get("unfinished")
         thoughts = f"{unfinished} thoughts without an end" if unfinished else ""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from eval.run_files import PredictionLine, PublishedScores
+from eval.scorers.answer_text import gold_answers
 from eval.scorers.registry import MOST_CIDER, PREFIXES, STRCVIT, TASKS, Task
 from eval.scorers.released import ReleasedCrash
 
@@ -34,7 +35,9 @@ def published_scores(
     prefix = PREFIXES.get(stream, "")
     known = [name for name in TASKS if name.startswith(prefix)] if prefix else list(STRCVIT)
     tasks = {name.removeprefix(prefix): TASKS[name] for name in known}
-    asked = [name for name, task in tasks.items() if name in lines and task.released]
+    asked = [
+        name for name, task in tasks.items() if name in lines and (task.released or task.printed)
+    ]
     for name in asked:
         try:
             printed[name] = _percent(tasks[name], lines[name])
@@ -52,12 +55,15 @@ def published_scores(
 
 
 def _percent(task: Task, lines: Sequence[PredictionLine]) -> float:
-    """Return the printed score of one task; TextCaps: CIDEr x 100."""
+    """Return the printed score of one task; TextCaps: CIDEr x 100, UCIT's captions: of a mean."""
     failed = any(line["prediction"] is None for line in lines)
     if failed and task.name in NEEDS_PROMPT:
         raise ReleasedCrash("the published script crashes on a line without a prompt")
+    answers, golds = [_answer(line) for line in lines], [_gold(line) for line in lines]
+    if task.printed:
+        return task.printed(answers, [gold_answers(gold) for gold in golds])
     scorer = task.scorer("released")
-    scores = scorer.score_all([_answer(line) for line in lines], [_gold(line) for line in lines])
+    scores = scorer.score_all(answers, golds)
     return 100.0 * fmean(scores) * (1.0 if scorer.sample is not None else MOST_CIDER)
 
 

@@ -8,6 +8,8 @@ with published numbers only; the default is `fixed`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from statistics import fmean
 
 from eval.scorers import box_overlap as boxes
 from eval.scorers.answer_text import GoldRecord
@@ -15,6 +17,7 @@ from eval.scorers.fixed import FORMULAS
 from eval.scorers.text import RELEASED_FULL_STOPS, evalai
 
 REFUSED = "Unanswerable"
+_CAPTION_TOOLS = "pip install pycocoevalcap==1.2, and Java"
 
 
 class ReleasedCrash(ValueError):
@@ -212,3 +215,43 @@ def _damaged_box(prediction: str) -> list[float] | None:
     except ValueError:
         return None
     return numbers if len(numbers) == 4 else None
+
+
+def mean_of_seven(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Return what UCIT's script prints for a caption test set: percents, above 100 if CIDEr is.
+
+    `eval_caption.py` of HiDe-LLaVA's code prints BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr, each
+    x 100, and their mean, which the papers' tables hold (SPICE is computed there, and left out).
+    Its tokenizer and METEOR are Java programs inside pycocoevalcap, so it is no requirement.
+
+    Args:
+        predictions: one caption a picture.
+        references: the captions of each picture.
+
+    Raises:
+        ReleasedCrash: the package or Java is not there, or a program of its failed.
+    """
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.meteor.meteor import Meteor
+        from pycocoevalcap.rouge.rouge import Rouge
+        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+    except ImportError as error:
+        raise ReleasedCrash(
+            f"the published script needs pycocoevalcap: {_CAPTION_TOOLS}"
+        ) from error
+    golds = {
+        number: [{"caption": text} for text in texts] for number, texts in enumerate(references)
+    }
+    answers = {number: [{"caption": text}] for number, text in enumerate(predictions)}
+    try:
+        tokens = PTBTokenizer()
+        both = tokens.tokenize(golds), tokens.tokenize(answers)
+        bleu = Bleu(4).compute_score(*both, verbose=0)[0]
+        others = [scorer().compute_score(*both)[0] for scorer in (Meteor, Rouge, Cider)]
+    except (OSError, ValueError, AssertionError) as error:  # of a program that is not there or ends
+        raise ReleasedCrash(
+            f"the published script fails ({error!r}); it needs {_CAPTION_TOOLS}"
+        ) from error
+    return 100.0 * fmean([*bleu, *others])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,5 +128,24 @@ def test_a_stream_s_name_says_whose_scripts() -> None:
     assert published_scores(ours)["tasks"] == {"ImageNet": 100.0}  # StrCVIT's ignores the case
     found = published_scores(ours, "coin")
     assert (found["tasks"], found["mean"]) == ({"ImageNet": 0.0}, None)
-    line = {"prediction": "a dog", "gold": "a dog", "references": ["a dog"] * 5}
-    assert published_scores({"VizWiz": [line]}, "ucit")["tasks"] == {}  # no script without METEOR
+
+
+CAPTIONS = ("a red car stands near the old wooden house", "two dogs run over the wet grass",
+            "he plays a guitar on stage tonight")  # fmt: skip
+CAPTION_LINES: Any = [{"prediction": t, "gold": t, "references": [t] * 5} for t in CAPTIONS]
+
+
+def test_ucit_s_captions_say_what_their_script_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    scores = published_scores({"VizWiz": CAPTION_LINES}, "ucit")
+    assert (scores["tasks"], scores["mean"]) == ({"VizWiz": None}, None)
+    assert "pip install pycocoevalcap" in scores["crashes"]["VizWiz"]
+    with pytest.raises(ValueError, match=r"one score for the whole test set: .*scores\.json"):
+        find_task("UCIT/Flickr30k").scorer("released")
+
+
+def test_ucit_s_captions_are_the_mean_of_seven_metrics() -> None:
+    """Captions equal to their references: six metrics are 100, CIDEr is 10 x 100."""
+    pytest.importorskip("pycocoevalcap")
+    scores = published_scores({"Flickr30k": CAPTION_LINES}, "ucit")
+    assert scores["tasks"]["Flickr30k"] == pytest.approx((6 * 100 + 1000) / 7, abs=1e-3)
