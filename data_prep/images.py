@@ -279,10 +279,7 @@ def dhash(image: Any) -> int:
     Krawetz, "Kind of like that" (2013). Copies that were resized or compressed again differ in few
     bits.
     """
-    cells = image.convert("L").resize((9, 8)).tobytes()
-    bits = 0
-    for row in range(8):
-        for column in range(8):
-            at = row * 9 + column
-            bits = bits << 1 | (cells[at] > cells[at + 1])
-    return bits
+    import numpy as np
+
+    cells = np.asarray(image.convert("L").resize((9, 8)))
+    return int.from_bytes(np.packbits(cells[:, :-1] > cells[:, 1:]).tobytes(), "big")

@@ -239,8 +239,7 @@ def _task_entry(manifest: Path, name: str, entry: dict[str, Any]) -> TaskEntry:
             f"{manifest}: {name!r} is no name of a task, which also names a file: use letters, "
             "digits, dots, dashes and underscores"
         )
-    validation = entry.get("validation")
-    majority = entry.get("majority")
+    validation, majority = entry.get("validation"), entry.get("majority")
     return TaskEntry(
         name,
         str(entry.get("scorer", "")),
@@ -273,11 +272,10 @@ def check_image_names(path: Path) -> None:
     Names are judged as they are written: an images/ folder may itself be a link to a large disk.
     """
     try:
-        for number, record in numbered_jsonl(path):
+        for number, record in numbered_jsonl(path):  # noqa: B007 - the error names it
             for image in record.get("images") or []:
-                try:
-                    check_name(str(image))
-                except DataError as error:
-                    raise StreamError(f"{path}:{number}: {error}") from error
+                check_name(str(image))
+    except DataError as error:
+        raise StreamError(f"{path}:{number}: {error}") from error
     except ValueError as error:  # a line that is not a JSON object
         raise StreamError(str(error)) from error

@@ -348,7 +348,11 @@ def _expect_content(contents: Contents, made: list[WrittenFile], skip_bad: bool)
 
 def _finish(folder: Path, plan: Plan, contents: Contents, made: list[WrittenFile]) -> None:
     """Move everything into place, the manifest last."""
-    _list_left_out(folder / PARTIAL / LEFT_OUT, contents, made)
+    problems = [*contents.problems, *(problem for item in made for problem in item.problems)]
+    if problems:  # behind what the tool itself may have listed
+        path = folder / PARTIAL / LEFT_OUT
+        before = read_jsonl(path) if path.exists() else []
+        write_jsonl(path, [*before, *(problem.as_json() for problem in problems)])
     for name in [*(item.file for item in made), *contents.extras, LEFT_OUT]:
         staged = folder / PARTIAL / name
         if staged.exists():
@@ -360,14 +364,6 @@ def _finish(folder: Path, plan: Plan, contents: Contents, made: list[WrittenFile
     # Runs remember the sha256 of their stream's manifest: its bytes must not change.
     write_json(folder / MANIFEST, manifest_of(plan, contents, made), indent=1)
     shutil.rmtree(folder / PARTIAL)
-
-
-def _list_left_out(path: Path, contents: Contents, made: list[WrittenFile]) -> None:
-    """Write the list of what was left out, behind what the tool itself may have listed."""
-    problems = [*contents.problems, *(problem for item in made for problem in item.problems)]
-    if problems:
-        before = read_jsonl(path) if path.exists() else []
-        write_jsonl(path, [*before, *(problem.as_json() for problem in problems)])
 
 
 def move(staged: Path, target: Path) -> None:

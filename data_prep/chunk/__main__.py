@@ -32,18 +32,9 @@ from data_prep.stream import StreamError
 from data_prep.stream_writer import PARTIAL, Contents, Plan, WrittenFile
 
 # Options that came later: a stream made without them does not name them.
-_TAKEN_OVER: tuple[str, ...] = (
-    "by",
-    "size",
-    "column",
-    "every",
-    "epoch",
-    "no_shuffle",
-    "task",
-    "task_column",
-)
-_TAKEN_OVER += ("holdout", "image_column", "question_column", "answer_column", "question")
 _IF_GIVEN = ("epoch", "image_column", "question_column", "answer_column", "question")
+_ALWAYS = ("by", "size", "column", "every", "task", "task_column", "holdout", "no_shuffle")
+_TAKEN_OVER = _ALWAYS + _IF_GIVEN  # by a batch from what the stream was made with
 
 
 def parser() -> argparse.ArgumentParser:

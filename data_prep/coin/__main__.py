@@ -11,15 +11,12 @@ instructions give its folder: --source coin/Instructions_Diverse.
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from data_prep.published.coin import COIN
 from data_prep.task_files.task_stream import run
 
-
-def main(argv: list[str] | None = None) -> int:
-    """Do what is asked; return the exit code."""
-    return run({"CoIN": COIN}, __doc__, argv)
-
+main = partial(run, {"CoIN": COIN}, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -70,12 +70,15 @@ def _plan(args: argparse.Namespace, before: Before) -> Plan:
     first = next(iter(train.values()))
     root = (args.images or args.source or first.parent).resolve()
     resolver = ImageResolver(root, embed=before.place / PARTIAL / EMBEDDED, link=before.link(root))
+    mixture = args.mixture
+    if mixture not in (None, "strcvit"):
+        mixture = source_facts(Path(mixture))
     settings = {
         "train": {task: source_facts(path) for task, path in train.items()},
         "test": {task: source_facts(path) for task, path in tests.items()},
         "images": str(root),
         "scorers": args.scorer,
-        "mixture": _mixture_facts(args.mixture),
+        "mixture": mixture,
         **{key: getattr(args, key) for key in ("dirichlet", "chunks", "size", "no_recurrence")},
         **{key: getattr(args, key) for key in ("only_present", "repeat", "skip_bad")},
     }
@@ -113,12 +116,6 @@ def _check_options(args: argparse.Namespace) -> None:
         raise StreamError("--dirichlet needs --chunks")
     if args.mixture and (args.chunks or args.no_recurrence):
         raise StreamError("--chunks and --no-recurrence go with --dirichlet: a mixture states both")
-
-
-def _mixture_facts(mixture: str | None) -> object:
-    if mixture in (None, "strcvit"):
-        return mixture
-    return source_facts(Path(str(mixture)))
 
 
 def _files(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, Path]]:

@@ -10,15 +10,12 @@ OCR_test/test.json.
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from data_prep.published.benchmarks import MLLM_CL
 from data_prep.task_files.task_stream import run
 
-
-def main(argv: list[str] | None = None) -> int:
-    """Do what is asked; return the exit code."""
-    return run(MLLM_CL, __doc__, argv)
-
+main = partial(run, MLLM_CL, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -59,8 +59,10 @@ def parser(benchmarks: Mapping[str, Benchmark], text: str) -> argparse.ArgumentP
     return out
 
 
-def run(benchmarks: Mapping[str, Benchmark], text: str | None, argv: list[str] | None) -> int:
-    """Do what is asked; return the exit code."""
+def run(
+    benchmarks: Mapping[str, Benchmark], text: str | None, argv: list[str] | None = None
+) -> int:
+    """The command of a benchmark: does what is asked; returns the exit code."""
     options = parser(benchmarks, text or "")
     args = options.parse_args(argv)
     chosen = benchmarks[getattr(args, "benchmark", next(iter(benchmarks)))]

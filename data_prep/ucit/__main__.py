@@ -10,15 +10,12 @@ It holds instructions/ArxivQA/train_4w.json, test_3000.json, ... and datasets/Ar
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from data_prep.published.ucit import UCIT
 from data_prep.task_files.task_stream import run
 
-
-def main(argv: list[str] | None = None) -> int:
-    """Do what is asked; return the exit code."""
-    return run({"UCIT": UCIT}, __doc__, argv)
-
+main = partial(run, {"UCIT": UCIT}, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())
