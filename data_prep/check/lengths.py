@@ -59,7 +59,7 @@ def ask_recipes(argv: Sequence[str], what: str, text: str = "") -> str:
     """Return what a command of recipes prints, which this package does not import.
 
     Raises:
-        DataError: it failed; its own words are told behind `what`.
+        DataError: it failed; its own message follows `what`.
     """
     path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(

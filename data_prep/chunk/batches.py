@@ -53,7 +53,7 @@ class Options:
 
 @dataclass
 class Summary:
-    """What a user is told about the samples that were read.
+    """What the command reports about the samples that were read.
 
     Attributes:
         images: samples with pictures. lacking: samples with a picture that is not there.

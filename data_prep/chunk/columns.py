@@ -107,7 +107,7 @@ def needed(raw: Any, column: str) -> Any:
 
 
 def missing(column: str, elsewhere: bool = False) -> str:
-    """Return what is said of a column without a value; `elsewhere`: other samples have one."""
+    """Return the message about a column without a value; `elsewhere`: other samples have one."""
     what = "is empty here" if elsewhere else "is missing"
     return f"column {column!r} {what}; every sample must have it"
 

@@ -90,7 +90,7 @@ class FirstPass(_State):
                     "name the column of their paths with --image-column. Columns found: "
                     f"{', '.join(self.keys)}"
                 )
-            self._say()
+            self._report()
             self.finished = True
             self._note(handles)
         finally:
@@ -162,8 +162,8 @@ class FirstPass(_State):
             f"{', '.join(self.keys)}"
         )
 
-    def _say(self) -> None:
-        """Say once what was read from where, what is not there, and what nobody reads."""
+    def _report(self) -> None:
+        """Print once what was read from where, what is not there, and what nobody reads."""
         if self.taken:
             print(f"read: {self.taken}; {self.images} of {self.samples} samples with pictures")
         if self.lacking:

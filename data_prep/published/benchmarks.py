@@ -116,7 +116,7 @@ MLLM_CL = {
     "ACL": _mllm_cl("ACL", {"OCR": "ocr", "Math": "number", "VP": "contains", "APP": "choice"},
                     "_test"),
 }  # fmt: skip
-# What the router of MR-LoRA is told about each expert.
+# Descriptions of the experts in the prompt of MR-LoRA's router.
 EXPERTS = {
     "RS": "remote sensing: aerial and satellite pictures, presence, comparison, counting, areas",
     "Med": "medical pictures: pathology slides and clinical photographs",

@@ -89,19 +89,19 @@ def with_options(question: str, answer: str, options: Options) -> tuple[str, str
         DataError: a letter or number that none of the options has.
     """
     texts = [text.strip() for text in options.values()]
-    said = answer.strip()
-    if said in texts or len(options) > len(LETTERS):
+    plain = answer.strip()
+    if plain in texts or len(options) > len(LETTERS):
         return question, answer
     known = all(len(label) == 1 and label in LETTERS for label in options)
     letters = dict(zip(options, options if known else LETTERS, strict=False))  # letter by label
-    short = re.sub(r"\.0+$", "", said).strip("().:").strip().upper()
+    short = re.sub(r"\.0+$", "", plain).strip("().:").strip().upper()
     if re.fullmatch(r"-?\d+", short):
         at = list(options).index(short) if short in options else int(short)
         if not 0 <= at < len(options) or (short not in options and not known):
             raise _no_such(answer, options, known)
         answer = letters[list(options)[at]]
-    elif not _names(said, short, letters.values(), texts):
-        if len(short) == 1 and short in LETTERS and short == said.strip("().:").strip():
+    elif not _names(plain, short, letters.values(), texts):
+        if len(short) == 1 and short in LETTERS and short == plain.strip("().:").strip():
             raise _no_such(answer, options, known)
         return question, answer
     if all(text.lower() in question.lower() for text in texts):
@@ -110,11 +110,11 @@ def with_options(question: str, answer: str, options: Options) -> tuple[str, str
     return "\n".join([question, *lines]), answer
 
 
-def _names(said: str, short: str, letters: Any, texts: list[str]) -> bool:
+def _names(plain: str, short: str, letters: Any, texts: list[str]) -> bool:
     """Return whether an answer names options by letter: "b", "(B)", "A, C", "B. its text"."""
     several = re.split(r"(?:[\s,;/&+]|\band\b)+", short, flags=re.IGNORECASE)
-    several = list(short) if len(several) == 1 and short == said.strip("().:").strip() else several
-    labelled = _LABELLED.fullmatch(said)
+    several = list(short) if len(several) == 1 and short == plain.strip("().:").strip() else several
+    labelled = _LABELLED.fullmatch(plain)
     if labelled and labelled.group(2) in texts:
         return True
     return bool(several) and all(part in letters for part in several)

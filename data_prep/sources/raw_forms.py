@@ -130,8 +130,10 @@ def _read_turns(raw: Raw) -> tuple[list[Turn], list[Any], set[str]]:
         and len(turns) > 1
         and [turn["role"] for turn in turns[-2:]] == ["user", "assistant"]
     ):
-        asked, said = turns[-2], turns[-1]
-        asked["content"], said["content"] = with_options(asked["content"], said["content"], options)
+        question, answer = turns[-2], turns[-1]
+        question["content"], answer["content"] = with_options(
+            question["content"], answer["content"], options
+        )
     return turns, inline, used | columns
 
 
@@ -247,10 +249,10 @@ def _read_pair(raw: Raw) -> tuple[list[Turn], list[Any], set[str]]:
     if not isinstance(question, str):
         raise DataError("content-type", f"{pair[0]}: found {shown(question)}, expected text")
     options, columns = read_options(raw)
-    said = answer_of(pair[1], answer)
+    answer_text = answer_of(pair[1], answer)
     if options:
-        question, said = with_options(question, said, options)
-    turns += [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
+        question, answer_text = with_options(question, answer_text, options)
+    turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer_text}]
     used = {*pair, *columns, "history"}
     return turns, inline, used | {"input"} if more is not None else used
 

@@ -14,12 +14,12 @@ from data_prep.sources.boxes import check_objects
 Raw = dict[str, Any]  # a sample as its source has it
 
 
-class _Said(TypedDict):
+class _RequiredKeys(TypedDict):
     role: str
     content: str
 
 
-class Turn(_Said, total=False):
+class Turn(_RequiredKeys, total=False):
     """One turn: `role` is system, user or assistant.
 
     `loss` says whether it is trained on, `loss_scale` how strongly; without them the recipe does.

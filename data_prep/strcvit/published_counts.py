@@ -58,16 +58,16 @@ def _entries(content: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _compare(file: Path, count: int, facts: Any, where: str) -> Iterator[Problem]:
-    said = facts if isinstance(facts, int) else None
+    published = facts if isinstance(facts, int) else None
     if isinstance(facts, dict):
-        said = next((facts[key] for key in _COUNTS if isinstance(facts.get(key), int)), None)
+        published = next((facts[key] for key in _COUNTS if isinstance(facts.get(key), int)), None)
         wanted = facts.get("sha256")
         if isinstance(wanted, str) and sha256_file(file) != wanted:
             text = f"{file} has another sha256 than {wanted}: download it again"
             yield Problem("manifest-sha256", where, text)
     # A bare number beside a name may be the size of the file in bytes.
-    if said is not None and said not in (count, file.stat().st_size):
-        text = f"{file} has {count} samples, expected {said}: download it again"
+    if published is not None and published not in (count, file.stat().st_size):
+        text = f"{file} has {count} samples, expected {published}: download it again"
         yield Problem("manifest-count", where, text)
 
 

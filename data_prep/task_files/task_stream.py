@@ -74,7 +74,7 @@ def run(
     code = fetch(chosen.repository, args.source, note) if args.download else OK
     if code or args.out is None:
         return code
-    return run_plan(args, partial(_plan, args, chosen), partial(_tell_sizes, args, chosen))
+    return run_plan(args, partial(_plan, args, chosen), partial(_print_differences, args, chosen))
 
 
 def _plan(args: argparse.Namespace, chosen: Benchmark) -> Plan:
@@ -206,7 +206,9 @@ def _counts(args: argparse.Namespace, have: dict[str, int]) -> Counts:
     return counts
 
 
-def _tell_sizes(args: argparse.Namespace, chosen: Benchmark, made: list[WrittenFile]) -> None:
+def _print_differences(
+    args: argparse.Namespace, chosen: Benchmark, made: list[WrittenFile]
+) -> None:
     """Print where answers are fewer, and files other in size, than the published ones."""
     root = _image_root(args, chosen)
     for task in _tasks(args, chosen):
@@ -222,7 +224,9 @@ def _tell_sizes(args: argparse.Namespace, chosen: Benchmark, made: list[WrittenF
             read[name][item.file.startswith("test/")] += count
     for task in _tasks(args, chosen):
         published = task.samples or read[task.name]
-        for file, got, said in zip(("training", "test"), read[task.name], published, strict=True):
-            if got != said:
-                text = f"{got} samples in the {file} file, the published one has {said}"
+        for file, count, expected in zip(
+            ("training", "test"), read[task.name], published, strict=True
+        ):
+            if count != expected:
+                text = f"{count} samples in the {file} file, the published one has {expected}"
                 print(f"{task.name}: {text}")
