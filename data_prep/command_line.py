@@ -43,12 +43,8 @@ def add_limit(parser: argparse.ArgumentParser, of: str) -> None:
 
 
 def limit_of(args: argparse.Namespace) -> Limit | None:
-    """Return what --limit and --seed ask for. Raises StreamError for a number below 1."""
-    if args.limit is None:
-        return None
-    if args.limit < 1:
-        raise StreamError(f"--limit {args.limit}: expected at least 1 sample")
-    return Limit(args.limit, args.seed)
+    """Return what --limit and --seed ask for."""
+    return None if args.limit is None else Limit(args.limit, args.seed)
 
 
 def limit_setting(args: argparse.Namespace) -> dict[str, int]:
@@ -115,6 +111,10 @@ def run_plan(
     """
     started = time.monotonic()
     try:
+        for key in ("size", "chunks", "limit"):
+            value = getattr(args, key, None)
+            if value is not None and value < 1:
+                raise StreamError(f"--{key} {value}: expected at least 1")
         planned = plan()
         made = write(args.out, planned, args.workers, Progress("writing", "files"))
     except BadSamples as error:

@@ -181,8 +181,6 @@ def _plan(args: argparse.Namespace, before: Before) -> Plan:
 
 def _boundaries(args: argparse.Namespace) -> ChunkBoundaries:
     """Return where chunks end. Raises StreamError for options that do not go together."""
-    if args.size is not None and args.size < 1:
-        raise StreamError(f"--size {args.size}: expected at least 1")
     if args.by == "count":
         if args.column or args.every:
             raise StreamError("--column and --every go with --by time or --by column")

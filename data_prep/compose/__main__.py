@@ -106,10 +106,6 @@ def _check_options(args: argparse.Namespace) -> None:
         raise StreamError(
             "give --mixture or --dirichlet: how many samples of each task a chunk has"
         )
-    for key in ("chunks", "size"):
-        value = getattr(args, key)
-        if value is not None and value < 1:
-            raise StreamError(f"--{key} {value}: expected at least 1")
     if args.dirichlet is not None and not 0 < args.dirichlet < 1e6:
         raise StreamError(f"--dirichlet {args.dirichlet}: expected a number above 0")
     if args.dirichlet is not None and not args.chunks:

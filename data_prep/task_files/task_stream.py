@@ -80,8 +80,6 @@ def run(
 def _plan(args: argparse.Namespace, chosen: Benchmark) -> Plan:
     if args.mixed is not None and (not args.size or not 0 < args.mixed < 1e6):
         raise StreamError("--mixed ALPHA: expected a number above 0, and --size with it")
-    if args.size is not None and args.size < 1:
-        raise StreamError(f"--size {args.size}: expected at least 1")
     tasks, limit = _tasks(args, chosen), limit_of(args)
     expect_folder(args.source, "--source", f"Get it: --download, or {chosen.repository} on the hub")
     root = _image_root(args, chosen).resolve()
