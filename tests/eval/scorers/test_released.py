@@ -111,6 +111,39 @@ def test_scripts_of_ucit_and_coin(task: str, prediction: str, gold: Any, score: 
     assert found == pytest.approx([score])
 
 
+@pytest.mark.parametrize(
+    ("task", "prediction", "gold", "fixed", "released"),
+    [
+        ("UCIT/ImageNet-R", "Tench.", "Tench", 1, 0),
+        ("UCIT/ArxivQA", "B. red", "B", 1, 0),
+        ("UCIT/ArxivQA", "A or B", "B", 0, 0),
+        ("UCIT/IconQA", "The answer is B", "B", 1, 0),
+        ("UCIT/CLEVR", "There are 3 cubes.", "3", 1, 0),
+        ("UCIT/CLEVR", "13", "3", 0, 0),
+        ("CoIN/ImageNet", "", "Tench", 0, 1),
+        ("CoIN/ImageNet", "tench", "Tench", 1, 0),
+        ("CoIN/GQA", "yes", "Yes", 1, 0),
+        ("CoIN/VizWiz", "the soda", "Soda", 1, 0),
+        ("CoIN/VQAv2", "two", "2", 1, 0),
+        ("CoIN/OCRVQA", "Unanswerable", "Unanswerable", 1, 0),
+        ("CoIN/OCRVQA", "Jane", "Jane Austen", 0, 0),
+        ("CoIN/ScienceQA", "(b) Utah", "B", 1, 1),
+        ("CoIN/ScienceQA", "2 of them: C", "C", 1, 0),
+        ("CoIN/TextVQA", "Stop.", TEN, 1, 0.9),  # 3 of 10: min(3/3, 1)
+        ("CoIN/TextVQA", "halt", TEN, 0, 0),
+    ],
+)
+def test_fixed_beside_the_scripts_of_ucit_and_coin(
+    task: str, prediction: str, gold: Any, fixed: float, released: float
+) -> None:
+    """Worked by hand: what an answer is worth, and what the scripts give it."""
+    found = [
+        find_task(task).scorer(variant).score_all([prediction], [{"gold": gold}])[0]
+        for variant in ("fixed", "released")
+    ]
+    assert found == pytest.approx([fixed, released])
+
+
 def test_coin_s_boxes_lose_a_leading_blank_first() -> None:
     record = {"answer_bbox": "[0.1, 0.2, 0.5, 0.6]", "size": [40, 30]}
     both = [find_task(name).scorer("released").judge for name in ("CoIN/Grounding", "Grounding")]
