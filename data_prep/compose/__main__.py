@@ -4,7 +4,7 @@
     python -m data_prep.compose --task a=a.jsonl --task b=b.json --dirichlet 0.3 --chunks 10 \\
         --size 500 --test a=a_test.jsonl --out data/mine
 
-SOURCE holds <task>.jsonl to train on and test/<task>.jsonl to evaluate with.
+DIR holds <task>.jsonl to train on and test/<task>.jsonl to evaluate with.
 """
 
 from __future__ import annotations

@@ -105,6 +105,11 @@ def _unread_problems(recipe: Recipe) -> list[str]:
 def _identity_problems(recipe: Recipe) -> list[str]:
     """Names what turns off, or changes, what defines the recipe's method."""
     problems = _preset_problems(recipe)
+    always = recipe.definition.always
+    kept = [(f"tuner.{k}", recipe.tuner.get(k), v) for k, v in always.get("tuner", {}).items()]
+    factor = always.get("schedule", {}).get("later", {}).get("rate_factor")
+    if factor is not None:
+        kept.append(("schedule.later.rate_factor", recipe.schedule.later.rate_factor, factor))
     for block in METHOD_BLOCKS:
         if block not in recipe.definition.own_blocks:
             continue
@@ -115,12 +120,13 @@ def _identity_problems(recipe: Recipe) -> list[str]:
                 "set its keys, or name the method that is left (lora)"
             )
             continue
-        for key, value in recipe.definition.always.get(block, {}).items():
-            if getattr(found, key) != value:
-                problems.append(
-                    f"{block}.{key} = {getattr(found, key)} makes method {recipe.method} another "
-                    f"one, expected {value}: leave it out"
-                )
+        values = always.get(block, {}).items()
+        kept += [(f"{block}.{key}", getattr(found, key), value) for key, value in values]
+    problems += [
+        f"{key} = {found} makes method {recipe.method} another one, expected {value}: leave it out"
+        for key, found, value in kept
+        if found != value
+    ]
     return problems
 
 

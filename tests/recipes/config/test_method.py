@@ -145,6 +145,11 @@ def test_a_mistake_in_a_method_file_is_named_with_its_line(
         (["method=olora", "lwf.weight=3"], "method: method = olora has nothing for lwf"),
         (["method=lwf", "launcher.deepspeed=zero3"], "launcher.deepspeed = zero3 with lwf"),
         (["method=olora", "ewc.weight=3"], "method: method = olora has nothing for ewc"),
+        (["method=lora_attention", "tuner.targets=mlp"], "tuner.targets = mlp makes method lora_a"),
+        (
+            ["method=lora_fifth", "schedule.later.rate_factor=1"],
+            "schedule.later.rate_factor = 1.0 makes method lora_fifth another one, expected 0.2",
+        ),
         (["method=LoRA"], "did you mean 'lora'?"),
     ],
 )
