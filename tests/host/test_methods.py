@@ -18,6 +18,7 @@ from data_prep.files import write_json
 from strlora_tuner.methods import folders
 from strlora_tuner.options import TASKS_FILE
 from tests.host.swift import HERE, PLUGIN, QUESTIONS, logged, make_chunk, run, train_arguments
+from tests.strlora_tuner.models import BY_BATCH
 
 pytestmark = pytest.mark.slow
 STRLORA = "strlora"
@@ -35,6 +36,8 @@ VARIANTS = {
     "zero2": (2, dict(**HALF, deepspeed="zero2")),
     "zero3": (2, dict(**HALF, deepspeed="zero3")),
 }
+# What leaves the batch in one piece.
+WHOLE_BATCH = ("resumed", "no-checkpointing", "not-reentrant")
 OPTIONS = {STRLORA: {"strlora_stability_weight": 5.0, "strlora_ema_decay": 0.5}}
 METRICS = ("stability_loss", "task_entropy", "token_entropy", "expert_0", "expert_3")
 # What CI has time for. "ddp-accumulation" holds what "ddp" and "accumulation" hold.
@@ -51,6 +54,7 @@ CASES = [
     )
     for method in folders()
     for variant in VARIANTS
+    if method not in BY_BATCH or variant in WHOLE_BATCH
 ]
 
 

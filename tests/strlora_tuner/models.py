@@ -32,6 +32,9 @@ from strlora_tuner.methods.strlora.layer import MixtureOfExperts
 
 STRLORA = "strlora"
 METHODS = tuple(name for name in folders() if name != STRLORA)
+# What a row is answered depends on its batch and pass, as published; and all others.
+BY_BATCH = ("same_released",)
+BY_ROW = tuple(name for name in METHODS if name not in BY_BATCH)
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "adapter_keys.json"
 TOKENIZER = Path(__file__).parents[2] / "assets" / "tiny_base"
 # Architectures whose costly tests are in CI's slow part only.

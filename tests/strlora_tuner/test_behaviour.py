@@ -17,6 +17,7 @@ import strlora_tuner
 from strlora_tuner.counting import count_adapter
 from strlora_tuner.methods import options_class, tuner_types
 from tests.strlora_tuner.models import (
+    BY_ROW,
     END,
     GOLDEN,
     HIDDEN,
@@ -39,13 +40,13 @@ from tests.strlora_tuner.models import (
 )
 
 
-def table(others, slow=()):
-    """(method, name): StrLoRA with every architecture, every other method with `others`."""
+def table(others, slow=(), methods=METHODS):
+    """(method, name): StrLoRA with every architecture, the other methods with `others`."""
     rows = [
         pytest.param(STRLORA, name, marks=pytest.mark.slow if name in slow else ())
         for name in MODELS
     ]
-    rows += [(method, name) for method in METHODS for name in others]
+    rows += [(method, name) for method in methods for name in others]
     return pytest.mark.parametrize(("method", "name"), rows)
 
 
@@ -114,7 +115,7 @@ def test_only_adapter_parameters_train(method, name):
             assert len(of_part) == 14, f"{part} moved in {len(of_part)} of 14 layers"
 
 
-@COSTLY_TABLE
+@table(["text", "internvl"], slow=SLOW, methods=BY_ROW)
 def test_generation_with_left_padding_beams_and_cache_equals_single_prompts(method, name):
     model = adapted(base_model(name), method, chunk=3).eval()
     rows = [[USER, 11, 12, 13, END], [USER, 40, 41, 42, 43, 44, 45, END]]
@@ -137,7 +138,7 @@ def test_generation_with_left_padding_beams_and_cache_equals_single_prompts(meth
     assert sampled == [single[0], single[0], single[1], single[1]]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BY_ROW)
 def test_rows_may_leave_a_batch_while_it_is_decoded(method):
     """What evaluation does with answers that have ended: the others go on unchanged."""
     model = adapted(base_model("text"), method, chunk=3).eval()
@@ -215,7 +216,8 @@ def test_autocast_and_pure_bfloat16_stay_close(method, name):
     torch.testing.assert_close(run(low), exact, **near)
 
 
-@pytest.mark.parametrize("method", METHODS)
+# The released SAME has none.
+@pytest.mark.parametrize("method", BY_ROW)
 def test_dropout_acts_in_training_only(method):
     model = adapted(base_model("text"), method, lora_dropout=0.5).train()
     assert not torch.equal(logits(model), logits(model))

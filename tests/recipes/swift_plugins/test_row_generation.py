@@ -20,8 +20,8 @@ from transformers import GenerationConfig, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 from recipes import REPO
 from recipes.swift_plugins.row_generation import RowGeneration, applies_to
 from tests.strlora_tuner.models import (
+    BY_ROW,
     END,
-    METHODS,
     MODELS,
     USER,
     VOCAB,
@@ -125,7 +125,7 @@ def test_sequences_are_those_of_the_hosts_loop(family: str, adapter: str) -> Non
     assert widths == sorted(widths, reverse=True)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BY_ROW)
 def test_every_method_follows_the_rows(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     table = "strlora_tuner.methods.oracle.model.told_of_text"  # which the orchestrator writes
     monkeypatch.setattr(table, lambda text: f"{len(text) % 3} a task")

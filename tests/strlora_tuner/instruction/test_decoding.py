@@ -16,9 +16,9 @@ import torch
 from transformers import StaticCache
 
 from strlora_tuner.training_loop import tuner_of
-from tests.strlora_tuner.models import END, METHODS, PAD, STRLORA, USER, adapted, base_model
+from tests.strlora_tuner.models import BY_ROW, END, PAD, STRLORA, USER, adapted, base_model
 
-TUNERS = (STRLORA, *METHODS)
+TUNERS = (STRLORA, *BY_ROW)
 PAGE = Path(__file__).parents[3] / "docs" / "tuner.md"
 NEW = 8
 # A user turn that repeats itself, so that prompt lookup has something to propose.

@@ -13,9 +13,9 @@ from strlora_tuner.core.instruction.turns import GENERATED, read_turns, sample_s
 from strlora_tuner.core.routing_metrics import routing_metrics
 from strlora_tuner.training_loop import tuner_of
 from tests.strlora_tuner.models import (
+    BY_ROW,
     END,
     IMAGE,
-    METHODS,
     PAD,
     STRLORA,
     USER,
@@ -25,7 +25,7 @@ from tests.strlora_tuner.models import (
     logits,
 )
 
-TUNERS = (STRLORA, *METHODS)
+TUNERS = (STRLORA, *BY_ROW)
 FIRST = [5, USER, 11, 12, END, 50, 51, END]
 SECOND = [USER, 13, 14, 15, END, 52, END]
 THIRD = [USER, 16, END, 53, 54, END]
@@ -159,7 +159,8 @@ def test_a_packed_row_trains_as_its_samples_do(method, checkpointing):
         output.loss.backward()
         metrics = routing_metrics(tuner)
         grads = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
-        if method in ("moelora", "olora", "same"):  # without an instruction a row is what is averaged over
+        # Without an instruction a row is what is averaged over.
+        if method in ("moelora", "olora", "same"):
             del metrics["task_entropy"]
         losses = tuner.losses()
         strlora_tuner.after_optimizer_step(model)

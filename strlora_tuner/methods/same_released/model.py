@@ -1,0 +1,26 @@
+"""The PEFT model of SAME as released."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+
+from strlora_tuner.core.model import RoutedModel
+from strlora_tuner.methods.same_released.layer import ReleasedExperts
+
+
+class Model(RoutedModel):
+    """A base model whose chosen linear layers carry SAME's experts as its code has them."""
+
+    bank_class = ReleasedExperts
+
+    def after_optimizer_step(self) -> None:
+        """Takes over the first process's statistics: each has those of its own batch."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            for _, bank in self.mixtures():
+                for buffer in bank.buffers():
+                    dist.broadcast(buffer, 0)
+
+    def begin_chunk(self) -> None:
+        """Makes the last batch's covariance the past."""
+        for _, bank in self.mixtures():
+            bank.close_chunk()
