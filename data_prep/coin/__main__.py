@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from data_prep.published.coin import COIN
+from data_prep.published.benchmarks import COIN
 from data_prep.task_files.task_stream import run
 
 main = partial(run, {"CoIN": COIN}, __doc__)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from data_prep.mini.mixtures import PUBLISHED, SHORT
-from data_prep.published.gold_files import GQA, GoldFile
+from data_prep.published.gold_files import CAPTIONS, GQA, SCIENCEQA, TEXTVQA, GoldFile
 
 # Names of the scorers in eval/scorers (eval is not imported here; a test holds the two equal).
 SCORERS = (
@@ -67,29 +70,30 @@ class Benchmark:
     numbered: bool = True
 
 
-COCO = ("COCO2014/train2014", "COCO2014/val2014")
-COCO_SITE = "https://cocodataset.org/#download"
-_TASKS = (
-    Task("AD", "choice", ("AD/images/drivelm/stitch",),
-         "DriveLM on nuScenes, six views in one (made by --stitch)",
-         "https://github.com/OpenDriveLab/DriveLM"),
-    Task("ChartQA", "relaxed", ("ChartQA/train", "ChartQA/test"), "ChartQA",
-         "https://github.com/vis-nlp/ChartQA"),
-    Task("Fin", "compact", ("Fin/images/train", "Fin/images/test"), "FinVis, in MLLM-CL",
-         "https://github.com/bjzhb666/MLLM-CL"),
-    Task("GQA", "vqa", ("GQA/images",), "GQA", "https://cs.stanford.edu/people/dorarad/gqa",
-         gold=GQA),
-    Task("Grounding", "grounding", COCO, "COCO 2014 (RefCOCO family)", COCO_SITE),
-    Task("ImageNet", "label", ("ImageNet_withlabel/train", "ImageNet_withlabel/val"),
-         "ImageNet ILSVRC 2012, a folder a class", "https://www.image-net.org/download.php"),
-    Task("OCRVQA", "exact", ("OCR-VQA/images",), "OCR-VQA", "https://ocr-vqa.github.io"),
-    Task("Places365", "label", ("Places/train_256", "Places/val_256"),
-         "Places365, small images (256 x 256)", "http://places2.csail.mit.edu/download.html"),
-    Task("RS", "choice", ("RS/images",), "RSVQA-HR", "https://rsvqa.sylvainlobry.com"),
-    Task("TextCaps", "caption", ("Textcaps",), "TextCaps", "https://textvqa.org/textcaps/dataset"),
-    Task("VQAv2", "vqa", COCO, "COCO 2014", COCO_SITE),
-)  # fmt: skip
-STRCVIT = {task.name: task for task in _TASKS}
+_GOLD_FILES = {"captions": CAPTIONS, "gqa": GQA, "scienceqa": SCIENCEQA, "textvqa": TEXTVQA}
+_TABLES: dict[str, Any] = yaml.safe_load(
+    Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+)
+
+
+def _tuples(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
+
+
+def _task(name: str, entry: dict[str, Any]) -> Task:
+    gold = _GOLD_FILES[entry["gold"]] if "gold" in entry else None
+    return Task(**{**_tuples(entry), "name": name, "gold": gold})
+
+
+def _benchmark(name: str) -> Benchmark:
+    table = _TABLES[name]
+    tasks = tuple(_task(task, entry) for task, entry in table["tasks"].items())
+    return Benchmark(**{**_tuples(table), "name": name, "tasks": tasks})
+
+
+STRCVIT = {name: _task(name, entry) for name, entry in _TABLES["strcvit"].items()}
+UCIT, COIN = _benchmark("ucit"), _benchmark("coin")
+EXPERTS: dict[str, str] = _TABLES["experts"]
 CHUNKS, CHUNK_SAMPLES = 25, 2000  # of StrCVIT
 
 
@@ -116,31 +120,6 @@ MLLM_CL = {
     "ACL": _mllm_cl("ACL", {"OCR": "ocr", "Math": "number", "VP": "contains", "APP": "choice"},
                     "_test"),
 }  # fmt: skip
-# Descriptions of the experts in the prompt of MR-LoRA's router.
-EXPERTS = {
-    "RS": "remote sensing: aerial and satellite pictures, presence, comparison, counting, areas",
-    "Med": "medical pictures: pathology slides and clinical photographs",
-    "AD": "driving: six camera views in one picture, objects, their motion, what to do next",
-    "Sci": "science: diagrams of physics, chemistry and biology, and maps",
-    "Fin": "finance: candlestick charts, trends and indicators of stocks",
-    "OCR": "reading: text in documents, signs, charts and handwriting",
-    "Math": "mathematics and logic: geometry, functions, tables, puzzles",
-    "VP": "visual perception: counting things, where they are, which is nearer",
-    "APP": "screens: which element of an app or an HTML page to use for a task",
-    "ImageNet-R": "objects in paintings, cartoons, sculptures and other renditions",
-    "ArxivQA": "figures of scientific papers: plots, diagrams, multiple choice",
-    "VizWiz": "photographs taken by blind people",
-    "IconQA": "drawings for children: counting, comparing, shapes, numbers",
-    "CLEVR": "rendered solids: how many are left or exist after adding and subtracting",
-    "Flickr30k": "photographs of people and what they do, described in a sentence",
-    "ScienceQA": "school science, geography and language, multiple choice",
-    "TextVQA": "text in photographs: signs, labels, screens",
-    "ImageNet": "photographs of one object: what it is",
-    "GQA": "photographs: where things are, their attributes and relations",
-    "Grounding": "boxes: the coordinates of what a sentence describes",
-    "VQAv2": "photographs: short answers about anything in them",
-    "OCRVQA": "book covers: title, author, genre, year",
-}
 
 
 def strcvit_mixture() -> list[dict[str, int]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from data_prep.published.ucit import UCIT
+from data_prep.published.benchmarks import UCIT
 from data_prep.task_files.task_stream import run
 
 main = partial(run, {"UCIT": UCIT}, __doc__)

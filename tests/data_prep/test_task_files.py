@@ -12,9 +12,7 @@ import pytest
 from data_prep.check.__main__ import main as check
 from data_prep.coin.__main__ import main as coin
 from data_prep.mllm_cl.__main__ import main as mllm_cl
-from data_prep.published.benchmarks import Benchmark
-from data_prep.published.coin import COIN
-from data_prep.published.ucit import UCIT
+from data_prep.published.benchmarks import COIN, UCIT, Benchmark
 from data_prep.sources.converting import Limit, chosen
 from data_prep.strcvit.__main__ import main as strcvit
 from data_prep.stream import open_stream
