@@ -64,7 +64,7 @@ def _drift(rng: Random) -> tuple[Share, ...]:
     """Return the chunk mixtures for one walk of the short group's weights."""
     weights = {name: rng.randint(0, MOST) for name in SHORT}
     mixture = []
-    for chunk in _published_chunks():
+    for chunk in strcvit_mixture():
         weights = _walk(weights, rng)
         share: Share = {name: chunk[name] for name in ALL if chunk.get(name)}
         if chunk["short"]:
@@ -82,8 +82,10 @@ def _walk(weights: dict[str, int], rng: Random) -> dict[str, int]:
 
 
 @cache
-def _published_chunks() -> list[dict[str, int]]:
-    return json.loads(PUBLISHED.read_text())["chunks"]
+def strcvit_mixture() -> list[dict[str, int]]:
+    """Return samples by instruction group for each of the 25 published chunks of StrCVIT."""
+    content = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    return [{group: chunk[group] for group in content["groups"]} for chunk in content["chunks"]]
 
 
 def pure(seed: int) -> tuple[Share, ...]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from data_prep.mini.mixtures import PUBLISHED, SHORT
+from data_prep.mini.mixtures import SHORT
 from data_prep.published.gold_files import CAPTIONS, GQA, SCIENCEQA, TEXTVQA, GoldFile
 
 # Names of the scorers in eval/scorers (eval is not imported here; a test holds the two equal).
@@ -94,7 +93,7 @@ def _benchmark(name: str) -> Benchmark:
 STRCVIT = {name: _task(name, entry) for name, entry in _TABLES["strcvit"].items()}
 UCIT, COIN = _benchmark("ucit"), _benchmark("coin")
 EXPERTS: dict[str, str] = _TABLES["experts"]
-CHUNKS, CHUNK_SAMPLES = 25, 2000  # of StrCVIT
+CHUNK_SAMPLES = 2000  # of StrCVIT
 
 
 def _mllm_cl(benchmark: str, scorers: dict[str, str], ending: str) -> Benchmark:
@@ -120,13 +119,6 @@ MLLM_CL = {
     "ACL": _mllm_cl("ACL", {"OCR": "ocr", "Math": "number", "VP": "contains", "APP": "choice"},
                     "_test"),
 }  # fmt: skip
-
-
-def strcvit_mixture() -> list[dict[str, int]]:
-    """Return samples by instruction group for each of the 25 published chunks of StrCVIT."""
-    content: dict[str, Any] = json.loads(PUBLISHED.read_text(encoding="utf-8"))
-    groups = content["groups"]
-    return [{group: int(chunk[group]) for group in groups} for chunk in content["chunks"]]
 
 
 def group_of(task: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from data_prep.errors import WARNING, DataError, Problem
 from data_prep.files import read_json, sha256_file
-from data_prep.published.benchmarks import CHUNK_SAMPLES, group_of, strcvit_mixture
+from data_prep.mini.mixtures import strcvit_mixture
+from data_prep.published.benchmarks import CHUNK_SAMPLES, group_of
 from data_prep.stream_writer import WrittenFile
 
 _COUNTS = ("samples", "count", "num_samples", "num_records", "records", "n", "total")

@@ -16,7 +16,8 @@ import pytest
 
 from data_prep.compose.__main__ import main as compose
 from data_prep.compose.chunk_counts import drawn, without_return
-from data_prep.published.benchmarks import STRCVIT, strcvit_mixture
+from data_prep.mini.mixtures import strcvit_mixture
+from data_prep.published.benchmarks import STRCVIT
 from data_prep.stream import open_stream
 
 REPO = Path(__file__).resolve().parents[2]

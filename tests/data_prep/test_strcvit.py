@@ -10,15 +10,9 @@ from pathlib import Path
 import pytest
 
 from data_prep.check.__main__ import main as check
+from data_prep.mini.mixtures import strcvit_mixture
 from data_prep.mllm_cl.__main__ import main as mllm_cl
-from data_prep.published.benchmarks import (
-    COIN,
-    MLLM_CL,
-    SCORERS,
-    STRCVIT,
-    UCIT,
-    strcvit_mixture,
-)
+from data_prep.published.benchmarks import COIN, MLLM_CL, SCORERS, STRCVIT, UCIT
 from data_prep.strcvit.__main__ import main as strcvit
 from data_prep.stream import open_stream as open_folder
 from eval.questions import question_of, write_combined
