@@ -8,8 +8,7 @@ import pytest
 
 from data_prep.coin.__main__ import main as coin
 from data_prep.files import read_json, read_jsonl, write_json
-from data_prep.published.coin import COIN
-from data_prep.published.ucit import UCIT
+from data_prep.published.benchmarks import COIN, UCIT
 from data_prep.stream import open_stream
 from data_prep.ucit.__main__ import main as ucit
 from recipes.run_folder.layout import RunLayout
