@@ -8,3 +8,7 @@ training and evaluation happen in the processes that :mod:`recipes.run.commands`
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
+
+
+class UserError(Exception):
+    """What a command prints as a message, without a traceback: it says what to do."""

@@ -18,23 +18,20 @@ from pathlib import Path
 from data_prep.files import read_json
 from data_prep.stream import Stream, StreamError
 from eval.routing.stage_ablation import write_ablation
-from recipes import REPO
+from recipes import REPO, UserError
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
 from recipes.processes.host_process import HostProcess
-from recipes.processes.log_errors import exit_text, last_error
-from recipes.processes.run_lock import RunLock, RunLocked
+from recipes.processes.log_errors import cause_of, exit_text
+from recipes.processes.run_lock import RunLock
 from recipes.run import evaluation
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.preflight.all_checks import look, stopping
+from recipes.run.session import RunError
 from recipes.run_folder.layout import RunLayout, SideLayout
 from recipes.run_folder.state import load_state
 from strlora_tuner.options import ABLATION
-
-
-class CannotAblate(Exception):
-    """The run has nothing to ablate, or an evaluation failed; the message says why."""
 
 
 def ablation_layout(run: Path, name: str) -> SideLayout:
@@ -62,43 +59,35 @@ def ablate(run: Path, only: Sequence[str], overrides: Sequence[str], again: bool
         again: repeat evaluations that exist already.
 
     Raises:
-        CannotAblate, RecipeError, RunLocked, StreamError: with what is wrong.
+        RunError, RecipeError, RunLocked, StreamError: with what is wrong.
     """
     layout = RunLayout(run)
     if not layout.recipe.is_file():
-        raise CannotAblate(f"{run} is not a run folder: {layout.recipe} is missing")
+        raise RunError(f"{run} is not a run folder: {layout.recipe} is missing")
     recipe = load_recipe(str(layout.recipe), [*overrides, f"run_dir={run}"])
-    if not ablation_names(recipe):
-        raise CannotAblate(
+    if not (known := ablation_names(recipe)):
+        raise RunError(
             f"the method {recipe.method} has no router of two stages: nothing to switch off"
         )
-    names = _chosen(recipe, only)
+    if unknown := [name for name in only if name not in known]:
+        raise RunError(f"--only {' '.join(unknown)}: expected some of {', '.join(known)}")
+    names = [name for name in known if not only or name in only]
     chunk = max((r.index for r in load_state(layout.state).chunks if r.evaluated), default=0)
     if chunk == 0:
-        raise CannotAblate(f"{run}: no chunk is trained and evaluated yet")
+        raise RunError(f"{run}: no chunk is trained and evaluated yet")
     stream = open_recipe_stream(recipe)
     if missing := stopping(look(recipe)):
-        raise CannotAblate(
-            "\n  ".join(["this machine cannot evaluate the run:", *map(str, missing)])
-        )
+        raise RunError("\n  ".join(["this machine cannot evaluate the run:", *map(str, missing)]))
     with RunLock(layout.lock) as lock:
         for number, name in enumerate(names, start=1):
             where = ablation_layout(run, name)
             if again or not _is_done(where, chunk):
                 print(f"[{recipe.name}] chunk {chunk}, {number}/{len(names)}: {name}", flush=True)
                 _evaluate(recipe, where, stream, chunk, lock)
-    found = [n for n in ablation_names(recipe) if _is_done(ablation_layout(run, n), chunk)]
-    path = write_ablation(run, stream.root, chunk, found, recipe.eval.scorer)
+    done = [name for name in known if _is_done(ablation_layout(run, name), chunk)]
+    path = write_ablation(run, stream.root, chunk, done, recipe.eval.scorer)
     evaluation.write_report(layout, print)
     return path
-
-
-def _chosen(recipe: Recipe, only: Sequence[str]) -> list[str]:
-    known = ablation_names(recipe)
-    unknown = [name for name in only if name not in known]
-    if unknown:
-        raise CannotAblate(f"--only {' '.join(unknown)}: expected some of {', '.join(known)}")
-    return [name for name in known if not only or name in only]
 
 
 def _is_done(where: SideLayout, chunk: int) -> bool:
@@ -117,12 +106,13 @@ def _evaluate(recipe: Recipe, where: SideLayout, stream: Stream, chunk: int, loc
         process = HostProcess(command, log)
         lock.note_child(process.pid)
         try:
-            code = process.wait(lambda: None)
+            code = process.wait()
         finally:
             lock.note_child(None)
         if code:
-            cause = "\n".join(f"    {line}" for line in last_error(log))
-            raise CannotAblate(f"{where.side.name} {exit_text(code)}:\n{cause}\nWhole log: {log}")
+            raise RunError(
+                f"{where.side.name} {exit_text(code)}:\n{cause_of(log)}\nWhole log: {log}"
+            )
     evaluation.score(recipe, where, stream, tasks, chunk)
 
 
@@ -132,18 +122,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", type=Path, help="the run folder, for example runs/tiny")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. eval.limit=40")
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="only these ablations"
-    )
-    parser.add_argument(
-        "--again", action="store_true", help="repeat evaluations that exist already"
-    )
+    text = "only these ablations"
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=text)
+    text = "repeat evaluations that exist already"
+    parser.add_argument("--again", action="store_true", help=text)
     options = parser.parse_intermixed_args(arguments)
     run = options.run.resolve()
     os.chdir(REPO)  # relative paths in the recipe start there
     try:
         print(ablate(run, options.only, options.overrides, options.again))
-    except (CannotAblate, RecipeError, RunLocked, StreamError, ValueError, OSError) as error:
+    except (UserError, RecipeError, StreamError, ValueError, OSError) as error:
         print(f"recipes.ablate: {error}", file=sys.stderr)
         return 1
     return 0

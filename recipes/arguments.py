@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from recipes.command_table import COMMANDS, EXIT_CODES, USES
 
@@ -45,54 +46,55 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ("validate", "status"):  # the older spelling: RECIPE --status
         if command == "run" and getattr(options, name):
             options.command = name
-    for name, value in (("json", False), ("verify", False), ("follow", False), ("overrides", [])):
-        if not hasattr(options, name):
-            setattr(options, name, value)
     return options
 
 
 def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
     """The parser of one command; with `top` its help also lists all commands."""
-    name = "" if top else f" {command}"
+    text = COMMANDS[command]
     parser = argparse.ArgumentParser(
-        prog=f"bash recipes/run_stream.sh{name}",
-        description=_overview()
-        if top
-        else f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}.",
+        prog="bash recipes/run_stream.sh" + ("" if top else f" {command}"),
+        description=_overview() if top else f"{text[0].upper()}{text[1:]}.",
         epilog=_footer(command),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "recipe", metavar="RECIPE", help=_TARGET.format(", ".join(shipped_recipes()))
-    )
+    parser.set_defaults(json=False, verify=False, follow=False)
+    target = _TARGET.format(", ".join(shipped_recipes()))
+    parser.add_argument("recipe", metavar="RECIPE", help=target)
     if command == "watch":
         parser.add_argument("inbox", metavar="FOLDER", help="where files and folders arrive")
     if command in USES:
-        _use_options(parser)
+        parser.set_defaults(overrides=[])
+        _add(parser, *_USE_OPTIONS)
     else:
-        help_text = "e.g. schedule.later.learning_rate=1e-3"
-        parser.add_argument("overrides", metavar="key=value", nargs="*", help=help_text)
-    {
-        "run": _run_options,
-        "watch": _watch_options,
-        "sweep": _sweep_options,
-        "plan": _plan_options,
-        "status": _status_options,
-        "validate": _validate_options,
-        "reproduce": _reproduce_options,
-        "clean": _clean_options,
-        "ask": _ask_options,
-        "chat": _chat_options,
-        "serve": _serve_options,
-        "export": _export_options,
-        "push": _push_options,
-    }.get(command, lambda parser: None)(parser)
-    parser.add_argument(
-        "--no-setup",
-        action="store_true",
-        help="skip recipes/setup.sh and use $PYTHON, else .venv/bin/python, else python3",
-    )
+        text = "e.g. schedule.later.learning_rate=1e-3"
+        parser.add_argument("overrides", metavar="key=value", nargs="*", help=text)
+    if command == "run":
+        _run_options(parser)
+    elif command == "sweep":
+        _axis_options(parser)
+    elif command == "watch":
+        parser.set_defaults(dry_run=False, seeds="", methods="", chain=1)  # those of a job
+    _add(parser, *_OPTIONS.get(command, ()))
+    text = "skip recipes/setup.sh and use $PYTHON, else .venv/bin/python, else python3"
+    _add(parser, _flag("--no-setup", text))
     return parser
+
+
+Option = tuple[str, dict[str, Any]]  # what add_argument takes
+
+
+def _flag(name: str, text: str) -> Option:
+    return name, {"action": "store_true", "help": text}
+
+
+def _option(name: str, metavar: str | None, text: str, **how: Any) -> Option:
+    return name, {"metavar": metavar, "help": text, **how}
+
+
+def _add(parser: argparse._ActionsContainer, *options: Option) -> None:
+    for name, how in options:
+        parser.add_argument(name, **how)
 
 
 def _footer(command: str) -> str:
@@ -117,226 +119,6 @@ def _overview() -> str:
     )
 
 
-def _run_options(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--validate", action="store_true", help="the same as the command validate")
-    what.add_argument("--status", action="store_true", help="the same as the command status")
-    what.add_argument("--slurm", action="store_true", help="submit the run to SLURM (sbatch)")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the commands of a chunk, as this machine would run them, and what it lacks; "
-        "with --slurm the job file, the sbatch command and what the cluster says of it; nothing is "
-        "run or written",
-    )
-    shown = parser.add_mutually_exclusive_group()
-    shown.add_argument(
-        "--chunk", type=int, metavar="N", help="with --dry-run: which chunk; default: the first"
-    )
-    shown.add_argument("--all", action="store_true", help="with --dry-run: all chunks")
-    parser.add_argument(
-        "--verbose",
-        action="store_true",
-        help="when the host fails, print its whole log instead of the cause alone",
-    )
-    for option in ("--seeds", "--methods"):  # of the command sweep, which is told
-        parser.add_argument(option, help=argparse.SUPPRESS)
-    jobs = parser.add_argument_group("with --slurm")
-    jobs.add_argument(
-        "--chain",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="N jobs, each starting after the one before",
-    )
-    parser.add_argument(
-        "--train-only",
-        action="store_true",
-        help="train all chunks; the same command without this option evaluates them later",
-    )
-    # Of a run that a sweep starts: an array's task finds its overrides in a line of a file.
-    parser.add_argument("--of-sweep", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--cells", help=argparse.SUPPRESS)
-    parser.add_argument("--cell", type=int, help=argparse.SUPPRESS)
-
-
-def _sweep_options(parser: argparse.ArgumentParser) -> None:
-    axes = parser.add_argument_group("what is varied (default: the file's block sweep)")
-    axes.add_argument("--methods", metavar="a,b", help="files of recipes/methods/")
-    axes.add_argument("--seeds", metavar="0-4,7", help="of the model and of the samples' order")
-    text = "data.seed: a stream of its own for each"
-    axes.add_argument("--stream-seeds", metavar="0,1", help=text)
-    text = (
-        "any key of the recipe, or scale (factor on the first rate) and later (later rate as a "
-        "share of the first's); repeat it for further axes"
-    )
-    axes.add_argument("--grid", action="append", default=[], metavar="KEY=V,V", help=text)
-    text = "where the run folders lie; default: runs/sweeps/RECIPE"
-    parser.add_argument("--into", metavar="FOLDER", help=text)
-    text = "a CSV of each finished run goes there; a run that has one is not run again"
-    parser.add_argument("--results", metavar="FOLDER", help=text)
-    text = "runs at a time on this machine"
-    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help=text)
-    parser.add_argument("--slurm", action="store_true", help="submit the runs as one array")
-    text = "with --slurm: runs at a time"
-    parser.add_argument("--throttle", type=_positive, metavar="N", help=text)
-    text = (
-        "best: when all runs of a method are finished, remove the adapters of all its settings "
-        "but the one of the highest mean Last; scores stay"
-    )
-    parser.add_argument("--keep", choices=("all", "best"), default="all", help=text)
-    parser.add_argument("--dry-run", action="store_true", help="print what would run, run nothing")
-
-
-def _watch_options(parser: argparse.ArgumentParser) -> None:
-    for name, seconds, text in (
-        ("--poll", 600.0, "time between two looks; default: 10m"),
-        ("--rest", 60.0, "a delivery is whole when nothing of it changed so long; default: 1m"),
-    ):
-        parser.add_argument(name, type=_seconds, default=seconds, metavar="TIME", help=text)
-    for name, text in (
-        ("--marked", "only a mark says that a delivery is whole: a file NAME.done beside it"),
-        ("--once", "look once, bring what is there to its end, and stop: for cron"),
-        ("--skip-bad", "leave bad samples out and list them; else their file is rejected"),
-        ("--slurm", "submit a job for each arrival (sbatch): this process trains nothing"),
-    ):
-        parser.add_argument(name, action="store_true", help=text)
-    text = "processes that read and check (default: all cores)"
-    parser.add_argument("--workers", type=_positive, metavar="N", help=text)
-    parser.set_defaults(dry_run=False, seeds="", methods="", chain=1)  # those of a job
-
-
-def _plan_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument(
-        "--quick", action="store_true", help="leave out the tokens, which take the host's start"
-    )
-    for option in ("--gpu", "--price"):
-        parser.add_argument(option, action=_Removed, help=argparse.SUPPRESS)
-
-
-def _status_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
-    text = "of a sweep: show its table until all runs have ended"
-    parser.add_argument("--follow", action="store_true", help=text)
-    parser.add_argument(
-        "--verify", action="store_true", help="also check every file that the run has recorded"
-    )
-
-
-def _validate_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the whole recipe as JSON")
-
-
-def _reproduce_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--into", metavar="FOLDER", help="default: the run's folder with -again")
-    parser.add_argument(
-        "--compare-only",
-        action="store_true",
-        help="run nothing; compare with the folder, which may come from another machine",
-    )
-    parser.add_argument("--json", action="store_true", help="print the differences as JSON")
-
-
-def _clean_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--yes", action="store_true", help="remove the files")
-    parser.add_argument(
-        "--old-adapters",
-        action="store_true",
-        help="include the adapter weights of chunks before the newest finished one: the run can "
-        "continue and keeps its scores, but those chunks cannot be evaluated again",
-    )
-
-
-def _use_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--chunk",
-        type=int,
-        metavar="N",
-        help="the adapter after chunk N (0: the base model); default: the newest",
-    )
-    parser.add_argument(
-        "--model",
-        metavar="FOLDER",
-        help="where the base model lies now, if not where the run had it; another base is refused",
-    )
-    parser.add_argument(
-        "--cpu", action="store_true", help="use the CPU, where the run's recipe asks for a GPU"
-    )
-
-
-def _ask_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "words",
-        metavar="[PICTURE ...] QUESTION",
-        nargs="+",
-        help='picture.jpg "What is this?": the last word is the question, those before it pictures',
-    )
-    parser.add_argument(
-        "--max-tokens",
-        type=_positive,
-        metavar="N",
-        help="the longest answer; default: the recipe's eval.max_new_tokens",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the answer")
-
-
-def _chat_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", metavar="PICTURE", nargs="*", help="of the first question")
-
-
-def _serve_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone; 0.0.0.0: all"
-    )
-    parser.add_argument(
-        "--key", help="clients must send it; $STRLORA_SERVE_KEY does the same and is not in `ps`"
-    )
-
-
-def _export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", metavar="FOLDER", required=True, help="new or empty")
-    parser.add_argument(
-        "--merged",
-        action="store_true",
-        help="write base model and adapter as one model; LoRA and its like only, since a routed "
-        "adapter depends on the question",
-    )
-    parser.add_argument(
-        "--instruction",
-        metavar="TEXT",
-        help="of method strlora_signed: the plain LoRA that the adapter is for prompts of exactly "
-        "this text; <image> marks where pictures stand, by default as in the run's questions",
-    )
-    _published_options(parser)
-
-
-def _push_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repository", metavar="OWNER/NAME", help="made if it is not there, private")
-    parser.add_argument("--dry-run", action="store_true", help="print what would go; send nothing")
-    _published_options(parser)
-
-
-def _published_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--base-name",
-        metavar="NAME",
-        help="how others get the base model, for the card: a hub's OWNER/NAME",
-    )
-    parser.add_argument("--licence", metavar="NAME", help="of the base model, where no file says")
-
-
-class _Removed(argparse.Action):
-    """An option of earlier versions, which is refused with the reason."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *ignored: object) -> None:
-        parser.error(
-            f"{'/'.join(self.option_strings)} is gone: plan prints counted and measured figures, "
-            "no estimates and no prices; leave it out"
-        )
-
-
 def _seconds(text: str) -> float:
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
@@ -351,6 +133,145 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return value
+
+
+_JSON = "print JSON instead of "
+_PUBLISHED = (
+    _option(
+        "--base-name", "NAME", "how others get the base model, for the card: a hub's OWNER/NAME"
+    ),
+    _option("--licence", "NAME", "of the base model, where no file says"),
+)
+_USE_OPTIONS = (
+    _option("--chunk", "N", "the adapter after chunk N (0: the base model); default: the newest",
+            type=int),
+    _option("--model", "FOLDER", "where the base model lies now, if not where the run had it; "
+            "another base is refused"),
+    _flag("--cpu", "use the CPU, where the run's recipe asks for a GPU"),
+)  # fmt: skip
+# Beside the target, the overrides, and the groups of `run` and `sweep`, which come first.
+_OPTIONS: dict[str, tuple[Option, ...]] = {
+    "watch": (
+        _option("--poll", "TIME", "time between two looks; default: 10m", type=_seconds,
+                default=600.0),
+        _option("--rest", "TIME", "a delivery is whole when nothing of it changed so long; "
+                "default: 1m", type=_seconds, default=60.0),
+        _flag("--marked", "only a mark says that a delivery is whole: a file NAME.done beside it"),
+        _flag("--once", "look once, bring what is there to its end, and stop: for cron"),
+        _flag("--skip-bad", "leave bad samples out and list them; else their file is rejected"),
+        _flag("--slurm", "submit a job for each arrival (sbatch): this process trains nothing"),
+        _option("--workers", "N", "processes that read and check (default: all cores)",
+                type=_positive),
+    ),
+    "sweep": (
+        _option("--into", "FOLDER", "where the run folders lie; default: runs/sweeps/RECIPE"),
+        _option("--results", "FOLDER", "a CSV of each finished run goes there; a run that has one "
+                "is not run again"),
+        _option("--jobs", "N", "runs at a time on this machine", type=_positive, default=1),
+        _flag("--slurm", "submit the runs as one array"),
+        _option("--throttle", "N", "with --slurm: runs at a time", type=_positive),
+        _option("--keep", None, "best: when all runs of a method are finished, remove the adapters "
+                "of all its settings but the one of the highest mean Last; scores stay",
+                choices=("all", "best"), default="all"),
+        _flag("--dry-run", "print what would run, run nothing"),
+    ),
+    "plan": (
+        _flag("--json", f"{_JSON}tables"),
+        _flag("--quick", "leave out the tokens, which take the host's start"),
+    ),
+    "status": (
+        _flag("--json", f"{_JSON}lines"),
+        _flag("--follow", "of a sweep: show its table until all runs have ended"),
+        _flag("--verify", "also check every file that the run has recorded"),
+    ),
+    "validate": (_flag("--json", "print the whole recipe as JSON"),),
+    "reproduce": (
+        _option("--into", "FOLDER", "default: the run's folder with -again"),
+        _flag("--compare-only", "run nothing; compare with the folder, which may come from another "
+              "machine"),
+        _flag("--json", "print the differences as JSON"),
+    ),
+    "clean": (
+        _flag("--yes", "remove the files"),
+        _flag("--old-adapters", "include the adapter weights of chunks before the newest finished "
+              "one: the run can continue and keeps its scores, but those chunks cannot be "
+              "evaluated again"),
+    ),
+    "ask": (
+        _option("words", "[PICTURE ...] QUESTION", 'picture.jpg "What is this?": the last word is '
+                "the question, those before it pictures", nargs="+"),
+        _option("--max-tokens", "N", "the longest answer; default: the recipe's "
+                "eval.max_new_tokens", type=_positive),
+        _flag("--json", f"{_JSON}the answer"),
+    ),
+    "chat": (_option("words", "PICTURE", "of the first question", nargs="*"),),
+    "serve": (
+        _option("--port", None, "default: 8000; 0: a free one", type=int, default=8000),
+        _option("--host", None, "default: 127.0.0.1, this machine alone; 0.0.0.0: all",
+                default="127.0.0.1"),
+        _option("--key", None, "clients must send it; $STRLORA_SERVE_KEY does the same and is not "
+                "in `ps`"),
+    ),
+    "export": (
+        _option("--to", "FOLDER", "new or empty", required=True),
+        _flag("--merged", "write base model and adapter as one model; LoRA and its like only, "
+              "since a routed adapter depends on the question"),
+        _option("--instruction", "TEXT", "of method strlora_signed: the plain LoRA that the "
+                "adapter is for prompts of exactly this text; <image> marks where pictures stand, "
+                "by default as in the run's questions"),
+        *_PUBLISHED,
+    ),
+    "push": (
+        _option("repository", "OWNER/NAME", "made if it is not there, private"),
+        _flag("--dry-run", "print what would go; send nothing"),
+        *_PUBLISHED,
+    ),
+}  # fmt: skip
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    hidden = {"help": argparse.SUPPRESS}
+    what, shown = (parser.add_mutually_exclusive_group() for _ in range(2))
+    _add(
+        what,
+        _flag("--validate", "the same as the command validate"),
+        _flag("--status", "the same as the command status"),
+        _flag("--slurm", "submit the run to SLURM (sbatch)"),
+    )
+    text = (
+        "print the commands of a chunk, as this machine would run them, and what it lacks; with "
+        "--slurm the job file, the sbatch command and what the cluster says of it; nothing is run "
+        "or written"
+    )
+    _add(parser, _flag("--dry-run", text))
+    text = "with --dry-run: which chunk; default: the first"
+    _add(shown, _option("--chunk", "N", text, type=int))
+    _add(shown, _flag("--all", "with --dry-run: all chunks"))
+    text = "when the host fails, print its whole log instead of the cause alone"
+    _add(parser, _flag("--verbose", text))
+    _add(parser, ("--seeds", hidden), ("--methods", hidden))  # of the command sweep, which is told
+    text = "N jobs, each starting after the one before"
+    chain = _option("--chain", "N", text, type=_positive, default=1)
+    _add(parser.add_argument_group("with --slurm"), chain)
+    text = "train all chunks; the same command without this option evaluates them later"
+    _add(parser, _flag("--train-only", text))
+    # Of a run that a sweep starts: an array's task finds its overrides in a line of a file.
+    _add(parser, _flag("--of-sweep", argparse.SUPPRESS))
+    _add(parser, ("--cells", hidden), ("--cell", {**hidden, "type": int}))
+
+
+def _axis_options(parser: argparse.ArgumentParser) -> None:
+    text = (
+        "any key of the recipe, or scale (factor on the first rate) and later (later rate as a "
+        "share of the first's); repeat it for further axes"
+    )
+    _add(
+        parser.add_argument_group("what is varied (default: the file's block sweep)"),
+        _option("--methods", "a,b", "files of recipes/methods/"),
+        _option("--seeds", "0-4,7", "of the model and of the samples' order"),
+        _option("--stream-seeds", "0,1", "data.seed: a stream of its own for each"),
+        _option("--grid", "KEY=V,V", text, action="append", default=[]),
+    )
 
 
 if __name__ == "__main__":

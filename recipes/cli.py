@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
-from recipes import REPO
+from recipes import REPO, UserError
 from recipes.arguments import parse
 
 
@@ -31,6 +29,7 @@ try:
     from recipes.config.loading import load_recipe
     from recipes.config.problems import RecipeError
     from recipes.config.schema import Recipe
+    from recipes.processes.stopping import Stopped, stop_on_signals
     from recipes.target import failure_noted, load_target
 except ModuleNotFoundError as lacking:
     sys.exit(_not_installed(lacking))
@@ -39,15 +38,6 @@ if TYPE_CHECKING:
     from recipes.use.finished_adapter import FinishedAdapter
 
 DONE, FAILED, BAD_RECIPE = 0, 1, 2
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-
-
-class Stopped(BaseException):
-    """A signal asked us to stop; not an Exception, so that nothing on the way swallows it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,26 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nstopped: {_not_installed(error)}", file=sys.stderr)
         return FAILED
     except Exception as error:
-        if not isinstance(error, _expected_errors()):
+        from data_prep.stream import StreamError
+
+        if not isinstance(error, (UserError, StreamError, OSError)):
             raise
         message = _system_text(error) if isinstance(error, OSError) else error
         _tell(f"\nstopped: {message}")
         return FAILED
-
-
-def _expected_errors() -> tuple[type[Exception], ...]:
-    """Errors that are printed as a message, without a traceback."""
-    from data_prep.stream import StreamError
-    from recipes.config.sizes.base_model import CountError
-    from recipes.processes.run_lock import RunLocked
-    from recipes.run.session import RunError
-    from recipes.run_folder.manifest import RunChanged
-    from recipes.run_folder.state import StateError
-    from recipes.slurm.submit import SubmitError
-    from recipes.use.finished_adapter import UseError
-
-    of_runs = RunError, RunChanged, RunLocked, StateError, StreamError, SubmitError
-    return *of_runs, CountError, UseError, OSError
 
 
 def _run(recipe: Recipe, options: argparse.Namespace) -> int:
@@ -123,7 +100,7 @@ def _submit(recipe: Recipe, options: argparse.Namespace, after: str | None = Non
 def _sweep(recipe: Recipe, options: argparse.Namespace) -> int:
     from recipes.sweep.door import sweep
 
-    _stop_on_signals()
+    stop_on_signals()
     return sweep(options.sweep, options, lambda line: print(line, flush=True))
 
 
@@ -146,7 +123,7 @@ def _train(recipe: Recipe, train_only: bool = False) -> int:
     from recipes.run.runner import run
     from recipes.run.terminal import Progress
 
-    _stop_on_signals()
+    stop_on_signals()
     with Progress(recipe.name, recipe.data.chunks) as progress:
         run(recipe, progress, train_only)
     return DONE
@@ -163,19 +140,12 @@ def _watch(recipe: Recipe, options: argparse.Namespace) -> int:
             return
         _print_all(_submit(now, options, "singleton"))  # jobs of one name wait for each other
 
-    _stop_on_signals()
+    stop_on_signals()
     every = "once" if options.once else f"every {options.poll:g} s; Ctrl-C stops it"
     print(f"[{recipe.name}] looking into {inbox.folder} {every}", flush=True)
     how = options.slurm, inbox, options.skip_bad, options.workers
     Watch(partial(load_recipe, *options.loaded), bring_up, *how).run(options.poll, options.once)
     return DONE
-
-
-def _stop_on_signals() -> None:
-    """Let a signal stop what runs in good order, a second one at once."""
-    for number in STOPPING:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
-            signal.signal(number, _stop)
 
 
 def _validate(recipe: Recipe, options: argparse.Namespace) -> int:
@@ -223,9 +193,9 @@ def _report(recipe: Recipe, options: argparse.Namespace) -> int:
     if not (folder / "manifest.json").is_file():
         print(f"{folder}: not started; there is nothing to report on", file=sys.stderr)
         return FAILED
-    told: list[str] = []
-    path = write_report(folder, tell=told.append)
-    return _print_all([*told, f"report: {path}"])
+    lines: list[str] = []
+    path = write_report(folder, tell=lines.append)
+    return _print_all([*lines, f"report: {path}"])
 
 
 def _reproduce(recipe: Recipe, options: argparse.Namespace) -> int:
@@ -263,7 +233,7 @@ def _ask(recipe: Recipe, options: argparse.Namespace) -> int:
 
     adapter = _open(recipe, options)
     *pictures, question = options.words
-    _stop_on_signals()
+    stop_on_signals()
     answer = ask(adapter, question, [options.where / p for p in pictures], options.max_tokens)
     _tell("; ".join(filter(None, [adapter.title, answer.adapter])))
     if answer.expert is not None:
@@ -281,7 +251,7 @@ def _chat(recipe: Recipe, options: argparse.Namespace) -> int:
     from recipes.use.chat import chat
 
     adapter = _open(recipe, options)
-    _stop_on_signals()
+    stop_on_signals()
     with suppress(Stopped):
         chat(adapter, [options.where / picture for picture in options.words], options.where)
     return DONE
@@ -298,7 +268,7 @@ def _serve(recipe: Recipe, options: argparse.Namespace) -> int:
         print(f"{server.url}   model: {server.model}   {asks}   Ctrl-C stops it", flush=True)
         _tell(f"log: {server.log}")
 
-    _stop_on_signals()
+    stop_on_signals()
     try:
         serve(adapter, tell, options.host, options.port, key)
     except Stopped as stopped:
@@ -311,7 +281,7 @@ def _export(recipe: Recipe, options: argparse.Namespace) -> int:
 
     adapter = _open(recipe, options)
     target = options.where / options.to
-    _stop_on_signals()
+    stop_on_signals()
     published = (options.merged, options.base_name, options.licence, options.instruction)
     return _print_all(export(adapter, target, *published))
 
@@ -375,24 +345,6 @@ def _system_text(error: OSError) -> str:
     }.get(error.errno or 0)
     fix = f"; {advice}, then repeat the command" if advice else ""
     return f"{error}; finished work is saved{fix}"
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    for each in STOPPING:
-        signal.signal(each, _stop_at_once)
-    # A terminal that goes tells its processes so twice, by its shell and by the kernel.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    raise Stopped(number)
-
-
-def _stop_at_once(number: int, frame: FrameType | None) -> None:
-    """Ends everything at the second signal, of whatever kind, without saving."""
-    from recipes.processes.host_process import kill_running
-
-    kill_running()
-    text = "stopped at once by a second signal; the same command continues from the last save\n"
-    os.write(2, text.encode())
-    os._exit(128 + number)
 
 
 if __name__ == "__main__":

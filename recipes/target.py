@@ -25,18 +25,21 @@ def load_target(options: argparse.Namespace) -> Recipe:
     name, overrides = options.recipe, list(options.overrides)
     folder = Path(name) if Path(name).is_dir() else REPO / name
     if len(Path(name).parts) > 1 and folder.is_dir():  # a run folder
-        name = str(folder / "recipe.yaml")
+        name, message = str(folder / "recipe.yaml"), ""
         if not Path(name).is_file():
             message = f"{folder} is not a run folder: it holds no recipe.yaml"
-            raise RecipeError([Problem(Place(COMMAND_LINE), "RECIPE", message)])
-        if options.command == "sweep":
+        elif options.command == "sweep":
             message = f"{folder} is a run, resolved for one method; give the recipe that it is of"
+        if message:
             raise RecipeError([Problem(Place(COMMAND_LINE), "RECIPE", message)])
-        overrides.insert(0, f"run_dir={_from_root(folder)}")
+        path = folder.resolve()  # as a recipe would name it: the same run from anywhere
+        named = path.relative_to(REPO) if path.is_relative_to(REPO) else path
+        overrides.insert(0, f"run_dir={named}")
     options.of_run = name != options.recipe
     options.of_sweep = getattr(options, "of_sweep", False)
-    if getattr(options, "cells", None):
-        overrides += _of_cell(Path(options.cells), options.cell)
+    if getattr(options, "cells", None):  # line `cell` (from 0) has the overrides of this run
+        lines = Path(options.cells).read_text(encoding="utf-8").splitlines()
+        overrides += json.loads(lines[options.cell])
         options.of_sweep = True
     options.word = _word(options.recipe)
     recipe_here = str(find_recipe(name).resolve())
@@ -45,16 +48,13 @@ def load_target(options: argparse.Namespace) -> Recipe:
     if options.command == "sweep":
         options.sweep = plan_sweep(Path(recipe_here), options)
         return options.sweep.cells[0].recipe
-    if not options.of_sweep and not options.of_run:
-        _refuse_sweep(Path(recipe_here), options)
-    return load_recipe(recipe_here, overrides)
-
-
-def _refuse_sweep(file: Path, options: argparse.Namespace) -> None:
-    """One run of a file that describes many would be a guess."""
-    if sweep_block(file) is not None:
+    of_one = options.of_sweep or options.of_run
+    if not of_one and sweep_block(Path(recipe_here)) is not None:  # which of them would be a guess
         message, fix = "describes a sweep, not one run", "bash recipes/run_stream.sh sweep"
-        raise RecipeError([Problem(Place(str(file)), "sweep", message, f"{fix} {options.recipe}")])
+        raise RecipeError(
+            [Problem(Place(recipe_here), "sweep", message, f"{fix} {options.recipe}")]
+        )
+    return load_recipe(recipe_here, overrides)
 
 
 def _word(name: str) -> str:
@@ -62,17 +62,6 @@ def _word(name: str) -> str:
     path = Path(name)
     is_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
     return str(path.resolve()) if is_path and path.exists() else name
-
-
-def _from_root(folder: Path) -> str:
-    """The folder as a recipe would name it, so that it is the same run from anywhere."""
-    path = folder.resolve()
-    return str(path.relative_to(REPO) if path.is_relative_to(REPO) else path)
-
-
-def _of_cell(cells: Path, cell: int) -> list[str]:
-    """The overrides of one run of a sweep: line `cell` (from 0) of a JSON lines file."""
-    return list(json.loads(cells.read_text(encoding="utf-8").splitlines()[cell]))
 
 
 @contextmanager

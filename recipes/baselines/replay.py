@@ -16,15 +16,12 @@ from pathlib import Path
 from data_prep.files import read_json, sha256_file, write_json, write_text
 from data_prep.stream import Stream
 from recipes.config.schema import Recipe
+from recipes.run_folder.checkpoints import CheckpointError, verify_adapter
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import RunState
 
 MEMORY, STATE = "memory.jsonl", "state.json"
 FORMAT = 1
-
-
-class ReplayError(Exception):
-    """A memory that cannot be used; the message says what is wrong and what to do."""
 
 
 class Reservoir:
@@ -75,26 +72,18 @@ def load_reservoir(folder: Path, expected: dict[str, str]) -> Reservoir:
         expected: sha256 of both files, as they were recorded.
 
     Raises:
-        ReplayError: a file is missing or is not the one that was recorded.
+        CheckpointError: a file is missing or is not the one that was recorded.
     """
-    for name in (MEMORY, STATE):
-        path = folder / name
-        if not path.is_file():
-            raise ReplayError(f"{path} is missing; {_FIX}")
-        if sha256_file(path) != expected.get(name):
-            raise ReplayError(f"{path} was changed after the chunk was recorded; {_FIX}")
+    verify_adapter(folder, {name: expected.get(name, "") for name in (MEMORY, STATE)})
     state = read_json(folder / STATE)
     if state["format"] != FORMAT:
         found = state["format"]
-        raise ReplayError(f"{folder / STATE}: format {found!r}, expected {FORMAT}; {_FIX}")
+        raise CheckpointError(f"{folder / STATE}: format {found!r}, expected {FORMAT}")
     reservoir = Reservoir(int(state["size"]), seed=0)
     reservoir.seen, reservoir.lines = int(state["seen"]), read_lines(folder / MEMORY)
     version, words, gauss = state["generator"]
     reservoir.generator.setstate((version, tuple(words), gauss))
     return reservoir
-
-
-_FIX = "bring it back from a copy, or train again with another run_dir"
 
 
 @dataclass(frozen=True)
@@ -189,7 +178,7 @@ def write_replay_file(
     mixture, memory = mixture_of(recipe), _reservoir(recipe, layout, state, chunk - 1)
     current = read_lines(stream.chunk_file(chunk))
     lines = mixed_lines(current, memory.lines, mixture, recipe.schedule.epochs, seed)
-    write_text(layout.mixed(chunk), "".join(f"{line}\n" for line in lines))
+    write_text(layout.replay_file(chunk), "".join(f"{line}\n" for line in lines))
     count, batch = len(memory.lines), mixture.global_batch
     return f", {mixture.replayed} of {batch} in a batch replayed from {count} kept"
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from data_prep.files import read_json, write_json
-from recipes.baselines.replay import ReplayError, Reservoir, load_reservoir, save_reservoir
+from recipes.baselines.replay import Reservoir, load_reservoir, save_reservoir
 from recipes.config.problems import shown
 from recipes.config.schema import Recipe
 from recipes.run_folder.checkpoints import (
@@ -30,6 +29,7 @@ from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import model_identity, read_manifest
 from recipes.run_folder.start import FACTS, Start, read_start
 from recipes.run_folder.state import RunState, StateError, load_state
+from recipes.run_folder.whole_folder import whole_folder
 from strlora_tuner.methods.ewc import state_file as ewc
 from strlora_tuner.methods.ewc.state_file import check_state_file
 from strlora_tuner.methods.slow_weights.both_sets import check_sets, inner_weights
@@ -71,7 +71,7 @@ def start_problems(recipe: Recipe) -> Iterator[str]:
         return
     try:
         yield from _problems(recipe, _find(recipe.start_from))
-    except CheckpointError as error:
+    except (CheckpointError, StateError) as error:
         yield str(error)
 
 
@@ -82,7 +82,7 @@ def _find(name: str) -> _Source:
         number = path.resolve().parent.name
         if not (number.isdigit() and run.state.is_file() and run.adapter(int(number)).is_dir()):
             return _Source(path)
-        return _Source(path, run, _state(run), int(number))
+        return _Source(path, run, load_state(run.state), int(number))
     run = RunLayout(path)
     if not run.manifest.is_file() or not run.state.is_file():
         raise CheckpointError(
@@ -90,20 +90,13 @@ def _find(name: str) -> _Source:
             f"an adapter's (with {CONFIG}): name one, such as runs/tiny or runs/tiny/chunks/003/"
             "adapter"
         )
-    state = _state(run)
+    state = load_state(run.state)
     trained = [record.index for record in state.chunks if record.trained]
     if not trained:
         raise CheckpointError(
             f"start_from = {name}: no chunk of it is trained yet; train one first"
         )
     return _Source(run.adapter(max(trained)), run, state, max(trained))
-
-
-def _state(run: RunLayout) -> RunState:
-    try:
-        return load_state(run.state)
-    except StateError as error:
-        raise CheckpointError(f"start_from: {error}") from error
 
 
 def _problems(recipe: Recipe, source: _Source) -> Iterator[str]:
@@ -188,8 +181,6 @@ def _replay_of(source: _Source) -> dict[str, Any] | None:
 
 def _copy(recipe: Recipe, source: _Source, layout: RunLayout) -> None:
     """Bring adapter and memory into the run folder, the adapter's folder, which counts, last."""
-    target = layout.adapter(0)
-    target.parent.mkdir(parents=True, exist_ok=True)
     carried, missing = [f"the adapter ({recipe.tuner_type})"], list[str]()
     if recipe.options_class.state_tensors:
         carried.append("its averages and statistics")
@@ -206,24 +197,18 @@ def _copy(recipe: Recipe, source: _Source, layout: RunLayout) -> None:
         (missing if memory is None else carried).append("the memory of replay")
     shutil.rmtree(layout.replay(0), ignore_errors=True)
     replay_sha256 = {} if memory is None else save_reservoir(layout.replay(0), memory)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        shutil.copytree(source.adapter, temporary, dirs_exist_ok=True)
+    with whole_folder(layout.adapter(0)) as folder:
+        shutil.copytree(source.adapter, folder, dirs_exist_ok=True)
         known = source.state.record(source.chunk).adapter_sha256 if source.state else {}
-        verify_adapter(temporary, known)  # it may have changed while it was copied
+        verify_adapter(folder, known)  # it may have changed while it was copied
         facts: Start = {
             "source": str(source.adapter),
-            "sha256": adapter_hashes(temporary),
+            "sha256": adapter_hashes(folder),
             "replay_sha256": replay_sha256,
             "carried": carried,
             "missing": missing,
         }
-        write_json(temporary / FACTS, facts)
-        os.chmod(temporary, 0o755)
-        os.rename(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        write_json(folder / FACTS, facts)
 
 
 def _memory(source: _Source) -> Reservoir | None:
@@ -234,10 +219,7 @@ def _memory(source: _Source) -> Reservoir | None:
     if source.run is None or source.state is None or _replay_of(source) is None:
         return None
     known = source.state.record(source.chunk).replay_sha256
-    try:
-        memory = load_reservoir(source.run.replay(source.chunk), known)
-    except ReplayError as error:
-        raise CheckpointError(f"start_from: {error}") from error
+    memory = load_reservoir(source.run.replay(source.chunk), known)
     root = Path(read_manifest(source.run)["data"]["stream"]).resolve()
     samples = [json.loads(line) for line in memory.lines]
     for sample in samples:

@@ -139,7 +139,11 @@ def _read_with_parents(
         config = OmegaConf.create(migrate(recorded))
     for key, written in times_written(yaml.compose(text, Loader=yaml.SafeLoader)):
         OmegaConf.update(config, key, written)
-    _refuse_emptied(config, lines)
+    # A block all of whose lines were removed or commented out.
+    empty = [key for key in _BLOCKS if key in lines and OmegaConf.select(config, key) is None]
+    if empty:
+        fix = "remove the line or give it keys"
+        raise RecipeError([Problem(lines[key], key, "is empty", fix) for key in empty])
     written_down = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
     parent = written_down.pop("extends", None)
     written_down.pop("sweep", None)  # what recipes.sweep varies
@@ -148,39 +152,25 @@ def _read_with_parents(
     if parent is not None:
         base = _parent_path(str(parent), path, lines)
         if base.resolve() in (*seen, path.resolve()):
-            raise RecipeError(
-                [
-                    Problem(
-                        lines["extends"],
-                        "extends",
-                        "leads back to this file: a recipe cannot extend itself",
-                    )
-                ]
-            )
+            message = "leads back to this file: a recipe cannot extend itself"
+            raise RecipeError([Problem(lines["extends"], "extends", message)])
         above = _read_with_parents(base, places, (*seen, path.resolve()))
     places.update(lines)
     return [*above, (path.stem, config)]
 
 
 # Blocks that a recipe always has: one without keys would take all that its parents set.
-_BLOCKS: tuple[str, ...] = ("model", "data", "tuner", "swift", "eval", "launcher", "launcher.slurm")
-_BLOCKS += ("schedule", "schedule.first", "schedule.later")
-
-
-def _refuse_emptied(config: DictConfig, lines: dict[str, Place]) -> None:
-    """Raises RecipeError for a block all of whose lines were removed or commented out."""
-    fix = "remove the line or give it keys"
-    empty = [key for key in _BLOCKS if key in lines and OmegaConf.select(config, key) is None]
-    if empty:
-        raise RecipeError([Problem(lines[key], key, "is empty", fix) for key in empty])
+_BLOCKS = ("model", "data", "tuner", "swift", "eval", "launcher", "launcher.slurm", "schedule",
+           "schedule.first", "schedule.later")  # fmt: skip
 
 
 def _with_method(
     files: list[tuple[str, DictConfig]], overrides: Sequence[str], places: Places, tuned: bool
 ) -> DictConfig:
     """Merges the recipe's files with what its method says, see :mod:`recipes.config.method`."""
-    name = _method_name(files, overrides)
-    merged = OmegaConf.create({})
+    named = [str(config["method"]) for _, config in files if "method" in config]
+    named += [text.partition("=")[2] for text in overrides if text.startswith("method=")]
+    name = named[-1] if named else DEFAULT_METHOD
     try:
         method = find_method(name)
     except KeyError:  # the schema names it, and all other mistakes with it
@@ -199,7 +189,7 @@ def _with_method(
         return _merge(over, OmegaConf.create(fragments[part]))
 
     recipes_own = places.copy()
-    merged = lay(merged, "defaults")
+    merged = lay(OmegaConf.create({}), "defaults")
     if method.presets:
         merged = _merge(merged, OmegaConf.create({"tuner": {"preset": method.presets[0]}}))
     places.update(recipes_own)
@@ -217,12 +207,6 @@ def _of_method(error: MethodError) -> Problem:
             error.key, place
         )
     return Problem(place, error.key, error.message)
-
-
-def _method_name(files: list[tuple[str, DictConfig]], overrides: Sequence[str]) -> str:
-    named = [str(config["method"]) for _, config in files if "method" in config]
-    named += [text.partition("=")[2] for text in overrides if text.startswith("method=")]
-    return named[-1] if named else DEFAULT_METHOD
 
 
 def _parent_path(parent: str, path: Path, places: dict[str, Place]) -> Path:
@@ -289,17 +273,13 @@ def _merge(base: DictConfig, other: DictConfig) -> DictConfig:
 _SECRET = re.compile(r"oc\.env:\s*(\w*(TOKEN|KEY|SECRET|PASSW|CREDENTIAL)\w*)", re.IGNORECASE)
 
 
-def _secrets(config: DictConfig, places: Places) -> list[Problem]:
-    """A recipe is written into logs and manifests, so that no secret may be read into one."""
-    text = OmegaConf.to_yaml(config, resolve=False)
-    names = sorted({match.group(1) for match in _SECRET.finditer(text)})
-    message = "looks like a secret, and recipes are logged; leave it out: the host reads it itself"
-    return [Problem(places["recipe"], f"oc.env:{name}", message) for name in names]
-
-
 def _resolve(config: DictConfig, places: Places, problems: list[Problem]) -> dict[str, Any]:
     """Resolves `${...}`; a reference that leads nowhere is a problem."""
-    problems += _secrets(config, places)
+    # A recipe is written into logs and manifests, so that no secret may be read into one.
+    text = OmegaConf.to_yaml(config, resolve=False)
+    message = "looks like a secret, and recipes are logged; leave it out: the host reads it itself"
+    for name in sorted({match.group(1) for match in _SECRET.finditer(text)}):
+        problems.append(Problem(places["recipe"], f"oc.env:{name}", message))
     try:
         at_its_home = OmegaConf.create(at_home(OmegaConf.to_container(config, resolve=False)))
         values = OmegaConf.to_container(at_its_home, resolve=True)
@@ -316,15 +296,14 @@ def _with_words(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(values.get("swift"), dict):
         words["swift"] = {key: known.choices for key, known in known_arguments().items()}
     for block, choices in words.items():
-        if isinstance(values.get(block), dict):
-            own = values[block]
+        if isinstance(own := values.get(block), dict):
             values[block] = {key: as_word(own[key], choices.get(key, ())) for key in own}
     return values
 
 
 def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> Recipe | None:
     """Checks all blocks and appends what is wrong; a Recipe only when the schema itself accepts."""
-    elsewhere = {**leaf_names(Recipe)}
+    elsewhere = leaf_names(Recipe)
     for name in sorted(known_tuner_keys() - {"preset"}):
         elsewhere.setdefault(name, f"tuner.{name}")
     recipe = None
@@ -367,7 +346,5 @@ def _tuner_type(values: dict[str, Any]) -> str:
 
 def _short(path: Path) -> str:
     """The path as the user may type it: relative to the working directory where possible."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    whole = path.resolve()
+    return str(whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else path)

@@ -160,17 +160,17 @@ def _suggestion(detail: Mapping[str, Any], owner: type[pydantic.BaseModel] | Non
     return did_you_mean(str(detail["input"]).lower(), known)
 
 
-def rule_problems(broken: Sequence[str], places: Places, prefix: str = "") -> list[Problem]:
+def rule_problems(broken: Iterable[str], places: Places, prefix: str = "") -> list[Problem]:
     """Turns broken rules over several keys, each worded "key = value ...", into problems.
 
     Args:
         prefix: the dotted block that the keys are in.
     """
-    keys = [".".join(filter(None, [prefix, text.partition(" = ")[0]])) for text in broken]
-    return [Problem(places[key], key, text) for key, text in zip(keys, broken, strict=True)]
+    keyed = [(".".join(filter(None, [prefix, text.partition(" = ")[0]])), text) for text in broken]
+    return [Problem(places[key], key, text) for key, text in keyed]
 
 
-def apart_from(refused: Sequence[Problem], broken: Sequence[str]) -> list[str]:
+def apart_from(refused: Sequence[Problem], broken: Iterable[str]) -> list[str]:
     """The broken rules that name no key of `refused`, nor one that such a key was meant to be."""
     keys = [key for each in refused for key in (each.key, *re.findall(r"'([\w.]+)'", each.hint))]
     leaves = {re.sub(r"(\.\d+)+$", "", key).rpartition(".")[2] for key in keys}
@@ -207,17 +207,14 @@ def _sentence(
     expected = FORMS.get(detail.get("ctx", {}).get("pattern"))
     if expected is not None:
         return f"found {shown(detail['input'])}, expected {expected}{meaning}"
-    return f"found {shown(detail['input'])}, but {_lower_first(detail['msg'])}{meaning}"
+    text = detail["msg"]
+    return f"found {shown(detail['input'])}, but {text[:1].lower()}{text[1:]}{meaning}"
 
 
 def shown(value: Any) -> str:
     """A value as Python writes it, cut at 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
 
 
 def leaf_names(model: type[pydantic.BaseModel], prefix: str = "") -> dict[str, str]:

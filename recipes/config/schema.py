@@ -148,7 +148,7 @@ class Recipe(Block):
         return self.tuner_type is not None and is_routed(self.tuner_type)
 
     @property
-    def told(self) -> str:
+    def task_labels(self) -> str:
         """What the model is given of a question's task: `task`, `template` or nothing."""
         sentence = str(getattr(self.tuner_options, "sentence", "prompt"))
         return "" if sentence == "prompt" else sentence

@@ -20,20 +20,14 @@ _ALWAYS: dict[str, tuple[Any, Any]] = {  # setting: (its only value here, the va
     "use_llm_lora": (0, 0),
     "pad2square": (False, False),
 }
+_SAME = (
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size "
+    "patch_size hidden_act norm_type layer_norm_eps attention_dropout"
+)
 _VISION = {  # published: transformers
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_hidden_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "num_channels": "num_channels",
-    "image_size": "image_size",
-    "patch_size": "patch_size",
-    "hidden_act": "hidden_act",
-    "norm_type": "norm_type",
-    "layer_norm_eps": "layer_norm_eps",
+    **{name: name for name in _SAME.split()},
     "qkv_bias": "attention_bias",
     "qk_normalization": "use_qk_norm",
-    "attention_dropout": "attention_dropout",
     "dropout": "projection_dropout",
 }
 _QK_NORM_EPS = 1e-6  # fixed in transformers' class

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from transformers import (
 )
 from transformers.models.got_ocr2 import GotOcr2ImageProcessor
 
-from data_prep.files import read_json, sync_folder, write_json
+from data_prep.files import read_json, write_json
 from recipes.convert_internvl.native_config import Published, native_config, read_published
 from recipes.convert_internvl.published_weights import (
     EMBEDDING,
@@ -35,6 +33,7 @@ from recipes.convert_internvl.published_weights import (
     converted,
     stored_tensors,
 )
+from recipes.run_folder.whole_folder import whole_folder
 
 PICTURE, VIDEO = "<IMG_CONTEXT>", "<video>"
 _SPECIAL = {
@@ -79,8 +78,7 @@ def convert(source: Path, target: Path, tell: Callable[[str], None] = lambda tex
     dropped = _head_to_drop(published, stored)
     target.parent.mkdir(parents=True, exist_ok=True)
     _check_room(stored, target.parent)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
+    with whole_folder(target) as staging:
         tokenizer = _tokenizer(source, staging)
         picture = tokenizer.convert_tokens_to_ids(PICTURE)
         config = native_config(published, picture, _dtype(stored))
@@ -97,15 +95,6 @@ def convert(source: Path, target: Path, tell: Callable[[str], None] = lambda tex
         _generation_config(source, tokenizer, published).save_pretrained(staging)
         _write_weights(kept, staging, tell)
         _check_loads(staging, tokenizer)
-        for path in staging.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        staging.chmod(0o755)
-        os.replace(staging, target)
-        sync_folder(target.parent)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     if published.drop_path:
         tell(
             f"note: while training, the published code skips branches of the vision tower at a "

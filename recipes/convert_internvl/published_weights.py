@@ -153,9 +153,9 @@ def check(stored: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]])
         (sorted(set(expected) - set(given)), "asked for by config.json and not in the checkpoint"),
         (shapes, "shapes differ from config.json"),
     ]
-    told = [f"{text}: {_some(keys)}" for keys, text in problems if keys]
-    if told:
-        raise ConversionError("; ".join(told))
+    lines = [f"{text}: {_some(keys)}" for keys, text in problems if keys]
+    if lines:
+        raise ConversionError("; ".join(lines))
 
 
 def converted(file: Path, wanted: Container[str]) -> Iterator[tuple[str, torch.Tensor]]:

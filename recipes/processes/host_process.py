@@ -8,18 +8,20 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from recipes.processes.command import Command, child_environment
 from recipes.processes.process_tree import (
     LOG_TAG,
     ask_to_save,
-    die_with_parent,
+    die_with,
     kill_group,
     kill_tagged,
     peak_memory,
 )
+from recipes.processes.resident.worker import Worker
 
 POLL_SECONDS = 0.2
 SAVE_PATIENCE = 240.0  # seconds that a trainer gets to end its step and write a checkpoint
@@ -28,33 +30,16 @@ END_PATIENCE = 10.0
 _RUNNING: dict[int, Path] = {}
 
 
-class Started(Protocol):
-    """A process that was started: the part of Popen's interface that is used here."""
-
-    pid: int
-    returncode: int
-
-    def poll(self) -> int | None: ...
-
-    def wait(self, timeout: float | None = None) -> int: ...
-
-
-class Starter(Protocol):
-    """What starts a command in our place: the resident worker."""
-
-    def start(self, command: Command, log: Path) -> Started: ...
-
-
 class HostProcess:
     """A running `swift sft` or `swift infer` with all its children, in a session of its own."""
 
-    def __init__(self, command: Command, log: Path, worker: Starter | None = None) -> None:
+    def __init__(self, command: Command, log: Path, worker: Worker | None = None) -> None:
         """Starts `command`, by the resident worker if there is one; output is appended to `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             file.write(f"\n$ {' '.join(command.argv())}\n".encode())
             file.flush()
-            self._process: Started = (
+            self._process = (
                 worker.start(command, log) if worker else start_process(command, log, file)
             )
         self.pid = self._process.pid
@@ -62,7 +47,7 @@ class HostProcess:
         self._command, self._log = command, log
         _RUNNING[self.pid] = log
 
-    def wait(self, tick: Callable[[], None]) -> int:
+    def wait(self, tick: Callable[[], None] = lambda: None) -> int:
         """Calls `tick` five times a second until the process ends; returns its exit code.
 
         `peak_gib` is then the most resident memory of the process and its children together.
@@ -103,7 +88,7 @@ class HostProcess:
         kill_tagged(self._log)
 
 
-def start_process(command: Command, log: Path, output: IO[bytes]) -> Started:
+def start_process(command: Command, log: Path, output: IO[bytes]) -> subprocess.Popen[bytes]:
     """Starts a command, tagged with its log and killed with this process; writes to `output`."""
     return subprocess.Popen(
         command.argv(),
@@ -112,7 +97,7 @@ def start_process(command: Command, log: Path, output: IO[bytes]) -> Started:
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=die_with_parent(os.getpid()),
+        preexec_fn=partial(die_with, os.getpid()),
     )
 
 

@@ -51,6 +51,11 @@ def last_error(log: Path, limit: int = 12) -> list[str]:
     return [line for line in lines if not _PROGRESS.search(line)][-limit:]
 
 
+def cause_of(log: Path) -> str:
+    """The same, indented: a part of a message."""
+    return "\n".join(f"    {line}" for line in last_error(log))
+
+
 def _first_cause(lines: list[str], last: int, limit: int) -> list[str]:
     """What an exception was raised from, where a chain of them ends in line `last`; else nothing.
 
@@ -62,14 +67,11 @@ def _first_cause(lines: list[str], last: int, limit: int) -> list[str]:
     while len(heads) > 1 and _CHAINED.search(lines[heads[-1] - 1]):
         heads.pop()
     frames = range(heads[-1] + 1, last)
-    start = next((i for i in frames if not _indented(lines[i])), last)
+    indented = [i for i in frames if _RANK.sub("", lines[i]).startswith((" ", "\t"))]
+    start = next((i for i in frames if i not in indented), last)
     end = next((i for i in range(start, last) if _CHAINED.search(lines[i])), last)
     named = [line for line in lines[:start] if _FILE.search(line)][-1:]
     return [*named, *lines[start : min(end, start + limit)]]
-
-
-def _indented(line: str) -> bool:
-    return _RANK.sub("", line).startswith((" ", "\t"))
 
 
 def exit_text(code: int) -> str:

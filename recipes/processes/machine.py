@@ -22,10 +22,12 @@ def gpus() -> tuple[str, ...]:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return ()
+    if done.returncode:
+        return ()
     names = tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if done.returncode or visible is None:
-        return () if done.returncode else names
+    if visible is None:
+        return names
     return names[: len([part for part in visible.split(",") if part.strip() not in ("", "-1")])]
 
 
@@ -63,35 +65,32 @@ def hardware() -> dict[str, object]:
 def processor() -> str:
     """The processor's name as Linux has it ("AMD EPYC 9654"); else its kind ("x86_64")."""
     with suppress(OSError):
-        found = re.search(
-            r"^model name\s*:\s*(.+?)\s*$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M
-        )
-        if found:
-            return found[1]
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        if name := re.search(r"^model name\s*:\s*(.+?)\s*$", text, re.M):
+            return name[1]
     return platform.machine()
 
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that decide the numbers; None: not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    known: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            known[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            known[name] = None
+    return known
 
 
 def git(repo: Path) -> dict[str, object]:
     """Commit of `repo` and whether tracked files differ from it; nulls outside a repository."""
     try:
-        sha = _git(repo, "rev-parse", "HEAD")
         dirty = bool(_git(repo, "status", "--porcelain", "--untracked-files=no"))
+        return {"sha": _git(repo, "rev-parse", "HEAD"), "dirty": dirty}
     except (OSError, subprocess.SubprocessError) as error:
         # Git's own words: no repository, no git, or one of another owner and what to set.
         words = getattr(error, "stderr", None) or str(error)
         return {"sha": None, "dirty": None, "problem": words.strip()}
-    return {"sha": sha, "dirty": dirty}
 
 
 def _git(repo: Path, *arguments: str) -> str:

@@ -21,27 +21,23 @@ except ModuleNotFoundError:
 def lacking(path: Path) -> list[str]:
     """Returns one line for each requirement in `path` that is absent or out of range."""
     problems = []
-    for line in path.read_text().splitlines():
-        text = line.split("#", 1)[0].strip()
-        if not text:
-            continue
-        requirement = Requirement(text)
+    lines = (line.split("#", 1)[0].strip() for line in path.read_text().splitlines())
+    for requirement in map(Requirement, filter(None, lines)):
         try:
-            found = metadata.version(requirement.name)
+            version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
             problems.append(f"{requirement} (not installed)")
             continue
-        if not requirement.specifier.contains(found, prereleases=True):
-            problems.append(f"{requirement} (found {found})")
+        if not requirement.specifier.contains(version, prereleases=True):
+            problems.append(f"{requirement} (found {version})")
     return problems
 
 
 def main() -> int:
     """Checks the files named on the command line."""
     problems = [problem for name in sys.argv[1:] for problem in lacking(Path(name))]
-    for problem in problems:
-        print(problem)
-    return 1 if problems else 0
+    print(*problems, sep="\n", end="\n" if problems else "")
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

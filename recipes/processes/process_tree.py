@@ -7,9 +7,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -22,16 +20,14 @@ _LIBC = ctypes.CDLL(None) if os.name == "posix" else None
 
 
 def die_with(parent: int) -> None:
-    """Has the kernel kill this process when `parent`, which forked it, ends (on Linux)."""
+    """Has the kernel kill this process when `parent`, which forked it, ends (on Linux).
+
+    For a fork, or a child before it becomes a program: `preexec_fn=partial(die_with, os.getpid())`.
+    """
     if _LIBC is not None and hasattr(_LIBC, "prctl"):
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended in between: the signal would never come
         os._exit(1)
-
-
-def die_with_parent(parent: int) -> Callable[[], None]:
-    """What a child does before it becomes a program: the kernel kills it when `parent` ends."""
-    return partial(die_with, parent)
 
 
 def kill_group(leader: int, number: int) -> None:

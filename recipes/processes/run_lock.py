@@ -12,12 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TypedDict, cast
 
+from recipes import UserError
 from recipes.processes.process_tree import kill_group, kill_tagged, start_time
 
 HEARTBEAT_SECONDS = 10.0
 
 
-class RunLocked(Exception):
+class RunLocked(UserError):
     """Another orchestrator works on this run; the message says which."""
 
 

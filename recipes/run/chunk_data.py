@@ -19,9 +19,10 @@ from strlora_tuner.methods.ewc.state_file import check_state_file
 from strlora_tuner.methods.slow_weights.both_sets import check_sets
 
 
-def planned_chunk_file(data: Data, index: int) -> Path:
-    """Where chunk `index` will lie, for commands printed before the stream exists."""
-    return Path(data.stream) / "chunks" / f"{index:03d}.jsonl"
+def _chunk_file(recipe: Recipe, index: int, stream: Stream | None) -> Path:
+    """Where chunk `index` lies, or will lie, for commands printed before the stream exists."""
+    planned = Path(recipe.data.stream) / "chunks" / f"{index:03d}.jsonl"
+    return stream.chunk_file(index) if stream else planned
 
 
 def training_files(
@@ -32,18 +33,15 @@ def training_files(
     Without a stream, where they will lie.
     """
     if replays_at(recipe, layout, chunk):
-        return [layout.mixed(chunk)]
-    chunks = recipe.data_chunks(chunk)
-    return [stream.chunk_file(i) if stream else planned_chunk_file(recipe.data, i) for i in chunks]
+        return [layout.replay_file(chunk)]
+    return [_chunk_file(recipe, index, stream) for index in recipe.data_chunks(chunk)]
 
 
 def chunk_only_file(
     recipe: Recipe, layout: RunLayout, chunk: int, stream: Stream | None = None
 ) -> Path | None:
     """The chunk's own file where the host reads one with replayed samples; else None."""
-    if not replays_at(recipe, layout, chunk):
-        return None
-    return stream.chunk_file(chunk) if stream else planned_chunk_file(recipe.data, chunk)
+    return _chunk_file(recipe, chunk, stream) if replays_at(recipe, layout, chunk) else None
 
 
 def open_recipe_stream(recipe: Recipe) -> Stream:
@@ -130,8 +128,7 @@ def check_carried(recipe: Recipe, layout: RunLayout, record: ChunkRecord) -> Non
     Raises:
         AdapterError: the state of EWC or of the optimizer, or a set of slow or fast weights, is
             missing or damaged.
-        CheckpointError: so is the router of a pool, or its samples.
-        ReplayError: so is the memory of replayed samples.
+        CheckpointError: so is the router of a pool, its samples, or the memory of replay.
     """
     if recipe.ewc is not None:
         check_state_file(layout.adapter(record.index), recipe.ewc.fisher)

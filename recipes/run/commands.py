@@ -56,7 +56,11 @@ def train_command(
         start: the adapter to train on, where it is not that of the chunk before.
     """
     arguments: Arguments = {
-        **_model_arguments(recipe),
+        **_loading(recipe),
+        "bf16": recipe.model.dtype == "bfloat16",
+        "fp16": recipe.model.dtype == "float16",  # left alone, the host turns fp16 on for float32
+        "check_model": False,
+        "freeze_vit": True,
         **_adapter_arguments(recipe, layout, chunk, resume_from, own),
         **_data_arguments(recipe, [data] if isinstance(data, Path) else data, chunk),
         **_optimizer_arguments(recipe, chunk),
@@ -82,17 +86,12 @@ def train_command(
     if recipe.launcher.deepspeed:
         arguments["deepspeed"] = recipe.launcher.deepspeed
     arguments |= recipe.swift
-    return Command(
-        "sft",
-        flags(arguments),
-        _environment(recipe, layout)
-        | tracker_environment(recipe, layout.trackers(chunk))
-        | {TOO_LONG: recipe.data.too_long, TOO_LONG_FILE: str(layout.too_long(chunk))}
-        | _optimizer_state(recipe, layout, chunk, resume_from),
-        recipe.processes,
-        srun(recipe),
-        container(recipe),
-    )
+    environment = _environment(recipe, layout)
+    environment |= tracker_environment(recipe, layout.trackers(chunk))
+    environment |= {TOO_LONG: recipe.data.too_long, TOO_LONG_FILE: str(layout.too_long(chunk))}
+    environment |= _optimizer_state(recipe, layout, chunk, resume_from)
+    place = recipe.processes, srun(recipe), container(recipe)
+    return Command("sft", flags(arguments), environment, *place)
 
 
 def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) -> Command:
@@ -101,38 +100,22 @@ def infer_command(recipe: Recipe, layout: RunLayout, prompts: Path, chunk: int) 
     block = recipe.eval.batch_size * recipe.processes
     if chunk > 0 and recipe.pool is not None:
         block *= POOL_BLOCK
-    plugins, environment = _answering(recipe, layout, chunk)
+    arguments, environment = _answering(recipe, layout, chunk)
     if chunk > 0 and recipe.routed:
         environment[ROUTING_FILE] = str(layout.routing(chunk))
         environment[PROBE_FILE] = str(layout.probe)
-    arguments: Arguments = {
-        "model": recipe.model.path,
-        "torch_dtype": recipe.model.dtype,
-        "max_length": recipe.model.max_length,
+    if chunk > 0 and recipe.eval.backend == "vllm":
+        arguments["merge_lora"] = True
+    arguments |= {
         "val_dataset": str(prompts),
         "dataset_num_proc": 1,
         "strict": True,
         "infer_backend": recipe.eval.backend,
-        "max_batch_size": recipe.eval.batch_size,
         "write_batch_size": block,
-        "max_new_tokens": recipe.eval.max_new_tokens,
-        "temperature": 0,
         "result_path": str(layout.answers(chunk)),
-        "external_plugins": plugins,
     }
-    if chunk > 0:
-        arguments["adapters"] = str(layout.adapter(chunk))
-        if recipe.eval.backend == "vllm":
-            arguments["merge_lora"] = True
-    arguments |= _model_side(recipe)
-    return Command(
-        "infer",
-        flags(arguments),
-        environment,
-        recipe.processes,
-        srun(recipe),
-        container(recipe),
-    )
+    place = recipe.processes, srun(recipe), container(recipe)
+    return Command("infer", flags(arguments | _model_side(recipe)), environment, *place)
 
 
 def deploy_command(
@@ -148,37 +131,45 @@ def deploy_command(
         port: which must be free: the host would quietly take another.
         name: of the model, as clients ask for it.
     """
-    plugins, environment = _answering(recipe, layout, chunk)
-    arguments: Arguments = {
-        "model": recipe.model.path,
-        "torch_dtype": recipe.model.dtype,
-        "max_length": recipe.model.max_length,
+    arguments, environment = _answering(recipe, layout, chunk, SERVE_PLUGIN)
+    arguments |= {
         "infer_backend": "transformers",
-        "max_batch_size": recipe.eval.batch_size,
-        "max_new_tokens": recipe.eval.max_new_tokens,
-        "temperature": 0,
-        "external_plugins": [*plugins, str(SERVE_PLUGIN)],
         "host": host,
         "port": port,
         "served_model_name": name,
         "verbose": False,  # no question and no answer in the log
         "log_interval": -1,
     }
-    if chunk > 0:
-        arguments["adapters"] = str(layout.adapter(chunk))
     arguments |= _model_side(recipe)
     return Command("deploy", flags(arguments), environment, inside=container(recipe))
 
 
-def _answering(recipe: Recipe, layout: RunLayout, chunk: int) -> tuple[list[str], dict[str, str]]:
-    """The plug-ins and the environment of a host process that answers with a chunk's adapter."""
-    plugins, environment = [str(HOST_PLUGIN), str(INFER_PLUGIN)], _environment(recipe, layout)
+def _answering(
+    recipe: Recipe, layout: RunLayout, chunk: int, *further: Path
+) -> tuple[Arguments, dict[str, str]]:
+    """Arguments and environment of a host process that answers with a chunk's adapter."""
+    plugins, environment = [HOST_PLUGIN, INFER_PLUGIN], _environment(recipe, layout)
     if chunk > 0 and recipe.routed:
-        plugins.append(str(PLUGIN))
+        plugins.append(PLUGIN)
     if chunk > 0 and recipe.pool is not None:
-        plugins = [str(HOST_PLUGIN), str(POOL_PLUGIN)]  # which brings INFER_PLUGIN along
+        plugins = [HOST_PLUGIN, POOL_PLUGIN]  # which brings INFER_PLUGIN along
         environment["MR_LORA_POOL_FILE"] = str(layout.pool(chunk))
-    return plugins, environment
+    arguments: Arguments = {
+        **_loading(recipe),
+        "max_batch_size": recipe.eval.batch_size,
+        "max_new_tokens": recipe.eval.max_new_tokens,
+        "temperature": 0,
+        "external_plugins": [str(plugin) for plugin in (*plugins, *further)],
+    }
+    if chunk > 0:
+        arguments["adapters"] = str(layout.adapter(chunk))
+    return arguments, environment
+
+
+def _loading(recipe: Recipe) -> Arguments:
+    """How the host loads the base model, for training and for answers."""
+    model = recipe.model
+    return {"model": model.path, "torch_dtype": model.dtype, "max_length": model.max_length}
 
 
 def _model_side(recipe: Recipe) -> Arguments:
@@ -217,18 +208,6 @@ def _routers_frozen(recipe: Recipe, chunk: int) -> bool:
 
 def _teacher_acts(recipe: Recipe, chunk: int) -> bool:
     return recipe.phase(chunk).stability_weight != 0 and not _routers_frozen(recipe, chunk)
-
-
-def _model_arguments(recipe: Recipe) -> Arguments:
-    return {
-        "model": recipe.model.path,
-        "torch_dtype": recipe.model.dtype,
-        "bf16": recipe.model.dtype == "bfloat16",
-        "fp16": recipe.model.dtype == "float16",  # left alone, the host turns fp16 on for float32
-        "check_model": False,
-        "max_length": recipe.model.max_length,
-        "freeze_vit": True,
-    }
 
 
 def _adapter_arguments(
@@ -381,7 +360,7 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
         environment["STRLORA_NEEDS_GPU"] = "1"  # else the host would go on without, on the CPU
     if recipe.model.remote_code:
         environment["STRLORA_REMOTE_CODE"] = "1"
-    if recipe.told:
+    if recipe.task_labels:
         environment[TASKS_FILE] = str(layout.tasks.resolve())
     if launcher.nodes > 1:
         environment["NNODES"] = str(launcher.nodes)

@@ -48,12 +48,8 @@ def prepare(
     layout.routing(chunk).unlink(missing_ok=True)
     if recipe.routed and chunk > 0:
         write_probe(stream.root, tasks, layout.probe)
-    if not left:
-        return Questions(None, answered, answered)
-    layout.routing(chunk).unlink(missing_ok=True)
-    return Questions(
-        infer_command(recipe, layout, layout.prompts, chunk), answered, answered + left
-    )
+    command = infer_command(recipe, layout, layout.prompts, chunk) if left else None
+    return Questions(command, answered, answered + left)
 
 
 def score(

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from recipes.baselines.smolora_told import write_told_table
 from recipes.baselines.start_adapter import bring_start
+from recipes.baselines.task_labels import write_label_table
 from recipes.config.schema import Recipe
 from recipes.processes.run_lock import RunLock
 from recipes.run import evaluation
@@ -31,17 +31,8 @@ from recipes.run.steps import (
     verify_chunk,
 )
 from recipes.run.terminal import Ahead, Progress, counted, duration
-from recipes.run_folder.checkpoints import CheckpointError
+from recipes.run_folder import manifest
 from recipes.run_folder.layout import RunLayout
-from recipes.run_folder.manifest import (
-    check_same_data,
-    check_same_environment,
-    check_same_model,
-    check_same_run,
-    has_grown,
-    write_costs,
-    write_manifest,
-)
 from recipes.run_folder.migration import migrate_plugin_paths
 from recipes.run_folder.start import read_start, start_text
 from recipes.run_folder.state import RunState, load_state
@@ -72,21 +63,24 @@ def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
         RunChanged, RunLocked, StateError, StreamError: the run cannot continue.
     """
     layout = RunLayout(Path(recipe.folder))
-    check_same_run(layout, recipe)
-    check_same_environment(layout)
-    grown, scored_anew = has_grown(layout, recipe), scorers_changed(layout, recipe)
+    manifest.check_same_run(layout, recipe)
+    manifest.check_same_environment(layout)
+    grown, scored_anew = manifest.has_grown(layout, recipe), scorers_changed(layout, recipe)
     opens = grown or _has_weights_to_ask(layout, recipe)
     if load_state(layout.state).finished and not opens and not scored_anew:
-        _say_finished(layout, progress)
+        migrate_plugin_paths(layout)
+        progress.say(f"{layout.root} is finished; nothing to do.")
+        if not layout.report.is_file():
+            evaluation.write_report(layout, progress.say)
+        progress.say(f"report: {layout.report}   scores: {layout.matrix}")
         return
     with RunLock(layout.lock) as lock:
-        missing = [str(finding) for finding in stopping(look(recipe))]
-        if missing:
-            raise RunError("this machine cannot run the recipe yet:\n  " + "\n  ".join(missing))
+        if missing := "\n  ".join(map(str, stopping(look(recipe)))):
+            raise RunError(f"this machine cannot run the recipe yet:\n  {missing}")
         ensure_stream(recipe)
         stream = open_recipe_stream(recipe)
-        check_same_data(layout, stream)
-        check_same_model(layout, recipe)
+        manifest.check_same_data(layout, stream)
+        manifest.check_same_model(layout, recipe)
         migrate_plugin_paths(layout)
         session = Session(recipe, layout, stream, load_state(layout.state), lock, progress)
         if opens:
@@ -107,28 +101,17 @@ def _has_weights_to_ask(layout: RunLayout, recipe: Recipe) -> bool:
     return False
 
 
-def _say_finished(layout: RunLayout, progress: Progress) -> None:
-    migrate_plugin_paths(layout)
-    progress.say(f"{layout.root} is finished; nothing to do.")
-    if not layout.report.is_file():
-        evaluation.write_report(layout, progress.say)
-    progress.say(f"report: {layout.report}   scores: {layout.matrix}")
-
-
 def _run_chunks(session: Session, train_only: bool) -> None:
     """Do every chunk that is not done yet."""
     recipe, layout, state = session.recipe, session.layout, session.state
     count = recipe.data.chunks
     session.stream.verify_tests(session.tasks)
     threads = recipe.launcher.omp_threads or default_threads(recipe)
-    try:
-        bring_start(recipe, layout, state)
-    except CheckpointError as error:
-        raise RunError(str(error)) from error
-    write_manifest(layout, recipe, session.stream, state, threads)
+    bring_start(recipe, layout, state)
+    manifest.write_manifest(layout, recipe, session.stream, state, threads)
     bring_scores_up_to_date(session)
-    if recipe.told:
-        write_told_table(session.stream, count, recipe.told, layout.tasks)
+    if recipe.task_labels:
+        write_label_table(session.stream, count, recipe.task_labels, layout.tasks)
     _announce(session)
     plan = list(plan_chunks(recipe, train_only))
     session.progress.ahead = partial(what_is_ahead, state, plan)
@@ -201,6 +184,6 @@ def _do_chunk(session: Session, chunk: ChunkPlan) -> None:
         evaluate_other_weights(session, record, other)
     state.done = chunk.index
     session.save()
-    write_costs(session.layout, state)
+    manifest.write_costs(session.layout, state)
     if chunk.evaluates and chunk.index < session.recipe.data.chunks:  # else the run's end writes it
         evaluation.write_report(session.layout, session.progress.say)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.stream import Stream
+from recipes import UserError
 from recipes.config.schema import Recipe
 from recipes.processes.command import Command
 from recipes.processes.host_process import HostProcess
-from recipes.processes.log_errors import exit_text, last_error
+from recipes.processes.log_errors import cause_of, exit_text
 from recipes.processes.resident.worker import Worker
 from recipes.processes.run_lock import RunLock
 from recipes.run.terminal import Progress
@@ -18,7 +19,7 @@ from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import RunState, save_state
 
 
-class RunError(Exception):
+class RunError(UserError):
     """The run stopped; the message says where, why, and what to do."""
 
 
@@ -87,8 +88,7 @@ class Session:
 
 def failure_text(what: str, how: str, log: Path) -> str:
     """What went wrong, with the end of the host's log, and what to do."""
-    cause = "\n".join(f"    {line}" for line in last_error(log))
     return (
-        f"{what} {how}. The log ends with:\n{cause}\n"
+        f"{what} {how}. The log ends with:\n{cause_of(log)}\n"
         f"Whole log: {log}\nFix the cause and give the same command again; it continues from here."
     )

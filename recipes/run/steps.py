@@ -12,18 +12,9 @@ from pathlib import Path
 
 from data_prep.files import read_json
 from eval.scorers.registry import ScorerError
+from recipes.baselines.mr_lora import pool
 from recipes.baselines.mr_lora.merged_experts import write_merged
-from recipes.baselines.mr_lora.pool import (
-    check_pool,
-    has_router,
-    keep_samples,
-    router_hashes,
-    router_recipe,
-    router_start,
-    write_pool,
-    write_router_data,
-)
-from recipes.baselines.replay import ReplayError, update_reservoir, write_replay_file
+from recipes.baselines.replay import update_reservoir, write_replay_file
 from recipes.config.schema import Recipe
 from recipes.run import evaluation
 from recipes.run.chunk_data import check_carried, training_files
@@ -31,13 +22,7 @@ from recipes.run.session import RunError, Session, failure_text
 from recipes.run.terminal import counted, duration, score_text
 from recipes.run.too_long import name_samples, text_of
 from recipes.run.training_job import TrainingJob, train_adapter
-from recipes.run_folder.checkpoints import (
-    TRAINER_STATE,
-    CheckpointError,
-    adapter_hashes,
-    check_adapter,
-    verify_adapter,
-)
+from recipes.run_folder import checkpoints
 from recipes.run_folder.layout import OtherWeightsLayout, RouterLayout, RunLayout
 from recipes.run_folder.state import ChunkRecord
 from strlora_tuner.saved import WEIGHTS, AdapterError
@@ -47,11 +32,11 @@ def verify_chunk(session: Session, record: ChunkRecord) -> None:
     """Raise RunError unless a trained chunk's adapter is whole and the one that was recorded."""
     adapter = session.layout.adapter(record.index)
     try:
-        verify_adapter(adapter, record.adapter_sha256)
+        checkpoints.verify_adapter(adapter, record.adapter_sha256)
         if record.index:  # else it was checked when it was copied
-            check_adapter(adapter, session.recipe.tuner_type)
+            checkpoints.check_adapter(adapter, session.recipe.tuner_type)
             check_carried(session.recipe, session.layout, record)
-    except (AdapterError, CheckpointError, ReplayError) as error:
+    except (AdapterError, checkpoints.CheckpointError) as error:
         raise RunError(
             f"chunk {record.index}: {error}. The run cannot continue from it: bring the file back "
             "from a copy, or train again with another run_dir"
@@ -69,7 +54,7 @@ def train_chunk(session: Session, record: ChunkRecord) -> None:
     if recipe.pool is not None:
         _train_router(session, record)
     _record_training(session, record, time.monotonic() - started)
-    session.layout.mixed(index).unlink(missing_ok=True)
+    session.layout.replay_file(index).unlink(missing_ok=True)
     loss = "" if record.loss is None else f", loss {record.loss:.4f}"
     session.say(
         f"chunk {session.label(index)} trained: {record.steps} steps in "
@@ -95,10 +80,10 @@ def _train(session: Session, job: TrainingJob, record: ChunkRecord, files: Seque
             f"{job.what}: {text_of(stopped[0])}, and data.too_long is stop: set it to skip or cut, "
             "or model.max_length to more, and give the same command again; it continues from here"
         ) from error
-    found = name_samples(path, files, limit)
-    if found:
-        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        session.progress.say(f"note: {text_of(found[0])}: {found[0]['done']}{more}; all in {path}")
+    long = name_samples(path, files, limit)
+    if long:
+        more = f", and {len(long) - 1} more" if len(long) > 1 else ""
+        session.progress.say(f"note: {text_of(long[0])}: {long[0]['done']}{more}; all in {path}")
 
 
 def _chunk_job(session: Session, index: int) -> TrainingJob:
@@ -120,26 +105,28 @@ def _chunk_job(session: Session, index: int) -> TrainingJob:
 def _train_router(session: Session, record: ChunkRecord) -> None:
     """Train the router over all adapters so far, see recipes.baselines.mr_lora.pool."""
     recipe, layout, index = session.recipe, session.layout, record.index
-    keep_samples(recipe, layout, session.stream, index)
-    if not has_router(index):
+    pool.keep_samples(recipe, layout, session.stream, index)
+    if not pool.has_router(index):
         return
 
-    start = router_start(recipe, layout, index)
+    start = pool.router_start(recipe, layout, index)
 
     def data() -> tuple[Sequence[Path], str]:
         try:
-            file, lines = write_router_data(recipe, layout, session.state, index)
+            file, lines = pool.write_router_data(recipe, layout, session.state, index)
             if start is not None:
                 for chunk in range(1, index):
                     known = session.state.record(chunk).adapter_sha256
-                    verify_adapter(layout.adapter(chunk), known)
+                    checkpoints.verify_adapter(layout.adapter(chunk), known)
                 write_merged([layout.adapter(chunk) for chunk in range(1, index + 1)], start)
-        except (CheckpointError, ValueError) as error:
+        except (checkpoints.CheckpointError, ValueError) as error:
             raise RunError(f"the router of chunk {index}: {error}") from error
         return [file], f"training the router on {lines} samples"
 
     what = f"the router of chunk {index}"
-    job = TrainingJob(router_recipe(recipe), RouterLayout(layout.root), index, what, data, start)
+    job = TrainingJob(
+        pool.router_recipe(recipe), RouterLayout(layout.root), index, what, data, start
+    )
     _train(session, job, record, [layout.router_data(index)])
     if start is not None:
         shutil.rmtree(start, ignore_errors=True)  # it follows from the adapters
@@ -148,16 +135,16 @@ def _train_router(session: Session, record: ChunkRecord) -> None:
 def _record_training(session: Session, record: ChunkRecord, seconds: float) -> None:
     recipe, layout, stream, index = session.recipe, session.layout, session.stream, record.index
     adapter = layout.adapter(index)
-    trainer = read_json(adapter / TRAINER_STATE)
+    trainer = read_json(adapter / checkpoints.TRAINER_STATE)
     record.steps = int(trainer["global_step"])
     losses = [row["loss"] for row in trainer["log_history"] if "loss" in row]
     record.loss = float(losses[-1]) if losses else None
     several = len(recipe.data_chunks(index)) > 1
     record.data_sha256 = stream.sha256 if several else stream.chunk(index).sha256
     record.replay_sha256 = update_reservoir(recipe, layout, stream, session.state, index)
-    record.adapter_sha256 = adapter_hashes(adapter)
+    record.adapter_sha256 = checkpoints.adapter_hashes(adapter)
     if recipe.pool is not None:
-        record.router_sha256 = router_hashes(layout, index)
+        record.router_sha256 = pool.router_hashes(layout, index)
     record.train_seconds += round(seconds, 1)
     record.trained = True
     session.save()
@@ -265,10 +252,10 @@ def _answer(session: Session, layout: RunLayout, index: int, tasks: list[str]) -
 def _open_pool(session: Session, index: int) -> None:
     """Check every adapter that may answer, and write down for the host which they are."""
     try:
-        check_pool(session.layout, session.state, index)
-    except CheckpointError as error:
+        pool.check_pool(session.layout, session.state, index)
+    except checkpoints.CheckpointError as error:
         raise RunError(
             f"evaluating chunk {index}: {error}. Every adapter so far answers: bring the file "
             "back from a copy, or train again with another run_dir"
         ) from error
-    write_pool(session.recipe, session.layout, session.state, index)
+    pool.write_pool(session.recipe, session.layout, session.state, index)

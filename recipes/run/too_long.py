@@ -29,9 +29,9 @@ def name_samples(path: Path, files: Sequence[Path], max_length: int) -> list[Lon
         file, line, name = places[row["row"]]
         named[file, line] = {"file": file, "line": line, "id": name, "tokens": row["tokens"],
                              "max_length": max_length, "done": row["done"]}  # fmt: skip
-    found = [LongSample(**named[place]) for place in sorted(named)]  # type: ignore[typeddict-item]
-    write_jsonl(path, found)
-    return found
+    samples = [LongSample(**named[place]) for place in sorted(named)]  # type: ignore[typeddict-item]
+    write_jsonl(path, samples)
+    return samples
 
 
 def text_of(sample: LongSample) -> str:

@@ -22,12 +22,12 @@ def trackers(recipe: Recipe) -> list[str]:
 def tracker_arguments(recipe: Recipe, chunk: int) -> dict[str, Any]:
     """Project and name of a chunk's run; a start that resumes a chunk is a second run of it."""
     name = f"{Path(recipe.folder).name}-chunk-{chunk:03d}"
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if "wandb" in trackers(recipe):
-        found["run_name"] = name
+        settings["run_name"] = name
     if "swanlab" in trackers(recipe):
-        found |= {"swanlab_project": recipe.name, "swanlab_exp_name": name}
-    return found
+        settings |= {"swanlab_project": recipe.name, "swanlab_exp_name": name}
+    return settings
 
 
 def tracker_environment(recipe: Recipe, folder: Path) -> dict[str, str]:
@@ -36,13 +36,13 @@ def tracker_environment(recipe: Recipe, folder: Path) -> dict[str, str]:
     W&B's project is the recipe's name, unless WANDB_PROJECT is set.
     """
     asked, run = trackers(recipe), Path(recipe.folder).name
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     if "wandb" in asked:
-        found |= {"WANDB_DIR": str(folder), "WANDB_RUN_GROUP": run}
-        found["WANDB_PROJECT"] = os.environ.get("WANDB_PROJECT", recipe.name)
+        settings |= {"WANDB_DIR": str(folder), "WANDB_RUN_GROUP": run}
+        settings["WANDB_PROJECT"] = os.environ.get("WANDB_PROJECT", recipe.name)
     if "swanlab" in asked:
-        found |= {"SWANLAB_LOG_DIR": str(folder), "SWANLAB_GROUP": run}
-    return found
+        settings |= {"SWANLAB_LOG_DIR": str(folder), "SWANLAB_GROUP": run}
+    return settings
 
 
 def missing_trackers(recipe: Recipe) -> list[str]:

@@ -13,15 +13,7 @@ from recipes.config.schema import Recipe
 from recipes.run.chunk_data import chunk_only_file
 from recipes.run.commands import train_command
 from recipes.run.session import RunError, Session, failure_text
-from recipes.run_folder.checkpoints import (
-    Checkpoint,
-    check_adapter,
-    check_optimizer,
-    clean_host_folder,
-    install_adapter,
-    newest_checkpoint,
-    passed_over,
-)
+from recipes.run_folder import checkpoints
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import ChunkRecord
 from strlora_tuner.methods.ewc.state_file import check_state_file
@@ -64,22 +56,26 @@ def train_adapter(session: Session, job: TrainingJob, record: ChunkRecord) -> No
     """
     if not job.layout.adapter(job.index).is_dir():
         checkpoint = _finished_checkpoint(session, job, record)
-        _keep_metrics(job)
+        rows = complete_lines(job.host / "logging.jsonl")  # one a step, beside others
+        steps = "".join(row for row in rows if '"loss"' in row[:12])
+        write_text(job.layout.train_metrics(job.index), steps)
         _install(job, checkpoint)
     shutil.rmtree(job.host, ignore_errors=True)
 
 
-def _finished_checkpoint(session: Session, job: TrainingJob, record: ChunkRecord) -> Checkpoint:
+def _finished_checkpoint(
+    session: Session, job: TrainingJob, record: ChunkRecord
+) -> checkpoints.Checkpoint:
     """Train until the host's last checkpoint of the adapter is there, and return it."""
-    resume = newest_checkpoint(job.host)
+    resume = checkpoints.newest_checkpoint(job.host)
     if resume is not None and resume.finished:
         return resume  # killed between the host's last save and our copy
     if resume is not None:
         check_processes(resume, job.recipe.processes, job.index)
         check_batches(resume, job.recipe, job.index)
-    for text in passed_over(job.host, resume):
+    for text in checkpoints.passed_over(job.host, resume):
         session.say(text)
-    clean_host_folder(job.host, resume)
+    checkpoints.clean_host_folder(job.host, resume)
     files, text = job.data()
     if resume is not None:
         text += f", resuming at step {resume.step} of {resume.max_steps}"
@@ -94,7 +90,7 @@ def _finished_checkpoint(session: Session, job: TrainingJob, record: ChunkRecord
     return _last_checkpoint(job, log)
 
 
-def check_processes(resume: Checkpoint, processes: int, index: int) -> None:
+def check_processes(resume: checkpoints.Checkpoint, processes: int, index: int) -> None:
     """Raise RunError when a half-trained chunk was begun by another number of processes.
 
     The host stores one random state for each process; the order of samples follows their number.
@@ -109,19 +105,19 @@ def check_processes(resume: Checkpoint, processes: int, index: int) -> None:
         )
 
 
-def check_batches(resume: Checkpoint, recipe: Recipe, index: int) -> None:
+def check_batches(resume: checkpoints.Checkpoint, recipe: Recipe, index: int) -> None:
     """Raise RunError when a half-trained chunk was begun with another batch, stage or length.
 
     Which samples come next, and how the optimizer's state lies on the disk, depends on them.
     """
     try:
-        told = read_json(resume.path / "args.json")
+        arguments = read_json(resume.path / "args.json")
     except FileNotFoundError:
         return
-    batch = told.get("per_device_train_batch_size")
+    batch = arguments.get("per_device_train_batch_size")
     length = recipe.model.max_length
-    begun = f"per_device_batch {batch}, {_stage(told.get('deepspeed'))}, "
-    begun += f"max_length {told.get('max_length', length)}"
+    begun = f"per_device_batch {batch}, {_stage(arguments.get('deepspeed'))}, "
+    begun += f"max_length {arguments.get('max_length', length)}"
     now = f"per_device_batch {recipe.schedule.per_device_batch}, "
     now += f"{_stage(recipe.launcher.deepspeed)}, max_length {length}"
     if batch is not None and begun != now:
@@ -146,9 +142,9 @@ def _stage(deepspeed: Any) -> str:
     return f"ZeRO stage {zero.get('stage', 0)}{' with offload' if off else ''}"
 
 
-def _last_checkpoint(job: TrainingJob, log: Path) -> Checkpoint:
+def _last_checkpoint(job: TrainingJob, log: Path) -> checkpoints.Checkpoint:
     """The checkpoint that ends the job's training; RunError when the host left none."""
-    last = newest_checkpoint(job.host)
+    last = checkpoints.newest_checkpoint(job.host)
     if last is None:
         raise RunError(failure_text(f"training {job.what}", "left no complete checkpoint", log))
     if not last.finished:
@@ -157,31 +153,25 @@ def _last_checkpoint(job: TrainingJob, log: Path) -> Checkpoint:
     return last
 
 
-def _keep_metrics(job: TrainingJob) -> None:
-    """Copy the host's metrics beside the adapter, one row a step."""
-    rows = [row for row in complete_lines(job.host / "logging.jsonl") if '"loss"' in row[:12]]
-    write_text(job.layout.train_metrics(job.index), "".join(rows))
-
-
-def _install(job: TrainingJob, checkpoint: Checkpoint) -> None:
+def _install(job: TrainingJob, checkpoint: checkpoints.Checkpoint) -> None:
     """Check a finished checkpoint's adapter and bring it into its place, or raise RunError."""
     before = job.recipe.previous(job.index)
     previous = None if before is None else job.layout.adapter(before)
     try:
-        check_adapter(checkpoint.path, job.recipe.tuner_type, previous)
+        checkpoints.check_adapter(checkpoint.path, job.recipe.tuner_type, previous)
         if job.recipe.ewc is not None:
             check_state_file(checkpoint.path, job.recipe.ewc.fisher)
         if job.recipe.slow_weights is not None:
             check_slow_file(checkpoint.path)
         if job.recipe.keeps_optimizer:
-            check_optimizer(checkpoint.path)
+            checkpoints.check_optimizer(checkpoint.path)
     except AdapterError as error:
         raise RunError(f"{job.what} was trained, but its adapter is not whole: {error}") from error
+    slow = job.recipe.slow_weights
+    answer = None if slow is None else slow.answer
     try:
-        slow = job.recipe.slow_weights
-        answer = None if slow is None else slow.answer
-        target = job.layout.adapter(job.index)
-        install_adapter(checkpoint, target, answer, job.recipe.keeps_optimizer)
+        target, keeps = job.layout.adapter(job.index), job.recipe.keeps_optimizer
+        checkpoints.install_adapter(checkpoint, target, answer, keeps)
     except AdapterError as error:
         raise RunError(
             f"{job.what}: {error}. Look at {job.layout.train_metrics(job.index)}, then start "

@@ -7,9 +7,7 @@ directory stands at the end, so that a file cut short is recognised.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from data_prep.files import sha256_file, sync_folder
+from data_prep.files import complete_lines, sha256_file
+from recipes import UserError
+from recipes.run_folder.whole_folder import whole_folder
 from strlora_tuner import saved
 from strlora_tuner.methods import options_class
 from strlora_tuner.methods.ewc import state_file as ewc
@@ -28,18 +28,11 @@ from strlora_tuner.saved import CONFIG, WEIGHTS, AdapterError, check_finite, rea
 TRAINER_STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.pt"  # beside an adapter, where the next chunk's optimizer goes on with it
 # What only an interrupted chunk needs; it stays behind when an adapter is installed.
-_RESUME_ONLY: tuple[str, ...] = (
-    OPTIMIZER,
-    "scheduler.pt",
-    "training_args.bin",
-    "rng_state",
-    "global_step",
-    "latest",
-)
-_RESUME_ONLY += ("zero_to_fp32", "scaler.pt")
+_RESUME_ONLY = (OPTIMIZER, "scheduler.pt", "scaler.pt", "training_args.bin", "rng_state",
+                "global_step", "latest", "zero_to_fp32")  # fmt: skip
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
     """A checkpoint or adapter that cannot be used; the message says why."""
 
 
@@ -171,28 +164,13 @@ def install_adapter(
         AdapterError: the weights are damaged or not finite.
     """
     check_finite(checkpoint.path / WEIGHTS)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
+    with whole_folder(target) as folder:
         for source in checkpoint.path.iterdir():
             kept = keep_optimizer and source.name == OPTIMIZER
             if (kept or not source.name.startswith(_RESUME_ONLY)) and source.is_file():
-                shutil.copyfile(source, temporary / source.name)
-                _sync_file(temporary / source.name)
+                shutil.copyfile(source, folder / source.name)
         if answer is not None:
-            both_sets.part_sets(temporary, answer)
-        os.chmod(temporary, 0o755)
-        for folder in (*(path for path in temporary.iterdir() if path.is_dir()), temporary):
-            sync_folder(folder)
-        os.rename(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync_folder(target.parent)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+            both_sets.part_sets(folder, answer)
 
 
 def check_optimizer(folder: Path) -> None:
@@ -238,12 +216,6 @@ def clean_host_folder(host: Path, keep: Checkpoint | None) -> None:
     if metrics.is_file():
         kept = [line for line in complete_lines(metrics) if _step_of(line) <= keep.step]
         metrics.write_text("".join(kept), encoding="utf-8")
-
-
-def complete_lines(path: Path) -> list[str]:
-    """Lines of a JSONL file that end in a newline: the last one may still be being written."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return [line for line in file if line.endswith("\n")]
 
 
 def _step_of(line: str) -> int:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 from omegaconf import OmegaConf
 from pydantic import ValidationError
@@ -15,7 +15,7 @@ from typing_extensions import NotRequired
 
 from data_prep.files import read_json, sha256_file, write_json, write_text
 from data_prep.stream import Stream
-from recipes import REPO
+from recipes import REPO, UserError
 from recipes.config.blocks import Slurm
 from recipes.config.method import FREEZE
 from recipes.config.problems import shown
@@ -44,7 +44,7 @@ LOOSE_KEYS += ("schedule.per_device_batch", "launcher.deepspeed")
 HASHED_AGAIN_BELOW = 2**30  # bytes
 
 
-class RunChanged(Exception):
+class RunChanged(UserError):
     """The recipe or the data differ from those that the run was started with."""
 
 
@@ -368,22 +368,21 @@ def check_same_model(layout: RunLayout, recipe: Recipe) -> None:
         return
     known = read_manifest(layout)["model"]
     small = sum(known.get("bytes", {}).values()) < HASHED_AGAIN_BELOW
-    now = model_identity(path) if small else {"bytes": _sizes(path)}
-    changed = sorted({*_changed(known, now, "bytes"), *_changed(known, now, "sha256")})
+    now: ModelIdentity = model_identity(path) if small else {"bytes": _sizes(path)}
+    kinds = (known.get("bytes"), now.get("bytes")), (known.get("sha256"), now.get("sha256"))
+    changed = {
+        name
+        for before, after in kinds
+        if before is not None and after is not None  # else it was not taken
+        for name in before.keys() | after.keys()
+        if before.get(name) != after.get(name)
+    }
     if changed:
+        names = ", ".join(sorted(changed))
         raise RunChanged(
-            f"the base model {path} changed since {layout.root} was started: {', '.join(changed)}. "
+            f"the base model {path} changed since {layout.root} was started: {names}. "
             "Bring the old one back, or start again with another run_dir"
         )
-
-
-def _changed(
-    known: ModelIdentity, now: ModelIdentity, kind: Literal["bytes", "sha256"]
-) -> Iterator[str]:
-    """Yields the files whose size or sha256 differs; none where it was not taken now."""
-    before, after = known.get(kind), now.get(kind)
-    if before is not None and after is not None:
-        yield from (n for n in after.keys() | before.keys() if after.get(n) != before.get(n))
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import read_json, write_json
+from recipes import UserError
 
 FORMAT = 1
 # Measured by earlier versions; state.json of their runs still holds them.
@@ -54,7 +55,7 @@ class RunState:
         return record
 
 
-class StateError(Exception):
+class StateError(UserError):
     """state.json cannot be used; the message says what to do."""
 
 

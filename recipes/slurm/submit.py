@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.files import write_text
-from recipes import REPO
+from recipes import REPO, UserError
 from recipes.config.schema import Recipe
 from recipes.run.preflight.all_checks import stopping
 from recipes.run.preflight.finding import Finding
@@ -27,7 +27,7 @@ _NO_SBATCH = (
 _SETUP = "# setup: modules and environment, filled in from launcher.slurm\n"
 
 
-class SubmitError(Exception):
+class SubmitError(UserError):
     """The job could not be submitted; the message says why."""
 
 
@@ -50,11 +50,6 @@ class Job:
     array: str = ""
 
     @property
-    def template(self) -> str:
-        """The job file's template."""
-        return "array.sbatch" if self.array else "stream.sbatch"
-
-    @property
     def options(self) -> list[str]:
         """The options of sbatch that are not in the job file."""
         return [f"--array={self.array}"] if self.array else []
@@ -67,11 +62,7 @@ class Job:
 
 
 def submit(
-    job: Job,
-    findings: list[Finding],
-    dry_run: bool,
-    chain: int = 1,
-    after: str | None = None,
+    job: Job, findings: list[Finding], dry_run: bool, chain: int = 1, after: str | None = None
 ) -> Iterator[str]:
     """Yields what is written and submitted; with `dry_run` the job file and the commands.
 
@@ -83,7 +74,7 @@ def submit(
     Raises:
         SubmitError: there is no sbatch, or it refuses, or something is missing.
     """
-    recipe, name = job.recipe, job.template
+    recipe, name = job.recipe, "array.sbatch" if job.array else "stream.sbatch"
     if recipe.launcher.kind != "slurm":
         raise SubmitError(
             f"launcher.kind is {recipe.launcher.kind}; --slurm needs launcher.kind=slurm"
@@ -168,7 +159,11 @@ def render(recipe: Recipe, template: str) -> str:
     comments = [line for line in lines[:last] if not line.startswith("#SBATCH")]
     first = body.index("set -uo pipefail\n") + 1
     header = [f"#SBATCH --{option}\n" for option in header_options(recipe, template)]
-    return "".join([*comments, *header, *body[:first], *_setup(recipe), *body[first:]])
+    slurm = recipe.launcher.slurm
+    setup = [f"module load {shlex.quote(module)}\n" for module in slurm.modules]
+    if slurm.venv is not None:
+        setup.append(f"export PYTHON={shlex.quote(slurm.venv + '/bin/python')}\n")
+    return "".join([*comments, *header, *body[:first], *setup, *body[first:]])
 
 
 def header_options(recipe: Recipe, template: str) -> list[str]:
@@ -185,21 +180,10 @@ def header_options(recipe: Recipe, template: str) -> list[str]:
         f"signal=B:USR1@{slurm.stop_before}",
         f"output={slurm.logs}/{log}",
     ]
-    gpus = slurm.gpus_per_node
-    if gpus is None:
-        gpus = 0 if launcher.cpu else launcher.nproc
-    asked: dict[str, str | int | None] = {
-        "gpus-per-node": gpus or None,
-        "cpus-per-task": slurm.cpus_per_task,
-    }
+    usual = 0 if launcher.cpu else launcher.nproc
+    gpus = usual if slurm.gpus_per_node is None else slurm.gpus_per_node
+    asked: dict[str, object]
+    asked = {"gpus-per-node": gpus or None, "cpus-per-task": slurm.cpus_per_task}
     asked |= {"mem": slurm.memory, "partition": slurm.partition, "account": slurm.account}
     options += [f"{key}={value}" for key, value in asked.items() if value is not None]
     return options + list(slurm.options)
-
-
-def _setup(recipe: Recipe) -> list[str]:
-    slurm = recipe.launcher.slurm
-    lines = [f"module load {shlex.quote(module)}\n" for module in slurm.modules]
-    if slurm.venv is not None:
-        lines.append(f"export PYTHON={shlex.quote(slurm.venv + '/bin/python')}\n")
-    return lines

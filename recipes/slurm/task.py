@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from types import FrameType
 
 from recipes.processes.process_tree import ask_to_save, kill_group
@@ -25,15 +26,12 @@ def node_environment(environment: Mapping[str, str]) -> dict[str, str]:
     MASTER_PORT that are already set win.
     """
     job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
-    found = {
-        "NODE_RANK": environment["SLURM_NODEID"],
-        "MASTER_PORT": str(FIRST_PORT + (job * 100 + step) % PORTS),
-    }
+    node = {"NODE_RANK": environment["SLURM_NODEID"]}
     if "MASTER_ADDR" not in environment:
-        found["MASTER_ADDR"] = first_node(environment["SLURM_JOB_NODELIST"])
-    if "MASTER_PORT" in environment:
-        del found["MASTER_PORT"]
-    return found
+        node["MASTER_ADDR"] = first_node(environment["SLURM_JOB_NODELIST"])
+    if "MASTER_PORT" not in environment:
+        node["MASTER_PORT"] = str(FIRST_PORT + (job * 100 + step) % PORTS)
+    return node
 
 
 def first_node(nodes: str) -> str:
@@ -50,7 +48,9 @@ def main(command: list[str]) -> int:
         command,
         env={**os.environ, **node_environment(os.environ)},
         start_new_session=True,
-        preexec_fn=_ignore_requests,
+        # SLURM gives a step's signal to all its processes: torchrun must not die of a request to
+        # save. What is ignored stays so in children; a trainer sets its own handler.
+        preexec_fn=partial(signal.signal, signal.SIGUSR1, signal.SIG_IGN),
     )
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -60,14 +60,6 @@ def main(command: list[str]) -> int:
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, pass_on)
     return process.wait()
-
-
-def _ignore_requests() -> None:
-    """SLURM gives a step's signal to all its processes: torchrun must not die of a request to save.
-
-    What is ignored stays so in children; a trainer sets its own handler.
-    """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

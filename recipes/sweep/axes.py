@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
 from recipes.config.schema import Recipe
 
+T = TypeVar("T")
 FIRST, LATER = "schedule.first.learning_rate", "schedule.later.learning_rate"
 RELATIVE = ("scale", "later")
 PARTS = ("methods", "seeds", "stream_seeds", "grid", "results")
@@ -69,36 +70,32 @@ def asked_for(options: argparse.Namespace, path: Path) -> Asked:
     if block is not None and not isinstance(block, dict):
         problems.append(Problem(Place(str(path)), "sweep", f"found {block!r}, expected a mapping"))
     block = block if isinstance(block, dict) else {}
-    known = ", ".join(PARTS)
     for key in block.keys() - set(PARTS):
-        problems.append(Problem(Place(str(path)), f"sweep.{key}", f"unknown key; expected {known}"))
+        message = f"unknown key; expected {', '.join(PARTS)}"
+        problems.append(Problem(Place(str(path)), f"sweep.{key}", message))
 
-    def words(part: str) -> list[str]:
-        given = getattr(options, part, None)
-        return _words(given if given else block.get(part))
-
-    def read(part: str, texts: Iterable[str]) -> Iterator[str]:
-        seen: set[str] = set()
-        for text in texts:
-            if text in seen:
-                told(part, text, "is given twice; write each once")
-            seen.add(text)
-            yield text
-
-    def told(part: str, found: str, message: str) -> None:
-        key = f"--{part.replace('_', '-')} {found}"
+    def wrong(part: str, text: str, message: str) -> None:
+        key = f"--{part.replace('_', '-')} {text}"
         problems.append(Problem(Place(COMMAND_LINE), key, message))
 
+    def words(part: str) -> list[str]:
+        return _words(getattr(options, part, None) or block.get(part))
+
+    def once(part: str, values: list[T]) -> tuple[T, ...]:
+        for value in {value for value in values if values.count(value) > 1}:
+            wrong(part, str(value), "is given twice; write each once")
+        return tuple(values)
+
     def numbers(part: str) -> tuple[int, ...]:
-        found = []
+        given: list[int] = []
         for text in words(part):
             try:
-                found += [str(number) for number in _range(text)]
+                given += _range(text)
             except ValueError as error:
-                told(part, text, str(error))
-        return tuple(int(text) for text in read(part, found))
+                wrong(part, text, str(error))
+        return once(part, given)
 
-    methods = tuple(read("methods", words("methods")))
+    methods = once("methods", words("methods"))
     seeds, stream_seeds = numbers("seeds"), numbers("stream_seeds")
     grid: Axes = {}
     for key, values in [*_of_mapping(block.get("grid"), options), *map(_split, options.grid)]:
@@ -107,7 +104,7 @@ def asked_for(options: argparse.Namespace, path: Path) -> Asked:
                 raise ValueError("the key was given before; put all values into one list")
             grid[key] = _checked(key, values)
         except ValueError as error:
-            told("grid", key, str(error))
+            wrong("grid", key, str(error))
     if problems:
         raise RecipeError(problems)
     results = getattr(options, "results", None) or block.get("results")
@@ -120,7 +117,7 @@ def _words(given: Any) -> list[str]:
     return [str(text).strip() for text in texts if str(text).strip()]
 
 
-def _range(text: str) -> Iterable[int]:
+def _range(text: str) -> range:
     """The numbers of "3" or "0-2"."""
     first, dash, last = text.partition("-")
     if not first.isdigit() or (dash and not last.isdigit()):
@@ -149,15 +146,14 @@ def _of_mapping(grid: Any, options: argparse.Namespace) -> Iterator[tuple[str, l
 def _split(text: str) -> tuple[str, list[str]]:
     """Key and values of `key=a,b`; commas inside brackets, braces and quotes part nothing."""
     key, _, values = text.partition("=")
-    opening = "["
+    listed = f"[{values}]"
     try:
-        node = yaml.compose(f"{opening}{values}]", Loader=yaml.SafeLoader)
+        node = yaml.compose(listed, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
         return key, []
     if not key or not values or not isinstance(node, yaml.SequenceNode):
         return key or text, []
-    marks = [(each.start_mark.index, each.end_mark.index) for each in node.value]
-    return key, [f"{opening}{values}"[start:end].strip() for start, end in marks]
+    return key, [listed[v.start_mark.index : v.end_mark.index].strip() for v in node.value]
 
 
 def _checked(key: str, values: list[str]) -> tuple[str, ...]:
@@ -201,10 +197,9 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     """Each key by the fewest of its last parts that tell it from the others."""
     names = {}
     for key in keys:
-        parts = key.split(".")
-        ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
         others = [f".{other}" for other in keys if other != key]
-        names[key] = next(
-            (e for e in ends if not any(other.endswith(f".{e}") for other in others)), key
-        )
+        parts = key.split(".")
+        ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        free = (end for end in ends if not any(each.endswith(f".{end}") for each in others))
+        names[key] = next(free, key)
     return names

@@ -79,10 +79,10 @@ class Sweep:
 
     def groups(self) -> dict[tuple[str, Settings], list[Cell]]:
         """The cells by method and settings: those of a group differ in seeds alone."""
-        found: dict[tuple[str, Settings], list[Cell]] = {}
+        groups: dict[tuple[str, Settings], list[Cell]] = {}
         for cell in self.cells:
-            found.setdefault((cell.recipe.method, cell.settings), []).append(cell)
-        return found
+            groups.setdefault((cell.recipe.method, cell.settings), []).append(cell)
+        return groups
 
     def save(self) -> None:
         """Writes sweep.json: these cells, and those that an earlier sweep of the folder began."""

@@ -21,13 +21,13 @@ from recipes.tools.clean import remove_path, size_of
 from recipes.tools.plan import Plan, make_plan
 
 
-def sweep(found: Sweep, options: argparse.Namespace, tell: Callable[[str], None]) -> int:
+def sweep(planned: Sweep, options: argparse.Namespace, tell: Callable[[str], None]) -> int:
     """Shows the plan and brings all runs to their end; returns 1 when one of them has none."""
-    for line in plan_text(found):
+    for line in plan_text(planned):
         tell(line)
-    findings = list(_findings(found, options.slurm))
+    findings = list(_findings(planned, options.slurm))
     if options.slurm:
-        for line in submit_array(found, findings, options):
+        for line in submit_array(planned, findings, options):
             tell(line)
         return 0
     if options.dry_run:
@@ -37,35 +37,30 @@ def sweep(found: Sweep, options: argparse.Namespace, tell: Callable[[str], None]
         return 0
     if missing := stopping(findings):
         raise RunError("\n  ".join(["the runs could not start:", *map(str, missing)]))
-    found.save()
-    results = run_cells(found, options.jobs, tell)
-    show(found.folder)
+    planned.save()
+    results = run_cells(planned, options.jobs, tell)
+    show(planned.folder)
     if options.keep == "best":
-        for line in keep_best(found):
+        for line in keep_best(planned):
             tell(line)
-    tell(f"compare them: python -m eval.compare {found.folder}")
+    tell(f"compare them: python -m eval.compare {planned.folder}")
     return 0 if all(result.state == DONE for result in results) else 1
 
 
-def _findings(found: Sweep, on_submit_host: bool) -> Iterator[Finding]:
+def _findings(planned: Sweep, on_submit_host: bool) -> Iterator[Finding]:
     """What stands in the way of the runs: one of each method and of each stream is looked at."""
-    cells = {cell.recipe.method: cell for cell in found.cells}
-    cells |= {cell.recipe.data.stream: cell for cell in found.cells}
-    looked = {cell.name: cell for cell in cells.values()}
-    told = set()
-    for cell in looked.values():
-        for finding in look(cell.recipe, on_submit_host):
-            if finding not in told:
-                told.add(finding)
-                yield finding
+    cells = {cell.recipe.method: cell for cell in planned.cells}
+    cells |= {cell.recipe.data.stream: cell for cell in planned.cells}
+    looked = {cell.name: cell.recipe for cell in cells.values()}
+    yield from dict.fromkeys(f for each in looked.values() for f in look(each, on_submit_host))
 
 
-def plan_text(found: Sweep) -> Iterator[str]:
+def plan_text(planned: Sweep) -> Iterator[str]:
     """Yields the table of what will run: a line for each method with its settings."""
     heads = ("runs", "ready", "steps", "trained", "stored", "disk")
     rows = []
     disk, seconds = 0.0, []
-    for (method, settings), cells in found.groups().items():
+    for (method, settings), cells in planned.groups().items():
         plan = _plan(cells[0])
         ready = [read_result(cell).state in (DONE, DIVERGED) for cell in cells]
         steps = [chunk.steps for chunk in plan.chunks] if plan else [None]
@@ -85,8 +80,8 @@ def plan_text(found: Sweep) -> Iterator[str]:
     yield f"{'':<{wide}}" + "".join(f"{head:>13}" for head in heads) + "  of one run"
     for row in rows:
         yield f"{row[0]:<{wide}}" + "".join(f"{cell:>13}" for cell in row[1:])
-    seeds = sorted({cell.recipe.seed for cell in found.cells})
-    streams = sorted({cell.recipe.data.seed for cell in found.cells})
+    seeds = sorted({cell.recipe.seed for cell in planned.cells})
+    streams = sorted({cell.recipe.data.seed for cell in planned.cells})
     yield f"seeds {', '.join(map(str, seeds))}; stream seeds {', '.join(map(str, streams))}"
     todo = [(count, each) for count, each in seconds if count]
     if todo and all(each is not None for _, each in todo):
@@ -94,7 +89,7 @@ def plan_text(found: Sweep) -> Iterator[str]:
         time = f"{duration(total)} one after the other (measured on runs of their kind)"
     else:
         time = "time not known: not all were measured on this machine" if todo else "all ready"
-    yield f"{len(found.cells)} runs into {found.folder}/, adapters {_size(disk)} in all; {time}"
+    yield f"{len(planned.cells)} runs into {planned.folder}/, adapters {_size(disk)} in all; {time}"
 
 
 def _size(gib: float) -> str:
@@ -108,20 +103,18 @@ def _plan(cell: Cell) -> Plan | None:
         return None
 
 
-def keep_best(found: Sweep) -> Iterator[str]:
+def keep_best(planned: Sweep) -> Iterator[str]:
     """Removes the adapters of every setting that is not its method's best; scores stay.
 
     A setting counts by the mean of Last over its seeds. Nothing goes while a run of the method is
     not finished.
     """
-    results = [read_result(cell) for cell in found.cells]
+    results = [read_result(cell) for cell in planned.cells]
     best = choose(results)
     freed = 0
-    for (method, settings), cells in found.groups().items():
-        of_method = [r for r in results if r.cell.recipe.method == method]
-        if any(r.state not in (DONE, DIVERGED) for r in of_method) or method not in best:
-            continue
-        if settings == best[method].settings:
+    unfinished = {r.cell.recipe.method for r in results if r.state not in (DONE, DIVERGED)}
+    for (method, settings), cells in planned.groups().items():
+        if method in unfinished or method not in best or settings == best[method].settings:
             continue
         for path in (path for cell in cells for path in _weights(cell)):
             freed += size_of(path)

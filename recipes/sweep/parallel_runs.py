@@ -8,13 +8,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from data_prep.files import write_text
 from recipes import REPO
-from recipes.config.schema import Recipe
 from recipes.processes.log_errors import exit_text
 from recipes.processes.machine import gpu_count
-from recipes.processes.process_tree import die_with_parent
+from recipes.processes.process_tree import die_with
 from recipes.run.chunk_data import ensure_stream
 from recipes.run.commands import default_threads
 from recipes.run.session import RunError
@@ -98,7 +98,9 @@ def _start(sweep: Sweep, slot: _Slot, cell: Cell, jobs: int) -> None:
             share = max(1, default_threads(cell.recipe) // jobs)
             words.append(f"launcher.omp_threads={share}")
         if not cell.recipe.launcher.cpu:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(_gpus_of(slot.number, cell.recipe))
+            each = cell.recipe.launcher.nproc
+            own = _visible_gpus()[slot.number * each : (slot.number + 1) * each]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     log = cell.layout.root / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -109,7 +111,7 @@ def _start(sweep: Sweep, slot: _Slot, cell: Cell, jobs: int) -> None:
             cwd=REPO,
             env=environment,
             start_new_session=True,
-            preexec_fn=die_with_parent(os.getpid()),
+            preexec_fn=partial(die_with, os.getpid()),
         )
     slot.cell = cell
 
@@ -132,13 +134,7 @@ def _ended(slot: _Slot, tell: Tell) -> None:
 
 def _visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = range(gpu_count())
-    return named.split(",")[: len(found)] if named else [str(number) for number in found]
-
-
-def _gpus_of(slot: int, recipe: Recipe) -> list[str]:
-    each = recipe.launcher.nproc
-    return _visible_gpus()[slot * each : (slot + 1) * each]
+    return named.split(",")[: gpu_count()] if named else [str(n) for n in range(gpu_count())]
 
 
 def _check_gpus(sweep: Sweep, jobs: int) -> None:

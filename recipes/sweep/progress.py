@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -56,8 +56,8 @@ def read_rows(folder: Path) -> list[Row]:
     """
     rows = [_row(folder, entry) for entry in read_cells(folder)]
     whole = [row.seconds for row in rows if row.life == "finished" and row.seconds]
-    usual = fmean(whole) if whole else None
-    return [_with_usual(row, usual) for row in rows]
+    usual = fmean(whole) if whole else None  # so long will take one that has no chunk yet
+    return [replace(r, seconds_left=usual) if r.seconds_left is None else r for r in rows]
 
 
 def _row(folder: Path, entry: CellEntry) -> Row:
@@ -67,6 +67,7 @@ def _row(folder: Path, entry: CellEntry) -> Row:
     if status.life == "not started" and kept and (REPO / kept).is_file():
         status.life, status.done = "kept", chunks
     failed = layout.failure.is_file() and status.life not in ("running", "finished", "kept")
+    why = layout.failure.read_text(encoding="utf-8") if failed else ""
     scores = [chunk.scores for chunk in status.chunks if chunk.scores]
     left = None
     if status.life in ("finished", "kept"):
@@ -85,19 +86,9 @@ def _row(folder: Path, entry: CellEntry) -> Row:
         100 * fmean(scores[-1].values()) if scores else None,
         status.seconds,
         left,
-        _cause(layout) if failed else "",
+        # In one line, without the advice to give the command again.
+        " ".join(why.split()).partition(" Fix the cause and give")[0],
     )
-
-
-def _cause(layout: RunLayout) -> str:
-    """In one line, without the advice to give the command again."""
-    text = " ".join(layout.failure.read_text(encoding="utf-8").split())
-    return text.partition(" Fix the cause and give")[0]
-
-
-def _with_usual(row: Row, usual: float | None) -> Row:
-    """A run that has no chunk yet will take what finished ones took."""
-    return Row(**(asdict(row) | {"seconds_left": usual})) if row.seconds_left is None else row
 
 
 def as_json(rows: list[Row]) -> str:
@@ -109,22 +100,14 @@ def as_table(rows: list[Row]) -> Group:
     """The rows as a table, and behind it what failed and why."""
     table = Table(box=None, pad_edge=False)
     keys = list(dict.fromkeys(key for row in rows for key in row.settings))
-    table.add_column("method")
-    for name in ("seed", "stream seed", *keys):
-        table.add_column(name, justify="right")
-    table.add_column("")
-    for name in ("chunk", "score", "left"):
-        table.add_column(name, justify="right")
+    for name in ("method", "seed", "stream seed", *keys, "", "chunk", "score", "left"):
+        table.add_column(name, justify="left" if name in ("method", "") else "right")
     for row in rows:
-        table.add_row(
-            Text(row.method),
-            *(Text(text) for text in (str(row.seed), str(row.stream_seed))),
-            *(Text(row.settings.get(key, "-")) for key in keys),
-            row.life,
-            f"{row.done}/{row.chunks}",
-            "-" if row.score is None else f"{row.score:.1f}",
-            "-" if row.seconds_left is None else duration(row.seconds_left),
-        )
+        score = "-" if row.score is None else f"{row.score:.1f}"
+        left = "-" if row.seconds_left is None else duration(row.seconds_left)
+        settings = (row.settings.get(key, "-") for key in keys)
+        words = (row.method, str(row.seed), str(row.stream_seed), *settings)
+        table.add_row(*map(Text, words), row.life, f"{row.done}/{row.chunks}", score, left)
     return Group(table, *summary(rows))
 
 
@@ -150,12 +133,11 @@ def show(folder: Path, console: Console | None = None) -> None:
 def follow(folder: Path, console: Console | None = None) -> None:
     """Shows the table until every run has ended, anew when it changes."""
     console = console or Console(highlight=False)
-    rows = read_rows(folder)
     if not console.is_terminal:
         for rows in _changes(folder):
             console.print(as_table(rows))
         return
-    with Live(as_table(rows), console=console, auto_refresh=False) as live:
+    with Live(as_table(read_rows(folder)), console=console, auto_refresh=False) as live:
         for rows in _changes(folder):
             live.update(as_table(rows), refresh=True)
 

@@ -97,9 +97,9 @@ def choose(results: Sequence[Result]) -> dict[str, Setting]:
     for result in results:
         groups.setdefault((result.cell.recipe.method, result.cell.settings), []).append(result)
     best: dict[str, Setting] = {}
-    for (method, settings), found in groups.items():
-        if all(result.state == DONE for result in found):
-            setting = Setting(method, settings, tuple(found))
+    for (method, settings), group in groups.items():
+        if all(result.state == DONE for result in group):
+            setting = Setting(method, settings, tuple(group))
             best[method] = min(best.get(method, setting), setting, key=Setting.rank)
     return best
 
@@ -139,8 +139,9 @@ def as_csv(table: Sequence[Row]) -> str:
 def as_markdown(results: Sequence[Result], chosen: dict[str, Setting]) -> str:
     """The results as a Markdown table: scores in percent, the chosen settings bold."""
     keys = _keys(results)
-    heads = ["method", "seed", "stream seed", *(_short(key) for key in keys)]
-    heads += ["Last", "Avg", "seconds", ""]
+    names = {FIRST: "rate, first chunk", LATER: "rate, later chunks"}
+    shorts = (names.get(key, key.split(".")[-1].replace("_", " ")) for key in keys)
+    heads = ["method", "seed", "stream seed", *shorts, "Last", "Avg", "seconds", ""]
     lines = [_line(heads), "|" + " --- |" * len(heads)]
     for result in results:
         recipe, settings = result.cell.recipe, dict(result.cell.settings)
@@ -158,11 +159,6 @@ def as_markdown(results: Sequence[Result], chosen: dict[str, Setting]) -> str:
 def _keys(results: Sequence[Result]) -> list[str]:
     """The keys that any of the runs sets, in the order of the grid."""
     return list(dict.fromkeys(key for r in results for key, _ in r.cell.settings))
-
-
-def _short(key: str) -> str:
-    names = {FIRST: "rate, first chunk", LATER: "rate, later chunks"}
-    return names.get(key, key.split(".")[-1].replace("_", " "))
 
 
 def _line(cells: Sequence[str]) -> str:

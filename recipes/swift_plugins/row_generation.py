@@ -30,12 +30,9 @@ def applies_to(model: nn.Module, generation_config: Any) -> bool:
     plain = (asked.num_return_sequences or 1) == 1 and asked.use_cache is not False
     whole = not (asked.output_logits or asked.output_scores or asked.output_attentions)
     tuner = getattr(model, "base_model", None) if hasattr(model, "peft_config") else None
-    known = tuner is None or hasattr(tuner, "keep_rows") or _of_peft(tuner)
+    of_peft = type(tuner).__module__.split(".", 1)[0] == "peft"
+    known = tuner is None or hasattr(tuner, "keep_rows") or of_peft
     return bool(greedy and plain and whole and known and not asked.output_hidden_states)
-
-
-def _of_peft(tuner: Any) -> bool:
-    return type(tuner).__module__.split(".", 1)[0] == "peft"
 
 
 class RowGeneration:

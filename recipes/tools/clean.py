@@ -28,27 +28,11 @@ from strlora_tuner.methods.slow_weights.both_sets import inner_weights
 from strlora_tuner.saved import WEIGHTS
 
 # How temporary files begin: a dot, and the name of what they become.
-_LEFTOVERS = tuple(
-    f".{name}"
-    for name in (
-        "state.json.",
-        "manifest.json.",
-        "recipe.yaml.",
-        "matrix.csv.",
-        "report.html.",
-        "test_prompts.jsonl.",
-        "routing_probe.json.",
-        "tasks_told.json.",
-        "adapter.",
-        "predictions",
-        "scores.json.",
-        "routing.json.",
-        "train_metrics",
-        "answers.jsonl.",
-        "mixed.jsonl.",
-        "router",
-        "pool.json.",
-    )
+_LEFTOVERS = (
+    *(".state.json.", ".manifest.json.", ".recipe.yaml.", ".matrix.csv.", ".report.html."),
+    *(".test_prompts.jsonl.", ".routing_probe.json.", ".tasks_told.json.", ".adapter."),
+    *(".predictions", ".scores.json.", ".routing.json.", ".train_metrics", ".answers.jsonl."),
+    *(".mixed.jsonl.", ".router", ".pool.json."),
 )
 
 
@@ -83,30 +67,28 @@ def clean(recipe: Recipe, remove: bool, old_adapters: bool = False) -> Iterator[
 def removable(layout: RunLayout, state: RunState, old_adapters: bool) -> Iterator[Path]:
     """Yields what the policy allows to remove: files and folders inside the run folder."""
     yield from _leftovers(layout.root)
+    router = RouterLayout(layout.root)
+    trained = [record.index for record in state.chunks if record.trained]
+    # The chunk whose adapter the run continues: never newer than what is counted as done.
+    newest = min(max(trained, default=0), max(state.done, 1))
     for record in state.chunks:
         index = record.index
         yield from _leftovers(layout.chunk(index))
         host = layout.host(index)
         if record.trained:
-            yield from _existing(host, layout.mixed(index), RouterLayout(layout.root).host(index))
+            yield from _existing(host, layout.replay_file(index), router.host(index))
         else:
             yield from _spare_checkpoints(host)
-            yield from _spare_checkpoints(RouterLayout(layout.root).host(index))
+            yield from _spare_checkpoints(router.host(index))
         if record.evaluated:
             yield from _existing(layout.answers(index), layout.merged(index))
-        if old_adapters and record.trained and 0 < index < _newest_trained(state):
+        if old_adapters and record.trained and 0 < index < newest:
             pool = bool(record.router_sha256)
-            adapter = (RouterLayout(layout.root) if pool else layout).adapter(index)
+            adapter = (router if pool else layout).adapter(index)
             inner = [adapter / name for name in inner_weights(adapter)]
             yield from _existing(
                 *(adapter / name for name in (WEIGHTS, ewc.FILE, OPTIMIZER)), *inner
             )
-
-
-def _newest_trained(state: RunState) -> int:
-    """The chunk whose adapter the run continues: never newer than what is counted as done."""
-    trained = [record.index for record in state.chunks if record.trained]
-    return min(max(trained, default=0), max(state.done, 1))
 
 
 def _spare_checkpoints(host: Path) -> Iterator[Path]:

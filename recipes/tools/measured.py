@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.files import read_jsonl
 from recipes.config.recorded import migrate
 from recipes.config.schema import Recipe
 from recipes.processes.machine import hardware
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import RunChanged, check_same_run, flat, read_manifest, resolved
-from recipes.run_folder.state import ChunkRecord, StateError, load_state
+from recipes.run_folder.state import StateError, load_state
 
 GPU_MEMORY = "memory(GiB)"  # the host's own word in its metrics, on a GPU
 # What another run's recipe may say otherwise: none of it changes the time of a step or of an
@@ -80,7 +80,10 @@ def _measure(layout: RunLayout, steps: Mapping[int, int]) -> Measured | None:
     if not trained or not evaluated:
         return None
     main = [r.train_memory_gib for r in trained if r.train_memory_gib]
-    on_gpu = [value for r in trained for value in _gpu_memory(layout, r)]
+    on_gpu = []
+    for path in (layout.train_metrics(r.index) for r in trained):
+        with suppress(OSError, ValueError):
+            on_gpu += [float(row[GPU_MEMORY]) for row in read_jsonl(path) if GPU_MEMORY in row]
     return Measured(
         str(layout.root),
         len(trained),
@@ -90,10 +93,3 @@ def _measure(layout: RunLayout, steps: Mapping[int, int]) -> Measured | None:
         max(main, default=None),
         max(on_gpu, default=None),
     )
-
-
-def _gpu_memory(layout: RunLayout, record: ChunkRecord) -> Iterator[float]:
-    with suppress(OSError), layout.train_metrics(record.index).open(encoding="utf-8") as lines:
-        for line in lines:
-            with suppress(ValueError, KeyError):
-                yield float(json.loads(line)[GPU_MEMORY])

@@ -42,11 +42,9 @@ def sizes_of_methods(name: str, overrides: Sequence[str]) -> list[MethodSize]:
     for method in method_names():
         try:
             recipe = load_recipe(name, as_method(overrides, method))
-        except MethodError as error:
-            rows.append(MethodSize(method, why=error.message))
-            continue
-        except RecipeError as error:
-            rows.append(MethodSize(method, why=error.problems[0].message))
+        except (MethodError, RecipeError) as error:
+            first = error if isinstance(error, MethodError) else error.problems[0]
+            rows.append(MethodSize(method, why=first.message))
             continue
         shape = model_shape(recipe)
         if shape is None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from operator import mul
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from data_prep.check.lengths import spread
-from data_prep.files import read_jsonl
+from data_prep.files import numbered_jsonl, read_jsonl
 from data_prep.mini.mixtures import SIZES
 from data_prep.stream import Stream, StreamError
 from recipes.baselines.mr_lora.pool import router_lines
@@ -26,7 +25,6 @@ from recipes.tools.measured import Measured, find_measured
 from recipes.tools.memory.prediction import MemoryPlan, heavy_rows, plan_memory
 from recipes.tools.method_sizes import MethodSize
 from recipes.tools.token_counts import count_tokens
-from strlora_tuner.options import Size
 
 COUNTED_LINES = 200  # of a chunk's file, to find what a sample of it holds on average
 COUNTED_TOKENS = 100  # samples of the whole stream whose tokens the host counts
@@ -76,16 +74,6 @@ class ModelPlan:
 
 
 @dataclass(frozen=True)
-class BudgetPlan:
-    """What the recipe's budget asked for, and what it derived."""
-
-    asked: str
-    tuner: dict[str, float]
-    trained: int
-    wanted: int
-
-
-@dataclass(frozen=True)
 class Seconds:
     """Seconds of one training, of one evaluation and of the whole run, from measured means."""
 
@@ -98,8 +86,8 @@ class Seconds:
 class Plan:
     """A whole plan; what is None is not known.
 
-    `memory` is that of one process while it trains. `sources` says of each group of figures where
-    it comes from.
+    `budget` holds what it asked for and what it derived. `memory` is that of one process while it
+    trains. `sources` says of each group of figures where it comes from.
     """
 
     recipe: str
@@ -111,7 +99,7 @@ class Plan:
     questions: int | None
     tokens: TokenPlan | None
     model: ModelPlan | None
-    budget: BudgetPlan | None
+    budget: dict[str, Any] | None
     memory: MemoryPlan | None
     measured: Measured | None
     seconds: Seconds | None
@@ -131,11 +119,12 @@ def make_plan(recipe: Recipe, methods: Sequence[MethodSize] = (), count: bool = 
     stream: Stream | None = None
     with suppress(StreamError):
         stream = open_recipe_stream(recipe)
-    asked = _ask_host(recipe, stream) if count else _unknown("not counted (--quick)")
-    counted, memory, unknown = asked
+    counted, memory, unknown = (
+        _ask_host(recipe, stream) if count else _unknown("not counted (--quick)")
+    )
     chunks = [_chunk(recipe, stream, index, counted) for index in recipe.trained_chunks]
     shape = model_shape(recipe)
-    size = None if shape is None else adapter_size(recipe, shape)
+    matched = None if recipe.matched is None else recipe.matched.model_dump()
     measured = find_measured(recipe, {c.chunk: c.steps for c in chunks if c.steps is not None})
     seconds = None if measured is None else _seconds(chunks, measured)
     on_gpus = seconds is not None and not recipe.launcher.cpu
@@ -148,8 +137,8 @@ def make_plan(recipe: Recipe, methods: Sequence[MethodSize] = (), count: bool = 
         chunks=chunks,
         questions=_questions(recipe, stream),
         tokens=counted,
-        model=None if shape is None or size is None else _model(recipe, shape, size),
-        budget=_budget(recipe),
+        model=None if shape is None else _model(recipe, shape),
+        budget=matched and {"asked": recipe.budget, **matched},
         memory=memory,
         measured=measured,
         seconds=seconds,
@@ -184,14 +173,14 @@ def _ask_host(recipe: Recipe, stream: Stream | None) -> Asked:
     everything = (row for chunk in chunks for row in read_jsonl(stream.chunk_file(chunk)))
     candidates = rows + heavy_rows(everything, stream.root)
     try:
-        found = count_tokens(recipe, candidates, stream.root)
+        lengths = count_tokens(recipe, candidates, stream.root)
     except CountError as error:
         return _unknown(f"not known: {error}")
-    most, sample = recipe.model.max_length, found[: len(rows)]
+    most, sample = recipe.model.max_length, lengths[: len(rows)]
     long = sum(tokens > most for tokens in sample)
-    tokens = TokenPlan(len(rows), fmean(sample), max(found), long, most)
+    tokens = TokenPlan(len(rows), fmean(sample), max(lengths), long, most)
     try:
-        memory = plan_memory(recipe, candidates, found, stream.root)
+        memory = plan_memory(recipe, candidates, lengths, stream.root)
     except CountError as error:
         return tokens, None, {"memory": f"not known: {error}"}
     why = {} if memory else {"memory": "not known: all samples are over model.max_length"}
@@ -209,7 +198,9 @@ def _chunk(
         return ChunkPlan(index, evaluated)
     samples = sum(known)
     trained, steps = _trained(recipe, index, samples)
-    fisher = _fisher_samples(recipe, samples)
+    fisher = 0  # samples that are read once more, one at a time
+    if recipe.ewc is not None and recipe.ewc.fisher:
+        fisher = min(samples, recipe.ewc.samples or samples)
     routed, router_steps = _router(recipe, stream, index)
     read = trained + fisher + routed
     images = _images(stream, chunks, known) if stream else None
@@ -254,39 +245,30 @@ def _router(recipe: Recipe, stream: Stream | None, index: int) -> tuple[int, int
     return lines * epochs, -(-lines // recipe.schedule.global_batch) * epochs
 
 
-def _fisher_samples(recipe: Recipe, samples: int) -> int:
-    """Samples of a chunk that are read once more, one at a time, for EWC's Fisher information."""
-    if recipe.ewc is None or not recipe.ewc.fisher:
-        return 0
-    return min(samples, recipe.ewc.samples or samples)
-
-
 def _images(stream: Stream, chunks: Sequence[int], counts: Sequence[int]) -> float:
     """Mean images of a sample."""
-    means = [_mean_images(stream.chunk_file(chunk)) for chunk in chunks]
-    return sum(map(mul, counts, means)) / max(sum(counts), 1)
-
-
-def _mean_images(file: Path) -> float:
-    with file.open(encoding="utf-8") as lines:
-        rows = [len(json.loads(line).get("images") or []) for line in islice(lines, COUNTED_LINES)]
-    return fmean(rows) if rows else 0.0
+    total = 0.0
+    for chunk, count in zip(chunks, counts, strict=True):
+        first = islice((row for _, row in numbered_jsonl(stream.chunk_file(chunk))), COUNTED_LINES)
+        images = [len(row.get("images") or []) for row in first]
+        total += count * fmean(images or [0])
+    return total / max(sum(counts), 1)
 
 
 def _questions(recipe: Recipe, stream: Stream | None) -> int | None:
     """Test questions of one evaluation, of one set of weights."""
+    limit = recipe.eval.limit or 10**9
     if stream is not None:
-        limit = recipe.eval.limit or 10**9
         tasks = recipe.eval.tasks or stream.tasks
         return sum(min(limit, stream.task(task).test.samples) for task in tasks)
     if not _is_known_mini(recipe.data):
         return None
     size = SIZES[recipe.data.size]
-    tasks = recipe.eval.tasks or size.tasks(recipe.data.seed)
-    return len(tasks) * min(size.test, recipe.eval.limit or size.test)
+    return len(recipe.eval.tasks or size.tasks(recipe.data.seed)) * min(size.test, limit)
 
 
-def _model(recipe: Recipe, shape: Shape, size: Size) -> ModelPlan:
+def _model(recipe: Recipe, shape: Shape) -> ModelPlan:
+    size = adapter_size(recipe, shape)
     return ModelPlan(
         parameters=shape.parameters,
         trained_parameters=size.trained,
@@ -294,13 +276,6 @@ def _model(recipe: Recipe, shape: Shape, size: Size) -> ModelPlan:
         trained_share=size.trained / shape.parameters,
         adapters_gib=stored_by_all(recipe, size) * BYTES / GIB,
     )
-
-
-def _budget(recipe: Recipe) -> BudgetPlan | None:
-    matched = recipe.matched
-    if matched is None:
-        return None
-    return BudgetPlan(recipe.budget or "", matched.tuner, matched.trained, matched.wanted)
 
 
 def _seconds(chunks: Sequence[ChunkPlan], measured: Measured) -> Seconds | None:

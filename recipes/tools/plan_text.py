@@ -19,12 +19,8 @@ def as_text(plan: Plan) -> Iterator[str]:
     for chunk in plan.chunks if any(c.samples is not None for c in plan.chunks) else ():
         counts = [chunk.samples, chunk.steps, chunk.tokens, chunk.images]
         yield _chunk_line(f"{chunk.chunk:6d}", counts, "yes" if chunk.evaluated else "no")
-    sums = [
-        _sum([chunk.samples for chunk in plan.chunks]),
-        _sum([chunk.steps for chunk in plan.chunks]),
-        _sum([chunk.tokens for chunk in plan.chunks]),
-        _sum([chunk.images for chunk in plan.chunks]),
-    ]
+    columns = zip(*((c.samples, c.steps, c.tokens, c.images) for c in plan.chunks), strict=True)
+    sums = [None if None in column else sum(column) for column in columns] or [0] * 4
     evaluations = 1 + sum(chunk.evaluated for chunk in plan.chunks)
     asked = "" if plan.questions is None else f" x {plan.questions} questions"
     yield _chunk_line("   all", sums, f"{evaluations}{asked}")
@@ -42,11 +38,6 @@ def as_text(plan: Plan) -> Iterator[str]:
     yield from (f"  {name:<8} {text}" for name, text in plan.sources.items())
 
 
-def _sum(values: Sequence[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
 def _chunk_line(name: str, counts: Sequence[int | None], last: str) -> str:
     texts = [UNKNOWN if value is None else f"{value:,}" for value in counts]
     samples, steps, tokens, images = texts
@@ -55,14 +46,11 @@ def _chunk_line(name: str, counts: Sequence[int | None], last: str) -> str:
 
 def _extra_text(chunks: Sequence[ChunkPlan]) -> Iterator[str]:
     """What is read beside the chunks' own samples."""
-    routed = sum(chunk.routed for chunk in chunks)
-    replayed = sum(chunk.replayed for chunk in chunks)
-    fisher = sum(chunk.fisher for chunk in chunks)
-    if routed:
+    if routed := sum(chunk.routed for chunk in chunks):
         yield f"steps and tokens include {routed:,} samples read by the routers, all their passes"
-    if replayed:
+    if replayed := sum(chunk.replayed for chunk in chunks):
         yield f"steps and tokens include {replayed:,} replayed samples"
-    if fisher:
+    if fisher := sum(chunk.fisher for chunk in chunks):
         yield f"tokens include {fisher:,} samples read once more for the Fisher information of EWC"
 
 
@@ -78,11 +66,9 @@ def _model_text(plan: Plan) -> Iterator[str]:
         f"{model.adapters_gib:.2f} GiB of adapters (float32)"
     )
     if plan.budget is not None:
-        derived = ", ".join(f"{key} {value:g}" for key, value in plan.budget.tuner.items())
-        yield (
-            f"  budget   {plan.budget.asked}: {derived}; the adapter trains "
-            f"{plan.budget.trained:,} for {plan.budget.wanted:,}"
-        )
+        derived = ", ".join(f"{key} {value:g}" for key, value in plan.budget["tuner"].items())
+        sizes = "{trained:,} for {wanted:,}".format_map(plan.budget)
+        yield f"  budget   {plan.budget['asked']}: {derived}; the adapter trains {sizes}"
     if (memory := plan.memory) is not None:
         parts = ", ".join(f"{name} {value:.2f}" for name, value in memory.parts.items())
         yield f"memory     {memory.verdict}"

@@ -68,7 +68,10 @@ def _commands(
         yield infer_command(recipe, layout, layout.prompts, 0).as_shell()
         return
     evaluated = recipe.evaluates_after(chunk)
-    yield f"{of}: {_what(recipe, chunk)}{', then evaluate' if evaluated else ''}"
+    what = recipe.protocol.training_text
+    if recipe.replay is not None and recipe.replays(chunk):
+        what = f"mix in {recipe.replay.share:g} of past samples, {what}"
+    yield f"{of}: {what}{', then evaluate' if evaluated else ''}"
     files = training_files(recipe, layout, chunk, stream)
     own = chunk_only_file(recipe, layout, chunk, stream)
     yield train_command(recipe, layout, files, chunk, own=own).as_shell()
@@ -87,10 +90,3 @@ def _commands(
 
 def _numbers(chunks: list[int]) -> str:
     return str(chunks[0]) if len(chunks) == 1 else f"{chunks[0]} to {chunks[-1]}"
-
-
-def _what(recipe: Recipe, chunk: int) -> str:
-    training = recipe.protocol.training_text
-    if recipe.replay is not None and recipe.replays(chunk):
-        return f"mix in {recipe.replay.share:g} of past samples, {training}"
-    return training

@@ -41,18 +41,18 @@ def differences(first: Path, second: Path) -> dict[str, list[str]]:
     """
     one, two = RunLayout(first), RunLayout(second)
     old, new = read_manifest(one), read_manifest(two)
-    found = {"config": _changed(old["recipe"], new["recipe"], ("run_dir", "start_from"))}
-    found["data"] = _changed(old["data"], new["data"], ("stream",))
+    differing = {"config": _changed(old["recipe"], new["recipe"], ("run_dir", "start_from"))}
+    differing["data"] = _changed(old["data"], new["data"], ("stream",))
     starts = [each.get("start_from", {}).get("sha256") for each in (old, new)]
-    found["data"] += _changed({"start_from": starts[0]}, {"start_from": starts[1]})
-    found["model"] = _changed(old["model"], new["model"], ("path",))
+    differing["data"] += _changed({"start_from": starts[0]}, {"start_from": starts[1]})
+    differing["model"] = _changed(old["model"], new["model"], ("path",))
     for kind in CAUSES[3:]:
-        found[kind] = _changed({kind: old.get(kind)}, {kind: new.get(kind)})
+        differing[kind] = _changed({kind: old.get(kind)}, {kind: new.get(kind)})
     if "environment" not in old:  # earlier versions recorded none
-        found["environment"] = []
-    found["adapters"] = _changed(_adapters(one), _adapters(two), both=True)
-    found["scores"] = _changed(_scores(one), _scores(two), both=True)
-    return found
+        differing["environment"] = []
+    differing["adapters"] = _changed(_adapters(one), _adapters(two), both=True)
+    differing["scores"] = _changed(_scores(one), _scores(two), both=True)
+    return differing
 
 
 def _changed(old: Any, new: Any, but: tuple[str, ...] = (), both: bool = False) -> list[str]:
@@ -77,19 +77,19 @@ def _scores(layout: RunLayout) -> dict[str, str]:
         return {f"chunk {r['chunk']} {r['task']}": r["score"] for r in csv.DictReader(file)}
 
 
-def as_text(first: Path, second: Path, found: dict[str, list[str]]) -> Iterator[str]:
+def as_text(first: Path, second: Path, differing: dict[str, list[str]]) -> Iterator[str]:
     """The differences for people, results last with the verdict."""
     yield f"{second} against {first}:"
     for kind in (*CAUSES, *RESULTS):
-        yield f"  {kind:<11} {'the same' if not found[kind] else 'differs'}"
-        yield from (f"    {line}" for line in found[kind])
+        yield f"  {kind:<11} {'the same' if not differing[kind] else 'differs'}"
+        yield from (f"    {line}" for line in differing[kind])
     count = len(_adapters(RunLayout(second)))
-    if any(found[kind] for kind in RESULTS):
+    if any(differing[kind] for kind in RESULTS):
         yield "not reproduced: the first kinds above that differ are where to look"
     else:
         yield f"reproduced: the adapters of {count} chunks and all scores, bit for bit"
 
 
-def is_same(found: dict[str, list[str]]) -> bool:
+def is_same(differing: dict[str, list[str]]) -> bool:
     """Whether adapters and scores are the same."""
-    return not any(found[kind] for kind in RESULTS)
+    return not any(differing[kind] for kind in RESULTS)

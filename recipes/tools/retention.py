@@ -21,8 +21,8 @@ def must_stay(recipe: Recipe, layout: RunLayout, state: RunState) -> Iterator[st
         yield f"{layout.adapter(done)}, which the next chunk goes on from"
     if recipe.replay is not None and done:
         yield f"{layout.replay(done)}, and the pictures of the samples in it"
-    if recipe.told and done:
-        yield f"all chunk files of {stream}: tuner.sentence = {recipe.told} looks their texts up"
+    if (labels := recipe.task_labels) and done:
+        yield f"all chunk files of {stream}: tuner.sentence = {labels} looks their texts up"
 
 
 def may_go(recipe: Recipe, state: RunState) -> Iterator[str]:
@@ -34,7 +34,7 @@ def may_go(recipe: Recipe, state: RunState) -> Iterator[str]:
             f"adapters of chunks {before[0]} to {before[-1]} (clean --old-adapters): those chunks "
             "cannot be asked or evaluated again"
         )
-    if state.done and not recipe.told and (recipe.protocol.grows or state.finished):
+    if state.done and not recipe.task_labels and (recipe.protocol.grows or state.finished):
         yield (
             f"chunk files {_names(recipe, state)} of {recipe.data.stream}, and pictures that "
             "nothing above names: reproduce cannot train them again, no other run can, and an "

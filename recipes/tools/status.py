@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import complete_lines
-from recipes.baselines.replay import ReplayError
 from recipes.config.schema import Recipe
 from recipes.processes.run_lock import is_held, is_here, read_holder
 from recipes.run.chunk_data import check_carried
@@ -131,8 +130,8 @@ def _last_step(metrics: Path) -> tuple[str | None, float | None]:
 def _add_life(status: Status, layout: RunLayout) -> None:
     """Who works on the run. On its own machine the kernel knows; elsewhere the lock file tells."""
     holder = read_holder(layout.lock)
+    status.life = "stopped"
     if not holder or (is_here(holder) and not is_held(layout.lock)):
-        status.life = "stopped"
         return
     status.life = "running"
     status.process, status.machine = holder.get("pid"), holder.get("machine")
@@ -168,7 +167,7 @@ def verify(recipe: Recipe) -> Iterator[str]:
             check_adapter(adapter, recipe.tuner_type)
             if not pruned:
                 check_carried(recipe, layout, record)
-        except (AdapterError, CheckpointError, ReplayError) as error:
+        except (AdapterError, CheckpointError) as error:
             yield f"chunk {record.index}: {error}"
 
 
@@ -215,13 +214,11 @@ def _chunk_text(chunk: ChunkStatus) -> str:
 
 def _life_text(status: Status) -> str:
     who = f"process {status.process} on {status.machine}"
-    if status.life == "running":
-        return f"running ({who})"
-    if status.life == "silent":
-        return (
-            f"no sign of life for {duration(status.silent_seconds or 0.0)} from {who}; if it is "
-            "gone, the command run continues it"
-        )
-    if status.life == "grown":
-        return "finished, and its stream has grown since; the command run continues it"
-    return "finished" if status.life == "finished" else "stopped; the command run continues it"
+    silent = f"no sign of life for {duration(status.silent_seconds or 0.0)} from {who}"
+    return {
+        "running": f"running ({who})",
+        "silent": f"{silent}; if it is gone, the command run continues it",
+        "grown": "finished, and its stream has grown since; the command run continues it",
+        "finished": "finished",
+        "stopped": "stopped; the command run continues it",
+    }[status.life]

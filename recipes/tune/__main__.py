@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from types import FrameType
 
-import yaml
+from omegaconf import OmegaConf
 
 from data_prep.files import write_json, write_text
 from data_prep.stream import MANIFEST, StreamError
-from recipes import REPO
+from recipes import REPO, UserError
 from recipes.config.loading import find_recipe, load_recipe
 from recipes.config.method import METHOD_BLOCKS, find_method
 from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
 from recipes.config.schema import Recipe
-from recipes.run.session import RunError
-from recipes.run_folder.state import StateError
+from recipes.processes.stopping import Stopped, stop_on_signals
 from recipes.sweep.axes import Asked, Axes, asked_for
 from recipes.sweep.cells import Sweep, make_sweep
 from recipes.sweep.door import plan_text
@@ -38,10 +35,6 @@ from recipes.tune.writing import write_tuned
 
 FOLDER = Path("runs/tune")
 GATE_SCALE = "gate_scale"
-
-
-class Interrupted(Exception):
-    """A signal stopped the tuning; the message names it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,14 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join([*plan_text(sweep), *(cell.name for cell in sweep.cells)]))
         print("# nothing was run")
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    stop_on_signals()
     try:
         sweep.save()
         results = run_cells(sweep, options.jobs, lambda line: print(line, flush=True))
         return _finish(sweep, options.write, path.stem, results)
-    except (StreamError, StateError, RunError, Interrupted, ValueError, OSError) as error:
-        print(f"\nstopped: {error}", file=sys.stderr)
+    except (Stopped, UserError, StreamError, ValueError, OSError) as error:
+        print(f"\nstopped: {error}; the same command continues from there", file=sys.stderr)
         return 1
 
 
@@ -83,21 +75,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="applied to every run")
     parser.add_argument("--methods", required=True, metavar="a,b", help="files of recipes/methods/")
     parser.add_argument("--seeds", metavar="0-2", help="a setting counts by its mean over them")
-    parser.add_argument(
-        "--grid",
-        action="append",
-        default=[],
-        metavar="KEY=V,V",
-        help="an axis: scale (factor on the recipe's first rate), later (later rate as a share of "
-        "the first's) or any key of the recipe; repeat it. Default: scale=0.5,1,2 later=0.5,1, "
-        "and tuner.gate_scale=one,num_experts where the method has gates",
+    text = (
+        "an axis: scale (factor on the recipe's first rate), later (later rate as a share of the "
+        "first's) or any key of the recipe; repeat it. Default: scale=0.5,1,2 later=0.5,1, and "
+        "tuner.gate_scale=one,num_experts where the method has gates"
     )
+    parser.add_argument("--grid", action="append", default=[], metavar="KEY=V,V", help=text)
     parser.add_argument("--stream", type=Path, help="a stream folder kept for tuning")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
     parser.add_argument("--dry-run", action="store_true", help="only list the runs")
-    parser.add_argument(
-        "--write", action="store_true", help="write the choice into recipes/methods/NAME.yaml"
-    )
+    text = "write the choice into recipes/methods/NAME.yaml"
+    parser.add_argument("--write", action="store_true", help=text)
     return parser
 
 
@@ -176,32 +164,17 @@ def _write_choices(
             continue
         own = [result for result in results if result.cell.recipe.method == method]
         path = find_method(method).file
-        values = {key: _value(text) for key, text in chosen[method].settings}
-        write_tuned(path, recipe, values, _comments(own, chosen))
+        day, data = datetime.now(timezone.utc).date().isoformat(), own[0].cell.recipe.data
+        comments = [  # when, on what, and the table that chose them
+            f"chosen by recipes.tune on {day}: highest Last after {data.chunks} chunks",
+            f"on {data.stream}, a stream kept for tuning; what the table does not name was kept",
+            *as_markdown(own, chosen).splitlines(),
+        ]
+        # As OmegaConf reads a value: PyYAML takes 1e-5 for a word.
+        pairs = [f"{key}={text}" for key, text in chosen[method].settings]
+        write_tuned(path, recipe, OmegaConf.from_dotlist(pairs), comments)
         print(f"{method}: written into {os.path.relpath(path, REPO)}")
     return code
-
-
-def _value(text: str) -> str | int | float | bool | None:
-    """A value as YAML reads it; PyYAML takes 1e-5 for a word."""
-    value: str | int | float | bool | None = yaml.safe_load(text)
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _comments(results: Sequence[Result], chosen: dict[str, Setting]) -> list[str]:
-    """Over the values: when, on what, and the table that chose them."""
-    day = datetime.now(timezone.utc).date().isoformat()
-    data = results[0].cell.recipe.data
-    how = f"chosen by recipes.tune on {day}: highest Last after {data.chunks} chunks"
-    where = f"on {data.stream}, a stream kept for tuning; what the table does not name was kept"
-    return [how, where, *as_markdown(results, chosen).splitlines()]
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(f"by {signal.Signals(number).name}; the same command continues from there")
 
 
 if __name__ == "__main__":

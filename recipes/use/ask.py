@@ -11,7 +11,7 @@ from data_prep.files import Record, read_jsonl, write_jsonl
 from data_prep.images import inspect
 from eval.questions import IMAGE, Form, form_of
 from recipes.processes.host_process import HostProcess
-from recipes.processes.log_errors import exit_text, last_error
+from recipes.processes.log_errors import cause_of, exit_text
 from recipes.run.commands import infer_command
 from recipes.run_folder.layout import RunLayout
 from recipes.use.finished_adapter import FinishedAdapter, UseError, adapter_text
@@ -54,7 +54,8 @@ def ask(
     Raises:
         UseError: a picture cannot be read, or the host failed.
     """
-    turns = checked_turns(run_form(adapter.layout), question, pictures)
+    form = form_of(asked_questions(adapter.layout))
+    turns = checked_turns(form, question, pictures)
     recipe = adapter.alone
     if max_tokens is not None:
         limit = {"max_new_tokens": max_tokens}
@@ -67,32 +68,19 @@ def ask(
         kept = {k: v for k, v in command.environment.items() if k not in (ROUTING_FILE, PROBE_FILE)}
         kept |= environment or {}
         log, answers = layout.eval_log(adapter.chunk), layout.answers(adapter.chunk)
-        code = HostProcess(replace(command, environment=kept), log).wait(lambda: None)
+        code = HostProcess(replace(command, environment=kept), log).wait()
         if code or not answers.is_file():
-            cause = "\n".join(f"    {line}" for line in last_error(log))
-            raise UseError(f"the host {exit_text(code)} without an answer:\n{cause}")
+            raise UseError(f"the host {exit_text(code)} without an answer:\n{cause_of(log)}")
         line = read_jsonl(answers)[0]
         if line.get("error"):
             raise UseError(f"the question could not be answered: {line['error']}")
-        return Answer(
-            str(line["response"]),
-            line.get("finish_reason"),
-            adapter_text(log),
-            line.get("expert"),
-        )
+        finish, expert = line.get("finish_reason"), line.get("expert")
+        return Answer(str(line["response"]), finish, adapter_text(log), expert)
 
 
-def pictures_asked(layout: RunLayout) -> int:
-    """How many pictures the run's first test question has."""
-    asked = layout.prompts
-    lines = read_jsonl(asked, torn_tail=True) if asked.is_file() else []
-    return len(lines[0].get("images") or []) if lines else 0
-
-
-def run_form(layout: RunLayout) -> Form:
-    """How the run's test questions were put to it."""
-    asked = layout.prompts
-    return form_of(read_jsonl(asked, torn_tail=True) if asked.is_file() else [])
+def asked_questions(layout: RunLayout) -> list[Record]:
+    """What the run was asked in its evaluations; nothing where there was none."""
+    return read_jsonl(layout.prompts, torn_tail=True) if layout.prompts.is_file() else []
 
 
 def checked_turns(form: Form, question: str, pictures: Sequence[Path]) -> list[Record]:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data_prep.files import Record
-from eval.questions import Form
-from recipes.use.ask import checked_turns, run_form
+from eval.questions import Form, form_of
+from recipes.use.ask import asked_questions, checked_turns
 from recipes.use.finished_adapter import FinishedAdapter, UseError
 from recipes.use.serve import LOOPBACK, Server, serve
 
@@ -40,7 +40,7 @@ def chat(adapter: FinishedAdapter, pictures: Sequence[Path], where: Path) -> Non
     def talk(server: Server) -> None:
         print("; ".join(filter(None, [adapter.title, server.adapter])), file=sys.stderr)
         print(HELP, file=sys.stderr, flush=True)
-        lines, form = _typed_lines(), run_form(adapter.layout)
+        lines, form = _typed_lines(), form_of(asked_questions(adapter.layout))
         converse(server, form, lines, pictures, where, lambda text: print(text, flush=True))
         raise Ended
 
@@ -104,7 +104,11 @@ def converse(
 
 
 def _ask(server: Server, turns: Sequence[Record], pictures: Sequence[Path]) -> str:
-    body = {"model": server.model, "messages": turns, "images": [_data_url(p) for p in pictures]}
+    images = []
+    for picture in pictures:
+        kind = mimetypes.guess_type(picture.name)[0] or "image/png"
+        images.append(f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}")
+    body = {"model": server.model, "messages": turns, "images": images}
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {server.key}"}
     request = urllib.request.Request(
         f"{server.url}/chat/completions", json.dumps(body).encode(), headers
@@ -116,8 +120,3 @@ def _ask(server: Server, turns: Sequence[Record], pictures: Sequence[Path]) -> s
         raise UseError(f"no answer: {error.read().decode(errors='replace')}") from error
     except OSError as error:
         raise UseError(f"the server does not answer: {error}; its log: {server.log}") from error
-
-
-def _data_url(picture: Path) -> str:
-    kind = mimetypes.guess_type(picture.name)[0] or "image/png"
-    return f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,11 +15,12 @@ from eval.report.model_card import Published, card_after
 from recipes import REPO
 from recipes.processes.command import Command
 from recipes.processes.host_process import HostProcess
-from recipes.processes.log_errors import exit_text, last_error
+from recipes.processes.log_errors import cause_of, exit_text
 from recipes.processes.machine import versions
 from recipes.run.commands import HOST_PLUGIN
 from recipes.run_folder.manifest import read_manifest
-from recipes.use.ask import ask, pictures_asked
+from recipes.run_folder.whole_folder import whole_folder
+from recipes.use.ask import ask, asked_questions
 from recipes.use.finished_adapter import FinishedAdapter, UseError
 from strlora_tuner.methods import LORA
 from strlora_tuner.options import LORA_FOLDER
@@ -66,32 +66,22 @@ def export(
     local = adapter.recipe.model.is_local
     name = base_name or (model.name if local else str(model))
     licence = licence or _licence(model)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
+    with whole_folder(target) as folder:
         if merged:
-            _merge(adapter, temporary)
+            _merge(adapter, folder)
         else:
-            _copy_adapter(adapter, temporary, name, instruction)
-        for file in _licence_files(model):
-            shutil.copyfile(file, temporary / file.name)
+            _copy_adapter(adapter, folder, name, instruction)
+        for file in model.iterdir() if model.is_dir() else ():
+            if file.is_file() and file.name.lower().startswith(LICENCE_NAMES):
+                shutil.copyfile(file, folder / file.name)
         published = Published(name, licence, merged)
-        write_text(
-            temporary / "README.md", card_after(adapter.layout.root, adapter.chunk, published)
-        )
+        card = card_after(adapter.layout.root, adapter.chunk, published)
         if instruction is not None:
-            with (temporary / "README.md").open("a", encoding="utf-8") as card:
-                card.write(ONE_INSTRUCTION.format(json.dumps(instruction)))
+            card += ONE_INSTRUCTION.format(json.dumps(instruction))
+        write_text(folder / "README.md", card)
         recorded = read_manifest(adapter.layout).get("versions", {})
-        write_json(temporary / VERSIONS, {"trained_with": recorded, "exported_with": versions()})
-        os.chmod(temporary, 0o755)
-        if target.is_dir():
-            target.rmdir()
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return _told(adapter, target, name, licence, local and not base_name and not merged)
+        write_json(folder / VERSIONS, {"trained_with": recorded, "exported_with": versions()})
+    return _summary(adapter, target, name, licence, local and not base_name and not merged)
 
 
 def _check(adapter: FinishedAdapter, target: Path, merged: bool, instruction: str | None) -> None:
@@ -140,7 +130,8 @@ def _write_lora(adapter: FinishedAdapter, folder: Path, instruction: str) -> Non
 
     Where the run's questions have pictures, the prompt has a blank one: pictures are no text.
     """
-    count = instruction.count(IMAGE) or pictures_asked(adapter.layout)
+    first = next(iter(asked_questions(adapter.layout)), {})
+    count = instruction.count(IMAGE) or len(first.get("images") or [])
     with tempfile.TemporaryDirectory() as place:
         blank = Path(place) / "blank.png"
         Image.new("RGB", (64, 64), "white").save(blank)
@@ -169,17 +160,11 @@ def _merge(adapter: FinishedAdapter, folder: Path) -> None:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     with adapter.beside() as layout:
         log = layout.eval_log(adapter.chunk)
-        code = HostProcess(Command("export", tuple(words), environment), log).wait(lambda: None)
+        code = HostProcess(Command("export", tuple(words), environment), log).wait()
         if code or not (folder / "config.json").is_file():
-            cause = "\n".join(f"    {line}" for line in last_error(log))
-            raise UseError(f"the host {exit_text(code)} while merging:\n{cause}")
+            raise UseError(f"the host {exit_text(code)} while merging:\n{cause_of(log)}")
     for left in ("args.json", "README.md"):  # of this machine, and the base model's own card
         (folder / left).unlink(missing_ok=True)
-
-
-def _licence_files(model: Path) -> list[Path]:
-    found = sorted(model.iterdir()) if model.is_dir() else []
-    return [f for f in found if f.is_file() and f.name.lower().startswith(LICENCE_NAMES)]
 
 
 def _licence(model: Path) -> str | None:
@@ -191,7 +176,7 @@ def _licence(model: Path) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def _told(
+def _summary(
     adapter: FinishedAdapter, target: Path, name: str, licence: str | None, nameless: bool
 ) -> list[str]:
     files = sorted(target.iterdir())

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from recipes import UserError
 from recipes.baselines.mr_lora.pool import check_pool, write_pool
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
@@ -21,7 +22,7 @@ from recipes.run_folder.state import RunState, load_state
 from strlora_tuner.saved import AdapterError
 
 
-class UseError(Exception):
+class UseError(UserError):
     """The run's model cannot be used as asked; the message says why and what to do."""
 
 

@@ -36,16 +36,16 @@ def push(
         raise UseError(f"push: found {repository!r}, expected OWNER/NAME")
     with tempfile.TemporaryDirectory(prefix="strlora-") as temporary:
         folder = Path(temporary) / "export"
-        told = export(adapter, folder, base_name=base_name, licence=licence)[1:]
+        summary = export(adapter, folder, base_name=base_name, licence=licence)[1:]
         files = [
             f"  {file.name}  {file.stat().st_size:,} bytes  sha256 {sha256_file(file)}"
             for file in sorted(folder.iterdir())
         ]
         if dry_run:
             ending = "this was a dry run: nothing was sent"
-            return [f"to {repository} would go:", *files, *told, ending]
+            return [f"to {repository} would go:", *files, *summary, ending]
         address = _send(folder, repository, f"Chunk {adapter.chunk} of {adapter.recipe.name}")
-    return [f"to {address} went:", *files, *told]
+    return [f"to {address} went:", *files, *summary]
 
 
 def _send(folder: Path, repository: str, message: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recipes.processes.host_process import HostProcess
-from recipes.processes.log_errors import exit_text, last_error
+from recipes.processes.log_errors import cause_of, exit_text
 from recipes.run.commands import deploy_command
 from recipes.use.finished_adapter import FinishedAdapter, UseError, adapter_text
 
@@ -67,17 +67,16 @@ def serve(
         command = replace(command, environment={**command.environment, **more})
         near = _EVERYWHERE.get(host, host)
         url = f"http://{f'[{near}]' if ':' in near else near}:{port}"
-        told = False
+        announced = False
 
         def tick() -> None:
-            nonlocal told
-            if not told and _answers(url):
-                told = True
+            nonlocal announced
+            if not announced and _answers(url):
+                announced = True
                 ready(Server(f"{url}/v1", name, key, adapter_text(log), log))
 
         code = HostProcess(command, log).wait(tick)
-        cause = "\n".join(f"    {line}" for line in last_error(log))
-        raise UseError(f"the server {exit_text(code)}:\n{cause}")
+        raise UseError(f"the server {exit_text(code)}:\n{cause_of(log)}")
 
 
 def _free_port(host: str, port: int) -> int:

@@ -53,13 +53,10 @@ class Inbox:
         for path in sorted(self.folder.iterdir()):
             if path.name.startswith(".") or path.name.endswith((MARK, *_UNFINISHED)):
                 continue
-            if path.name in (ACCEPTED, REJECTED) or self._is_kept(path):
+            if path.name in (ACCEPTED, REJECTED):
                 continue
-            if self._is_whole(path):
+            if not any(kept.is_relative_to(path) for kept in self.kept) and self._is_whole(path):
                 yield path
-
-    def _is_kept(self, path: Path) -> bool:
-        return any(kept.is_relative_to(path) for kept in self.kept)
 
     def _is_whole(self, path: Path) -> bool:
         """Tell whether a delivery is marked, or has been at rest for long enough.

@@ -6,7 +6,6 @@ that is behind its stream goes on. So a kill at any moment loses nothing and doe
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,15 +107,13 @@ class Watch:
                 raise DataError("again", f"the same content is in {stream} already")
         except StreamBusy:
             raise
-        except BadSamples as error:
-            self._reject(path, listing(error.problems, most=1000) + error.note)
-            return
-        except DataError as error:
-            self._reject(path, str(error))
-            return
-        except StreamError as error:
-            open_stream(stream)  # raises where the stream itself is at fault
-            self._reject(path, str(error))
+        except (DataError, StreamError) as error:
+            text = str(error)
+            if isinstance(error, BadSamples):
+                text = listing(error.problems, most=1000) + error.note
+            elif isinstance(error, StreamError):
+                open_stream(stream)  # raises where the stream itself is at fault
+            self._reject(path, text)
             return
         samples = sum(each.samples for each in made)
         _say(f"{path.name}: accepted, {samples} samples, into {stream}")
@@ -210,4 +207,4 @@ def _expect_unchanged(path: Path, before: int) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stdout, flush=True)
+    print(text, flush=True)

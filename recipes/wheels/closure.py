@@ -6,6 +6,8 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.parser import HeaderParser
+from functools import reduce
+from operator import and_
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -51,27 +53,17 @@ class Demand:
     @property
     def specifier(self) -> SpecifierSet:
         """The ranges of all who ask, together."""
-        joined = SpecifierSet()
-        for each in self.asked.values():
-            joined &= each
-        return joined
+        return reduce(and_, self.asked.values(), SpecifierSet())
 
     def refusing(self, version: str) -> dict[str, SpecifierSet]:
         """Returns who refuses `version`, with the range that each asks for."""
-        return {
-            who: each
-            for who, each in self.asked.items()
-            if not each.contains(version, prereleases=True)
-        }
+        asked = self.asked.items()
+        return {who: each for who, each in asked if not each.contains(version, prereleases=True)}
 
     def bounded_above(self) -> bool:
         """Whether anybody but requirements.txt limits the version from above."""
-        return any(
-            part.operator in _UPPER
-            for who, each in self.asked.items()
-            if not who.endswith(".txt")
-            for part in each
-        )
+        others = (each for who, each in self.asked.items() if not who.endswith(".txt"))
+        return any(part.operator in _UPPER for each in others for part in each)
 
 
 Demands = dict[str, Demand]
@@ -118,15 +110,9 @@ def applicable(
     requires: Iterable[str | Requirement], extras: set[str], environment: Mapping[str, str]
 ) -> list[Requirement]:
     """Returns the requirements whose markers hold, with the extras that are asked for."""
-    found = []
-    for line in requires:
-        requirement = line if isinstance(line, Requirement) else Requirement(line)
-        marker = requirement.marker
-        if marker is None or any(
-            marker.evaluate({**environment, "extra": extra}) for extra in ("", *sorted(extras))
-        ):
-            found.append(requirement)
-    return found
+    wanted = [{**environment, "extra": extra} for extra in ("", *sorted(extras))]
+    every = [line if isinstance(line, Requirement) else Requirement(line) for line in requires]
+    return [r for r in every if r.marker is None or any(map(r.marker.evaluate, wanted))]
 
 
 def close(

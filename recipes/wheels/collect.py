@@ -102,24 +102,24 @@ class Fetcher:
         """
         say("fetching " + ", ".join(sorted(demands)))
         lines = {name: self._line(name, demand) for name, demand in demands.items()}
-        with tempfile.TemporaryDirectory() as name:
-            into = Path(name)
+        with tempfile.TemporaryDirectory() as temporary:
+            into = Path(temporary)
             if self._download(into, list(lines.values())):  # one failed: one by one
                 for package, line in lines.items():
                     if self._download(into, [line]):
                         self._build(into, package, demands[package])
             for path in into.glob("*.whl"):
+                name = read_wheel(path).name
+                for other in self.folder.glob("*.whl"):
+                    if read_wheel(other).name == name:
+                        other.unlink()
                 shutil.move(path, self.folder / path.name)
-                self._drop_others(self.folder / path.name)
-        found = {wheel.name: wheel for wheel in self.wheels() if wheel.name in demands}
+        wheels = map(read_wheel, sorted(self.folder.glob("*.whl")))
+        found = {wheel.name: wheel for wheel in wheels if wheel.name in demands}
         missing = demands.keys() - found.keys()
         if missing:
             raise WheelError(f"pip brought no wheel of {', '.join(sorted(missing))}")
         return found
-
-    def wheels(self) -> list[Wheel]:
-        """Returns all wheels of the folder."""
-        return [read_wheel(path) for path in sorted(self.folder.glob("*.whl"))]
 
     def spares(self, demands: Mapping[str, Demand]) -> dict[str, Wheel]:
         """Returns small pure-Python wheels of the packages that have one."""
@@ -161,12 +161,6 @@ class Fetcher:
                 f"{path.name} was built for this Python; run setup.sh with PYTHON=python"
                 f"{self.python} to build it for {self.python}"
             )
-
-    def _drop_others(self, kept: Path) -> None:
-        name = read_wheel(kept).name
-        for path in self.folder.glob("*.whl"):
-            if path != kept and read_wheel(path).name == name:
-                path.unlink()
 
 
 def implied(beside: Mapping[str, str | None], python: str) -> dict[str, None]:
@@ -220,21 +214,18 @@ def collect(folder: Path, python: str, beside: Mapping[str, str | None], whole: 
     fetch = Fetcher(folder, python, pins)
     environment = environment_of(python)
     wheels, demands = close(roots, present, environment, fetch)
-    unknown = {
-        name: demand
-        for name, demand in demands.items()
-        if name in present and present[name] is None
-    }
     say("fetching spares for what may be too new there")
+    unknown = {n: d for n, d in demands.items() if present.get(n, "") is None}
     spares = fetch.spares({n: d for n, d in unknown.items() if d.bounded_above()})
     kept = {wheel.file for wheel in (*wheels.values(), *spares.values())}
     for path in folder.glob("*.whl"):
         if path.name not in kept:
             path.unlink()
+    collected = {**wheels, **spares}
     rows = [
         {"file": wheel.file, "name": name, "version": wheel.version, "spare": name in spares,
          "sha256": hashlib.sha256((folder / wheel.file).read_bytes()).hexdigest()}
-        for name, wheel in sorted({**wheels, **spares}.items())
+        for name, wheel in sorted(collected.items())
     ]  # fmt: skip
     left_out = {name: why for name, why in LEFT_OUT.items() if name in demands}
     manifest = {
@@ -243,7 +234,6 @@ def collect(folder: Path, python: str, beside: Mapping[str, str | None], whole: 
         "wheels": rows,
     }  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    files = (wheel.file for wheel in {**wheels, **spares}.values())
-    size = sum((folder / file).stat().st_size for file in files) / 2**20
+    size = sum((folder / wheel.file).stat().st_size for wheel in collected.values()) / 2**20
     say(f"{len(rows)} wheels ({len(spares)} of them spare), {size:.1f} MiB, in {folder}")
     say("left out, as nothing here imports them: " + ", ".join(left_out))

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from recipes.processes.process_tree import die_with_parent
+from recipes.processes.process_tree import die_with
 from recipes.processes.resident.worker import Worker
 from tests.recipes.fork import Fork, open_as, write_to
 
@@ -78,7 +78,7 @@ def _orchestrate(words: list[str], output: Path) -> None:
     """The life of an orchestrator, which ends with the tests."""
     from recipes.cli import main
 
-    die_with_parent(os.getppid())()
+    die_with(os.getppid())
     write_to(output)
     Worker._launch = lambda self, environment: _ForkedWorker(environment, self._log)
     sys.argv = ["recipes.cli", *words]

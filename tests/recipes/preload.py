@@ -3,10 +3,10 @@
 import importlib
 import os
 
-from recipes.processes.process_tree import die_with_parent
+from recipes.processes.process_tree import die_with
 from recipes.processes.resident.server import prepare
 
-die_with_parent(os.getppid())()  # of the tests; runs die with the server
+die_with(os.getppid())  # of the tests; runs die with the server
 prepare()
 for name in (
     "deepspeed",

@@ -70,8 +70,8 @@ def router_lines(recipe: Recipe, samples: Sequence[int]) -> int:
     return sum(min(recipe.pool.samples, count) for count in samples)
 
 
-def keep_samples(recipe: Recipe, layout: RunLayout, stream: Stream, index: int) -> dict[str, str]:
-    """Draws the chunk's samples for this and all later routers; returns their file's sha256.
+def keep_samples(recipe: Recipe, layout: RunLayout, stream: Stream, index: int) -> None:
+    """Draws the chunk's samples for this and all later routers.
 
     Seeded by recipe and chunk, in the chunk's order: doing it again gives the same file.
     """
@@ -79,9 +79,8 @@ def keep_samples(recipe: Recipe, layout: RunLayout, stream: Stream, index: int) 
     lines = read_lines(stream.chunk_file(index))
     count = min(recipe.pool.samples, len(lines))
     places = Random(f"{recipe.seed}/router/{index}").sample(range(len(lines)), count)
-    path = layout.router_samples(index)
     text = "".join(f"{lines[place]}\n" for place in sorted(places))
-    return {path.name: write_text(path, text)}
+    write_text(layout.router_samples(index), text)
 
 
 def write_router_data(
@@ -154,14 +153,11 @@ def write_pool(recipe: Recipe, layout: RunLayout, state: RunState, index: int) -
         for name, text, c in zip(expert_letters(index), texts, chunks, strict=True)
     ]
     router = RouterLayout(layout.root).adapter(index)
+    # The chunk that was trained on most steps; of equals the newest.
+    largest = max(chunks, key=lambda chunk: (state.record(chunk).steps, chunk))
     content: PoolFile = {
         "experts": experts,
         "router": str(router.resolve()) if has_router(index) else None,
-        "fallback": index if recipe.pool.fallback == "newest" else _largest(state, index),
+        "fallback": index if recipe.pool.fallback == "newest" else largest,
     }
     write_json(layout.pool(index), content)
-
-
-def _largest(state: RunState, index: int) -> int:
-    """The chunk that was trained on most steps; of equals the newest."""
-    return max(range(1, index + 1), key=lambda chunk: (state.record(chunk).steps, chunk))

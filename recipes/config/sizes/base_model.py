@@ -11,11 +11,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from data_prep.files import read_json
+from recipes import UserError
 from recipes.config.schema import Recipe
 from strlora_tuner.options import Size
 
 
-class CountError(Exception):
+class CountError(UserError):
     """A model or tuner cannot be counted; the message says what is missing."""
 
 

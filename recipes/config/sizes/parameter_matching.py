@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from recipes import UserError
 from recipes.config.blocks import Matched
 from recipes.config.method import METHOD_BLOCKS, find_method
 from recipes.config.schema import Recipe
@@ -21,7 +22,7 @@ TOLERANCE = 0.05  # of the other method's trainable parameters
 MOST_EXPERTS, MOST_RANK = 16, 4096
 
 
-class BudgetError(Exception):
+class BudgetError(UserError):
     """A budget that cannot be kept; the message gives the numbers."""
 
 

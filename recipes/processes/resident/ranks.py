@@ -46,7 +46,13 @@ def run_ranks(count: int, run: Callable[[int], NoReturn]) -> int:
     Returns 0 when all have ended well, else 1, as torchrun does: the first that fails ends the
     others at once and is reported on standard error in torchrun's words. SIGTERM is passed on.
     """
-    ranks = {_fork(run, rank): rank for rank in range(count)}
+    leader = os.getpid()
+    ranks: dict[int, int] = {}
+    for rank in range(count):
+        if (pid := os.fork()) == 0:
+            die_with(leader)
+            run(rank)
+        ranks[pid] = rank
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         _send(ranks, number)
@@ -66,15 +72,6 @@ def run_ranks(count: int, run: Callable[[int], NoReturn]) -> int:
             os.write(2, f"\n{words}\n".encode())
             return 1
     return 0
-
-
-def _fork(run: Callable[[int], NoReturn], rank: int) -> int:
-    leader = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        die_with(leader)
-        run(rank)
-    return pid
 
 
 def _ended() -> dict[int, int]:

@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 from recipes.processes.command import Command, child_environment
-from recipes.processes.process_tree import LOG_TAG, die_with_parent, kill_group, start_time
+from recipes.processes.process_tree import LOG_TAG, die_with, kill_group, start_time
 from recipes.processes.resident.messages import Reply, Request
 
 _LAST_REPLY = 10.0  # seconds that the worker gets to report how a vanished job ended
@@ -63,7 +64,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent(os.getpid()),
+                preexec_fn=partial(die_with, os.getpid()),
             )
 
     def reply(self, seconds: float) -> Reply | None:

@@ -7,24 +7,17 @@ Nothing is written, and torch is imported in a process of its own, only where th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 from recipes.baselines.start_adapter import start_problems
 from recipes.config.schema import Recipe
 from recipes.run.commands import PLUGIN
+from recipes.run.preflight import tools
 from recipes.run.preflight.finding import Finding
 from recipes.run.preflight.gpus import check_gpus
 from recipes.run.preflight.installed import check_packages
 from recipes.run.preflight.model_folder import check_model
 from recipes.run.preflight.room import check_disk, check_shared_memory
 from recipes.run.preflight.stream_files import check_stream
-from recipes.run.preflight.tools import (
-    check_caches,
-    check_compiler,
-    check_container,
-    check_deepspeed_file,
-    check_network,
-)
 
 
 def look(recipe: Recipe, on_submit_host: bool = False) -> list[Finding]:
@@ -34,24 +27,17 @@ def look(recipe: Recipe, on_submit_host: bool = False) -> list[Finding]:
         on_submit_host: the machine submits the job and does not run it: what only the machines of
             the job can tell is left to the job's own start, and a note says so.
     """
-    found = [*check_model(recipe), *check_stream(recipe), *check_packages(recipe)]
+    findings = [*check_model(recipe), *check_stream(recipe), *check_packages(recipe)]
     if recipe.routed and not PLUGIN.is_file():
-        found.append(Finding("tuner", f"{PLUGIN} is not there; the checkout is incomplete"))
-    found += [Finding("start_from", text) for text in start_problems(recipe)]
-    found += [*check_deepspeed_file(recipe), *check_disk(recipe)]
-    found += check_container(recipe, on_submit_host)
+        findings.append(Finding("tuner", f"{PLUGIN} is not there; the checkout is incomplete"))
+    findings += [Finding("start_from", text) for text in start_problems(recipe)]
+    findings += [*tools.check_deepspeed_file(recipe), *check_disk(recipe)]
+    findings += tools.check_container(recipe, on_submit_host)
     if on_submit_host:
         text = "GPUs, /dev/shm, compiler and ports are looked at when the job starts, where it runs"
-        return [*found, Finding("job", text, stops=False)]
-    return [*found, *_of_this_machine(recipe)]
-
-
-def _of_this_machine(recipe: Recipe) -> Iterator[Finding]:
-    yield from check_gpus(recipe)
-    yield from check_shared_memory(recipe)
-    yield from check_caches(recipe)
-    yield from check_compiler(recipe)
-    yield from check_network(recipe)
+        return [*findings, Finding("job", text, stops=False)]
+    findings += [*check_gpus(recipe), *check_shared_memory(recipe), *tools.check_caches(recipe)]
+    return [*findings, *tools.check_compiler(recipe), *tools.check_network(recipe)]
 
 
 def is_submit_host(recipe: Recipe) -> bool:

@@ -20,20 +20,20 @@ def probe(dtype: str, count: int) -> dict[str, Any]:
     """
     import torch
 
-    found: dict[str, Any] = {"torch": torch.__version__, "built_for": torch.version.cuda}
-    found |= {"driver_cuda": None, "error": None, "gpus": []}
+    report: dict[str, Any] = {"torch": torch.__version__, "built_for": torch.version.cuda}
+    report |= {"driver_cuda": None, "error": None, "gpus": []}
     if torch.version.cuda is None:
-        return found | {"error": "it is a build without CUDA"}
+        return report | {"error": "it is a build without CUDA"}
     with_driver = getattr(torch._C, "_cuda_getDriverVersion", None)
     try:
         number = with_driver() if with_driver else 0
-        found["driver_cuda"] = f"{number // 1000}.{number % 1000 // 10}" if number else None
+        report["driver_cuda"] = f"{number // 1000}.{number % 1000 // 10}" if number else None
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        return found | {"error": _first_line(error)}
+        return report | {"error": _first_line(error)}
     for index in range(min(count, torch.cuda.device_count())):
-        found["gpus"].append(_multiply(torch, index, getattr(torch, dtype)))
-    return found
+        report["gpus"].append(_multiply(torch, index, getattr(torch, dtype)))
+    return report
 
 
 def _multiply(torch: Any, index: int, dtype: Any) -> dict[str, Any]:

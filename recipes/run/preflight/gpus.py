@@ -30,18 +30,18 @@ def check_gpus(recipe: Recipe) -> Iterator[Finding]:
     if not listed and not DEVICE.exists():
         yield _too_few(recipe, 0, "; nvidia-smi lists none")
         return
-    found = _probe(recipe)
-    if isinstance(found, str):
-        yield Finding("CUDA", f"torch gave no answer about the GPUs ({found}), {CPU_ONLY}")
+    report = _probe(recipe)
+    if isinstance(report, str):
+        yield Finding("CUDA", f"torch gave no answer about the GPUs ({report}), {CPU_ONLY}")
         return
-    versions = _versions(found)
-    if found["error"]:
+    versions = _versions(report)
+    if report["error"]:
         yield Finding("CUDA", f"{listed} GPUs are listed, but torch cannot use them: "
-                      f"{found['error']}; {versions}. {_fix(found)}, {CPU_ONLY}")  # fmt: skip
+                      f"{report['error']}; {versions}. {_fix(report)}, {CPU_ONLY}")  # fmt: skip
         return
-    if len(found["gpus"]) < launcher.nproc:
-        yield _too_few(recipe, len(found["gpus"]), f"; {versions}")
-    for index, gpu in enumerate(found["gpus"]):
+    if len(report["gpus"]) < launcher.nproc:
+        yield _too_few(recipe, len(report["gpus"]), f"; {versions}")
+    for index, gpu in enumerate(report["gpus"]):
         if gpu["error"]:
             yield Finding(
                 "CUDA",
@@ -49,7 +49,7 @@ def check_gpus(recipe: Recipe) -> Iterator[Finding]:
                 f"matrices: {gpu['error']}; {versions}. Take it out (CUDA_VISIBLE_DEVICES), choose "
                 "another model.dtype, or have the machine looked at",
             )
-    yield from _taken(recipe, found["gpus"])
+    yield from _taken(recipe, report["gpus"])
 
 
 def _too_few(recipe: Recipe, count: int, why: str) -> Finding:
@@ -83,19 +83,19 @@ def _probe(recipe: Recipe) -> dict[str, Any] | str:
     return answer
 
 
-def _versions(found: dict[str, Any]) -> str:
-    built = f"CUDA {found['built_for']}" if found["built_for"] else "CPUs only"
-    reaches = f", which reaches up to CUDA {found['driver_cuda']}" if found["driver_cuda"] else ""
-    return f"torch {found['torch']} for {built}, driver {driver_version() or 'unknown'}{reaches}"
+def _versions(report: dict[str, Any]) -> str:
+    built = f"CUDA {report['built_for']}" if report["built_for"] else "CPUs only"
+    reaches = f", which reaches up to CUDA {report['driver_cuda']}" if report["driver_cuda"] else ""
+    return f"torch {report['torch']} for {built}, driver {driver_version() or 'unknown'}{reaches}"
 
 
-def _fix(found: dict[str, Any]) -> str:
-    if found["built_for"] is None:
+def _fix(report: dict[str, Any]) -> str:
+    if report["built_for"] is None:
         return (
             "Install a torch for CUDA: remove .venv, then bash recipes/setup.sh without "
             "TORCH_INDEX_URL or with the index of a CUDA build"
         )
-    if found["driver_cuda"] and _number(found["driver_cuda"]) < _number(found["built_for"]):
+    if report["driver_cuda"] and _number(report["driver_cuda"]) < _number(report["built_for"]):
         return (
             "Update the driver, or install a torch for the driver's CUDA (TORCH_INDEX_URL in "
             "recipes/setup.sh)"

@@ -19,6 +19,7 @@ from strlora_tuner.methods.smolora.embedder_files import embedder_problem
 VLLM = "0.32.0"
 # What a value in the swift block makes the host import beside requirements.txt, and only then: the
 # key, its values (a pattern), the modules of which one must be there, how pip calls the first.
+_BITS = "8bit|bnb|paged|ademamix|lion"
 ON_DEMAND = (
     ("attn_impl", "flash_attn|flash_attention_2", ("flash_attn", "kernels"), "flash-attn"),
     ("attn_impl", "flash_attention_3", ("flash_attn_3", "kernels"), "flash-attn-3"),
@@ -28,12 +29,7 @@ ON_DEMAND = (
     ("quant_method", "hqq", ("hqq",), "hqq"),
     ("quant_method", "eetq", ("eetq",), "eetq"),
     ("quant_method", "quanto", ("optimum",), "optimum-quanto"),
-    (
-        "optim",
-        "(?!galore|.*torch_).*(8bit|bnb|paged|ademamix|lion).*",
-        ("bitsandbytes",),
-        "bitsandbytes",
-    ),
+    ("optim", f"(?!galore|.*torch_).*({_BITS}).*", ("bitsandbytes",), "bitsandbytes"),
     ("optim", ".*galore.*", ("galore_torch",), "galore-torch"),
     ("optim", ".*apollo.*", ("apollo_torch",), "apollo-torch"),
     ("optim", ".*lomo.*", ("lomo_optim",), "lomo-optim"),
@@ -49,11 +45,11 @@ def check_packages(recipe: Recipe) -> Iterator[Finding]:
     """Packages of requirements.txt, trackers, vLLM, a sentence embedder; not those of an image."""
     if recipe.launcher.slurm.container:
         return
-    found = lacking(REPO / "requirements.txt")
-    if found:
+    lacks = lacking(REPO / "requirements.txt")
+    if lacks:
         yield Finding(
             "packages",
-            f"{', '.join(found)}. Get them: {sys.executable} -m pip install -r requirements.txt, "
+            f"{', '.join(lacks)}. Get them: {sys.executable} -m pip install -r requirements.txt, "
             "or leave --no-setup out",
         )
     for key, values, modules, name in ON_DEMAND:
@@ -75,6 +71,5 @@ def check_packages(recipe: Recipe) -> Iterator[Finding]:
         )
     yield from (Finding("tracker", text) for text in missing_trackers(recipe))
     embedder = getattr(recipe.tuner_options, "embedder", None)
-    problem = embedder_problem(embedder) if embedder else None
-    if problem:
+    if embedder and (problem := embedder_problem(embedder)):
         yield Finding("embedder", problem)

@@ -126,9 +126,8 @@ def sample_bytes(folder: Path, max_pixels: int | None) -> int:
         with suppress(OSError, ValueError):
             settings = read_json(folder / name)
             settings = settings.get("image_processor", settings)
-            found = _pixels(settings, max_pixels)
-            if found:
-                return found * 3 * 4
+            if pixels := _pixels(settings, max_pixels):
+                return pixels * 3 * 4
     return 0
 
 

@@ -61,13 +61,13 @@ def chunks_to_come(recipe: Recipe) -> list[int]:
 
 
 def _broken(verify: Callable[..., None], items: Sequence[int] | Sequence[str]) -> list[str]:
-    found = []
+    problems = []
     for item in items:
         try:
             verify(item)
         except (StreamError, OSError) as error:
-            found.append(str(error))
-    return found
+            problems.append(str(error))
+    return problems
 
 
 def _absent_images(recipe: Recipe, stream: Stream, chunks: Sequence[int]) -> list[str]:
@@ -78,24 +78,18 @@ def _absent_images(recipe: Recipe, stream: Stream, chunks: Sequence[int]) -> lis
     if recipe.replay is not None and chunks and kept.is_file():
         files.append(kept)
     seen: set[str] = set()
-    found = []
+    problems = []
     for file in files:
         for number, record in numbered_jsonl(file):
             for image in record.get("images") or []:
                 if image in seen:
                     continue
                 seen.add(image)
-                problem = _problem(stream.root / image)
-                if problem:
-                    found.append(f"{stream.root / image} of {file}:{number} {problem}")
-    return found
-
-
-def _problem(path: Path) -> str | None:
-    try:
-        return None if path.stat().st_size else "is an empty file"
-    except OSError:
-        return "is not there"
+                path = stream.root / image
+                if not path.exists() or not path.stat().st_size:
+                    what = "is an empty file" if path.exists() else "is not there"
+                    problems.append(f"{path} of {file}:{number} {what}")
+    return problems
 
 
 def _shown(problems: list[str], what: str) -> Iterator[str]:

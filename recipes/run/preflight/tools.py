@@ -77,14 +77,9 @@ def check_compiler(recipe: Recipe) -> Iterator[Finding]:
     if not reasons or recipe.launcher.slurm.container:
         return
     wanted = os.environ.get("CXX" if recipe.launcher.cpu else "CC")
-    names = (
-        [wanted]
-        if wanted
-        else ["c++", "g++", "clang++"]
-        if recipe.launcher.cpu
-        else ["cc", "gcc", "clang"]
-    )
-    if not any(shutil.which(name) for name in names):
+    usual = ["c++", "g++", "clang++"] if recipe.launcher.cpu else ["cc", "gcc", "clang"]
+    names = [wanted] if wanted else usual
+    if not any(map(shutil.which, names)):
         yield Finding(
             "compiler",
             f"{' and '.join(reasons)} compiles while the run goes on, and none of "

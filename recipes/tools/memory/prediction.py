@@ -155,7 +155,7 @@ def step_words(recipe: Recipe) -> list[str]:
     return [word for key, value in words.items() for word in (f"--{key}", value)]
 
 
-def shared(recipe: Recipe, found: dict[str, int]) -> dict[str, float]:
+def shared(recipe: Recipe, sizes: dict[str, int]) -> dict[str, float]:
     """The parts in GiB as the recipe's DeepSpeed stage divides them among its processes.
 
     Stage 1 and up keeps a second float32 copy of what trains and the optimizer's states divided;
@@ -165,29 +165,29 @@ def shared(recipe: Recipe, found: dict[str, int]) -> dict[str, float]:
     stage, share = zero.get("stage", 0), 1 / recipe.processes
     weights = share if stage == 3 else 1
     parts: dict[str, float] = {
-        "base": found["base"] * weights,
-        "adapter": found["adapter"] * weights,
-        "gradients": found["gradients"] * (share if stage >= 2 else 1),
-        "optimizer": found["optimizer"] * (share if stage else 1),
-        "activations": max(found[phase] for phase in PHASES),
+        "base": sizes["base"] * weights,
+        "adapter": sizes["adapter"] * weights,
+        "gradients": sizes["gradients"] * (share if stage >= 2 else 1),
+        "optimizer": sizes["optimizer"] * (share if stage else 1),
+        "activations": max(sizes[phase] for phase in PHASES),
     }
     if stage:
-        parts["masters"] = found["adapter"] * share
+        parts["masters"] = sizes["adapter"] * share
         bucket = zero.get("reduce_bucket_size", 5e8)
-        elements = found["hidden"] ** 2 if bucket == "auto" else float(bucket)
+        elements = sizes["hidden"] ** 2 if bucket == "auto" else float(bucket)
         parts["buckets"] = 4 * elements * (2 if zero.get("overlap_comm") is True else 1)
     if stage == 3:  # gathered: a module in use, and the one fetched ahead
-        parts["gathered"] = 2 * found["largest"]
+        parts["gathered"] = 2 * sizes["largest"]
     if zero.get("offload_optimizer", {}).get("device") == "cpu":
         parts |= {"optimizer": 0, "masters": 0, "gradients": 0}
     if zero.get("offload_param", {}).get("device") == "cpu":
         parts |= {"base": 0, "adapter": 0}
     if recipe.ewc is not None:
-        parts["ewc"] = found["adapter"] * (1 + recipe.ewc.gradient + recipe.ewc.fisher)
+        parts["ewc"] = sizes["adapter"] * (1 + recipe.ewc.gradient + recipe.ewc.fisher)
     if recipe.lwf is not None:
-        parts["lwf"] = found["adapter"]
+        parts["lwf"] = sizes["adapter"]
     if recipe.slow_weights is not None:
-        parts["slow"] = found["adapter"]
+        parts["slow"] = sizes["adapter"]
     return {name: size / GIB for name, size in parts.items()}
 
 

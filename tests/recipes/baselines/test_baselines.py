@@ -160,8 +160,8 @@ def test_replayed_files_hold_the_share_and_only_past_samples(finished: Finished)
         assert len(set(memory)) == 6
         assert set(memory) <= past
         write_replay_file(recipe, layout, stream, state, chunk, recipe.chunk_seed(chunk))
-        lines = read_lines(layout.mixed(chunk))
-        layout.mixed(chunk).unlink()
+        lines = read_lines(layout.replay_file(chunk))
+        layout.replay_file(chunk).unlink()
         for first in range(0, len(lines), 4):
             assert sum(line in past for line in lines[first : first + 4]) == 1
         current = [line for line in lines if line not in past]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from data_prep.files import read_json
+from data_prep.files import read_json, sha256_file
 from data_prep.task_files.router import (
     expert_letters,
     router_prompt,
@@ -115,11 +115,15 @@ def pool(toy: Callable[..., Recipe]) -> Recipe:
 
 def test_samples_and_data_of_the_router_follow_from_the_seed(pool: Recipe, tmp_path: Path) -> None:
     stream, layout, state = open_recipe_stream(pool), RunLayout(tmp_path / "r"), RunState()
-    first = keep_samples(pool, layout, stream, 1)
-    assert keep_samples(pool, layout, stream, 1) == first
-    other = pool.model_copy(update={"seed": 1})
-    assert keep_samples(other, RunLayout(tmp_path / "s"), stream, 1) != first
-    state.record(1).router_sha256 = first
+    path = layout.router_samples(1)
+    keep_samples(pool, layout, stream, 1)
+    first = path.read_bytes()
+    keep_samples(pool, layout, stream, 1)
+    assert path.read_bytes() == first
+    elsewhere = RunLayout(tmp_path / "s")
+    keep_samples(pool.model_copy(update={"seed": 1}), elsewhere, stream, 1)
+    assert elsewhere.router_samples(1).read_bytes() != first
+    state.record(1).router_sha256 = {path.name: sha256_file(path)}
     keep_samples(pool, layout, stream, 2)
     file, lines = write_router_data(pool, layout, state, 2)
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -46,7 +46,7 @@ def test_a_chunk_with_replay_and_ewc_survives_sigkill_bit_for_bit(tmp_path: Path
     layout = RunLayout(tmp_path / "run")
 
     killed_inside(path, layout.host(2), step=2)
-    layout.mixed(2).unlink()  # it follows from what is recorded, and is written again
+    layout.replay_file(2).unlink()  # it follows from what is recorded, and is written again
     assert "resuming at step" in gone_on(path)
 
     recipe = load_recipe(str(path))
@@ -57,7 +57,7 @@ def test_a_chunk_with_replay_and_ewc_survives_sigkill_bit_for_bit(tmp_path: Path
     stream, seed = open_recipe_stream(recipe), recipe.chunk_seed(2)
     write_replay_file(recipe, other, stream, load_state(layout.state), 2, seed)
     own = stream.chunk_file(2)
-    command = train_command(recipe, other, other.mixed(2), 2, own=own)
+    command = train_command(recipe, other, other.replay_file(2), 2, own=own)
     reference = undisturbed(command, other.host(2), tmp_path / "reference.log", host_worker())
     # 18 samples twice, two beside two replayed ones in a batch of 4.
     assert reference.step == reference.max_steps == 18

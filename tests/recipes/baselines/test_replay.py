@@ -14,7 +14,6 @@ from recipes.baselines.replay import (
     MEMORY,
     STATE,
     Mixture,
-    ReplayError,
     Reservoir,
     load_reservoir,
     mixed_lines,
@@ -22,6 +21,7 @@ from recipes.baselines.replay import (
     save_reservoir,
 )
 from recipes.config.blocks import Replay
+from recipes.run_folder.checkpoints import CheckpointError
 
 
 def line(kind: str, number: int) -> str:
@@ -70,10 +70,10 @@ def test_a_changed_or_missing_memory_is_refused(tmp_path: Path, name: str) -> No
     hashes = save_reservoir(tmp_path, reservoir)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[:-3] + b"1}\n")
-    with pytest.raises(ReplayError, match="was changed after"):
+    with pytest.raises(CheckpointError, match="was changed after"):
         load_reservoir(tmp_path, hashes)
     (tmp_path / name).unlink()
-    with pytest.raises(ReplayError, match="is missing"):
+    with pytest.raises(CheckpointError, match="is missing"):
         load_reservoir(tmp_path, hashes)
 
 

@@ -10,7 +10,7 @@ import pytest
 from data_prep.files import read_json, read_jsonl
 from data_prep.stream import StreamError, open_stream
 from eval.routing.record import instruction_key_of
-from recipes.baselines.smolora_told import write_told_table
+from recipes.baselines.task_labels import write_label_table
 from recipes.config import method as methods
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
@@ -187,13 +187,13 @@ def test_what_smolora_is_told_is_looked_up_in_training_and_evaluation(sentence: 
 
 def test_the_table_of_tasks_needs_texts_that_tell_one(tmp_path: Path) -> None:
     stream = open_stream(write_stream(tmp_path / "s"))
-    write_told_table(stream, 2, "task", tmp_path / "tasks.json")
+    write_label_table(stream, 2, "task", tmp_path / "tasks.json")
     told = read_json(tmp_path / "tasks.json")
     assert set(told.values()) == set(stream.tasks)
     # The oracle's numbers: in the order of the chunks, which a growing stream keeps.
     rows = [row for c in (1, 2) for row in read_jsonl(stream.chunk_file(c))]
     order = list(dict.fromkeys(row["task"] for row in rows))
-    write_told_table(stream, 2, "number", tmp_path / "tasks.json")
+    write_label_table(stream, 2, "number", tmp_path / "tasks.json")
     numbered = read_json(tmp_path / "tasks.json")
     assert numbered == {text: f"{order.index(task)} {task}" for text, task in told.items()}
 
@@ -202,12 +202,12 @@ def test_the_table_of_tasks_needs_texts_that_tell_one(tmp_path: Path) -> None:
     other = {**sample, "task": "another"}
     file.write_text(json.dumps(sample) + "\n" + json.dumps(other) + "\n", encoding="utf-8")
     with pytest.raises(StreamError, match=rf"2: .* is a text of {sample['task']} and of another"):
-        write_told_table(stream, 2, "task", tmp_path / "tasks.json")
-    write_told_table(stream, 2, "template", tmp_path / "tasks.json")  # they share it
+        write_label_table(stream, 2, "task", tmp_path / "tasks.json")
+    write_label_table(stream, 2, "template", tmp_path / "tasks.json")  # they share it
     del other["task"]
     file.write_text(json.dumps(other) + "\n", encoding="utf-8")
     with pytest.raises(StreamError, match="1: the sample has no task"):
-        write_told_table(stream, 2, "task", tmp_path / "tasks.json")
+        write_label_table(stream, 2, "task", tmp_path / "tasks.json")
 
 
 @pytest.mark.parametrize(
@@ -249,13 +249,13 @@ def test_a_template_is_what_all_texts_of_a_task_share(
     ]
     file = stream.chunk_file(1)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    write_told_table(stream, 1, "template", tmp_path / "told.json")
+    write_label_table(stream, 1, "template", tmp_path / "told.json")
     told = read_json(tmp_path / "told.json")
     assert {told[instruction_key_of(row)] for row in rows} == {template}
     rows[0]["messages"][0]["content"] = "quite another"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with pytest.raises(StreamError, match=r"task T: its .* neither begin nor end with a word"):
-        write_told_table(stream, 1, "template", tmp_path / "told.json")
+        write_label_table(stream, 1, "template", tmp_path / "told.json")
 
 
 @pytest.mark.parametrize("method", ["strlora", "smolora", "olora"])

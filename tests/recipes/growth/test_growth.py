@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_prep.chunk.__main__ import main as chunk
 from data_prep.stream import open_stream
-from recipes.baselines.smolora_told import write_told_table
+from recipes.baselines.task_labels import write_label_table
 from recipes.cli import main
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
@@ -182,13 +182,13 @@ def test_replay_needs_the_pictures_of_the_samples_that_it_keeps(tmp_path, recipe
 
 def test_the_table_of_smolora_grows_behind_what_it_was(tmp_path):
     stream = begin(tmp_path)  # What is 1-0?, What is 1-1?, ...
-    write_told_table(open_stream(stream), 1, "template", tmp_path / "told.json")
+    write_label_table(open_stream(stream), 1, "template", tmp_path / "told.json")
     before = json.loads((tmp_path / "told.json").read_text())
     assert set(before.values()) == {"What is"}
     source = write_table(tmp_path, 2)
     source.write_text(source.read_text().replace("What is", "Please name"))
     assert chunk(["--append", str(stream), "--source", str(source), "--workers", "1"]) == 0
-    write_told_table(open_stream(stream), 2, "template", tmp_path / "told.json")
+    write_label_table(open_stream(stream), 2, "template", tmp_path / "told.json")
     grown = json.loads((tmp_path / "told.json").read_text())
     assert before.items() < grown.items()
     assert len(grown) == 24

@@ -59,12 +59,15 @@ def cut(path: Path, left: int) -> None:
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "shard gone": (lambda m: second(m).unlink(), "1 of 2 weight files are not in"),
-    "shard cut": (lambda m: cut(second(m), -3), "is cut short: "),
-    "shard cut in its header": (lambda m: cut(second(m), 30), "its header is cut short"),
-    "shard empty": (lambda m: cut(second(m), 0), "does not begin as a safetensors file does"),
+    "shard cut": (lambda m: cut(second(m), -3), "file not fully covered"),
+    "shard cut in its header": (
+        lambda m: cut(second(m), 30),
+        "is cut short, too long or damaged: ",
+    ),
+    "shard empty": (lambda m: cut(second(m), 0), "header too small"),
     "shard longer": (
         lambda m: second(m).write_bytes(second(m).read_bytes() + b"x"),
-        "is too long: ",
+        "file not fully covered",
     ),
     "shard a pointer": (lambda m: second(m).write_text(POINTER), "a Git LFS pointer"),
     "shard of another model": (

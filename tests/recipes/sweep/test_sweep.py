@@ -28,7 +28,7 @@ from strlora_tuner.saved import WEIGHTS
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel_runs, "RUNNER", "tests.recipes.fake_run")
-    monkeypatch.setattr("recipes.cli._stop_on_signals", lambda: None)  # pytest has its own
+    monkeypatch.setattr("recipes.cli.stop_on_signals", lambda: None)  # pytest has its own
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
     usage = SimpleNamespace(free=10**15)
     monkeypatch.setattr("recipes.run.preflight.room.shutil.disk_usage", lambda path: usage)

@@ -209,15 +209,6 @@ def test_plan_says_why_tokens_are_not_known(toy: Callable[..., Recipe]) -> None:
     )
 
 
-@pytest.mark.parametrize("option", ["--price", "--gpu"])
-def test_options_of_earlier_plans_are_refused_with_the_reason(
-    option: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        main(["plan", "tiny", option, "2"])
-    assert f"{option} is gone: plan prints counted and measured" in capsys.readouterr().err
-
-
 def measured_run(recipe: Recipe) -> RunLayout:
     """A run folder whose first chunk took 100 seconds and whose evaluation took 10."""
     layout = half_run(recipe)

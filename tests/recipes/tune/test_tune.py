@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from data_prep.stream import StreamError
 from recipes.config.loading import load_recipe
@@ -22,6 +23,13 @@ from recipes.tune.writing import write_tuned
 from tests.recipes.toy import write_stream
 
 
+def fragment(settings: dict[str, object]) -> DictConfig:
+    config = OmegaConf.create({})
+    for key, value in settings.items():
+        OmegaConf.update(config, key, value)
+    return config
+
+
 def test_the_default_grid_follows_the_method() -> None:
     assert "later" not in default_axes(load_recipe("tiny", ["method=joint"]))
     found = list(combinations(load_recipe("tiny"), default_axes(load_recipe("tiny"))))
@@ -33,9 +41,11 @@ def test_the_default_grid_follows_the_method() -> None:
 def test_choices_are_written_with_their_table_and_the_rest_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "lora.yaml"
     path.write_text("# Words.\ntuner_type: lora  # the host's own\n", encoding="utf-8")
-    write_tuned(path, "tiny", {FIRST: 0.002, "tuner.gate_scale": "one"}, ["| a |", "| --- |"])
-    write_tuned(path, "mini", {FIRST: 0.003}, ["of mini"])
-    write_tuned(path, "tiny", {FIRST: 0.004, LATER: 0.001}, ["| b |"])
+    write_tuned(
+        path, "tiny", fragment({FIRST: 0.002, "tuner.gate_scale": "one"}), ["| a |", "| --- |"]
+    )
+    write_tuned(path, "mini", fragment({FIRST: 0.003}), ["of mini"])
+    write_tuned(path, "tiny", fragment({FIRST: 0.004, LATER: 0.001}), ["| b |"])
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# Words.\ntuner_type: lora  # the host's own\ntuned:\n  tiny:\n")
     assert "# | b |" in text
@@ -55,7 +65,7 @@ def test_every_form_of_a_file_is_written_and_kept(tmp_path: Path) -> None:
     path.write_text(
         "tuned: {mini: {seed: 1}}  # none yet\ntuner_type: null\nwords: 'a'\n", encoding="utf-8"
     )
-    write_tuned(path, "tiny", {FIRST: 0.00001}, ["why"])
+    write_tuned(path, "tiny", fragment({FIRST: 0.00001}), ["why"])
     text = path.read_text(encoding="utf-8")
     assert text.endswith("tuner_type: null\nwords: 'a'\n")
     assert yaml.safe_load(text)["tuned"] == {
@@ -69,7 +79,7 @@ def test_a_shipped_method_loses_nothing(tmp_path: Path, name: str) -> None:
     path = tmp_path / "method.yaml"
     shipped = find_method(name).file.read_text(encoding="utf-8")
     path.write_text(shipped, encoding="utf-8")
-    write_tuned(path, "other", {FIRST: 0.001}, ["why"])
+    write_tuned(path, "other", fragment({FIRST: 0.001}), ["why"])
     added = "  other:\n    # why\n    schedule:\n      first:\n        learning_rate: 0.001\n"
     text = path.read_text(encoding="utf-8")
     assert text == (shipped if "tuned:" in shipped else f"{shipped}tuned:\n") + added

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from eval.questions import form_of
 from recipes import REPO
 from recipes.run_folder.layout import RunLayout
-from recipes.use.ask import run_form
+from recipes.use.ask import asked_questions
 from recipes.use.chat import converse
 from recipes.use.serve import Server
 from tests.recipes.real_host import BASE, gone_on, needs_host
@@ -108,7 +109,9 @@ def test_served_to_two_clients_at_once_and_stopped(run: Path) -> None:
         name, expected = next(iter(recorded(run, "Fin").items()))
         spoken = Server(url, "toy", "opensesame", None, run)
         pictures = [run.parent / "stream" / name]
-        converse(spoken, run_form(RunLayout(run)), lines, pictures, run, talked.append)
+        converse(
+            spoken, form_of(asked_questions(RunLayout(run))), lines, pictures, run, talked.append
+        )
         assert (len(talked), talked[0]) == (2, expected)
     with pytest.raises(openai.APIConnectionError):
         client.models.list()

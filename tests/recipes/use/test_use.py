@@ -16,7 +16,7 @@ from recipes.cli import main
 from recipes.config.loading import load_recipe
 from recipes.run.commands import deploy_command
 from recipes.run_folder.manifest import RunChanged
-from recipes.use.ask import checked_turns, pictures_asked
+from recipes.use.ask import asked_questions, checked_turns
 from recipes.use.export import export
 from recipes.use.finished_adapter import UseError, open_adapter
 from recipes.use.push import push
@@ -94,7 +94,7 @@ def test_one_instruction_is_for_fixed_gates_alone(trained: Path, tmp_path: Path)
         with pytest.raises(UseError, match=f"--instruction with {found}: only an adapter of str"):
             export(adapter, tmp_path / "out", merged, instruction="What is it?")
     assert not (tmp_path / "out").exists()
-    assert pictures_asked(adapter.layout) == 1
+    assert [len(each["images"]) for each in asked_questions(adapter.layout)[:1]] == [1]
 
 
 def test_a_question_takes_the_form_of_the_run_s_own() -> None:
@@ -204,7 +204,7 @@ def test_the_command_line(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Files are found from where the user stands, not from the repository's root."""
-    monkeypatch.setattr("recipes.cli._stop_on_signals", lambda: None)  # pytest has its own
+    monkeypatch.setattr("recipes.cli.stop_on_signals", lambda: None)  # pytest has its own
     monkeypatch.chdir(tmp_path)
     assert main(["export", str(run), "--to", "mine", "--chunk", "1"]) == 0
     assert (tmp_path / "mine" / "README.md").is_file()

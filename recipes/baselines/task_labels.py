@@ -17,7 +17,7 @@ from eval.routing.record import instruction_key_of
 INSTEAD = "take a method that is not told (smolora: tuner.sentence: prompt)"
 
 
-def write_told_table(stream: Stream, chunks: int, sentence: str, path: Path) -> None:
+def write_label_table(stream: Stream, chunks: int, sentence: str, path: Path) -> None:
     """Writes {text: what is embedded} of the first `chunks` chunks and of the test sets.
 
     In a stream that grew a task keeps the template of its first batch: what was trained with it
@@ -60,14 +60,14 @@ def write_told_table(stream: Stream, chunks: int, sentence: str, path: Path) -> 
             if first_batch.setdefault(task, batch) == batch:
                 texts.setdefault(task, set()).add("\n".join(turns).replace("<image>", " "))
             places.setdefault(f"{text} {task}", f"{file}:{number}")
-    told = {task: task for task in texts}
+    labels = {task: task for task in texts}
     if sentence == "number":
-        told = {task: f"{number} {task}" for number, task in enumerate(texts)}
+        labels = {task: f"{number} {task}" for number, task in enumerate(texts)}
     if sentence == "template":
-        told = {task: _template(task, found) for task, found in texts.items()}
+        labels = {task: _template(task, found) for task, found in texts.items()}
     table = {}
     for text, owners in tasks.items():
-        meanings = sorted({told[task] for task in owners})
+        meanings = sorted({labels[task] for task in owners})
         if len(meanings) > 1:
             place = places[f"{text} {max(owners)}"]
             raise StreamError(

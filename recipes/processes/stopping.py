@@ -1,0 +1,42 @@
+"""Signals that stop a command: the first in good order, a second one at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+from recipes.processes.host_process import kill_running
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+class Stopped(BaseException):
+    """A signal asked us to stop; not an Exception, so that nothing on the way swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def stop_on_signals() -> None:
+    """Let a signal stop what runs in good order, a second one at once."""
+    for number in STOPPING:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in STOPPING:
+        signal.signal(each, _stop_at_once)
+    # A terminal that goes tells its processes so twice, by its shell and by the kernel.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    raise Stopped(number)
+
+
+def _stop_at_once(number: int, frame: FrameType | None) -> None:
+    """Ends everything at the second signal, of whatever kind, without saving."""
+    kill_running()
+    text = "stopped at once by a second signal; the same command continues from the last save\n"
+    os.write(2, text.encode())
+    os._exit(128 + number)
