@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.files import read_json
+from eval.run_files import ChunkScores
 from eval.scorers.registry import ScorerError
 from recipes.baselines.mr_lora import pool
 from recipes.baselines.mr_lora.merged_experts import write_merged
@@ -172,7 +173,8 @@ def evaluate_chunk(session: Session, record: ChunkRecord) -> None:
     record.eval_seconds += round(time.monotonic() - started, 1)
     record.evaluated = True
     session.save()
-    before, session.progress.scores = session.progress.scores, means
+    session.progress.scores = means
+    before = _scores_before(session, index)
     session.say(
         f"chunk {session.label(index)} scores: {score_text(means, before)}  "
         f"({duration(record.eval_seconds)})"
@@ -220,8 +222,18 @@ def _scores(
             f"evaluating chunk {index}: {error}. The answers are kept: mend the scorer and give "
             "the same command again"
         ) from error
-    entries = scores["tasks"].items()
-    return {task: e["score"] for task, e in entries if e["score"] is not None}  # None: no answers
+    return _means(scores)
+
+
+def _means(scores: ChunkScores) -> dict[str, float]:
+    """Return the scores of the tasks that have answers."""
+    return {task: e["score"] for task, e in scores["tasks"].items() if e["score"] is not None}
+
+
+def _scores_before(session: Session, index: int) -> dict[str, float]:
+    """Return the scores of the chunk that was evaluated before this one, in whatever start."""
+    done = [each.index for each in session.state.chunks if each.evaluated and each.index < index]
+    return _means(read_json(session.layout.scores(max(done)))) if done else {}
 
 
 def _answer(session: Session, layout: RunLayout, index: int, tasks: list[str]) -> None:

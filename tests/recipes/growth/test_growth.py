@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -103,6 +104,10 @@ def test_two_arrivals_end_as_one_run_over_the_grown_stream(tmp_path, recipe, met
         assert code == 0, out
         assert f"chunk {month} (2026-0{month})" in (run / "report.html").read_text("utf-8")
         assert f"chunk {month}/{month} (2026-0{month}) trained" in out
+        # Changes are since the chunk before, which had no such task; chunk 0 was asked meanwhile.
+        (line,) = re.findall(rf"chunk {month}/{month} .* scores: .*", out)
+        assert "grown.2026-01 0.0 (+0.0)" in line
+        assert re.search(rf"grown.2026-0{month} [\d.]+ \|", line), line
     grown = cells(run)
     assert old_cells.items() < grown.items()
     assert weights(run)[:1] == old_weights
