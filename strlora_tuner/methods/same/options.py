@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -72,3 +73,8 @@ class Options(MixtureOptions):
         description="Optimizer steps after which the router's directions and the resting experts "
         "are found anew (its code: 20, and every step).",
     )
+
+    @property
+    def loras(self) -> int:
+        """Its own, and as many as the directions that it keeps have rows for."""
+        return 1 + math.ceil(self.components / self.rank)

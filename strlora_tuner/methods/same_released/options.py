@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,6 +43,11 @@ class Options(AdapterOptions):
     freeze_score: float = option(
         0.1, ge=-1, description="tau: experts whose use less importance is below are left out."
     )
+
+    @property
+    def loras(self) -> int:
+        """Its own, and as many as the directions that it keeps have rows for."""
+        return 1 + math.ceil(self.components / self.rank)
 
     @staticmethod
     def cross_field_problems(options: Any) -> list[str]:
