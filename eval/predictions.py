@@ -18,7 +18,7 @@ from data_prep.stream import Stream
 from eval.constant_answers import constant_score
 from eval.form_only import lenient_scores
 from eval.questions import Question, prompt_of, question_of
-from eval.run_files import ChunkScores, JsonObject, PredictionLine, TaskResult
+from eval.run_files import ChunkScores, JsonObject, PredictionLine, TaskResult, rounded
 from eval.scorers import cider
 from eval.scorers.answer_text import find_answer, gold_answers
 from eval.scorers.published_scores import published_scores
@@ -331,26 +331,22 @@ def chunk_scores(
 def _task_result(lines: Sequence[PredictionLine], scorer: Scorer) -> TaskResult:
     scored = sum_up(lines, scorer)
     result: TaskResult = {
-        "score": _number(scored.score),
+        "score": rounded(scored.score),
         "n": len(scored.scores),
         "failed": scored.failed,
         "cut": sum(line.get("finish_reason") == "length" for line in lines),
-        "stderr": _number(scored.stderr),
+        "stderr": rounded(scored.stderr),
     }
     if not math.isnan(scored.lenient):
-        result["lenient"] = _number(scored.lenient)
+        result["lenient"] = rounded(scored.lenient)
     if scorer.sample is None:
         measured = scored.failed < len(lines)
         cider_d = 100 * MOST_CIDER * fmean(scored.scores) if measured else math.nan
-        result["cider"] = _number(cider_d)
+        result["cider"] = rounded(cider_d)
     unfinished = sum(find_answer(line["prediction"] or "").unfinished for line in lines)
     if unfinished:
         result["unfinished"] = unfinished
     return result
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 6)
 
 
 def _chunk_index(predictions_dir: Path) -> int:

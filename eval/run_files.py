@@ -6,6 +6,7 @@ recipes; of them only what a report shows is read, and what an older version lef
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -359,6 +360,11 @@ def read_state(path: Path) -> RunState:
         for r in content.get("chunks") or []
     ]
     return RunState(content.get("done"), content.get("finished"), tuple(chunks))
+
+
+def rounded(value: float) -> float | None:
+    """Return a number as the files hold it: six digits; None where there is none."""
+    return round(float(value), 6) if math.isfinite(value) else None
 
 
 def read_object(path: Path) -> JsonObject:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
 COLOURS = 12
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,12 @@ def percent(value: float | None) -> str:
 def counted(number: int, what: str) -> str:
     """Return a number of things: "1 task", "2 tasks"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Return names for people, a few of them: "a, b, c and 17 more"."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def ratio(value: float, digits: int = 3) -> str:

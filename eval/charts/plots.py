@@ -252,7 +252,7 @@ def heat_map(
         tall = 26.0 if len(rows) <= 16 else 20.0 if len(rows) <= 32 else 12.0
         wide = min((width - left - 4) / max(len(columns), 1), 64.0)
         longest = max((len(name) for name in columns), default=0)
-        slanted = 7 * longest > wide + 4 and len(columns) <= 24
+        slanted = 7 * longest > wide + 4 and longest > 4 and len(columns) <= 24
         top = 44.0 + (4.6 * longest if slanted else 0.0)
         if slanted:  # the last name reaches beyond its cell
             wide = min(wide, max(width - left - 5.2 * len(columns[-1]), 0.4 * width) / len(columns))

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from data_prep.files import Record
 from eval.report.data import RunData, logged_whole, steps_logged
+from eval.report.loss_curves import peak_memory
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def costs_of(runs: Sequence[RunData]) -> dict[str, float]:
         "trainable": [trainable_millions(run.root) for run in runs],
         "stored": [stored_millions(run.root) for run in runs],
         "seconds_a_step": [seconds_a_step(run) for run in runs],
-        "memory": [peak_memory(run) for run in runs],
+        "memory": [peak_memory(run, run.state.chunks) for run in runs],
     }
     return {key: float(np.mean(values)) for key, values in found.items()}
 
@@ -95,21 +96,6 @@ def seconds_a_step(run: RunData) -> float:
     known = [(speed, steps) for speed, steps in pairs if math.isfinite(speed) and steps]
     total = sum(steps for _, steps in known)
     return sum(speed * steps for speed, steps in known) / total if total else math.nan
-
-
-def peak_memory(run: RunData) -> float:
-    """Return the most memory in GiB that training took, NaN if unknown.
-
-    On an accelerator its own memory, as the host logs it; else the main memory of the host's
-    processes, as the orchestrator watched it.
-    """
-    logged = [_number(line, "memory(GiB)") for lines in run.training.values() for line in lines]
-    watched = [math.nan if (m := c.train_memory_gib) is None else m for c in run.state.chunks]
-    for values in (logged, watched):
-        known = [value for value in values if math.isfinite(value)]
-        if known:
-            return max(known)
-    return math.nan
 
 
 def _number(line: Record, key: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -49,13 +50,13 @@ def write_figures(found: Comparison, folder: Path, spread: str) -> list[Path]:
 
 
 def _stream(found: Comparison, rows: int, spread: str) -> Canvas:
-    canvas = Canvas(figsize=(COLUMN, 2.3))
+    canvas = Canvas(figsize=(COLUMN, 2.6), layout="constrained")
     ax = canvas.add_subplot()
     _draw(ax, [course(method, i, rows, metrics.mean_over, spread)
                for i, method in enumerate(found.methods)])  # fmt: skip
     ax.set_xlabel("chunk")
     ax.set_ylabel("mean score, %")
-    ax.legend(frameon=False)
+    _legend(canvas)
     return canvas
 
 
@@ -77,9 +78,18 @@ def _tasks(found: Comparison, rows: int, spread: str) -> Canvas:
         ax.tick_params(labelbottom=True)
     canvas.supxlabel("chunk", fontsize=8)
     canvas.supylabel("score, %", fontsize=8)
-    handles, labels = grid[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    _legend(canvas)
     return canvas
+
+
+def _legend(canvas: Canvas) -> None:
+    """Set the legend above the axes, in as many columns as have room: names cover nothing."""
+    handles, labels = canvas.axes[0].get_legend_handles_labels()
+    wrapped = [textwrap.fill(label, 40) for label in labels]
+    longest = max(len(line) for label in wrapped for line in label.split("\n"))
+    columns = max(1, int(72 * canvas.get_figwidth() / (5 * longest + 36)))  # in points
+    canvas.legend(handles, wrapped, loc="outside upper left", ncols=columns, frameon=False,
+                  fontsize=8)  # fmt: skip
 
 
 def _draw(ax: Axes, lines: Sequence[Series]) -> None:

@@ -10,26 +10,26 @@ PRINTED = {
     "branchlora": "BranchLoRA",
     "er": "Replay (ER)",
     "ewc": "EWC",
-    "ewc_released": "EWC, as released",
+    "ewc_released": "EWC (released)",
     "hide_llava": "HiDe-LLaVA",
     "joint": "Joint",
     "l2": "L2",
     "lora": "LoRA",
-    "lora_attention": "LoRA, attention only",
-    "lora_fifth": "LoRA, a fifth of the rate",
-    "lora_tenth": "LoRA, a tenth of the rate",
+    "lora_attention": "LoRA (attention only)",
+    "lora_fifth": "LoRA (a fifth of the rate)",
+    "lora_tenth": "LoRA (a tenth of the rate)",
     "lwf": "LwF",
     "moelora": "MoELoRA",
     "mr_lora": "MR-LoRA",
     "olora": "O-LoRA",
-    "oracle": "Oracle, task told",
+    "oracle": "Oracle (task told)",
     "same": "SAME",
-    "same_released": "SAME, as released",
+    "same_released": "SAME (released)",
     "smolora": "SMoLoRA",
     "strlora": "StrLoRA",
     "strlora_ewc": "StrLoRA with EWC",
-    "strlora_released": "StrLoRA, as released",
-    "strlora_signed": "StrLoRA, signed",
+    "strlora_released": "StrLoRA (released)",
+    "strlora_signed": "StrLoRA (signed)",
     "zero_shot": "Zero-shot",
 }
 # Blocks of a recipe that combine with any method, and the methods that are made of them.
@@ -40,16 +40,23 @@ BLOCKS = {
 }
 
 
-def method_name(run: RunData) -> str:
-    """Return a run's method with the blocks added to it: "lora + slow weights"."""
+def method_name(run: RunData, preset: bool) -> str:
+    """Return a run's method with the blocks added to it: "lora + slow weights".
+
+    Args:
+        run: the run.
+        preset: whether its preset, and what changed it, is part of the name.
+    """
     recipe, method = run.manifest.recipe, run.manifest.method
+    remarks = "; ".join(filter(None, [run.manifest.preset if preset else "", run.manifest.told]))
+    name = f"{method} ({remarks})" if remarks else method
     # `slow_weights: {}` is the block with its defaults: only null is none.
     added = [
         word
         for key, (word, inherent) in BLOCKS.items()
         if recipe.get(key) is not None and method not in inherent
     ]
-    return " + ".join([run.method or run.name, *added])
+    return " + ".join([name or run.name, *added])
 
 
 def printed(name: str) -> str:

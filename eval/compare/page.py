@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from eval import metrics
+from eval.charts.courses import over_chunks
 from eval.charts.figure import Figure, Table, colour, counted, percent
 from eval.charts.plots import (
     Bar,
@@ -20,7 +21,6 @@ from eval.charts.plots import (
     heat_map,
     intervals,
     legend,
-    line_chart,
     small_multiples,
 )
 from eval.compare import tables, verdict
@@ -33,6 +33,7 @@ from eval.report.tables import code_text, composition_table, machine_text
 from eval.significance import SPREADS, over_runs
 
 MOST_COLOURED = 16
+_VERSIONS = ("ms-swift", "torch")
 OfValues = Callable[[metrics.Array], metrics.Array]  # a[chunk, task] -> one number a chunk
 _TESTS = {
     "paired": "paired t over runs",
@@ -111,25 +112,26 @@ def _shown(text: str) -> str:
 
 
 def _minus(text: str) -> str:
-    """Return a text whose numbers have a real minus sign."""
-    return re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text)
+    """Return a text whose numbers have a real minus sign, and whose "p = 0.01" is not parted."""
+    text = re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text)
+    return re.sub(r"\bp ([=<]) (?=\d)", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
 
 
 def _parts(found: Comparison, choice: tables.Choice) -> list[Part]:
     others = tables.sections(found, tables.Choice(choice.spread))[1:]
     by_title = {section.title: section for section in others}
     behind = [s for s in others if s.title.startswith("95 %")]
-    stream = [c for c in found.columns if c.group in ("headline", "stream")]
+    headline = [c for c in found.columns if c.group == "headline"]
     more = by_title.get("More scores over the stream")
     costs = by_title.get("Costs")
-    routing = routing_part(found)
+    unrouted, routing = routing_part(found)
     published = tables.published_sections(found, choice.published) if choice.published else []
     return [
         Part("intervals", "Values and intervals",
              ["Large dots: means; lines: 95 % intervals (over runs, or over test samples where n is"
               " 1); small dots: single runs. Overlapping intervals can still differ beyond doubt:"
               " the tests are paired."],
-             [f for c in stream if (f := _score(found, c))], [_table(s) for s in behind]),
+             [f for c in headline if (f := _score(found, c))], [_table(s) for s in behind]),
         Part("more", "More scores over the stream", tables=[_table(more)] if more else []),
         Part("tasks", "Task by task", figures=_by_task(found),
              tables=[_turned(by_title["Last, by task"])] if "Last, by task" in by_title else []),
@@ -137,9 +139,8 @@ def _parts(found: Comparison, choice: tables.Choice) -> list[Part]:
         Part("tests", "Tests", tables=_tests(found)),
         Part("costs", "Costs", tables=[_table(costs)] if costs else []),
         Part("mixture", "What the chunks are made of", figures=_mixture(found)),
-        Part("routing", "Routing", routing["gaps"] if routing else [],
-             routing["figures"] if routing else []),
-        Part("runs", "The runs", tables=[_runs(found)]),
+        Part("routing", "Routing", unrouted, routing),
+        _runs(found),
     ]  # fmt: skip
 
 
@@ -150,9 +151,10 @@ def _table(section: tables.Section) -> Table:
 
 def _turned(section: tables.Section) -> Table:
     """Return a table with the tasks below each other: there are more of them than methods."""
-    rows = [[task, *(_mark(cells[i]) for _, _, cells in section.rows)]
+    rows = [[task.removesuffix(" [%]"), *(_mark(cells[i]) for _, _, cells in section.rows)]
             for i, task in enumerate(section.head)]  # fmt: skip
-    return Table(section.title, ["task", *(name for name, _, _ in section.rows)], rows)
+    head = ["task", *(name for name, _, _ in section.rows)]
+    return Table(f"{section.title}, in percent", head, rows)
 
 
 def _mark(cell: tuple[str, bool]) -> str:
@@ -167,19 +169,13 @@ def _stream(found: Comparison, spread: str) -> Figure | None:
     series = [
         course(method, i, rows, metrics.mean_over, spread) for i, method in enumerate(found.methods)
     ]
-    x = [float(chunk) for chunk in range(rows)]
-    title = f"Mean score of {len(series)} methods over {rows - 1} chunks."
-    chart = line_chart(title, series, x, "chunk", "Mean score, %")
-    body = [
-        ["base model" if c == 0 else f"chunk {c}", *(percent(float(s.values[c])) for s in series)]
-        for c in range(rows)
-    ]
-    head = ["after", *(s.name for s in series)]
-    table = Table("Mean score after each chunk, in percent", head, body)
     note = "Mean over tasks and runs. Chunk 0 is the base model."
     if any(len(s.band[0]) for s in series):
         note += f" Bands: {SPREADS[spread]}."
-    return Figure("Mean score over the stream", chart, [table], note, legend=legend(series))
+    title = f"Mean score of {len(series)} methods over {rows - 1} chunks."
+    caption = "Mean score after each chunk, in percent"
+    return over_chunks("Mean score over the stream", title, series, range(rows), "Mean score, %",
+                       caption, note, height=300.0, from_zero=False)  # fmt: skip
 
 
 def course(
@@ -196,7 +192,9 @@ def course(
     means = metrics.mean_over(lines, axis=0)
     half = np.array([over_runs(lines[:, c].tolist()).half(spread) for c in range(rows)])
     known = np.isfinite(half).any()
-    band = ((means - half).tolist(), (means + half).tolist()) if known else ((), ())
+    # A score is from 0 to 1: no band lies outside.
+    edges = (np.clip(edge, 0, 1).tolist() for edge in (means - half, means + half))
+    band = tuple(edges) if known else ((), ())
     return Series(printed(method.name), means.tolist(), colour(index), band)
 
 
@@ -268,11 +266,11 @@ def _score(found: Comparison, column: Column) -> Figure | None:
 
 
 def _tests(found: Comparison) -> list[Table]:
-    """Return the tests of scores over the stream and of Last by task; tests.csv has all."""
-    shown = {c.key for c in found.columns if c.group != "task" or c.key.startswith("last/")}
+    """Return the tests of scores over the stream; those by task stand in tests.csv."""
+    shown = {c.key for c in found.columns if c.group != "task"}
     listed = [
         (
-            "Tests of every leader against every other method",
+            "Tests of every leader against every other method; tests.csv has those by task, too",
             [test for test in found.tests if test.column in shown],
         ),
         ("The same among the methods that keep no past data", found.without_data),
@@ -295,18 +293,23 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _runs(found: Comparison) -> Table:
-    body = []
+def _runs(found: Comparison) -> Part:
+    """Return the runs; what is the same of all of them stands above the table."""
+    head = ["method", "run", "seed", "stream seed", "state", "commit", "machine", "versions"]
+    rows = []
     for method in found.methods:
         for entry in method.entries:
             manifest = entry.run.manifest
-            versions = manifest.versions
+            versions = [f"{name} {manifest.versions.get(name, '?')}" for name in _VERSIONS]
             state = "finished" if entry.run.finished else f"after chunk {entry.run.evaluated}"
             stream, seed = ("–" if n is None else str(n) for n in entry.replicate)  # noqa: RUF001
-            body.append(
+            rows.append(
                 [printed(method.name), entry.run.root.name, seed, stream, state,
-                 code_text(manifest.git), machine_text(manifest.hardware),
-                 f"ms-swift {versions.get('ms-swift', '?')}, torch {versions.get('torch', '?')}"]
+                 code_text(manifest.git), machine_text(manifest.hardware), ", ".join(versions)]
             )  # fmt: skip
-    head = ["method", "run", "seed", "stream seed", "state", "commit", "machine", "versions"]
-    return Table("The runs behind the methods", head, body)
+    kept = [i for i, cells in enumerate(zip(*rows, strict=True)) if i < 3 or len(set(cells)) > 1]
+    same = [f"{name}: {rows[0][i]}" for i, name in enumerate(head) if i not in kept]
+    rows = [[row[i] for i in kept] for row in rows]
+    table = Table("The runs behind the methods", [head[i] for i in kept], rows)
+    return Part("runs", "The runs", [f"Of all runs: {'; '.join(same)}."] if same else [],
+                tables=[table])  # fmt: skip

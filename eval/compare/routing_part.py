@@ -6,87 +6,80 @@ Runs whose method routes nothing have no record; they are named, never drawn as 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypedDict
 
 import numpy as np
 
-from eval.charts.figure import Figure, Table, colour, percent, ratio
-from eval.charts.plots import Series, legend, line_chart, short_percent
+from eval.charts.courses import over_chunks
+from eval.charts.figure import Figure, Table, colour, percent, ratio, shortened
+from eval.charts.plots import Series
 from eval.compare.comparison import Comparison
 from eval.compare.names import printed
 from eval.compare.runs import Method
-from eval.metrics import Array, mean_over
+from eval.metrics import mean_over
 from eval.report.choices import NAMES, RIGHT
 from eval.report.data import RunData
 from eval.routing.router_accuracy import Choices
 
 
-class RoutingComparison(TypedDict):
-    """What the page says about routing: runs without a record, and the plots of those with one."""
-
-    gaps: list[str]
-    figures: list[Figure]
-
-
-def routing_part(found: Comparison) -> RoutingComparison | None:
-    """Return the part of the page; None where no run routes, nor chooses among chunks."""
+def routing_part(found: Comparison) -> tuple[list[str], list[Figure]]:
+    """Return the runs without a record, in words, and the figures of those with one, if any."""
     figures: list[Figure] = []
     gaps: list[str] = []
     if routed := [m for m in found.methods if any(e.run.routing for e in m.entries)]:
         figures.append(_separation(found, routed))
-        without = ", ".join(
-            printed(m.name_of(e)) for m in found.methods for e in m.entries if not e.run.routing
-        )
-        gaps = [f"Without a routing record: {without}."] if without else []
+        without = [m.name_of(e) for m in found.methods for e in m.entries if not e.run.routing]
+        gaps = [f"No routing record: {shortened([*map(printed, without)])}."] if without else []
     if chosen := [m for m in found.methods if any(e.run.choices for e in m.entries)]:
         figures.append(_choices(found, chosen))
-    return {"gaps": gaps, "figures": figures} if figures else None
+    return gaps, figures
 
 
-def _values(
-    methods: list[Method], of_run: Callable[[RunData], Mapping[int, float]]
-) -> tuple[list[int], dict[str, Array]]:
-    """Return the chunks and each method's values at them, means over its seeds; NaN: unknown."""
-    known = {m.name: [of_run(entry.run) for entry in m.entries] for m in methods}
+def _by_chunk(
+    found: Comparison, methods: list[Method], of_run: Callable[[RunData], Mapping[int, float]]
+) -> tuple[list[int], list[Series]]:
+    """Return the chunks, and a line a method in its colour: means over its seeds; NaN: unknown."""
+    known = {method.name: [of_run(entry.run) for entry in method.entries] for method in methods}
     chunks = sorted({chunk for runs in known.values() for run in runs for chunk in run})
-    rows = {n: [[run.get(c, np.nan) for c in chunks] for run in runs] for n, runs in known.items()}
-    return chunks, {name: mean_over(np.array(values), axis=0) for name, values in rows.items()}
-
-
-def _lines(found: Comparison, values: Mapping[str, Array]) -> list[Series]:
-    """Return lines in the colours that the methods have everywhere on the page."""
-    names = [method.name for method in found.methods]
-    return [Series(printed(n), v.tolist(), colour(names.index(n))) for n, v in values.items()]
+    lines = []
+    for number, method in enumerate(found.methods):
+        if runs := known.get(method.name):
+            means = mean_over(np.array([[run.get(c, np.nan) for c in chunks] for run in runs]), 0)
+            lines.append(Series(printed(method.name), means.tolist(), colour(number)))
+    return chunks, lines
 
 
 def _separation(found: Comparison, routed: list[Method]) -> Figure:
-    chunks, values = _values(
-        routed, lambda run: {c: float(mean_over(r.nmi)) for c, r in run.routing.items()}
+    chunks, lines = _by_chunk(
+        found, routed, lambda run: {c: float(mean_over(r.nmi)) for c, r in run.routing.items()}
     )
-    series = _lines(found, values)
-    names = list(map(printed, values))
-    title = f"Mutual information of task and expert set over the stream: {', '.join(names)}."
-    chart = line_chart(title, series, [float(c) for c in chunks], "chunk", "NMI(task, expert set)",
-                       lambda v: f"{v:.2g}", height=240.0, from_zero=True)  # fmt: skip
-    rows = [[f"chunk {c}", *(ratio(float(v[i])) for v in values.values())]
-            for i, c in enumerate(chunks)]  # fmt: skip
-    table = Table("Mutual information of task and expert set", ["after", *names], rows)
-    note = "Mean over layers and seeds. 1: the expert set names the task, 0: it says nothing of it."
-    heading = "Does the expert set tell the task?"
-    return Figure(heading, chart, [table], note, legend=legend(series))
+    names = ", ".join(line.name for line in lines)
+    return over_chunks(
+        "Does the expert set tell the task?",
+        f"Mutual information of task and expert set over the stream: {names}.",
+        lines,
+        chunks,
+        "NMI(task, expert set)",
+        "Mutual information of task and expert set",
+        "Mean over layers and seeds. 1: the expert set names the task, 0: it says nothing of it.",
+        cell=ratio,
+        show="{:.2g}".format,
+    )
 
 
 def _choices(found: Comparison, chosen: list[Method]) -> Figure:
-    chunks, values = _values(
-        chosen, lambda run: {c: o.total.dominant_chunk for c, o in run.choices.items()}
+    chunks, lines = _by_chunk(
+        found, chosen, lambda run: {c: o.total.dominant_chunk for c, o in run.choices.items()}
     )
-    series = _lines(found, values)
-    names = ", ".join(map(printed, values))
-    title = f"Share of questions that went to the dominant chunk of their task: {names}."
-    chart = line_chart(title, series, [float(c) for c in chunks], "chunk", "Dominant chunk, %",
-                       short_percent, height=240.0, from_zero=True)  # fmt: skip
-    rows = [[f"chunk {c}", *(percent(float(v[i])) for v in values.values())]
-            for i, c in enumerate(chunks)]  # fmt: skip
+    names = ", ".join(line.name for line in lines)
+    figure = over_chunks(
+        "Is the right chunk chosen?",
+        f"Share of questions that went to the dominant chunk of their task: {names}.",
+        lines,
+        chunks,
+        "Dominant chunk, %",
+        "Right choices (dominant chunk), in percent",
+        f"Mean over seeds. {RIGHT}",
+    )
     by_run = [
         [printed(method.name_of(entry)), *_row(entry.run.choices[max(entry.run.choices)])]
         for method in chosen
@@ -94,12 +87,10 @@ def _choices(found: Comparison, chosen: list[Method]) -> Figure:
         if entry.run.choices
     ]
     head = ["run", "after", "chosen by", *NAMES, "no legal letter"]
-    tables = [
-        Table("Right choices (dominant chunk), in percent", ["after", *map(printed, values)], rows),
-        Table("Choice of a chunk by run, in percent of the questions", head, by_run),
-    ]
-    note = f"Mean over seeds. {RIGHT}"
-    return Figure("Is the right chunk chosen?", chart, tables, note, legend=legend(series))
+    figure.tables.append(
+        Table("Choice of a chunk by run, in percent of the questions", head, by_run)
+    )
+    return figure
 
 
 def _row(choices: Choices) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,6 @@ from eval.compare.names import method_name
 from eval.metrics import Array, First
 from eval.report.data import Gap, RunData, load_run
 from eval.run_files import JsonObject, RunState
-from eval.scorers.registry import scorer_of
 
 # What may differ between runs of one method: none of it changes what is learned, but the seeds.
 NOT_THE_METHOD = (
@@ -139,7 +138,8 @@ def load_methods(folders: Sequence[Path]) -> Comparable:
         Method(name, [_entry(run, tasks, rows[_stream_of(run, balanced)], gaps) for run in group])
         for name, group in groups.items()
     ]
-    return Comparable(methods, tasks, [_aggregate(runs, task) for task in tasks], gaps)
+    judge = next((run for run in runs if run.stream is not None), runs[0])
+    return Comparable(methods, tasks, [judge.aggregate(task) for task in tasks], gaps)
 
 
 def _read(folders: Sequence[Path], gaps: list[Gap]) -> list[RunData]:
@@ -181,11 +181,6 @@ def _stream_of(run: RunData, balanced: bool) -> str:
 def _stream_seed(run: RunData) -> int | None:
     seed = run.manifest.block("data").get("seed")
     return seed if isinstance(seed, int) else None
-
-
-def _aggregate(runs: Sequence[RunData], task: str) -> Callable[[Array], Array]:
-    stream = next((run.stream for run in runs if run.stream is not None), None)
-    return scorer_of(stream, task).of_mean if stream else np.asarray
 
 
 def _sample_ids(run: RunData, task: str) -> list[str]:
@@ -319,7 +314,9 @@ def _flat(value: JsonObject, prefix: str = "") -> JsonObject:
 def _names(groups: dict[str, list[RunData]]) -> dict[str, str]:
     """Return a name for each group: the method, and where that is not enough what differs."""
     recipes = {key: _flat(group[0].manifest.recipe) for key, group in groups.items()}
-    short = {key: method_name(group[0]) for key, group in groups.items()}
+    short = {key: method_name(group[0], preset=False) for key, group in groups.items()}
+    alike = Counter(short.values())
+    short = {key: method_name(groups[key][0], alike[name] > 1) for key, name in short.items()}
     names = {}
     for key, name in short.items():
         twins = [recipes[other] for other in groups if short[other] == name]

@@ -5,25 +5,33 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-from eval.charts.figure import counted
+from eval.charts.figure import counted, percent, shortened
 from eval.compare.comparison import BASE, Cell, Column, Comparison
 from eval.compare.names import printed
 from eval.compare.runs import Replicate
 from eval.metrics import SCORE
 from eval.published import MARKS, read_published
-from eval.report.data import small_captions
-from eval.report.tables import code_text, form_only, machine_text
+from eval.report.tables import (
+    caption_note,
+    code_text,
+    form_only,
+    machine_text,
+    small_captions,
+)
 from eval.significance import ONE_RUN, SPREADS
 
 UNKNOWN = "-"
 MOST_GAPS = 20
 MOST_POINTS = 5  # so few values say more than their interval
 WIDTH = 100
+VALUES_TOO = ", and the values of the runs"
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {mark: f"\\{mark}" for mark in "&%$#_{}"}
 
@@ -80,8 +88,7 @@ def shown(column: Column, cell: Cell, spread: str, between: str = " ± ") -> str
 
 
 def _percent(value: float) -> str:
-    text = f"{100 * value:.1f}"
-    return "0.0" if text == "-0.0" else text
+    return percent(value).replace("\N{MINUS SIGN}", "-")
 
 
 def heading(column: Column) -> str:
@@ -134,7 +141,7 @@ def _behind(found: Comparison, columns: list[Column]) -> Section:
     for name in (n for n in found.names if len(found.seeds.get(n, [])) > 1):
         cells = [found.cell(name, column.key) for column in columns]
         rows.append((printed(name), runs_of(found, name), [(points(c), False) for c in cells]))
-    title = "95 % interval of the mean over runs (t), and the values of the runs"
+    title = f"95 % interval of the mean over runs (t){VALUES_TOO}"
     return Section(title, [heading(column) for column in columns], rows)
 
 
@@ -172,8 +179,10 @@ def published_sections(found: Comparison, name: str) -> list[Section]:
 
 
 def _here(found: Comparison, method: str, key: str) -> str:
-    """Return the score here of the first method that print calls so; a dash where none is."""
-    ours = (n for n in found.names if f"{printed(n)} (".startswith(f"{method} ("))
+    """Return the score here of the method that print calls so; a dash where none is."""
+    # "Replay" is our "Replay (ER)", and "StrLoRA" not our "StrLoRA (signed)".
+    same = re.compile(rf"{re.escape(method)}(?: \([A-Z]+\))?")
+    ours = (n for n in found.names if same.fullmatch(printed(n)))
     name = next(ours, None)
     value = math.nan if name is None else found.cell(name, key).value
     return _percent(value) if math.isfinite(value) else UNKNOWN
@@ -241,26 +250,43 @@ def notes(found: Comparison, choice: Choice = ALL) -> list[str]:
         lines.append(
             f"Published numbers were not run here, and other protocols give other numbers: {marks}."
         )
-    for method in found.methods:
-        runs = [(printed(method.name_of(entry)), entry.run) for entry in method.entries]
-        lines += [f"{name}: {text}" for name, run in runs for text in small_captions(run)]
+    lines += [
+        f"{printed(m.name)}: {preset}."
+        for m in found.methods
+        if (preset := m.entries[0].run.manifest.preset) and f"({preset}" not in m.name
+    ]
+    lines += _small_captions(found)
     if forms := _form_only(found):
         lines.append(
             "Lost in form only (a score blind to case and format minus the official one, mean of"
-            f" all tasks after the last chunk): {forms}."
+            f" all tasks and runs after the last chunk): {forms}."
         )
-    lines += [f"{gap.what}: {gap.why}" for gap in found.gaps[:MOST_GAPS]]
-    if len(found.gaps) > MOST_GAPS:
-        lines.append(f"... and {len(found.gaps) - MOST_GAPS} more gaps")
-    return lines
+    groups: dict[str, list[str]] = {}
+    for gap in found.gaps:
+        groups.setdefault(gap.why, []).append(gap.what)
+    gaps = [f"{shortened(what)}: {why}" for why, what in groups.items()]
+    more = len(gaps) - MOST_GAPS
+    return [*lines, *gaps[:MOST_GAPS], *([f"... and {more} more gaps"] if more > 0 else [])]
+
+
+def _small_captions(found: Comparison) -> list[str]:
+    by_task: dict[str, dict[str, list[float]]] = {}
+    for method in found.methods:
+        for entry in method.entries:
+            for task, chrf in small_captions(entry.run).items():
+                by_task.setdefault(task, {}).setdefault(printed(method.name), []).append(chrf)
+    run = found.methods[0].entries[0].run
+    return [
+        caption_note(run, task, "; ".join(f"{n} {_percent(fmean(v))}" for n, v in values.items()))
+        for task, values in by_task.items() if task in found.tasks
+    ]  # fmt: skip
 
 
 def _form_only(found: Comparison) -> str:
-    """Return what the answers of each run lost in form alone; "" where none has blind scores."""
-    gaps = [(m.name_of(e), form_only(e.run).values()) for m in found.methods for e in m.entries]
-    return ", ".join(
-        f"{printed(name)} {_percent(sum(gap) / len(gap))} %" for name, gap in gaps if gap
-    )
+    """Return what each method's answers lost in form alone; "" where none has blind scores."""
+    gaps = {m.name: [gap for e in m.entries for gap in form_only(e.run).values()]
+            for m in found.methods}  # fmt: skip
+    return "; ".join(f"{printed(n)} {_percent(fmean(gap))} %" for n, gap in gaps.items() if gap)
 
 
 def text(found: Comparison, choice: Choice = ALL, verdict: Sequence[str] = ()) -> str:
@@ -301,12 +327,16 @@ def markdown(found: Comparison, choice: Choice = ALL) -> str:
 
 
 def latex(found: Comparison, choice: Choice = ALL) -> str:
-    """Return LaTeX tables (package booktabs); the best is bold where the tests say so."""
+    """Return LaTeX tables (package booktabs); the best is bold where the tests say so.
+
+    Of a mean over runs stands the interval alone: with the values a table is wider than a page.
+    """
     parts = ["% needs \\usepackage{booktabs}"]
     for part in sections(found, choice):
         head = " & ".join(["Method", "$n$", *map(escape, part.head)])
         kinds = "".join("p{5cm}" if name == "source" else "r" for name in part.head)
-        lines = [f"% {part.title}", f"\\begin{{tabular}}{{lr{kinds}}}", "\\toprule"]
+        title = part.title.removesuffix(VALUES_TOO)
+        lines = [f"% {title}", f"\\begin{{tabular}}{{lr{kinds}}}", "\\toprule"]
         lines += [f"{head} \\\\", "\\midrule"]
         for name, n, cells in part.rows:
             row = [escape(name), "--" if n == UNKNOWN else n, *(_math(t, b) for t, b in cells)]
@@ -324,8 +354,7 @@ def _math(value: str, best: bool) -> str:
         return escape(value)
     if " to " in value:  # a range
         return "--".join(f"${end}$" for end in value.split(" to "))
-    value = value.replace(" ± ", r" \pm ")
-    value = value.replace(" ", r"\ ") if "[" in value else value
+    value = value.partition("]")[0] + "]" if "[" in value else value.replace(" ± ", r" \pm ")
     return f"$\\mathbf{{{value}}}$" if best else f"${value}$"
 
 
@@ -356,9 +385,8 @@ def as_csv(found: Comparison) -> str:
 def tests_csv(found: Comparison) -> str:
     """Return one line a test: the leader of a column against another method."""
     rows: list[list[Any]] = [["column", "leader", "other", "difference", "kind", "p", "adjusted"]]
-    for test in found.tests:
-        numbers = [_number(test.difference), test.kind, _number(test.p), _number(test.adjusted)]
-        rows.append([test.column, test.leader, test.other, *numbers])
+    rows += [[t.column, t.leader, t.other, _number(t.difference), t.kind, _number(t.p),
+              _number(t.adjusted)] for t in found.tests]  # fmt: skip
     return _csv(rows)
 
 

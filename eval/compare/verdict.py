@@ -71,7 +71,7 @@ def _gap(difference: float) -> float:
 
 
 def _names(tests: Sequence[Difference]) -> str:
-    return ", ".join(printed(test.other) for test in tests)
+    return " and ".join(printed(test.other) for test in tests)
 
 
 def _p(test: Difference) -> str:

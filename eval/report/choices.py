@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TypedDict
 
+from eval.charts.courses import over_chunks
 from eval.charts.figure import Figure, Table, colour, percent
-from eval.charts.plots import Series, legend, line_chart
+from eval.charts.plots import Series
 from eval.report.data import RunData
 from eval.routing.router_accuracy import Accuracy, Choices
 
@@ -71,18 +72,12 @@ def _over_the_stream(run: RunData) -> Figure:
     totals = [run.choices[chunk].total for chunk in chunks]
     series = [Series(name, [total.values()[i] for total in totals], colour(i))
               for i, name in enumerate(NAMES)]  # fmt: skip
+    heading = "Right choices over the stream"
     title = f"Share of questions that went to a right chunk, after each of {len(chunks)} chunks."
-    x = [float(chunk) for chunk in chunks]
-    chart = line_chart(title, series, x, "chunk", "Right, %", height=240.0, from_zero=True)
-    head = ["after", *NAMES, "no legal letter"]
-    rows = [
-        [f"chunk {c}", *map(percent, t.values()),
-         percent(run.choices[c].illegal_share)]
-        for c, t in zip(chunks, totals, strict=True)
-    ]  # fmt: skip
-    table = Table("Right choices over the stream, in percent of the questions", head, rows)
     note = "Over all questions whose task a chunk held so far."
-    return Figure("Right choices over the stream", chart, [table], note, legend=legend(series))
+    illegal = {"no legal letter": [percent(run.choices[c].illegal_share) for c in chunks]}
+    return over_chunks(heading, title, series, chunks, "Right, %",
+                       f"{heading}, in percent of the questions", note, illegal)  # fmt: skip
 
 
 def _by_task(last: Choices) -> Table:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from data_prep.files import Record, read_jsonl
 from data_prep.stream import MANIFEST, Stream, StreamError
 from eval.matrix import Matrix, load_matrix
-from eval.predictions import TaskScores, chrf_of_few, task_scores
+from eval.predictions import TaskScores, task_scores
 from eval.routing.record import Routing, load_routing
 from eval.routing.router_accuracy import Choices, read_choices
 from eval.run_files import (
@@ -32,7 +32,7 @@ from eval.run_files import (
     read_object,
     read_state,
 )
-from eval.scorers.registry import open_scored_stream
+from eval.scorers.registry import open_scored_stream, scorer_of
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
@@ -135,6 +135,10 @@ class RunData:
             return [None] * len(self.tasks)
         seen = self.stream.first_seen() if self.stream else {}
         return [seen.get(task) for task in self.tasks]
+
+    def aggregate(self, task: str) -> Callable[[Array], Array]:
+        """Return what turns a task's mean sample score into its score: captions: clipped CIDEr."""
+        return scorer_of(self.stream, task).of_mean if self.stream else np.asarray
 
     @property
     def method(self) -> str:
@@ -307,24 +311,6 @@ def _read_predictions(run: RunData) -> None:
                 _compare(run, chunk, column, scored)
 
 
-def small_captions(run: RunData) -> list[str]:
-    """Return what is to be said of captions whose test set is too small for CIDEr."""
-    folder = run.root / "chunks" / f"{run.evaluated:03d}" / "predictions"
-    told = []
-    for chunk, task in run.scored:
-        if chunk != run.evaluated or run.stream is None:
-            continue
-        chrf = chrf_of_few(folder, run.stream, task)
-        if chrf is not None:
-            told.append(
-                f"{task}: the test set ({len(run.scored[chunk, task].ids)} pictures) is too small "
-                "for CIDEr, which weighs words by how rare they are in it: words that stand with "
-                f"every picture earn 0. chrF (characters) of the same captions: {100 * chrf:.1f} "
-                "of 100."
-            )
-    return told
-
-
 def _compare(run: RunData, chunk: int, column: int, scored: TaskScores) -> None:
     """Add a gap if matrix.csv and the prediction files tell different stories."""
     written = float(run.matrix.values[chunk, column])
@@ -348,11 +334,15 @@ def _read_training(run: RunData) -> None:
                 run.gaps.append(Gap(what, why))
 
 
+def step_of(line: Record) -> int:
+    """Return a log line's step, 0 without one: ms-swift writes "global_step/max_steps": "5/38"."""
+    written = str(line.get("global_step/max_steps", line.get("step", ""))).split("/")[0]
+    return int(written) if written.isdigit() else 0
+
+
 def steps_logged(run: RunData, chunk: int) -> int:
     """Return the step that a chunk's training log ends with; 0 without one."""
-    lines = run.training.get(chunk) or [{}]
-    written = str(lines[-1].get("global_step/max_steps", "")).split("/")[0]
-    return int(written) if written.isdigit() else 0
+    return step_of((run.training.get(chunk) or [{}])[-1])
 
 
 def logged_whole(run: RunData, chunk: int) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
 
 from eval import metrics
+from eval.charts.courses import over_chunks
 from eval.charts.figure import Figure, Table, colour, counted, percent, ratio
-from eval.charts.plots import Array, Bar, Series, bars, heat_map, legend, line_chart
+from eval.charts.plots import Bar, Series, bars, heat_map
 from eval.questions import question_of
 from eval.report.data import RunData
 from eval.routing import diagnosis
@@ -20,7 +22,6 @@ ABLATIONS = {
     "stage1_off": "stage 1 off: all experts",
     "stage2_uniform": "stage 2 off: equal weights",
 }
-MOST_LAYERS = 32
 
 
 class Fact(TypedDict):
@@ -150,8 +151,6 @@ def _over_the_stream(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
         columns = {name: columns[name] for name in ("drift", "kept sets changed")}
     series = [Series(name, values, colour(i)) for i, (name, values) in enumerate(columns.items())]
     title = f"{', '.join(columns).capitalize()} of routing over {counted(len(recorded), 'chunk')}."
-    chart = line_chart(title, series, [float(c) for c in recorded], "chunk", "Share",
-                       lambda v: f"{v:.2g}", height=240.0, from_zero=True)  # fmt: skip
     note = (
         "Drift: a task's weight that went to other experts since the recorded chunk before. Kept"
         " sets changed: share of the expert sets that the same test instructions (up to 48 a task)"
@@ -164,23 +163,16 @@ def _over_the_stream(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
             " of what"
             f" the experts add for two tasks. {note}"
         )
-    entropies = [_entropies(routing) for routing in recorded.values()]
-    rows = [
-        [
-            f"chunk {c}",
-            *(ratio(values[i]) for values in columns.values()),
-            *map(ratio, entropies[i]),
-        ]
-        for i, c in enumerate(recorded)
-    ]
-    head = ["after", *columns, "stage 1 entropy, nats", "stage 2 entropy, nats"]
-    table = Table("Routing over the stream", head, rows)
-    by_task = _matrix("Drift of each task's routing since the chunk before, in percent", "after",
-                      [f"chunk {c}" for c in recorded], run.tasks, drift)  # fmt: skip
-    changed = _matrix("Kept expert sets changed since the chunk before, in percent", "after",
-                      [f"chunk {c}" for c in recorded], run.tasks, changes)  # fmt: skip
-    tables = [table, by_task, changed]
-    return Figure("Routing over the stream", chart, tables, note, True, legend(series))
+    stages = zip(*(_entropies(routing) for routing in recorded.values()), strict=True)
+    entropies = {f"stage {n} entropy, nats": [ratio(value) for value in values]
+                 for n, values in enumerate(stages, start=1)}  # fmt: skip
+    heading = "Routing over the stream"
+    figure = over_chunks(heading, title, series, list(recorded), "Share", heading, note, entropies,
+                         cell=ratio, show="{:.2g}".format)  # fmt: skip
+    rows = [[f"chunk {c}", *map(percent, moved)] for c, moved in zip(recorded, drift, strict=True)]
+    caption = "Drift of each task's routing since the chunk before, in percent"
+    figure.tables.append(Table(caption, ["after", *run.tasks], rows))
+    return replace(figure, half=True)
 
 
 def _experts(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
@@ -192,20 +184,12 @@ def _experts(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
     high = max(float(np.nanmax(weight, initial=0.0)), 1e-9)
     chart = heat_map(title, weight, last.tasks, experts, "expert", high)
     note = "Share of the token weight (stage 2), mean over layers; every row sums to 100."
-    square = f"after chunk {chunk}, in percent"
     tables = [_by_task(recorded), _by_layer(chunk, last)]
     if len(last.tasks) > 1:
-        tables += [
-        _matrix(f"Overlap of tasks {square}", "task", last.tasks, last.tasks,
-                diagnosis.overlap(last.use)),
-        _matrix(f"Similarity of expert outputs (CKA) {square}", "task", last.tasks, last.tasks,
-                metrics.mean_over(last.cka, axis=0)),
-    ]  # fmt: skip
-    if len(last.tasks) > 1 and np.isfinite(last.cosine).any():
-        caption = f"Cosine of the tasks' mean instruction vectors after chunk {chunk}, x 100"
-        tables.append(_matrix(caption, "task", last.tasks, last.tasks, last.cosine))
-    if last.instructions:
-        tables.append(_instructions(chunk, last))
+        shared = zip(last.tasks, diagnosis.overlap(last.use), strict=True)
+        rows = [[task, *map(percent, row)] for task, row in shared]
+        caption = f"Overlap of tasks after chunk {chunk}, in percent"
+        tables.append(Table(caption, ["task", *last.tasks], rows))
     return Figure("Experts by task", chart, tables, note, half=True)
 
 
@@ -228,44 +212,21 @@ def _by_task(recorded: Mapping[int, Routing]) -> Table:
 
 
 def _by_layer(chunk: int, routing: Routing) -> Table:
-    """Return every layer's expert weights by task, its separation and its entropies."""
-    values = (routing.use, routing.nmi[None], routing.task_entropy, routing.token_entropy)
-    by_layer = [np.moveaxis(v, 1, 0) for v in values]  # (layers, tasks, ...)
-    names = [_short(layer) for layer in routing.layers]
-    if len(names) > MOST_LAYERS:  # a deep model's layers are averaged by decoder block
-        blocks = [diagnosis.by_block(routing.layers, v) for v in by_layer]
-        names, by_layer = [f"block {n}" for n in blocks[0][0]], [means for _, means in blocks]
-    use, nmi, stage1, stage2 = by_layer
-    rows = [
-        [f"{name}, {task}", *map(percent, use[n, i]),
-         *(ratio(float(v)) for v in (nmi[n, 0], stage1[n, i], stage2[n, i]))]
-        for n, name in enumerate(names)
-        for i, task in enumerate(routing.tasks)
-    ]  # fmt: skip
-    head = ["layer, task", *(f"E{e}" for e in range(routing.experts))]
-    head += ["separation of the layer", "stage 1 entropy", "stage 2 entropy"]
+    """Return every layer's separation, entropies and expert weights, means over tasks."""
+    use = metrics.mean_over(routing.use, axis=0)
+    columns = {
+        "separation": routing.nmi,
+        "stage 1 entropy": metrics.mean_over(routing.task_entropy, axis=0),
+        "stage 2 entropy": metrics.mean_over(routing.token_entropy, axis=0),
+    }
     if len(routing.tasks) == 1:  # nothing to separate
-        head, rows = _without(head, rows, -3)
-    return Table(f"Expert weight by layer and task after chunk {chunk}, in percent", head, rows)
-
-
-def _without(
-    head: list[str], rows: list[list[str]], column: int
-) -> tuple[list[str], list[list[str]]]:
-    """Return a table without one of its columns, counted from the end."""
-    kept = [[*row[:column], *row[column + 1 :]] for row in [head, *rows]]
-    return kept[0], kept[1:]
-
-
-def _instructions(chunk: int, routing: Routing) -> Table:
-    """Return some instructions with their vectors; stage 1 can hardly tell neighbours apart."""
+        del columns["separation"]
     rows = [
-        [i.text if len(i.text) <= 80 else f"{i.text[:79]}…", i.task, str(i.rows),
-         *(ratio(value, 2) for value in i.point[:2])]
-        for i in routing.instructions
-    ]  # fmt: skip
-    head = ["instruction", "task", "questions", "first component", "second component"]
-    return Table(f"Instructions by principal components after chunk {chunk}", head, rows)
+        [_short(layer), *(ratio(float(v[i])) for v in columns.values()), *map(percent, use[i])]
+        for i, layer in enumerate(routing.layers)
+    ]
+    head = ["layer", *columns, *(f"E{e} weight, %" for e in range(routing.experts))]
+    return Table(f"Routing by layer after chunk {chunk}, means over tasks", head, rows)
 
 
 def _short(layer: str) -> str:
@@ -273,13 +234,6 @@ def _short(layer: str) -> str:
     parts = layer.split(".")
     number = next((part for part in parts if part.isdigit()), "")
     return f"{number} {parts[-1]}".strip()
-
-
-def _matrix(
-    caption: str, what: str, rows: Sequence[str], columns: Sequence[str], values: Array
-) -> Table:
-    body = [[name, *map(percent, values[i])] for i, name in enumerate(rows)]
-    return Table(caption, [what, *columns], body)
 
 
 def ablation_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Loss curves from the host's log lines (logging.jsonl, copied as train_metrics.jsonl)."""
+"""Loss curves and memory from the host's log (logging.jsonl, copied as train_metrics.jsonl)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.files import Record
-from eval.report.data import RunData
+from eval.report.data import RunData, step_of
+from eval.run_files import ChunkState
 
 MOST_POINTS = 400
 WINDOW = 5
@@ -59,7 +60,7 @@ def curve(run: RunData, keys: Sequence[str]) -> Curve | None:
             borders.append(float(done))
         steps += [float(done + step) for step, _ in points]
         values += [value for _, value in points]
-        done += max(_last_step(run.training[chunk]), len(points))
+        done += max([*map(step_of, run.training[chunk]), len(points)])
     if not values:
         return None
     return Curve(*_thin(steps, values), borders)
@@ -70,18 +71,8 @@ def _points(lines: Sequence[Record], keys: Sequence[str]) -> list[tuple[int, flo
     for number, line in enumerate(lines, start=1):
         key = next((k for k in keys if isinstance(line.get(k), int | float)), None)
         if key is not None and math.isfinite(line[key]):
-            points.append((_step(line) or number, float(line[key])))
+            points.append((step_of(line) or number, float(line[key])))
     return points
-
-
-def _step(line: Record) -> int | None:
-    """Return a log line's step: ms-swift writes "global_step/max_steps": "5/38"."""
-    written = str(line.get("global_step/max_steps", line.get("step", ""))).split("/")[0]
-    return int(written) if written.isdigit() else None
-
-
-def _last_step(lines: Sequence[Record]) -> int:
-    return max((_step(line) or 0 for line in lines), default=0)
 
 
 def _thin(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
@@ -90,3 +81,19 @@ def _thin(steps: list[float], values: list[float]) -> tuple[list[float], list[fl
     groups = range(0, len(steps), size)
     means = [sum(values[g : g + size]) / len(values[g : g + size]) for g in groups]
     return [steps[g] for g in groups], means
+
+
+def peak_memory(run: RunData, chunks: Sequence[ChunkState]) -> float:
+    """Return the most memory in GiB that training the chunks took, NaN if unknown.
+
+    On an accelerator its own memory, as the host logs it; else the main memory of the host's
+    processes, as the orchestrator watched it.
+    """
+    lines = [line for chunk in chunks for line in run.training.get(chunk.index, [])]
+    logged = [line["memory(GiB)"] for line in lines if "memory(GiB)" in line]
+    watched = [chunk.train_memory_gib for chunk in chunks]
+    for values in (logged, watched):
+        known = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
+        if known:
+            return max(known)
+    return math.nan

@@ -17,10 +17,10 @@ from eval.constant_answers import best_constant
 from eval.outcome import Settings, TaskOutcome, sentences
 from eval.report.data import UNREADABLE, RunData
 from eval.run_files import PredictionLine, read_object
-from eval.scorers.registry import scorer_of
 
 Array = NDArray[np.float64]
 REPLICATES = 500
+IN_CARDS = ("last", "average", "lost", "forgetting", "backward", "forward")
 SEED = 0
 
 
@@ -65,17 +65,12 @@ def summarise(run: RunData) -> Summary:
     if a.size == 0:
         return Summary({}, [], 0)
     drawn = _draw(run)
-    statistics: dict[str, Callable[[Array], Array]] = {
-        "last": metrics.last,
-        "average": metrics.average,
-        "lost": lambda m: metrics.mean_over(metrics.lost_by_task(m)),
-        "forgetting": lambda m: metrics.forgetting(m, first),
-        "backward": lambda m: metrics.backward_transfer(m, first),
-        "forward": lambda m: metrics.forward_transfer(m, first),
-        "plasticity": metrics.plasticity,
-        "base": lambda m: metrics.mean_over(m[..., 0, :]),
-    }
-    total = {key: _number(f, a, drawn) for key, f in statistics.items()}
+
+    def total_of(key: str) -> Number:
+        return _number(lambda m: metrics.SCORE[key].mean(m, first), a, drawn)
+
+    total = {key: total_of(key) for key in IN_CARDS}
+    total["base"] = _number(lambda m: metrics.mean_over(m[..., 0, :]), a, drawn)
     majority = np.array([_majority(run, task) for task in run.tasks])
     total["majority"] = Number(float(metrics.mean_over(majority)))
     rows = _task_rows(run, a, drawn, first, majority)
@@ -84,13 +79,8 @@ def summarise(run: RunData) -> Summary:
 
 def _draw(run: RunData) -> Array:
     samples = [run.sample_scores(task) for task in run.tasks]
-    aggregates = [_aggregate(run, task) for task in run.tasks]
+    aggregates = [run.aggregate(task) for task in run.tasks]
     return metrics.bootstrap_matrices(samples, aggregates, REPLICATES, SEED)
-
-
-def _aggregate(run: RunData, task: str) -> Callable[[Array], Array]:
-    """Return what turns a task's mean sample score into its score: captions are clipped CIDEr."""
-    return scorer_of(run.stream, task).of_mean if run.stream else np.asarray
 
 
 def _number(statistic: Callable[[Array], Array], a: Array, drawn: Array) -> Number:
@@ -113,11 +103,12 @@ def _task_rows(
     by_task: dict[str, Callable[[Array], Array]] = {
         "base": lambda m: m[..., 0, :],
         "best": lambda m: metrics.max_over(m[..., 1:, :], axis=-2),
-        "last": metrics.last_by_task,
-        "forgetting": lambda m: metrics.forgetting_by_task(m, first),
-        "backward": lambda m: metrics.backward_transfer_by_task(m, first),
-        "forward": lambda m: metrics.forward_transfer_by_task(m, first),
     }
+
+    def scores_of(key: str) -> Callable[[Array], Array]:
+        return lambda m: metrics.SCORE[key].by_task(m, first)
+
+    by_task |= {key: scores_of(key) for key in ("last", "forgetting", "backward", "forward")}
     values = {key: f(a) for key, f in by_task.items()}
     errors = {key: metrics.standard_error(f, drawn) for key, f in by_task.items()}
     rows = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -15,7 +15,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from eval import metrics
-from eval.charts.figure import Chart, Entry, Table, colour, counted, percent
+from eval.charts.figure import Chart, Entry, Figure, Table, colour, counted, percent
 from eval.charts.plots import (
     Bar,
     Series,
@@ -27,12 +27,13 @@ from eval.charts.plots import (
     small_multiples,
 )
 from eval.report.choices import choice_part
-from eval.report.data import RunData, small_captions
+from eval.report.data import RunData
 from eval.report.expert_use import routing_section
 from eval.report.loss_curves import STABILITY_KEYS, curve
 from eval.report.numbers import Number, Summary, outcome_text
 from eval.report.samples import examples
 from eval.report.tables import (
+    caption_note,
     composition_table,
     curve_table,
     facts,
@@ -40,6 +41,7 @@ from eval.report.tables import (
     matrix_table,
     mean_table,
     published_table,
+    small_captions,
     task_table,
     timing_table,
     timing_text,
@@ -91,7 +93,9 @@ def page_context(run: RunData, summary: Summary) -> dict[str, Any]:
         "gaps": run.gaps,
         "cards": _cards(run, summary),
         "measured": _measured(run),
-        "small_captions": small_captions(run),
+        "small_captions": [
+            caption_note(run, task, percent(chrf)) for task, chrf in small_captions(run).items()
+        ],
         "plus_minus": ONE_RUN_NOTE,
         "failed": summary.failed,
         "accuracy": _accuracy(run, lines) if lines else None,
@@ -244,17 +248,9 @@ def _experts_why(run: RunData) -> str:
     return "No chunk has a routing.json that can be read (the tuner writes it while evaluating)."
 
 
-class LossPlot(TypedDict):
-    """One loss over the optimizer steps of the stream."""
-
-    name: str
-    chart: Chart
-    table: Table
-
-
-def _losses(run: RunData) -> list[LossPlot]:
+def _losses(run: RunData) -> list[Figure]:
     wanted = [("Language-model loss", ("loss",)), ("Routing-stability loss", STABILITY_KEYS)]
-    plots: list[LossPlot] = []
+    plots = []
     for name, keys in wanted:
         line = curve(run, keys)
         if line is not None:
@@ -265,7 +261,7 @@ def _losses(run: RunData) -> list[LossPlot]:
                 title, series, line.steps, "optimizer step", "", lambda v: f"{v:g}",
                 height=210.0, marks=line.borders, from_zero=True, most=line.usual,
             )  # fmt: skip
-            plots.append({"name": name, "chart": chart, "table": curve_table(name, line)})
+            plots.append(Figure(name, chart, [curve_table(name, line)]))
     return plots
 
 

@@ -7,9 +7,10 @@ import math
 import numpy as np
 
 from eval import metrics
-from eval.charts.figure import Table, percent
+from eval.charts.figure import Table, percent, ratio
+from eval.predictions import chrf_of_few
 from eval.report.data import RunData
-from eval.report.loss_curves import Curve
+from eval.report.loss_curves import Curve, peak_memory
 from eval.report.numbers import Number, Summary
 from eval.run_files import ChunkState, JsonObject, Manifest
 
@@ -171,6 +172,25 @@ def form_table(run: RunData) -> Table | None:
     return Table(caption, head, rows)
 
 
+def small_captions(run: RunData) -> dict[str, float]:
+    """Return the last captions' chrF in 0..1 by task whose test set is too small for CIDEr."""
+    if run.stream is None:
+        return {}
+    folder = run.root / "chunks" / f"{run.evaluated:03d}" / "predictions"
+    asked = [task for chunk, task in run.scored if chunk == run.evaluated]
+    found = {task: chrf_of_few(folder, run.stream, task) for task in asked}
+    return {task: chrf for task, chrf in found.items() if chrf is not None}
+
+
+def caption_note(run: RunData, task: str, chrf: str) -> str:
+    """Return what is to be said of captions whose test set is too small for CIDEr."""
+    return (
+        f"{task}: the test set ({len(run.scored[run.evaluated, task].ids)} pictures) is too small"
+        " for CIDEr, which weighs words by how rare they are in it: words that stand with every"
+        f" picture earn 0. chrF (characters) of the same captions, of 100: {chrf}."
+    )
+
+
 def curve_table(name: str, curve: Curve) -> Table:
     """Return a thinned curve, at most `MOST_ROWS` rows."""
     step = max(1, math.ceil(len(curve.steps) / MOST_ROWS))
@@ -185,21 +205,12 @@ def timing_table(run: RunData) -> Table | None:
     if not records:
         return None
     spent = [(r.steps, r.train_seconds, r.eval_seconds) for r in records]
-    rows = [[_chunk_name(r), *map(_amount, amounts), _memory(run, r)]
+    rows = [[_chunk_name(r), *map(_amount, amounts), ratio(peak_memory(run, [r]), 2)]
             for r, amounts in zip(records, spent, strict=True)]  # fmt: skip
     totals = [sum(amount or 0 for amount in column) for column in zip(*spent, strict=True)]
     rows.append(["total", *map(_amount, totals), ""])
     head = ["chunk", "steps", "training, s", "evaluation, s", "training's peak memory, GiB"]
     return Table("Steps, wall time and peak memory by chunk", head, rows)
-
-
-def _memory(run: RunData, record: ChunkState) -> str:
-    """Return the most memory that training a chunk held: an accelerator's, else main memory."""
-    logged = [line.get("memory(GiB)") for line in run.training.get(record.index, [])]
-    known = [float(value) for value in logged if isinstance(value, int | float)]
-    if not known and record.train_memory_gib is not None:
-        known = [record.train_memory_gib]
-    return f"{max(known):.2f}" if known else "–"  # noqa: RUF001
 
 
 def timing_text(run: RunData) -> str:

@@ -1,4 +1,4 @@
-"""What routing says about the stream: overlap of tasks, drift, means by decoder block.
+"""What routing says about the stream: overlap of tasks and drift.
 
 Pure functions of the `Routing` of one or of all evaluated chunks. A task or chunk that was not
 recorded is NaN.
@@ -84,17 +84,3 @@ def kept_changes(course: Course, tasks: Sequence[str]) -> Array:
                 moved, rows = zip(*pairs, strict=True)
                 changed[row, column] = np.average(moved, weights=rows)
     return changed
-
-
-def by_block(names: Sequence[str], values: Array) -> tuple[list[str], Array]:
-    """Return the values averaged over the layers of each decoder block, and the block's numbers.
-
-    Args:
-        names: of the layers, for example model.language_model.layers.3.self_attn.q_proj.
-        values: (L, ...).
-    """
-    numbers = [next((p for p in name.split(".") if p.isdigit()), "") for name in names]
-    blocks = list(dict.fromkeys(numbers))
-    rows = [[n == block for n in numbers] for block in blocks]
-    means = [mean_over(values[row], axis=0) for row in rows]
-    return blocks, np.stack(means) if means else np.zeros((0, *values.shape[1:]))

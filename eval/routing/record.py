@@ -6,7 +6,6 @@ here. Nothing of it reaches the model.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Instruction:
-    """One distinct instruction: task, rows, and its vector on the first principal components.
+    """One distinct instruction: its task and rows.
 
     `kept` holds by layer the bit mask of the experts that it keeps, None where its rows differ; it
     is empty in records of before November 2026.
@@ -41,7 +40,6 @@ class Instruction:
     text: str
     task: str
     rows: int
-    point: tuple[float, ...]
     kept: tuple[int | None, ...] = ()
 
 
@@ -57,10 +55,8 @@ class Routing:
         nmi: (L,), normalised mutual information between task and expert set, 0..1.
         task_entropy, token_entropy: (T, L), of stage 1 and stage 2, in nats.
         cka: (L, T, T), similarity of the tasks' expert outputs, 1 on the diagonal.
-        cosine: (T, T), cosine between the tasks' mean instruction vectors.
         top_k: experts that stage 1 keeps.
         rows: routed rows with a known task.
-        task_rows: (T,), the same by task.
         unknown_rows: routed rows whose text is in no test file (left out).
         instructions: some of the distinct instructions, at most a few dozen a task.
     """
@@ -73,10 +69,8 @@ class Routing:
     task_entropy: Array
     token_entropy: Array
     cka: Array
-    cosine: Array
     top_k: int
     rows: float
-    task_rows: Array
     unknown_rows: float
     instructions: list[Instruction]
 
@@ -147,27 +141,20 @@ def load_routing(path: Path, tasks: Sequence[str]) -> Routing:
         task_entropy=_array(path, groups, "task_entropy", size),
         token_entropy=_array(path, groups, "token_entropy", size),
         cka=_square(path, content["cka"], len(layers), len(places))[:, at][:, :, at],
-        cosine=_matrix(content["vector_cosine"], len(places))[np.ix_(at, at)],
         top_k=int(content["top_k"]),
         rows=float(rows.sum()),
-        task_rows=rows,
         unknown_rows=float(content["rows"]) - float(rows.sum()),
         instructions=[
             Instruction(
                 str(e["text"]),
                 str(e["group"]),
                 int(e["rows"]),
-                tuple(map(_known, e["vector"])),
                 tuple(e.get("kept", ())),
             )
             for e in content["instructions"]
             if e["group"] in present
         ],
     )
-
-
-def _known(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 Field = Literal["use", "selected", "task_entropy", "token_entropy"]
@@ -193,11 +180,6 @@ def _square(path: Path, pairs: Sequence[object], layers: int, groups: int) -> Ar
     full = np.broadcast_to(np.eye(groups), (layers, groups, groups)).copy()
     full[:, i, j] = full[:, j, i] = upper
     return full
-
-
-def _matrix(values: Sequence[object], groups: int) -> Array:
-    matrix = np.asarray(values, dtype=np.float64)
-    return matrix if matrix.shape == (groups, groups) else np.full((groups, groups), np.nan)
 
 
 def _nmi_by_layer(groups: list[GroupRecord], rows: Array, layers: int) -> Array:

@@ -24,7 +24,7 @@ from typing import cast
 from data_prep.files import read_json
 from data_prep.stream import Stream
 from eval.predictions import read_predictions
-from eval.run_files import PredictionLine, RoutedTask, RouterContent
+from eval.run_files import PredictionLine, RoutedTask, RouterContent, rounded
 from eval.scorers.registry import open_scored_stream
 
 
@@ -170,13 +170,9 @@ def _routed_task(
     accuracy = router_accuracy(chosen, len(lines), samples)
     return {
         "n": len(lines),
-        "home": _rounded(accuracy.dominant_chunk),
-        "held": _rounded(accuracy.any_chunk),
+        "home": rounded(accuracy.dominant_chunk),
+        "held": rounded(accuracy.any_chunk),
         "illegal": sum(line.get("routed") is False for line in lines),
         "unrouted": len(lines) - chosen.total(),
         "experts": {str(c): n for c, n in sorted(chosen.items())},
     }
-
-
-def _rounded(share: float) -> float | None:
-    return None if math.isnan(share) else round(share, 6)

@@ -29,6 +29,7 @@ from eval.run_files import (
     IntactTask,
     PredictionLine,
     TaskCost,
+    rounded,
 )
 from eval.scorers.registry import Named, open_scored_stream, scorer_of
 from eval.significance import percentile_interval
@@ -92,7 +93,7 @@ def _content(chunk: int, paired: Mapping[str, _Paired], names: Sequence[str]) ->
     drawn = bootstrap_matrices(samples, [p.aggregate for p in paired.values()], REPLICATES, SEED)
     counts = {task: int(p.scores.shape[1]) for task, p in paired.items()}
     intact: dict[str, IntactTask] = {
-        task: {"n": n, "score": _number(real[0, i])} for i, (task, n) in enumerate(counts.items())
+        task: {"n": n, "score": rounded(real[0, i])} for i, (task, n) in enumerate(counts.items())
     }
     ablations: list[Ablation] = []
     for row, name in enumerate(names, start=1):
@@ -104,7 +105,7 @@ def _content(chunk: int, paired: Mapping[str, _Paired], names: Sequence[str]) ->
     return {
         "format": ABLATION_FORMAT,
         "chunk": chunk,
-        "intact": {"score": _number(float(mean_over(real[0]))), "tasks": intact},
+        "intact": {"score": rounded(float(mean_over(real[0]))), "tasks": intact},
         "ablations": ablations,
     }
 
@@ -117,12 +118,8 @@ def _cost(real: Array, drawn: Array, row: int, columns: slice) -> Cost:
     spread = (drawn[:, 0, columns] - drawn[:, row, columns]).mean(axis=-1)
     low, high = percentile_interval(spread)
     return {
-        "score": _number(score),
-        "cost": _number(float(gap.mean())),
-        "low": _number(low),
-        "high": _number(high),
+        "score": rounded(score),
+        "cost": rounded(float(gap.mean())),
+        "low": rounded(low),
+        "high": rounded(high),
     }
-
-
-def _number(value: float) -> float | None:
-    return round(float(value), 6) if math.isfinite(value) else None

@@ -22,7 +22,7 @@ from tests.eval.compare.conftest import write_run
         ({"replay": {"memory": 500}}, "lora + replay", "LoRA + replay"),
         ({"replay": None, "slow_weights": None}, "lora", "LoRA"),
         ({"method": "er", "replay": {"memory": 9}}, "er", "Replay (ER)"),
-        ({"method": "strlora_signed", "slow_weights": {}}, "strlora_signed", "StrLoRA, signed"),
+        ({"method": "strlora_signed", "slow_weights": {}}, "strlora_signed", "StrLoRA (signed)"),
     ],
 )
 def test_a_lone_run_is_named_with_its_blocks(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from eval import published
-from eval.compare import compare, tables
+from eval.compare import compare, figures, tables
 from eval.compare.__main__ import main
 from eval.metrics import SCORE
 from tests.eval.compare.conftest import write_run
@@ -69,6 +69,20 @@ def test_figures(good: Path, tmp_path: Path) -> None:
     assert b"/Type3" not in pdf
     svg = (tmp_path / "a" / "tasks.svg").read_text("utf-8")
     assert [f">{text}</text>" in svg for text in ("VQAv2", "OCRVQA", "StrLoRA")] == [True] * 3
+
+
+def test_a_long_name_covers_no_curve(tmp_path: Path, stream: Path) -> None:
+    runs = []
+    for rank in (8, 16):
+        recipe = {"method": "strlora", "tuner": {"rank": rank, "gate_scale": "num_experts"}}
+        runs.append(write_run(tmp_path / f"r{rank}", stream, [0.5, 0.9], recipe=recipe))
+    canvas = figures._stream(compare(runs), 3, "std")
+    canvas.draw_without_rendering()
+    (legend,) = canvas.legends
+    above, below = legend.get_window_extent(), canvas.axes[0].get_window_extent()
+    assert "tuner.rank=16" in legend.get_texts()[1].get_text()
+    assert above.y0 >= below.y1
+    assert 0 <= above.x0 < above.x1 <= canvas.bbox.x1
 
 
 def test_every_published_table_can_be_read_and_adds_up() -> None:

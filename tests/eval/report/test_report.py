@@ -231,7 +231,7 @@ def test_captions_that_are_too_few_for_cider_are_told(tmp_path: Path, tests: int
     mean = fmean(chrf(line["prediction"], line["references"]) for line in lines)
     page = write_report(run).read_text("utf-8")
     assert (f"TextCaps: the test set ({tests} pictures) is too small for CIDEr" in page) == told
-    assert (f"chrF (characters) of the same captions: {100 * mean:.1f} of 100" in page) == told
+    assert (f"chrF (characters) of the same captions, of 100: {100 * mean:.1f}." in page) == told
     assert any("too small for CIDEr" in note for note in notes(compare([run]))) == told
 
 

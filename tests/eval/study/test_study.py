@@ -150,7 +150,7 @@ def test_methods_that_keep_data_and_joint_training_are_beside_the_ranking(tmp_pa
         ("lora", "slow_weights=null", "LoRA"),
         ("lora", "data.size=long slow_weights={}", "LoRA + slow weights"),
         ("lora", "schedule.later.learning_rate=0.1", "LoRA, later.learning_rate 0.1"),
-        ("strlora_signed", "slow_weights=null", "StrLoRA, signed without slow weights"),
+        ("strlora_signed", "slow_weights=null", "StrLoRA (signed) without slow weights"),
         ("er", "replay={memory: 500, share: 0.5} tuner.rank=8",
          "Replay (ER) + replay {memory: 500, share: 0.5}, rank 8"),
     ],
