@@ -24,19 +24,10 @@ ABLATIONS = {
 }
 
 
-class Fact(TypedDict):
-    """One number of the last chunk, ready for print."""
-
-    name: str
-    value: str
-    note: str
-
-
 class RoutingPart(TypedDict):
     """What the page says about routing; `lead` is empty without a routing record."""
 
     lead: str
-    facts: list[Fact]
     figures: list[Figure]
     gaps: list[str]
 
@@ -47,7 +38,7 @@ def routing_by_chunk(run: RunData) -> dict[int, Routing]:
 
 
 def routing_section(run: RunData) -> RoutingPart | None:
-    """Return the lead, the headline facts and the figures.
+    """Return the lead and the figures.
 
     None without any routing record or ablation; without a record alone there is no lead.
     """
@@ -57,8 +48,8 @@ def routing_section(run: RunData) -> RoutingPart | None:
         figures.append(_ablation(run))
     if not figures:
         return None
-    lead, facts = (_lead(recorded), _facts(recorded)) if recorded else ("", [])
-    return {"lead": lead, "facts": facts, "figures": figures, "gaps": routing_gaps(run)}
+    lead = _lead(recorded) if recorded else ""
+    return {"lead": lead, "figures": figures, "gaps": routing_gaps(run)}
 
 
 def routing_gaps(run: RunData) -> list[str]:
@@ -121,21 +112,6 @@ def _entropies(routing: Routing) -> tuple[float, float]:
     return float(metrics.mean_over(stages[0].ravel())), float(metrics.mean_over(stages[1].ravel()))
 
 
-def _facts(recorded: Mapping[int, Routing]) -> list[Fact]:
-    last = recorded[max(recorded)]
-    stage1, stage2 = _entropies(last)
-    rows = [
-        ("Separation", _separation(last), "NMI of task and expert set"),
-        ("Overlap", _overlap(last), "expert weight two tasks share"),
-        ("Similarity", _similarity(last), "CKA of two tasks' outputs"),
-        ("Stage 1 entropy", stage1, f"nats, at most {math.log(last.experts):.2f}"),
-        ("Stage 2 entropy", stage2, f"nats, at most {math.log(last.top_k):.2f}"),
-    ]
-    if len(last.tasks) == 1:
-        rows = rows[3:]  # the others compare tasks
-    return [{"name": n, "value": ratio(v, 2), "note": note} for n, v, note in rows]
-
-
 def _over_the_stream(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
     """Return separation, overlap, similarity and drift after each chunk; entropies in the table."""
     drift = diagnosis.drift(recorded, run.tasks)
@@ -163,6 +139,11 @@ def _over_the_stream(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
             " of what"
             f" the experts add for two tasks. {note}"
         )
+    last = recorded[max(recorded)]
+    note += (
+        f" Entropies are at most {math.log(last.experts):.2f} (stage 1) and"
+        f" {math.log(last.top_k):.2f} nats (stage 2)."
+    )
     stages = zip(*(_entropies(routing) for routing in recorded.values()), strict=True)
     entropies = {f"stage {n} entropy, nats": [ratio(value) for value in values]
                  for n, values in enumerate(stages, start=1)}  # fmt: skip
