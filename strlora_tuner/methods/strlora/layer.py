@@ -74,7 +74,7 @@ class MixtureOfExperts(ExpertBank):
 
     def freeze_untrained(self) -> None:
         """Freezes the routers that the configuration does not train."""
-        if self.config.freeze_routers:
+        if self.config.freeze_routers or self.config.token_router == "off":
             for name in ROUTERS:
                 getattr(self, name).requires_grad_(False)
         if self.config.freeze_routers or self.config.task_router == "frozen":
@@ -87,7 +87,10 @@ class MixtureOfExperts(ExpertBank):
     @property
     def stability_on(self) -> bool:
         """Whether the stability term has anything to act on."""
-        return self.config.stability_weight > 0 and not self.config.freeze_routers
+        config = self.config
+        held = config.stability_on != "scores" and config.task_router != "frozen"
+        has_routers = config.token_router == "on" or held
+        return config.stability_weight > 0 and not config.freeze_routers and has_routers
 
     @torch.no_grad()
     def start_teacher(self) -> None:
@@ -138,7 +141,8 @@ class MixtureOfExperts(ExpertBank):
         projected = self._project(x, stabilise=True)
         routers = self._routers()
         task = self.ema_task if "task" in self.averaged else routers.task
-        teacher = Routers(task, self.ema_key, self.ema_prototypes)
+        width = self.width
+        teacher = Routers(task, self.ema_key[:width], self.ema_prototypes[:, :width])
         tokens = context.token_weights(x, self.config.padding)
         with float32_scores(x):
             weighted, gates, prompt, divergence = self._route(x)(
@@ -165,8 +169,13 @@ class MixtureOfExperts(ExpertBank):
             config.stability_on,
         )
 
+    @property
+    def width(self) -> int:
+        """How many rows of stage 2's routers compute: none where it is off."""
+        return 0 if self.config.token_router == "off" else len(self.query)
+
     def _routers(self) -> Routers:
-        return Routers(self.task, self.key, self.prototypes)
+        return Routers(self.task, self.key[: self.width], self.prototypes[:, : self.width])
 
     def _route(self, x: Tensor) -> Callable[..., Any]:
         # ZeRO-3 swaps a parameter's storage between forward and backward, which only eager
@@ -207,7 +216,7 @@ class MixtureOfExperts(ExpertBank):
         hidden = F.linear(x, self.A)
         with float32_scores(x):
             if self._decoding is None:
-                self._decoding = (prompt.keys @ self.query.float()).transpose(1, 2)
+                self._decoding = (prompt.keys @ self.query[: self.width].float()).transpose(1, 2)
             scores = torch.baddbmm(prompt.bias, x.float(), self._decoding)
             gates = token_gates(scores, settings.token_top_k, settings.top_k)
             weights = (gates * settings.scale).to(hidden.dtype).unsqueeze(-1)
@@ -220,15 +229,16 @@ class MixtureOfExperts(ExpertBank):
         Without dropout it is one product.
         """
         rate = self.config.lora_dropout if self.training else 0.0
+        own, teacher = self.query[: self.width], self.ema_query[: self.width]
         dropped = self.hidden(x) if rate > 0 else None
         if stabilise:
             # With dropout the experts read another x than the routers: A leaves the shared product.
             a = self.A if dropped is None else self.A.new_empty(0, self.A.shape[1])
-            projected = Projected(*shared_projection(x, a, self.query, self.ema_query))
+            projected = Projected(*shared_projection(x, a, own, teacher))
             return projected if dropped is None else projected._replace(hidden=dropped)
         if dropped is not None:
-            query = F.linear(x, self.query)
+            query = F.linear(x, own)
             return Projected(dropped, query, query, query)
-        both = F.linear(x, torch.cat([self.A, self.query]))
+        both = F.linear(x, torch.cat([self.A, own]))
         query = both[..., self.config.r :]
         return Projected(both[..., : self.config.r], query, query, query)

@@ -40,6 +40,7 @@ class Options(AdapterOptions):
         "instruction_statistics",
         "freeze_routers",
         "task_router",
+        "token_router",
         "top_k",
         "token_top_k",
         "unused_expert_gradient",
@@ -83,6 +84,12 @@ class Options(AdapterOptions):
         description="How stage 1 learns. frozen: a random projection, as released. "
         "straight_through: gates times one, with the gradient of p. prior: log p_e is added to "
         "stage 2's scores inside the kept set.",
+    )
+    token_router: Literal["on", "off"] = option(
+        "on",
+        description="Stage 2. off: tokens choose nothing, and its routers neither train nor "
+        "compute: kept experts weigh as stage 1 has them (prior: p inside the kept set; else "
+        "alike).",
     )
     instruction_norm: Literal["none", "layernorm", "running"] = option(
         "running",
@@ -181,5 +188,10 @@ class Options(AdapterOptions):
             problems.append(
                 f"token_top_k = {options.token_top_k} exceeds top_k = {options.top_k}: "
                 f"use token_top_k <= {options.top_k}"
+            )
+        if options.token_router == "off" and options.token_top_k < options.top_k:
+            problems.append(
+                f"token_top_k = {options.token_top_k} with token_router = off: no token chooses "
+                f"among the kept experts; use token_top_k = {options.top_k}"
             )
         return problems

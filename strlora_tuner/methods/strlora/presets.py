@@ -13,6 +13,7 @@ _RELEASED: dict[str, Any] = {
     "token_top_k": 1,
     "unused_expert_gradient": False,
     "task_router": "frozen",
+    "token_router": "on",
     "instruction_norm": "none",
     "instruction_turns": "all",
     "instruction_text": "joined",

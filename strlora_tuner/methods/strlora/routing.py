@@ -47,12 +47,12 @@ def expert_keys(key_weight: Tensor, prototypes: Tensor, instruction: Tensor) -> 
         instruction: t, (B, H) float32.
 
     Returns:
-        (B, E, D) float32.
+        (B, E, D) float32; without stage 2, D = 0 and every score a sum of nothing, 0.
     """
     normed = F.layer_norm(instruction, instruction.shape[-1:])
     condition = F.linear(normed, key_weight.float())
     unit = F.normalize(prototypes.float(), dim=-1)
-    return condition[:, None, :] * unit[None] / math.sqrt(unit.shape[-1])
+    return condition[:, None, :] * unit[None] / math.sqrt(max(unit.shape[-1], 1))
 
 
 class _Scores(torch.autograd.Function):

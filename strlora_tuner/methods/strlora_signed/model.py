@@ -16,10 +16,12 @@ class Model(RoutedModel):
     state_class = InstructionStatistics
 
     def after_optimizer_step(self) -> None:
-        """Merges the step's instruction statistics, unless they rest in later chunks."""
+        """Merges the step's instruction statistics, unless they rest."""
         config: Any = self.peft_config[self.active_adapters[0]]
+        statistics, most = self.statistics(), config.instruction_count
         rests = config.goes_on and config.instruction_statistics == "hold"
-        self.statistics().commit(0.0 if rests else None)
+        rests = rests or (most and int(statistics.count) >= most)
+        statistics.commit(0.0 if rests else None)
 
     def begin_chunk(self) -> None:
         """Notes in the configuration, which is saved, that the adapter goes on from a chunk."""

@@ -17,7 +17,7 @@ class Options(AdapterOptions):
     """LoRA whose rows the instruction turns on and off, or over, by a map that never trains."""
 
     structure: ClassVar[tuple[str, ...]] = ("expert_rank",)
-    scheduled: ClassVar[tuple[str, ...]] = ("instruction_statistics",)
+    scheduled: ClassVar[tuple[str, ...]] = ("instruction_statistics", "instruction_count")
     layer_tensors: ClassVar[tuple[str, ...]] = ("A", "B", "map_seed", "map_check")
     state_tensors: ClassVar[tuple[str, ...]] = ("count", "mean", "spread", "teacher_steps")
     gate: Literal["sign", "topk"] = option(
@@ -38,6 +38,12 @@ class Options(AdapterOptions):
         "count",
         description="How the running mean and scale of the instructions move from the second chunk "
         "on. count: every instruction counts alike. hold: not at all.",
+    )
+    instruction_count: int = option(
+        0,
+        ge=0,
+        description="Mean and scale rest from the step on that has seen so many instructions, in "
+        "whichever chunk; 0: no such bound.",
     )
 
     @staticmethod

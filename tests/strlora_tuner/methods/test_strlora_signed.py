@@ -157,6 +157,22 @@ def test_the_mean_of_instructions_moves_or_rests_in_later_chunks(statistics: str
     assert counted() == start + (6 if statistics == "count" else 3)
 
 
+def test_the_mean_of_instructions_rests_after_so_many() -> None:
+    """Three instructions a step, at most five: the second step still counts, the third does not."""
+    model = adapted(text_model(), METHOD, instruction_count=5).train()
+    tuner, found = tuner_of(model), []
+    for step in range(4):
+        if step == 3:
+            tuner.begin_chunk()  # it stays so in later chunks
+        model(**prompts(seed=step)).loss.backward()
+        tuner.after_optimizer_step()
+        found.append((int(tuner.statistics().count), tuner.statistics().mean.clone()))
+    counts, means = zip(*found, strict=True)
+    assert [count - counts[0] for count in counts] == [0, 3, 3, 3]
+    assert not torch.equal(means[0], means[1])
+    assert torch.equal(means[1], means[3])
+
+
 @pytest.mark.parametrize(
     ("given", "experts", "message"),
     [
