@@ -25,22 +25,27 @@ def scores(study: Study, whole: bool = False) -> str:
 
     Args:
         study: the runs.
-        whole: with every score, the intervals of the means of Last and Avg, and sizes.
+        whole: with every score, the intervals of the means of Last and Avg, sizes and time.
     """
     if not study.groups:
         return NOTHING
     keys = ALL if whole else FEW
     head = ["method", "keeps old data", "n", *(SCORE[key].title for key in keys)]
-    head += [*(["trained, M", "stored, M"] if whole else []), "minutes"]
+    head += ["trained, M", "stored, M", "minutes"] if whole else []
     rows = []
     for group in study.groups:
         row = [group.name, group.keeps or "no", str(len(group.runs))]
         row += [_with_spread(group, key, whole and key in RANKS) for key in keys]
-        sizes = (np.mean([(run.trained, run.stored) for run in group.runs], axis=0)).tolist()
-        row += [ratio(size, 2) for size in sizes] if whole else []
-        rows.append([*row, f"{np.mean([run.seconds for run in group.runs]) / 60:.1f}"])
-    interval = " In brackets: 95 % t interval of the mean." if whole else ""
-    return f"{_table(head, rows)}\n\n{provenance(study)}{interval}"
+        if whole:
+            costs = [(run.trained, run.stored, run.seconds / 60) for run in group.runs]
+            trained, stored, minutes = np.mean(costs, axis=0).tolist()
+            row += [ratio(trained, 2), ratio(stored, 2), ratio(minutes, 1)]
+        rows.append(row)
+    more = (
+        " In brackets: 95 % t interval of the mean. Minutes: of a run as it ran, beside whatever"
+        " else ran."
+    )
+    return f"{_table(head, rows)}\n\n{provenance(study)}{more if whole else ''}"
 
 
 def _with_spread(group: Group, key: str, interval: bool) -> str:
@@ -64,8 +69,7 @@ def provenance(study: Study) -> str:
     )
     return (
         f"{spread} Stream seeds {seeds}, seeds {runs}; {len(study.runs)} runs, {hours:.1f} hours "
-        "one after the other (minutes: of a run as it ran, beside whatever else ran); machine: "
-        f"{machines}; commit: {commits}."
+        f"one after the other; machine: {machines}; commit: {commits}."
     )
 
 
