@@ -76,7 +76,7 @@ def test_a_method_runs_the_stream_and_goes_on_after_a_kill(
 
 
 @full_methods
-@pytest.mark.parametrize("method", ["er", "ewc", "mr_lora"])
+@pytest.mark.parametrize("method", ["er", "ewc", "lwf", "mr_lora"])
 def test_two_processes_train_what_one_trains_and_go_on_after_a_kill(
     method: str, stream: Path, tmp_path: Path
 ) -> None:
