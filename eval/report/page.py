@@ -172,14 +172,15 @@ def _card(number: Number, name: str, note: str, main: bool) -> Card:
 
 
 def _accuracy_lines(run: RunData) -> list[Series]:
-    """Return the scores of every task over all planned chunks, the mean last."""
+    """Return the scores of every task over all planned chunks, the mean of several last."""
     a = run.matrix.values
     many = len(run.tasks) > MOST_COLOURED
     lines = [
         Series(task, a[:, i].tolist(), "many" if many else colour(i))
         for i, task in enumerate(run.tasks)
     ]
-    lines.append(Series("mean", metrics.mean_over(a).tolist(), "mean"))
+    if len(run.tasks) > 1:  # the mean of one task is that task
+        lines.append(Series("mean", metrics.mean_over(a).tolist(), "mean"))
     blank = [math.nan] * (max(run.planned, len(a) - 1) + 1 - len(a))
     return [Series(s.name, [*s.values, *blank], s.style) for s in lines]
 

@@ -244,7 +244,15 @@ def test_a_run_of_one_task_has_a_full_report(tmp_path: Path) -> None:
     assert told[0] in page
     assert told[0].startswith("After chunk 3 of 3 VQAv2 has ")
     assert "1 task, last evaluated chunk 3" in page
-    for wrong in ("1 tasks", "mutual information", "Overlap of tasks", "eparation", "CKA"):
+    for wrong in (
+        "1 tasks",
+        "</i>mean</li>",
+        "the mean in bold",
+        "mutual information",
+        "Overlap of tasks",
+        "eparation",
+        "CKA",
+    ):
         assert wrong not in page, wrong
 
 
