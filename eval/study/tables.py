@@ -9,6 +9,7 @@ from itertools import groupby
 import numpy as np
 
 from eval.charts.figure import counted, percent, ratio
+from eval.compare.comparison import SIGNIFICANT
 from eval.metrics import SCORE
 from eval.significance import Interval
 from eval.study.groups import RANKED_BY, Group, Lead, Study, leads
@@ -141,7 +142,10 @@ def winner(study: Study) -> str:
         found = leads(best, [group for group in study.groups if group is not best], key)
         nearest = min((each for each in found if each.other in rivals), key=lambda x: x.difference)
         difference, interval, p = _lead_cells(nearest)
-        sure = f"95 % interval {interval}, p {p}" if nearest.pairs > 1 else interval
+        sure = interval
+        if nearest.pairs > 1:
+            shown = "" if nearest.adjusted <= SIGNIFICANT else ": not shown"
+            sure = f"95 % interval {interval}, p {p}{shown}"
         said.append(f"{SCORE[key].title} {difference} ({sure}) against {nearest.other.name}")
     return (
         f"{where}: {best.name} leads the methods that keep no data with Avg "

@@ -320,6 +320,11 @@ class Launcher(Block):
     )
     deepspeed: str | None = Field(None, description="zero2, zero3, ... or a DeepSpeed JSON file")
     omp_threads: Positive | None = Field(None, description="null: the cores shared out, 8 at most")
+    portable_kernels: bool = Field(
+        False,
+        description="only instructions that every x86-64 processor has: slower on the CPU, but the "
+        "same numbers on another machine (same libraries, omp_threads and layout of processes)",
+    )
     resident: bool = Field(
         False, description="keep host and base model in memory between chunks; on one machine"
     )

@@ -77,6 +77,8 @@ def cross_field_problems(recipe: Recipe) -> Iterator[str]:
             f"eval.both_weights = True has no second set of weights to evaluate: {reason}; set it "
             "to false"
         )
+    if launcher.portable_kernels and not (launcher.cpu and launcher.omp_threads):
+        yield "launcher.portable_kernels needs launcher.cpu: true and a launcher.omp_threads"
     if launcher.cpu and recipe.model.dtype == "float16":
         yield "model.dtype = float16 needs a GPU: with launcher.cpu use float32"
     if recipe.data.source == "mini" and not re.fullmatch(r"[a-z0-9_-]+", recipe.data.size):

@@ -34,6 +34,12 @@ SERVE_PLUGIN = REPO / "recipes" / "swift_plugins" / "serving.py"
 POOL_PLUGIN = REPO / "recipes" / "baselines" / "mr_lora" / "swift_plugin.py"
 # What recipes/swift_plugins/long_samples.py reads.
 TOO_LONG, TOO_LONG_FILE = "STRLORA_TOO_LONG", "STRLORA_TOO_LONG_FILE"
+# torch, MKL and oneDNN without the instructions that only newer processors have.
+PORTABLE_KERNELS = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "MKL_CBWR": "COMPATIBLE",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+}
 OPTIMIZER_STATE = "STRLORA_OPTIMIZER_STATE"  # what recipes/swift_plugins/optimizer_state.py reads
 POOL_BLOCK = 8  # batches that are routed together, so that each adapter's share fills its batches
 
@@ -358,6 +364,8 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     else:
         environment["STRLORA_NEEDS_GPU"] = "1"  # else the host would go on without, on the CPU
+    if launcher.portable_kernels:
+        environment |= PORTABLE_KERNELS
     if recipe.model.remote_code:
         environment["STRLORA_REMOTE_CODE"] = "1"
     if recipe.task_labels:

@@ -227,6 +227,15 @@ def test_environment() -> None:
     assert big["NPROC_PER_NODE"] == "4"
     assert "CUDA_VISIBLE_DEVICES" not in big
     assert big["HF_HUB_OFFLINE"] == "1"
+    assert "ATEN_CPU_CAPABILITY" not in tiny
+    portable = load_recipe("tiny", ["launcher.portable_kernels=true"])
+    assert train_command(portable, RUN, CHUNK_FILE, 1).environment.items() >= {
+        ("ATEN_CPU_CAPABILITY", "default"),
+        ("MKL_CBWR", "COMPATIBLE"),
+        ("ONEDNN_MAX_CPU_ISA", "SSE41"),
+    }
+    with pytest.raises(RecipeError, match=r"kernels needs launcher\.cpu: true and a launcher"):
+        load_recipe("tiny", ["launcher.portable_kernels=true", "launcher.omp_threads=null"])
     hub = load_recipe("tiny", ["model.path=OpenGVLab/InternVL3_5-1B-HF"])
     assert "HF_HUB_OFFLINE" not in train_command(hub, RUN, CHUNK_FILE, 1).environment
 
