@@ -29,6 +29,7 @@ def in_a_terminal(path: Path, seconds: str, *before: str) -> tuple[subprocess.Po
     ours, theirs = pty.openpty()
 
     def take_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup around pytest would be inherited
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     run = [sys.executable, "-m", "tests.recipes.fake_run", str(path), "schedule.save_steps=1000"]

@@ -55,7 +55,7 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipes.cli._stop_on_signals", lambda: None)  # pytest has its own
+    monkeypatch.setattr("recipes.cli.stop_on_signals", lambda: None)  # pytest has its own
 
 
 def test_a_run_made_again_reproduces_its_rows(recipe: Path, tmp_path: Path) -> None:
