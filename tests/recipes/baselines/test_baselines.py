@@ -8,8 +8,6 @@ import json
 import math
 import random
 import re
-import signal
-import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +32,7 @@ from strlora_tuner.methods.slow_weights.both_sets import FILE as SLOW_FILE
 from strlora_tuner.methods.slow_weights.both_sets import read_steps
 from strlora_tuner.saved import WEIGHTS
 from tests.recipes.fake_host import arguments_of, move_slow, read_weights, write_checkpoint
-from tests.recipes.run.test_runner import finish, start
+from tests.recipes.run.test_runner import finish, kill_at_random_moments
 from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
 
 METHODS = ("er", "ewc", "joint", "zero_shot")
@@ -183,14 +181,7 @@ def test_killed_at_random_moments_it_carries_the_same(
     expected = files_of(finished(method)[1])
     assert len(expected) == 3 + 1 + (6 if method == "er" else 3)
     path = three(method, run_dir=tmp_path / f"killed-{method}")
-    draw = random.Random(method)
-    for _ in range(4):
-        process = start(path, FAKE_STEP_SECONDS="0.05")
-        try:
-            process.wait(timeout=draw.uniform(1.0, 4.0))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-        process.communicate()
+    kill_at_random_moments(path, 4, random.Random(method))
     code, _, err = finish(path)
     assert code == 0, err
     assert files_of(tmp_path / f"killed-{method}") == expected

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import random
-import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from recipes.tools.clean import clean
 from recipes.tools.preview import preview
 from recipes.tools.status import as_text, read_status
 from strlora_tuner.saved import WEIGHTS
-from tests.recipes.run.test_runner import finish, start
+from tests.recipes.run.test_runner import finish, kill_at_random_moments
 from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
 
 BOTH = {"batch_size": 4, "both_weights": True}
@@ -134,14 +132,7 @@ def test_killed_at_random_moments_both_end_the_same(
     written: Callable[..., tuple[Path, Path]], both: tuple[Path, Path, str]
 ) -> None:
     path, run = written("killed", eval=BOTH)
-    draw = random.Random(5)
-    for _ in range(5):
-        process = start(path, FAKE_STEP_SECONDS="0.05")
-        try:
-            process.wait(timeout=draw.uniform(1.0, 4.0))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-        process.communicate()
+    kill_at_random_moments(path, 5, random.Random(5))
     assert finish(path)[0] == 0
     assert results(run) == results(both[1])
 

@@ -127,6 +127,19 @@ def test_a_finished_run_says_so_quickly(recipe: Path, run_dir: Path) -> None:
     assert result(run_dir) == before
 
 
+def kill_at_random_moments(recipe: Path, times: int, draw: random.Random) -> None:
+    """Starts the run again and again; every time it is killed, or asked to stop, at some moment."""
+    for _ in range(times):
+        process = start(recipe, FAKE_STEP_SECONDS="0.05")
+        try:
+            process.wait(timeout=draw.uniform(0.8, 3.5))
+        except subprocess.TimeoutExpired:
+            process.send_signal(draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
+        process.communicate()
+        if process.returncode == 0:
+            break
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_killed_at_random_moments_it_ends_the_same(
     recipe: Path, run_dir: Path, tmp_path: Path, seed: int
@@ -135,16 +148,7 @@ def test_killed_at_random_moments_it_ends_the_same(
     assert code == 0, err
     expected = result(run_dir)
     run_dir.rename(tmp_path / "undisturbed")
-    draw = random.Random(seed)
-    for _ in range(6):
-        process = start(recipe)
-        try:
-            process.wait(timeout=draw.uniform(0.8, 3.0))
-        except subprocess.TimeoutExpired:
-            process.send_signal(draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
-        process.communicate()
-        if process.returncode == 0:
-            break
+    kill_at_random_moments(recipe, 6, random.Random(seed))
     code, _, err = finish(recipe)
     assert code == 0, err
     assert result(run_dir) == expected
