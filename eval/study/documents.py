@@ -11,6 +11,8 @@ The parts, each with the folders or files that it takes:
     machines FOLDER FOLDER   what another machine or library changes
     streams FOLDER           a section for every folder of results below FOLDER
     finding FOLDER           the finding of every such folder, a sentence each
+
+`methods=lora,er` behind scores or figure leaves the others out, as `run_stream.sh` names them.
 """
 
 from __future__ import annotations
@@ -62,6 +64,8 @@ def make(root: Path) -> Made:
 
 def _block(root: Path, document: Path, made: Made, block: re.Match[str]) -> str:
     part, *given = block["words"].split()
+    chosen = part in ("scores", "figure") and given and given[-1].startswith("methods=")
+    methods = given.pop().removeprefix("methods=").split(",") if chosen else []
     if PARTS.get(part) != len(given):
         known = ", ".join(f"{name} ({counted(count, 'path')})" for name, count in PARTS.items())
         raise ValueError(f"{document}: found '<!-- study: {block['words']} -->', expected {known}")
@@ -71,11 +75,11 @@ def _block(root: Path, document: Path, made: Made, block: re.Match[str]) -> str:
     elif part == "finding":
         body = _finding(first)
     elif part == "scores":
-        body = tables.scores(read_study(first))
+        body = tables.scores(read_study(first).only(methods))
     elif part == "machines":
         body = tables.machines(read_study(first), read_study(others[0]))
     else:
-        body = _figure(root, document, read_study(first), Path(given[1]), made)
+        body = _figure(root, document, read_study(first).only(methods), Path(given[1]), made)
     return f"{block['head']}{body}\n{block['end']}"
 
 

@@ -58,6 +58,19 @@ class Study:
         """Return all runs."""
         return [run for group in self.groups for run in group.runs]
 
+    def only(self, methods: Sequence[str]) -> Study:
+        """Return the runs of these methods, by their names in recipes; none named: all.
+
+        Raises:
+            ValueError: a method that has no run.
+        """
+        if not methods:
+            return self
+        groups = [group for group in self.groups if group.runs[0].method in methods]
+        if lacking := set(methods) - {group.runs[0].method for group in groups}:
+            raise ValueError(f"{self.folder}: no run of {', '.join(sorted(lacking))}")
+        return Study(self.folder, groups)
+
     def ranked(self) -> list[Group]:
         """Return the methods that keep no data and ran on most of the streams, best mean Avg first.
 

@@ -242,6 +242,21 @@ def test_the_check_names_the_first_difference(
     )
 
 
+def test_a_block_may_name_its_methods(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked, page = ["--root", str(repository)], repository / "README.md"
+    blocks = ["scores docs/results/tiny methods=y", "figure docs/results/tiny why.svg methods=y"]
+    page.write_text("".join(f"<!-- study: {block} -->\n<!-- study ends -->\n" for block in blocks))
+    assert main(asked) == 0
+    text = page.read_text("utf-8")
+    assert "| y | no | 3 | 60.0 ± 1.0" in text
+    assert "Line chart: mean score in percent of the tasks seen so far, over the chunks. y " in text
+    assert "x" not in re.findall(r"^\| (\w+) \|", text, re.MULTILINE)
+    assert main([*asked, "--check"]) == 0
+    page.write_text(text.replace("tiny methods=y", "tiny methods=y,z"))
+    assert main(asked) == 2
+    assert "docs/results/tiny: no run of z" in capsys.readouterr().err
+
+
 def test_what_cannot_be_read_is_named(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked, results = ["--root", str(repository)], repository / "docs" / "results" / "tiny"
     copy = results / "copy.csv"
