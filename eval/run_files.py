@@ -118,16 +118,16 @@ class RoutedTask(TypedDict):
 
     Attributes:
         n: questions.
-        home, held: shares of them that went to a right chunk (eval.routing.router_accuracy); null
-            for a task that no chunk held yet.
+        dominant_chunk, any_chunk: shares of them that went to a right chunk
+            (eval.routing.router_accuracy); null for a task that no chunk held yet.
         illegal: answers of MR-LoRA's router that named no adapter.
         unrouted: questions without a record.
         experts: questions by chunk.
     """
 
     n: int
-    home: float | None
-    held: float | None
+    dominant_chunk: float | None
+    any_chunk: float | None
     illegal: int
     unrouted: int
     experts: dict[str, int]
@@ -139,15 +139,15 @@ class RouterContent(TypedDict):
     Attributes:
         chunk: the chunk after which it was measured.
         what: `adapter` (MR-LoRA's router was asked) or `router` (by a chunk's keys).
-        n, home, held, illegal: over all tasks, as in `RoutedTask`.
+        n, dominant_chunk, any_chunk, illegal: over all tasks, as in `RoutedTask`.
         tasks: by task.
     """
 
     chunk: int
     what: str
     n: int
-    home: float | None
-    held: float | None
+    dominant_chunk: float | None
+    any_chunk: float | None
     illegal: int
     tasks: dict[str, RoutedTask]
 
@@ -230,7 +230,7 @@ class Manifest:
         protocol: `stream`, `pool`, `joint` or `zero_shot`.
         seed: of the run.
         stream, stream_name, stream_sha256: folder, name and hash of the stream.
-        chunks: how many the run will have; 0: not told.
+        chunks: how many the run will have; 0: not recorded.
         logging_steps: the host writes a line to its log every so many optimizer steps.
         recipe: the whole recipe.
         tuner: the options of the adapter; None where the method has none.
@@ -267,12 +267,12 @@ class Manifest:
         return _part(self.recipe, name)
 
     @property
-    def told(self) -> str:
-        """Return in words what the method looks up, which none should know; empty: nothing."""
+    def labels_used(self) -> str:
+        """Return in words the labels of the test questions that the method reads; empty: none."""
         words = {
-            "task": "told the task",
-            "template": "told the task's template",
-            "number": "told the task: upper bound of routing",
+            "task": "given the task",
+            "template": "given the task's template",
+            "number": "given the task: upper bound of routing",
         }
         return words.get(str((self.tuner or {}).get("sentence")), "")
 
@@ -336,8 +336,8 @@ class RunState:
     """What a report shows of state.json.
 
     Attributes:
-        done: chunks that are done; None: not told.
-        finished: whether all are; None: not told.
+        done: chunks that are done; None: not recorded.
+        finished: whether all are; None: not recorded.
         chunks: one record a chunk.
     """
 

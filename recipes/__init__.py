@@ -1,6 +1,6 @@
 """Recipes: one YAML a run, and the orchestrator that walks a stream chunk after chunk.
 
-The door is ``bash recipes/run_stream.sh RECIPE``. Nothing here imports torch or ms-swift:
+The entry point is ``bash recipes/run_stream.sh RECIPE``. Nothing here imports torch or ms-swift:
 training and evaluation happen in the processes that :mod:`recipes.run.commands` describes and
 :mod:`recipes.run.runner` starts.
 """

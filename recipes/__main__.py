@@ -1,4 +1,4 @@
-"""`python CHECKOUT/recipes`: the door's program, with the checkout's packages and no others' first.
+"""`python CHECKOUT/recipes`: the command line, with the checkout's packages before all others.
 
 Python puts this folder at the head of its path, never the working directory; its place belongs to
 the checkout's root.

@@ -98,7 +98,7 @@ def _submit(recipe: Recipe, options: argparse.Namespace, after: str | None = Non
 
 
 def _sweep(recipe: Recipe, options: argparse.Namespace) -> int:
-    from recipes.sweep.door import sweep
+    from recipes.sweep.sweep_command import sweep
 
     stop_on_signals()
     return sweep(options.sweep, options, lambda line: print(line, flush=True))

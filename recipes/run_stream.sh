@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The door: trains and evaluates one recipe, chunk after chunk. `bash recipes/run_stream.sh --help` lists
+# The entry point: trains and evaluates one recipe, chunk after chunk. `bash recipes/run_stream.sh --help` lists
 # all commands; the command line is read in recipes/arguments.py.
 set -euo pipefail
 

@@ -152,7 +152,7 @@ def script(*words: str) -> None:
 
 
 def run_recipe(folder: Path, *words: str) -> None:
-    """Runs a recipe through the orchestrator, behind the same door as a user."""
+    """Runs a recipe through the orchestrator, with the command of a user."""
     command = ["bash", "recipes/run_stream.sh", "--no-setup", *words, f"run_dir={folder}"]
     print("$ " + " ".join(command), flush=True)
     code = subprocess.run(command, cwd=ROOT, env={**environment(), "PYTHON": sys.executable})

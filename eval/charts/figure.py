@@ -76,6 +76,16 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+def duration(seconds: float) -> str:
+    """Return a time for people: "42 s", "3 min 05 s", "2 h 10 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
 def shortened(names: Sequence[str]) -> str:
     """Return names for people, a few of them: "a, b, c and 17 more"."""
     more = len(names) - MOST_NAMED

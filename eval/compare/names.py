@@ -22,7 +22,7 @@ PRINTED = {
     "moelora": "MoELoRA",
     "mr_lora": "MR-LoRA",
     "olora": "O-LoRA",
-    "oracle": "Oracle (task told)",
+    "oracle": "Oracle (task given)",
     "same": "SAME",
     "same_released": "SAME (released)",
     "smolora": "SMoLoRA",
@@ -48,7 +48,9 @@ def method_name(run: RunData, preset: bool) -> str:
         preset: whether its preset, and what changed it, is part of the name.
     """
     recipe, method = run.manifest.recipe, run.manifest.method
-    remarks = "; ".join(filter(None, [run.manifest.preset if preset else "", run.manifest.told]))
+    remarks = "; ".join(
+        filter(None, [run.manifest.preset if preset else "", run.manifest.labels_used])
+    )
     name = f"{method} ({remarks})" if remarks else method
     # `slow_weights: {}` is the block with its defaults: only null is none.
     added = [

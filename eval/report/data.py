@@ -142,8 +142,8 @@ class RunData:
 
     @property
     def method(self) -> str:
-        """Return the method's name, its preset, and whether it is told what none should know."""
-        remarks = "; ".join(filter(None, [self.manifest.preset, self.manifest.told]))
+        """Return the method's name, its preset, and the labels it reads."""
+        remarks = "; ".join(filter(None, [self.manifest.preset, self.manifest.labels_used]))
         return f"{self.manifest.method} ({remarks})" if remarks else self.manifest.method
 
     @property

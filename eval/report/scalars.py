@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,8 +41,7 @@ def scalars_of(run: RunData, chunk: int) -> dict[str, float]:
         found["routing/token_entropy"] = float(mean_over(routing.token_entropy.ravel()))
     choices = run.choices.get(chunk)
     if choices is not None:
-        tags = ("home", "held", "home_by_lot", "held_by_lot")
-        found |= {f"choice/{t}": v for t, v in zip(tags, choices.total.values(), strict=True)}
+        found |= {f"choice/{name}": value for name, value in asdict(choices.total).items()}
         found["choice/illegal"] = choices.illegal_share
     return {tag: value for tag, value in found.items() if math.isfinite(value)}
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from eval import metrics
-from eval.charts.figure import Table, percent, ratio
+from eval.charts.figure import Table, duration, percent, ratio
 from eval.predictions import chrf_of_few
 from eval.report.data import RunData
 from eval.report.loss_curves import Curve, peak_memory
@@ -225,16 +225,6 @@ def timing_text(run: RunData) -> str:
         f"{steps} optimizer steps in {duration(train)} of training, {duration(evaluation)} of"
         " evaluation, process start-up included."
     )
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people: "42 s", "3 min 5 s", "2 h 10 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _chunk_name(record: ChunkState) -> str:

@@ -3,10 +3,10 @@
 The truth is the stream's own mixture: a chunk knows a task when it held samples of it. Two
 accuracies, because chunks of a stream share tasks:
 
-    dominant chunk   share of questions that went to the chunk with most samples of their task so
+    dominant_chunk   share of questions that went to the chunk with most samples of their task so
                      far (to any of them where several have as many); on pure chunks (a task or
-                     domain each) this is the routing accuracy of MLLM-CL; `home` in router.json
-    any chunk        share of questions that went to any chunk that held their task; `held`
+                     domain each) this is the routing accuracy of MLLM-CL
+    any_chunk        share of questions that went to any chunk that held their task
 
 Tasks that no chunk held yet have no right chunk and are left out of both. Beside each stands its
 chance level: how often a blind choice among the chunks so far would be right.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -39,12 +39,7 @@ class Accuracy:
 
     def values(self) -> tuple[float, float, float, float]:
         """Return the four numbers in the order of the fields."""
-        return (
-            self.dominant_chunk,
-            self.any_chunk,
-            self.dominant_chunk_by_chance,
-            self.any_chunk_by_chance,
-        )
+        return astuple(self)
 
 
 def router_accuracy(
@@ -147,8 +142,8 @@ def count_choices(predictions_dir: Path, stream_dir: Path, chunk: int) -> Router
         "chunk": chunk,
         "what": "adapter" if any("routed" in line for line in every) else "router",
         "n": sum(entry["n"] for entry in tasks.values()),
-        "home": _mean((entry["home"], entry["n"]) for entry in tasks.values()),
-        "held": _mean((entry["held"], entry["n"]) for entry in tasks.values()),
+        "dominant_chunk": _mean((entry["dominant_chunk"], entry["n"]) for entry in tasks.values()),
+        "any_chunk": _mean((entry["any_chunk"], entry["n"]) for entry in tasks.values()),
         "illegal": sum(entry["illegal"] for entry in tasks.values()),
         "tasks": tasks,
     }
@@ -170,8 +165,8 @@ def _routed_task(
     accuracy = router_accuracy(chosen, len(lines), samples)
     return {
         "n": len(lines),
-        "home": rounded(accuracy.dominant_chunk),
-        "held": rounded(accuracy.any_chunk),
+        "dominant_chunk": rounded(accuracy.dominant_chunk),
+        "any_chunk": rounded(accuracy.any_chunk),
         "illegal": sum(line.get("routed") is False for line in lines),
         "unrouted": len(lines) - chosen.total(),
         "experts": {str(c): n for c, n in sorted(chosen.items())},

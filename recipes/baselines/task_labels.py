@@ -1,4 +1,4 @@
-"""The table in which SMoLoRA and the oracle look up what they are told (`tuner.sentence`).
+"""The table in which SMoLoRA and the oracle look up a text's task or template (`tuner.sentence`).
 
 The published code looks the embedding of a task's instruction template up by a number, in training
 and in evaluation. Here the tuner looks the text up in this table, which exists for no other
@@ -14,7 +14,7 @@ from data_prep.files import read_jsonl, write_json
 from data_prep.stream import Stream, StreamError
 from eval.routing.record import instruction_key_of
 
-INSTEAD = "take a method that is not told (smolora: tuner.sentence: prompt)"
+INSTEAD = "take a method that needs no task labels (smolora: tuner.sentence: prompt)"
 
 
 def write_label_table(stream: Stream, chunks: int, sentence: str, path: Path) -> None:
@@ -29,7 +29,7 @@ def write_label_table(stream: Stream, chunks: int, sentence: str, path: Path) ->
             `number`: from 0, in the order in which the chunks bring the tasks, and the name.
 
     Raises:
-        StreamError: a sample has no task, a text is told two things, or a task has no template.
+        StreamError: a sample has no task, a text has two labels, or a task has no template.
     """
     names = [stream.chunk(index).file for index in range(1, chunks + 1)]
     names += [stream.task(task).test.file for task in stream.tasks]

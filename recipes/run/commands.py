@@ -369,7 +369,9 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
     if recipe.model.remote_code:
         environment["STRLORA_REMOTE_CODE"] = "1"
     if recipe.task_labels:
-        environment[TASKS_FILE] = str(layout.tasks.resolve())
+        before = layout.root / "tasks_told.json"  # its name in runs of earlier versions
+        outdated = before.is_file() and not layout.task_labels.is_file()
+        environment[TASKS_FILE] = str((before if outdated else layout.task_labels).resolve())
     if launcher.nodes > 1:
         environment["NNODES"] = str(launcher.nodes)
     if recipe.processes > 1 or launcher.kind == "torchrun":

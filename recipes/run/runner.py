@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from eval.charts.figure import counted, duration
 from recipes.baselines.start_adapter import bring_start
 from recipes.baselines.task_labels import write_label_table
 from recipes.config.schema import Recipe
@@ -30,7 +31,7 @@ from recipes.run.steps import (
     unanswered,
     verify_chunk,
 )
-from recipes.run.terminal import Ahead, Progress, counted, duration
+from recipes.run.terminal import Ahead, Progress
 from recipes.run_folder import manifest
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.migration import migrate_plugin_paths
@@ -111,7 +112,7 @@ def _run_chunks(session: Session, train_only: bool) -> None:
     manifest.write_manifest(layout, recipe, session.stream, state, threads)
     bring_scores_up_to_date(session)
     if recipe.task_labels:
-        write_label_table(session.stream, count, recipe.task_labels, layout.tasks)
+        write_label_table(session.stream, count, recipe.task_labels, layout.task_labels)
     _announce(session)
     plan = list(plan_chunks(recipe, train_only))
     session.progress.ahead = partial(what_is_ahead, state, plan)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.files import read_json
+from eval.charts.figure import counted, duration
 from eval.run_files import ChunkScores
 from eval.scorers.registry import ScorerError
 from recipes.baselines.mr_lora import pool
@@ -20,7 +21,7 @@ from recipes.config.schema import Recipe
 from recipes.run import evaluation
 from recipes.run.chunk_data import check_carried, training_files
 from recipes.run.session import RunError, Session, failure_text
-from recipes.run.terminal import counted, duration, score_text
+from recipes.run.terminal import score_text
 from recipes.run.too_long import name_samples, text_of
 from recipes.run.training_job import TrainingJob, train_adapter
 from recipes.run_folder import checkpoints

@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from data_prep.files import complete_lines
+from eval.charts.figure import duration
 
 PLAIN_SECONDS = 15.0
 LOSSES = 10  # logged steps whose mean is shown: one alone jumps
@@ -231,18 +232,3 @@ def score_text(scores: Mapping[str, float], before: Mapping[str, float] | None =
 def _score(score: float, before: float | None) -> str:
     change = "" if before is None else f" ({100 * (score - before):+.1f})"
     return f"{100 * score:.1f}{change.replace('-0.0', '+0.0')}"
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things: "1 task", "2 tasks"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 42 s, 3 min 05 s or 2 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -52,8 +52,8 @@ class RunLayout:
     prompts = _InRun("test_prompts.jsonl")
     # Which instruction belongs to which task, for the routing record.
     probe = _InRun("routing_probe.json")
-    # The task of every text, for a method that reads labels; no other run has it.
-    tasks = _InRun("tasks_told.json")
+    # The task, or template, of every text, for a method that looks it up; no other run has it.
+    task_labels = _InRun("task_labels.json")
 
     def chunk(self, index: int) -> Path:
         return self.root / "chunks" / f"{index:03d}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from data_prep.files import write_text
+from eval.charts.figure import duration
 from recipes import REPO
 from recipes.processes.log_errors import exit_text
 from recipes.processes.machine import gpu_count
@@ -18,7 +19,6 @@ from recipes.processes.process_tree import die_with
 from recipes.run.chunk_data import ensure_stream
 from recipes.run.commands import default_threads
 from recipes.run.session import RunError
-from recipes.run.terminal import duration
 from recipes.sweep.cells import Cell, Sweep
 from recipes.sweep.kept_results import keep_results
 from recipes.sweep.results import DIVERGED, DONE, Result, read_result

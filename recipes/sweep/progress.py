@@ -15,8 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from eval.charts.figure import duration
 from recipes import REPO
-from recipes.run.terminal import duration
 from recipes.run_folder.layout import RunLayout
 from recipes.sweep.cells import CellEntry, read_cells
 from recipes.tools.status import read_folder

@@ -30,7 +30,7 @@ from strlora_tuner.saved import WEIGHTS
 # How temporary files begin: a dot, and the name of what they become.
 _LEFTOVERS = (
     *(".state.json.", ".manifest.json.", ".recipe.yaml.", ".matrix.csv.", ".report.html."),
-    *(".test_prompts.jsonl.", ".routing_probe.json.", ".tasks_told.json.", ".adapter."),
+    *(".test_prompts.jsonl.", ".routing_probe.json.", ".task_labels.json.", ".adapter."),
     *(".predictions", ".scores.json.", ".routing.json.", ".train_metrics", ".answers.jsonl."),
     *(".mixed.jsonl.", ".router", ".pool.json."),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from recipes.run.terminal import duration
+from eval.charts.figure import duration
 from recipes.tools.memory.prediction import RESERVE
 from recipes.tools.method_sizes import sizes_text
 from recipes.tools.plan import ChunkPlan, Plan

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import complete_lines
+from eval.charts.figure import duration
 from recipes.config.schema import Recipe
 from recipes.processes.run_lock import is_held, is_here, read_holder
 from recipes.run.chunk_data import check_carried
-from recipes.run.terminal import duration, score_text
+from recipes.run.terminal import score_text
 from recipes.run_folder.checkpoints import CheckpointError, check_adapter, verify_adapter
 from recipes.run_folder.layout import OtherWeightsLayout, RouterLayout, RunLayout
 from recipes.run_folder.manifest import has_grown

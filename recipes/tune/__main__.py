@@ -27,9 +27,9 @@ from recipes.config.schema import Recipe
 from recipes.processes.stopping import Stopped, stop_on_signals
 from recipes.sweep.axes import Asked, Axes, asked_for
 from recipes.sweep.cells import Sweep, make_sweep
-from recipes.sweep.door import plan_text
 from recipes.sweep.parallel_runs import run_cells
 from recipes.sweep.results import FAILED, OPEN, Result, Setting, as_csv, as_markdown, choose, rows
+from recipes.sweep.sweep_command import plan_text
 from recipes.tune.tuning_stream import ensure_tuning_stream, trained_tasks, tuning_data
 from recipes.tune.writing import write_tuned
 

@@ -10,7 +10,7 @@ from peft.config import PeftConfigMixin
 def _peft_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undoes what ms-swift replaces in PEFT where another test of this process has imported it."""
     # The oracle's table of texts and tasks, which the orchestrator writes: three tasks by length.
-    table = "strlora_tuner.methods.oracle.model.told_of_text"
+    table = "strlora_tuner.methods.oracle.model.task_label"
     monkeypatch.setattr(table, lambda text: f"{len(text) % 3} a task")
     own = getattr(PeftConfigMixin, "from_pretrained_origin", None)
     if own is not None:

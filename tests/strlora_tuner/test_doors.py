@@ -129,7 +129,7 @@ IN_THE_HOST = """
 import sys, torch
 from pathlib import Path
 from strlora_tuner.methods.oracle import model as oracle
-oracle.told_of_text = lambda text: f"{len(text) % 3} a task"  # as in conftest.py
+oracle.task_label = lambda text: f"{len(text) % 3} a task"  # as in conftest.py
 from strlora_tuner.swift_plugins import routed_tuners
 from swift.tuner_plugin import tuners_map
 from swift.tuners import Swift

@@ -8,7 +8,7 @@ from torch import Tensor
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.core.model import RoutedModel
 from strlora_tuner.methods.oracle.layer import TaskExperts
-from strlora_tuner.methods.smolora.tasks import told_of_text
+from strlora_tuner.methods.smolora.tasks import task_label
 
 
 class Model(RoutedModel):
@@ -26,11 +26,11 @@ class Model(RoutedModel):
         Raises:
             ValueError: the text is in no table, or there are more tasks than experts.
         """
-        told = told_of_text(self.tokenizer.decode(list(ids)).strip())
-        number, experts = int(told.split()[0]), self.routing.configs[adapter].num_experts
+        label = task_label(self.tokenizer.decode(list(ids)).strip())
+        number, experts = int(label.split()[0]), self.routing.configs[adapter].num_experts
         if number >= experts:
             raise ValueError(
-                f"task {told.partition(' ')[2]!r} is the stream's number {number + 1}, and "
+                f"task {label.partition(' ')[2]!r} is the stream's number {number + 1}, and "
                 f"tuner.task_experts = {experts}: start the run with at least as many as tasks"
             )
         found = torch.zeros(experts)

@@ -10,7 +10,7 @@ from strlora_tuner.methods.smolora.embedder_files import embedder_folder
 from strlora_tuner.methods.smolora.layer import SeparableExperts
 from strlora_tuner.methods.smolora.options import Options
 from strlora_tuner.methods.smolora.sentence import sentence_embedder
-from strlora_tuner.methods.smolora.tasks import told_of_text
+from strlora_tuner.methods.smolora.tasks import task_label
 
 
 class Model(RoutedModel):
@@ -33,4 +33,4 @@ class Model(RoutedModel):
                 f"tuner.embedding_width is {options.embedding_width}: set it to {embedder.width}"
             )
         text = self.tokenizer.decode(list(ids)).strip()
-        return embedder.embed(text if options.sentence == "prompt" else told_of_text(text))
+        return embedder.embed(text if options.sentence == "prompt" else task_label(text))

@@ -1,4 +1,4 @@
-"""What SMoLoRA is told of a text: its task, or the template (`sentence: task | template`)."""
+"""The label of a text: its task or its template (SMoLoRA's `sentence: task | template`)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from strlora_tuner.options import TASKS_FILE
 from strlora_tuner.routing_record.format import instruction_key
 
 
-def told_of_text(text: str) -> str:
-    """Returns what the file of STRLORA_TASKS_FILE, JSON {text: told}, holds for a text.
+def task_label(text: str) -> str:
+    """Returns what the file of STRLORA_TASKS_FILE, JSON {text: label}, holds for a text.
 
     Raises:
         ValueError: no such file is named, or the text is not in it.
@@ -24,13 +24,13 @@ def told_of_text(text: str) -> str:
             f"texts: set {TASKS_FILE} to a JSON file {{text: task or template}} (the orchestrator "
             "does), or train SMoLoRA with tuner.sentence: prompt"
         )
-    told = _tasks(path).get(instruction_key(text))
-    if told is None:
+    label = _labels(path).get(instruction_key(text))
+    if label is None:
         raise ValueError(f"{path} (what tuner.sentence looks up) does not hold {text[:80]!r}")
-    return told
+    return label
 
 
 @lru_cache(maxsize=1)
-def _tasks(path: str) -> dict[str, str]:
-    found: dict[str, str] = json.loads(Path(path).read_text(encoding="utf-8"))
-    return {instruction_key(text): told for text, told in found.items()}
+def _labels(path: str) -> dict[str, str]:
+    table: dict[str, str] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {instruction_key(text): label for text, label in table.items()}

@@ -83,14 +83,14 @@ def test_a_method_that_is_told_the_task_is_labelled(good: Path, tmp_path: Path) 
     manifest["recipe"] |= {"method": "smolora"}
     manifest["tuner"] = {"num_experts": 4, "sentence": "task"}
     write_json(good / "manifest.json", manifest)
-    assert compare([good]).names[-1] == "smolora (told the task)"
-    assert "smolora (told the task) on" in write_report(good).read_text("utf-8")
+    assert compare([good]).names[-1] == "smolora (given the task)"
+    assert "smolora (given the task) on" in write_report(good).read_text("utf-8")
     manifest["tuner"]["sentence"] = "template"
     write_json(good / "manifest.json", manifest)
-    assert compare([good]).names[-1] == "smolora (told the task's template)"
+    assert compare([good]).names[-1] == "smolora (given the task's template)"
     manifest["tuner"]["sentence"] = "number"  # the oracle
     write_json(good / "manifest.json", manifest)
-    label = "smolora (told the task: upper bound of routing)"
+    label = "smolora (given the task: upper bound of routing)"
     assert compare([good]).names[-1] == label
     assert f"{label} on" in write_report(good).read_text("utf-8")
     manifest["tuner"]["sentence"] = "prompt"

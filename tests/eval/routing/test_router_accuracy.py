@@ -110,8 +110,8 @@ def test_scalars_hold_the_same_figures(runs: dict[str, Path]) -> None:
         for chunk in range(1, CHUNKS + 1):
             found = scalars_of(data, chunk)
             wanted = _recomputed(run, chunk)
-            assert found["choice/home"] == pytest.approx(_mean(wanted, 0))
-            assert found["choice/held"] == pytest.approx(_mean(wanted, 1))
+            assert found["choice/dominant_chunk"] == pytest.approx(_mean(wanted, 0))
+            assert found["choice/any_chunk"] == pytest.approx(_mean(wanted, 1))
             assert found.get("choice/illegal") == (0.1 if method == "mr_lora" else None)
 
 

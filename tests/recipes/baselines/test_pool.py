@@ -241,17 +241,27 @@ def test_choices_are_judged_by_the_mixture_of_the_chunks(stream: Path, tmp_path:
     assert found is not None
     assert found["what"] == "adapter"
     assert found["tasks"]["VQAv2"] == {
-        "n": 4, "home": 0.5, "held": 0.75, "illegal": 1, "unrouted": 1,
+        "n": 4, "dominant_chunk": 0.5, "any_chunk": 0.75, "illegal": 1, "unrouted": 1,
         "experts": {"1": 1, "2": 2},
     }  # fmt: skip
-    assert (found["tasks"]["Fin"]["home"], found["tasks"]["Fin"]["held"]) == (0.25, 0.25)
-    assert (found["home"], found["held"], found["illegal"], found["n"]) == (0.375, 0.5, 2, 8)
+    assert (found["tasks"]["Fin"]["dominant_chunk"], found["tasks"]["Fin"]["any_chunk"]) == (
+        0.25,
+        0.25,
+    )
+    assert (found["dominant_chunk"], found["any_chunk"], found["illegal"], found["n"]) == (
+        0.375,
+        0.5,
+        2,
+        8,
+    )
     manifest["chunks"][0]["tasks"] = {"VQAv2": 9}
     (stream / "stream.json").write_text(json.dumps(manifest), encoding="utf-8")
     unseen = count_choices(tmp_path, stream, 2)
     assert unseen is not None
-    assert unseen["tasks"]["Fin"]["home"] is None, "no chunk held it: there is no right adapter"
-    assert unseen["home"] == 0.5
+    assert unseen["tasks"]["Fin"]["dominant_chunk"] is None, (
+        "no chunk held it: there is no right adapter"
+    )
+    assert unseen["dominant_chunk"] == 0.5
 
 
 def test_routers_are_judged_by_question_though_tasks_share_a_text(
@@ -274,7 +284,7 @@ def test_routers_are_judged_by_question_though_tasks_share_a_text(
     write("expert")
     found = count_choices(tmp_path, stream, 2)
     assert found is not None
-    assert (found["what"], found["home"], found["held"]) == ("router", 1.0, 1.0)
+    assert (found["what"], found["dominant_chunk"], found["any_chunk"]) == ("router", 1.0, 1.0)
     write("nothing")
     assert count_choices(tmp_path, stream, 2) is None
 

@@ -81,7 +81,7 @@ def test_a_pool_survives_sigkill_and_answers_with_the_adapters_it_says(tmp_path:
 
     # Two questions that never change: which chunks know them is easily learned.
     found = read_json(layout.router_scores(3))
-    assert (found["illegal"], found["held"]) == (0, 1.0)
+    assert (found["illegal"], found["any_chunk"]) == (0, 1.0)
     assert found["tasks"]["Fin"]["experts"] == {"2": 4}
     assert all(entry["unrouted"] == 0 for entry in found["tasks"].values())
 
@@ -129,7 +129,9 @@ def test_mllm_cl_s_five_domains_in_their_order_and_two_processes_answer_as_one(
     assert all(entry["unrouted"] == 0 and entry["n"] == 2 for entry in found["tasks"].values())
     for chunk, domain in enumerate(domains, 1):  # pure chunks: one adapter is the right one
         right = found["tasks"][domain]["experts"].get(str(chunk), 0) / 2
-        assert found["tasks"][domain]["home"] == found["tasks"][domain]["held"] == right
+        assert (
+            found["tasks"][domain]["dominant_chunk"] == found["tasks"][domain]["any_chunk"] == right
+        )
 
     words = ["launcher.nproc=2", "launcher.resident=false", "schedule.per_device_batch=2"]
     other = RunLayout(tmp_path / "two")

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from eval.charts.figure import duration
 from recipes.run import terminal as module
 from recipes.run.runner import ChunkPlan, what_is_ahead
-from recipes.run.terminal import Ahead, Progress, duration, score_text
+from recipes.run.terminal import Ahead, Progress, score_text
 from recipes.run_folder.state import ChunkRecord, RunState
 
 

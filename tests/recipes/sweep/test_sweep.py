@@ -18,10 +18,10 @@ from recipes.run_folder.state import ChunkRecord, RunState, save_state
 from recipes.sweep import parallel_runs
 from recipes.sweep.axes import FIRST, LATER
 from recipes.sweep.cells import Cell, plan_sweep
-from recipes.sweep.door import keep_best
 from recipes.sweep.kept_results import keep_results
 from recipes.sweep.progress import as_table, follow, read_rows
 from recipes.sweep.results import Result, as_csv, as_markdown, choose, read_result, rows
+from recipes.sweep.sweep_command import keep_best
 from strlora_tuner.saved import WEIGHTS
 
 

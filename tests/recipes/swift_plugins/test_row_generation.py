@@ -127,7 +127,7 @@ def test_sequences_are_those_of_the_hosts_loop(family: str, adapter: str) -> Non
 
 @pytest.mark.parametrize("method", BY_ROW)
 def test_every_method_follows_the_rows(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = "strlora_tuner.methods.oracle.model.told_of_text"  # which the orchestrator writes
+    table = "strlora_tuner.methods.oracle.model.task_label"  # which the orchestrator writes
     monkeypatch.setattr(table, lambda text: f"{len(text) % 3} a task")
     expected, found, widths = both(adapted(base_model("text"), method).eval())
     assert torch.equal(found, expected)

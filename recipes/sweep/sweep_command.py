@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from eval.charts.figure import duration
 from recipes.config.sizes.base_model import CountError
 from recipes.run.preflight.all_checks import look, stopping
 from recipes.run.preflight.finding import Finding
 from recipes.run.session import RunError
-from recipes.run.terminal import duration
 from recipes.run_folder.state import load_state
 from recipes.sweep.array import submit_array
 from recipes.sweep.cells import Cell, Sweep
