@@ -125,11 +125,6 @@ def backward_transfer_by_task(a: Array, first: First) -> Array:
     return _among(values, first, 1, last_row(a) - 1)
 
 
-def backward_transfer(a: Array, first: First) -> Array:
-    """Return the mean backward transfer over the tasks with c_i < C: (...)."""
-    return mean_over(backward_transfer_by_task(a, first))
-
-
 def forward_transfer_by_task(a: Array, first: First) -> Array:
     """Return a[c_i - 1, i] - a[0, i] of the tasks with 1 < c_i <= C: (..., tasks).
 
@@ -141,19 +136,9 @@ def forward_transfer_by_task(a: Array, first: First) -> Array:
     return _among(values, first, 2, last_row(a))
 
 
-def forward_transfer(a: Array, first: First) -> Array:
-    """Return the mean forward transfer over the tasks with 1 < c_i <= C: (...)."""
-    return mean_over(forward_transfer_by_task(a, first))
-
-
 def plasticity_by_task(a: Array) -> Array:
     """Return max_{c >= 1} a[c, i] - a[0, i]: (..., tasks)."""
     return max_over(a[..., 1:, :], axis=-2) - _row(a, 0)
-
-
-def plasticity(a: Array) -> Array:
-    """Return the mean plasticity over tasks: (...)."""
-    return mean_over(plasticity_by_task(a))
 
 
 def lost_by_task(a: Array) -> Array:

@@ -2,9 +2,9 @@
 
     python -m eval.compare runs/tiny runs/tiny-lora --out runs/compare
 
-In Python: `found = compare([Path("runs/tiny"), Path("runs/tiny-lora")])`, then
-`found.cell(method, column.key)` for every method in `found.names` and every column in
-`found.columns`. `eval.compare.tables` makes text, Markdown, LaTeX and CSV of it.
+In Python: `comparison = compare([Path("runs/tiny"), Path("runs/tiny-lora")])`, then
+`comparison.cell(method, column.key)` for every method in `comparison.names` and every column in
+`comparison.columns`. `eval.compare.tables` makes text, Markdown, LaTeX and CSV of it.
 """
 
 from __future__ import annotations

@@ -43,24 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        found = compare(options.runs)
-        columns = tables.chosen_columns(found, options.columns) if options.columns else ()
+        comparison = compare(options.runs)
+        columns = tables.chosen_columns(comparison, options.columns) if options.columns else ()
         choice = tables.Choice(options.spread, columns, options.published)
         written = []
         if options.out:
             files = {
-                "compare.csv": tables.as_csv(found),
-                "tests.csv": tables.tests_csv(found),
-                "compare.md": tables.markdown(found, choice),
-                "compare.tex": tables.latex(found, choice),
-                "compare.html": page.html(found, choice),
+                "compare.csv": tables.as_csv(comparison),
+                "tests.csv": tables.tests_csv(comparison),
+                "compare.md": tables.markdown(comparison, choice),
+                "compare.tex": tables.latex(comparison, choice),
+                "compare.html": page.html(comparison, choice),
             }
             for name, content in files.items():
                 write_text(options.out / name, content)
                 written.append(options.out / name)
-            written += figures.write_figures(found, options.out, options.spread)
-        said = verdict.sentences(found)
-        print_lines([tables.text(found, choice, said).removesuffix("\n"), *written])
+            written += figures.write_figures(comparison, options.out, options.spread)
+        said = verdict.sentences(comparison)
+        print_lines([tables.text(comparison, choice, said).removesuffix("\n"), *written])
     except (ValueError, OSError, StreamError) as error:
         print(f"eval.compare: {error}", file=sys.stderr)
         return 2

@@ -137,28 +137,38 @@ def compare(folders: Sequence[Path]) -> Comparison:
         FileNotFoundError: there is no such run.
         ValueError: the runs cannot be compared; the message says why.
     """
-    found = load_methods(folders)
-    columns = _columns(found.tasks)
+    loaded = load_methods(folders)
+    columns = _columns(loaded.tasks)
     cells = {
         (method.name, key): cell
-        for method in found.methods
-        for key, cell in _score_cells(found, method).items()
+        for method in loaded.methods
+        for key, cell in _score_cells(loaded, method).items()
     }
     pairs: Pairs = {}
-    tests = _tests(found, found.methods, columns, cells, pairs)
-    poor = [method for method in found.methods if not method.keeps_data]
+    tests = _tests(loaded, loaded.methods, columns, cells, pairs)
+    poor = [method for method in loaded.methods if not method.keeps_data]
     headline = [column for column in columns if column.group == "headline"]
-    alone = 0 < len(poor) < len(found.methods)
-    without = _tests(found, poor, headline, cells, pairs) if alone else []
-    _mark(found.methods, cells, tests)
-    cells |= _cost_cells(found.methods)
-    names = [method.name for method in found.methods]
-    base = _base_cells(found)
+    alone = 0 < len(poor) < len(loaded.methods)
+    without = _tests(loaded, poor, headline, cells, pairs) if alone else []
+    _mark(loaded.methods, cells, tests)
+    cells |= _cost_cells(loaded.methods)
+    names = [method.name for method in loaded.methods]
+    base = _base_cells(loaded)
     if base:
         names.insert(0, BASE)
-    seeds = {method.name: [entry.replicate for entry in method.entries] for method in found.methods}
+    seeds = {
+        method.name: [entry.replicate for entry in method.entries] for method in loaded.methods
+    }
     return Comparison(
-        names, columns, cells | base, tests, seeds, found.tasks, found.gaps, found.methods, without
+        names,
+        columns,
+        cells | base,
+        tests,
+        seeds,
+        loaded.tasks,
+        loaded.gaps,
+        loaded.methods,
+        without,
     )
 
 
@@ -175,10 +185,10 @@ def _columns(tasks: Sequence[str]) -> list[Column]:
     return stream + by_task + [Column(c.key, c.title, "cost", False, c.unit) for c in COSTS]
 
 
-def _score_cells(found: Comparable, method: Method) -> dict[str, Cell]:
-    spread = spreads(found, method)
+def _score_cells(loaded: Comparable, method: Method) -> dict[str, Cell]:
+    spread = spreads(loaded, method)
     cells = {}
-    for key, values in values_by_seed(found, method).items():
+    for key, values in values_by_seed(loaded, method).items():
         known = tuple(value for value in values if math.isfinite(value))
         mean = float(np.mean(known)) if known else math.nan
         cells[key] = Cell(mean, spread[key], known)
@@ -186,7 +196,7 @@ def _score_cells(found: Comparable, method: Method) -> dict[str, Cell]:
 
 
 def _tests(
-    found: Comparable,
+    loaded: Comparable,
     methods: Sequence[Method],
     columns: Sequence[Column],
     cells: dict[tuple[str, str], Cell],
@@ -200,7 +210,7 @@ def _tests(
                 continue
             pair = leader.name, other.name
             if pair not in pairs:
-                pairs[pair] = differences(found, leader, other)
+                pairs[pair] = differences(loaded, leader, other)
             family = column.key.split("/")[0] if column.group == "task" else f"{column.group}:"
             result = pairs[pair][column.key]
             families[family].append(Difference(column.key, pair[0], pair[1], *result))
@@ -237,9 +247,9 @@ def _mark(
             cells[key] = replace(cells[key], best=True)
 
 
-def _base_cells(found: Comparable) -> dict[tuple[str, str], Cell]:
+def _base_cells(loaded: Comparable) -> dict[tuple[str, str], Cell]:
     """Return the base model's scores, where every run began with the same: the lower bound."""
-    rows = [entry.values[0] for method in found.methods for entry in method.entries]
+    rows = [entry.values[0] for method in loaded.methods for entry in method.entries]
     first = rows[0]
     if not np.isfinite(first).any() or any(
         not np.allclose(row, first, atol=1e-6, equal_nan=True) for row in rows
@@ -248,7 +258,7 @@ def _base_cells(found: Comparable) -> dict[tuple[str, str], Cell]:
     cells = {(BASE, LAST): Cell(float(mean_over(first)))}
     return cells | {
         (BASE, f"{LAST}/{task}"): Cell(float(score))
-        for task, score in zip(found.tasks, first, strict=True)
+        for task, score in zip(loaded.tasks, first, strict=True)
     }
 
 

@@ -59,9 +59,9 @@ def column_values(a: Array, tasks: Sequence[str], first: First) -> dict[str, Arr
     return values
 
 
-def values_by_seed(found: Comparable, method: Method) -> dict[str, list[float]]:
+def values_by_seed(loaded: Comparable, method: Method) -> dict[str, list[float]]:
     """Return for every column the values of the method's runs; without a stream only the last."""
-    rows = [column_values(e.values, found.tasks, e.first) for e in method.entries]
+    rows = [column_values(e.values, loaded.tasks, e.first) for e in method.entries]
     no_stream = any(entry.run.has_no_stream for entry in method.entries)
     return {
         key: [math.nan if no_stream and not is_last(key) else float(row[key]) for row in rows]
@@ -74,19 +74,19 @@ def is_last(key: str) -> bool:
     return key.split("/")[0] == LAST
 
 
-def spreads(found: Comparable, method: Method) -> dict[str, Spread]:
+def spreads(loaded: Comparable, method: Method) -> dict[str, Spread]:
     """Return how sure every column is: over runs, else by bootstrap over test samples."""
-    values = values_by_seed(found, method)
+    values = values_by_seed(loaded, method)
     if len(method.entries) > 1:
         return {key: over_runs(numbers) for key, numbers in values.items()}
     entry = method.entries[0]
-    drawn = bootstrap_matrices(entry.samples, found.aggregates, REPLICATES, SEED)
-    columns = column_values(drawn, found.tasks, entry.first)
+    drawn = bootstrap_matrices(entry.samples, loaded.aggregates, REPLICATES, SEED)
+    columns = column_values(drawn, loaded.tasks, entry.first)
     known = {key for key, numbers in values.items() if math.isfinite(numbers[0])}
     return {k: over_samples(v) if k in known else NO_SPREAD for k, v in columns.items()}
 
 
-def differences(found: Comparable, first: Method, second: Method) -> dict[str, Result]:
+def differences(loaded: Comparable, first: Method, second: Method) -> dict[str, Result]:
     """Return the difference of two methods in every column, tested.
 
     Over runs where both have two or more: paired where they share seeds and streams, else Welch.
@@ -94,12 +94,12 @@ def differences(found: Comparable, first: Method, second: Method) -> dict[str, R
     task with right and wrong answers, a paired permutation test for everything else; a method's
     sample scores are means over its seeds.
     """
-    one, other = values_by_seed(found, first), values_by_seed(found, second)
+    one, other = values_by_seed(loaded, first), values_by_seed(loaded, second)
     gaps = {key: _mean(one[key]) - _mean(other[key]) for key in one}
     if len(first.entries) > 1 and len(second.entries) > 1:
         test = _paired_runs(first, second) or (lambda a, b: ("welch", welch(a, b)))
         return {key: Result(gap, *test(one[key], other[key])) for key, gap in gaps.items()}
-    p_values = _paired(found, first, second)
+    p_values = _paired(loaded, first, second)
     return {key: Result(gap, *p_values.get(key, ("none", math.nan))) for key, gap in gaps.items()}
 
 
@@ -118,7 +118,7 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if np.isfinite(values).all() else math.nan
 
 
-def _paired(found: Comparable, first: Method, second: Method) -> dict[str, tuple[str, float]]:
+def _paired(loaded: Comparable, first: Method, second: Method) -> dict[str, tuple[str, float]]:
     one, other = _mean_samples(first), _mean_samples(second)
     if any(a.shape[1] != b.shape[1] or not a.size for a, b in zip(one, other, strict=True)):
         return {}
@@ -126,10 +126,10 @@ def _paired(found: Comparable, first: Method, second: Method) -> dict[str, tuple
     if _rows(first) != _rows(second):
         # Another stream: only what a run ends with can be compared.
         one, other = [_ends(samples) for samples in one], [_ends(samples) for samples in other]
-        keys = {LAST, *(f"{LAST}/{task}" for task in found.tasks)}
+        keys = {LAST, *(f"{LAST}/{task}" for task in loaded.tasks)}
     one, other = _both_known(one, other), _both_known(other, one)
-    p_values = _permuted(found, one, other, order)
-    for task, before, after in zip(found.tasks, one, other, strict=True):
+    p_values = _permuted(loaded, one, other, order)
+    for task, before, after in zip(loaded.tasks, one, other, strict=True):
         exact = _mcnemar(before, after)
         if exact is not None:
             p_values[f"{LAST}/{task}"] = ("mcnemar", exact)
@@ -161,13 +161,13 @@ def _last(samples: Array) -> int:
 
 
 def _permuted(
-    found: Comparable, one: Sequence[Array], other: Sequence[Array], first: First
+    loaded: Comparable, one: Sequence[Array], other: Sequence[Array], first: First
 ) -> dict[str, tuple[str, float]]:
-    real = [_matrix(samples, found.aggregates) for samples in (one, other)]
-    observed = _differences(found, real[0], real[1], first)
+    real = [_matrix(samples, loaded.aggregates) for samples in (one, other)]
+    observed = _differences(loaded, real[0], real[1], first)
     drawn: dict[str, list[Array]] = {key: [] for key in observed}
-    for left, right in permuted_matrices(one, other, found.aggregates, PERMUTATIONS, SEED):
-        for key, values in _differences(found, left, right, first).items():
+    for left, right in permuted_matrices(one, other, loaded.aggregates, PERMUTATIONS, SEED):
+        for key, values in _differences(loaded, left, right, first).items():
             drawn[key].append(values)
     return {
         key: ("samples", permutation_p(float(observed[key]), batches))
@@ -175,9 +175,9 @@ def _permuted(
     }
 
 
-def _differences(found: Comparable, left: Array, right: Array, first: First) -> dict[str, Array]:
-    ours = column_values(left, found.tasks, first)
-    theirs = column_values(right, found.tasks, first)
+def _differences(loaded: Comparable, left: Array, right: Array, first: First) -> dict[str, Array]:
+    ours = column_values(left, loaded.tasks, first)
+    theirs = column_values(right, loaded.tasks, first)
     return {key: ours[key] - theirs[key] for key in ours}
 
 

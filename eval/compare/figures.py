@@ -26,20 +26,23 @@ DASHES = ["-", "--", "-.", ":"]  # told apart in grey, too
 _SAME_BYTES = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
-def write_figures(found: Comparison, folder: Path, spread: str) -> list[Path]:
+def write_figures(comparison: Comparison, folder: Path, spread: str) -> list[Path]:
     """Write stream and tasks, as PDF and SVG with text as text; return the files.
 
     stream: mean score over the chunks, one line a method, shaded by `spread` over its runs. tasks:
     the same for every task. Nothing is written where only one chunk was evaluated.
     """
-    rows = max((len(e.values) for m in found.methods for e in m.entries), default=0)
+    rows = max((len(e.values) for m in comparison.methods for e in m.entries), default=0)
     if rows < 3:
         return []
     # Embedded TrueType, since publishers refuse Type 3; the same figure gives the same bytes.
     with rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": "compare", "pdf.fonttype": 42, "font.size": 8}
     ):
-        canvases = {"stream": _stream(found, rows, spread), "tasks": _tasks(found, rows, spread)}
+        canvases = {
+            "stream": _stream(comparison, rows, spread),
+            "tasks": _tasks(comparison, rows, spread),
+        }
         written = []
         for name, canvas in canvases.items():
             for kind, metadata in _SAME_BYTES.items():
@@ -49,32 +52,32 @@ def write_figures(found: Comparison, folder: Path, spread: str) -> list[Path]:
     return written
 
 
-def _stream(found: Comparison, rows: int, spread: str) -> Canvas:
+def _stream(comparison: Comparison, rows: int, spread: str) -> Canvas:
     canvas = Canvas(figsize=(COLUMN, 2.6), layout="constrained")
     ax = canvas.add_subplot()
     _draw(ax, [course(method, i, rows, metrics.mean_over, spread)
-               for i, method in enumerate(found.methods)])  # fmt: skip
+               for i, method in enumerate(comparison.methods)])  # fmt: skip
     ax.set_xlabel("chunk")
     ax.set_ylabel("mean score, %")
     _legend(canvas)
     return canvas
 
 
-def _tasks(found: Comparison, rows: int, spread: str) -> Canvas:
-    across = min(len(found.tasks), 4)
-    down = math.ceil(len(found.tasks) / across)
+def _tasks(comparison: Comparison, rows: int, spread: str) -> Canvas:
+    across = min(len(comparison.tasks), 4)
+    down = math.ceil(len(comparison.tasks) / across)
     canvas = Canvas(
         figsize=(2 * COLUMN * across / 4 + 0.6, 1.45 * down + 0.5), layout="constrained"
     )
     grid = np.atleast_1d(canvas.subplots(down, across, sharex=True, sharey=True)).ravel()
-    for column, task in enumerate(found.tasks):
+    for column, task in enumerate(comparison.tasks):
         of_task = partial(column_of, column)
         _draw(grid[column], [course(method, i, rows, of_task, spread)
-                             for i, method in enumerate(found.methods)])  # fmt: skip
+                             for i, method in enumerate(comparison.methods)])  # fmt: skip
         grid[column].set_title(task, fontsize=8)
-    for ax in grid[len(found.tasks) :]:
+    for ax in grid[len(comparison.tasks) :]:
         ax.set_visible(False)
-    for ax in grid[max(len(found.tasks) - across, 0) :]:  # the lowest of every column
+    for ax in grid[max(len(comparison.tasks) - across, 0) :]:  # the lowest of every column
         ax.tick_params(labelbottom=True)
     canvas.supxlabel("chunk", fontsize=8)
     canvas.supylabel("score, %", fontsize=8)

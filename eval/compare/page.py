@@ -55,45 +55,47 @@ class Part:
     tables: list[Table] = field(default_factory=list)
 
 
-def html(found: Comparison, choice: tables.Choice = tables.ALL) -> str:
+def html(comparison: Comparison, choice: tables.Choice = tables.ALL) -> str:
     """Return the page of a comparison."""
-    return fill("compare.html.j2", page_context(found, choice))
+    return fill("compare.html.j2", page_context(comparison, choice))
 
 
-def page_context(found: Comparison, choice: tables.Choice) -> dict[str, Any]:
+def page_context(comparison: Comparison, choice: tables.Choice) -> dict[str, Any]:
     """Return everything that the template shows, ready for print."""
     return {
-        "title": _title(found),
-        "lead": _lead(found),
-        "verdict": [_minus(sentence) for sentence in verdict.sentences(found)],
-        "stream": _stream(found, choice.spread),
-        "slim": _slim(found, choice),
-        "plus_minus": tables.plus_minus(found, choice.spread),
-        "provenance": tables.provenance(found),
-        "parts": [part for part in _parts(found, choice) if part.figures or part.tables],
-        "notes": tables.notes(found, choice),
+        "title": _title(comparison),
+        "lead": _lead(comparison),
+        "verdict": [_minus(sentence) for sentence in verdict.sentences(comparison)],
+        "stream": _stream(comparison, choice.spread),
+        "slim": _slim(comparison, choice),
+        "plus_minus": tables.plus_minus(comparison, choice.spread),
+        "provenance": tables.provenance(comparison),
+        "parts": [part for part in _parts(comparison, choice) if part.figures or part.tables],
+        "notes": tables.notes(comparison, choice),
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
-def _title(found: Comparison) -> str:
-    names = [printed(method.name) for method in found.methods]
+def _title(comparison: Comparison) -> str:
+    names = [printed(method.name) for method in comparison.methods]
     return " and ".join(names) if len(names) <= 2 else f"{len(names)} methods compared"
 
 
-def _lead(found: Comparison) -> str:
-    runs = sum(len(method.entries) for method in found.methods)
-    streams = {e.run.stream.name for m in found.methods
+def _lead(comparison: Comparison) -> str:
+    runs = sum(len(method.entries) for method in comparison.methods)
+    streams = {e.run.stream.name for m in comparison.methods
                for e in m.entries if e.run.stream}  # fmt: skip
     where = ", ".join(sorted(streams)) or "an unknown stream"
-    methods = counted(len(found.methods), "method")
-    return f"{methods} in {counted(runs, 'run')} on {where}, {counted(len(found.tasks), 'task')}"
+    methods = counted(len(comparison.methods), "method")
+    return (
+        f"{methods} in {counted(runs, 'run')} on {where}, {counted(len(comparison.tasks), 'task')}"
+    )
 
 
-def _slim(found: Comparison, choice: tables.Choice) -> dict[str, Any]:
+def _slim(comparison: Comparison, choice: tables.Choice) -> dict[str, Any]:
     """Return the first table: name, what data is kept, n, and each cell as value, ± and mark."""
-    first = tables.sections(found, choice)[0]
-    kept = {printed(method.name): method.keeps_data for method in found.methods}
+    first = tables.sections(comparison, choice)[0]
+    kept = {printed(method.name): method.keeps_data for method in comparison.methods}
     rows = [
         {"name": name, "kept": kept.get(name, ""), "n": _shown(n),
          "cells": [(*_split(text), best) for text, best in cells]}
@@ -117,30 +119,30 @@ def _minus(text: str) -> str:
     return re.sub(r"\bp ([=<]) (?=\d)", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
 
 
-def _parts(found: Comparison, choice: tables.Choice) -> list[Part]:
-    others = tables.sections(found, tables.Choice(choice.spread))[1:]
+def _parts(comparison: Comparison, choice: tables.Choice) -> list[Part]:
+    others = tables.sections(comparison, tables.Choice(choice.spread))[1:]
     by_title = {section.title: section for section in others}
     behind = [s for s in others if s.title.startswith("95 %")]
-    headline = [c for c in found.columns if c.group == "headline"]
+    headline = [c for c in comparison.columns if c.group == "headline"]
     more = by_title.get("More scores over the stream")
     costs = by_title.get("Costs")
-    unrouted, routing = routing_part(found)
-    published = tables.published_sections(found, choice.published) if choice.published else []
+    unrouted, routing = routing_part(comparison)
+    published = tables.published_sections(comparison, choice.published) if choice.published else []
     return [
         Part("intervals", "Values and intervals",
              ["Large dots: means; lines: 95 % intervals (over runs, or over test samples where n is"
               " 1); small dots: single runs. Overlapping intervals can still differ beyond doubt:"
               " the tests are paired."],
-             [f for c in headline if (f := _score(found, c))], [_table(s) for s in behind]),
+             [f for c in headline if (f := _score(comparison, c))], [_table(s) for s in behind]),
         Part("more", "More scores over the stream", tables=[_table(more)] if more else []),
-        Part("tasks", "Task by task", figures=_by_task(found),
+        Part("tasks", "Task by task", figures=_by_task(comparison),
              tables=[_turned(by_title["Last, by task"])] if "Last, by task" in by_title else []),
         Part("published", "Published numbers, not run here", tables=[_table(s) for s in published]),
-        Part("tests", "Tests", tables=_tests(found)),
+        Part("tests", "Tests", tables=_tests(comparison)),
         Part("costs", "Costs", tables=[_table(costs)] if costs else []),
-        Part("mixture", "What the chunks are made of", figures=_mixture(found)),
+        Part("mixture", "What the chunks are made of", figures=_mixture(comparison)),
         Part("routing", "Routing", unrouted, routing),
-        _runs(found),
+        _runs(comparison),
     ]  # fmt: skip
 
 
@@ -161,13 +163,14 @@ def _mark(cell: tuple[str, bool]) -> str:
     return f"{_shown(cell[0])} ★" if cell[1] else _shown(cell[0])
 
 
-def _stream(found: Comparison, spread: str) -> Figure | None:
+def _stream(comparison: Comparison, spread: str) -> Figure | None:
     """Return the mean score over the stream, one line a method with its band over runs."""
-    rows = max((len(e.values) for m in found.methods for e in m.entries), default=0)
+    rows = max((len(e.values) for m in comparison.methods for e in m.entries), default=0)
     if rows < 2:
         return None
     series = [
-        course(method, i, rows, metrics.mean_over, spread) for i, method in enumerate(found.methods)
+        course(method, i, rows, metrics.mean_over, spread)
+        for i, method in enumerate(comparison.methods)
     ]
     note = "Mean over tasks and runs. Chunk 0 is the base model."
     if any(len(s.band[0]) for s in series):
@@ -203,27 +206,34 @@ def column_of(column: int, values: metrics.Array) -> metrics.Array:
     return np.asarray(values[:, column])
 
 
-def _by_task(found: Comparison) -> list[Figure]:
+def _by_task(comparison: Comparison) -> list[Figure]:
     """Return every task over the stream, small, and the last scores as a map."""
-    names = found.names
+    names = comparison.names
     values = np.array(
-        [[found.cell(name, f"last/{task}").value for name in names] for task in found.tasks]
+        [
+            [comparison.cell(name, f"last/{task}").value for name in names]
+            for task in comparison.tasks
+        ]
     )
-    title = f"Last score of {len(found.tasks)} tasks (rows) for {len(names)} methods, in percent."
-    chart = heat_map(title, values, found.tasks, [printed(name) for name in names])
-    body = [[t, *(percent(float(v)) for v in values[i])] for i, t in enumerate(found.tasks)]
+    title = (
+        f"Last score of {len(comparison.tasks)} tasks (rows) for {len(names)} methods, in percent."
+    )
+    chart = heat_map(title, values, comparison.tasks, [printed(name) for name in names])
+    body = [[t, *(percent(float(v)) for v in values[i])] for i, t in enumerate(comparison.tasks)]
     head = ["task", *map(printed, names)]
     last = Figure("Last score", chart, [Table("Last score by task, in percent", head, body)])
-    rows = max((len(e.values) for m in found.methods for e in m.entries), default=0)
+    rows = max((len(e.values) for m in comparison.methods for e in m.entries), default=0)
     if rows < 3:
         return [last]
     panels = [
         (task, [course(m, i, rows, partial(column_of, column), "std")
-                for i, m in enumerate(found.methods)])
-        for column, task in enumerate(found.tasks)
+                for i, m in enumerate(comparison.methods)])
+        for column, task in enumerate(comparison.tasks)
     ]  # fmt: skip
     x = [float(chunk) for chunk in range(rows)]
-    title = f"Score of {len(found.tasks)} tasks over {rows - 1} chunks for {len(names)} methods."
+    title = (
+        f"Score of {len(comparison.tasks)} tasks over {rows - 1} chunks for {len(names)} methods."
+    )
     small = small_multiples(title, panels, x, "chunk")
     body = [[task, s.name, *(percent(float(v)) for v in s.values)]
             for task, lines in panels for s in lines]  # fmt: skip
@@ -234,9 +244,9 @@ def _by_task(found: Comparison) -> list[Figure]:
             last]  # fmt: skip
 
 
-def _mixture(found: Comparison) -> list[Figure]:
+def _mixture(comparison: Comparison) -> list[Figure]:
     """Return what the chunks are made of, where all runs saw the same stream."""
-    runs = [entry.run for method in found.methods for entry in method.entries]
+    runs = [entry.run for method in comparison.methods for entry in method.entries]
     chunks, table = runs[0].composition(), composition_table(runs[0])
     if table is None or any(run.composition() != chunks for run in runs):
         return []
@@ -247,10 +257,10 @@ def _mixture(found: Comparison) -> list[Figure]:
     return [Figure("Share of each task in the chunks", chart, [table], note, legend=shown)]
 
 
-def _score(found: Comparison, column: Column) -> Figure | None:
+def _score(comparison: Comparison, column: Column) -> Figure | None:
     dots = []
-    for name in found.names:
-        cell = found.cell(name, column.key)
+    for name in comparison.names:
+        cell = comparison.cell(name, column.key)
         if math.isfinite(cell.value):
             single = cell.values if 1 < len(cell.values) <= tables.MOST_POINTS else ()
             dots.append(Bar(printed(name), cell.value, *cell.interval, points=single))
@@ -265,17 +275,17 @@ def _score(found: Comparison, column: Column) -> Figure | None:
     return Figure(column.title, chart, [table], half=True)
 
 
-def _tests(found: Comparison) -> list[Table]:
+def _tests(comparison: Comparison) -> list[Table]:
     """Return the tests of scores over the stream; those by task stand in tests.csv."""
-    shown = {c.key for c in found.columns if c.group != "task"}
+    shown = {c.key for c in comparison.columns if c.group != "task"}
     listed = [
         (
             "Tests of every leader against every other method; tests.csv has those by task, too",
-            [test for test in found.tests if test.column in shown],
+            [test for test in comparison.tests if test.column in shown],
         ),
-        ("The same among the methods that keep no past data", found.without_data),
+        ("The same among the methods that keep no past data", comparison.without_data),
     ]
-    titles = {column.key: column.title for column in found.columns}
+    titles = {column.key: column.title for column in comparison.columns}
     head = ["score", "leads", "against", "difference, points", "test", "p", "p, Holm"]
     return [
         Table(caption, head, [
@@ -293,11 +303,11 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _runs(found: Comparison) -> Part:
+def _runs(comparison: Comparison) -> Part:
     """Return the runs; what is the same of all of them stands above the table."""
     head = ["method", "run", "seed", "stream seed", "state", "commit", "machine", "versions"]
     rows = []
-    for method in found.methods:
+    for method in comparison.methods:
         for entry in method.entries:
             manifest = entry.run.manifest
             versions = [f"{name} {manifest.versions.get(name, '?')}" for name in _VERSIONS]

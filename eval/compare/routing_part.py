@@ -21,36 +21,36 @@ from eval.report.data import RunData
 from eval.routing.router_accuracy import Choices
 
 
-def routing_part(found: Comparison) -> tuple[list[str], list[Figure]]:
+def routing_part(comparison: Comparison) -> tuple[list[str], list[Figure]]:
     """Return the runs without a record, in words, and the figures of those with one, if any."""
     figures: list[Figure] = []
     gaps: list[str] = []
-    if routed := [m for m in found.methods if any(e.run.routing for e in m.entries)]:
-        figures.append(_separation(found, routed))
-        without = [m.name_of(e) for m in found.methods for e in m.entries if not e.run.routing]
+    if routed := [m for m in comparison.methods if any(e.run.routing for e in m.entries)]:
+        figures.append(_separation(comparison, routed))
+        without = [m.name_of(e) for m in comparison.methods for e in m.entries if not e.run.routing]
         gaps = [f"No routing record: {shortened([*map(printed, without)])}."] if without else []
-    if chosen := [m for m in found.methods if any(e.run.choices for e in m.entries)]:
-        figures.append(_choices(found, chosen))
+    if chosen := [m for m in comparison.methods if any(e.run.choices for e in m.entries)]:
+        figures.append(_choices(comparison, chosen))
     return gaps, figures
 
 
 def _by_chunk(
-    found: Comparison, methods: list[Method], of_run: Callable[[RunData], Mapping[int, float]]
+    comparison: Comparison, methods: list[Method], of_run: Callable[[RunData], Mapping[int, float]]
 ) -> tuple[list[int], list[Series]]:
     """Return the chunks, and a line a method in its colour: means over its seeds; NaN: unknown."""
     known = {method.name: [of_run(entry.run) for entry in method.entries] for method in methods}
     chunks = sorted({chunk for runs in known.values() for run in runs for chunk in run})
     lines = []
-    for number, method in enumerate(found.methods):
+    for number, method in enumerate(comparison.methods):
         if runs := known.get(method.name):
             means = mean_over(np.array([[run.get(c, np.nan) for c in chunks] for run in runs]), 0)
             lines.append(Series(printed(method.name), means.tolist(), colour(number)))
     return chunks, lines
 
 
-def _separation(found: Comparison, routed: list[Method]) -> Figure:
+def _separation(comparison: Comparison, routed: list[Method]) -> Figure:
     chunks, lines = _by_chunk(
-        found, routed, lambda run: {c: float(mean_over(r.nmi)) for c, r in run.routing.items()}
+        comparison, routed, lambda run: {c: float(mean_over(r.nmi)) for c, r in run.routing.items()}
     )
     names = ", ".join(line.name for line in lines)
     return over_chunks(
@@ -66,9 +66,9 @@ def _separation(found: Comparison, routed: list[Method]) -> Figure:
     )
 
 
-def _choices(found: Comparison, chosen: list[Method]) -> Figure:
+def _choices(comparison: Comparison, chosen: list[Method]) -> Figure:
     chunks, lines = _by_chunk(
-        found, chosen, lambda run: {c: o.total.dominant_chunk for c, o in run.choices.items()}
+        comparison, chosen, lambda run: {c: o.total.dominant_chunk for c, o in run.choices.items()}
     )
     names = ", ".join(line.name for line in lines)
     figure = over_chunks(

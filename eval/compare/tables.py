@@ -57,21 +57,21 @@ class Section:
     rows: list[tuple[str, str, list[tuple[str, bool]]]]
 
 
-def chosen_columns(found: Comparison, names: str) -> tuple[Column, ...]:
+def chosen_columns(comparison: Comparison, names: str) -> tuple[Column, ...]:
     """Return the columns that a comma-separated list names, by key or first word of the title.
 
     Raises:
         ValueError: a name is no column's.
     """
-    known = {name: column for column in reversed(found.columns)
+    known = {name: column for column in reversed(comparison.columns)
              for name in (column.key, column.title.split()[0].lower())}  # fmt: skip
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
-        keys = ", ".join(c.key for c in found.columns if c.group != "task")
+        keys = ", ".join(c.key for c in comparison.columns if c.group != "task")
         raise ValueError(
             f"--columns: no column {', '.join(unknown) or 'named'}; the columns are {keys},"
-            f" and for one task for example last/{found.tasks[0]}"
+            f" and for one task for example last/{comparison.tasks[0]}"
         )
     return tuple(known[name] for name in wanted)
 
@@ -98,21 +98,22 @@ def heading(column: Column) -> str:
     return f"{title} [{column.unit}]"
 
 
-def sections(found: Comparison, choice: Choice) -> list[Section]:
+def sections(comparison: Comparison, choice: Choice) -> list[Section]:
     """Return the tables: headline scores, their intervals and values, more scores, costs, tasks.
 
     Chosen columns take the place of all of them. Columns that nothing is known of are left out;
     the CSV has every column.
     """
-    known = [c for c in found.columns
-             if any(math.isfinite(found.cell(n, c.key).value) for n in found.names)]  # fmt: skip
+    known = [column for column in comparison.columns
+             if any(math.isfinite(comparison.cell(name, column.key).value)
+                    for name in comparison.names)]  # fmt: skip
     first = list(choice.columns) or [c for c in known if c.group == "headline"]
-    parts = [_section(found, "Scores", first, choice.spread)]
+    parts = [_section(comparison, "Scores", first, choice.spread)]
     scores = [column for column in first if column.group != "cost"]
-    if any(len(seeds) > 1 for seeds in found.seeds.values()) and scores:
-        parts.append(_behind(found, scores))
+    if any(len(seeds) > 1 for seeds in comparison.seeds.values()) and scores:
+        parts.append(_behind(comparison, scores))
     if choice.published:
-        parts += published_sections(found, choice.published)
+        parts += published_sections(comparison, choice.published)
     if choice.columns:
         return parts
     groups = {
@@ -120,32 +121,32 @@ def sections(found: Comparison, choice: Choice) -> list[Section]:
         "Costs": [c for c in known if c.group == "cost"],
         "Last, by task": [c for c in known if c.key.startswith("last/")],
     }
-    return parts + [_section(found, t, c, choice.spread) for t, c in groups.items() if c]
+    return parts + [_section(comparison, t, c, choice.spread) for t, c in groups.items() if c]
 
 
-def _section(found: Comparison, title: str, columns: list[Column], spread: str) -> Section:
+def _section(comparison: Comparison, title: str, columns: list[Column], spread: str) -> Section:
     rows = []
-    for name in found.names:
-        cells = [(column, found.cell(name, column.key)) for column in columns]
+    for name in comparison.names:
+        cells = [(column, comparison.cell(name, column.key)) for column in columns]
         texts = [(shown(column, cell, spread), cell.best) for column, cell in cells]
-        rows.append((printed(name), runs_of(found, name), texts))
+        rows.append((printed(name), runs_of(comparison, name), texts))
     heads = [heading(column) for column in columns]
     if all(column.group == "task" for column in columns):
         heads = [head.partition(", ")[2] for head in heads]
     return Section(title, heads, rows)
 
 
-def _behind(found: Comparison, columns: list[Column]) -> Section:
+def _behind(comparison: Comparison, columns: list[Column]) -> Section:
     """Return the 95 % interval of each mean over runs, and the runs' values where they are few."""
     rows = []
-    for name in (n for n in found.names if len(found.seeds.get(n, [])) > 1):
-        cells = [found.cell(name, column.key) for column in columns]
-        rows.append((printed(name), runs_of(found, name), [(points(c), False) for c in cells]))
+    for name in (n for n in comparison.names if len(comparison.seeds.get(n, [])) > 1):
+        cells = [comparison.cell(name, column.key) for column in columns]
+        rows.append((printed(name), runs_of(comparison, name), [(points(c), False) for c in cells]))
     title = f"95 % interval of the mean over runs (t){VALUES_TOO}"
     return Section(title, [heading(column) for column in columns], rows)
 
 
-def published_sections(found: Comparison, name: str) -> list[Section]:
+def published_sections(comparison: Comparison, name: str) -> list[Section]:
     """Return what papers print for a benchmark beside what the same methods have here.
 
     Where sources differ, the range of their values stands there, with every source.
@@ -161,12 +162,10 @@ def published_sections(found: Comparison, name: str) -> list[Section]:
         rows = []
         for method in dict.fromkeys(m for table in listed for m in table.values):
             values = [(t, t.values[method][-1]) for t in listed if method in t.values]
-            ends = sorted(
-                {f"{value:.2f}": value for _, value in values}.items(), key=lambda e: e[1]
-            )
-            text = ends[0][0] if len(ends) == 1 else f"{ends[0][0]} to {ends[-1][0]}"
+            ends = [f"{end(value for _, value in values):.2f}" for end in (min, max)]
+            text = " to ".join(dict.fromkeys(ends))
             sources = "; ".join(f"{t.source}, {t.backbone} [{t.read}]" for t, _ in values)
-            cells = [text, _here(found, method, key), sources]
+            cells = [text, _here(comparison, method, key), sources]
             rows.append((method, UNKNOWN, [(cell, False) for cell in cells]))
         head = [f"{score}, published, not run here [%]", f"{score}, here [%]", "source"]
         sections.append(Section(f"{title}: {score}, published by source, not run here", head, rows))
@@ -178,13 +177,12 @@ def published_sections(found: Comparison, name: str) -> list[Section]:
     return sections
 
 
-def _here(found: Comparison, method: str, key: str) -> str:
+def _here(comparison: Comparison, method: str, key: str) -> str:
     """Return the score here of the method that print calls so; a dash where none is."""
     # "Replay" is our "Replay (ER)", and "StrLoRA" not our "StrLoRA (signed)".
     same = re.compile(rf"{re.escape(method)}(?: \([A-Z]+\))?")
-    ours = (n for n in found.names if same.fullmatch(printed(n)))
-    name = next(ours, None)
-    value = math.nan if name is None else found.cell(name, key).value
+    ours = (name for name in comparison.names if same.fullmatch(printed(name)))
+    value = comparison.cell(next(ours, ""), key).value
     return _percent(value) if math.isfinite(value) else UNKNOWN
 
 
@@ -197,14 +195,14 @@ def points(cell: Cell) -> str:
     return " ".join([ends, *map(_percent, values)])
 
 
-def runs_of(found: Comparison, name: str) -> str:
+def runs_of(comparison: Comparison, name: str) -> str:
     """Return how many runs stand behind a method; a dash for the base model."""
-    return UNKNOWN if name == BASE else str(len(found.seeds[name]))
+    return UNKNOWN if name == BASE else str(len(comparison.seeds[name]))
 
 
-def plus_minus(found: Comparison, spread: str) -> str:
+def plus_minus(comparison: Comparison, spread: str) -> str:
     """Return what ± means in the tables."""
-    counts = {len(seeds) for seeds in found.seeds.values()}
+    counts = {len(seeds) for seeds in comparison.seeds.values()}
     alone = f"{ONE_RUN[spread]}; how much seeds differ is not in it"
     if counts == {1}:
         return f"±: {alone}, since every method has one run (n = 1)."
@@ -213,13 +211,13 @@ def plus_minus(found: Comparison, spread: str) -> str:
     return f"±: {SPREADS[spread]}; where n = 1, {alone}."
 
 
-def provenance(found: Comparison) -> str:
+def provenance(comparison: Comparison) -> str:
     """Return n with the seeds, the machines and the commits behind the numbers."""
-    runs = [entry.run for method in found.methods for entry in method.entries]
+    runs = [entry.run for method in comparison.methods for entry in method.entries]
     machines = "; ".join(dict.fromkeys(machine_text(run.manifest.hardware) for run in runs))
     commits = "; ".join(dict.fromkeys(code_text(run.manifest.git) for run in runs))
     groups: dict[str, list[str]] = {}
-    for name, seeds in found.seeds.items():
+    for name, seeds in comparison.seeds.items():
         groups.setdefault(_seeds(seeds), []).append(printed(name))
     listed = "; ".join(
         text if len(groups) == 1 else f"{', '.join(names)}: {text}"
@@ -238,7 +236,7 @@ def _seeds(pairs: Sequence[Replicate]) -> str:
     return text
 
 
-def notes(found: Comparison, choice: Choice = ALL) -> list[str]:
+def notes(comparison: Comparison, choice: Choice = ALL) -> list[str]:
     """Return what a reader must know beside ±: what marks mean, and what is missing."""
     lines = [
         "Marked: ahead of every other method, each difference with p <= 0.05 after Holm's"
@@ -252,48 +250,48 @@ def notes(found: Comparison, choice: Choice = ALL) -> list[str]:
         )
     lines += [
         f"{printed(m.name)}: {preset}."
-        for m in found.methods
+        for m in comparison.methods
         if (preset := m.entries[0].run.manifest.preset) and f"({preset}" not in m.name
     ]
-    lines += _small_captions(found)
-    if forms := _form_only(found):
+    lines += _small_captions(comparison)
+    if forms := _form_only(comparison):
         lines.append(
             "Lost in form only (a score blind to case and format minus the official one, mean of"
             f" all tasks and runs after the last chunk): {forms}."
         )
     groups: dict[str, list[str]] = {}
-    for gap in found.gaps:
+    for gap in comparison.gaps:
         groups.setdefault(gap.why, []).append(gap.what)
     gaps = [f"{shortened(what)}: {why}" for why, what in groups.items()]
     more = len(gaps) - MOST_GAPS
     return [*lines, *gaps[:MOST_GAPS], *([f"... and {more} more gaps"] if more > 0 else [])]
 
 
-def _small_captions(found: Comparison) -> list[str]:
+def _small_captions(comparison: Comparison) -> list[str]:
     by_task: dict[str, dict[str, list[float]]] = {}
-    for method in found.methods:
+    for method in comparison.methods:
         for entry in method.entries:
             for task, chrf in small_captions(entry.run).items():
                 by_task.setdefault(task, {}).setdefault(printed(method.name), []).append(chrf)
-    run = found.methods[0].entries[0].run
+    run = comparison.methods[0].entries[0].run
     return [
         caption_note(run, task, "; ".join(f"{n} {_percent(fmean(v))}" for n, v in values.items()))
-        for task, values in by_task.items() if task in found.tasks
+        for task, values in by_task.items() if task in comparison.tasks
     ]  # fmt: skip
 
 
-def _form_only(found: Comparison) -> str:
+def _form_only(comparison: Comparison) -> str:
     """Return what each method's answers lost in form alone; "" where none has blind scores."""
     gaps = {m.name: [gap for e in m.entries for gap in form_only(e.run).values()]
-            for m in found.methods}  # fmt: skip
+            for m in comparison.methods}  # fmt: skip
     return "; ".join(f"{printed(n)} {_percent(fmean(gap))} %" for n, gap in gaps.items() if gap)
 
 
-def text(found: Comparison, choice: Choice = ALL, verdict: Sequence[str] = ()) -> str:
+def text(comparison: Comparison, choice: Choice = ALL, verdict: Sequence[str] = ()) -> str:
     """Return the verdict and aligned plain text; the best is marked with a star."""
-    above = [*verdict, plus_minus(found, choice.spread), provenance(found)]
+    above = [*verdict, plus_minus(comparison, choice.spread), provenance(comparison)]
     parts = [_wrapped(above)]
-    for part in sections(found, choice):
+    for part in sections(comparison, choice):
         rows = [["method", "n", *part.head], *_marked(part, "", " *")]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -301,7 +299,7 @@ def text(found: Comparison, choice: Choice = ALL, verdict: Sequence[str] = ()) -
             for row in rows
         ]
         parts.append("\n".join([part.title, *lines]))
-    return "\n\n".join([*parts, _wrapped(notes(found, choice))]) + "\n"
+    return "\n\n".join([*parts, _wrapped(notes(comparison, choice))]) + "\n"
 
 
 def _wrapped(lines: Sequence[str]) -> str:
@@ -315,24 +313,25 @@ def _marked(part: Section, before: str, after: str) -> list[list[str]]:
     ]
 
 
-def markdown(found: Comparison, choice: Choice = ALL) -> str:
+def markdown(comparison: Comparison, choice: Choice = ALL) -> str:
     """Return Markdown tables; the best is bold."""
-    parts = [f"{plus_minus(found, choice.spread)} {provenance(found)}"]
-    for part in sections(found, choice):
+    parts = [f"{plus_minus(comparison, choice.spread)} {provenance(comparison)}"]
+    for part in sections(comparison, choice):
         head = ["method", "n", *part.head]
         body = [[c.replace("|", "\\|") for c in row] for row in _marked(part, "**", "**")]
         lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
         parts.append("\n".join([f"**{part.title}**", "", *lines]))
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(found, choice))]) + "\n"
+    listed = "\n".join(f"- {note}" for note in notes(comparison, choice))
+    return "\n\n".join([*parts, listed]) + "\n"
 
 
-def latex(found: Comparison, choice: Choice = ALL) -> str:
+def latex(comparison: Comparison, choice: Choice = ALL) -> str:
     """Return LaTeX tables (package booktabs); the best is bold where the tests say so.
 
     Of a mean over runs stands the interval alone: with the values a table is wider than a page.
     """
     parts = ["% needs \\usepackage{booktabs}"]
-    for part in sections(found, choice):
+    for part in sections(comparison, choice):
         head = " & ".join(["Method", "$n$", *map(escape, part.head)])
         kinds = "".join("p{5cm}" if name == "source" else "r" for name in part.head)
         title = part.title.removesuffix(VALUES_TOO)
@@ -342,8 +341,8 @@ def latex(found: Comparison, choice: Choice = ALL) -> str:
             row = [escape(name), "--" if n == UNKNOWN else n, *(_math(t, b) for t, b in cells)]
             lines.append(" & ".join(row) + " \\\\")
         parts.append("\n".join([*lines, "\\bottomrule", "\\end{tabular}"]))
-    below = [plus_minus(found, choice.spread), provenance(found), *notes(found, choice)]
-    parts.append("\n".join(f"% {note}" for note in below))
+    below = plus_minus(comparison, choice.spread), provenance(comparison)
+    parts.append("\n".join(f"% {note}" for note in (*below, *notes(comparison, choice))))
     return "\n\n".join(parts) + "\n"
 
 
@@ -363,30 +362,30 @@ def escape(value: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in value)
 
 
-def as_csv(found: Comparison) -> str:
+def as_csv(comparison: Comparison) -> str:
     """Return one line a method and column: value, spread, values by run, mark; full precision.
 
     What the other tables show in percent stands here as the fraction that it is.
     """
     head = ["method", "column", "unit", "value", "std", "sem", "ci95_low", "ci95_high", "over"]
     rows: list[list[Any]] = [[*head, "n", "values", "best"]]
-    for name in found.names:
-        for column in found.columns:
-            cell = found.cell(name, column.key)
+    for name in comparison.names:
+        for column in comparison.columns:
+            cell = comparison.cell(name, column.key)
             spread = cell.spread
             numbers = map(_number, (cell.value, spread.std, spread.sem, *spread.interval))
             values = " ".join(map(_number, cell.values))
             unit = "fraction" if column.unit == "%" else column.unit
-            n = runs_of(found, name).replace(UNKNOWN, "0")
+            n = runs_of(comparison, name).replace(UNKNOWN, "0")
             rows.append([name, column.key, unit, *numbers, spread.over, n, values, int(cell.best)])
     return _csv(rows)
 
 
-def tests_csv(found: Comparison) -> str:
+def tests_csv(comparison: Comparison) -> str:
     """Return one line a test: the leader of a column against another method."""
     rows: list[list[Any]] = [["column", "leader", "other", "difference", "kind", "p", "adjusted"]]
     rows += [[t.column, t.leader, t.other, _number(t.difference), t.kind, _number(t.p),
-              _number(t.adjusted)] for t in found.tests]  # fmt: skip
+              _number(t.adjusted)] for t in comparison.tests]  # fmt: skip
     return _csv(rows)
 
 

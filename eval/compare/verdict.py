@@ -15,39 +15,43 @@ _KINDS = {
 }
 
 
-def sentences(found: Comparison) -> list[str]:
+def sentences(comparison: Comparison) -> list[str]:
     """Return one sentence a headline score, then who keeps data, and how sure all this is."""
-    headline = [c for c in found.columns if c.group == "headline"]
-    if len(found.methods) < 2:
-        return [f"One method, {printed(found.methods[0].name)}: nothing to compare it with."]
-    tests = [test for c in headline for test in found.tests if test.column == c.key]
-    said = [s for c in headline if (s := _on(found, c, found.tests)) is not None]
-    keeping = [f"{printed(m.name)} ({m.keeps_data})" for m in found.methods if m.keeps_data]
+    headline = [c for c in comparison.columns if c.group == "headline"]
+    if len(comparison.methods) < 2:
+        return [f"One method, {printed(comparison.methods[0].name)}: nothing to compare it with."]
+    tests = [test for c in headline for test in comparison.tests if test.column == c.key]
+    said = [s for c in headline if (s := _on(comparison, c, comparison.tests)) is not None]
+    keeping = [f"{printed(m.name)} ({m.keeps_data})" for m in comparison.methods if m.keeps_data]
     if keeping:
         verb = "keeps" if len(keeping) == 1 else "keep"
         said.append(f"{', '.join(keeping)} {verb} past data, the others none.")
-        columns = [c for c in headline if _leader_keeps(found, c)]
-        others = [s for c in columns if (s := _on(found, c, found.without_data)) is not None]
+        columns = [c for c in headline if _leader_keeps(comparison, c)]
+        others = [
+            s for c in columns if (s := _on(comparison, c, comparison.without_data)) is not None
+        ]
         said += [f"Without past data: {s[0].lower()}{s[1:]}" for s in others]
-        tests += found.without_data
-    if kinds := list(dict.fromkeys(_how(found, t) for t in tests if math.isfinite(t.adjusted))):
+        tests += comparison.without_data
+    if kinds := list(
+        dict.fromkeys(_how(comparison, t) for t in tests if math.isfinite(t.adjusted))
+    ):
         said.append(f"p is corrected for the number of tests (Holm): {'; '.join(kinds)}.")
-    if all(len(seeds) == 1 for seeds in found.seeds.values()):
+    if all(len(seeds) == 1 for seeds in comparison.seeds.values()):
         said.append("Every method has one run: another seed may say otherwise.")
     return said
 
 
-def _leader_keeps(found: Comparison, column: Column) -> bool:
-    leaders = {test.leader for test in found.tests if test.column == column.key}
-    return any(method.keeps_data for method in found.methods if method.name in leaders)
+def _leader_keeps(comparison: Comparison, column: Column) -> bool:
+    leaders = {test.leader for test in comparison.tests if test.column == column.key}
+    return any(method.keeps_data for method in comparison.methods if method.name in leaders)
 
 
-def _on(found: Comparison, column: Column, tests: Sequence[Difference]) -> str | None:
+def _on(comparison: Comparison, column: Column, tests: Sequence[Difference]) -> str | None:
     against = [test for test in tests if test.column == column.key]
     if not against:
         return None
     nearest = min(against, key=lambda test: _gap(test.difference))
-    leader, value = printed(nearest.leader), found.cell(nearest.leader, column.key).value
+    leader, value = printed(nearest.leader), comparison.cell(nearest.leader, column.key).value
     if all(test.difference == 0 for test in against):
         return f"{column.title}: all have {100 * value:.1f}."
     ahead = f"{100 * abs(nearest.difference):.1f} points"
@@ -80,7 +84,7 @@ def _p(test: Difference) -> str:
     return "p < 0.001" if test.adjusted < 0.001 else f"p = {test.adjusted:.3f}"
 
 
-def _how(found: Comparison, test: Difference) -> str:
+def _how(comparison: Comparison, test: Difference) -> str:
     if test.kind == "paired":
-        return f"paired over {len(found.seeds[test.leader])} runs with the same seeds"
+        return f"paired over {len(comparison.seeds[test.leader])} runs with the same seeds"
     return _KINDS[test.kind]
