@@ -59,9 +59,9 @@ class RoutedConfig(PeftConfig):
         ValueError: an option out of its bounds, with its value and what is allowed.
     """
 
-    # The method's name, and the dataclass that explains and checks its options.
+    # The method's name, and the dataclass that explains and checks its options: by the folder.
     method: ClassVar[str]
-    options_class: ClassVar[type[AdapterOptions]] = AdapterOptions
+    options_class: ClassVar[type[AdapterOptions]]
     # What the shared parts ask for, where a method does not make an option of it.
     num_experts = 1
     gate_scale = "one"
@@ -112,6 +112,9 @@ class RoutedConfig(PeftConfig):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Makes fields of the options and the configuration known to PEFT, as the class is made."""
         super().__init_subclass__(**kwargs)
+        folder = cls.__module__.rpartition(".")[0]
+        cls.method = folder.rpartition(".")[2]
+        cls.options_class = importlib.import_module(f"{folder}.options").Options
         for item in _stored(cls.options_class):
             name, help_text = _peft_name(item), {"help": item.metadata["description"]}
             cls.__annotations__[name] = item.type

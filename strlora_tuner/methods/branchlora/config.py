@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 from typing_extensions import Self
 
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.methods.branchlora.options import Options
-from strlora_tuner.options import AdapterOptions
 
 
 @dataclass
 class Config(RoutedConfig):
     """Configuration of a BranchLoRA adapter; :class:`Options` explains the options."""
-
-    method: ClassVar[str] = "branchlora"
-    options_class: ClassVar[type[AdapterOptions]] = Options
 
     past_chunks: int = field(
         default=0, metadata={"help": "Chunks before this one: each left a router and its keys."}

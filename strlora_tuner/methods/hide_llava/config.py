@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 from typing_extensions import Self
 
 from strlora_tuner.core.config import RoutedConfig
-from strlora_tuner.methods.hide_llava.options import Options
-from strlora_tuner.options import AdapterOptions
 
 
 @dataclass
 class Config(RoutedConfig):
-    """Configuration of a HiDe-LLaVA adapter; :class:`Options` explains the options."""
-
-    method: ClassVar[str] = "hide_llava"
-    options_class: ClassVar[type[AdapterOptions]] = Options
+    """Configuration of a HiDe-LLaVA adapter; `Options` in options.py explains the options."""
 
     past_chunks: int = field(
         default=0, metadata={"help": "Chunks before this one: each left a LoRA and its anchors."}

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from strlora_tuner.core.config import RoutedConfig
-from strlora_tuner.methods.oracle.options import Options
-from strlora_tuner.options import AdapterOptions
 
 
 @dataclass
 class Config(RoutedConfig):
-    """Configuration of an oracle adapter; :class:`Options` explains the options."""
-
-    method: ClassVar[str] = "oracle"
-    options_class: ClassVar[type[AdapterOptions]] = Options
+    """Configuration of an oracle adapter; `Options` in options.py explains the options."""
 
     @property
     def num_experts(self) -> int:  # type: ignore[override]

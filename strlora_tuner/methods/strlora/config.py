@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from typing_extensions import Self
 
 from strlora_tuner.core.config import RoutedConfig
-from strlora_tuner.methods.strlora.options import Options
-from strlora_tuner.options import AdapterOptions
 
 # What adapters did that were saved before R had an average and these options existed.
 OLD_RULE = {"stability_on": "scores", "instruction_statistics": "count"}
@@ -19,10 +17,8 @@ OLD_INSTRUCTION = {"instruction_turns": "all", "instruction_text": "prompt"}
 
 @dataclass
 class Config(RoutedConfig):
-    """Configuration of a StrLoRA adapter; :class:`Options` explains the options."""
+    """Configuration of a StrLoRA adapter; `Options` in options.py explains the options."""
 
-    method: ClassVar[str] = "strlora"
-    options_class: ClassVar[type[AdapterOptions]] = Options
     goes_on: bool = field(
         default=False, metadata={"help": "Whether an earlier chunk has trained the adapter."}
     )

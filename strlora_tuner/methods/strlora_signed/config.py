@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.methods.strlora_signed.options import Options, rows_of_expert
-from strlora_tuner.options import AdapterOptions
 
 
 @dataclass
 class Config(RoutedConfig):
     """Configuration of an adapter with fixed gates; :class:`Options` explains the options."""
 
-    method: ClassVar[str] = "strlora_signed"
-    options_class: ClassVar[type[AdapterOptions]] = Options
     instruction_norm = "running"
     goes_on: bool = field(
         default=False, metadata={"help": "Whether an earlier chunk has trained the adapter."}
