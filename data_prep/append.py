@@ -136,7 +136,7 @@ def parsed(
         named = [f"{task}={name}" if task else name for task, name in settings["scorers"].items()]
         command.set_defaults(scorer=named)
     command.set_defaults(seed=int(manifest.get("seed", 0)))
-    args = command.parse_args(argv)
+    args = command.parse_args(argv)  # again, now that the defaults are the stream's
     args.out = args.append
     before = Before(
         args.append / STAGING,

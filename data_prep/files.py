@@ -32,6 +32,7 @@ def print_lines(lines: Iterable[object]) -> None:
             print(line)
         sys.stdout.flush()
     except BrokenPipeError:
+        # Python flushes once more when it ends, which would fail again and print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -69,6 +70,7 @@ def sha256_folder(folder: Path) -> str:
 def write_blocks(path: Path, blocks: Iterable[bytes]) -> str:
     """Write `blocks` one after the other to `path` atomically; return the sha256 of the whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder: only inside one file system a rename is atomic.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     digest = hashlib.sha256()
     try:

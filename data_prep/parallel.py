@@ -33,6 +33,7 @@ def ordered_map(
     if workers <= 1:
         yield from map(work, items)
         return
+    # A fork would copy locks that other threads of ours (progress, BLAS) hold at that moment.
     context = multiprocessing.get_context("spawn")
     waiting: deque[Future[Out]] = deque()
     with ProcessPoolExecutor(workers, context, initializer=_leave_interrupts_to_parent) as pool:
@@ -48,4 +49,5 @@ def ordered_map(
 
 
 def _leave_interrupts_to_parent() -> None:
+    # Ctrl-C reaches the whole group: each worker would print a traceback of its own.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -189,7 +189,7 @@ def write_stream(
         try:
             contents = plan.contents(folder / PARTIAL)
             made = _make_all(folder, plan, contents, workers or cores(), report)
-            _expect_content(contents, made, plan.skip_bad)
+            _expect_content(made, plan.skip_bad)
             if plan.review:
                 plan.review(made)
         except (DataError, StreamError):
@@ -235,7 +235,7 @@ def manifest_entries(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def expect_settings(path: Path, content: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Raise StreamError unless `found`, the content of `path`, was made with `settings`."""
+    """Raise StreamError unless `content`, that of the file `path`, was made with `settings`."""
     for key, wanted in settings.items():
         if content.get(key) != wanted:
             where, there, here = _difference(key, content.get(key), wanted)
@@ -265,6 +265,7 @@ def discard(folder: Path, existed: bool = True) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder against a second run."""
+    # The folder itself is locked: a lock file would be one file more in every stream.
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -310,7 +311,7 @@ def _make_all(
         for made in ordered_map(work, todo, min(workers, len(todo))):
             done[made.file] = made
             notes.write(json.dumps(made.as_json()) + "\n")
-            notes.flush()
+            notes.flush()  # a killed run finds what is whole, and makes only the rest
             if report:
                 report(len(done), len(contents.files), made.file)
     return [done[planned.file] for planned in contents.files]
@@ -336,7 +337,7 @@ def _finished(folder: Path, journal: Path) -> dict[str, WrittenFile]:
     return finished
 
 
-def _expect_content(contents: Contents, made: list[WrittenFile], skip_bad: bool) -> None:
+def _expect_content(made: list[WrittenFile], skip_bad: bool) -> None:
     problems = [problem for item in made for problem in item.problems]
     if problems and not skip_bad:
         raise BadSamples(problems)

@@ -61,6 +61,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> Path:
     temporary = Path(name)
     try:
         write(temporary)
+        # Before the rename: after a power cut the name must not stand over an empty file.
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.chmod(0o644)  # mkstemp makes private files; ours are meant to be read by others

@@ -18,7 +18,7 @@ TITLES = {
 RIGHT = (
     "Dominant chunk: the one so far with most samples of the question's task. Any chunk: any so far"
     " that held the task. By chance: how often a blind choice among the chunks so far would be"
-    " right. Tasks that no chunk held yet are left out; no task was told to the model."
+    " right. Tasks that no chunk held yet are left out; the model is given no task."
 )
 # In the order of `Accuracy.values()`.
 NAMES = ("dominant chunk", "any chunk", "dominant, by chance", "any, by chance")

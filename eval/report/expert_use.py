@@ -43,7 +43,7 @@ def routing_section(run: RunData) -> RoutingPart | None:
     None without any routing record or ablation; without a record alone there is no lead.
     """
     recorded = routing_by_chunk(run)
-    figures = [_over_the_stream(run, recorded), _experts(run, recorded)] if recorded else []
+    figures = [_over_the_stream(run, recorded), _experts(recorded)] if recorded else []
     if run.ablation is not None and run.ablation["ablations"]:
         figures.append(_ablation(run))
     if not figures:
@@ -156,7 +156,7 @@ def _over_the_stream(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
     return replace(figure, half=True)
 
 
-def _experts(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
+def _experts(recorded: Mapping[int, Routing]) -> Figure:
     """Return the weight of every expert by task after the last chunk; tables have all chunks."""
     chunk, last = max(recorded), recorded[max(recorded)]
     weight = metrics.mean_over(last.use, axis=1)

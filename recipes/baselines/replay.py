@@ -45,6 +45,7 @@ class Reservoir:
 
 def read_lines(path: Path) -> list[str]:
     """Returns the samples of a chunk's file, one JSON text each, without line ends."""
+    # Not splitlines: other line separators may stand inside a text.
     lines = path.read_text(encoding="utf-8").split("\n")
     return [line for line in lines if line.strip()]
 
@@ -52,6 +53,7 @@ def read_lines(path: Path) -> list[str]:
 def save_reservoir(folder: Path, reservoir: Reservoir) -> dict[str, str]:
     """Writes the memory and the state of its generator; returns the sha256 of both files."""
     text = "".join(f"{line}\n" for line in reservoir.lines)
+    # The generator goes on where it was: the draw must not depend on how often the run stopped.
     version, words, gauss = reservoir.generator.getstate()
     state = {
         "format": FORMAT,

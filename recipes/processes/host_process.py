@@ -38,7 +38,7 @@ class HostProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             file.write(f"\n$ {' '.join(command.argv())}\n".encode())
-            file.flush()
+            file.flush()  # before the child writes: it shares the file, not our buffer
             self._process = (
                 worker.start(command, log) if worker else start_process(command, log, file)
             )
@@ -83,6 +83,7 @@ class HostProcess:
         kill_group(self.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=END_PATIENCE)
+        # Also where the leader has ended: one of its children may ignore SIGTERM.
         kill_group(self.pid, signal.SIGKILL)
         self._process.wait()
         kill_tagged(self._log)
@@ -93,10 +94,10 @@ def start_process(command: Command, log: Path, output: IO[bytes]) -> subprocess.
     return subprocess.Popen(
         command.argv(),
         env=child_environment(command) | {LOG_TAG: str(log.resolve())},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,  # a question that the host asks fails, and does not wait
         stdout=output,
         stderr=subprocess.STDOUT,
-        start_new_session=True,
+        start_new_session=True,  # Ctrl-C reaches us alone, who let the trainer save first
         preexec_fn=partial(die_with, os.getpid()),
     )
 

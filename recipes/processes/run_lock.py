@@ -51,6 +51,7 @@ class RunLock:
             RunLocked: a living orchestrator holds it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Not "w": where another holds the lock, its text must survive our try.
         self._file: IO[str] = self.path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,6 +69,8 @@ class RunLock:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # The file stays: were it removed, one process could lock the old file, which it has open,
+        # and another a new one.
         self._file.seek(0)
         self._file.truncate()
         self._file.close()

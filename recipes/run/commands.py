@@ -65,18 +65,18 @@ def train_command(
         **_loading(recipe),
         "bf16": recipe.model.dtype == "bfloat16",
         "fp16": recipe.model.dtype == "float16",  # left alone, the host turns fp16 on for float32
-        "check_model": False,
+        "check_model": False,  # the host would ask ModelScope, also for a model that lies here
         "freeze_vit": True,
         **_adapter_arguments(recipe, layout, chunk, resume_from, own),
         **_data_arguments(recipe, [data] if isinstance(data, Path) else data, chunk),
         **_optimizer_arguments(recipe, chunk),
         "output_dir": str(layout.host(chunk)),
         "logging_dir": str(layout.trackers(chunk)),
-        "add_version": False,
+        "add_version": False,  # else checkpoints lie in a folder of the date, where none looks
         "save_strategy": "steps",
         "save_steps": recipe.schedule.save_steps,
         "save_total_limit": recipe.schedule.keep_checkpoints,
-        "save_only_model": False,
+        "save_only_model": False,  # resuming needs the states of optimizer and generators
         "eval_strategy": "no",
         "seed": recipe.host_seed,
         **tracker_arguments(recipe, chunk),
@@ -322,7 +322,7 @@ def _data_arguments(recipe: Recipe, files: Sequence[Path], chunk: int) -> Argume
     arguments: Arguments = {
         "dataset": [str(file) for file in files],
         "split_dataset_ratio": 0,
-        "strict": True,
+        "strict": True,  # else another sample takes the place of one that cannot be encoded
         "dataset_num_proc": 1,
         "dataset_shuffle": False,  # the trainer shuffles; a second shuffle would only cost time
         "data_seed": recipe.chunk_seed(chunk),
@@ -352,16 +352,16 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
     """What the host's process needs beside its arguments; all of it is printed by --dry-run."""
     launcher = recipe.launcher
     environment = {
-        "ROOT_IMAGE_DIR": recipe.data.stream,
-        "PYTHONPATH": str(REPO),
+        "ROOT_IMAGE_DIR": recipe.data.stream,  # where relative paths of pictures begin
+        "PYTHONPATH": str(REPO),  # plug-ins are loaded by their path, and import our packages
         "OMP_NUM_THREADS": str(launcher.omp_threads or default_threads(recipe)),
-        "TOKENIZERS_PARALLELISM": "false",
+        "TOKENIZERS_PARALLELISM": "false",  # its threads do not survive a data loader's fork
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     if recipe.model.is_local:
-        environment["HF_HUB_OFFLINE"] = "1"
+        environment["HF_HUB_OFFLINE"] = "1"  # a node without network would wait for the hub
     if launcher.cpu:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # the host takes every GPU that it sees
     else:
         environment["STRLORA_NEEDS_GPU"] = "1"  # else the host would go on without, on the CPU
     if launcher.portable_kernels:
@@ -377,7 +377,7 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
     if recipe.processes > 1 or launcher.kind == "torchrun":
         environment["NPROC_PER_NODE"] = str(launcher.nproc)
     if launcher.cpu and launcher.deepspeed:
-        environment["DS_ACCELERATOR"] = "cpu"
+        environment["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed guesses by what is installed
     return environment
 
 

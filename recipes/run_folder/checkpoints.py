@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from data_prep.files import complete_lines, sha256_file
+from data_prep.files import complete_lines, sha256_file, write_text
 from recipes import UserError
 from recipes.run_folder.whole_folder import whole_folder
 from strlora_tuner import saved
@@ -215,7 +215,7 @@ def clean_host_folder(host: Path, keep: Checkpoint | None) -> None:
     metrics = host / "logging.jsonl"
     if metrics.is_file():
         kept = [line for line in complete_lines(metrics) if _step_of(line) <= keep.step]
-        metrics.write_text("".join(kept), encoding="utf-8")
+        write_text(metrics, "".join(kept))  # atomically: a kill here must not lose earlier steps
 
 
 def _step_of(line: str) -> int:

@@ -23,6 +23,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o755)
+        # Contents before the name: after a power cut the name must not stand over empty files.
         for path in (*temporary.rglob("*"), temporary):
             sync_folder(path)  # a file, too
         os.rename(temporary, target)

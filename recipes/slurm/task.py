@@ -54,6 +54,7 @@ def main(command: list[str]) -> int:
     )
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        # Where no trainer runs yet, nothing can be saved: the task ends.
         if number != signal.SIGUSR1 or not ask_to_save(process.pid):
             kill_group(process.pid, signal.SIGTERM)
 

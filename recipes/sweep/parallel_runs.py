@@ -110,7 +110,7 @@ def _start(sweep: Sweep, slot: _Slot, cell: Cell, jobs: int) -> None:
             stderr=output,
             cwd=REPO,
             env=environment,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C reaches us alone, who end the runs one by one
             preexec_fn=partial(die_with, os.getpid()),
         )
     slot.cell = cell

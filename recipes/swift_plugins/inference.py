@@ -39,7 +39,7 @@ logger = get_logger()
 
 def answer_all(self: Any, requests: list[dict[str, Any]], *args: Any, **kwargs: Any) -> list[Any]:
     """Ask the engine; note in every request, which the host writes out, how its answer ended."""
-    self.infer_engine.strict = False
+    self.infer_engine.strict = False  # an error comes in its answer's place, and is not raised
     responses = ask(self.infer_engine, requests, *args, **kwargs)
     answers = []
     for request, response in zip(requests, responses, strict=True):

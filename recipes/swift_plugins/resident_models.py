@@ -86,7 +86,7 @@ def on_device(model: Any, device: str) -> Any:
     """The model on a device, as the host would have loaded it there."""
     if device != "cpu":
         model.to(device)
-        model.hf_device_map = {"": device}
+        model.hf_device_map = {"": device}  # as loading with a device_map leaves it
     return model
 
 

@@ -25,11 +25,11 @@ def as_text(plan: Plan) -> Iterator[str]:
     asked = "" if plan.questions is None else f" x {plan.questions} questions"
     yield _chunk_line("   all", sums, f"{evaluations}{asked}")
     yield from _extra_text(plan.chunks)
-    if (found := plan.tokens) is not None:
-        over = f"{found.too_long} over model.max_length ({found.max_length:,})"
+    if (tokens := plan.tokens) is not None:
+        over = f"{tokens.too_long} over model.max_length ({tokens.max_length:,})"
         yield (
-            f"tokens of a sample: {found.mean:,.0f} on average, {found.longest:,} the longest of "
-            f"{found.counted:,} counted; {over}"
+            f"tokens of a sample: {tokens.mean:,.0f} on average, {tokens.longest:,} the longest of "
+            f"{tokens.counted:,} counted; {over}"
         )
     yield from _model_text(plan)
     yield from sizes_text(plan.methods)

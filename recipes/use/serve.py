@@ -61,7 +61,7 @@ def serve(
     name = adapter.recipe.name
     with adapter.beside() as layout:
         log, closed = layout.eval_log(adapter.chunk), layout.side / "no_files_for_clients"
-        closed.mkdir()
+        closed.mkdir()  # empty: the host opens files of no other folder for its clients
         command = deploy_command(adapter.alone, layout, adapter.chunk, host, port, name)
         more = {"SWIFT_MEDIA_ALLOWED_DIRS": str(closed), **({KEY: key} if key else {})}
         command = replace(command, environment={**command.environment, **more})
@@ -90,6 +90,7 @@ def _free_port(host: str, port: int) -> int:
             raise OverflowError("a port is 1 to 65535, or 0 for a free one")
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
+            # As the server sets it: a port whose last connections are closing counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             return int(probe.getsockname()[1])

@@ -155,6 +155,6 @@ def _free(path: Path, taken: Collection[str] = ()) -> Path:
 
 
 def _move(path: Path, target: Path) -> None:
-    os.rename(path, target)
+    os.rename(path, target)  # not a copy: what is half-way there after a kill would look whole
     sync_folder(target.parent)
     sync_folder(path.parent)

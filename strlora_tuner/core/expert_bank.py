@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def sum_over_processes(values: Tensor) -> Tensor:
     """Returns the sum of what all processes hold; call it on all of them or on none."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        values = values.clone()
+        values = values.clone()  # all_reduce writes into what it is given
         dist.all_reduce(values)
     return values
 
@@ -78,7 +78,7 @@ class ExpertBank(Float32Buffers):
         self.A = nn.Parameter(torch.empty(config.r, d_in))
         self.B = nn.Parameter(torch.empty(d_out, config.r))
         nn.init.normal_(self.A, std=0.01)
-        nn.init.zeros_(self.B)
+        nn.init.zeros_(self.B)  # a fresh adapter computes exactly what the base model does
         self.recorded: Routed | None = None
         self.name = next(_NAMES)
 

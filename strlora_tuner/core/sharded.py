@@ -34,6 +34,7 @@ def write(parameter: Tensor, value: Tensor) -> None:
     if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
         from deepspeed.utils import safe_set_full_fp32_param
 
+        # The optimizer steps from its float32 copy: what is written here alone would be undone.
         safe_set_full_fp32_param(parameter, value)
     parameter.copy_(value)
 

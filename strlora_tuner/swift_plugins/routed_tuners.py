@@ -221,8 +221,9 @@ class RoutedCallback(TrainerCallback):
             count = torch.stack([mask.sum() for mask in masks]).sum().to(self.args.device).float()
             if dist.is_initialized() and world > 1:
                 dist.all_reduce(count)
-            total = count / world
+            total = count / world  # gradients are averaged over processes, the mean is over all
         tuner.routing.step_tokens = total
+        # A sum loses its number of processes in that average, and gets it back here.
         tuner.routing.loss_scale = self._loss_scale() * (world if total is None else 1)
         return samples, items
 

@@ -57,7 +57,7 @@ class SlowWeightsCallback(TrainerCallback):
                 folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 self.slow.save(folder, self._tensors())
         if saves and dist.is_initialized():
-            dist.barrier()
+            dist.barrier()  # the host completes the checkpoint next: the file must be in it
 
     def _tensors(self) -> dict[str, Tensor]:
         return adapter_tensors(self.trainer.accelerator.unwrap_model(self.trainer.model))

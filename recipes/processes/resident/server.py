@@ -50,6 +50,7 @@ def run_job(job: Request, models: BaseModels, report: int, rank: int | None = No
             os.environ.update(rank_environment(rank, job["processes"] or 1))
         import torch
 
+        # OMP_NUM_THREADS was read when the worker imported torch.
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         models.install(missed, quiet=bool(rank))
         name = f"swift.cli.{job['kind']}"
@@ -60,6 +61,7 @@ def run_job(job: Request, models: BaseModels, report: int, rank: int | None = No
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # noqa: BLE001 - the end of a process, reported as Python would
         sys.excepthook(*sys.exc_info())  # torch's own names the rank in every line
+    # os._exit, since a fork must never return into the worker's loop, calls and flushes nothing.
     with suppress(Exception):
         atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -80,7 +82,7 @@ def start_job(job: Request, models: BaseModels) -> tuple[int, int]:
     if pid:
         os.close(writing)
         return pid, reading
-    os.setsid()
+    os.setsid()  # signals to its group mean this job and not the worker
     die_with(parent)
     log = os.open(job["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)

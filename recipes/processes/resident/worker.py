@@ -49,7 +49,7 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
-        while (reply := self.reply(1.0)) is None:
+        while (reply := self.reply(1.0)) is None:  # it imports the host; one that died says {}
             pass
         if "pid" not in reply:
             raise OSError(f"the resident worker ended before the job began, see {self._log}")

@@ -192,6 +192,7 @@ class FisherEstimate:
             loss: a scalar, of ONE sample: the square of a batch's mean gradient is something else.
         """
         parameters = list(self.parameters.values())
+        # An expert that the sample did not use has no gradient, and adds 0.
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         found = zip(self.parameters, gradients, strict=True)
         self._count({name: gradient for name, gradient in found if gradient is not None})
@@ -274,6 +275,7 @@ def next_state(
         anchor: theta after the chunk.
         fisher: F_c; None without Fisher information.
     """
+    # On the CPU, where they are written from: beside the optimizer the GPU may have no room.
     anchors = {n: value.detach().float().cpu().clone() for n, value in anchor.items()}
     anchors = {**(previous.anchor if previous else {}), **anchors}
     if fisher is None:

@@ -110,7 +110,7 @@ class EwcCallback(TrainerCallback):
 
     def _finish(self, checkpoint: Path) -> None:
         if self.penalty is not None:
-            self.penalty.remove()
+            self.penalty.remove()  # the Fisher information is of the loss alone
         fisher = self._fisher() if self.options.fisher else None
         with self._whole():
             state = next_state(self.previous, self.parameters, fisher, self.options.decay)
@@ -118,7 +118,7 @@ class EwcCallback(TrainerCallback):
             path = save_state(checkpoint, state)
             logger.info(f"EWC: wrote {path}")
         if dist.is_initialized():
-            dist.barrier()
+            dist.barrier()  # the host completes the checkpoint next: the file must be in it
 
     def _fisher(self) -> dict[str, Tensor]:
         """Returns E[g^2] over the chunk's samples, one at a time, shared out over the processes."""
@@ -130,6 +130,7 @@ class EwcCallback(TrainerCallback):
             loss = self._loss(index)
             if sharded:  # all processes must differentiate together, and through DeepSpeed
                 engine = trainer.model_wrapped
+                # Not scaled: the sample is no part of an accumulated batch.
                 backward = partial(engine.backward, loss, scale_wrt_gas=False)
                 estimate.add_from(backward, counts)
                 engine.optimizer.zero_grad()

@@ -42,6 +42,7 @@ class InstructionStatistics(Float32Buffers):
     @torch.no_grad()
     def observe(self, vectors: Tensor, valid: Tensor) -> None:
         """Counts instruction vectors (B, H) where valid (B) is True, summed over all processes."""
+        # float64: the spread is a small difference of large sums.
         weights = valid.to(torch.float64)
         wide = vectors.double()
         sums = torch.cat(

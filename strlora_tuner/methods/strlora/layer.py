@@ -118,14 +118,14 @@ class MixtureOfExperts(ExpertBank):
                 hidden, query, *_ = self._project(x, stabilise=False)
                 with float32_scores(x):
                     weighted, gates = compute_gates(hidden, query, prompt, settings, index)
-                self._note(context, x, gates, prompt, index)
+                self.record(context, x, gates, prompt.kept, prompt.probabilities, index)
             return self._add(result, weighted)
         if not self.training or not self.stability_on:
             hidden, query, *_ = self._project(x, stabilise=False)
             with float32_scores(x):
                 prompt = route_instruction(self._routers(), instruction, settings, self.without)
                 weighted, gates = compute_gates(hidden, query, prompt, settings, index)
-            self._note(context, x, gates, prompt, index)
+            self.record(context, x, gates, prompt.kept, prompt.probabilities, index)
             return self._add(result, weighted)
         return self._stabilised(x, result, instruction, index, context, settings)
 
@@ -148,11 +148,12 @@ class MixtureOfExperts(ExpertBank):
             weighted, gates, prompt, divergence = self._route(x)(
                 projected, instruction, routers, teacher, tokens, settings, index
             )
-        self._note(context, x, gates, prompt, index)
+        self.record(context, x, gates, prompt.kept, prompt.probabilities, index)
+        # Each layer injects its own part: the term is the mean over layers.
         value = divergence * (self.config.stability_weight / context.num_layers)
         self.divergence = value.detach()
         output = self._add(result, weighted)
-        if not output.requires_grad:
+        if not output.requires_grad:  # reentrant checkpointing: the pass with gradients follows
             return output
         return InjectGradient.apply(output, value * context.backward_scale(self.config.padding))
 
@@ -186,16 +187,6 @@ class MixtureOfExperts(ExpertBank):
         if not wanted or hasattr(self.query, "ds_id") or torch.compiler.is_compiling():
             return route
         return fused_route()
-
-    def _note(
-        self,
-        context: RoutingContext,
-        x: Tensor,
-        gates: Tensor,
-        prompt: Prompt,
-        index: Tensor | None,
-    ) -> None:
-        self.record(context, x, gates, prompt.kept, prompt.probabilities, index)
 
     def _remembered_prompt(self, instruction: Tensor, settings: Settings) -> Prompt:
         """The prompt's part, computed once a prompt and reused in every decoding step."""

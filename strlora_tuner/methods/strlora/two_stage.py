@@ -89,6 +89,7 @@ def stability_biases(student: Prompt, teacher: Prompt, settings: Settings) -> tu
     zero = torch.zeros_like(teacher.bias)
     priors = [zero, zero]
     if settings.task_router != "frozen":
+        # z is divided by tau, and the prior with it: the gates are softmax(z + log p) at tau = 1.
         priors = [log_prior(p.probabilities) / settings.temperature for p in (teacher, student)]
     if settings.stability_on == "gate":
         return priors[0], priors[1]
