@@ -37,7 +37,7 @@ LEFT_OUT = "left_out.jsonl"
 
 
 class BadSamples(StreamError):
-    """Samples were refused. `problems` holds all of them, `note` what helps to mend them."""
+    """Samples were refused. `problems` holds all of them, `note` how to correct them."""
 
     def __init__(self, problems: list[Problem], note: str = "") -> None:
         super().__init__(f"{len(problems)} problems")
@@ -220,7 +220,7 @@ def is_complete(folder: Path, plan: Plan) -> bool:
         elif (digest := sha256_file(folder / file)) != entry["sha256"]:
             raise StreamError(
                 f"{folder / file}: sha256 is {digest}, the manifest says {entry['sha256']}: the "
-                "file was changed. Delete it and run the same command again to make it anew."
+                "file was changed. Delete it and run the same command again, which makes it."
             )
     return whole
 

@@ -249,7 +249,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     _add(shown, _flag("--all", "with --dry-run: all chunks"))
     text = "when the host fails, print its whole log instead of the cause alone"
     _add(parser, _flag("--verbose", text))
-    _add(parser, ("--seeds", hidden), ("--methods", hidden))  # of the command sweep, which is told
+    _add(parser, ("--seeds", hidden), ("--methods", hidden))  # a message names sweep
     text = "N jobs, each starting after the one before"
     chain = _option("--chain", "N", text, type=_positive, default=1)
     _add(parser.add_argument_group("with --slurm"), chain)

@@ -20,7 +20,7 @@ PREFIX = "strlora_"
 ROUTING_FILE = "STRLORA_ROUTING_FILE"
 PROBE_FILE = "STRLORA_PROBE_FILE"
 ABLATION = "STRLORA_ABLATION"
-# Of training and inference: the task of every text, for a method that is told it (SMoLoRA).
+# Of training and inference: the task of every text, for a method that is given it (SMoLoRA).
 TASKS_FILE = "STRLORA_TASKS_FILE"
 # Of an inference run: the folder for the plain LoRA of its first prompt's instruction.
 LORA_FOLDER = "STRLORA_LORA_FOLDER"

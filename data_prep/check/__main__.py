@@ -1,6 +1,6 @@
 """Check a stream before training on it: `python -m data_prep.check data/mine`.
 
-Exit code 0: no errors (warnings are possible), or --fix mended all of them. 1: errors were found
+Exit code 0: no errors (warnings are possible), or --fix repaired all of them. 1: errors were found
 (with --fix: are left). 2: nothing to check.
 """
 

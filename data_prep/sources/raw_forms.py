@@ -22,6 +22,7 @@ from data_prep.sources.records import (
     Raw,
     Turn,
     check_turns,
+    expect_object,
     no_text,
     no_turns,
     refuse_media,
@@ -68,11 +69,7 @@ def to_host(raw: Any, resolve: Callable[[Any], str]) -> HostSample:
     Raises:
         DataError: the sample cannot be used.
     """
-    if isinstance(raw, DataError):
-        raise raw
-    if not isinstance(raw, dict):
-        kind = type(raw).__name__
-        raise DataError("not-object", f"found {shown(raw)} ({kind}), expected a JSON object")
+    raw = expect_object(raw)
     raw = {_plain_name(key, raw): value for key, value in raw.items()}
     refuse_media(raw)
     turns, inside, used = _read_turns(raw)

@@ -73,17 +73,23 @@ def _plain(value: Any) -> Any:
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain).encode
 
 
+def expect_object(raw: Any) -> dict[str, Any]:
+    """Return `raw`, which is to be a sample; DataError for anything else, or the one that it is."""
+    if isinstance(raw, DataError):
+        raise raw
+    if not isinstance(raw, dict):
+        kind = type(raw).__name__
+        raise DataError("not-object", f"found {shown(raw)} ({kind}), expected a JSON object")
+    return raw
+
+
 def check_host(raw: Any) -> HostSample:
     """Return `raw` if it is in the host's form to the letter, as the chunks of a stream must be.
 
     Raises:
         DataError: it is not.
     """
-    if isinstance(raw, DataError):
-        raise raw
-    if not isinstance(raw, dict):
-        kind = type(raw).__name__
-        raise DataError("not-object", f"found {shown(raw)} ({kind}), expected a JSON object")
+    raw = expect_object(raw)
     if "messages" not in raw:
         raise DataError("no-turns", no_turns(raw, "'messages'; make a stream of it with chunk"))
     refuse_media(raw)

@@ -87,18 +87,8 @@ def composition_table(run: RunData) -> Table | None:
 
 def task_table(summary: Summary) -> Table:
     """Return every task's numbers with standard errors."""
-    head = [
-        "task",
-        "scorer",
-        "samples",
-        "failed",
-        "first chunk",
-        "majority",
-        "base",
-        "best",
-        "last",
-    ]
-    head += ["forgetting", "backward transfer", "forward transfer"]
+    head = ["task", "scorer", "samples", "failed", "first chunk", "majority", "base", "best"]
+    head += ["last", "forgetting", "backward transfer", "forward transfer"]
     rows = [
         [
             row.task,

@@ -142,7 +142,7 @@ SCIVERSE = "sciverse"  # in the picture's path
 
 
 def science(prediction: str, record: GoldRecord) -> float:
-    """MLLM-CL Sci: equality for AI2D, SciVerse, TQA and VQA, told by the picture; else as for maps.
+    """MLLM-CL Sci: equality for AI2D, SciVerse, TQA, VQA (by the picture); else as for maps.
 
     Maps: for "Which states" the share of gold states between the answer's commas, blanks and all,
     so that naming every state is right and "ohio, utah" holds no "utah"; else containment.

@@ -57,13 +57,6 @@ def tuner_choices() -> dict[str, tuple[Any, ...]]:
     return {name: get_args(hint) for each in hints for name, hint in each.items()}
 
 
-def known_presets() -> list[str]:
-    """Every preset that some method's tuner has."""
-    return list(
-        dict.fromkeys(name for kind in tuner_types() for name in options_class(kind).presets)
-    )
-
-
 def check_tuner_block(
     tuner: dict[str, Any], tuner_type: str, places: Places, elsewhere: dict[str, str]
 ) -> list[Problem]:
@@ -74,7 +67,8 @@ def check_tuner_block(
     others = known_tuner_keys() - own - {"preset"}
     options = {key: value for key, value in tuner.items() if key not in others}
     preset = options.pop("preset", None)
-    presets = known_presets()
+    named = (name for each in tuner_types() for name in options_class(each).presets)
+    presets = list(dict.fromkeys(named))
     if preset is not None and preset not in presets:
         message = f"found {shown(preset)}, allowed: {', '.join(presets)}"
         hint = did_you_mean(str(preset), presets)

@@ -74,7 +74,7 @@ _RANKS = re.compile(
     r"(GROUP_|ROLE_|LOCAL_|NODE_)?RANK|(GROUP_|ROLE_|LOCAL_)?WORLD_SIZE|NNODES|NPROC_PER_NODE|"
     r"SLURM_(PROCID|LOCALID|NTASKS|NPROCS)|(TORCHELASTIC|OMPI|PMI|PMIX|PMI2|MV2_COMM_WORLD)_.*"
 )
-_MEETING = re.compile("MASTER_(ADDR|PORT)")  # srun's processes may be told where
+_MEETING = re.compile("MASTER_(ADDR|PORT)")  # srun's processes may have been given it
 
 
 def child_environment(command: Command) -> dict[str, str]:

@@ -220,7 +220,7 @@ def _scores(
         )
     except ScorerError as error:
         raise RunError(
-            f"evaluating chunk {index}: {error}. The answers are kept: mend the scorer and give "
+            f"evaluating chunk {index}: {error}. The answers are kept: correct the scorer and give "
             "the same command again"
         ) from error
     return _means(scores)

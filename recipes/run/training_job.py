@@ -129,7 +129,7 @@ def check_batches(resume: checkpoints.Checkpoint, recipe: Recipe, index: int) ->
 
 
 def _stage(deepspeed: Any) -> str:
-    """How the host was told to use DeepSpeed: args.json holds the whole of its configuration."""
+    """How the host uses DeepSpeed: args.json holds the whole of its configuration."""
     if isinstance(deepspeed, str) and Path(deepspeed).is_file():
         deepspeed = read_json(Path(deepspeed))
     if not deepspeed:

@@ -56,7 +56,7 @@ def gather_on_cpu() -> None:
     """Let the host gather what all processes answered, where there is no accelerator.
 
     It does so by accelerate's gather_object, which takes a CPU process for the only one unless
-    accelerate was told of the CPU: what the others answered would be lost.
+    accelerate knows of the CPU: what the others answered would be lost.
     """
     if not dist.is_initialized() or torch.accelerator.is_available():
         return

@@ -71,7 +71,7 @@ class RowGeneration:
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
         while True:
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
-            # A copy, lest the logits of the whole prompt stay in memory.
+            # A copy: a view would keep the logits of the whole prompt in memory.
             logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
             del outputs
             scores = logits_processor(rows.ids, logits.to(rows.ids.device))

@@ -43,7 +43,7 @@ def count_tokens(recipe: Recipe, rows: Sequence[dict[str, Any]], root: Path) -> 
         root: the folder that the images' paths start at.
 
     Raises:
-        CountError: ms-swift is not installed, or it cannot encode a row; its words are told.
+        CountError: ms-swift is not installed, or it cannot encode a row; its message is passed on.
     """
     folder, how = Path(recipe.model.path), recipe.model.download or "see its page"
     if recipe.model.is_local and not (folder / "config.json").is_file():
@@ -72,7 +72,7 @@ def ask_host(
         further: words behind the recipe's, over which they win.
 
     Raises:
-        CountError: the program failed; its last words are told.
+        CountError: the program failed; its last line is passed on.
     """
     with TemporaryDirectory() as name:
         folder = Path(name)

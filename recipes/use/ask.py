@@ -49,7 +49,7 @@ def ask(
         question: may hold <image> marks where the pictures belong; else they stand before it.
         pictures: image files, in the order of their marks.
         max_tokens: of the answer at most; None: as the recipe's evaluation.
-        environment: what the host's process is told besides.
+        environment: further variables of the host's process.
 
     Raises:
         UseError: a picture cannot be read, or the host failed.

@@ -99,7 +99,7 @@ def _check(adapter: FinishedAdapter, target: Path, merged: bool, instruction: st
         )
     if merged and recipe.tuner_type != LORA:
         raise UseError(
-            f"--merged: a {recipe.method} adapter cannot be merged. Its experts are weighed anew "
+            f"--merged: a {recipe.method} adapter cannot be merged. Its experts get other weights "
             "for every question and token, and merged weights are the same for all. Leave --merged "
             "out and serve the adapter (`run_stream.sh serve`), or train method=lora to merge"
         )

@@ -13,7 +13,7 @@ from strlora_tuner.core.expert_bank import ExpertBank
 from strlora_tuner.core.instruction.context import RoutingContext
 
 CANNOT_MERGE = (
-    "a routed adapter cannot be merged into the base weights: its experts are weighed anew for "
+    "a routed adapter cannot be merged into the base weights: its experts get other weights for "
     "every instruction or token; run inference with the adapter loaded"
 )
 

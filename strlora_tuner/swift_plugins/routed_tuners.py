@@ -73,7 +73,7 @@ def _turn_markers(args: Any, tokenizer: Any) -> tuple[list[int], list[int]]:
     if not start or not end:
         raise ValueError(
             f"--template {args.template}: nothing stands before or after the user's text "
-            f"({before!r}, {marker!r}), so the instruction cannot be told from the answer; use a "
+            f"({before!r}, {marker!r}), so that instruction and answer cannot be separated; use a "
             "chat template"
         )
     return start, end

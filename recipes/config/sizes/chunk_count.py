@@ -48,8 +48,8 @@ def count_chunks(values: dict[str, Any], places: Places, problems: list[Problem]
     if not isinstance(data, dict) or not isinstance(data.get("stream"), str):
         return  # the schema says so
     if data.get("chunks") is not None or data.keys() - Data.model_fields.keys():
-        return  # a misspelt key is told by its name
-    count = 1  # so that what is wrong is told once
+        return  # the schema reports a misspelt key
+    count = 1  # so that a mistake is reported once
     try:
         if (Path(data["stream"]) / MANIFEST).is_file():
             count = len(open_stream(Path(data["stream"])).chunks)

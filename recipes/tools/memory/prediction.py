@@ -60,7 +60,7 @@ def plan_memory(
         root: the folder that the images' paths start at.
 
     Raises:
-        CountError: the host could not run the step; its words are told.
+        CountError: the host could not run the step; its message is passed on.
     """
     batches = worst_batches(recipe, rows, tokens)
     if not batches:

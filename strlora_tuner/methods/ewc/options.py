@@ -1,4 +1,4 @@
-"""What elastic weight consolidation is told; imports no torch."""
+"""Options of elastic weight consolidation; imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PREFIX = "EWC_"
 
 @dataclass(frozen=True)
 class Options:
-    """What one chunk is told.
+    """The options of one chunk.
 
     Attributes:
         weight: lambda.

@@ -1,4 +1,4 @@
-"""What learning without forgetting is told; imports no torch."""
+"""Options of learning without forgetting; imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PREFIX = "LWF_"
 
 @dataclass(frozen=True)
 class Options:
-    """What one chunk is told.
+    """The options of one chunk.
 
     Attributes:
         weight: lambda of the distillation.

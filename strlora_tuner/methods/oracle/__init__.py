@@ -1,1 +1,1 @@
-"""The oracle: a LoRA a task, and the task is told. The upper bound of routing, no method."""
+"""The oracle: a LoRA a task, and the task is given. The upper bound of routing, no method."""

@@ -1,4 +1,4 @@
-"""What the average of the weights is told; imports no torch."""
+"""Options of the average of the weights; imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PREFIX = "SLOW_WEIGHTS_"
 
 @dataclass(frozen=True)
 class Options:
-    """What one chunk is told.
+    """The options of one chunk.
 
     Attributes:
         window: about the share of all steps so far that the average stands for.

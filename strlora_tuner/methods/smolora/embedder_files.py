@@ -1,4 +1,4 @@
-"""Where a sentence embedder's files are. Without torch, so that a missing one is told at once."""
+"""Where a sentence embedder's files are. Without torch: a missing one is reported at once."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The signs are whole numbers, drawn on the CPU: the same on every machine, which random numbers with
 a fraction are not. Rows of random signs keep distances as Gaussian ones do (Achlioptas 2003). An
-adapter's file holds the seed and a check number; who gets other signs from the seed is told.
+adapter's file holds the seed and a check number; a machine that draws other signs is refused.
 """
 
 from __future__ import annotations

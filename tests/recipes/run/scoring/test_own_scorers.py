@@ -112,7 +112,7 @@ def test_a_scorer_that_fails_in_the_run_keeps_the_answers(
     own.write_text(right.replace("    return", f"{fails}    return"))
     code, text = run(recipe, f"eval.scorer={own}:score")
     assert code == 1
-    assert "ValueError('never seen'). The answers are kept: mend the scorer" in text
+    assert "ValueError('never seen'). The answers are kept: correct the scorer" in text
     assert "Traceback" not in text
     answers = (tmp_path / "run/chunks/000/answers.jsonl").read_bytes()
     own.write_text(right)
