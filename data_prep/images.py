@@ -231,7 +231,7 @@ def _decode(data: bytes, picture: Picture, near: bool) -> None:
         with Image.open(BytesIO(data)) as image:
             picture.size = image.size
             _check_header(image, picture)
-            image.load()
+            image.load()  # the header alone says nothing of a file that was cut short
             if near:
                 picture.dhash = dhash(image)
     except UnidentifiedImageError:

@@ -273,6 +273,7 @@ class _Window:
 
     def more(self) -> bool:
         """Drop what was read, read another block; return False at the end of the file."""
+        # As much again as is left: a long sample is not parsed anew for every block of it.
         block = self.file.read(max(_BLOCK, len(self.text) - self.at))
         self.line += self.text.count("\n", 0, self.at)
         self.text, self.at = self.text[self.at :] + block, 0

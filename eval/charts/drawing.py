@@ -70,6 +70,7 @@ def _short(number: re.Match[str]) -> str:
 
 def _svg(canvas: Canvas, title: str) -> Markup:
     buffer = io.StringIO()
+    # Ids from the title and no date: the same numbers give the same bytes.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         FigureCanvasSVG(canvas).print_svg(buffer, metadata={"Date": None})
     width, height = canvas.get_size_inches() * 72

@@ -328,7 +328,7 @@ def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> R
 def _accepted(values: dict[str, Any], error: ValidationError) -> Recipe | None:
     """The recipe without the values that the schema refuses; None: one of them has no default."""
     rest = deepcopy(values)
-    for detail in reversed(error.errors(include_url=False)):
+    for detail in reversed(error.errors(include_url=False)):  # so that places in lists stay right
         *blocks, leaf = detail["loc"]
         with suppress(KeyError, IndexError, TypeError):
             del reduce(getitem, blocks, rest)[leaf]

@@ -88,7 +88,7 @@ def score(
     if choices is not None:
         write_json(layout.router_scores(chunk), choices)
     _note_unrouted(layout.routing(chunk), repair_results(layout.answers(chunk)))
-    layout.answers(chunk).unlink()
+    layout.answers(chunk).unlink()  # last: while they are here, a killed scoring begins again
     shutil.rmtree(layout.merged(chunk), ignore_errors=True)
     return scores
 

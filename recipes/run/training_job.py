@@ -60,7 +60,7 @@ def train_adapter(session: Session, job: TrainingJob, record: ChunkRecord) -> No
         steps = "".join(row for row in rows if '"loss"' in row[:12])
         write_text(job.layout.train_metrics(job.index), steps)
         _install(job, checkpoint)
-    shutil.rmtree(job.host, ignore_errors=True)
+    shutil.rmtree(job.host, ignore_errors=True)  # states of the optimizer: the largest files
 
 
 def _finished_checkpoint(

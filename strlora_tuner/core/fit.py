@@ -149,6 +149,7 @@ def check_fit(
     `new_state` make what a layer and the whole adapter hold (RoutedModel's).
     """
     hidden = int(model.get_input_embeddings().embedding_dim)  # type: ignore[operator]
+    # On meta only shapes are made: no memory, and no random number, which would change the run.
     with torch.device("meta"):
         state = new_state(hidden, config)
     expected: dict[str, Shape] = {

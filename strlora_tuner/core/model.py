@@ -198,6 +198,7 @@ class RoutedModel(BaseTuner):
         if not self._joins:
             self._handles = self._register_hooks(model)
         if self._inside:
+            # Not as an attribute: the tuner would become a module inside its own model.
             model.__dict__[TUNER] = self
             model.__dict__["_load_pretrained_model"] = self._load_inside
         self._count_layers()

@@ -61,6 +61,7 @@ class PassReader:
         self._looking_up = True
         try:
             with torch.no_grad():
+                # What was generated, or is unknown, has a negative id; no mask counts it.
                 return self.embed(ids.clamp_min(0)).detach()
         finally:
             self._looking_up = False

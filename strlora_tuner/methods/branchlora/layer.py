@@ -105,6 +105,7 @@ class Branches(ExpertBank):
         """Freezes the most used branches until `frozen` are; opens a new router."""
         before = self.frozen_B.shape[1] // self.width
         live = self.order[before:]
+        # Stable: of branches used as often the same one freezes on every machine.
         ranking = self.uses[live].argsort(descending=True, stable=True)
         chosen = ranking[: frozen - before].sort().values
         rest = ranking[frozen - before :].sort().values

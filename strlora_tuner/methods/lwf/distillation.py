@@ -28,6 +28,7 @@ def distillation(student: Tensor, teacher: Tensor, labels: Tensor, temperature: 
         for logits in (student, teacher)
     )
     total = (wanted.exp() * (wanted - said)).sum()
+    # T^2: softened by T, the gradients of both are T^2 times smaller (Hinton et al. 2015).
     return temperature**2 * total / labelled.sum().clamp_min(1)
 
 
@@ -45,6 +46,7 @@ class Teacher:
             raise ValueError(f"lwf: {path}: no such file, but this chunk learns from it")
         check_finite(path)
         saved, self.tensors = load_file(path), {}
+        # By identity: PEFT gives an adapter's tensors other names in a file than in the model.
         names = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
         for key, own in adapter_tensors(model).items():
             if key not in saved or saved[key].shape != own.shape:

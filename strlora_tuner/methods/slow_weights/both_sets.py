@@ -66,6 +66,7 @@ def part_sets(folder: Path, answer: Kind) -> None:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, other / name)
     if answer == "slow":
+        # Renames, since the folder has no name yet (whole_folder): nothing is copied twice.
         os.replace(folder / WEIGHTS, other / WEIGHTS)
         os.replace(folder / FILE, folder / WEIGHTS)
     else:
