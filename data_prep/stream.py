@@ -262,7 +262,7 @@ def check_test_records(path: Path, records: list[Record]) -> None:
             keys = sorted(record)
             raise ValueError(f"{path}: sample {number}: expected 'id' and 'messages', found {keys}")
         if name in seen:
-            raise ValueError(f"{path}: sample {number}: id {name!r} stands there twice")
+            raise ValueError(f"{path}: sample {number}: id {name!r} occurs twice")
         seen.add(name)
 
 

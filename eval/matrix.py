@@ -50,7 +50,7 @@ def read_cells(path: Path) -> Cells:
     for number, row in enumerate(rows[1:], start=2):
         key, value = _parse_row(path, number, row)
         if key in cells:
-            raise ValueError(f"{path}:{number}: chunk {key[0]}, task {key[1]!r} stands there twice")
+            raise ValueError(f"{path}:{number}: chunk {key[0]}, task {key[1]!r} occurs twice")
         cells[key] = value
     return cells
 

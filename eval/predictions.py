@@ -182,7 +182,7 @@ def read_predictions(folder: Path, stream: Stream, task: str) -> list[Prediction
         if name not in known:
             raise ValueError(f"{path}:{number}: id {name!r} is not in the test set of {task}")
         if name in seen:
-            raise ValueError(f"{path}:{number}: id {name!r} stands there twice")
+            raise ValueError(f"{path}:{number}: id {name!r} occurs twice")
         seen.add(str(name))
     return _with_scores(path, lines, stream, task)
 

@@ -172,9 +172,7 @@ def duplicates(lines: Sequence[Numbered]) -> list[str]:
         whole = isinstance(question, float) and question.is_integer()
         name = json.dumps(int(question) if whole else question)
         if name in seen:
-            repeated.append(
-                f"{number}: question_id {name} stands there twice, first in {seen[name]}"
-            )
+            repeated.append(f"{number}: question_id {name} occurs twice, first in {seen[name]}")
         seen.setdefault(name, number)
     return repeated
 

@@ -140,31 +140,31 @@ _PUBLISHED = (
     _option(
         "--base-name", "NAME", "how others get the base model, for the card: a hub's OWNER/NAME"
     ),
-    _option("--licence", "NAME", "of the base model, where no file says"),
+    _option("--licence", "NAME", "of the base model, where none of its files names it"),
 )
 _USE_OPTIONS = (
     _option("--chunk", "N", "the adapter after chunk N (0: the base model); default: the newest",
             type=int),
-    _option("--model", "FOLDER", "where the base model lies now, if not where the run had it; "
+    _option("--model", "FOLDER", "where the base model is now, if it has moved; "
             "another base is refused"),
     _flag("--cpu", "use the CPU, where the run's recipe asks for a GPU"),
 )  # fmt: skip
 # Beside the target, the overrides, and the groups of `run` and `sweep`, which come first.
 _OPTIONS: dict[str, tuple[Option, ...]] = {
     "watch": (
-        _option("--poll", "TIME", "time between two looks; default: 10m", type=_seconds,
+        _option("--poll", "TIME", "time between two checks; default: 10m", type=_seconds,
                 default=600.0),
-        _option("--rest", "TIME", "a delivery is whole when nothing of it changed so long; "
+        _option("--rest", "TIME", "a delivery is complete when nothing in it changed for so long; "
                 "default: 1m", type=_seconds, default=60.0),
-        _flag("--marked", "only a mark says that a delivery is whole: a file NAME.done beside it"),
-        _flag("--once", "look once, bring what is there to its end, and stop: for cron"),
+        _flag("--marked", "a delivery is complete only when there is a file NAME.done beside it"),
+        _flag("--once", "check once, process what is there, and stop: for cron"),
         _flag("--skip-bad", "leave bad samples out and list them; else their file is rejected"),
         _flag("--slurm", "submit a job for each arrival (sbatch): this process trains nothing"),
         _option("--workers", "N", "processes that read and check (default: all cores)",
                 type=_positive),
     ),
     "sweep": (
-        _option("--into", "FOLDER", "where the run folders lie; default: runs/sweeps/RECIPE"),
+        _option("--into", "FOLDER", "folder of the run folders; default: runs/sweeps/RECIPE"),
         _option("--results", "FOLDER", "a CSV of each finished run goes there; a run that has one "
                 "is not run again"),
         _option("--jobs", "N", "runs at a time on this machine", type=_positive, default=1),
@@ -177,7 +177,7 @@ _OPTIONS: dict[str, tuple[Option, ...]] = {
     ),
     "plan": (
         _flag("--json", f"{_JSON}tables"),
-        _flag("--quick", "leave out the tokens, which take the host's start"),
+        _flag("--quick", "skip the counts of tokens, for which the host must start"),
     ),
     "status": (
         _flag("--json", f"{_JSON}lines"),

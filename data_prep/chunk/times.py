@@ -84,7 +84,7 @@ def microseconds(value: Any, column: str, epoch: str | None = None) -> tuple[int
             "time",
             f"column {column!r}: found {shown(value)}, expected a time such as "
             "2026-01-31T12:00:00, 20260131, 2026 or seconds since 1970 (from 1990 to 2100; "
-            "--epoch s for others); of 05/06/2024 nobody knows the month",
+            "--epoch s for others); 05/06/2024 may be May or June",
         ) from error
 
 

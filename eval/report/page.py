@@ -243,7 +243,7 @@ def _forgetting(summary: Summary) -> Chart:
 def _experts_why(run: RunData) -> str:
     method = run.manifest.method
     if run.manifest.protocol == "pool":
-        return "Each question went whole to one adapter: below stands to which."
+        return "Each question went to one adapter; which one is shown below."
     if method and run.manifest.tuner is None:
         return f"The method {method} has no routed experts."
     return "No chunk has a routing.json that can be read (the tuner writes it while evaluating)."

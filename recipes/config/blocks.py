@@ -17,7 +17,7 @@ TIME_LIMIT = r"^(\d+-)?\d+(:\d{1,2}){0,2}$"
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 FORMS = {
     WORD: "one word of letters, digits and _ . : , @ % / + = -",
-    BIND: "FOLDER, FROM:TO or FROM:TO:ro, each a whole path that begins with /",
+    BIND: "FOLDER, FROM:TO or FROM:TO:ro, each an absolute path",
     FOLDER: "a path without blanks",
     TIME_LIMIT: "minutes, H:MM:SS or D-H:MM:SS",
     RUN_NAME: "letters, digits and . _ -, the first a letter or a digit",

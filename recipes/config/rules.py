@@ -53,9 +53,9 @@ def cross_field_problems(recipe: Recipe) -> Iterator[str]:
         )
     if recipe.start_from is not None and not recipe.protocol.continues:
         yield (
-            f"start_from = {recipe.start_from} has nobody to go on from it: with method "
-            f"{recipe.method} no chunk trains on from another one's adapter; leave it out, or take "
-            "a method that does"
+            f"start_from = {recipe.start_from} has no effect: with method "
+            f"{recipe.method} no chunk continues another one's adapter; leave it out, or take a "
+            "method in which chunks do"
         )
     if recipe.start_from is not None and recipe.task_labels == "number":
         yield (

@@ -23,7 +23,7 @@ from strlora_tuner.options import bounds_of, with_preset
 SCHEDULED_TUNER_KEYS = {
     "stability_weight": "set schedule.first.stability_weight and schedule.later.stability_weight",
     "freeze_routers": "set schedule.later.freeze_routers_from_chunk",
-    "require_teacher": "set by itself: every chunk after the first must find its teacher",
+    "require_teacher": "set automatically: every chunk after the first must find its teacher",
 }
 
 

@@ -38,7 +38,8 @@ host_api.check("training")
 if os.environ.get("STRLORA_NEEDS_GPU") == "1" and not torch.cuda.is_available():
     raise RuntimeError(
         "torch finds no usable GPU in this process, and the recipe asks for one (launcher.cpu is "
-        "false): `bash recipes/run_stream.sh RECIPE --dry-run` says why. Nothing goes on on the CPU"
+        "false): `bash recipes/run_stream.sh RECIPE --dry-run` says why. The run "
+        "does not continue on the CPU"
     )
 NO_TEXT = ("_emb", "_embedding", "_gme", "_reranker")  # how the host's types end that write none
 

@@ -107,7 +107,7 @@ def _check(adapter: FinishedAdapter, target: Path, merged: bool, instruction: st
         raise UseError(
             f"{recipe.method} answers with {adapter.chunk} adapters and a router that chooses one "
             "for each question: one of them alone is another model. Serve the run "
-            "(`run_stream.sh serve`) or hand on its whole folder"
+            "(`run_stream.sh serve`) or pass on its whole folder"
         )
 
 

@@ -80,7 +80,7 @@ def open_adapter(
     Args:
         folder: the run folder.
         chunk: whose adapter; None: of the newest trained chunk; 0: the base model.
-        model: where the base model lies now; None: where the run had it.
+        model: where the base model is now; None: where the run had it.
         cpu: answer on the CPU, whatever the run was made on.
 
     Raises:

@@ -126,7 +126,7 @@ def test_an_image_outside_the_stream_is_told_with_its_line(root, image):
         ([], "empty test set"),
         ([{"messages": sample("a")["messages"]}], "sample 1: expected 'id' and 'messages'"),
         ([{"id": "a", "messages": []}], "sample 1: expected 'id' and 'messages'"),
-        ([sample("a"), sample("a")], "sample 2: id 'a' stands there twice"),
+        ([sample("a"), sample("a")], "sample 2: id 'a' occurs twice"),
     ],
 )
 def test_test_samples_must_be_told_apart(root, records, message):

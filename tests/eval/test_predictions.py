@@ -193,7 +193,7 @@ def test_prediction_files_that_do_not_fit(stream: Path, tmp_path: Path) -> None:
     folder = tmp_path / "predictions"
     lines = read_jsonl(folder / "VQAv2.jsonl")
     write_jsonl(folder / "VQAv2.jsonl", [*lines, lines[0]])
-    with pytest.raises(ValueError, match=r"VQAv2.jsonl:7: id .* stands there twice"):
+    with pytest.raises(ValueError, match=r"VQAv2.jsonl:7: id .* occurs twice"):
         read_predictions(folder, open_scored_stream(stream), "VQAv2")
     write_jsonl(folder / "VQAv2.jsonl", [lines[0] | {"id": "other"}])
     with pytest.raises(ValueError, match="is not in the test set"):
@@ -221,7 +221,7 @@ def test_streams_that_cannot_be_used(stream: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="empty test set"):
         open_scored_stream(stream).test_records("VQAv2")
     write_jsonl(path, [*lines, lines[2]])
-    with pytest.raises(ValueError, match="stands there twice"):
+    with pytest.raises(ValueError, match="occurs twice"):
         open_scored_stream(stream).test_records("VQAv2")
     path.write_text('{"id": 1}\n{oops\n', "utf-8")
     with pytest.raises(ValueError, match=r"VQAv2.jsonl:2: not JSON"):

@@ -156,7 +156,7 @@ def test_questions_that_stand_there_twice(
     code, lines, err = _run(capsys, "--task", "OCRVQA", path)
     assert code == 2
     assert len(lines) == 5
-    assert f"{path}:4: question_id 7 stands there twice, first in 1" in err
+    assert f"{path}:4: question_id 7 occurs twice, first in 1" in err
     assert "2 lines repeat a question: no summary" in err
     assert "over 5" not in err
 

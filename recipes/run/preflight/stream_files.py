@@ -22,7 +22,7 @@ def check_stream(recipe: Recipe) -> Iterator[Finding]:
     """Whether every file that the run will read is the one that the manifest describes."""
     data = recipe.data
     if not (Path(data.stream) / MANIFEST).is_file():
-        made = " (the run does so by itself)" if data.source == "mini" else ""
+        made = " (the run does this itself)" if data.source == "mini" else ""
         yield Finding("data", missing_text(data) + made, stops=not made)
         return
     try:

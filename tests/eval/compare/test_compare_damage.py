@@ -54,7 +54,7 @@ def _fail_answers(run: Path) -> None:
     ("damage", "words"),
     [
         (_drop_predictions, "002"),
-        (_double_an_id, "stands there twice"),
+        (_double_an_id, "occurs twice"),
         (_tear_predictions, "not JSON"),
         (_lose_manifest, "manifest.json"),
         (_tear_manifest, "not JSON"),

@@ -203,7 +203,7 @@ def test_ids_that_pandas_made_floats_are_the_same_question(
     )
     assert main(["--task", "OCRVQA", str(path)]) == 2
     err = capsys.readouterr().err
-    assert f"{path}:2: question_id 3 stands there twice, first in 1" in err
+    assert f"{path}:2: question_id 3 occurs twice, first in 1" in err
     assert "1 lines repeat a question" in err
 
 

@@ -179,5 +179,5 @@ def test_adapters_that_do_not_fit_are_refused_with_key_and_fix(lab, tmp_path):
 @pytest.mark.parametrize("method", ["joint", "zero_shot", "mr_lora"])
 def test_methods_that_go_on_from_nothing_refuse_the_key(lab, method):
     path = lab.recipe(lab.second, "second", start_from="runs/tiny", method=method)
-    with pytest.raises(RecipeError, match=r"start_from = runs/tiny has nobody to go on from it"):
+    with pytest.raises(RecipeError, match=r"start_from = runs/tiny has no effect"):
         load_recipe(str(path))
