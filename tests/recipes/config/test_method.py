@@ -174,15 +174,26 @@ def test_what_would_break_the_order_of_replay_is_refused(key: str, value: str) -
 
 
 @pytest.mark.parametrize("sentence", ["task", "template"])
-def test_what_smolora_is_told_is_looked_up_in_training_and_evaluation(sentence: str) -> None:
+def test_the_labels_of_smolora_are_looked_up_in_training_and_evaluation(sentence: str) -> None:
     recipe = load_recipe("tiny", ["method=smolora", f"tuner.sentence={sentence}"])
     for command in (
         train_command(recipe, RUN, Path("c.jsonl"), 1),
         infer_command(recipe, RUN, Path("q.jsonl"), 1),
     ):
-        assert command.environment["STRLORA_TASKS_FILE"] == str(RUN.tasks.resolve())
+        assert command.environment["STRLORA_TASKS_FILE"] == str(RUN.task_labels.resolve())
     plain = load_recipe("tiny", ["method=smolora"])
     assert "STRLORA_TASKS_FILE" not in train_command(plain, RUN, Path("c"), 1).environment
+
+
+def test_the_label_table_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
+    recipe, layout = load_recipe("tiny", ["method=oracle"]), RunLayout(tmp_path)
+    earlier = tmp_path / "tasks_told.json"
+    earlier.write_text("{}", encoding="utf-8")
+    asked = infer_command(recipe, layout, Path("q.jsonl"), 1).environment["STRLORA_TASKS_FILE"]
+    assert asked == str(earlier.resolve())
+    (tmp_path / "task_labels.json").write_text("{}", encoding="utf-8")  # the run went on
+    asked = infer_command(recipe, layout, Path("q.jsonl"), 1).environment["STRLORA_TASKS_FILE"]
+    assert asked == str((tmp_path / "task_labels.json").resolve())
 
 
 def test_the_table_of_tasks_needs_texts_that_tell_one(tmp_path: Path) -> None:
