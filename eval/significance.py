@@ -196,6 +196,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = [math.nan] * len(p_values)
     highest = 0.0
     for rank, i in enumerate(sorted(known, key=lambda i: p_values[i])):
+        # Never below that of a smaller p: the order of the values stays.
         highest = max(highest, min(1.0, (len(known) - rank) * p_values[i]))
         adjusted[i] = highest
     return adjusted

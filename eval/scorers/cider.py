@@ -94,6 +94,7 @@ class _Weighted(NamedTuple):
 def _weigh(counts: Counter[Ngram], frequency: Counter[Ngram], log_images: float) -> _Weighted:
     vectors: list[dict[Ngram, float]] = [{} for _ in range(LONGEST_NGRAM)]
     for ngram, count in counts.items():
+        # What only the answer says counts as if one picture had it.
         idf = log_images - math.log(max(1.0, frequency[ngram]))
         vectors[len(ngram) - 1][ngram] = count * idf
     norms = [math.sqrt(sum(value**2 for value in vector.values())) for vector in vectors]

@@ -176,8 +176,8 @@ def header_options(recipe: Recipe, template: str) -> list[str]:
         "ntasks-per-node=1",
         f"time={slurm.time}",
         "requeue",
-        "open-mode=append",
-        f"signal=B:USR1@{slurm.stop_before}",
+        "open-mode=append",  # a requeued job goes on in the same log
+        f"signal=B:USR1@{slurm.stop_before}",  # B: to the script alone, which passes it on
         f"output={slurm.logs}/{log}",
     ]
     usual = 0 if launcher.cpu else launcher.nproc

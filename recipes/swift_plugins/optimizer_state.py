@@ -39,6 +39,7 @@ class KeepOptimizerState(TrainerCallback):
                 "of the moments; use DDP (launcher.deepspeed: null) or optimizer_state: fresh"
             )
         path = Path(os.environ[FILE])
+        # On the CPU first: the optimizer copies it to where its parameters are.
         saved = torch.load(path, map_location="cpu", weights_only=True)
         count = give_state(self.trainer.optimizer, saved, path)
         logger.info(f"optimizer: the state of {count} parameters goes on, {path}")

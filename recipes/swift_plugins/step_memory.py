@@ -173,6 +173,7 @@ def predict(argv: Sequence[str]) -> dict[str, int]:
     the micro-batches that the arguments make the host read. `largest` module, and the
     decoder's width `hidden`, are what DeepSpeed sizes its buffers by.
     """
+    # A process for each: the host can be set up only once in one.
     with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
         few, more = pool.starmap(run_step, [(argv, LAYERS), (argv, LAYERS + 1)], chunksize=1)
     left = few.pop("layers") - LAYERS

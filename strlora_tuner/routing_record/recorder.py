@@ -65,7 +65,7 @@ class LayerSums:
         """
         gates, tokens = routed.gates, routed.tokens
         tokens = tokens / tokens.sum(1, keepdim=True).clamp_min(1e-30)
-        root = tokens.sqrt()
+        root = tokens.sqrt()  # both factors of a second moment carry half of a token's weight
         active = hidden.unflatten(-1, (gates.shape[-1], -1)) * gates.unsqueeze(-1)
         active = active.flatten(-2) * root.unsqueeze(-1)
         rows = {
@@ -218,6 +218,7 @@ class RoutingRecorder:
         sums = self.layers[name]
         routed = Routed(*(part[::step].float() for part in routed))
         sums.add(self._weights.to(x.device), hidden, routed)
+        # A set as one whole number, which float64 holds exactly for up to 53 experts.
         bits = 2 ** torch.arange(routed.kept.shape[-1], device=x.device, dtype=torch.float64)
         self._codes[name] = routed.kept.double() @ bits
 
