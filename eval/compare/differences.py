@@ -153,11 +153,7 @@ def _mean_samples(method: Method) -> list[Array]:
 
 def _ends(samples: Array) -> Array:
     """Return the base model's row and the last evaluated one: (2, n)."""
-    return np.asarray(samples[[0, _last(samples)]])
-
-
-def _last(samples: Array) -> int:
-    return last_row(samples)
+    return np.asarray(samples[[0, last_row(samples)]])
 
 
 def _permuted(
@@ -192,7 +188,7 @@ def _matrix(samples: Sequence[Array], aggregates: Sequence[Callable[[Array], Arr
 
 def _mcnemar(one: Array, other: Array) -> float | None:
     """Return the exact p value of the last rows, None where scores are not 0 and 1."""
-    before, after = one[_last(one)], other[_last(other)]
+    before, after = one[last_row(one)], other[last_row(other)]
     if not np.isin(np.concatenate([before, after]), (0.0, 1.0)).all():
         return None
     return mcnemar(before, after)

@@ -136,8 +136,7 @@ def _over_the_stream(run: RunData, recorded: Mapping[int, Routing]) -> Figure:
         note = (
             "Separation: mutual information of task and expert set; a falling line: the router"
             " loses the tasks. Overlap: expert weight that two tasks share. Similarity: linear CKA"
-            " of what"
-            f" the experts add for two tasks. {note}"
+            f" of what the experts add for two tasks. {note}"
         )
     last = recorded[max(recorded)]
     note += (
