@@ -264,20 +264,29 @@ class MixtureOptions(AdapterOptions):
         return experts_problems(options)
 
 
+def _truth(text: str) -> bool:
+    if text not in ("True", "False"):
+        raise ValueError("expected True or False")
+    return text == "True"
+
+
 def read_environment(
-    environment: Mapping[str, str], prefix: str, readers: Mapping[str, Callable[[str], object]]
+    environment: Mapping[str, str], prefix: str, kind: type, **own: Callable[[str], object]
 ) -> dict[str, Any]:
     """Reads the options that ms-swift exported from `--model_kwargs '{"prefix_name": ...}'`.
 
     Args:
         environment: variables, those of the options in capitals behind `prefix`.
         prefix: of the variables, for example `EWC_`.
-        readers: what makes a value of the text, by the option's name; ValueError refuses it.
+        kind: the dataclass of the options; the type of a field says how its text is read.
+        own: by name, what reads an option that its type does not describe; ValueError refuses it.
 
     Raises:
-        ValueError: an unknown option, or a value that its reader refuses.
+        ValueError: an unknown option, or a value that cannot be read.
     """
     small, given = prefix.lower(), {}
+    types = {name: (*get_args(hint), hint)[0] for name, hint in get_type_hints(kind).items()}
+    readers = {name: _truth if each is bool else each for name, each in types.items()} | own
     for key, text in environment.items():
         if not key.startswith(prefix):
             continue

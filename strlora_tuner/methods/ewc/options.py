@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from strlora_tuner.options import read_environment
@@ -42,23 +42,7 @@ def options_from_environment(environment: Mapping[str, str]) -> Options:
     Raises:
         ValueError: no weight, an unknown option, or a value that cannot be read.
     """
-    readers: dict[str, Callable[[str], object]] = {
-        "weight": float,
-        "decay": float,
-        "samples": int,
-        "fisher": _truth,
-        "gradient": _truth,
-        "seed": int,
-        "state": str,
-        "data": str,
-    }
-    given = read_environment(environment, PREFIX, readers)
+    given = read_environment(environment, PREFIX, Options)
     if "weight" not in given:
         raise ValueError("callback ewc needs its weight: --model_kwargs '{\"ewc_weight\": 100}'")
     return Options(**given)
-
-
-def _truth(text: str) -> bool:
-    if text not in ("True", "False"):
-        raise ValueError("expected True or False")
-    return text == "True"

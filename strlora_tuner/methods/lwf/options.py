@@ -31,8 +31,7 @@ def options_from_environment(environment: Mapping[str, str]) -> Options:
     Raises:
         ValueError: no weight, an unknown option, or a value that cannot be read.
     """
-    readers = {"weight": float, "temperature": float, "teacher": str}
-    given = read_environment(environment, PREFIX, readers)
+    given = read_environment(environment, PREFIX, Options)
     if "weight" not in given:
         raise ValueError("callback lwf needs its weight: --model_kwargs '{\"lwf_weight\": 1}'")
     return Options(**given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,12 +43,8 @@ def options_from_environment(environment: Mapping[str, str]) -> Options:
     Raises:
         ValueError: an unknown option, or a value that cannot be read or is out of bounds.
     """
-    readers: dict[str, Callable[[str], object]] = {
-        "window": _fraction,
-        "max_decay": _fraction,
-        "state": str,
-    }
-    return Options(**read_environment(environment, PREFIX, readers))
+    bounded = {"window": _fraction, "max_decay": _fraction}
+    return Options(**read_environment(environment, PREFIX, Options, **bounded))
 
 
 def _fraction(text: str) -> float:
