@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from eval import metrics
 from eval.charts.plots import Series
 from eval.compare.comparison import Comparison
-from eval.compare.page import column_of, course
+from eval.compare.page import column_of, method_line
 
 COLUMN = 3.4  # inches: one column of a paper in two
 # The colours of the light pages.
@@ -55,7 +55,7 @@ def write_figures(comparison: Comparison, folder: Path, spread: str) -> list[Pat
 def _stream(comparison: Comparison, rows: int, spread: str) -> Canvas:
     canvas = Canvas(figsize=(COLUMN, 2.6), layout="constrained")
     ax = canvas.add_subplot()
-    _draw(ax, [course(method, i, rows, metrics.mean_over, spread)
+    _draw(ax, [method_line(method, i, rows, metrics.mean_over, spread)
                for i, method in enumerate(comparison.methods)])  # fmt: skip
     ax.set_xlabel("chunk")
     ax.set_ylabel("mean score, %")
@@ -72,7 +72,7 @@ def _tasks(comparison: Comparison, rows: int, spread: str) -> Canvas:
     grid = np.atleast_1d(canvas.subplots(down, across, sharex=True, sharey=True)).ravel()
     for column, task in enumerate(comparison.tasks):
         of_task = partial(column_of, column)
-        _draw(grid[column], [course(method, i, rows, of_task, spread)
+        _draw(grid[column], [method_line(method, i, rows, of_task, spread)
                              for i, method in enumerate(comparison.methods)])  # fmt: skip
         grid[column].set_title(task, fontsize=8)
     for ax in grid[len(comparison.tasks) :]:

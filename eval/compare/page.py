@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from eval import metrics
-from eval.charts.courses import over_chunks
 from eval.charts.figure import Figure, Table, colour, counted, percent
+from eval.charts.over_chunks import over_chunks
 from eval.charts.plots import (
     Bar,
     Series,
@@ -169,7 +169,7 @@ def _stream(comparison: Comparison, spread: str) -> Figure | None:
     if rows < 2:
         return None
     series = [
-        course(method, i, rows, metrics.mean_over, spread)
+        method_line(method, i, rows, metrics.mean_over, spread)
         for i, method in enumerate(comparison.methods)
     ]
     note = "Mean over tasks and runs. Chunk 0 is the base model."
@@ -181,7 +181,7 @@ def _stream(comparison: Comparison, spread: str) -> Figure | None:
                        caption, note, height=300.0, from_zero=False)  # fmt: skip
 
 
-def course(
+def method_line(
     method: Method,
     index: int,
     rows: int,
@@ -226,7 +226,7 @@ def _by_task(comparison: Comparison) -> list[Figure]:
     if rows < 3:
         return [last]
     panels = [
-        (task, [course(m, i, rows, partial(column_of, column), "std")
+        (task, [method_line(m, i, rows, partial(column_of, column), "std")
                 for i, m in enumerate(comparison.methods)])
         for column, task in enumerate(comparison.tasks)
     ]  # fmt: skip

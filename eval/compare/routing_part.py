@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from eval.charts.courses import over_chunks
 from eval.charts.figure import Figure, Table, colour, percent, ratio, shortened
+from eval.charts.over_chunks import over_chunks
 from eval.charts.plots import Series
 from eval.compare.comparison import Comparison
 from eval.compare.names import printed

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TypedDict
 
-from eval.charts.courses import over_chunks
 from eval.charts.figure import Figure, Table, colour, percent
+from eval.charts.over_chunks import over_chunks
 from eval.charts.plots import Series
 from eval.report.data import RunData
 from eval.routing.router_accuracy import Accuracy, Choices

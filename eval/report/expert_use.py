@@ -10,8 +10,8 @@ from typing import TypedDict
 import numpy as np
 
 from eval import metrics
-from eval.charts.courses import over_chunks
 from eval.charts.figure import Figure, Table, colour, counted, percent, ratio
+from eval.charts.over_chunks import over_chunks
 from eval.charts.plots import Bar, Series, bars, heat_map
 from eval.questions import question_of
 from eval.report.data import RunData

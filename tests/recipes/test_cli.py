@@ -20,7 +20,7 @@ from tests.recipes.toy import recipe_values, write_recipe
 def large_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a small one adapters are counted exactly, in a process that takes seconds."""
     usage = SimpleNamespace(free=10**15)
-    monkeypatch.setattr("recipes.run.preflight.room.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("recipes.run.preflight.free_space.shutil.disk_usage", lambda path: usage)
 
 
 def test_dry_run_of_the_published_recipe_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:

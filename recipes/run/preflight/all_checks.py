@@ -13,10 +13,10 @@ from recipes.config.schema import Recipe
 from recipes.run.commands import PLUGIN
 from recipes.run.preflight import tools
 from recipes.run.preflight.finding import Finding
+from recipes.run.preflight.free_space import check_disk, check_shared_memory
 from recipes.run.preflight.gpus import check_gpus
 from recipes.run.preflight.installed import check_packages
 from recipes.run.preflight.model_folder import check_model
-from recipes.run.preflight.room import check_disk, check_shared_memory
 from recipes.run.preflight.stream_files import check_stream
 
 

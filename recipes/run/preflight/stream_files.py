@@ -11,7 +11,7 @@ from recipes.baselines.replay import MEMORY
 from recipes.config.schema import Recipe
 from recipes.run.chunk_data import missing_text, open_recipe_stream
 from recipes.run.preflight.finding import Finding
-from recipes.run.preflight.room import done_chunks
+from recipes.run.preflight.free_space import done_chunks
 from recipes.run.scoring.named_scorers import scorer_problems
 from recipes.run_folder.layout import RunLayout
 

@@ -21,13 +21,13 @@ from recipes.config.loading import load_recipe
 from recipes.config.method import method_names
 from recipes.config.schema import Recipe
 from recipes.config.sizes.base_model import adapter_size, model_shape
-from recipes.run.preflight import gpus, room
+from recipes.run.preflight import free_space, gpus
 from recipes.run.preflight.all_checks import look, stopping
 from recipes.run.preflight.finding import Finding
+from recipes.run.preflight.free_space import check_disk, check_shared_memory, sample_bytes
 from recipes.run.preflight.gpus import check_gpus
 from recipes.run.preflight.installed import check_packages
 from recipes.run.preflight.model_folder import check_model
-from recipes.run.preflight.room import check_disk, check_shared_memory, sample_bytes
 from recipes.run.preflight.stream_files import check_stream
 from recipes.run.preflight.tools import check_compiler, check_container, check_network
 from recipes.slurm.submit import check_submission
@@ -151,7 +151,7 @@ def test_no_method_stores_more_than_the_quick_bound() -> None:
     assert shape is not None
     for method in method_names():
         recipe = recipe.model_copy(update={"method": method})
-        size, most = adapter_size(recipe, shape), room._at_most(recipe, shape)
+        size, most = adapter_size(recipe, shape), free_space._at_most(recipe, shape)
         assert (size.trained <= most.trained, size.stored <= most.stored) == (True, True)
 
 
@@ -161,7 +161,7 @@ def test_a_disk_that_is_too_small(toy: LoadToy, monkeypatch: pytest.MonkeyPatch)
     needed = 2 * 224 * 4 + 3 * 224 * 12
     for free, problems in ((needed, 0), (needed - 1, 1)):
         usage = SimpleNamespace(free=free)
-        monkeypatch.setattr(room.shutil, "disk_usage", lambda path, usage=usage: usage)
+        monkeypatch.setattr(free_space.shutil, "disk_usage", lambda path, usage=usage: usage)
         assert len(list(check_disk(recipe))) == problems
 
 
@@ -174,7 +174,7 @@ def test_room_for_the_loaders(toy: LoadToy, model: Path, monkeypatch: pytest.Mon
     needed = 4 * 2 * 4 * picture  # workers x batches x samples
     for free, problems in ((needed, 0), (64 << 20, 1)):
         usage = SimpleNamespace(free=free)
-        monkeypatch.setattr(room.shutil, "disk_usage", lambda path, usage=usage: usage)
+        monkeypatch.setattr(free_space.shutil, "disk_usage", lambda path, usage=usage: usage)
         found = list(check_shared_memory(recipe))
         assert len(found) == problems
     assert "0.06 GiB free" in found[0].text

@@ -31,7 +31,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recipes.cli.stop_on_signals", lambda: None)  # pytest has its own
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
     usage = SimpleNamespace(free=10**15)
-    monkeypatch.setattr("recipes.run.preflight.room.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("recipes.run.preflight.free_space.shutil.disk_usage", lambda path: usage)
 
 
 def text_of(folder: Path) -> str:
