@@ -6,9 +6,11 @@ else (scores.json, reports, comparisons, tests of significance) reads that score
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import cast
@@ -215,6 +217,8 @@ class TaskScores:
         score: the task's score in 0..1; NaN if no sample has an answer (nothing was measured).
         stderr: standard error over samples; NaN below two samples.
         lenient: the task's score blind to case and format; NaN where the lines have none.
+        asked: the sha256 of ids, questions and gold answers, whatever their order; two streams may
+            give the same id to other questions.
     """
 
     ids: list[str]
@@ -223,6 +227,7 @@ class TaskScores:
     score: float
     stderr: float
     lenient: float = math.nan
+    asked: str = ""
 
 
 def sum_up(lines: Sequence[PredictionLine], scorer: Scorer) -> TaskScores:
@@ -232,6 +237,7 @@ def sum_up(lines: Sequence[PredictionLine], scorer: Scorer) -> TaskScores:
     measured = failed < len(lines)
     blind = [line["lenient"] for line in lines if "lenient" in line]
     whole = measured and len(blind) == len(lines)  # older versions wrote none
+    asked = sorted(json.dumps([line["id"], line["prompt"], line["gold"]]) for line in lines)
     return TaskScores(
         ids=[str(line["id"]) for line in lines],
         scores=scores,
@@ -239,6 +245,7 @@ def sum_up(lines: Sequence[PredictionLine], scorer: Scorer) -> TaskScores:
         score=scorer.aggregate(scores) if measured else math.nan,
         stderr=_stderr(scores, scorer) if measured else math.nan,
         lenient=scorer.aggregate(blind) if whole else math.nan,
+        asked=sha256("\n".join(asked).encode()).hexdigest(),
     )
 
 

@@ -121,27 +121,32 @@ def percentile_interval(drawn: Array, level: float = LEVEL) -> Interval:
 def welch(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the two-sided p value of Welch's t test between the seeds of two methods.
 
-    NaN below two seeds a side. Equal numbers on both sides without any spread give 1, different
-    ones 0: seeds that change nothing leave no doubt.
+    NaN below two seeds a side. Where neither side has any spread, of which a t test can say
+    nothing, the exact permutation test: two runs a side prove nothing by being equal.
     """
     one, other = _finite(first), _finite(second)
     if len(one) < 2 or len(other) < 2:
         return math.nan
-    if one.std() == other.std() == 0:
-        return 1.0 if abs(one.mean() - other.mean()) <= TIE else 0.0
-    return float(stats.ttest_ind(one, other, equal_var=False).pvalue)
+    if np.ptp(one) <= TIE and np.ptp(other) <= TIE:
+        if abs(one.mean() - other.mean()) <= TIE:
+            return 1.0
+        # As far apart are this arrangement and, with as many runs a side, its mirror.
+        return (1 + (len(one) == len(other))) / math.comb(len(one) + len(other), len(one))
+    sides = [(side.mean(), side.std(ddof=1), len(side)) for side in (one, other)]
+    return float(stats.ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False).pvalue)
 
 
 def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the two-sided p value of the paired t test between runs that share seed and stream.
 
-    NaN below two pairs. Differences without any spread give 1 where they are 0, else 0.
+    NaN below two pairs. Where the differences have no spread, of which a t test can say nothing,
+    the exact sign test of them.
     """
     gaps = _finite(np.subtract(first, second).tolist())
     if len(gaps) < 2:
         return math.nan
     if np.ptp(gaps) <= TIE:
-        return 1.0 if abs(gaps.mean()) <= TIE else 0.0
+        return 1.0 if abs(gaps.mean()) <= TIE else 2.0 ** (1 - len(gaps))
     return float(stats.ttest_1samp(gaps, 0.0).pvalue)
 
 

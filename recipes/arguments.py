@@ -15,7 +15,26 @@ from typing import Any
 
 from recipes.command_table import COMMANDS, EXIT_CODES, USES
 
-_TARGET = "a shipped recipe ({}), a YAML file, or a run folder (runs/tiny)"
+AXES = ("--methods", "--seeds", "--stream-seeds", "--grid")  # of a sweep
+# Options that say something with --slurm alone, or without it alone.
+_WITHOUT, _WITH = "without --slurm", "with --slurm"
+_COMPANIONS: dict[str, tuple[tuple[str, str, bool], ...]] = {
+    "run": (
+        ("--chain", _WITHOUT, True),
+        ("--chunk", _WITH, False),
+        ("--all", _WITH, False),
+        ("--verbose", _WITH, False),
+        ("--train-only", f"{_WITH}: launcher.slurm.eval_jobs=true evaluates in another job", False),
+    ),
+    "sweep": (
+        ("--throttle", _WITHOUT, True),
+        ("--jobs", f"{_WITH}: --throttle N is the number of runs at a time", False),
+        ("--keep", f"{_WITH}: give the command without it once the runs are finished", False),
+    ),
+}
+_TARGET = "a shipped recipe ({}), a YAML file{}"
+_OF_RUN = ", or a run folder (runs/tiny)"
+_FOLDERS = {"sweep": "", "status": ", a run folder (runs/tiny) or a sweep's (runs/sweeps/tiny)"}
 
 
 def shipped_recipes() -> list[str]:
@@ -35,14 +54,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = command_parser(command, top=not named)
     options = parser.parse_intermixed_args(words)
     options.command = command
-    if command == "run" and (options.seeds or options.methods):
-        axes = {"--methods": options.methods, "--seeds": options.seeds}
-        given = [word for axis, text in axes.items() if text for word in (axis, text)]
-        given += [*options.overrides, *(["--slurm"] if options.slurm else [])]
-        parser.error(
-            "one run has one method and one seed; for all of them: "
-            + shlex.join(["bash", "recipes/run_stream.sh", "sweep", options.recipe, *given])
-        )
+    if command == "run":
+        texts = {axis: getattr(options, axis[2:].replace("-", "_")) for axis in AXES}
+        given = [word for axis, text in texts.items() if text for word in (axis, text)]
+        if given:
+            given += [*options.overrides, *(["--slurm"] if options.slurm else [])]
+            parser.error(
+                "one run has one method, one seed and one value of a key; for all of them: "
+                + shlex.join(["bash", "recipes/run_stream.sh", "sweep", options.recipe, *given])
+            )
+    for name, needs, wanted in _COMPANIONS.get(command, ()):
+        key = name[2:].replace("-", "_")
+        if getattr(options, key) != parser.get_default(key) and bool(options.slurm) != wanted:
+            parser.error(f"{name} would be ignored {needs}")
     for name in ("validate", "status"):  # the older spelling: RECIPE --status
         if command == "run" and getattr(options, name):
             options.command = name
@@ -59,7 +83,7 @@ def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(json=False, verify=False, follow=False)
-    target = _TARGET.format(", ".join(shipped_recipes()))
+    target = _TARGET.format(", ".join(shipped_recipes()), _FOLDERS.get(command, _OF_RUN))
     parser.add_argument("recipe", metavar="RECIPE", help=target)
     if command == "watch":
         parser.add_argument("inbox", metavar="FOLDER", help="where files and folders arrive")
@@ -249,7 +273,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     _add(shown, _flag("--all", "with --dry-run: all chunks"))
     text = "when the host fails, print its whole log instead of the cause alone"
     _add(parser, _flag("--verbose", text))
-    _add(parser, ("--seeds", hidden), ("--methods", hidden))  # a message names sweep
+    _add(parser, *((axis, hidden) for axis in AXES))  # a message names sweep
     text = "N jobs, each starting after the one before"
     chain = _option("--chain", "N", text, type=_positive, default=1)
     _add(parser.add_argument_group("with --slurm"), chain)

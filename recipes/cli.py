@@ -112,6 +112,12 @@ def _sweep_status(options: argparse.Namespace) -> int | None:
     folder = find_sweep(options.recipe)
     if folder is None:
         return None
+    for word in [*options.overrides, *(["--verify"] if options.verify else [])]:
+        print(f"{word} is for one run; {folder} is a sweep's folder", file=sys.stderr)
+        return BAD_RECIPE
+    if options.json and options.follow:
+        print("--json prints the table once, --follow until all has ended", file=sys.stderr)
+        return BAD_RECIPE
     if options.json:
         return _print_all([as_json(read_rows(folder))])
     with suppress(KeyboardInterrupt):

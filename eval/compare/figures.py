@@ -80,7 +80,8 @@ def _tasks(comparison: Comparison, rows: int, spread: str) -> Canvas:
     for ax in grid[max(len(comparison.tasks) - across, 0) :]:  # the lowest of every column
         ax.tick_params(labelbottom=True)
     canvas.supxlabel("chunk", fontsize=8)
-    canvas.supylabel("score, %", fontsize=8)
+    for ax in grid[::across]:
+        ax.set_ylabel("score, %")
     _legend(canvas)
     return canvas
 
@@ -91,6 +92,10 @@ def _legend(canvas: Canvas) -> None:
     wrapped = [textwrap.fill(label, 40) for label in labels]
     longest = max(len(line) for label in wrapped for line in label.split("\n"))
     columns = max(1, int(72 * canvas.get_figwidth() / (5 * longest + 36)))  # in points
+    # The axes keep their height: what a legend of more than a line or two takes comes on top.
+    lines = sum(label.count("\n") + 1 for label in wrapped)
+    high = (9.6 * lines + 4 * len(wrapped)) / columns / 72
+    canvas.set_figheight(canvas.get_figheight() + max(0.0, high - 0.2))
     canvas.legend(handles, wrapped, loc="outside upper left", ncols=columns, frameon=False,
                   fontsize=8)  # fmt: skip
 

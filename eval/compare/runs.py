@@ -13,13 +13,21 @@ import numpy as np
 
 from eval.compare.names import method_name
 from eval.metrics import Array, First
+from eval.predictions import TaskScores
 from eval.report.data import Gap, RunData, load_run
 from eval.run_files import JsonObject, RunState
 
 # What may differ between runs of one method: none of it changes what is learned, but the seeds.
 NOT_THE_METHOD = (
-    "name", "seed", "run_dir", "launcher", "eval.batch_size", "data.stream", "data.seed",
+    "name", "seed", "run_dir", "launcher", "eval.batch_size", "eval.both_weights", "data.stream",
+    "data.seed",
 )  # fmt: skip
+# Keys that came after version 0.1, with the value that a run recorded without them had.
+LATER_KEYS: JsonObject = {
+    "data.too_long": "skip",
+    "schedule.later.optimizer_state": "fresh",
+    "schedule.later.rate_factor": 1.0,
+}
 RUN_FILES = ("manifest.json", "matrix.csv")
 Replicate = tuple[int | None, int | None]
 
@@ -113,8 +121,8 @@ def load_methods(folders: Sequence[Path]) -> Comparable:
     """Read runs and cut them to what they share.
 
     A folder that is no run stands for the runs in it (a sweep). Runs of one stream are compared
-    over the chunks that all of them have evaluated; so are runs of several streams, where every
-    method has run on each. A run on another stream, and one without a stream (joint training,
+    over the chunks that all of them have evaluated; so are runs of several streams, those on which
+    every method has run. A run on another stream, and one without a stream (joint training,
     zero-shot), only by its own last scores. What is left out becomes a gap.
 
     Raises:
@@ -124,6 +132,7 @@ def load_methods(folders: Sequence[Path]) -> Comparable:
     gaps: list[Gap] = []
     runs = _read(folders, gaps)
     gaps += [Gap(f"{run.root.name}: {gap.what}", gap.why) for run in runs for gap in run.gaps]
+    runs = _on_shared_streams(runs, gaps)
     groups = _grouped(runs)
     streams = [{run.manifest.stream_sha256 for run in group} for group in groups.values()]
     # Every method on each of several streams: means over streams say the same of all.
@@ -164,6 +173,18 @@ def _read(folders: Sequence[Path], gaps: list[Gap]) -> list[RunData]:
     return runs
 
 
+def _on_shared_streams(runs: list[RunData], gaps: list[Gap]) -> list[RunData]:
+    """Return the runs on the streams that every method has run on; all, where there is none."""
+    groups = _grouped(runs).values()
+    shared = set.intersection(*({run.manifest.stream_sha256 for run in group} for group in groups))
+    kept = [run for run in runs if run.manifest.stream_sha256 in shared]
+    if not kept or len(kept) == len(runs):
+        return runs
+    why = "left out: not every method has a run on its stream"
+    gaps += [Gap(run.root.name, why) for run in runs if run not in kept]
+    return kept
+
+
 def _runs_in(folder: Path) -> list[Path]:
     """Return the run folders in a folder that is none itself, as a sweep leaves them."""
     if any((folder / name).exists() for name in RUN_FILES):
@@ -185,8 +206,13 @@ def _stream_seed(run: RunData) -> int | None:
 
 def _sample_ids(run: RunData, task: str) -> list[str]:
     """Return the ids behind the columns of `run.sample_scores(task)`; none without predictions."""
+    scored = _first_scored(run, task)
+    return [] if scored is None else scored.ids
+
+
+def _first_scored(run: RunData, task: str) -> TaskScores | None:
     found = (run.scored.get((chunk, task)) for chunk in range(len(run.matrix.values)))
-    return next((scored.ids for scored in found if scored is not None), [])
+    return next((scored for scored in found if scored is not None), None)
 
 
 def _common_tasks(runs: Sequence[RunData], balanced: bool, gaps: list[Gap]) -> list[str]:
@@ -212,7 +238,10 @@ def _common_tasks(runs: Sequence[RunData], balanced: bool, gaps: list[Gap]) -> l
             gaps.append(Gap(f"Task {task}", why))
     if not tasks:
         found = "; ".join(f"{run.root.name}: {run.tasks}" for run in runs)
-        raise ValueError(f"no task that all runs were tested on with the same samples; {found}")
+        raise ValueError(
+            f"no task that all runs were tested on with the same samples; {found}. Streams of"
+            " several seeds are compared where every method has run on each of them"
+        )
     return tasks
 
 
@@ -226,8 +255,8 @@ def _scorer(run: RunData, task: str) -> tuple[str, str] | None:
 
 def _same_samples(runs: Sequence[RunData], task: str) -> bool:
     counts = {int(run.matrix.samples[:, run.tasks.index(task)].max(initial=0)) for run in runs}
-    known = [sorted(ids) for ids in (_sample_ids(run, task) for run in runs) if ids]
-    return len(counts) == 1 and all(ids == known[0] for ids in known)
+    asked = {scored.asked for run in runs if (scored := _first_scored(run, task)) is not None}
+    return len(counts) == 1 and len(asked) <= 1
 
 
 def _common_rows(runs: Sequence[RunData], balanced: bool, gaps: list[Gap]) -> dict[str, list[int]]:
@@ -289,16 +318,23 @@ def _grouped(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
 
 def _recipe_key(run: RunData, apart: bool) -> str:
     """Return what makes a run's method: its recipe without what may differ between seeds."""
-    recipe = _flat(run.manifest.recipe)
+    recipe = _keys_of(run)
     if not recipe:
         return str(run.root.resolve())
-    kept = {k: v for k, v in recipe.items() if not _is_free(k)}
+    # A block that is null and one that a version did not know are the same: absent.
+    kept = {k: v for k, v in recipe.items() if v is not None and not _is_free(k)}
     stream = run.manifest.stream_sha256 if apart else ""
     return json.dumps([stream, run.has_no_stream, kept], sort_keys=True, default=str)
 
 
 def _is_free(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in NOT_THE_METHOD)
+
+
+def _keys_of(run: RunData) -> JsonObject:
+    """Return the run's recipe by dotted key, with those that came later; {}: none is recorded."""
+    recipe = _flat(run.manifest.recipe)
+    return LATER_KEYS | recipe if recipe else {}
 
 
 def _flat(value: JsonObject, prefix: str = "") -> JsonObject:
@@ -313,7 +349,7 @@ def _flat(value: JsonObject, prefix: str = "") -> JsonObject:
 
 def _names(groups: dict[str, list[RunData]]) -> dict[str, str]:
     """Return a name for each group: the method, and where that is not enough what differs."""
-    recipes = {key: _flat(group[0].manifest.recipe) for key, group in groups.items()}
+    recipes = {key: _keys_of(group[0]) for key, group in groups.items()}
     short = {key: method_name(group[0], preset=False) for key, group in groups.items()}
     alike = Counter(short.values())
     short = {key: method_name(groups[key][0], alike[name] > 1) for key, name in short.items()}

@@ -73,7 +73,7 @@ def chosen_columns(comparison: Comparison, names: str) -> tuple[Column, ...]:
             f"--columns: no column {', '.join(unknown) or 'named'}; the columns are {keys},"
             f" and for one task for example last/{comparison.tasks[0]}"
         )
-    return tuple(known[name] for name in wanted)
+    return tuple(dict.fromkeys(known[name] for name in wanted))
 
 
 def shown(column: Column, cell: Cell, spread: str, between: str = " ± ") -> str:

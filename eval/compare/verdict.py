@@ -75,7 +75,8 @@ def _gap(difference: float) -> float:
 
 
 def _names(tests: Sequence[Difference]) -> str:
-    return " and ".join(printed(test.other) for test in tests)
+    *others, last = [printed(test.other) for test in tests]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _p(test: Difference) -> str:

@@ -148,8 +148,14 @@ class RunData:
 
     @property
     def seed_text(self) -> str:
-        """Return the seed for people."""
-        return "unknown" if self.manifest.seed is None else str(self.manifest.seed)
+        """Return the seed for people, with that of a stream that is made from one."""
+        if self.manifest.seed is None:
+            return "unknown"
+        data = self.manifest.block("data")
+        made = data.get("source") == "mini" and "seed" in data
+        return (
+            f"{self.manifest.seed}, stream seed {data['seed']}" if made else f"{self.manifest.seed}"
+        )
 
     def composition(self) -> list[dict[str, int]]:
         """Return for every planned chunk the samples of each task."""

@@ -239,7 +239,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         ("Goes on from", m.start.get("source")),
         ("Brought along", ", ".join(m.start.get("carried", ()))),
         ("Missing of it", ", ".join(m.start.get("missing", ()))),
-        ("Seed", m.seed),
+        ("Seed", None if m.seed is None else run.seed_text),
         ("Processes", m.processes),
         ("Global batch", m.global_batch),
         ("Code", code_text(m.git)),

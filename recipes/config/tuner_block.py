@@ -38,8 +38,9 @@ def tuner_block(tuner_type: str) -> type[BaseModel]:
         bounds: dict[str, Any] = bounds_of(item)
         info = Field(item.default, description=item.metadata["description"], **bounds)
         keys[item.name] = (hints[item.name], info)
-    forbid = ConfigDict(extra="forbid")
-    return create_model("TunerBlock", __config__=forbid, **keys)
+    # Strict, as the dataclass is, which gets the values as they are written: 8.0 is no rank.
+    config = ConfigDict(extra="forbid", strict=True)
+    return create_model("TunerBlock", __config__=config, **keys)
 
 
 def known_tuner_keys() -> set[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -20,12 +21,13 @@ from typing import Any, TypeVar
 
 import yaml
 
-from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
+from recipes.config.problems import COMMAND_LINE, Place, Problem
 from recipes.config.schema import Recipe
 
 T = TypeVar("T")
 FIRST, LATER = "schedule.first.learning_rate", "schedule.later.learning_rate"
 RELATIVE = ("scale", "later")
+MOST_OF_A_RANGE = 1000  # more is a slip of the pen, and each would be a run
 PARTS = ("methods", "seeds", "stream_seeds", "grid", "results")
 # Keys that have an option of their own, or follow from the cell.
 TAKEN = {"method": "--methods", "seed": "--seeds", "data.seed": "--stream-seeds"}
@@ -40,7 +42,7 @@ class Asked:
     """The axes of a sweep; one that is empty stays as the recipe has it.
 
     `results` is the folder in which finished runs leave a CSV each, `{size}` in it stands for
-    data.size; None: in none.
+    data.size; None: in none. `problems`: everything that is wrong about the axes.
     """
 
     methods: tuple[str, ...] = ()
@@ -48,6 +50,7 @@ class Asked:
     stream_seeds: tuple[int, ...] = ()
     grid: Axes = field(default_factory=dict)
     results: Path | None = None
+    problems: tuple[Problem, ...] = ()
 
 
 def sweep_block(path: Path) -> Any:
@@ -60,11 +63,7 @@ def sweep_block(path: Path) -> Any:
 
 
 def asked_for(options: argparse.Namespace, path: Path) -> Asked:
-    """The axes of the command line over those of the file's block `sweep`.
-
-    Raises:
-        RecipeError: with everything that is wrong about them.
-    """
+    """The axes of the command line over those of the file's block `sweep`."""
     problems: list[Problem] = []
     block = sweep_block(path)
     if block is not None and not isinstance(block, dict):
@@ -79,12 +78,17 @@ def asked_for(options: argparse.Namespace, path: Path) -> Asked:
         problems.append(Problem(Place(COMMAND_LINE), key, message))
 
     def words(part: str) -> list[str]:
-        return _words(getattr(options, part, None) or block.get(part))
+        given = getattr(options, part, None)
+        listed = _words(block.get(part) if given is None else given)
+        if given is not None and not listed:
+            wrong(part, repr(given), "names nothing; leave the option out, or name some")
+        return listed
 
     def once(part: str, values: list[T]) -> tuple[T, ...]:
-        for value in {value for value in values if values.count(value) > 1}:
-            wrong(part, str(value), "is given twice; write each once")
-        return tuple(values)
+        for value, count in Counter(values).items():
+            if count > 1:
+                wrong(part, str(value), "is given twice; write each once")
+        return tuple(dict.fromkeys(values))
 
     def numbers(part: str) -> tuple[int, ...]:
         given: list[int] = []
@@ -105,10 +109,9 @@ def asked_for(options: argparse.Namespace, path: Path) -> Asked:
             grid[key] = _checked(key, values)
         except ValueError as error:
             wrong("grid", key, str(error))
-    if problems:
-        raise RecipeError(problems)
     results = getattr(options, "results", None) or block.get("results")
-    return Asked(methods, seeds, stream_seeds, grid, Path(str(results)) if results else None)
+    folder = Path(str(results)) if results else None
+    return Asked(methods, seeds, stream_seeds, grid, folder, tuple(problems))
 
 
 def _words(given: Any) -> list[str]:
@@ -126,6 +129,8 @@ def _range(text: str) -> range:
         raise ValueError(f"the range ends before it begins; write {last}-{first}")
     if int(last or first) >= 2**32:
         raise ValueError("expected numbers below 2**32")
+    if int(last or first) - int(first) >= MOST_OF_A_RANGE:
+        raise ValueError(f"expected at most {MOST_OF_A_RANGE:,} numbers in a range")
     return range(int(first), int(last or first) + 1)
 
 

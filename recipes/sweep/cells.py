@@ -150,7 +150,7 @@ def make_sweep(
     Raises:
         RecipeError: with everything that is wrong with any of them.
     """
-    problems = list(_overruled(overrides, asked))
+    problems = [*asked.problems, *_overruled(overrides, asked)]
     cells: list[Cell] = []
     for method in asked.methods or (None,):
         words = [*overrides, *([] if method is None else [f"method={method}"])]

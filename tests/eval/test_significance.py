@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_t_interval_of_three_seeds_by_hand() -> None:
 def test_welch_is_that_of_scipy(first: list[float], second: list[float]) -> None:
     found = welch(first, second)
     assert found == pytest.approx(welch(second, first), nan_ok=True)
-    if np.ptp(first) + np.ptp(second) > 0:
+    if max(np.ptp(first), np.ptp(second)) > 1e-9:
         assert found == pytest.approx(stats.ttest_ind(first, second, equal_var=False).pvalue)
     assert math.isnan(welch(first, [0.5]))
 
@@ -85,13 +86,25 @@ def test_the_paired_test_is_that_of_scipy(pairs: list[tuple[float, float]]) -> N
 
 def test_the_paired_test_without_spread() -> None:
     assert paired_t([0.5, 0.6], [0.5, 0.6]) == 1.0
-    assert paired_t([0.6, 0.7], [0.5, 0.6]) == 0.0
+    # Both signs up: one of the two arrangements of four that are as far from 0.
+    assert paired_t([0.6, 0.7], [0.5, 0.6]) == 0.5
+    assert paired_t([0.6, 0.7, 0.8], [0.5, 0.6, 0.7]) == 0.25
     assert math.isnan(paired_t([0.6], [0.5]))
 
 
 def test_welch_without_spread() -> None:
     assert welch([0.5, 0.5], [0.5, 0.5]) == 1.0
-    assert welch([0.5, 0.5], [0.6, 0.6]) == 0.0
+    # Of the six ways to share out four runs two are as far apart; of the ten for five runs one.
+    assert welch([0.5, 0.5], [0.6, 0.6]) == pytest.approx(2 / 6)
+    assert welch([0.5, 0.5], [0.6, 0.6, 0.6]) == pytest.approx(1 / 10)
+
+
+def test_a_side_without_spread_needs_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # t = -0.1 / sqrt(0.005 / 2) = -2 with one degree of freedom: p = 1 - 2 atan(2) / pi.
+        found = welch([0.5, 0.5], [0.55, 0.65])
+    assert found == pytest.approx(1 - 2 * math.atan(2) / math.pi)
 
 
 BITS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)

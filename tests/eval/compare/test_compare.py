@@ -157,6 +157,8 @@ def test_every_spread_is_named_in_the_header(tmp_path: Path, stream: Path, capsy
         points = " ".join(f"{value:.1f}" for value in values)
         assert f"] {points} " in told
         assert "n: 3 runs, seeds 0, 1, 2" in told
+    assert main([str(runs[0]), "--columns", "last,last"]) == 0
+    assert "n  Last [%]\n" in capsys.readouterr().out, "a column stands once"
     assert main([str(runs[0]), "--columns", "last,lost,nothing"]) == 2
     assert "no column nothing; the columns are last, average" in capsys.readouterr().err
 
@@ -179,9 +181,14 @@ def test_streams_of_several_seeds_are_runs_of_one_method(tmp_path: Path) -> None
     assert found.tasks == TASKS
     (test,) = (test for test in found.tests if test.column == "last")
     assert (test.kind, test.leader) == ("paired", "strlora")
-    # A method that lacks a stream cannot be compared with the others' means over streams.
-    with pytest.raises(ValueError, match="no task that all runs were tested on"):
-        compare(runs[:-1])
+    # A method that lacks a stream: all are compared over the streams that every method has.
+    fewer = compare(runs[:-1])
+    assert fewer.seeds == {name: [(0, 0), (1, 1)] for name in ("strlora", "lora")}
+    assert [(gap.what, gap.why) for gap in fewer.gaps] == [
+        ("strlora2", "left out: not every method has a run on its stream")
+    ]
+    with pytest.raises(ValueError, match="where every method has run on each of them"):
+        compare([runs[0], runs[3]])
 
 
 def test_a_run_still_going_on_is_compared_where_all_stand(
@@ -323,9 +330,16 @@ def test_other_tasks_and_other_samples_are_left_out(
         line["id"] += "-b"
     write_jsonl(fewer / "test" / "VQAv2.jsonl", lines)
     renamed = write_run(tmp_path / "renamed", fewer, [0.5, 0.6, 0.3], "lora")
-    found = compare([good, renamed])
-    assert found.tasks == ["OCRVQA"]
-    assert "different samples" in {gap.what: gap.why for gap in found.gaps}["Task VQAv2"]
+    # Streams of two seeds give the same ids to other questions, or other answers to them.
+    reseeded = make_stream(tmp_path / "reseeded", TASKS, chunks=CHUNKS, tests=60)
+    for line in (lines := read_jsonl(reseeded / "test" / "VQAv2.jsonl")):
+        line["messages"][-1]["content"] = "white"
+    write_jsonl(reseeded / "test" / "VQAv2.jsonl", lines)
+    reseeded = write_run(tmp_path / "again", reseeded, [0.5, 0.6, 0.3], "lora")
+    for run in (renamed, reseeded):
+        found = compare([good, run])
+        assert found.tasks == ["OCRVQA"]
+        assert "different samples" in {gap.what: gap.why for gap in found.gaps}["Task VQAv2"]
 
 
 def test_a_single_run_is_a_table_without_marks(good: Path) -> None:

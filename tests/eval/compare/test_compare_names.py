@@ -11,7 +11,9 @@ import yaml
 from data_prep.files import read_json, write_json
 from eval.compare import compare, tables
 from eval.compare.names import BLOCKS, PRINTED, printed
+from eval.compare.runs import LATER_KEYS, _flat, _is_free
 from eval.report import write_report
+from recipes.config.loading import load_recipe
 from tests.eval.compare.conftest import write_run
 
 
@@ -54,6 +56,31 @@ def test_two_recipes_of_one_method_are_told_apart(good: Path, tmp_path: Path, st
     write_json(good / "manifest.json", manifest)
     found = compare([good, other])
     assert found.names[-2:] == ["strlora tuner.preset=paper", "strlora tuner.preset=released"]
+
+
+def test_runs_of_an_older_version_are_the_same_method(tmp_path: Path, stream: Path) -> None:
+    """A key that a run's version did not know yet had the value that is now its default."""
+    older = {"method": "lora", "eval": {"every": 1}}
+    newer = older | {"lwf": None, "eval": {"every": 1, "both_weights": True}}
+    newer |= {"schedule": {"later": {"optimizer_state": "fresh"}}}
+    kept = newer | {"schedule": {"later": {"optimizer_state": "keep"}}}
+    runs = [
+        write_run(tmp_path / str(seed), stream, [0.5, 0.6], recipe=recipe, seed=seed)
+        for seed, recipe in enumerate((older, newer, kept))
+    ]
+    name = "lora schedule.later.optimizer_state"
+    assert set(compare(runs).seeds) == {f"{name}=fresh", f"{name}=keep"}
+    assert set(compare(runs[:2]).seeds) == {"lora"}
+
+
+def test_every_key_that_came_later_is_known_with_its_default() -> None:
+    """Held against a run that version 0.1 recorded; a null is as good as no key."""
+    recorded = _flat(read_json(Path("tests/fixtures/old_run/lora/manifest.json"))["recipe"])
+    now = _flat(load_recipe("smoke").model_dump())
+    later = {key: value for key, value in now.items() if key not in recorded and value is not None}
+    # The old run's method has another tuner, whose options are not the recipe's.
+    later = {k: v for k, v in later.items() if not _is_free(k) and not k.startswith("tuner.")}
+    assert later == LATER_KEYS
 
 
 def test_a_preset_and_what_changed_it_stand_beside_the_method(

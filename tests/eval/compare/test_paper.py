@@ -85,6 +85,22 @@ def test_a_long_name_covers_no_curve(tmp_path: Path, stream: Path) -> None:
     assert 0 <= above.x0 < above.x1 <= canvas.bbox.x1
 
 
+def test_many_long_names_leave_the_axes_their_room(tmp_path: Path, stream: Path) -> None:
+    runs = []
+    for rank in range(8, 18):
+        tuner = {"rank": rank, "gate_scale": "num_experts", "stability_weight": rank / 10}
+        recipe = {"method": "strlora", "tuner": tuner}
+        runs.append(write_run(tmp_path / f"r{rank}", stream, [0.5, 0.9], recipe=recipe))
+    found = compare(runs)
+    for canvas in (figures._stream(found, 3, "std"), figures._tasks(found, 3, "std")):
+        canvas.draw_without_rendering()
+        high = canvas.axes[0].get_window_extent().height / canvas.dpi
+        assert high > 0.7, "inches"
+        (legend,) = canvas.legends
+        label = canvas.axes[0].yaxis.label.get_window_extent()
+        assert 0 < label.height < label.y1 <= legend.get_window_extent().y0
+
+
 def test_every_published_table_can_be_read_and_adds_up() -> None:
     """Means of a row are what the paper prints, up to rounding."""
     assert published.names() == ["coin", "continual-next", "mllm-dcl", "strcvit", "ucit"]

@@ -12,7 +12,7 @@ from statistics import fmean
 
 import pytest
 
-from data_prep.files import read_jsonl, write_jsonl
+from data_prep.files import read_json, read_jsonl, write_json, write_jsonl
 from eval.compare.comparison import compare
 from eval.compare.tables import notes
 from eval.report import write_report
@@ -65,6 +65,18 @@ def test_the_same_files_give_the_same_page(run: Path) -> None:
     first = _page(run)
     write_report(run)
     assert re.sub(r"Written [^<]* UTC", "", _page(run)) == re.sub(r"Written [^<]* UTC", "", first)
+
+
+def test_the_seed_of_a_stream_that_is_made_from_one_stands_beside_the_runs(run: Path) -> None:
+    manifest = read_json(run / "manifest.json")
+    assert "stream seed" not in _page(run)
+    data = manifest["recipe"].get("data", {}) | {"source": "mini", "seed": 3}
+    manifest["recipe"]["data"] = data
+    write_json(run / "manifest.json", manifest)
+    write_report(run)
+    seeds = f"{manifest['seed']}, stream seed 3"
+    assert f", seed {seeds}" in _page(run)
+    assert f">{seeds}<" in _page(run), "among the facts"
 
 
 def test_a_run_still_going_on(tmp_path: Path) -> None:

@@ -157,6 +157,12 @@ def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
     assert "'bfloat16', 'float16' or 'float32'" in message
 
 
+@pytest.mark.parametrize("value", ["8.0", "'8'", "true"])
+def test_an_option_of_the_tuner_is_of_its_own_type(value: str) -> None:
+    (problem,) = problems_of("tiny", f"tuner.rank={value}")
+    assert "should be a valid integer" in problem.message
+
+
 def test_rules_over_several_keys_name_the_way_out() -> None:
     (problem,) = problems_of("internvl3.5-8b", "launcher.nproc=3")
     assert problem.key == "schedule.global_batch"

@@ -59,6 +59,9 @@ def test_ranges_lists_and_values_are_read() -> None:
         (["--seeds", "1,x"], "expected numbers from 0 on or ranges"),
         (["--seeds", "0-2,1"], "--seeds 1: is given twice"),
         (["--seeds", "4294967296"], "below 2**32"),
+        (["--seeds", "0-20261127"], "at most 1,000 numbers in a range"),
+        (["--seeds", ","], "--seeds ',': names nothing"),
+        (["--methods", ""], "--methods '': names nothing"),
         (["--methods", "lora,lora"], "is given twice"),
         (["--grid", "tuner.rank"], "expected KEY=VALUE,VALUE"),
         (["--grid", "tuner.rank=8,8"], "a value is given twice"),
@@ -72,9 +75,8 @@ def test_ranges_lists_and_values_are_read() -> None:
     ],
 )
 def test_a_wrong_axis_is_told(words: list[str], told: str) -> None:
-    with pytest.raises(RecipeError) as caught:
-        asked_for(options(*words), NO_SWEEP)
-    assert told in str(caught.value)
+    (problem,) = asked_for(options(*words), NO_SWEEP).problems
+    assert told in str(problem)
 
 
 def test_rates_are_relative_to_the_recipes_own() -> None:
@@ -126,8 +128,9 @@ def test_each_stream_seed_has_a_stream_of_its_own(toy_yaml: Callable[..., Path])
 def test_all_mistakes_of_all_runs_are_told_at_once(toy_yaml: Callable[..., Path]) -> None:
     told = wrong(
         toy_yaml(), "--methods", "lora,strlor", "--grid", "tuner.rank=8,none", "--grid",
-        "tuner.num_experts=4", "--seeds", "0-1",
+        "tuner.num_experts=4", "--seeds", "0-1", "--stream-seeds", "5-4",
     )  # fmt: skip
+    assert "--stream-seeds 5-4: the range ends before it begins" in told
     assert "did you mean 'strlora'?" in told
     assert told.count("tuner.rank: found 'none'") == 1, "two seeds share the mistake"
     assert "--grid tuner.num_experts: method lora has no tuner.num_experts" in told
@@ -191,9 +194,53 @@ def test_the_run_command_sends_seeds_and_methods_to_sweep(
     assert ended.value.code == 2
     command = "run_stream.sh sweep tiny --methods lora,er --seeds 0,1 eval.limit=2 --slurm"
     assert command in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["tiny", "--grid", "tuner.rank=8,16"])
+    assert "sweep tiny --grid tuner.rank=8,16\n" in capsys.readouterr().err
     assert main(["tiny", "--status", "run_dir=runs/never"]) == 0
     assert main(["status", "tiny", "--follow", "run_dir=runs/never"]) == 2
     assert "--follow is for a sweep's folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["tiny", "--chain", "3"], "--chain would be ignored without --slurm"),
+        (["tiny", "--slurm", "--dry-run", "--chunk", "2"], "--chunk would be ignored with --slurm"),
+        (["tiny", "--slurm", "--train-only"], "launcher.slurm.eval_jobs=true evaluates"),
+        (["sweep", "tiny", "--throttle", "2"], "--throttle would be ignored without --slurm"),
+        (["sweep", "tiny", "--slurm", "--jobs", "2"], "--throttle N is the number"),
+        (["sweep", "tiny", "--slurm", "--keep", "best"], "--keep would be ignored with --slurm"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(words)
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_help_names_the_folders_that_a_command_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    told = {}
+    for command in ("sweep", "status", "report"):
+        with pytest.raises(SystemExit):
+            parse([command, "--help"])
+        told[command] = " ".join(capsys.readouterr().out.split())
+    assert "run folder" not in told["sweep"], "it refuses one"
+    assert "a sweep's (runs/sweeps/tiny)" in told["status"]
+    assert "or a run folder (runs/tiny)" in told["report"]
+
+
+def test_status_of_a_sweep_takes_nothing_of_one_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.json").write_text('{"cells": []}', "utf-8")
+    for words in (["--verify"], ["seed=3"]):
+        assert main(["status", str(tmp_path), *words]) == 2
+        assert f"{words[0]} is for one run" in capsys.readouterr().err
+    assert main(["status", str(tmp_path), "--json", "--follow"]) == 2
 
 
 def test_the_register_keeps_runs_that_were_begun(
