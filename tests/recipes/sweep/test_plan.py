@@ -228,7 +228,7 @@ def test_help_names_the_folders_that_a_command_takes(capsys: pytest.CaptureFixtu
         with pytest.raises(SystemExit):
             parse([command, "--help"])
         told[command] = " ".join(capsys.readouterr().out.split())
-    assert "run folder" not in told["sweep"], "it refuses one"
+    assert "or a run folder" not in told["sweep"], "it refuses one"
     assert "a sweep's (runs/sweeps/tiny)" in told["status"]
     assert "or a run folder (runs/tiny)" in told["report"]
 
