@@ -20,8 +20,9 @@ def _captions(content: Any) -> Golds:
     captions: dict[Any, list[str]] = defaultdict(list)
     for entry in content["annotations"]:
         captions[entry["image_id"]].append(entry["caption"])
-    names = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
-    return {name: captions[number] for name, number in names.items() if number in captions}
+    # A picture may be listed twice, once without captions.
+    pictures = [each for each in content["images"] if each["id"] in captions]
+    return {Path(each["file_name"]).name: captions[each["id"]] for each in pictures}
 
 
 def _annotators(content: Any) -> Golds:

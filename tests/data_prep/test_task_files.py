@@ -62,6 +62,17 @@ def test_captions_have_the_five_references_of_their_own_file(
     assert record["images"] == ["images/VizWiz/val/test_000001.jpg"]
 
 
+def test_a_picture_that_is_listed_twice_keeps_its_captions(tmp_path: Path) -> None:
+    source = trees.task_files(tmp_path / "ucit", UCIT, train=3, tests=2)
+    path = source / "instructions/VizWiz/val_coco_type_3000.json"
+    content = json.loads(path.read_text())
+    content["images"].append({"id": 77, "file_name": content["images"][0]["file_name"]})
+    trees.write_json(path, content)
+    assert convert(ucit, source, tmp_path / "s", "--order", "VizWiz") == 0
+    record = open_stream(tmp_path / "s").test_records("VizWiz")[0]
+    assert record["references"] == [f"caption {n} of 1" for n in range(5)]
+
+
 def test_textvqa_has_its_ten_answers_and_scienceqa_its_letters(
     sources: dict[str, Path], tmp_path: Path
 ) -> None:
