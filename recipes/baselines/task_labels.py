@@ -7,6 +7,7 @@ setting.
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import takewhile
 from pathlib import Path
 
@@ -17,8 +18,11 @@ from eval.routing.record import instruction_key_of
 INSTEAD = "take a method that needs no task labels (smolora: tuner.sentence: prompt)"
 
 
-def write_label_table(stream: Stream, chunks: int, sentence: str, path: Path) -> None:
+def write_label_table(stream: Stream, chunks: int, sentence: str, path: Path) -> list[str]:
     """Writes {text: what is embedded} of the first `chunks` chunks and of the test sets.
+
+    Returns what the texts could not tell: those of several tasks, where `number` gives them to the
+    first of the tasks, which a growing stream keeps.
 
     In a stream that grew a task keeps the template of its first batch: what was trained with it
     stays as it was.
@@ -29,7 +33,8 @@ def write_label_table(stream: Stream, chunks: int, sentence: str, path: Path) ->
             `number`: from 0, in the order in which the chunks bring the tasks, and the name.
 
     Raises:
-        StreamError: a sample has no task, a text has two labels, or a task has no template.
+        StreamError: a sample has no task, a text has two labels (`task` and `template`), or a task
+            has no template.
     """
     names = [stream.chunk(index).file for index in range(1, chunks + 1)]
     names += [stream.task(task).test.file for task in stream.tasks]
@@ -38,7 +43,7 @@ def write_label_table(stream: Stream, chunks: int, sentence: str, path: Path) ->
     names.sort(key=lambda name: batch_of.get(name, 0))
     files = [stream.root / name for name in names]
     first_batch: dict[str, int] = {}
-    tasks: dict[str, set[str]] = {}
+    tasks: dict[str, dict[str, None]] = {}  # in the order of the stream
     texts: dict[str, set[str]] = {}
     places: dict[str, str] = {}
     if gone := [file.name for file in files if not file.is_file()]:
@@ -56,7 +61,7 @@ def write_label_table(stream: Stream, chunks: int, sentence: str, path: Path) ->
                     f"looks up; add it, or {INSTEAD}"
                 )
             turns = [str(m["content"]) for m in sample["messages"] if m["role"] == "user"]
-            tasks.setdefault(text, set()).add(task)
+            tasks.setdefault(text, {})[task] = None
             if first_batch.setdefault(task, batch) == batch:
                 texts.setdefault(task, set()).add("\n".join(turns).replace("<image>", " "))
             places.setdefault(f"{text} {task}", f"{file}:{number}")
@@ -65,17 +70,23 @@ def write_label_table(stream: Stream, chunks: int, sentence: str, path: Path) ->
         labels = {task: f"{number} {task}" for number, task in enumerate(texts)}
     if sentence == "template":
         labels = {task: _template(task, found) for task, found in texts.items()}
-    table = {}
+    table, shared = {}, Counter[str]()
     for text, owners in tasks.items():
-        meanings = sorted({labels[task] for task in owners})
-        if len(meanings) > 1:
+        meanings = list(dict.fromkeys(labels[task] for task in owners))
+        if len(meanings) > 1 and sentence != "number":
             place = places[f"{text} {max(owners)}"]
             raise StreamError(
                 f"{place}: {text[:60]!r} is a text of {' and of '.join(sorted(owners))}, so that "
                 f"tuner.sentence = {sentence} cannot tell which is meant; {INSTEAD}"
             )
+        if len(meanings) > 1:
+            shared[" and of ".join(owners)] += 1
         table[text] = meanings[0]
     write_json(path, table)
+    return [
+        f"{count} text{'s' * (count > 1)} of {names}: the first one's expert answers"
+        for names, count in shared.items()
+    ]
 
 
 def _template(task: str, texts: set[str]) -> str:

@@ -215,6 +215,12 @@ def test_the_table_of_tasks_needs_texts_that_tell_one(tmp_path: Path) -> None:
     with pytest.raises(StreamError, match=rf"2: .* is a text of {sample['task']} and of another"):
         write_label_table(stream, 2, "task", tmp_path / "tasks.json")
     write_label_table(stream, 2, "template", tmp_path / "tasks.json")  # they share it
+    # The oracle is not refused: the expert of the task that came first answers what both ask.
+    notes = write_label_table(stream, 2, "number", tmp_path / "tasks.json")
+    names = f"{sample['task']} and of another"
+    assert notes == [f"1 text of {names}: the first one's expert answers"]
+    number = read_json(tmp_path / "tasks.json")[instruction_key_of(sample)]
+    assert number == f"{order.index(sample['task'])} {sample['task']}"
     del other["task"]
     file.write_text(json.dumps(other) + "\n", encoding="utf-8")
     with pytest.raises(StreamError, match="1: the sample has no task"):
