@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from eval.run_files import PredictionLine
 from eval.scorers import box_overlap as boxes
 from eval.scorers.answer_text import final_answer, gold_answers
-from eval.scorers.fixed import CONSENSUS
+from eval.scorers.fixed import CONSENSUS, label_names
 from eval.scorers.option_letters import gold_letter, option_letter
 from eval.scorers.registry import Scorer
 from eval.scorers.text import ARTICLES, NUMBER_WORDS, fold, plain
@@ -42,35 +42,37 @@ def lenient_scores(
     """
     if scorer.sample is None:
         return list(scores)
-    several = scorer.name == "vqa"
     return [
-        score if line["prediction"] is None else max(score, _blind(line, several))
+        score if line["prediction"] is None else max(score, _blind(line, scorer.name))
         for line, score in zip(lines, scores, strict=True)
     ]
 
 
-def _blind(line: PredictionLine, several: bool) -> float:
+def _blind(line: PredictionLine, scorer: str) -> float:
     answer = _LEAD.sub("", final_answer(line["prediction"] or ""))
     if "answer_bbox" in line:
         return float(_same_box(answer, line))
-    right = sum(_same(answer, gold, line) for gold in gold_answers(line))
-    golds = len(gold_answers(line))
+    golds = label_names(line) if scorer == "label" else gold_answers(line)
+    right = sum(_same(answer, gold, line) for gold in golds)
     # Of ten annotators' answers three must agree, as in VQA v2.
-    return min(right / CONSENSUS, 1.0) if several and golds > 1 else float(right > 0)
+    several = scorer == "vqa" and len(golds) > 1
+    return min(right / CONSENSUS, 1.0) if several else float(right > 0)
 
 
 def _same(answer: str, gold: str, line: PredictionLine) -> bool:
-    if bare(answer) == bare(gold) != "":
+    said, wanted = bare(answer), bare(gold)
+    if said == wanted != "" or (is_yes_no(gold) and says(answer, gold)):
         return True
-    if is_yes_no(gold):
-        return says(answer, gold)
-    options = _options(line)
-    letter = gold_letter(gold)
-    if letter is None:  # the gold is a text: its option's letter says the same
-        letter = next((name for name, text in options.items() if bare(text) == bare(gold)), None)
-    elif letter in options and bare(answer) == bare(options[letter]):
+    texts = {name: bare(text) for name, text in _options(line).items()}
+    named = next((name for name, text in texts.items() if text == wanted), None)
+    name = gold_letter(gold) or named or gold.strip()  # of the gold's option, if it is one
+    text = texts.get(name)
+    if said == text != "":
         return True
-    return letter is not None and letter.isalpha() and option_letter(answer, letter) == letter
+    if name.isdigit():  # "1. up", and "1" where no option says 1
+        alone = said == name and name not in texts.values()
+        return text is not None and (alone or said == name + text)
+    return len(name) == 1 and option_letter(answer, name) == name
 
 
 def _options(line: PredictionLine) -> dict[str, str]:

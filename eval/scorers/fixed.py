@@ -78,10 +78,14 @@ def label(prediction: str, record: GoldRecord) -> float:
 
     Synonyms are `record["synonyms"]` or stand in the gold, parted by commas ("tabby, tabby cat").
     """
-    names = gold_answers(record) + list(record.get("synonyms") or [])
-    names += [part for name in names for part in name.split(",")]
     answer = plain(prediction)
-    return float(bool(answer) and any(answer == plain(name) for name in names))
+    return float(bool(answer) and any(answer == plain(name) for name in label_names(record)))
+
+
+def label_names(record: GoldRecord) -> list[str]:
+    """Return the names of a record's class, synonyms included."""
+    names = gold_answers(record) + list(record.get("synonyms") or [])
+    return names + [part for name in names for part in name.split(",")]
 
 
 def contains(prediction: str, record: GoldRecord) -> float:
