@@ -15,6 +15,7 @@ from pathlib import Path
 from data_prep.files import print_lines, write_text
 from data_prep.stream import StreamError
 from eval.compare import compare, figures, page, tables, verdict
+from eval.compare.comparison import chosen_columns
 from eval.published import names
 from eval.significance import SPREADS
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         comparison = compare(options.runs)
-        columns = tables.chosen_columns(comparison, options.columns) if options.columns else ()
+        columns = chosen_columns(comparison, options.columns) if options.columns else ()
         choice = tables.Choice(options.spread, columns, options.published)
         written = []
         if options.out:

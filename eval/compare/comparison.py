@@ -172,6 +172,25 @@ def compare(folders: Sequence[Path]) -> Comparison:
     )
 
 
+def chosen_columns(comparison: Comparison, names: str) -> tuple[Column, ...]:
+    """Return the columns that a comma-separated list names, by key or first word of the title.
+
+    Raises:
+        ValueError: a name is no column's.
+    """
+    known = {name: column for column in reversed(comparison.columns)
+             for name in (column.key, column.title.split()[0].lower())}  # fmt: skip
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        keys = ", ".join(c.key for c in comparison.columns if c.group != "task")
+        raise ValueError(
+            f"--columns: no column {', '.join(unknown) or 'named'}; the columns are {keys},"
+            f" and for one task for example last/{comparison.tasks[0]}"
+        )
+    return tuple(dict.fromkeys(known[name] for name in wanted))
+
+
 def _columns(tasks: Sequence[str]) -> list[Column]:
     stream = [
         Column(s.key, s.title, "headline" if s.headline else "stream", s.higher_is_better, "%")

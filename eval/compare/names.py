@@ -36,6 +36,7 @@ PRINTED = {
 BLOCKS = {
     "replay": ("replay", {"er"}),
     "ewc": ("EWC", {"ewc", "ewc_released", "l2", "strlora_ewc"}),
+    "lwf": ("LwF", {"lwf"}),
     "slow_weights": ("slow weights", {"strlora_signed"}),
 }
 

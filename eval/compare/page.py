@@ -127,6 +127,9 @@ def _parts(comparison: Comparison, choice: tables.Choice) -> list[Part]:
     more = by_title.get("More scores over the stream")
     costs = by_title.get("Costs")
     unrouted, routing = routing_part(comparison)
+    by_task = [_turned(by_title[title]) for title in ("Last, by task", tables.FORM_BY_TASK)
+               if title in by_title]  # fmt: skip
+    form = [_table(section) for section in others if section.title == tables.FORM_TITLE]
     published = tables.published_sections(comparison, choice.published) if choice.published else []
     return [
         Part("intervals", "Values and intervals",
@@ -135,8 +138,7 @@ def _parts(comparison: Comparison, choice: tables.Choice) -> list[Part]:
               " the tests are paired."],
              [f for c in headline if (f := _score(comparison, c))], [_table(s) for s in behind]),
         Part("more", "More scores over the stream", tables=[_table(more)] if more else []),
-        Part("tasks", "Task by task", figures=_by_task(comparison),
-             tables=[_turned(by_title["Last, by task"])] if "Last, by task" in by_title else []),
+        Part("tasks", "Task by task", figures=_by_task(comparison), tables=by_task + form),
         Part("published", "Published numbers, not run here", tables=[_table(s) for s in published]),
         Part("tests", "Tests", tables=_tests(comparison)),
         Part("costs", "Costs", tables=[_table(costs)] if costs else []),

@@ -19,15 +19,18 @@ from eval.compare.runs import Replicate
 from eval.metrics import SCORE
 from eval.published import MARKS, read_published
 from eval.report.tables import (
+    FORM,
     caption_note,
     code_text,
-    form_only,
+    form_losses,
     machine_text,
     small_captions,
 )
 from eval.significance import ONE_RUN, SPREADS
 
 UNKNOWN = "-"
+FORM_TITLE = "Form or knowledge: scores blind to case and format, mean of all tasks"
+FORM_BY_TASK = "Last, blind to case and format, by task"
 MOST_GAPS = 20
 MOST_POINTS = 5  # so few values say more than their interval
 WIDTH = 100
@@ -55,25 +58,6 @@ class Section:
     title: str
     head: list[str]
     rows: list[tuple[str, str, list[tuple[str, bool]]]]
-
-
-def chosen_columns(comparison: Comparison, names: str) -> tuple[Column, ...]:
-    """Return the columns that a comma-separated list names, by key or first word of the title.
-
-    Raises:
-        ValueError: a name is no column's.
-    """
-    known = {name: column for column in reversed(comparison.columns)
-             for name in (column.key, column.title.split()[0].lower())}  # fmt: skip
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    unknown = [name for name in wanted if name not in known]
-    if unknown or not wanted:
-        keys = ", ".join(c.key for c in comparison.columns if c.group != "task")
-        raise ValueError(
-            f"--columns: no column {', '.join(unknown) or 'named'}; the columns are {keys},"
-            f" and for one task for example last/{comparison.tasks[0]}"
-        )
-    return tuple(dict.fromkeys(known[name] for name in wanted))
 
 
 def shown(column: Column, cell: Cell, spread: str, between: str = " ± ") -> str:
@@ -121,7 +105,8 @@ def sections(comparison: Comparison, choice: Choice) -> list[Section]:
         "Costs": [c for c in known if c.group == "cost"],
         "Last, by task": [c for c in known if c.key.startswith("last/")],
     }
-    return parts + [_section(comparison, t, c, choice.spread) for t, c in groups.items() if c]
+    parts += [_section(comparison, t, c, choice.spread) for t, c in groups.items() if c]
+    return parts + form_sections(comparison)
 
 
 def _section(comparison: Comparison, title: str, columns: list[Column], spread: str) -> Section:
@@ -144,6 +129,26 @@ def _behind(comparison: Comparison, columns: list[Column]) -> Section:
         rows.append((printed(name), runs_of(comparison, name), [(points(c), False) for c in cells]))
     title = f"95 % interval of the mean over runs (t){VALUES_TOO}"
     return Section(title, [heading(column) for column in columns], rows)
+
+
+def form_sections(comparison: Comparison) -> list[Section]:
+    """Return the last scores blind to case and format beside the official ones, and by task.
+
+    Means over runs; none where no predictions have blind scores.
+    """
+    means, by_task = [], []
+    for method in comparison.methods:
+        losses = [form_losses(entry.run, len(entry.values) - 1) for entry in method.entries]
+        every = [each[task] for each in losses for task in comparison.tasks if task in each]
+        blind = [[each[task][1] for each in losses if task in each] for task in comparison.tasks]
+        who = printed(method.name), runs_of(comparison, method.name)
+        if every:
+            means.append((*who, [(_percent(fmean(c)), False) for c in zip(*every, strict=True)]))
+            cells = [_percent(fmean(values)) if values else UNKNOWN for values in blind]
+            by_task.append((*who, [(cell, False) for cell in cells]))
+    heads = [f"{name} [%]" for name in FORM]
+    both = [Section(FORM_TITLE, heads, means), Section(FORM_BY_TASK, comparison.tasks, by_task)]
+    return both if means else []
 
 
 def published_sections(comparison: Comparison, name: str) -> list[Section]:
@@ -245,20 +250,20 @@ def notes(comparison: Comparison, choice: Choice = ALL) -> list[str]:
     ]
     if choice.published:
         marks = ", ".join(f"[{mark}] {words}" for mark, words in MARKS.items())
+        runs = [entry.run for method in comparison.methods for entry in method.entries]
+        here = ", ".join(sorted({run.stream.name for run in runs if run.stream}))
         lines.append(
-            f"Published numbers were not run here, and other protocols give other numbers: {marks}."
+            f"Published numbers were not run here (the stream here: {here or 'not known'}), and"
+            f" other protocols give other numbers: {marks}."
         )
+        known = read_published(choice.published)[1]
+        lines += dict.fromkeys(f"{t.source}: {t.protocol}." for t in known)
     lines += [
         f"{printed(m.name)}: {preset}."
         for m in comparison.methods
         if (preset := m.entries[0].run.manifest.preset) and f"({preset}" not in m.name
     ]
     lines += _small_captions(comparison)
-    if forms := _form_only(comparison):
-        lines.append(
-            "Lost in form only (a score blind to case and format minus the official one, mean of"
-            f" all tasks and runs after the last chunk): {forms}."
-        )
     groups: dict[str, list[str]] = {}
     for gap in comparison.gaps:
         groups.setdefault(gap.why, []).append(gap.what)
@@ -278,13 +283,6 @@ def _small_captions(comparison: Comparison) -> list[str]:
         caption_note(run, task, "; ".join(f"{n} {_percent(fmean(v))}" for n, v in values.items()))
         for task, values in by_task.items() if task in comparison.tasks
     ]  # fmt: skip
-
-
-def _form_only(comparison: Comparison) -> str:
-    """Return what each method's answers lost in form alone; "" where none has blind scores."""
-    gaps = {m.name: [gap for e in m.entries for gap in form_only(e.run).values()]
-            for m in comparison.methods}  # fmt: skip
-    return "; ".join(f"{printed(n)} {_percent(fmean(gap))} %" for n, gap in gaps.items() if gap)
 
 
 def text(comparison: Comparison, choice: Choice = ALL, verdict: Sequence[str] = ()) -> str:

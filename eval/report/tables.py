@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from eval.report.numbers import Number, Summary
 from eval.run_files import ChunkState, JsonObject, Manifest
 
 MOST_ROWS = 60
+FORM = ("score", "blind to form", "form only", "lost since best", "blind", "in form")
 
 
 def with_error(number: Number) -> str:
@@ -131,13 +133,22 @@ def published_table(run: RunData) -> Table | None:
     return Table(caption, ["task", "score, %", "published script", "note"], rows)
 
 
-def form_only(run: RunData) -> dict[str, float]:
-    """Return what the last answers of each task lost in form alone, in 0..1: blind minus official.
+def form_losses(run: RunData, chunk: int) -> dict[str, tuple[float, ...]]:
+    """Return how much of each task's loss up to a chunk is form alone, in 0..1, as `FORM` names it.
 
     Tasks without a blind score are left out.
     """
-    last = {t: run.scored[run.evaluated, t] for t in run.tasks if (run.evaluated, t) in run.scored}
-    return {t: s.lenient - s.score for t, s in last.items() if not math.isnan(s.lenient)}
+    losses: dict[str, tuple[float, ...]] = {}
+    for task in run.tasks:
+        seen = [run.scored[c, task] for c in range(chunk + 1) if (c, task) in run.scored]
+        last = run.scored.get((chunk, task))
+        if last is None or math.isnan(last.lenient):
+            continue
+        lost = max(s.score for s in seen if not math.isnan(s.score)) - last.score
+        known = max(s.lenient for s in seen if not math.isnan(s.lenient)) - last.lenient
+        gap = last.lenient - last.score
+        losses[task] = (last.score, last.lenient, gap, lost, known, lost - known)
+    return losses
 
 
 def form_table(run: RunData) -> Table | None:
@@ -145,21 +156,13 @@ def form_table(run: RunData) -> Table | None:
 
     None where the predictions have no blind scores.
     """
-    gaps = form_only(run)
-    rows = []
-    for task, gap in gaps.items():
-        seen = [run.scored[c, task] for c in range(run.evaluated + 1) if (c, task) in run.scored]
-        last = seen[-1]
-        lost = max(s.score for s in seen if not math.isnan(s.score)) - last.score
-        known = max(s.lenient for s in seen if not math.isnan(s.lenient)) - last.lenient
-        cells = (last.score, last.lenient, gap, lost, known, lost - known)
-        rows.append([task, *map(percent, cells)])
-    if not rows:
+    losses = form_losses(run, run.evaluated)
+    if not losses:
         return None
-    rows.append(["mean", "", "", percent(sum(gaps.values()) / len(gaps)), "", "", ""])
-    head = ["task", "score", "blind to form", "form only", "lost since best", "blind", "in form"]
+    rows = [[task, *map(percent, values)] for task, values in losses.items()]
+    rows.append(["mean", *(percent(fmean(c)) for c in zip(*losses.values(), strict=True))])
     caption = f"Form or knowledge, in percent, after chunk {run.evaluated}"
-    return Table(caption, head, rows)
+    return Table(caption, ["task", *FORM], rows)
 
 
 def small_captions(run: RunData) -> dict[str, float]:

@@ -276,7 +276,7 @@ def test_files_and_marks(good: Path, poor: Path, tmp_path: Path, capsys: Any) ->
     latex = (out / "compare.tex").read_text("utf-8")
     assert "\\mathbf{" in latex
     assert "Last [\\%]" in latex
-    assert latex.count("\\toprule") == latex.count("\\end{tabular}") == 3
+    assert latex.count("\\toprule") == latex.count("\\end{tabular}") == 5
     assert "% ±: standard error over test samples" in latex
     assert tables.escape("a_b & 5 %") == "a\\_b \\& 5 \\%"
     cells = list(csv.DictReader((out / "compare.csv").open(encoding="utf-8")))

@@ -21,6 +21,8 @@ from tests.eval.compare.conftest import write_run
     ("blocks", "name", "words"),
     [
         ({"slow_weights": {}}, "lora + slow weights", "LoRA + slow weights"),
+        ({"lwf": {"weight": 1}}, "lora + LwF", "LoRA + LwF"),
+        ({"method": "lwf", "lwf": {"weight": 1}}, "lwf", "LwF"),
         ({"replay": {"memory": 500}}, "lora + replay", "LoRA + replay"),
         ({"replay": None, "slow_weights": None}, "lora", "LoRA"),
         ({"method": "er", "replay": {"memory": 9}}, "er", "Replay (ER)"),

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.files import read_jsonl, write_jsonl
+from eval.compare import compare, tables
 from eval.compare.__main__ import main
+from eval.compare.page import html
+from eval.predictions import split_results
 from eval.report import write_report
+from tests.eval.compare.conftest import TASKS
 from tests.eval.make_run import make_run, second_run
 from tests.eval.report.page_reader import Rows, mean, shown, tables_of
 
@@ -144,3 +149,36 @@ def test_unmeasured_scores_are_dashes(runs: list[Path], tmp_path: Path) -> None:
     base = _open_tables(page)["slim"][1]
     assert base[0] == "Base model"
     assert set(base[3:]) == {"\u2013"}
+
+
+def test_style_drift_stands_beside_the_official_scores(
+    good: Path, poor: Path, stream: Path
+) -> None:
+    """One run says "It is X." after its last chunk: what it loses is form alone."""
+
+    def right(chunk: int, task: str) -> float:
+        lines = read_jsonl(poor / "chunks" / f"{chunk:03d}" / "predictions" / f"{task}.jsonl")
+        return mean([float(line["prediction"].lower() == line["gold"].lower()) for line in lines])
+
+    knows = {(chunk, task): right(chunk, task) for chunk in range(4) for task in TASKS}
+    last = poor / "chunks" / "003"
+    answers = list(read_jsonl(last / "answers.jsonl"))
+    for line in answers:
+        line["response"] = line["messages"][-1]["content"] = f"It is {line['response']}."
+    write_jsonl(last / "answers.jsonl", answers)
+    split_results(last / "answers.jsonl", stream, last / "predictions", TASKS)
+    found = compare([good, poor])
+    both = {section.title: section for section in tables.sections(found, tables.ALL)}
+    titles = tables.FORM_TITLE, tables.FORM_BY_TASK
+    means, by_task = ({r[0]: [t for t, _ in r[2]] for r in both[t].rows} for t in titles)
+    blind = [knows[3, task] for task in TASKS]
+    assert by_task["LoRA"] == [f"{100 * value:.1f}" for value in blind]
+    best = [max(knows[chunk, task] for chunk in range(4)) for task in TASKS]
+    lost = mean([b - k for b, k in zip(best, blind, strict=True)])
+    wanted = [0.0, mean(blind), mean(blind), mean(best), lost, mean(best) - lost]
+    assert means["LoRA"] == [f"{100 * value:.1f}" for value in wanted]
+    assert means["StrLoRA"][2] == "0.0"
+    shown_there = _open_tables(html(found))
+    assert shown_there[tables.FORM_TITLE][-1][2:] == means["LoRA"]
+    turned = shown_there[f"{tables.FORM_BY_TASK}, in percent"][1:]
+    assert [row[-1] for row in turned] == by_task["LoRA"]

@@ -13,6 +13,7 @@ import pytest
 from eval import published
 from eval.compare import compare, figures, tables
 from eval.compare.__main__ import main
+from eval.compare.comparison import chosen_columns
 from eval.metrics import SCORE
 from tests.eval.compare.conftest import write_run
 
@@ -46,7 +47,7 @@ def test_the_tables_compile(good: Path, poor: Path, tmp_path: Path) -> None:
 def test_the_chosen_columns_and_the_mark(good: Path, poor: Path) -> None:
     """Three columns, names as in print, bold where the test says so and nowhere else."""
     found = compare([good, poor])
-    columns = tables.chosen_columns(found, "last,avg,forgetting")
+    columns = chosen_columns(found, "last,avg,forgetting")
     latex = tables.latex(found, tables.Choice(columns=columns))
     head, *rows = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert head.startswith(r"Method & $n$ & Last [\%] & Avg (MAP) [\%] & Forgetting [\%]")
@@ -127,6 +128,9 @@ def test_published_numbers_stand_beside_ours(good: Path, poor: Path, capsys: Any
     assert row.split()[:6] == ["ModalPrompt", "-", "52.53", "to", "65.52", "-"]
     assert "[S]" in row
     assert "not run here" in printed
+    words = " ".join(printed.split())
+    assert "RECAP, table 1: one task a chunk in this order; accuracy after the last task." in words
+    assert "not run here (the stream here: fixture-stream)" in words
     assert main([str(good), "--published", "imagenet"]) == 2
     assert "there is coin, continual-next" in capsys.readouterr().err
 
