@@ -237,7 +237,7 @@ def sum_up(lines: Sequence[PredictionLine], scorer: Scorer) -> TaskScores:
     measured = failed < len(lines)
     blind = [line["lenient"] for line in lines if "lenient" in line]
     whole = measured and len(blind) == len(lines)  # older versions wrote none
-    asked = sorted(json.dumps([line["id"], line["prompt"], line["gold"]]) for line in lines)
+    asked = sorted(json.dumps([line.get(k) for k in ("id", "prompt", "gold")]) for line in lines)
     return TaskScores(
         ids=[str(line["id"]) for line in lines],
         scores=scores,

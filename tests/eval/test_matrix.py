@@ -67,7 +67,7 @@ def test_an_absent_file_has_no_rows(tmp_path: Path) -> None:
         ("a,b\n", "1: found the columns"),
         ("chunk,task,score,n\n0,Fin,x,1\n", "2: found"),
         ("chunk,task,score,n\n0,Fin,1.5,1\n", "score 0..1"),
-        ("chunk,task,score,n\n0,Fin,0.5,1\n0,Fin,0.5,1\n", "3: chunk 0, task 'Fin' stands"),
+        ("chunk,task,score,n\n0,Fin,0.5,1\n0,Fin,0.5,1\n", "3: chunk 0, task 'Fin' occurs twice"),
     ],
 )
 def test_damaged_files_are_told(tmp_path: Path, text: str, message: str) -> None:
