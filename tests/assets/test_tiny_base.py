@@ -62,6 +62,7 @@ def test_size(loaded):
     assert 4e6 < sum(weight.numel() for weight in loaded[0].parameters()) < 9e6
 
 
+@pytest.mark.slow
 def test_describes_held_out_images(loaded):
     scores = measure.description_accuracy(*loaded, images=IMAGES, seed=7)
     below = {name: (scores[name], THRESHOLDS[name]) for name in TASKS}
@@ -96,6 +97,7 @@ def test_second_phase_starts_from_the_first_ones_weights(loaded):
         assert (weight[rows] == old[name][rows]).all(), name
 
 
+@pytest.mark.slow
 def test_pretraining_learns_saves_and_resumes(loaded, tmp_path):
     tokenizer = loaded[1]
     images, records = corpus.build(tmp_path, 64, seed=0, workers=1)

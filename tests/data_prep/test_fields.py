@@ -53,7 +53,7 @@ def _cut(source: Path, out: Path, *more: str) -> int:
     )
 
 
-@pytest.mark.parametrize("count", [40, COUNT])
+@pytest.mark.parametrize("count", [40, pytest.param(COUNT, marks=pytest.mark.slow)])
 def test_what_differs_late_is_read_by_datasets_and_by_the_host(tmp_path, monkeypatch, count):
     source = _source(tmp_path / "a.jsonl", count, 10)
     assert _cut(source, tmp_path / "s", "--no-shuffle") == 0

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.host.swift import attempt, logged, make_chunk, run, train_arguments
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory):

@@ -47,6 +47,7 @@ sys.exit("; ".join(failed) or 0)
 """
 
 
+@pytest.mark.slow
 def test_peft_loads_an_adapter_whatever_was_imported_first(tmp_path):
     base = text_model()
     base.config.save_pretrained(tmp_path / "base")

@@ -21,7 +21,7 @@ from recipes import REPO
 from recipes.processes.run_lock import RunLock, RunLocked, read_holder
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
-SEEDS = [0, pytest.param(1, marks=pytest.mark.slow)]
+SEEDS = [0]
 if os.environ.get("FULL_FAULTS") == "1":  # make faults
     SEEDS = list(range(10))
 
@@ -140,6 +140,7 @@ def kill_at_random_moments(recipe: Path, times: int, draw: random.Random) -> Non
             break
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_killed_at_random_moments_it_ends_the_same(
     recipe: Path, run_dir: Path, tmp_path: Path, seed: int

@@ -47,7 +47,11 @@ def test_a_run_is_reproduced_and_what_differs_is_named(
     assert "not reproduced" in out
 
 
-@pytest.mark.parametrize("by_folder", [True, False], ids=["its folder", "its recipe"])
+@pytest.mark.parametrize(
+    "by_folder",
+    [True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["its folder", "its recipe"],
+)
 def test_a_run_that_was_moved_goes_on_and_leaves_its_old_place_alone(
     by_folder: bool, toy_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
