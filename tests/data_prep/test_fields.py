@@ -89,6 +89,7 @@ def test_composed_chunks_are_read_together_by_datasets(tmp_path):
     assert (len(files), len(rows)) == (2, 40)
 
 
+@pytest.mark.slow
 def test_check_finds_what_the_host_stops_at(tmp_path, capsys):
     source = _source(tmp_path / "a.jsonl", COUNT, 10)
     assert _cut(source, tmp_path / "s", "--no-shuffle") == 0

@@ -70,6 +70,7 @@ def test_checking_options_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_the_tuner_needs_torch_transformers_and_peft_only():
     # None in sys.modules makes an import fail, as on a machine without the package.
     others = ["swift", "deepspeed", "datasets", "pydantic", "omegaconf", "rich", "pandas"]

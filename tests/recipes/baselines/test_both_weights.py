@@ -58,6 +58,7 @@ def results(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_the_other_set_scores_as_where_it_answers(
     written: Callable[..., tuple[Path, Path]], both: tuple[Path, Path, str]
 ) -> None:
@@ -77,6 +78,7 @@ def test_the_other_set_scores_as_where_it_answers(
     assert not list(run.glob("chunks/*/*/answers.jsonl"))
 
 
+@pytest.mark.slow
 def test_status_and_report_name_both(both: tuple[Path, Path, str]) -> None:
     path, run, _ = both
     (chunk,) = (
@@ -102,6 +104,7 @@ def test_status_and_report_name_both(both: tuple[Path, Path, str]) -> None:
     assert "\n".join(preview(load_recipe(str(path)), every=True)).count("swift infer") == 7
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_asked_later(
     written: Callable[..., tuple[Path, Path]], both: tuple[Path, Path, str]
 ) -> None:
@@ -115,6 +118,7 @@ def test_a_finished_run_is_asked_later(
     assert "is finished; nothing to do" in finish(path, "eval.both_weights=true")[1]
 
 
+@pytest.mark.slow
 def test_weights_that_were_removed_are_told(written: Callable[..., tuple[Path, Path]]) -> None:
     path, run = written("cleaned")
     assert finish(path)[0] == 0

@@ -10,6 +10,7 @@ import strlora_tuner
 from tests.strlora_tuner.models import adapted, text_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("training", "gradients"), [(True, True), (False, True), (False, False)], ids=str
 )
@@ -46,6 +47,7 @@ def compare_gradients(layer, eager, output) -> None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_decoding_steps_compile_once():
     model = adapted(text_model()).eval()
     layer = model.base_model.model.model.layers[0].self_attn.q_proj

@@ -60,6 +60,7 @@ class CompileCounter:
         self.counts.append(self._graphs() - self.before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_compiled_routing_equals_plain_and_sizes_are_symbolic(settings: Settings) -> None:
     torch._dynamo.reset()
