@@ -14,6 +14,7 @@ code that is switched off, and asks for packages that only remote code and video
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
@@ -21,6 +22,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from swift.callbacks import callbacks_map
 from swift.callbacks.deepspeed_elastic import GracefulExitCallback
 from swift.model import MODEL_MAPPING
@@ -125,6 +127,18 @@ def keep_labelled_logits(self: Any, inputs: dict[str, Any]) -> None:
             inputs[name] = torch.nn.functional.pad(kept, (1, 0), value=filling)
     # What is seen at a position is the token behind it.
     inputs["logits_to_keep"] = torch.nn.functional.pad(labelled[1:], (0, 1), value=True)
+
+
+@atexit.register
+def leave_gloo() -> None:
+    """Ends gloo's threads while Python still runs.
+
+    One of them may hold the tensors of the last collective; letting them go once Python ends
+    aborts the process (SIGABRT), a rare end on a busy machine (PyTorch's pull request 179291).
+    NCCL's processes are left as they are: its own end waits for peers that may be gone.
+    """
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
 
 
 host_api.replace("swift.trainers.mixin:SwiftMixin.prepare_logits_to_keep", keep_labelled_logits)

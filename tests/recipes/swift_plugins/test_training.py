@@ -156,3 +156,22 @@ assert inner.__module__ == "swift.pipelines.infer.infer", inner
     command = [sys.executable, "-c", code, *words]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_process_leaves_its_gloo_group_before_python_ends() -> None:
+    """What was registered first runs last: it sees what the plug-in left."""
+    code = f"""
+import atexit
+import torch.distributed as dist
+
+@atexit.register
+def tell():
+    print("in a group:", dist.is_initialized())
+
+import runpy
+runpy.run_path({str(HOST_PLUGIN)!r})
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+dist.barrier()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split("\n")[-2]) == (0, "in a group: False"), done.stderr
