@@ -9,6 +9,7 @@ PRINTED = {
     "base model": "Base model",
     "branchlora": "BranchLoRA",
     "er": "Replay (ER)",
+    "er_equal": "Replay (ER), equal samples",
     "ewc": "EWC",
     "ewc_released": "EWC (released)",
     "hide_llava": "HiDe-LLaVA",
@@ -34,7 +35,7 @@ PRINTED = {
 }
 # Blocks of a recipe that combine with any method, and the methods that are made of them.
 BLOCKS = {
-    "replay": ("replay", {"er"}),
+    "replay": ("replay", {"er", "er_equal"}),
     "ewc": ("EWC", {"ewc", "ewc_released", "l2", "strlora_ewc"}),
     "lwf": ("LwF", {"lwf"}),
     "slow_weights": ("slow weights", {"strlora_signed"}),

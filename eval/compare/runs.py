@@ -25,6 +25,7 @@ NOT_THE_METHOD = (
 # Keys that came after version 0.1, with the value that a run recorded without them had.
 LATER_KEYS: JsonObject = {
     "data.too_long": "skip",
+    "replay.samples": "more",
     "schedule.later.optimizer_state": "fresh",
     "schedule.later.rate_factor": 1.0,
 }

@@ -129,9 +129,11 @@ def passes_text(run: RunData, adapter: Path) -> str:
         counted = float(read_json(adapter / "trainer_state.json")["epoch"])
     except (OSError, ValueError, KeyError, TypeError):
         return "an unknown number of passes over each"
-    if run.manifest.recipe.get("replay"):
+    if replay := run.manifest.recipe.get("replay"):
         # The file of a chunk with replayed samples holds all its passes.
         counted *= float(run.manifest.block("schedule").get("epochs") or 1)
+        if replay.get("samples") == "equal":  # they stand in the place of the chunk's own
+            counted *= 1 - float(replay["share"])
     return "one pass over each" if counted == 1 else f"{counted:.4g} passes over each"
 
 

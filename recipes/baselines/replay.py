@@ -96,33 +96,34 @@ class Mixture:
         global_batch: samples an optimizer step.
         replayed: how many of them are replayed.
         processes: over which the host deals out the file, line by line.
+        equal: as many samples as the chunk has; replayed ones take the place of its own.
     """
 
     global_batch: int
     replayed: int
     processes: int = 1
+    equal: bool = False
 
-    @property
-    def current(self) -> int:
-        """Samples of the chunk in a whole batch."""
-        return self.global_batch - self.replayed
+    def batches(self, samples: int) -> Iterator[tuple[int, int]]:
+        """Yields for each batch how many samples are the chunk's and how many are replayed.
 
-    def steps(self, samples: int) -> int:
-        """Optimizer steps that show `samples` samples of the chunk once."""
-        return -(-samples // self.current)
+        Only the last one may be smaller: it holds the stated share rounded up. Beside all of the
+        chunk's own it is rounded up further to what the processes divide, since the host leaves
+        out the rest of a file; in their place the rest is what it is without replay.
 
-    def replayed_beside(self, current: int) -> int:
-        """Replayed samples beside `current` ones: the stated share, in the last batch rounded up.
-
-        Rounded up further to what the processes divide: the host leaves the rest of a file out.
+        Args:
+            samples: of the chunk, in all epochs.
         """
-        count = -(-current * self.replayed // self.current)
-        return count + -(current + count) % self.processes
-
-    def lines(self, samples: int) -> int:
-        """Lines of the file that shows `samples` samples of the chunk once."""
-        whole, rest = divmod(samples, self.current)
-        return whole * self.global_batch + (rest + self.replayed_beside(rest) if rest else 0)
+        own = self.global_batch - self.replayed
+        for left in range(samples, 0, -(self.global_batch if self.equal else own)):
+            if self.equal:
+                size = min(left, self.global_batch)
+                replayed = -(-size * self.replayed // self.global_batch)
+                yield size - replayed, replayed
+            else:
+                current = min(left, own)
+                replayed = -(-current * self.replayed // own)
+                yield current, replayed + -(current + replayed) % self.processes
 
 
 def mixed_lines(
@@ -130,9 +131,10 @@ def mixed_lines(
 ) -> Iterator[str]:
     """Yields the lines of a chunk's training file, to be read in this order.
 
-    Every sample of the chunk comes once an epoch, each epoch in another order; only the last batch
-    of all may be smaller. Each batch draws its replayed samples anew, without repetition while the
-    memory holds enough of them (else each of its samples comes as often, give or take one).
+    Every sample of the chunk comes once an epoch, each epoch in another order (of an equal mixture
+    as many as there is room for); only the last batch of all may be smaller. Each batch draws its
+    replayed samples anew, without repetition while the memory holds enough of them (else each of
+    its samples comes as often, give or take one).
 
     Args:
         current: the chunk's samples.
@@ -143,9 +145,10 @@ def mixed_lines(
     order: list[str] = []
     for _ in range(epochs):
         order += generator.sample(current, len(current))
-    for start in range(0, len(order), mixture.current):
-        batch = list(order[start : start + mixture.current])
-        batch += _draw(memory, mixture.replayed_beside(len(batch)), generator)
+    start = 0
+    for own, replayed in mixture.batches(len(order)):
+        batch = order[start : start + own] + _draw(memory, replayed, generator)
+        start += own
         generator.shuffle(batch)
         yield from batch
 
@@ -160,7 +163,8 @@ def mixture_of(recipe: Recipe) -> Mixture:
     assert recipe.replay is not None
     replayed = recipe.replay.replayed(recipe.schedule.global_batch)
     assert replayed is not None, "the schema refuses such a share"
-    return Mixture(recipe.schedule.global_batch, replayed, recipe.processes)
+    equal = recipe.replay.samples == "equal"
+    return Mixture(recipe.schedule.global_batch, replayed, recipe.processes, equal)
 
 
 def replays_at(recipe: Recipe, layout: RunLayout, chunk: int) -> bool:
@@ -182,7 +186,8 @@ def write_replay_file(
     lines = mixed_lines(current, memory.lines, mixture, recipe.schedule.epochs, seed)
     write_text(layout.replay_file(chunk), "".join(f"{line}\n" for line in lines))
     count, batch = len(memory.lines), mixture.global_batch
-    return f", {mixture.replayed} of {batch} in a batch replayed from {count} kept"
+    place = ", in the place of new ones" if mixture.equal else ""
+    return f", {mixture.replayed} of {batch} in a batch replayed from {count} kept{place}"
 
 
 def update_reservoir(

@@ -166,6 +166,12 @@ class Evaluation(Block):
 class Replay(Block):
     memory: Positive = Field(500, description="samples kept of all past chunks (a reservoir)")
     share: Rate = Field(0.5, description="share of every global batch that is drawn from them")
+    samples: Literal["more", "equal"] = Field(
+        "more",
+        description="more: replayed samples come beside all of a chunk's own; equal: in their "
+        "place, so that a chunk takes as many samples and steps as without replay, and a share of "
+        "its own, drawn at random, is not trained on",
+    )
 
     def replayed(self, global_batch: int) -> int | None:
         """Replayed samples of a global batch; None when `share` gives no whole number of them."""

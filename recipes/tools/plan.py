@@ -197,7 +197,7 @@ def _chunk(
     if len(known) < len(counts):
         return ChunkPlan(index, evaluated)
     samples = sum(known)
-    trained, steps = _trained(recipe, index, samples)
+    trained, replayed, steps = _trained(recipe, index, samples)
     fisher = 0  # samples that are read once more, one at a time
     if recipe.ewc is not None and recipe.ewc.fisher:
         fisher = min(samples, recipe.ewc.samples or samples)
@@ -208,7 +208,7 @@ def _chunk(
         chunk=index,
         evaluated=evaluated,
         samples=samples,
-        replayed=trained - samples * recipe.schedule.epochs,
+        replayed=replayed,
         fisher=fisher,
         routed=routed,
         steps=steps + router_steps,
@@ -228,13 +228,14 @@ def _is_known_mini(data: Data) -> bool:
     return data.source == "mini" and data.size in SIZES
 
 
-def _trained(recipe: Recipe, index: int, samples: int) -> tuple[int, int]:
-    """Samples that training reads, with replayed ones and all epochs, and optimizer steps."""
+def _trained(recipe: Recipe, index: int, samples: int) -> tuple[int, int, int]:
+    """Samples that training reads in all epochs, how many are replayed, and optimizer steps."""
     epochs = recipe.schedule.epochs
     if recipe.replays(index):
-        mixture = mixture_of(recipe)
-        return mixture.lines(samples * epochs), mixture.steps(samples * epochs)
-    return samples * epochs, -(-samples // recipe.schedule.global_batch) * epochs
+        batches = list(mixture_of(recipe).batches(samples * epochs))
+        replayed = sum(count for _, count in batches)
+        return sum(own for own, _ in batches) + replayed, replayed, len(batches)
+    return samples * epochs, 0, -(-samples // recipe.schedule.global_batch) * epochs
 
 
 def _router(recipe: Recipe, stream: Stream | None, index: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from eval.compare import compare, tables
 from eval.compare.names import BLOCKS, PRINTED, printed
 from eval.compare.runs import LATER_KEYS, _flat, _is_free
 from eval.report import write_report
+from recipes.config.blocks import Replay
 from recipes.config.loading import load_recipe
 from tests.eval.compare.conftest import write_run
 
@@ -73,6 +74,16 @@ def test_runs_of_an_older_version_are_the_same_method(tmp_path: Path, stream: Pa
     name = "lora schedule.later.optimizer_state"
     assert set(compare(runs).seeds) == {f"{name}=fresh", f"{name}=keep"}
     assert set(compare(runs[:2]).seeds) == {"lora"}
+    replay = {"memory": 500, "share": 0.5}
+    runs = [
+        write_run(
+            tmp_path / f"er-{seed}", stream, [0.5, 0.6], "er", seed=seed,
+            recipe={"method": "er", "replay": replay | more},
+        )
+        for seed, more in enumerate(({}, {"samples": "more"}, {"samples": "equal"}))
+    ]  # fmt: skip
+    assert set(compare(runs[:2]).seeds) == {"er"}
+    assert set(compare(runs).seeds) == {"er replay.samples=more", "er replay.samples=equal"}
 
 
 def test_every_key_that_came_later_is_known_with_its_default() -> None:
@@ -82,7 +93,8 @@ def test_every_key_that_came_later_is_known_with_its_default() -> None:
     later = {key: value for key, value in now.items() if key not in recorded and value is not None}
     # The old run's method has another tuner, whose options are not the recipe's.
     later = {k: v for k, v in later.items() if not _is_free(k) and not k.startswith("tuner.")}
-    assert later == LATER_KEYS
+    # A run without replay has no key of it.
+    assert later | {"replay.samples": Replay().samples} == LATER_KEYS
 
 
 def test_a_preset_and_what_changed_it_stand_beside_the_method(

@@ -138,6 +138,8 @@ def test_the_card_says_how_often_samples_were_trained_on(run: Path) -> None:
     data.manifest.recipe.update({"replay": {"memory": 9}, "schedule": {"epochs": 4}})
     trainer.write_text('{"epoch": 1.0}', "utf-8")
     assert passes_text(data, adapter) == "4 passes over each"
+    data.manifest.recipe["replay"] |= {"share": 0.75, "samples": "equal"}
+    assert passes_text(data, adapter) == "one pass over each"
 
 
 def test_the_card_s_code_answers_with_the_adapter(

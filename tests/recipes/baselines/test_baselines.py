@@ -168,6 +168,34 @@ def test_replayed_files_hold_the_share_and_only_past_samples(finished: Finished)
     assert option(recipe, 2, "--train_dataloader_shuffle") == "false"
 
 
+def test_replay_at_equal_samples_takes_the_steps_of_plain_lora(
+    three: Callable[..., Path], finished: Finished
+) -> None:
+    path = three("er_equal", replay={"memory": 6, "share": 0.5})
+    code, out, err = finish(path)
+    assert code == 0, err
+    assert "2 of 4 in a batch replayed from 6 kept, in the place of new ones" in out
+    run, recipe = path.parent / "run-er_equal", load_recipe(str(path))
+    plain = load_state(finished(SLOW)[1] / "state.json")
+    state = load_state(run / "state.json")
+    assert [record.steps for record in state.chunks] == [0, 3, 3, 3]
+    assert [record.steps for record in plain.chunks] == [0, 3, 3, 3]
+    # 10 samples in batches of 4, 4 and 2: 2 + 2 + 1 of the chunk, as many replayed.
+    planned = make_plan(recipe).chunks
+    assert [(c.samples, c.steps, c.replayed) for c in planned] == [
+        (10, 3, 0),
+        (10, 3, 5),
+        (10, 3, 5),
+    ]
+    layout, stream = RunLayout(run), open_recipe_stream(recipe)
+    write_replay_file(recipe, layout, stream, state, 3, recipe.chunk_seed(3))
+    lines = read_lines(layout.replay_file(3))
+    own = read_lines(stream.chunk_file(3))
+    assert (len(lines), sum(text in own for text in lines)) == (10, 5)
+    # What was left out is offered to the memory like the rest.
+    assert json.loads((layout.replay(3) / "state.json").read_text("utf-8"))["seen"] == 30
+
+
 def files_of(run: Path) -> dict[str, bytes]:
     kept = [*run.glob("chunks/*/adapter/**/*.safetensors"), *run.glob("chunks/*/replay/*")]
     return {str(p.relative_to(run)): p.read_bytes() for p in [*kept, run / "matrix.csv"]}

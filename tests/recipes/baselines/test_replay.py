@@ -109,10 +109,11 @@ def test_every_global_batch_of_the_hosts_sampler_holds_the_share(
     current = [line("new", number) for number in range(samples)]
     old = [line("old", number) for number in range(memory)]
     lines = list(mixed_lines(current, old, mixture, epochs, seed=1))
-    assert len(lines) == mixture.lines(samples * epochs)
+    batches = list(mixture.batches(samples * epochs))
+    assert len(lines) == sum(map(sum, batches))
 
     accumulation = batch // each // processes
-    steps: list[list[str]] = [[] for _ in range(mixture.steps(samples * epochs))]
+    steps: list[list[str]] = [[] for _ in batches]
     for rank in range(processes):
         sampler = type(
             "Sampler",
@@ -136,6 +137,44 @@ def test_every_global_batch_of_the_hosts_sampler_holds_the_share(
     assert least <= last.count("old") < least + processes
     counts = Counter(text for step in steps for text in step if kind(text) == "new")
     assert counts == {text: epochs for text in current}
+
+
+# Samples, global batch, replayed, epochs, and by hand: own and replayed of each batch.
+EQUAL = [
+    (12, 4, 2, 1, [(2, 2), (2, 2), (2, 2)]),
+    (13, 4, 1, 1, [(3, 1), (3, 1), (3, 1), (0, 1)]),
+    (10, 8, 6, 1, [(2, 6), (0, 2)]),
+    (7, 4, 2, 2, [(2, 2), (2, 2), (2, 2), (1, 1)]),
+    (3, 16, 8, 1, [(1, 2)]),
+]
+
+
+@pytest.mark.parametrize(("samples", "batch", "replayed", "epochs", "expected"), EQUAL)
+def test_at_equal_samples_a_chunk_has_the_steps_that_it_has_without_replay(
+    samples: int, batch: int, replayed: int, epochs: int, expected: list[tuple[int, int]]
+) -> None:
+    mixture = Mixture(batch, replayed, processes=2, equal=True)
+    assert list(mixture.batches(samples * epochs)) == expected
+    current = [line("new", number) for number in range(samples)]
+    old = [line("old", number) for number in range(5)]
+    lines = list(mixed_lines(current, old, mixture, epochs, seed=1))
+    assert len(lines) == samples * epochs
+    found = [
+        Counter(map(kind, lines[start : start + batch])) for start in range(0, len(lines), batch)
+    ]
+    assert [(part["new"], part["old"]) for part in found] == expected
+    counts = Counter(text for text in lines if kind(text) == "new")
+    assert max(counts.values(), default=0) <= epochs
+
+
+def test_at_equal_samples_every_sample_of_the_chunk_may_be_the_one_that_is_left_out() -> None:
+    current = [line("new", number) for number in range(8)]
+    old = [line("old", number) for number in range(4)]
+    counts: Counter[str] = Counter()
+    for seed in range(400):
+        counts.update(mixed_lines(current, old, Mixture(4, 2, equal=True), 1, seed))
+    # Half of the 8 a time: 200 of 400, within five deviations of a binomial.
+    assert all(abs(counts[text] - 200) < 5 * math.sqrt(400 / 4) for text in current)
 
 
 def test_replayed_samples_come_equally_often_and_in_another_order_each_seed() -> None:

@@ -47,6 +47,7 @@ ALIKE = ("lora_attention", "lora_fifth", "lora_tenth", "strlora_ewc")
 # What makes the small stream ask something of a method, over its own defaults.
 SMALL: dict[str, dict[str, Any]] = {
     "er": {"replay": {"memory": 7, "share": 0.5}},
+    "er_equal": {"replay": {"memory": 7, "share": 0.5}},
     "mr_lora": {"pool": {"samples": 4, "epochs": 2, "fallback": "newest"}},
 }
 
@@ -68,6 +69,9 @@ def test_a_method_runs_the_stream_and_goes_on_after_a_kill(
     assert len(different) == len(recipe.trained_chunks)
     assert whole.routing(CHUNKS).is_file() == recipe.routed
     assert whole.router_scores(CHUNKS).is_file() == (method in ROUTED_BY_CHUNK)
+    if method == "er_equal":  # what plain LoRA takes over as many samples
+        steps = [record.steps for record in load_state(whole.state).chunks if record.trained]
+        assert steps == [STEPS] * CHUNKS
     if recipe.routed:
         groups = read_json(whole.routing(CHUNKS))["groups"]
         assert [(group["name"], group["rows"]) for group in groups] == [
