@@ -191,14 +191,22 @@ def prepare(options: argparse.Namespace) -> dict[str, Method]:
     return {name: methods[name] for name in options.methods}
 
 
-def measure(methods: dict[str, Method], options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Returns median step seconds, decode seconds a token and memory in MB of every method."""
+Rounds = dict[str, dict[str, list[float]]]
+
+
+def measure(
+    methods: dict[str, Method], options: argparse.Namespace
+) -> tuple[dict[str, dict[str, float]], Rounds]:
+    """Returns median step seconds, decode seconds a token and memory in MB of every method.
+
+    Behind them the seconds of every repeat, in which the methods took turns.
+    """
     ids = torch.randint(5, 4000, (options.batch, options.seq), device=options.device)
     if options.device == "meta":
         methods.pop("naive", None)  # it asks for values
-        return {name: {"memory": memory(m, ids, options)} for name, m in methods.items()}
+        return {name: {"memory": memory(m, ids, options)} for name, m in methods.items()}, {}
     prompt = ids[:, : min(options.seq, 64)]
-    rounds: dict[str, dict[str, list[float]]] = {m: {"step": [], "decode": []} for m in methods}
+    rounds: Rounds = {m: {"step": [], "decode": []} for m in methods}
     for repeat in range(options.warmup + options.repeats):
         for name, method in methods.items():
             step = train_step(method, ids, options)
@@ -206,7 +214,7 @@ def measure(methods: dict[str, Method], options: argparse.Namespace) -> dict[str
             if repeat >= options.warmup:
                 rounds[name]["step"].append(step)
                 rounds[name]["decode"].append(seconds)
-    return {
+    figures = {
         name: {
             "step": statistics.median(values["step"]),
             "decode": statistics.median(values["decode"]),
@@ -214,6 +222,7 @@ def measure(methods: dict[str, Method], options: argparse.Namespace) -> dict[str
         }
         for name, values in rounds.items()
     }
+    return figures, rounds
 
 
 def profile(methods: dict[str, Method], options: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -306,7 +315,7 @@ def main() -> int:
     if options.cpu_time:
         torch.set_num_threads(1)
     methods = prepare(options)
-    figures = measure(methods, options)
+    figures, rounds = measure(methods, options)
     base = figures["peft_lora"]
     relative = {
         name: {key: round(value / base[key], 4) for key, value in values.items()}
@@ -319,7 +328,7 @@ def main() -> int:
     if options.json:
         settings: dict[str, Any] = {k: v for k, v in vars(options).items() if k != "json"}
         report = {"relative_to_peft_lora": relative, "figures": figures, "settings": settings}
-        report["profile_ms"] = times
+        report |= {"rounds": rounds, "profile_ms": times}
         options.json.write_text(json.dumps({**report, "torch": torch.__version__}, indent=1))
     return 0
 

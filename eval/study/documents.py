@@ -10,7 +10,9 @@ The parts, each with the folders or files that it takes:
     figure FOLDER IMAGE      accuracy of the tasks seen so far, drawn into IMAGE
     machines FOLDER FOLDER   what another machine or library changes
     streams FOLDER           a section for every folder of results below FOLDER
-    finding FOLDER           the finding of every such folder, a sentence each
+    finding FOLDER           the finding of the largest of them in three sentences
+    below FOLDER             the methods that end below plain LoRA
+    goals FOLDER             the goals that were set before, and which of them are met
 
 `methods=lora,er` behind scores or figure leaves the others out, as `run_stream.sh` names them.
 """
@@ -26,12 +28,21 @@ from pathlib import Path
 
 from data_prep.files import write_text
 from eval.charts.figure import counted
-from eval.study import stream_figure, tables
+from eval.compare.names import printed
+from eval.study import goals, stream_figure, tables
 from eval.study.groups import Study, read_study
 
 DOCUMENTS = (Path("README.md"), Path("docs/study.md"))
 RESULTS = Path("docs/results")
-PARTS = {"scores": 1, "figure": 2, "machines": 2, "streams": 1, "finding": 1}  # paths of each
+PARTS = {
+    "scores": 1,
+    "figure": 2,
+    "machines": 2,
+    "streams": 1,
+    "finding": 1,
+    "goals": 1,
+    "below": 1,
+}  # paths of each
 _BLOCK = re.compile(
     r"(?P<head><!-- study: (?P<words>[^\n]+?) -->\n)(?P<body>.*?)(?P<end><!-- study ends -->)",
     re.DOTALL,
@@ -74,6 +85,10 @@ def _block(root: Path, document: Path, made: Made, block: re.Match[str]) -> str:
         body = _streams(first)
     elif part == "finding":
         body = _finding(first)
+    elif part == "below":
+        body = tables.below(read_study(first), printed("lora"))
+    elif part == "goals":
+        body = goals.table(first)
     elif part == "scores":
         body = tables.scores(read_study(first).only(methods))
     elif part == "machines":
@@ -86,11 +101,12 @@ def _block(root: Path, document: Path, made: Made, block: re.Match[str]) -> str:
 def studies(results: Path) -> list[Study]:
     """Return the studies of all folders that hold a CSV, the one with most runs last.
 
-    A folder named NAME_CONFIGURATION holds runs of NAME on another configuration: no study.
+    A folder named NAME-study has streams that chose nothing: those come after all others. One named
+    NAME_CONFIGURATION holds runs of NAME on another configuration: no study.
     """
     folders = sorted(path.parent for path in results.glob("*/*.csv"))
     found = [read_study(folder) for folder in dict.fromkeys(folders) if "_" not in folder.name]
-    return sorted(found, key=lambda study: len(study.runs))
+    return sorted(found, key=lambda study: (study.folder.name.endswith("-study"), len(study.runs)))
 
 
 def _streams(results: Path) -> str:
@@ -100,6 +116,7 @@ def _streams(results: Path) -> str:
 def _sections(results: Path) -> Iterator[str]:
     for study in sorted(studies(results), key=lambda study: study.folder.name):
         yield f"### `{study.folder.name}`"
+        yield f"{tables.winner(study)}."
         yield tables.scores(study, whole=True)
         yield tables.lead_table(study)
         for other in sorted(results.glob(f"{study.folder.name}_*")):
@@ -108,7 +125,12 @@ def _sections(results: Path) -> Iterator[str]:
 
 
 def _finding(results: Path) -> str:
-    return "\n".join(f"- {tables.winner(study)}." for study in studies(results)) or tables.NOTHING
+    found = studies(results)
+    if not found:
+        return tables.NOTHING
+    more = (tables.keepers(found[-1]), goals.summary(results))
+    said = (tables.winner(found[-1]), *(f"{text[0].upper()}{text[1:]}" for text in more))
+    return "\n".join(f"{sentence}." for sentence in said)
 
 
 def _figure(root: Path, document: Path, study: Study, image: Path, made: Made) -> str:

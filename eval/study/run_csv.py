@@ -56,6 +56,12 @@ class KeptRun:
         """
         return all(chunk is None for chunk in self.first)
 
+    @property
+    def given_task(self) -> bool:
+        """Return whether the method was given the task of each question, which others are not."""
+        told = ("tuner.sentence=template", "tuner.sentence=task")
+        return self.method == "oracle" or any(word in self.settings for word in told)
+
     def score(self, key: str) -> float:
         """Return a score of `eval.metrics` over all tasks; NaN where it is not defined."""
         if self.has_no_stream and key != "last":

@@ -46,7 +46,7 @@ def scores(study: Study, whole: bool = False) -> str:
         " In brackets: 95 % t interval of the mean. Minutes: of a run as it ran, beside whatever"
         " else ran."
     )
-    return f"{_table(head, rows)}\n\n{provenance(study)}{more if whole else ''}"
+    return f"{markdown(head, rows)}\n\n{provenance(study)}{more if whole else ''}"
 
 
 def _with_spread(group: Group, key: str, interval: bool) -> str:
@@ -106,7 +106,7 @@ def lead_table(study: Study) -> str:
         f"{ranked[0].name} minus the other, in points, over runs that share the seeds of stream "
         f"and model; paired t tests, p corrected over {counted(len(others), 'method')} (Holm)."
     )
-    return f"{_table(head, rows)}\n\n{note}"
+    return f"{markdown(head, rows)}\n\n{note}"
 
 
 def _lead_cells(lead: Lead) -> list[str]:
@@ -154,6 +154,44 @@ def winner(study: Study) -> str:
     )
 
 
+def keepers(study: Study) -> str:
+    """Return a sentence on the best method that keeps old data, beside the best that keeps none."""
+    ranked = study.ranked()
+    keeping = [g for g in study.groups if g.keeps and g.scores(RANKED_BY)]
+    if not ranked or not keeping:
+        return "no method that keeps old data has a score over a stream here"
+    other, said = keeping[0], []
+    for key in RANKS:
+        (lead,) = leads(ranked[0], [other], key)
+        interval = _lead_cells(lead)[1]
+        sure = f"95 % interval {interval}" if lead.pairs > 1 else interval
+        said.append(f"{SCORE[key].title} {_lead_cells(lead)[0]} ({sure})")
+    return (
+        f"the best of those that keep old data, {other.name} ({other.keeps}), has Avg "
+        f"{percent(other.mean(RANKED_BY))}, Last {percent(other.mean('last'))} (n = "
+        f"{len(other.runs)}); the leader's difference: {', '.join(said)}"
+    )
+
+
+def below(study: Study, name: str) -> str:
+    """Return which methods that were given no task end below one of them in Avg and in Last.
+
+    Each over the runs that share the seeds of stream and run, with the differences.
+    """
+    reference = next((group for group in study.groups if group.name == name), None)
+    if reference is None:
+        return NOTHING
+    others = [g for g in study.groups if g is not reference and not g.runs[0].given_task]
+    columns = [leads(reference, others, key) for key in RANKS]
+    found = [
+        f"{average.other.name} ({signed(-average.difference)} and {signed(-last.difference)}, "
+        f"n = {average.pairs})"
+        for average, last in zip(*columns, strict=True)
+        if min(average.difference, last.difference) > 0
+    ]
+    return f"Below {reference.name} in Avg and in Last, on the same streams: {', '.join(found)}."
+
+
 def machines(first: Study, second: Study) -> str:
     """Return what another machine or library changes: the same runs under two configurations."""
     others = {group.name: group for group in second.groups}
@@ -183,7 +221,7 @@ def machines(first: Study, second: Study) -> str:
         "Avg, in points; mean Last, mean Avg: by how much the mean over runs moves. The order of "
         f"the methods is {order}. Configurations: {configurations}."
     )
-    return f"{_table(head, rows)}\n\n{note}"
+    return f"{markdown(head, rows)}\n\n{note}"
 
 
 def _both(one: Group, other: Group) -> list[tuple]:
@@ -192,6 +230,7 @@ def _both(one: Group, other: Group) -> list[tuple]:
     return [(a, b) for a, b in pairs if b is not None]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Return a table whose first columns are `words`, the others numbers."""
+    lines = [head, [*["---"] * words, *["--:"] * (len(head) - words)], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
