@@ -71,7 +71,7 @@ def stratum(raw: Any) -> str:
     images = raw.get("images") or [raw.get("image")]
     first = images[0] if isinstance(images, list) else images
     folder = "/".join(str(first or "").split("/")[:2])
-    answer = raw.get("answer")
+    answer = raw.get("answer", raw.get("answers"))
     turns = raw.get("messages") or raw.get("conversations")
     if answer is None and isinstance(turns, list) and turns and isinstance(turns[-1], dict):
         answer = turns[-1].get("content", turns[-1].get("value"))

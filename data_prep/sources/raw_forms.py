@@ -41,7 +41,7 @@ ROLES = {
 # Columns with a question and with its answer, tried in this order; `text` may be a context.
 QUESTIONS = ("question", "query", "prompt", "instruction", "problem", "user", "human", "input")
 ANSWERS = ("answer", "response", "completion", "output", "solution", "answers", "assistant", "gpt")
-PAIRS = (*((q, a) for q in QUESTIONS for a in ANSWERS), ("text", "answer"))
+PAIRS = (*((q, a) for q in QUESTIONS for a in ANSWERS), ("text", "answer"), ("text", "answers"))
 _TURNS = ("messages", "conversations", "conversation")
 _IDS = ("id", "question_id", "sample_id")
 _SYSTEM = ("system", "system_prompt")

@@ -202,7 +202,7 @@ def _kind(path: Path) -> str:
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:200].count(0) > 20:
         raise DataError("encoding", f"{path}: UTF-16 or binary; save the file as UTF-8 text")
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    if not start:
+    if not start or b"".join(start[:99].split()) == b"[]":
         raise DataError("empty-file", f"{path}: no samples in it; expected at least one")
     if kind_of_name(path.name) == ".parquet":
         raise DataError("parquet", f"{path}: not a Parquet file, it begins with {shown(head[:12])}")

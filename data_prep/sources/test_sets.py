@@ -50,9 +50,9 @@ class TestSet(Converter):
 
     def finish(self, raw: Any, record: HostSample, number: int) -> HostSample:
         """Return the record as evaluation wants it. Raises DataError for unusable gold."""
-        answer = raw.get("answer")
+        answer = raw.get("answers") if raw.get("answer") is None else raw["answer"]
         if isinstance(answer, list) and (len(answer) > 1 or self.scorer == "caption"):
-            record["references"] = [answer_of("answer", text) for text in answer]
+            record["references"] = [answer_of("answers", text) for text in answer]
         elif self.scorer == "caption":
             record["references"] = [answer_text(record)]
         if "question_id" in raw:

@@ -7,6 +7,7 @@ shares (--mixed) or as a file states (--mixture).
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -74,7 +75,21 @@ def run(
     code = fetch(chosen.repository, args.source, note) if args.download else OK
     if code or args.out is None:
         return code
-    return run_plan(args, partial(_plan, args, chosen), partial(_print_differences, args, chosen))
+    code = run_plan(args, partial(_plan, args, chosen), partial(_print_differences, args, chosen))
+    if code == FAILED:
+        _name_missing_pictures(args, chosen)
+    return code
+
+
+def _name_missing_pictures(args: argparse.Namespace, chosen: Benchmark) -> None:
+    root = _image_root(args, chosen)
+    missing = [
+        name for task in _tasks(args, chosen) for name in checklist.missing_folders(root, task)
+    ]
+    if missing and not args.no_image_check:
+        names = ", ".join(dict.fromkeys(missing))
+        text = "empty or not there; --checklist says where their pictures are had"
+        print(f"below {root}: {names}: {text}", file=sys.stderr)
 
 
 def _plan(args: argparse.Namespace, chosen: Benchmark) -> Plan:
@@ -150,7 +165,9 @@ def _file(source: Path, chosen: Benchmark, task: Task, names: tuple[str, ...]) -
     ]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        where = " or ".join(str(p.relative_to(source)) for p in paths if p.suffix == ".json")
+        there = [place for place in chosen.places if (source / place).is_dir()][:1]
+        places = dict.fromkeys([*(there or chosen.places[:1]), ""])
+        where = " or ".join(str(Path(place) / f"{name}.json") for place in places for name in names)
         others = ",".join(each.name for each in chosen.tasks if each is not task)
         raise DataError(
             "no-data",

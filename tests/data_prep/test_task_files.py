@@ -118,6 +118,31 @@ def test_golds_are_found_where_archives_put_them_and_missed_aloud(
     assert sorted(len(json.loads(line)["images"]) for line in lines) == [0, 1, 1]
 
 
+@pytest.mark.parametrize("place", ["Instruction_Type1", "playground/Instructions_Original"])
+def test_layouts_of_the_other_pages_are_found(place: str, tmp_path: Path) -> None:
+    source = trees.task_files(tmp_path / "coin", COIN, train=3, tests=2)
+    (source / place).parent.mkdir(exist_ok=True)
+    (source / "Instructions_Original").rename(source / place)
+    (source / "cl_dataset").rename(source / "datasets")
+    assert convert(coin, source, tmp_path / "c", "--order", "GQA,VQAv2") == 0
+    source = trees.task_files(tmp_path / "ucit", UCIT, train=3, tests=2)
+    (source / "instructions/CLEVR").rename(source / "CLEVR-Math")  # MCITlib's
+    assert convert(ucit, source, tmp_path / "u", "--order", "CLEVR") == 0
+
+
+def test_answers_of_several_annotators_count_under_either_name(tmp_path: Path) -> None:
+    source = trees.task_files(tmp_path / "coin", COIN, train=3, tests=2)
+    path = source / "Instructions_Original/VizWiz/val.json"
+    rows = json.loads(path.read_text())
+    for row in rows:
+        del row["answer"]
+        row["answers"] = [{"answer": "unanswerable"}, {"answer": "a mug"}]
+    trees.write_json(path, rows)
+    assert convert(coin, source, tmp_path / "s", "--order", "VizWiz", "--limit", "2") == 0
+    record = open_stream(tmp_path / "s").test_records("VizWiz")[0]
+    assert record["references"] == ["unanswerable", "a mug"]
+
+
 def test_mixed_chunks_by_shares_and_as_a_file_states(
     sources: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -137,6 +162,8 @@ def test_mixed_chunks_by_shares_and_as_a_file_states(
     ("file", "content", "code", "said"),
     [
         ("ArxivQA/train_4w.json", None, 2, "no instructions/ArxivQA/train_4w.json"),
+        ("ArxivQA/train_4w.json", " [ ] ", 2, "train_4w.json: no samples in it"),
+        ("ArxivQA/test_3000.json", "[]", 2, "test_3000.json: no samples in it"),
         ("ArxivQA/train_4w.json", '[{"id": "1", "ima', 1, "ArxivQA/train_4w.json"),
         ("ArxivQA/train_4w.json", '[{"id": "1", "image": "ArxivQA/images/train_000000.jpg"}]', 1,
          "train_4w.json: sample 1: found the keys: id, image; expected"),
@@ -148,7 +175,8 @@ def test_mixed_chunks_by_shares_and_as_a_file_states(
         ("VizWiz/val_coco_type_3000.json", '{"images": [], "annotations": []}', 1,
          "has no answer for image 'VizWiz/val/test_000000.jpg'"),
     ],
-    ids=["missing", "cut", "key", "image", "no-captions", "captions-form", "captions-part"],
+    ids=["missing", "none", "no-test", "cut", "key", "image", "no-captions", "captions-form",
+         "captions-part"],
 )  # fmt: skip
 def test_what_is_wrong_is_named_and_nothing_is_written(
     file: str, content: str | None, code: int, said: str, tmp_path: Path,
@@ -186,6 +214,17 @@ def test_the_checklist_says_what_is_there_and_how_many(
     said = capsys.readouterr().out
     assert "  MISSING  ImageNet   ImageNet_withlabel/val\n" in said
     assert "134,883 pictures in all: https://www.image-net.org" in said
+
+
+def test_an_image_set_that_is_not_there_is_named_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = trees.task_files(tmp_path / "ucit", UCIT, train=3, tests=2)
+    (source / "datasets/CLEVR").rename(source / "datasets/Clevr")
+    assert convert(ucit, source, tmp_path / "s", "--order", "CLEVR,ArxivQA") == 1
+    said = capsys.readouterr().err
+    assert f"below {source}/datasets: CLEVR/images/train, CLEVR/images/val: empty or not" in said
+    assert "--checklist says where" in said
 
 
 def test_each_answer_keeps_its_share_in_a_subset() -> None:
