@@ -123,7 +123,7 @@ FILES = [
     ("a.json", f"[{ITEM}] x".encode(), "a.json: sample 2", "text after the array: 'x'; expected"),
     ("a.json", f"[{ITEM},]".encode(), "a.json: sample 2", "a comma before the closing bracket"),
     ("a.json", b"[1, 2]", "a.json: sample 1", "found 1 (int), expected a JSON object [not-object]"),
-    ("a.json", b"[]", "error: a.json", "no samples to train on; expected at least one"),
+    ("a.json", b"[]", "error: a.json", "no samples in it; expected at least one"),
     ("a.json", f'[{{"text": "a", "answer": NaN}}, {ITEM}]'.encode(), "a.json: sample 1",
      "found NaN, which is not JSON; write null or leave it out [json-constant]"),
     ("a.csv", b"question,answer\na,b\na,b,c\n", "a.csv:3",
