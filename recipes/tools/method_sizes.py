@@ -82,3 +82,4 @@ def sizes_text(rows: Sequence[MethodSize]) -> Iterator[str]:
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
         sizes = f"{row.trained / 1e6:8.3f} M {ratio:>9} {row.stored / 1e6:15.3f} M"
         yield f"  {row.method:<24} {rank:>6} {sizes}"
+    yield "which to take: README.md, 'Which method'; what is shown of each: docs/study.md"

@@ -35,7 +35,8 @@ class GroupRecord(TypedDict):
         use: mean weight of every expert over the tokens (stage 2).
         selected: share of rows in which every expert was kept (stage 1).
         task_entropy, token_entropy: of stage 1 and of stage 2, in nats.
-        sets: share of rows by the set of kept experts; bit e of the mask stands for expert e.
+        sets: share of rows by the set of kept experts; bit e of the mask stands for expert e;
+            beyond 52 experts any number that stands for the set.
     """
 
     name: str
@@ -51,8 +52,8 @@ class InstructionRecord(TypedDict):
     """One distinct instruction: its group, its rows, its vector on the first components.
 
     Attributes:
-        kept: by layer the set of experts that it keeps, bit e for expert e; null where its rows
-            kept different ones. Records of before November 2026 lack the list.
+        kept: by layer the set of experts that it keeps, as in `sets`; null where its rows kept
+            different ones. Records of before November 2026 lack the list.
     """
 
     text: str

@@ -23,6 +23,7 @@ from strlora_tuner.routing_record.probe import Probe
 from strlora_tuner.training_loop import tuner_of
 
 MOST_TEXTS = 48  # distinct instructions a task whose vectors are kept
+MOST_BITS = 52  # of a whole number that float64 holds exactly, and its sums
 MIXED = -1  # no set of experts: rows of one instruction kept different ones
 
 
@@ -35,7 +36,7 @@ class LayerSums:
         task_entropy, token_entropy: (G), in nats, of stage 1 and stage 2 (mean over tokens).
         mean, second: (G, r) and (G, r, r), first and second moment of the weighted activations
             g_e A_e x over the row's tokens.
-        sets: weight of every set of kept experts, by its bit mask: {mask: (G)}.
+        sets: weight of every set of kept experts, by its :func:`set_codes`: {code: (G)}.
     """
 
     use: Tensor
@@ -96,7 +97,7 @@ class LayerSums:
 class Text:
     """One distinct instruction: its rows, their weight in every group, the sum of its vectors.
 
-    `kept` has by layer the bit mask of the experts that all its rows kept, or :data:`MIXED`.
+    `kept` has by layer the code of the experts that all its rows kept, or :data:`MIXED`.
     """
 
     text: str
@@ -117,6 +118,22 @@ class Text:
         together = Text(self.text, self.rows + more.rows, groups, vector, self.kept)
         together.keep(more.kept)
         return together
+
+
+def set_codes(kept: Tensor) -> Tensor:
+    """Returns each row's set of kept experts (B, E) as a whole number (B) in float64.
+
+    Up to 52 experts it is the bit mask. Of more, which float64 does not hold, a sum of fixed random
+    numbers that is still exact: that two sets have the same one has a chance of 2^-44 or less.
+    """
+    experts = kept.shape[-1]
+    if experts <= MOST_BITS:
+        bits = 2 ** torch.arange(experts, dtype=torch.float64)
+    else:
+        most = 2 ** (MOST_BITS - experts.bit_length())
+        generator = torch.Generator().manual_seed(experts)
+        bits = torch.randint(most, (experts,), generator=generator).double()
+    return kept.double() @ bits.to(kept.device)
 
 
 def text_order(text: str) -> str:
@@ -218,9 +235,7 @@ class RoutingRecorder:
         sums = self.layers[name]
         routed = Routed(*(part[::step].float() for part in routed))
         sums.add(self._weights.to(x.device), hidden, routed)
-        # A set as one whole number, which float64 holds exactly for up to 53 experts.
-        bits = 2 ** torch.arange(routed.kept.shape[-1], device=x.device, dtype=torch.float64)
-        self._codes[name] = routed.kept.double() @ bits
+        self._codes[name] = set_codes(routed.kept)
 
     def _begin(self, ids: Tensor | None, x: Tensor) -> None:
         """Finds the instructions of a new prompt (B, L) and their weights in the groups (B, G)."""

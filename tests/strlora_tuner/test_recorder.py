@@ -11,7 +11,7 @@ from strlora_tuner.methods.strlora.ablation import ablate, ablation_names
 from strlora_tuner.routing_record.file import routing_content
 from strlora_tuner.routing_record.format import instruction_key
 from strlora_tuner.routing_record.probe import Probe, load_probe
-from strlora_tuner.routing_record.recorder import MOST_TEXTS, RoutingRecorder, Sums
+from strlora_tuner.routing_record.recorder import MOST_TEXTS, RoutingRecorder, Sums, set_codes
 from strlora_tuner.training_loop import tuner_of
 from tests.strlora_tuner.models import END, PAD, USER, adapted, text_model
 
@@ -123,6 +123,21 @@ def test_several_processes_count_what_one_does(tmp_path):
         part.sums().save(tmp_path / str(number))
     together = Sums.load(tmp_path / "0") + Sums.load(tmp_path / "1")
     assert routing_content(parts[0], together) == routing_content(whole, whole.sums())
+
+
+@pytest.mark.parametrize("experts", [52, 53, 64, 128])
+def test_a_set_of_any_number_of_experts_has_a_code_of_its_own(experts):
+    few = torch.tensor([[True, False, True]])
+    assert set_codes(few).tolist() == [5.0]
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.randint(2, (4000, experts), generator=generator).bool()
+    kept[0], kept[1] = True, False
+    kept[2 : 2 + experts] = ~torch.eye(experts, dtype=torch.bool)  # all but one
+    codes = set_codes(kept)
+    assert len(set(codes.tolist())) == len({tuple(row) for row in kept.tolist()}) == 4000
+    assert torch.equal(codes, codes.long().double())
+    assert float(codes.max()) < 2**53
+    assert torch.equal(set_codes(kept[5:6]), codes[5:6])
 
 
 def test_the_sets_that_every_instruction_keeps():

@@ -57,6 +57,12 @@ class SignedExperts(ExpertBank):
     def _draw(self, seed: int) -> Tensor:
         return draw_map(seed, self.config.num_experts, self.hidden_size)
 
+    def take_map(self, other: SignedExperts) -> None:
+        """Has the map of another layer from now on."""
+        self.map_seed.copy_(other.map_seed)
+        self.map_check.copy_(other.map_check)
+        self.forget_map()
+
     def forget_map(self) -> None:
         """Has the map drawn anew from the seed: another one may have been loaded."""
         self._map = self._fixed = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from strlora_tuner.core.model import RoutedModel
 from strlora_tuner.methods.strlora.instruction_statistics import InstructionStatistics
 from strlora_tuner.methods.strlora_signed.layer import SignedExperts
@@ -14,6 +16,13 @@ class Model(RoutedModel):
 
     bank_class = SignedExperts
     state_class = InstructionStatistics
+
+    def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        super()._post_injection_hook(model, config, adapter_name)
+        if config.map_scope == "block":
+            first: dict[str, SignedExperts] = {}
+            for name, bank in self.mixtures(adapter_name):
+                bank.take_map(first.setdefault(name.rpartition(".")[0], bank))
 
     def after_optimizer_step(self) -> None:
         """Merges the step's instruction statistics, unless they rest."""

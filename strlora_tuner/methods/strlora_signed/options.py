@@ -7,8 +7,6 @@ from typing import Any, ClassVar, Literal
 
 from strlora_tuner.options import AdapterOptions, option
 
-# Of a layer: in the routing record a set of experts is a bit mask, which a float64 must hold.
-MOST_EXPERTS = 52
 USUAL_EXPERTS = 32
 
 
@@ -16,7 +14,7 @@ USUAL_EXPERTS = 32
 class Options(AdapterOptions):
     """LoRA whose rows the instruction turns on and off, or over, by a map that never trains."""
 
-    structure: ClassVar[tuple[str, ...]] = ("expert_rank",)
+    structure: ClassVar[tuple[str, ...]] = ("expert_rank", "map_scope")
     scheduled: ClassVar[tuple[str, ...]] = ("instruction_statistics", "instruction_count")
     layer_tensors: ClassVar[tuple[str, ...]] = ("A", "B", "map_seed", "map_check")
     state_tensors: ClassVar[tuple[str, ...]] = ("count", "mean", "spread", "teacher_steps")
@@ -30,6 +28,12 @@ class Options(AdapterOptions):
         ge=0,
         description="Rows of A that share a gate: E = rank / expert_rank experts. 0: one, or as "
         f"many as keep E at {USUAL_EXPERTS}.",
+    )
+    map_scope: Literal["layer", "block"] = option(
+        "layer",
+        description="Whose random map it is. layer: each wrapped layer has its own. block: one for "
+        "all of an attention or feed-forward block, so that q, k, v and o (or gate, up and down) "
+        "turn the same rows.",
     )
     keep: float = option(
         0.5, gt=0, lt=1, description="With gate topk: the share k / E of experts that are kept."
@@ -54,11 +58,6 @@ class Options(AdapterOptions):
             return [
                 f"expert_rank = {options.expert_rank or rows} does not divide rank = "
                 f"{options.rank}: every expert has as many rows"
-            ]
-        if options.rank // rows > MOST_EXPERTS:
-            return [
-                f"expert_rank = {options.expert_rank} makes {options.rank // rows} experts of rank "
-                f"= {options.rank}, the routing record holds {MOST_EXPERTS}: use 0 or a multiple"
             ]
         return []
 

@@ -89,6 +89,26 @@ def test_every_layer_has_a_map_of_its_own() -> None:
     assert len({bank.gate_map().numpy().tobytes() for bank in banks}) == len(banks)
 
 
+def test_the_layers_of_a_block_may_share_a_map(tmp_path: Path) -> None:
+    model = adapted(text_model(), METHOD, map_scope="block")
+    blocks: dict[str, set[int]] = {}
+    for name, bank in tuner_of(model).mixtures():
+        blocks.setdefault(name.rpartition(".")[0], set()).add(int(bank.map_seed))
+    assert {name.rpartition(".")[2] for name in blocks} == {"self_attn", "mlp"}
+    assert [len(seeds) for seeds in blocks.values()] == [1] * len(blocks)
+    assert len(set.union(*blocks.values())) == len(blocks) > 2
+    found = logits(model)
+    gates = {}
+    for name, bank in tuner_of(model).mixtures():
+        gates.setdefault(name.rpartition(".")[0], []).append(bank.last_gates)
+    for block in gates.values():
+        assert len(block) > 1
+        assert all(torch.equal(block[0], other) for other in block)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(text_model(), tmp_path)
+    torch.testing.assert_close(logits(loaded), found, rtol=0, atol=0)
+
+
 def test_without_an_instruction_it_is_plain_lora() -> None:
     """The same A and B in PEFT's own LoRA give the same logits, bit for bit but for rounding."""
     torch.manual_seed(0)
@@ -182,7 +202,8 @@ def test_the_mean_of_instructions_rests_after_so_many() -> None:
         ({"rank": 48, "expert_rank": 1}, 48, None),
         ({"rank": 16, "expert_rank": 3}, None, "does not divide rank = 16"),
         ({"rank": 33}, None, "does not divide rank = 33"),
-        ({"rank": 64, "expert_rank": 1}, None, "makes 64 experts"),
+        ({"rank": 64, "expert_rank": 1}, 64, None),
+        ({"rank": 16, "map_scope": "model"}, None, "one of 'layer', 'block'"),
         ({"rank": 16, "keep": 1.0}, None, "keep = 1.0"),
         ({"rank": 16, "gate": "soft"}, None, "one of 'sign', 'topk'"),
     ],
