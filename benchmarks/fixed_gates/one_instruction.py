@@ -1,6 +1,6 @@
 """What `export --instruction` loses on prompts of another text: an adapter beside its LoRAs.
 
-    python benchmarks/one_instruction.py runs/tiny-strlora_signed --stream data/mini-tiny
+    python benchmarks/fixed_gates/one_instruction.py RUN --stream data/mini-tiny
 
 For every task three plain LoRAs are written as the export writes them: for the first test question
 (`question`), for the part that all its texts end with, alone (`template`), and for the first
@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from peft import PeftConfig, PeftModel

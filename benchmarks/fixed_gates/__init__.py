@@ -1,0 +1,1 @@
+"""What fixed gates share, and what one LoRA for one instruction loses."""
