@@ -12,6 +12,7 @@ The parts, each with the folders or files that it takes:
     streams FOLDER           a section for every folder of results below FOLDER
     finding FOLDER           the finding of the largest of them in three sentences
     below FOLDER             the methods that end below plain LoRA
+    routing FOLDER           measures of routing beside what was forgotten
     goals FOLDER             the goals that were set before, and which of them are met
 
 `methods=lora,er` behind scores or figure leaves the others out, as `run_stream.sh` names them.
@@ -29,7 +30,7 @@ from pathlib import Path
 from data_prep.files import write_text
 from eval.charts.figure import counted
 from eval.compare.names import printed
-from eval.study import goals, stream_figure, tables
+from eval.study import goals, routing_table, stream_figure, tables
 from eval.study.groups import Study, read_study
 
 DOCUMENTS = (Path("README.md"), Path("docs/study.md"))
@@ -42,6 +43,7 @@ PARTS = {
     "finding": 1,
     "goals": 1,
     "below": 1,
+    "routing": 1,
 }  # paths of each
 _BLOCK = re.compile(
     r"(?P<head><!-- study: (?P<words>[^\n]+?) -->\n)(?P<body>.*?)(?P<end><!-- study ends -->)",
@@ -87,6 +89,8 @@ def _block(root: Path, document: Path, made: Made, block: re.Match[str]) -> str:
         body = _finding(first)
     elif part == "below":
         body = tables.below(read_study(first), printed("lora"))
+    elif part == "routing":
+        body = routing_table.table(read_study(first))
     elif part == "goals":
         body = goals.table(first)
     elif part == "scores":

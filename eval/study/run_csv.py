@@ -16,7 +16,9 @@ from eval.metrics import SCORE, Array
 
 RUN = ("method", "seed", "stream_seed", "settings", "keeps", "trained", "stored")
 ROW = ("chunk", "task", "first", "score", "n", "train_seconds", "eval_seconds")
-COLUMNS = (*RUN, *ROW, "git", "machine")
+# Of a task after a chunk, of methods that route; CSVs of before December 2026 lack them.
+ROUTING = ("nmi", "kept_sets_changed", "drift")
+COLUMNS = (*RUN, *ROW, "git", "machine", *ROUTING)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class KeptRun:
         stored: numbers kept to answer after the last chunk, in millions; NaN: not known.
         values: a[chunk, task], scores of 0 to 1; NaN: not evaluated.
         first: for each task the first chunk that held it; None: none did.
+        routing: by measure its values, (chunk, task) like `values`; NaN: not recorded.
         seconds: of training and evaluation.
     """
 
@@ -44,6 +47,7 @@ class KeptRun:
     values: Array
     tasks: list[str]
     first: list[int | None]
+    routing: dict[str, Array]
     seconds: float
     git: str
     machine: str
@@ -90,10 +94,13 @@ def _run(path: Path, rows: list[dict[str, str]]) -> KeptRun:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     values = np.full((1 + max(int(row["chunk"]) for row in rows), len(tasks)), np.nan)
     first: list[int | None] = [None] * len(tasks)
+    routing = {name: np.full_like(values, np.nan) for name in ROUTING}
     seconds = {}
     for row in rows:
         column = tasks.index(row["task"])
         values[int(row["chunk"]), column] = float(row["score"])
+        for name, of_task in routing.items():
+            of_task[int(row["chunk"]), column] = _number(row.get(name) or "")
         first[column] = int(row["first"]) if row["first"] else None
         seconds[row["chunk"]] = float(row["train_seconds"]) + float(row["eval_seconds"])
     one = rows[0]
@@ -109,6 +116,7 @@ def _run(path: Path, rows: list[dict[str, str]]) -> KeptRun:
         values=values,
         tasks=tasks,
         first=first,
+        routing=routing,
         seconds=sum(seconds.values()),
         git=one["git"],
         machine=one["machine"],

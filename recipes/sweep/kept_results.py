@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,10 @@ from data_prep.stream import open_stream
 from eval.compare.costs import stored_millions, trainable_millions
 from eval.compare.runs import kept_data
 from eval.matrix import load_matrix
-from eval.study.run_csv import COLUMNS
+from eval.metrics import mean_over
+from eval.routing.diagnosis import drift, kept_changes
+from eval.routing.record import load_routing
+from eval.study.run_csv import COLUMNS, ROUTING
 from recipes.config.schema import Recipe
 from recipes.run_folder.manifest import read_manifest
 from recipes.run_folder.state import load_state
@@ -51,6 +54,7 @@ def _as_csv(cell: Cell) -> str:
     of_run = [recipe.method, recipe.seed, recipe.data.seed, settings, keeps, *sizes]
     first = _first_seen(recipe)
     matrix = load_matrix(cell.layout.matrix)
+    routing = _routing(cell, matrix.tasks)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
@@ -60,9 +64,24 @@ def _as_csv(cell: Cell) -> str:
         score, n = f"{matrix.values[chunk, task]:.6f}", int(matrix.samples[chunk, task])
         took = [round(record.train_seconds, 1), round(record.eval_seconds, 1)]
         where = [f"{manifest['git'].get('sha')}{whole}", machine]
+        where += routing.get((int(chunk), task_name), [""] * len(ROUTING))
         of_task = [task_name, first.get(task_name, "")]
         rows.writerow([*of_run, int(chunk), *of_task, score, n, *took, *where])
     return text.getvalue()
+
+
+def _routing(cell: Cell, tasks: Sequence[str]) -> dict[tuple[int, str], list[str]]:
+    """By chunk and task what the columns `ROUTING` hold; nothing where nothing was recorded."""
+    paths = {int(path.parent.name): path for path in cell.layout.root.glob("chunks/*/routing.json")}
+    course = {chunk: load_routing(path, tasks) for chunk, path in sorted(paths.items())}
+    moves = [kept_changes(course, tasks), drift(course, tasks)]
+    found = {}
+    for row, (chunk, routing) in enumerate(course.items()):
+        nmi = float(mean_over(routing.nmi))
+        for column, task in enumerate(tasks):
+            values = [nmi, *(float(move[row, column]) for move in moves)]
+            found[chunk, task] = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
+    return found
 
 
 def _first_seen(recipe: Recipe) -> Mapping[str, int]:

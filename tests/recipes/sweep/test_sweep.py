@@ -158,6 +158,25 @@ def finish(cell: Cell, score: float) -> None:
     save_state(cell.layout.state, RunState(records, 1, finished=True))
 
 
+def recorded(first: float) -> dict[str, object]:
+    """A routing.json of two layers and experts; one layer's kept set follows `first`."""
+    group = {
+        "name": "Fin",
+        "rows": 4.0,
+        "use": [[first, 1 - first]] * 2,
+        "selected": [[1.0, 1.0]] * 2,
+        "task_entropy": [0.0, 0.0],
+        "token_entropy": [0.0, 0.0],
+        "sets": [{"3": 1.0}] * 2,
+    }
+    kept = [3, 1 if first < 0.5 else 2]
+    question = {"text": "Up or down?", "group": "Fin", "rows": 4, "vector": [0.0], "kept": kept}
+    return {
+        "format": 2, "layers": ["a", "b"], "num_experts": 2, "top_k": 1, "rows": 4.0,
+        "groups": [group], "cka": [[], []], "instructions": [question],
+    }  # fmt: skip
+
+
 def test_a_run_whose_csv_is_kept_is_not_run_again(
     toy_yaml: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,13 +191,21 @@ def test_a_run_whose_csv_is_kept_is_not_run_again(
         manifest = {"git": {"sha": "1234", "dirty": True}, "hardware": hardware}
         manifest |= {"threads": 1, "environment": {"ATEN_CPU_CAPABILITY": "avx2"}}
         cell.layout.manifest.write_text(json.dumps(manifest), encoding="utf-8")
+    routed = sweep.cells[1].layout.routing
+    for chunk, first in ((0, 0.25), (1, 0.75)):
+        routed(chunk).parent.mkdir(parents=True, exist_ok=True)
+        routed(chunk).write_text(json.dumps(recorded(first)), encoding="utf-8")
     keep_results(sweep)
     kept = (results / "lora-seed1-alpha=8.csv").read_text(encoding="utf-8").splitlines()
     assert kept[0] == "method,seed,stream_seed,settings,keeps,trained,stored,chunk,task,first," + (
-        "score,n,train_seconds,eval_seconds,git,machine"
+        "score,n,train_seconds,eval_seconds,git,machine,nmi,kept_sets_changed,drift"
     )
     where = '1234+,"2 cores EPYC, 2 x A, threads 1, ATEN_CPU_CAPABILITY=avx2"'
-    assert kept[2] == f"lora,1,0,tuner.alpha=8,,,,1,Fin,1,0.250000,4,9.0,3.0,{where}"
+    scored = f"lora,1,0,tuner.alpha=8,,,,1,Fin,1,0.250000,4,9.0,3.0,{where}"
+    assert kept[2] == f"{scored},,0.500000,0.500000", "one task has no mutual information"
+    assert kept[1].endswith(f"{where},,,"), "nothing was before the first"
+    plain = (results / "lora-seed0-alpha=8.csv").read_text(encoding="utf-8").splitlines()
+    assert plain[2].endswith(f",4,9.0,3.0,{where},,,"), "no routing, no values"
 
     shutil.rmtree(folder)
     assert main(words) == 0

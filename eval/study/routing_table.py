@@ -1,0 +1,77 @@
+"""Does routing that moves go with forgetting: measures of routing beside what was forgotten."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy import stats
+
+from eval.charts.figure import percent, ratio
+from eval.metrics import Array, forgetting_by_task, mean_over
+from eval.significance import over_runs
+from eval.study.groups import Study
+from eval.study.run_csv import KeptRun
+from eval.study.tables import UNKNOWN, markdown
+
+MOVES = {"kept_sets_changed": "kept sets that change", "drift": "drift"}
+FEWEST = 3  # tasks of which a rank correlation says anything
+NOTHING = "No committed run has measures of routing yet; the CSVs of routed methods hold them now."
+
+
+def table(study: Study) -> str:
+    """Return each routed method's measures, and how they go with forgetting inside its runs."""
+    rows = []
+    for group in study.groups:
+        if not any(np.isfinite(run.routing["nmi"]).any() for run in group.runs):
+            continue
+        nmi = [float(mean_over(run.routing["nmi"].ravel())) for run in group.runs]
+        row = [group.name, str(len(group.runs)), ratio(float(mean_over(np.array(nmi))), 2)]
+        row += [_mean(group.runs, name) for name in MOVES]
+        row += [_with_interval([correlation(run, name) for run in group.runs]) for name in MOVES]
+        rows.append(row)
+    if not rows:
+        return NOTHING
+    head = ["method", "n", "NMI of task and kept set", *MOVES.values()]
+    head += [f"{name} and forgetting" for name in MOVES.values()]
+    return (
+        f"{markdown(head, rows)}\n\nFrom one recorded chunk to the next, in percent, means over "
+        "chunks and tasks; drift: share of a task's expert weight that moved to other experts. The "
+        "last two: Spearman's rank correlation over the tasks of a run, mean over the n runs with "
+        f"its 95 % t interval; of runs with {FEWEST} tasks or more that can forget."
+    )
+
+
+def correlation(run: KeptRun, measure: str) -> float:
+    """Return the rank correlation, over tasks, of what moved and what was forgotten.
+
+    NaN where fewer than three tasks have both, or one of the two is the same for all.
+    """
+    moved = _by_task(run, measure)
+    forgotten = forgetting_by_task(run.values, run.first)
+    known = np.isfinite(moved) & np.isfinite(forgotten)
+    moved, forgotten = moved[known], forgotten[known]
+    if known.sum() < FEWEST or np.ptp(moved) == 0 or np.ptp(forgotten) == 0:
+        return math.nan
+    return float(stats.spearmanr(moved, forgotten).statistic)
+
+
+def _by_task(run: KeptRun, measure: str) -> Array:
+    """Return a measure's mean over the chunks after each task's first, (tasks)."""
+    values = run.routing[measure].copy()
+    for task, first in enumerate(run.first):
+        values[: len(values) if first is None else first + 1, task] = np.nan
+    return mean_over(values, axis=0)
+
+
+def _mean(runs: list[KeptRun], measure: str) -> str:
+    return percent(float(mean_over(np.concatenate([_by_task(run, measure) for run in runs]))))
+
+
+def _with_interval(values: list[float]) -> str:
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return UNKNOWN
+    low, high = over_runs(known).interval
+    mean = f"{float(np.mean(known)):+.2f}"
+    return mean if math.isnan(low) else f"{mean} [{low:+.2f}, {high:+.2f}]"
