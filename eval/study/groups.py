@@ -75,7 +75,8 @@ class Study:
         """Return the methods that keep no data and ran on most of the streams, best mean Avg first.
 
         One with half of the runs or fewer is in the tables, but not ranked: luck would choose it.
-        One that is given the task of a question is a bound.
+        One that is given the task of a question is a bound. The means are over the streams that all
+        of them ran on, if there are any: an easier stream fewer makes nobody better.
         """
         without = [
             group
@@ -83,7 +84,12 @@ class Study:
             if not group.keeps and not group.runs[0].given_task and group.scores(RANKED_BY)
         ]
         most = max((len(group.runs) for group in without), default=0)
-        return [group for group in without if 2 * len(group.runs) > most]
+        often = [group for group in without if 2 * len(group.runs) > most]
+        scores = [group.scores(RANKED_BY) for group in often]
+        shared = set.intersection(*map(set, scores)) if scores else set()
+        means = [np.mean([known[pair] for pair in shared or known]) for known in scores]
+        order = sorted(range(len(often)), key=lambda place: -means[place])
+        return [often[place] for place in order]
 
 
 class Lead(NamedTuple):

@@ -106,6 +106,18 @@ def test_a_method_on_more_than_half_of_the_streams_is_ranked(tmp_path: Path) -> 
     )
 
 
+def test_a_harder_stream_more_costs_nobody_the_lead(tmp_path: Path) -> None:
+    """Method b has the higher mean, 64 and 60, and is behind on both streams that it ran on."""
+    for seed, level in enumerate((50, 60, 70)):
+        keep(tmp_path, "a", seed, [(0, 0), *[(level, level)] * 3])
+        if seed:
+            keep(tmp_path, "b", seed, [(0, 0), *[(level - 1, level - 1)] * 3])
+    study = read_study(tmp_path)
+    assert [group.name for group in study.groups] == ["b", "a"]
+    assert [group.name for group in study.ranked()] == ["a", "b"]
+    assert "a leads the methods that keep no data with Avg 60.0" in tables.winner(study)
+
+
 def test_p_is_corrected_over_the_methods(tmp_path: Path) -> None:
     three_runs(tmp_path)
     for seed, less in enumerate((10, 11, 15)):
