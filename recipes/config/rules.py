@@ -106,6 +106,7 @@ def _identity_problems(recipe: Recipe) -> Iterator[str]:
     yield from _preset_problems(recipe)
     always = recipe.definition.always
     kept = [(f"tuner.{k}", recipe.tuner.get(k), v) for k, v in always.get("tuner", {}).items()]
+    kept += [(f"eval.{k}", getattr(recipe.eval, k), v) for k, v in always.get("eval", {}).items()]
     factor = always.get("schedule", {}).get("later", {}).get("rate_factor")
     if factor is not None:
         kept.append(("schedule.later.rate_factor", recipe.schedule.later.rate_factor, factor))
@@ -234,7 +235,19 @@ def _lwf_problems(recipe: Recipe) -> Iterator[str]:
             f"method = {recipe.method} has nothing for lwf to act on: every chunk has tensors that "
             "the adapter before lacks; set lwf: null"
         )
+    for key in WITHOUT_LABELS_OR_LOGITS:
+        if (value := recipe.swift.get(key)) and (key, value) != ("sequence_parallel_size", 1):
+            yield (
+                f"swift.{key} = {shown(value)} with lwf: the host then hands on no labels or no "
+                "logits, which lwf compares; leave it out"
+            )
     yield from _stream_only(recipe, "lwf")
+
+
+WITHOUT_LABELS_OR_LOGITS = (
+    *("label_smoothing_factor", "enable_dft_loss", "enable_channel_loss", "loss_type"),
+    *("sequence_parallel_size", "use_liger_kernel"),
+)
 
 
 def _pool_problems(recipe: Recipe) -> Iterator[str]:

@@ -144,6 +144,19 @@ def test_a_mistake_in_a_method_file_is_named_with_its_line(
         (["method=oracle", "start_from=runs/x"], "belong to the tasks of the stream"),
         (["method=olora", "lwf.weight=3"], "method: method = olora has nothing for lwf"),
         (["method=lwf", "launcher.deepspeed=zero3"], "launcher.deepspeed = zero3 with lwf"),
+        (
+            ["method=lwf", "swift.enable_dft_loss=true"],
+            "swift.enable_dft_loss = True with lwf: the",
+        ),
+        (
+            ["method=lwf", "swift.label_smoothing_factor=0.1"],
+            "label_smoothing_factor = 0.1 with lw",
+        ),
+        (["method=lwf", "swift.use_liger_kernel=true"], "swift.use_liger_kernel = True with lwf"),
+        (
+            ["method=same_released", "eval.batch_size=8"],
+            "batch_size = 8 makes method same_released",
+        ),
         (["method=olora", "ewc.weight=3"], "method: method = olora has nothing for ewc"),
         (["method=lora_attention", "tuner.targets=mlp"], "tuner.targets = mlp makes method lora_a"),
         (
