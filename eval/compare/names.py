@@ -24,6 +24,7 @@ PRINTED = {
     "mr_lora": "MR-LoRA",
     "olora": "O-LoRA",
     "oracle": "Oracle (task given)",
+    "oracle (given the task: upper bound of routing)": "Oracle (task given: upper bound)",
     "same": "SAME",
     "same_released": "SAME (released)",
     "smolora": "SMoLoRA",

@@ -134,6 +134,7 @@ def test_a_method_that_is_told_the_task_is_labelled(good: Path, tmp_path: Path) 
     label = "smolora (given the task: upper bound of routing)"
     assert compare([good]).names[-1] == label
     assert f"{label} on" in write_report(good).read_text("utf-8")
+    assert printed(label.replace("smolora", "oracle")) == "Oracle (task given: upper bound)"
     manifest["tuner"]["sentence"] = "prompt"
     write_json(good / "manifest.json", manifest)
     assert compare([good]).names[-1] == "smolora"
