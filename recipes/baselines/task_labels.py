@@ -18,7 +18,9 @@ from eval.routing.record import instruction_key_of
 INSTEAD = "take a method that needs no task labels (smolora: tuner.sentence: prompt)"
 
 
-def write_label_table(stream: Stream, chunks: int, sentence: str, path: Path) -> list[str]:
+def write_label_table(
+    stream: Stream, chunks: int, sentence: str, path: Path, experts: int | None = None
+) -> list[str]:
     """Writes {text: what is embedded} of the first `chunks` chunks and of the test sets.
 
     Returns what the texts could not tell: those of several tasks, where `number` gives them to the
@@ -31,10 +33,11 @@ def write_label_table(stream: Stream, chunks: int, sentence: str, path: Path) ->
         sentence: `task`: the task's name. `template`: the lines that all texts of the task begin
             with and those that all end with (words, if no line), which several tasks may share.
             `number`: from 0, in the order in which the chunks bring the tasks, and the name.
+        experts: how many tasks there may be; None: any number.
 
     Raises:
-        StreamError: a sample has no task, a text has two labels (`task` and `template`), or a task
-            has no template.
+        StreamError: a sample has no task, a text has two labels (`task` and `template`), a task
+            has no template, or there are more tasks than experts.
     """
     names = [stream.chunk(index).file for index in range(1, chunks + 1)]
     names += [stream.task(task).test.file for task in stream.tasks]
@@ -65,6 +68,11 @@ def write_label_table(stream: Stream, chunks: int, sentence: str, path: Path) ->
             if first_batch.setdefault(task, batch) == batch:
                 texts.setdefault(task, set()).add("\n".join(turns).replace("<image>", " "))
             places.setdefault(f"{text} {task}", f"{file}:{number}")
+    if experts is not None and len(texts) > experts:
+        raise StreamError(
+            f"{stream.root}: {len(texts)} tasks ({', '.join(texts)}), and tuner.task_experts = "
+            f"{experts}: start a run with at least as many as tasks"
+        )
     labels = {task: task for task in texts}
     if sentence == "number":
         labels = {task: f"{number} {task}" for number, task in enumerate(texts)}

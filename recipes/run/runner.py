@@ -112,8 +112,9 @@ def _run_chunks(session: Session, train_only: bool) -> None:
     manifest.write_manifest(layout, recipe, session.stream, state, threads)
     bring_scores_up_to_date(session)
     if recipe.task_labels:
-        labels = layout.task_labels
-        for note in write_label_table(session.stream, count, recipe.task_labels, labels):
+        told = session.stream, count, recipe.task_labels, layout.task_labels
+        experts = getattr(recipe.tuner_options, "task_experts", None)
+        for note in write_label_table(*told, experts):
             session.progress.say(f"note: {note}")
     _announce(session)
     plan = list(plan_chunks(recipe, train_only))

@@ -220,6 +220,10 @@ def test_the_table_of_tasks_needs_texts_that_tell_one(tmp_path: Path) -> None:
     write_label_table(stream, 2, "number", tmp_path / "tasks.json")
     numbered = read_json(tmp_path / "tasks.json")
     assert numbered == {text: f"{order.index(task)} {task}" for text, task in told.items()}
+    few = len(order) - 1
+    with pytest.raises(StreamError, match=rf"{len(order)} tasks .* tuner.task_experts = {few}: st"):
+        write_label_table(stream, 2, "number", tmp_path / "none.json", few)
+    assert not (tmp_path / "none.json").exists()
 
     file = stream.chunk_file(2)
     sample = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
