@@ -203,21 +203,23 @@ def measure(
     """
     ids = torch.randint(5, 4000, (options.batch, options.seq), device=options.device)
     if options.device == "meta":
-        methods.pop("naive", None)  # it asks for values
+        for name in ("naive", "strlora_signed"):  # they ask for values
+            methods.pop(name, None)
         return {name: {"memory": memory(m, ids, options)} for name, m in methods.items()}, {}
     prompt = ids[:, : min(options.seq, 64)]
-    rounds: Rounds = {m: {"step": [], "decode": []} for m in methods}
+    rounds: Rounds = {name: {} for name in methods}
     for repeat in range(options.warmup + options.repeats):
         for name, method in methods.items():
             step = train_step(method, ids, options)
-            seconds = decode(method, prompt, options) if options.new_tokens else float("nan")
+            times = {"step": step}
+            if options.new_tokens:
+                times["decode"] = decode(method, prompt, options)
             if repeat >= options.warmup:
-                rounds[name]["step"].append(step)
-                rounds[name]["decode"].append(seconds)
+                for key, seconds in times.items():
+                    rounds[name].setdefault(key, []).append(seconds)
     figures = {
         name: {
-            "step": statistics.median(values["step"]),
-            "decode": statistics.median(values["decode"]),
+            **{key: statistics.median(seconds) for key, seconds in values.items()},
             "memory": memory(methods[name], ids, options),
         }
         for name, values in rounds.items()
