@@ -9,6 +9,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from statistics import fmean
 from typing import Any
 
@@ -163,15 +164,17 @@ def published_sections(comparison: Comparison, name: str) -> list[Section]:
     sections = []
     for key in dict.fromkeys(table.score for table in printed_tables):
         listed = [table for table in printed_tables if table.score == key]
-        score = SCORE[key].title
-        rows = []
+        score, rows = SCORE[key].title, []
         for method in dict.fromkeys(m for table in listed for m in table.values):
-            values = [(t, t.values[method][-1]) for t in listed if method in t.values]
-            ends = [f"{end(value for _, value in values):.2f}" for end in (min, max)]
-            text = " to ".join(dict.fromkeys(ends))
-            sources = "; ".join(f"{t.source}, {t.backbone} [{t.read}]" for t, _ in values)
-            cells = [text, _here(comparison, method, key), sources]
-            rows.append((method, UNKNOWN, [(cell, False) for cell in cells]))
+            own = [table for table in listed if method in table.values]
+            of_source = [[t for t in own if t.source == s] for s in {t.source: 0 for t in own}]
+            # What one source prints of several backbones is no range: a row for each.
+            for group in zip_longest(*of_source):
+                values = [(t, t.values[method][-1]) for t in group if t is not None]
+                ends = [f"{end(value for _, value in values):.2f}" for end in (min, max)]
+                sources = "; ".join(f"{t.source}, {t.backbone} [{t.read}]" for t, _ in values)
+                cells = [" to ".join(dict.fromkeys(ends)), _here(comparison, method, key), sources]
+                rows.append((method, UNKNOWN, [(cell, False) for cell in cells]))
         head = [f"{score}, published, not run here [%]", f"{score}, here [%]", "source"]
         sections.append(Section(f"{title}: {score}, published by source, not run here", head, rows))
     for table in (table for table in printed_tables if table.tasks):

@@ -127,6 +127,9 @@ def test_published_numbers_stand_beside_ours(good: Path, poor: Path, capsys: Any
     (row,) = (line for line in printed.splitlines() if re.match(r"ModalPrompt +- +52\.53 to", line))
     assert row.split()[:6] == ["ModalPrompt", "-", "52.53", "to", "65.52", "-"]
     assert "[S]" in row
+    text = tables.text(compare([good]), tables.Choice(published="mllm-dcl"))
+    assert re.search(r"\nDCAG +- +69\.08 .*LLaVA-1\.5-7B", text), "two backbones are no range"
+    assert re.search(r"\nDCAG +- +68\.40 .*InternVL-Chat", text)
     assert "not run here" in printed
     words = " ".join(printed.split())
     assert "RECAP, table 1: one task a chunk in this order; accuracy after the last task." in words
