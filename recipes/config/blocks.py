@@ -103,14 +103,15 @@ class Phase(Block):
     )
 
     @property
-    def peak_rate(self) -> float:
-        """The learning rate that the host is given."""
-        return self.learning_rate
+    def peak_rates(self) -> dict[str, float]:
+        """The learning rates that the host is given, by its arguments."""
+        rates = {"learning_rate": self.learning_rate, "aligner_lr": self.aligner_lr}
+        return {name: rate for name, rate in rates.items() if rate is not None}
 
 
 class LaterPhase(Phase):
     rate_factor: float = Field(
-        1.0, gt=0, description="what learning_rate is multiplied with; for baselines that step less"
+        1.0, gt=0, description="what both rates are multiplied with; for baselines that step less"
     )
     optimizer_state: Literal["fresh", "keep"] = Field(
         "fresh",
@@ -123,11 +124,12 @@ class LaterPhase(Phase):
     )
 
     @property
-    def peak_rate(self) -> float:
-        """The learning rate that the host is given; six digits, so that 0.1 x 3 is 0.3."""
-        if self.rate_factor == 1:
-            return self.learning_rate
-        return float(f"{self.learning_rate * self.rate_factor:.6g}")
+    def peak_rates(self) -> dict[str, float]:
+        """The learning rates that the host is given; six digits, so that 0.1 x 3 is 0.3."""
+        rates, factor = super().peak_rates, self.rate_factor
+        return {
+            k: rate if factor == 1 else float(f"{rate * factor:.6g}") for k, rate in rates.items()
+        }
 
 
 class Schedule(Block):

@@ -334,18 +334,17 @@ def _data_arguments(recipe: Recipe, files: Sequence[Path], chunk: int) -> Argume
 
 def _optimizer_arguments(recipe: Recipe, chunk: int) -> Arguments:
     schedule, phase = recipe.schedule, recipe.phase(chunk)
+    rates = phase.peak_rates
     arguments: Arguments = {
         "num_train_epochs": 1 if recipe.replays(chunk) else schedule.epochs,
         "per_device_train_batch_size": schedule.per_device_batch,
         "gradient_accumulation_steps": recipe.accumulation,
-        "learning_rate": phase.peak_rate,
+        "learning_rate": rates["learning_rate"],
         "lr_scheduler_type": phase.lr_scheduler_type,
         "warmup_ratio": phase.warmup_ratio,
         "weight_decay": schedule.weight_decay,
     }
-    if phase.aligner_lr is not None:
-        arguments["aligner_lr"] = phase.aligner_lr
-    return arguments
+    return arguments | rates
 
 
 def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:

@@ -154,8 +154,11 @@ def test_honest_baselines_are_lora_but_for_the_later_rate_or_the_layers() -> Non
     for chunk in (1, 2, 3):
         lora = told("lora", chunk)
         rates = ("1e-4", "1e-4", "1e-4") if chunk == 1 else ("2e-5", "4e-6", "2e-6")
-        for method, rate in zip(("lora", "lora_fifth", "lora_tenth"), rates, strict=True):
-            assert told(method, chunk) == {**lora, "learning_rate": str(float(rate))}
+        aligner = ("1e-5", "1e-5", "1e-5") if chunk == 1 else ("1e-5", "2e-6", "1e-6")
+        methods = ("lora", "lora_fifth", "lora_tenth")
+        for method, rate, of_aligner in zip(methods, rates, aligner, strict=True):
+            both = {"learning_rate": str(float(rate)), "aligner_lr": str(float(of_aligner))}
+            assert told(method, chunk) == lora | both
         attention = told("lora_attention", chunk)
         assert "self_attn" in attention.pop("target_regex")
         assert attention == lora
