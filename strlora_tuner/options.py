@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -189,13 +189,14 @@ class AdapterOptions:
 _COMPARISONS = {
     "ge": (lambda value, bound: value >= bound, "at least"),
     "gt": (lambda value, bound: value > bound, "above"),
+    "le": (lambda value, bound: value <= bound, "at most"),
     "lt": (lambda value, bound: value < bound, "below"),
 }
 
 
 def bounds_of(item: Field[Any]) -> dict[str, float]:
     """Returns the bounds of an option: ge, gt and lt, as far as it has them."""
-    return dict(item.metadata["bounds"])
+    return dict(item.metadata.get("bounds", {}))
 
 
 def fits(value: Any, kind: Any, bounds: dict[str, float]) -> bool:
@@ -262,43 +263,6 @@ class MixtureOptions(AdapterOptions):
     def cross_field_problems(options: Any) -> list[str]:
         """Names every rule over several fields that `options` (any object with them) breaks."""
         return experts_problems(options)
-
-
-def _truth(text: str) -> bool:
-    if text not in ("True", "False"):
-        raise ValueError("expected True or False")
-    return text == "True"
-
-
-def read_environment(
-    environment: Mapping[str, str], prefix: str, kind: type, **own: Callable[[str], object]
-) -> dict[str, Any]:
-    """Reads the options that ms-swift exported from `--model_kwargs '{"prefix_name": ...}'`.
-
-    Args:
-        environment: variables, those of the options in capitals behind `prefix`.
-        prefix: of the variables, for example `EWC_`.
-        kind: the dataclass of the options; the type of a field says how its text is read.
-        own: by name, what reads an option that its type does not describe; ValueError refuses it.
-
-    Raises:
-        ValueError: an unknown option, or a value that cannot be read.
-    """
-    small, given = prefix.lower(), {}
-    types = {name: (*get_args(hint), hint)[0] for name, hint in get_type_hints(kind).items()}
-    readers = {name: _truth if each is bool else each for name, each in types.items()} | own
-    for key, text in environment.items():
-        if not key.startswith(prefix):
-            continue
-        name = key.removeprefix(prefix).lower()
-        if name not in readers:
-            known = ", ".join(small + reader for reader in readers)
-            raise ValueError(f"{small}{name} is no option; there are: {known}")
-        try:
-            given[name] = readers[name](text)
-        except ValueError as error:
-            raise ValueError(f"{small}{name} = {text!r} cannot be read: {error}") from error
-    return given
 
 
 OptionsT = TypeVar("OptionsT", bound=AdapterOptions)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from strlora_tuner.methods.ewc import options as ewc
+from strlora_tuner.methods.lwf import options as lwf
+from strlora_tuner.methods.slow_weights import options as slow_weights
 from strlora_tuner.methods.slow_weights.options import Kind
+from strlora_tuner.options import bounds_of
 
 # What a text must look like, and how to say so.
 WORD = r"^[A-Za-z0-9_][A-Za-z0-9_.:,@%/+=-]*$"
@@ -183,35 +188,33 @@ class Replay(Block):
         return count
 
 
-class Ewc(Block):
-    weight: float = Field(gt=0, description="lambda of lambda/2 sum F (theta - theta*)^2")
-    decay: float = Field(
-        0.9, ge=0, le=1, description="gamma: what is kept of the past Fisher information a chunk"
-    )
-    samples: Positive | None = Field(
-        None,
-        description="samples of a chunk that its Fisher information is estimated on; null: all",
-    )
-    fisher: bool = Field(
-        True, description="false: F = 1, a plain pull to the last chunk's weights (method l2)"
-    )
-    gradient: bool = Field(
-        True,
-        description="false: the penalty is logged and has no gradient, as in published code "
-        "(method ewc_released)",
-    )
+def declared(options: type[Any], base: type[Block] = Block) -> Any:
+    """The options of a tuner or a callback as a block: the same fields, defaults and bounds.
+
+    Fields without a description are no keys of a recipe; the run gives them.
+    """
+    hints = get_type_hints(options)
+    keys: dict[str, Any] = {}
+    for item in (item for item in dataclasses.fields(options) if "description" in item.metadata):
+        bounds: Any = bounds_of(item)
+        default = ... if item.default is dataclasses.MISSING else item.default
+        info = Field(default, description=item.metadata["description"], **bounds)
+        keys[item.name] = (hints[item.name], info)
+    return create_model(base.__name__, __base__=base, **keys)
 
 
-class Lwf(Block):
-    weight: float = Field(1.0, gt=0, description="lambda of the distance from the last adapter")
-    temperature: float = Field(2.0, gt=0, description="T, which softens both distributions")
+if TYPE_CHECKING:  # mypy cannot follow classes that are made while running
+
+    class Ewc(Block, ewc.Options): ...
+
+    class Lwf(Block, lwf.Options): ...
+
+    class _Average(Block, slow_weights.Options): ...
+else:
+    Ewc, Lwf, _Average = map(declared, (ewc.Options, lwf.Options, slow_weights.Options))
 
 
-class SlowWeights(Block):
-    window: Rate = Field(
-        0.1, description="about the share of all steps so far that the average stands for"
-    )
-    max_decay: Rate = Field(0.995, description="the most that is kept of the average in a step")
+class SlowWeights(_Average):
     answer: Kind = Field(
         "slow", description="which of the two sets of weights is evaluated and is the adapter"
     )

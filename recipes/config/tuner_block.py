@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import ConfigDict, ValidationError
 
+from recipes.config.blocks import Block, declared
 from recipes.config.problems import (
     Places,
     Problem,
@@ -17,7 +18,7 @@ from recipes.config.problems import (
     shown,
 )
 from strlora_tuner.methods import options_class, tuner_types
-from strlora_tuner.options import bounds_of, with_preset
+from strlora_tuner.options import with_preset
 
 # Options that the schedule decides chunk by chunk.
 SCHEDULED_TUNER_KEYS = {
@@ -27,20 +28,16 @@ SCHEDULED_TUNER_KEYS = {
 }
 
 
-@cache
-def tuner_block(tuner_type: str) -> type[BaseModel]:
-    """A tuner's options as a pydantic model: the same fields, bounds and words."""
-    options = options_class(tuner_type)
+class TunerBlock(Block):
+    """Strict, as the dataclass is, which gets the values as they are written: 8.0 is no rank."""
 
-    hints = get_type_hints(options)
-    keys: dict[str, Any] = {}
-    for item in dataclasses.fields(options):
-        bounds: dict[str, Any] = bounds_of(item)
-        info = Field(item.default, description=item.metadata["description"], **bounds)
-        keys[item.name] = (hints[item.name], info)
-    # Strict, as the dataclass is, which gets the values as they are written: 8.0 is no rank.
-    config = ConfigDict(extra="forbid", strict=True)
-    return create_model("TunerBlock", __config__=config, **keys)
+    model_config = ConfigDict(strict=True)
+
+
+@cache
+def tuner_block(tuner_type: str) -> type[Block]:
+    """A tuner's options as a block."""
+    return cast(type[Block], declared(options_class(tuner_type), TunerBlock))
 
 
 def known_tuner_keys() -> set[str]:

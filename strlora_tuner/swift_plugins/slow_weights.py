@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from strlora_tuner import host_api
 from strlora_tuner.core.sharded import refuse_fsdp, whole
 from strlora_tuner.methods.slow_weights.average import SlowWeights, adapter_tensors
-from strlora_tuner.methods.slow_weights.options import options_from_environment
+from strlora_tuner.methods.slow_weights.options import Options
 
 logger = get_logger()
 
@@ -30,7 +30,7 @@ class SlowWeightsCallback(TrainerCallback):
 
     def __init__(self, args: Any, trainer: Any) -> None:
         super().__init__(args, trainer)
-        self.options = options_from_environment(os.environ)
+        self.options = Options.from_environment(os.environ)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begins the average, or goes on with the one that `slow_weights_state` names."""

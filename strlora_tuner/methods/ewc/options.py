@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
+from typing import ClassVar
 
-from strlora_tuner.options import read_environment
+from strlora_tuner.callback_options import CallbackOptions
+from strlora_tuner.options import option
 
-PREFIX = "EWC_"
 
-
-@dataclass(frozen=True)
-class Options:
+@dataclass
+class Options(CallbackOptions):
     """The options of one chunk.
 
     Attributes:
-        weight: lambda.
-        decay: gamma, what is kept of the Fisher information of earlier chunks.
-        samples: of a chunk, drawn at random for its Fisher information; None: all.
-        fisher: whether Fisher information weighs the parameters; False: F = 1.
-        gradient: whether the penalty acts; False: it is a number in the log and nothing else.
-        seed: of that draw.
+        seed: of the draw of `samples`.
         state: the folder of the chunk before that holds `ewc.safetensors`; None in the first chunk.
         data: the chunk's own samples, where the training file also holds replayed ones; None: the
             training file itself.
     """
 
-    weight: float
-    decay: float = 1.0
-    samples: int | None = None
-    fisher: bool = True
-    gradient: bool = True
+    name: ClassVar[str] = "ewc"
+    weight: float = option(MISSING, gt=0, description="lambda of lambda/2 sum F (theta - theta*)^2")
+    decay: float = option(
+        0.9,
+        ge=0,
+        le=1,
+        description="gamma: what is kept of the past Fisher information a chunk",
+    )
+    samples: int | None = option(
+        None,
+        ge=1,
+        description="samples of a chunk that its Fisher information is estimated on; null: all",
+    )
+    fisher: bool = option(
+        True, description="false: F = 1, a plain pull to the last chunk's weights (method l2)"
+    )
+    gradient: bool = option(
+        True,
+        description="false: the penalty is logged and has no gradient, as in published code "
+        "(method ewc_released)",
+    )
     seed: int = 0
     state: str | None = None
     data: str | None = None
-
-
-def options_from_environment(environment: Mapping[str, str]) -> Options:
-    """Reads the options that ms-swift exported from `--model_kwargs '{"ewc_weight": ...}'`.
-
-    Raises:
-        ValueError: no weight, an unknown option, or a value that cannot be read.
-    """
-    given = read_environment(environment, PREFIX, Options)
-    if "weight" not in given:
-        raise ValueError("callback ewc needs its weight: --model_kwargs '{\"ewc_weight\": 100}'")
-    return Options(**given)

@@ -35,7 +35,7 @@ from strlora_tuner.methods.ewc.ewc import (
     save_state,
     whole_shape,
 )
-from strlora_tuner.methods.ewc.options import options_from_environment
+from strlora_tuner.methods.ewc.options import Options
 
 host_api.check("ewc")
 logger = get_logger()
@@ -46,7 +46,7 @@ class EwcCallback(TrainerCallback):
 
     def __init__(self, args: Any, trainer: Any) -> None:
         super().__init__(args, trainer)
-        self.options = options_from_environment(os.environ)
+        self.options = Options.from_environment(os.environ)
         self.previous: EwcState | None = None
         self.penalty: Penalty | None = None
         self.value: Tensor | None = None

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
-from strlora_tuner.options import read_environment
+from strlora_tuner.callback_options import CallbackOptions
+from strlora_tuner.options import option
 
-PREFIX = "LWF_"
 
-
-@dataclass(frozen=True)
-class Options:
+@dataclass
+class Options(CallbackOptions):
     """The options of one chunk.
 
     Attributes:
-        weight: lambda of the distillation.
-        temperature: T, which both distributions are softened by.
         teacher: the folder of the adapter that the chunk before left; None in the first chunk.
     """
 
-    weight: float
-    temperature: float = 2.0
+    name: ClassVar[str] = "lwf"
+    weight: float = option(1.0, gt=0, description="lambda of the distance from the last adapter")
+    temperature: float = option(2.0, gt=0, description="T, which softens both distributions")
     teacher: str | None = None
-
-
-def options_from_environment(environment: Mapping[str, str]) -> Options:
-    """Reads the options that ms-swift exported from `--model_kwargs '{"lwf_weight": ...}'`.
-
-    Raises:
-        ValueError: no weight, an unknown option, or a value that cannot be read.
-    """
-    given = read_environment(environment, PREFIX, Options)
-    if "weight" not in given:
-        raise ValueError("callback lwf needs its weight: --model_kwargs '{\"lwf_weight\": 1}'")
-    return Options(**given)

@@ -18,7 +18,7 @@ from swift.utils import get_logger
 from strlora_tuner import host_api
 from strlora_tuner.core.sharded import is_sharded, refuse_fsdp
 from strlora_tuner.methods.lwf.distillation import Teacher, distillation
-from strlora_tuner.methods.lwf.options import options_from_environment
+from strlora_tuner.methods.lwf.options import Options
 
 host_api.check("lwf")
 logger = get_logger()
@@ -29,7 +29,7 @@ class LwfCallback(TrainerCallback):
 
     def __init__(self, args: Any, trainer: Any) -> None:
         super().__init__(args, trainer)
-        self.options = options_from_environment(os.environ)
+        self.options = Options.from_environment(os.environ)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Reads the teacher; without an `lwf_teacher` this chunk is the first."""

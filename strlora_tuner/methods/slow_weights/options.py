@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from strlora_tuner.options import read_environment
+from strlora_tuner.callback_options import CallbackOptions
+from strlora_tuner.options import option
 
 Kind = Literal["slow", "fast"]
 KINDS: tuple[Kind, ...] = ("slow", "fast")
-PREFIX = "SLOW_WEIGHTS_"
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass
+class Options(CallbackOptions):
     """The options of one chunk.
 
     Attributes:
-        window: about the share of all steps so far that the average stands for.
-        max_decay: the most that is kept of the average in a step.
         state: the file with the average that this chunk (or, resumed, this step) begins with; None
             where a fresh adapter begins.
     """
 
-    window: float = 0.1
-    max_decay: float = 0.995
+    name: ClassVar[str] = "slow_weights"
+    window: float = option(
+        0.1,
+        gt=0,
+        lt=1,
+        description="about the share of all steps so far that the average stands for",
+    )
+    max_decay: float = option(
+        0.995, gt=0, lt=1, description="the most that is kept of the average in a step"
+    )
     state: str | None = None
 
     def decay(self, step: int) -> float:
@@ -35,20 +40,3 @@ class Options:
         9 / (10 + n).
         """
         return min(self.max_decay, (1 + step) / (1 / self.window + step))
-
-
-def options_from_environment(environment: Mapping[str, str]) -> Options:
-    """Reads the options that ms-swift exported from `--model_kwargs '{"slow_weights_...": ...}'`.
-
-    Raises:
-        ValueError: an unknown option, or a value that cannot be read or is out of bounds.
-    """
-    bounded = {"window": _fraction, "max_decay": _fraction}
-    return Options(**read_environment(environment, PREFIX, Options, **bounded))
-
-
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise ValueError("expected a number between 0 and 1")
-    return value

@@ -20,7 +20,7 @@ from strlora_tuner.methods.ewc.ewc import (
     next_state,
     save_state,
 )
-from strlora_tuner.methods.ewc.options import Options, options_from_environment
+from strlora_tuner.methods.ewc.options import Options
 from strlora_tuner.methods.ewc.state_file import FILE
 
 
@@ -300,12 +300,17 @@ def test_a_fisher_that_is_not_finite_or_of_nothing_is_refused(net: Net) -> None:
 
 def test_options_as_the_host_exports_them() -> None:
     given = {"EWC_WEIGHT": "100.0", "EWC_FISHER": "False", "EWC_SAMPLES": "7", "OTHER": "x"}
-    assert options_from_environment(given) == Options(weight=100, fisher=False, samples=7)
+    assert Options.from_environment(given) == Options(weight=100, fisher=False, samples=7)
     for bad, message in (
         ({"EWC_WEIGT": "1"}, "ewc_weigt is no option"),
         ({"EWC_WEIGHT": "much"}, "ewc_weight = 'much' cannot be read"),
         ({"EWC_WEIGHT": "1", "EWC_RELEASED": "True"}, "ewc_released is no option"),
         ({"EWC_DECAY": "1"}, "needs its weight"),
+        ({"EWC_WEIGHT": "1", "EWC_DECAY": "1.5"}, "expected a number at least 0 and at most 1"),
+        (
+            {"EWC_WEIGHT": "1", "EWC_SAMPLES": "0"},
+            "ewc_samples = '0' cannot be read: .* at least 1",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
-            options_from_environment(bad)
+            Options.from_environment(bad)

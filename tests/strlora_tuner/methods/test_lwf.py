@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from strlora_tuner.methods.lwf.distillation import Teacher, distillation
-from strlora_tuner.methods.lwf.options import Options, options_from_environment
+from strlora_tuner.methods.lwf.options import Options
 from tests.strlora_tuner.models import STRLORA, adapted, base_model, logits, prompts, randomise
 
 
@@ -63,6 +63,9 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
 
 def test_options():
     told = {"LWF_WEIGHT": "2", "LWF_TEACHER": "runs/x"}
-    assert options_from_environment(told) == Options(2.0, 2.0, "runs/x")
-    with pytest.raises(ValueError, match="callback lwf needs its weight"):
-        options_from_environment({})
+    assert Options.from_environment(told) == Options(2.0, 2.0, "runs/x")
+    assert Options.from_environment({}) == Options(1.0, 2.0, None), "the recipe's defaults"
+    with pytest.raises(
+        ValueError, match="lwf_weight = '0' cannot be read: expected a number above 0"
+    ):
+        Options.from_environment({"LWF_WEIGHT": "0"})

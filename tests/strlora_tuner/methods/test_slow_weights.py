@@ -23,7 +23,7 @@ from strlora_tuner.methods.slow_weights.both_sets import (
     planned_set,
     read_steps,
 )
-from strlora_tuner.methods.slow_weights.options import Options, options_from_environment
+from strlora_tuner.methods.slow_weights.options import Options
 from strlora_tuner.saved import WEIGHTS, AdapterError
 from tests.strlora_tuner import models
 from tests.strlora_tuner.models import text_model
@@ -193,7 +193,7 @@ def test_a_checkpoint_without_both_whole_sets_is_refused(tmp_path: Path) -> None
 
 def test_options_as_the_host_exports_them() -> None:
     given = {"SLOW_WEIGHTS_WINDOW": "0.2", "SLOW_WEIGHTS_STATE": "a/b", "OTHER": "x"}
-    assert options_from_environment(given) == Options(window=0.2, state="a/b")
+    assert Options.from_environment(given) == Options(window=0.2, state="a/b")
     for key, text, message in (
         ("WINDO", "1", "slow_weights_windo is no option"),
         ("WINDOW", "wide", "slow_weights_window = 'wide' cannot be read"),
@@ -201,4 +201,4 @@ def test_options_as_the_host_exports_them() -> None:
         ("MAX_DECAY", "nan", "slow_weights_max_decay = 'nan' cannot be read"),
     ):
         with pytest.raises(ValueError, match=message):
-            options_from_environment({f"SLOW_WEIGHTS_{key}": text})
+            Options.from_environment({f"SLOW_WEIGHTS_{key}": text})
