@@ -264,9 +264,10 @@ def _chat(recipe: Recipe, options: argparse.Namespace) -> int:
 
 
 def _serve(recipe: Recipe, options: argparse.Namespace) -> int:
-    from recipes.use.serve import KEY, Server, serve
+    from recipes.use.serve import Server, serve
+    from strlora_tuner.options import SERVE_KEY
 
-    adapter, key = _open(recipe, options), options.key or os.environ.get(KEY) or None
+    adapter, key = _open(recipe, options), options.key or os.environ.get(SERVE_KEY) or None
 
     def tell(server: Server) -> None:
         asks = "clients must send the key" if key else "no key is asked for"

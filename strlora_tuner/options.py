@@ -15,28 +15,19 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 PREFIX = "strlora_"
-# Environment variables that are no options. Of an inference run: where its routing record goes,
-# which instructions belong to which task, what to switch off. Of the orchestrator: see recipes/.
-ROUTING_FILE = "STRLORA_ROUTING_FILE"
-PROBE_FILE = "STRLORA_PROBE_FILE"
-ABLATION = "STRLORA_ABLATION"
+# Environment variables that begin like options and are none.
 # Of training and inference: the task of every text, for a method that is given it (SMoLoRA).
 TASKS_FILE = "STRLORA_TASKS_FILE"
-# Of an inference run: the folder for the plain LoRA of its first prompt's instruction.
-LORA_FOLDER = "STRLORA_LORA_FOLDER"
-NO_OPTIONS = (
-    ROUTING_FILE,
-    PROBE_FILE,
-    TASKS_FILE,
-    LORA_FOLDER,
-    ABLATION,
-    "STRLORA_REMOTE_CODE",
-    "STRLORA_MAX_REQUEUES",
-    "STRLORA_NEEDS_GPU",
-    "STRLORA_SERVE_KEY",
-    "STRLORA_TOO_LONG",
-    "STRLORA_TOO_LONG_FILE",
-)
+# Of an inference run: where its routing record goes, which instructions belong to which task, what
+# to switch off, and the folder for the plain LoRA of its first prompt's instruction.
+ROUTING_FILE, PROBE_FILE = "STRLORA_ROUTING_FILE", "STRLORA_PROBE_FILE"
+ABLATION, LORA_FOLDER = "STRLORA_ABLATION", "STRLORA_LORA_FOLDER"
+# Between the orchestrator and its plug-ins and job files (recipes/).
+REMOTE_CODE, NEEDS_GPU = "STRLORA_REMOTE_CODE", "STRLORA_NEEDS_GPU"
+SERVE_KEY, MAX_REQUEUES = "STRLORA_SERVE_KEY", "STRLORA_MAX_REQUEUES"
+TOO_LONG, TOO_LONG_FILE = "STRLORA_TOO_LONG", "STRLORA_TOO_LONG_FILE"
+OPTIMIZER_STATE = "STRLORA_OPTIMIZER_STATE"
+NO_OPTIONS = {value for value in list(vars().values()) if str(value).startswith(PREFIX.upper())}
 
 
 def option(

@@ -21,7 +21,17 @@ from recipes.run_folder.layout import RunLayout
 from strlora_tuner.methods.ewc.state_file import FILE as EWC_STATE
 from strlora_tuner.methods.slow_weights import both_sets
 from strlora_tuner.methods.slow_weights.both_sets import planned_set
-from strlora_tuner.options import PROBE_FILE, ROUTING_FILE, TASKS_FILE, host_arguments
+from strlora_tuner.options import (
+    NEEDS_GPU,
+    OPTIMIZER_STATE,
+    PROBE_FILE,
+    REMOTE_CODE,
+    ROUTING_FILE,
+    TASKS_FILE,
+    TOO_LONG,
+    TOO_LONG_FILE,
+    host_arguments,
+)
 from strlora_tuner.saved import WEIGHTS
 
 PLUGIN = REPO / "strlora_tuner" / "swift_plugins" / "routed_tuners.py"
@@ -32,15 +42,12 @@ HOST_PLUGIN = REPO / "recipes" / "swift_plugins" / "training.py"
 INFER_PLUGIN = REPO / "recipes" / "swift_plugins" / "inference.py"
 SERVE_PLUGIN = REPO / "recipes" / "swift_plugins" / "serving.py"
 POOL_PLUGIN = REPO / "recipes" / "baselines" / "mr_lora" / "swift_plugin.py"
-# What recipes/swift_plugins/long_samples.py reads.
-TOO_LONG, TOO_LONG_FILE = "STRLORA_TOO_LONG", "STRLORA_TOO_LONG_FILE"
 # torch, MKL and oneDNN without the instructions that only newer processors have.
 PORTABLE_KERNELS = {
     "ATEN_CPU_CAPABILITY": "default",
     "MKL_CBWR": "COMPATIBLE",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
 }
-OPTIMIZER_STATE = "STRLORA_OPTIMIZER_STATE"  # what recipes/swift_plugins/optimizer_state.py reads
 POOL_BLOCK = 8  # batches that are routed together, so that each adapter's share fills its batches
 
 
@@ -362,11 +369,11 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
     if launcher.cpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # the host takes every GPU that it sees
     else:
-        environment["STRLORA_NEEDS_GPU"] = "1"  # else the host would go on without, on the CPU
+        environment[NEEDS_GPU] = "1"  # else the host would go on without, on the CPU
     if launcher.portable_kernels:
         environment |= PORTABLE_KERNELS
     if recipe.model.remote_code:
-        environment["STRLORA_REMOTE_CODE"] = "1"
+        environment[REMOTE_CODE] = "1"
     if recipe.task_labels:
         before = layout.root / "tasks_told.json"  # its name in runs of earlier versions
         outdated = before.is_file() and not layout.task_labels.is_file()

@@ -16,14 +16,14 @@ from typing import Any
 from swift.template.base import MaxLengthError
 
 from strlora_tuner import host_api
+from strlora_tuner.options import TOO_LONG, TOO_LONG_FILE
 
-POLICY, FILE = "STRLORA_TOO_LONG", "STRLORA_TOO_LONG_FILE"
 _IGNORED = -100  # the label of a token that is not learnt
 
 
 def take(dataset: Any, index: int | str) -> Any:
     """Takes the place of `LazyLLMDataset.__getitem__`; returns an encoded sample."""
-    policy = os.environ.get(POLICY)
+    policy = os.environ.get(TOO_LONG)
     if policy is None or isinstance(index, str):
         return host_take(dataset, index)
     count = len(dataset.dataset)
@@ -57,7 +57,7 @@ def _note(row: int, count: int, text: str, done: str) -> None:
     """Appends one line, in one write: several processes do so. `of` tells the data apart."""
     tokens = re.search(r"\d+", text)
     entry = {"row": row, "of": count, "tokens": int(tokens[0]) if tokens else None, "done": done}
-    path = os.environ[FILE]
+    path = os.environ[TOO_LONG_FILE]
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(handle, (json.dumps(entry) + "\n").encode())

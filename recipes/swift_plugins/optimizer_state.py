@@ -15,8 +15,7 @@ from swift.callbacks.base import TrainerCallback
 from swift.utils import get_logger
 
 from strlora_tuner.core.sharded import refuse_fsdp
-
-FILE = "STRLORA_OPTIMIZER_STATE"
+from strlora_tuner.options import OPTIMIZER_STATE
 
 logger = get_logger()
 
@@ -30,7 +29,7 @@ class KeepOptimizerState(TrainerCallback):
         Raises:
             ValueError: it is of other parameters, or lies in pieces (DeepSpeed, FSDP).
         """
-        if FILE not in os.environ:
+        if OPTIMIZER_STATE not in os.environ:
             return
         refuse_fsdp(self.trainer, "schedule.later.optimizer_state: keep")
         if self.trainer.is_deepspeed_enabled:
@@ -38,7 +37,7 @@ class KeepOptimizerState(TrainerCallback):
                 "schedule.later.optimizer_state: keep under DeepSpeed: each process holds a part "
                 "of the moments; use DDP (launcher.deepspeed: null) or optimizer_state: fresh"
             )
-        path = Path(os.environ[FILE])
+        path = Path(os.environ[OPTIMIZER_STATE])
         # On the CPU first: the optimizer copies it to where its parameters are.
         saved = torch.load(path, map_location="cpu", weights_only=True)
         count = give_state(self.trainer.optimizer, saved, path)

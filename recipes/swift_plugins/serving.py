@@ -12,15 +12,15 @@ from typing import Any
 from swift.pipelines.infer.deploy import SwiftDeploy
 
 from strlora_tuner import host_api
+from strlora_tuner.options import SERVE_KEY
 
 host_api.check("serving")
-KEY = "STRLORA_SERVE_KEY"
 install_by_host = SwiftDeploy._install_auth_middleware
 
 
 def install_with_key(self: Any) -> None:
     """Have the host ask its clients for the key, if there is one."""
-    self.args.api_key = os.environ.get(KEY) or None
+    self.args.api_key = os.environ.get(SERVE_KEY) or None
     install_by_host(self)
 
 

@@ -34,10 +34,11 @@ from transformers import trainer_utils
 from recipes.swift_plugins import kept_rows, long_samples  # noqa: F401
 from recipes.swift_plugins.optimizer_state import KeepOptimizerState
 from strlora_tuner import host_api
+from strlora_tuner.options import NEEDS_GPU, REMOTE_CODE
 from strlora_tuner.swift_plugins import master_weights as master_weights
 
 host_api.check("training")
-if os.environ.get("STRLORA_NEEDS_GPU") == "1" and not torch.cuda.is_available():
+if os.environ.get(NEEDS_GPU) == "1" and not torch.cuda.is_available():
     raise RuntimeError(
         "torch finds no usable GPU in this process, and the recipe asks for one (launcher.cpu is "
         "false): `bash recipes/run_stream.sh RECIPE --dry-run` says why. The run "
@@ -150,7 +151,7 @@ for meta in MODEL_MAPPING.values():  # the template that is called like the type
         meta.candidate_templates = [meta.model_type]
 callbacks_map["save_and_stop"] = SaveAndStop
 callbacks_map["keep_optimizer_state"] = KeepOptimizerState
-if os.environ.get("STRLORA_REMOTE_CODE") != "1":
+if os.environ.get(REMOTE_CODE) != "1":
     get_logger().addFilter(holds)
     host_api.replace("swift.model.register:ModelLoader.default_trust_remote_code", False)
     host_api.replace("transformers.dynamic_module_utils:get_cached_module_file", refuse_remote_code)

@@ -26,6 +26,7 @@ from recipes.config.swift_arguments import installed_version
 from recipes.processes.command import Command
 from recipes.run.commands import train_command
 from recipes.run_folder.layout import RunLayout
+from strlora_tuner.options import NEEDS_GPU
 
 PROGRAM = "recipes.swift_plugins.encoded_lengths"
 MARK = "ANSWER "
@@ -33,7 +34,7 @@ ROWS = "rows.jsonl"
 # What the host reads of a row. Its loader wants the same fields in all rows of a file, and those
 # that are for evaluation alone differ.
 READ = ("messages", "images", "objects", "videos", "audios", "tools")
-LEFT_OUT = ("STRLORA_NEEDS_GPU", "NPROC_PER_NODE", "NNODES")  # one process, which computes nothing
+LEFT_OUT = (NEEDS_GPU, "NPROC_PER_NODE", "NNODES")  # one process, which computes nothing
 
 
 def count_tokens(recipe: Recipe, rows: Sequence[dict[str, Any]], root: Path) -> list[int]:

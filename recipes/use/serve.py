@@ -13,9 +13,9 @@ from recipes.processes.host_process import HostProcess
 from recipes.processes.log_errors import cause_of, exit_text
 from recipes.run.commands import deploy_command
 from recipes.use.finished_adapter import FinishedAdapter, UseError, adapter_text
+from strlora_tuner.options import SERVE_KEY
 
 LOOPBACK, PORT = "127.0.0.1", 8000
-KEY = "STRLORA_SERVE_KEY"  # read by recipes/swift_plugins/serving.py
 _EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "::1"}
 
 
@@ -63,7 +63,7 @@ def serve(
         log, closed = layout.eval_log(adapter.chunk), layout.side / "no_files_for_clients"
         closed.mkdir()  # empty: the host opens files of no other folder for its clients
         command = deploy_command(adapter.alone, layout, adapter.chunk, host, port, name)
-        more = {"SWIFT_MEDIA_ALLOWED_DIRS": str(closed), **({KEY: key} if key else {})}
+        more = {"SWIFT_MEDIA_ALLOWED_DIRS": str(closed), **({SERVE_KEY: key} if key else {})}
         command = replace(command, environment={**command.environment, **more})
         near = _EVERYWHERE.get(host, host)
         url = f"http://{f'[{near}]' if ':' in near else near}:{port}"

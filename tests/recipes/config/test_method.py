@@ -309,11 +309,15 @@ def test_an_argument_of_the_hosts_lora_is_for_methods_that_train_it(method: str)
 @pytest.mark.parametrize("method", ["strlora", "moelora", "smolora", "branchlora", "olora"])
 def test_what_the_orchestrator_tells_a_host_is_no_option_of_the_tuner(method: str) -> None:
     """The second chunk's tuner takes its options from the environment and refuses unknown ones."""
-    recipe = load_recipe("internvl3.5-8b", [f"method={method}", "model.remote_code=true"])
+    words = [f"method={method}", "model.remote_code=true"]
+    if not (recipe := load_recipe("internvl3.5-8b", words)).options_class.grows:
+        words += ["schedule.later.optimizer_state=keep", "launcher.deepspeed=null"]
+        words += ["schedule.later.freeze_routers_from_chunk=0"] * bool(recipe.routers_frozen_from)
+        recipe = load_recipe("internvl3.5-8b", words)
     command = train_command(recipe, RUN, Path("c.jsonl"), 2)
     assert {"STRLORA_TOO_LONG", "STRLORA_NEEDS_GPU"} <= command.environment.keys()
+    assert ("STRLORA_OPTIMIZER_STATE" in command.environment) == recipe.keeps_optimizer
     words = [*command.arguments, "--model_kwargs", "{}"]
     kwargs = json.loads(words[words.index("--model_kwargs") + 1])
     told = {key.upper(): str(value) for key, value in kwargs.items()}
-    assert recipe.options_class is not None
     options_from_environment(command.environment | told, recipe.options_class)
