@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from strlora_tuner import host_api
-from strlora_tuner.methods import METHODS, folders
+from strlora_tuner.methods import METHODS, config_class, folders, has_config
 
 
 def register() -> None:
@@ -31,7 +31,10 @@ def register() -> None:
     """
     host_api.check("peft")
     for name in folders():
-        importlib.import_module(f"{METHODS}.{name}.config")
+        if has_config(name):
+            importlib.import_module(f"{METHODS}.{name}.config")
+        else:
+            config_class(name)
 
 
 class _AfterPeft(importlib.abc.MetaPathFinder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
@@ -216,9 +217,15 @@ class RoutedConfig(PeftConfig):
         """Returns what of a chunk's options the saved adapter can follow; of another it says so."""
         return given
 
+    def begin_chunk(self) -> None:
+        """Notes, in what is saved, that another chunk trains the adapter now."""
+
     def at_chunk(self, chunk: int) -> Self:
-        """Returns the configuration as it is while chunk `chunk` (from 1) is trained."""
-        return self
+        """Returns a fresh adapter's configuration as it is while chunk `chunk` (from 1) trains."""
+        config = copy.copy(self)
+        for _ in range(1, chunk):
+            config.begin_chunk()
+        return config
 
     def options(self) -> Any:
         """Returns the method's options (checked again, so edits are caught).
@@ -233,6 +240,11 @@ class RoutedConfig(PeftConfig):
     def from_options(cls, options: AdapterOptions, **others: Any) -> Self:
         """Returns the configuration with these options; `others` are PEFT's own fields."""
         return cls(**cls.as_config(options), **others)
+
+    @classmethod
+    def of_options(cls, module: str) -> type[Self]:
+        """Returns the configuration of a method that stores its options and nothing else."""
+        return dataclass(type("Config", (cls,), {"__module__": module}))
 
     @classmethod
     def as_config(cls, options: AdapterOptions) -> dict[str, Any]:

@@ -154,6 +154,9 @@ class ExpertBank(Float32Buffers):
         """
         return {}
 
+    def begin_chunk(self) -> None:
+        """What the method does with a layer before another chunk trains it."""
+
     def freeze_untrained(self) -> None:
         """Freezes the parameters that the configuration does not train."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -134,10 +135,7 @@ class RoutedModel(BaseTuner):
         current_key: str,
     ) -> None:
         self._add_state(adapter_name, peft_config)
-
-        def make_bank(d_in: int, d_out: int) -> ExpertBank:
-            return self.new_bank(d_in, d_out, self._hidden_size(), peft_config)
-
+        make_bank = partial(self.new_bank, hidden=self._hidden_size(), config=peft_config)
         if isinstance(target, RoutedLinear):
             target.update_layer(adapter_name, peft_config, make_bank)
         else:
@@ -219,6 +217,11 @@ class RoutedModel(BaseTuner):
             return next(layer for _, layer in self.routed_layers()).active_adapters
         return super().active_adapters
 
+    @property
+    def own_config(self) -> Any:
+        """The configuration of the active adapter, a :class:`RoutedConfig`."""
+        return self.peft_config[self.active_adapters[0]]
+
     def _count_layers(self) -> None:
         self.routing.num_layers = sum(1 for _ in self.mixtures())
 
@@ -259,7 +262,10 @@ class RoutedModel(BaseTuner):
         """What the method does once tensors of an adapter were loaded."""
 
     def begin_chunk(self) -> None:
-        """What the method does with a loaded adapter before another chunk trains it."""
+        """Makes a loaded adapter ready for another chunk: its configuration, then its banks."""
+        self.own_config.begin_chunk()
+        for _, bank in self.mixtures():
+            bank.begin_chunk()
 
     def check_alive(self) -> None:
         """Raises RuntimeError if a part of the method had no effect in the first training step."""
@@ -268,7 +274,7 @@ class RoutedModel(BaseTuner):
         """Raises RuntimeError when no prompt of the first batch has an instruction."""
         empty = self.routing.empty_rows
         if empty is not None and int(empty) == int(self.routing.instructions):
-            markers = self.routing.configs[self.active_adapters[0]].turn_start
+            markers = self.own_config.turn_start
             raise RuntimeError(
                 "no row of the first batch holds an instruction: the user turn's markers "
                 f"{markers} were not found in the input ids; check the template, or max_length if "
@@ -287,9 +293,7 @@ class RoutedModel(BaseTuner):
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         given = dict(zip(_READ[:2], args, strict=False)) | kwargs
-        ids, mask, cache = (
-            given.get(k) for k in ("input_ids", "attention_mask", "past_key_values")
-        )
+        ids, mask, cache = (given.get(name) for name in _READ)
         ids = ids if isinstance(ids, Tensor) else None
         read = given.get("inputs_embeds") if ids is None else ids
         starts = None
@@ -326,13 +330,11 @@ class RoutedModel(BaseTuner):
         unwrap_generate(self.model)
         return super().unload()
 
-    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> Any:
         """Raises ValueError: a routed mixture has no single weight to merge."""
         raise ValueError(CANNOT_MERGE)
 
-    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Raises ValueError: a routed mixture has no single weight to merge."""
-        raise ValueError(CANNOT_MERGE)
+    merge_adapter = merge_and_unload
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Removes an adapter with all that it carries."""

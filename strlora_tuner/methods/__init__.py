@@ -1,8 +1,9 @@
 """The tuners that a recipe can name: the host's LoRA, and one folder here for each of ours.
 
 A folder `NAME/` holds `options.py` (a dataclass `Options`, standard library only, so that a laptop
-can check a recipe), `config.py` (`Config`, a RoutedConfig: what PEFT stores), `layer.py` (the bank
-of experts that is the formula) and `model.py` (`Model`, a RoutedModel, which names the bank).
+can check a recipe), `layer.py` (the bank of experts that is the formula) and `model.py` (`Model`, a
+RoutedModel, which names the bank); and where PEFT stores more than the options, or a chunk changes
+what it stores, `config.py` (`Config`, a RoutedConfig).
 Nothing else names the method: it is found by its folder. `ewc/`, `lwf/` and `slow_weights/` hold no
 tuner but what a callback does beside any of them.
 """
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from strlora_tuner.core.config import RoutedConfig
 
 METHODS = __name__
+_HERE = Path(__file__).resolve().parent
 LORA = "lora"
 
 
 @cache
 def folders() -> tuple[str, ...]:
     """Names of the tuners in this folder, sorted."""
-    here = Path(__file__).resolve().parent
-    return tuple(sorted(path.parent.name for path in here.glob("*/model.py")))
+    return tuple(sorted(path.parent.name for path in _HERE.glob("*/model.py")))
 
 
 @cache
@@ -56,8 +57,18 @@ def options_class(tuner_type: str) -> type[AdapterOptions]:
     return options
 
 
+def has_config(tuner_type: str) -> bool:
+    """Whether a method has a config.py; else its options are all that PEFT stores."""
+    return (_HERE / tuner_type / "config.py").is_file()
+
+
+@cache
 def config_class(tuner_type: str) -> type[RoutedConfig]:
     """Returns the PEFT configuration of a tuner of ours; imports torch and PEFT."""
+    from strlora_tuner.core.config import RoutedConfig
+
+    if not has_config(tuner_type):
+        return RoutedConfig.of_options(f"{METHODS}.{tuner_type}.options")
     config: type[RoutedConfig] = _part(tuner_type, "config").Config
     return config
 

@@ -103,8 +103,9 @@ def _report(model: nn.Module, what: str) -> None:
     tuner = tuner_of(model)
     layers = sum(1 for _ in tuner.routed_layers())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    method = type(tuner.peft_config[tuner.active_adapters[0]]).method  # type: ignore[attr-defined]
-    logger.info(f"{method}: {what}, {layers} layers routed, {trainable:,} parameters train")
+    logger.info(
+        f"{tuner.own_config.method}: {what}, {layers} layers routed, {trainable:,} parameters train"
+    )
 
 
 def _interrupted(checkpoint: Path) -> bool:
@@ -213,7 +214,7 @@ class RoutedCallback(TrainerCallback):
         """The host's own, plus a count of the tokens that one optimizer step will average over."""
         samples, items = self._collect(*args, **kwargs)
         tuner = self._tuner()
-        config = tuner.peft_config[tuner.active_adapters[0]]
+        config = tuner.own_config
         world = self.args.world_size
         total = None
         if config.side_loss_reduction == "mean" and samples:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-
-from typing_extensions import Self
+from dataclasses import dataclass, field
 
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.methods.branchlora.options import Options
@@ -19,9 +17,9 @@ class Config(RoutedConfig):
     )
     frozen: int = field(default=0, metadata={"help": "Frozen branches of every layer."})
 
-    def at_chunk(self, chunk: int) -> Self:
-        """Returns the configuration with the routers and frozen branches of the chunks before."""
+    def begin_chunk(self) -> None:
+        """Counts the router of the chunk before, and the branches that freeze now."""
         options: Options = self.options()
-        most = options.num_experts - options.top_k
-        frozen = min((chunk - 1) * options.frozen_per_chunk, most)
-        return replace(self, past_chunks=chunk - 1, frozen=frozen)
+        most = max(options.num_experts - options.top_k, self.frozen)
+        self.frozen = min(self.frozen + options.frozen_per_chunk, most)
+        self.past_chunks += 1

@@ -25,6 +25,11 @@ class KeyedModel(RoutedModel):
         """Adds the step's features to the chunk's keys."""
         self.statistics().commit()
 
+    def begin_chunk(self) -> None:
+        """Keeps the keys of the chunk before, too, and begins its own."""
+        super().begin_chunk()
+        self.statistics().close_chunk()
+
     def chosen_chunks(self) -> list[int] | None:
         """Returns the chunk, from 1, whose keys are nearest to each row of the last prompt."""
         choices = self.statistics().choices

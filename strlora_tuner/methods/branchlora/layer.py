@@ -101,9 +101,9 @@ class Branches(ExpertBank):
         return both.unflatten(1, (-1, self.width))[:, self.order.argsort()].flatten(1)
 
     @torch.no_grad()
-    def close_chunk(self, frozen: int) -> None:
-        """Freezes the most used branches until `frozen` are; opens a new router."""
-        before = self.frozen_B.shape[1] // self.width
+    def begin_chunk(self) -> None:
+        """Freezes the most used branches until as many are as there shall be; opens a router."""
+        before, frozen = self.frozen_B.shape[1] // self.width, self.config.frozen
         live = self.order[before:]
         # Stable: of branches used as often the same one freezes on every machine.
         ranking = self.uses[live].argsort(descending=True, stable=True)

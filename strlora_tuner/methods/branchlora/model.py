@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 
 from strlora_tuner.core.expert_bank import sum_over_processes
-from strlora_tuner.methods.branchlora.config import Config
 from strlora_tuner.methods.branchlora.keyed_model import KeyedModel
 from strlora_tuner.methods.branchlora.keys import ChunkKeys
 from strlora_tuner.methods.branchlora.layer import Branches
-from strlora_tuner.methods.branchlora.options import Options
 
 
 class Model(KeyedModel):
@@ -28,15 +26,3 @@ class Model(KeyedModel):
         for bank, count in zip(banks, counts, strict=True):
             bank.uses += count.to(bank.uses)
             bank.counted = None
-
-    def begin_chunk(self) -> None:
-        """Freezes what the chunk before used most; opens a router and keys of its own."""
-        config = self.peft_config[self.active_adapters[0]]
-        assert isinstance(config, Config)
-        options: Options = config.options()
-        most = max(options.num_experts - options.top_k, config.frozen)
-        frozen = min(config.frozen + options.frozen_per_chunk, most)
-        for _, bank in self.mixtures():
-            bank.close_chunk(frozen)
-        self.statistics().close_chunk()
-        config.frozen, config.past_chunks = frozen, config.past_chunks + 1

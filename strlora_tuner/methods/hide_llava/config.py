@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-
-from typing_extensions import Self
+from dataclasses import dataclass, field
 
 from strlora_tuner.core.config import RoutedConfig
 
@@ -22,6 +20,6 @@ class Config(RoutedConfig):
         """A LoRA a chunk, this one's included."""
         return self.past_chunks + 1
 
-    def at_chunk(self, chunk: int) -> Self:
-        """Returns the configuration with a LoRA for every chunk before `chunk`."""
-        return replace(self, past_chunks=chunk - 1)
+    def begin_chunk(self) -> None:
+        """Counts the LoRA of the chunk before."""
+        self.past_chunks += 1

@@ -8,7 +8,6 @@ from torch import nn
 
 from strlora_tuner.core.layer import RoutedLinear
 from strlora_tuner.methods.branchlora.keyed_model import KeyedModel
-from strlora_tuner.methods.hide_llava.config import Config
 from strlora_tuner.methods.hide_llava.layer import Anchors, ChunkExperts
 
 
@@ -32,12 +31,3 @@ class Model(KeyedModel):
             )
         for bank in banks[max(banks)]:  # the last decoder layer that carries the adapter
             bank.top = True
-
-    def begin_chunk(self) -> None:
-        """Keeps the LoRA and the anchors of the chunk before and opens its own."""
-        for _, bank in self.mixtures():
-            bank.open_chunk()
-        self.statistics().close_chunk()
-        config = self.peft_config[self.active_adapters[0]]
-        assert isinstance(config, Config)
-        config.past_chunks += 1

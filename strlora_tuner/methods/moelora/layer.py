@@ -11,13 +11,13 @@ from strlora_tuner.core.expert_bank import ExpertBank, init_router
 from strlora_tuner.core.instruction.context import RoutingContext
 
 if TYPE_CHECKING:
-    from strlora_tuner.methods.moelora.config import Config
+    from strlora_tuner.core.config import RoutedConfig
 
 
 class TokenGatedExperts(ExpertBank):
     """E experts, all of which every token uses; `router` is R (E, d_in)."""
 
-    def __init__(self, d_in: int, d_out: int, hidden: int, config: Config) -> None:
+    def __init__(self, d_in: int, d_out: int, hidden: int, config: RoutedConfig) -> None:
         super().__init__(d_in, d_out, config)
         self.router = nn.Parameter(torch.empty(config.num_experts, d_in))
         init_router(self.router)

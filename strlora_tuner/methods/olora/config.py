@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-
-from typing_extensions import Self
+from dataclasses import dataclass, field
 
 from strlora_tuner.core.config import RoutedConfig
 
@@ -17,6 +15,6 @@ class Config(RoutedConfig):
         default=0, metadata={"help": "Frozen subspaces of earlier chunks that the adapter holds."}
     )
 
-    def at_chunk(self, chunk: int) -> Self:
-        """Returns the configuration with a subspace for every chunk before `chunk`."""
-        return replace(self, subspaces=chunk - 1)
+    def begin_chunk(self) -> None:
+        """Counts the subspace of the chunk before."""
+        self.subspaces += 1

@@ -38,7 +38,7 @@ class ChunkPairs(ExpertBank):
         return torch.cat([self.past_B.to(self.B.dtype), self.B], 1)
 
     @torch.no_grad()
-    def open_chunk(self) -> None:
+    def begin_chunk(self) -> None:
         """Freezes A and B among the earlier ones and starts them anew."""
         self.past_A = torch.cat([self.past_A, self.A.to(self.past_A)])
         self.past_B = torch.cat([self.past_B, self.B.to(self.past_B)], 1)

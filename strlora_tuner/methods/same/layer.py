@@ -35,7 +35,7 @@ from strlora_tuner.methods.same.spectrum import (
 )
 
 if TYPE_CHECKING:
-    from strlora_tuner.methods.same.config import Config
+    from strlora_tuner.core.config import RoutedConfig
 
 
 class StabilizedExperts(ExpertBank):
@@ -59,7 +59,7 @@ class StabilizedExperts(ExpertBank):
     active: Tensor
     steps: Tensor
 
-    def __init__(self, d_in: int, d_out: int, hidden: int, config: Config) -> None:
+    def __init__(self, d_in: int, d_out: int, hidden: int, config: RoutedConfig) -> None:
         super().__init__(d_in, d_out, config)
         options: Options = config.options()
         count, components = options.num_experts, min(options.components, d_in)
@@ -161,7 +161,7 @@ class StabilizedExperts(ExpertBank):
         self.active[score.argmax()] = True
 
     @torch.no_grad()
-    def close_chunk(self) -> None:
+    def begin_chunk(self) -> None:
         """Makes what was seen so far the past; all experts are active again."""
         self.directions, self.spectrum = spectrum_of(self.sketch)
         self.past_directions, self.past_spectrum = self.directions.clone(), self.spectrum.clone()

@@ -27,8 +27,3 @@ class Model(RoutedModel):
         """Weights that were loaded are no step of the optimizer."""
         for _, bank in self.mixtures(adapter_name):
             bank.forget_step()
-
-    def begin_chunk(self) -> None:
-        """Makes the inputs of the chunks so far the past."""
-        for _, bank in self.mixtures():
-            bank.close_chunk()

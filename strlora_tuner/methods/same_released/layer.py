@@ -23,7 +23,7 @@ from strlora_tuner.methods.same.spectrum import scaled, scores
 from strlora_tuner.methods.same_released.options import Options
 
 if TYPE_CHECKING:
-    from strlora_tuner.methods.same_released.config import Config
+    from strlora_tuner.core.config import RoutedConfig
 
 _EVERY = 20  # passes from one covariance to the next
 _FIRST = 10  # passes after which the router's gradient is scaled
@@ -70,7 +70,7 @@ class ReleasedExperts(ExpertBank):
     passes: Tensor
     past_chunks: Tensor
 
-    def __init__(self, d_in: int, d_out: int, hidden: int, config: Config) -> None:
+    def __init__(self, d_in: int, d_out: int, hidden: int, config: RoutedConfig) -> None:
         super().__init__(d_in, d_out, config)
         options: Options = config.options()
         count, components = options.num_experts, min(options.components, d_in)
@@ -168,7 +168,7 @@ class ReleasedExperts(ExpertBank):
         self.active[min(int(self.past_chunks), len(self.active) - 1)] = True
 
     @torch.no_grad()
-    def close_chunk(self) -> None:
+    def begin_chunk(self) -> None:
         """Keeps the last batch's directions; all experts take part again."""
         count = int((self.spectrum > _NONE).sum())
         for name in ("directions", "spectrum"):

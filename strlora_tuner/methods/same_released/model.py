@@ -19,8 +19,3 @@ class Model(RoutedModel):
             for _, bank in self.mixtures():
                 for buffer in bank.buffers():
                     dist.broadcast(buffer, 0)
-
-    def begin_chunk(self) -> None:
-        """Makes the last batch's covariance the past."""
-        for _, bank in self.mixtures():
-            bank.close_chunk()

@@ -63,6 +63,10 @@ class Config(RoutedConfig):
                 )
         return {name: value for name, value in given.items() if name not in fixed}
 
+    def begin_chunk(self) -> None:
+        """The adapter goes on from a chunk."""
+        self.goes_on = True
+
     @property
     def side_loss_reduction(self) -> str:
         """How the stability loss adds up, see the option `stability_reduction`."""

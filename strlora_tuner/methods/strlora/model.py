@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -43,17 +41,12 @@ class Model(RoutedModel):
 
     def _statistics_share(self) -> float | None:
         """How much a step may move mean and scale of the instructions, see `commit`."""
-        config: Any = self.peft_config[self.active_adapters[0]]
+        config = self.own_config
         if not config.goes_on:
             return None  # the first chunk has no other statistics than its own
         return {"count": None, "slow": 1 - config.ema_decay, "hold": 0.0}[
             config.instruction_statistics
         ]
-
-    def begin_chunk(self) -> None:
-        """Notes in the configuration, which is saved, that the adapter goes on from a chunk."""
-        config: Any = self.peft_config[self.active_adapters[0]]
-        config.goes_on = True
 
     def after_load(self, adapter_name: str) -> None:
         """A loaded adapter that carries no teacher gets one: a copy of its routers."""

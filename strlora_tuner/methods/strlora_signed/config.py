@@ -17,6 +17,10 @@ class Config(RoutedConfig):
         default=False, metadata={"help": "Whether an earlier chunk has trained the adapter."}
     )
 
+    def begin_chunk(self) -> None:
+        """The adapter goes on from a chunk."""
+        self.goes_on = True
+
     @property
     def num_experts(self) -> int:  # type: ignore[override]
         """E, how many gates a layer has."""

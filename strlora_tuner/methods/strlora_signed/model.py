@@ -26,16 +26,11 @@ class Model(RoutedModel):
 
     def after_optimizer_step(self) -> None:
         """Merges the step's instruction statistics, unless they rest."""
-        config: Any = self.peft_config[self.active_adapters[0]]
+        config = self.own_config
         statistics, most = self.statistics(), config.instruction_count
         rests = config.goes_on and config.instruction_statistics == "hold"
         rests = rests or (most and int(statistics.count) >= most)
         statistics.commit(0.0 if rests else None)
-
-    def begin_chunk(self) -> None:
-        """Notes in the configuration, which is saved, that the adapter goes on from a chunk."""
-        config: Any = self.peft_config[self.active_adapters[0]]
-        config.goes_on = True
 
     def after_load(self, adapter_name: str) -> None:
         """Checks that this machine draws the maps that the adapter was trained with."""

@@ -86,13 +86,13 @@ def test_covariance_is_the_uncentred_mean_over_all_tokens_of_all_steps_and_chunk
         if step != 1:  # two micro-batches make the second step
             layer.bank.end_step(layer.bank.seen())
         if step == 0:
-            layer.bank.close_chunk()
+            layer.bank.begin_chunk()
             close(
                 whole(layer.bank.past_directions, layer.bank.past_spectrum),
                 covariance(tokens_of(*passes)),
                 "the first chunk's",
             )
-    layer.bank.close_chunk()
+    layer.bank.begin_chunk()
     wanted = covariance(tokens_of(*passes))
     close(whole(layer.bank.past_directions, layer.bank.past_spectrum), wanted, "covariance")
     assert int(layer.bank.tokens) == 4 * int(layer.mask.sum())
@@ -159,7 +159,7 @@ def past_of(layer):
     see(layer)
     layer.bank.end_step(layer.bank.seen())
     tokens = tokens_of((layer.x, layer.mask))
-    layer.bank.close_chunk()
+    layer.bank.begin_chunk()
     return tokens
 
 
@@ -226,7 +226,7 @@ def test_along_what_the_past_used_an_expert_hardly_moves():
     bank = layer.bank
     see(layer)
     bank.end_step(bank.seen())
-    bank.close_chunk()
+    bank.begin_chunk()
     see(layer)
     before = bank.A.detach().clone()
     with torch.no_grad():
@@ -252,7 +252,7 @@ def test_an_expert_of_little_use_now_and_importance_before_rests():
     bank.end_step(bank.seen())
     assert bank.active.all(), "nothing was important before the first chunk"
     important = sum(gates_of(bank, t) * (t @ t) for t in tokens_of((layer.x, layer.mask))) * 2
-    bank.close_chunk()
+    bank.begin_chunk()
     close(bank.past_importance, important, "importance")
     for name in ("usage", "importance", "steps"):
         assert not getattr(bank, name).any(), f"{name} is this chunk's alone"
@@ -268,7 +268,7 @@ def test_an_expert_of_little_use_now_and_importance_before_rests():
     wanted = [float(s) >= 0.1 or s == score.max() for s in score]
     assert bank.active.tolist() == wanted
     assert not all(wanted)
-    bank.close_chunk()
+    bank.begin_chunk()
     assert bank.active.all(), "for the chunk only"
 
 

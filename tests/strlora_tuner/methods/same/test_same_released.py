@@ -124,7 +124,7 @@ def test_gradients_are_scaled_before_the_optimizer():
     layer = layer_of(damping=mu, energy=energy, window=2)
     bank, x = layer.bank, layer.x
     layer.run()
-    bank.close_chunk()
+    bank.begin_chunk()
     past_axes, past = first_covariance(x)
     near(bank.past_spectrum, past, "the last batch's deviations")
     layer.x = x = torch.randn_like(x)
@@ -164,7 +164,7 @@ def test_use_and_importance_are_moving_averages_of_passes():
         important = KEPT * important + 0.05 * energy.detach()
     close(layer.bank.utilization, use, "use")
     close(layer.bank.importance, important, "importance")
-    layer.bank.close_chunk()
+    layer.bank.begin_chunk()
     assert layer.bank.utilization.tolist() == [1 / EXPERTS] * EXPERTS
     close(layer.bank.importance, important, "importance goes on")
 
@@ -179,7 +179,7 @@ def test_experts_are_left_out_from_the_first_pass_on_but_the_chunks_own(chunk):
     layer.config.freeze_score = -1
     layer.run()
     assert int(layer.bank.active.sum()) == 1, "for the rest of the chunk"
-    layer.bank.close_chunk()
+    layer.bank.begin_chunk()
     assert layer.bank.active.all()
 
 
