@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from io import StringIO
@@ -34,6 +34,12 @@ def print_lines(lines: Iterable[object]) -> None:
     except BrokenPipeError:
         # Python flushes once more when it ends, which would fail again and print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def a_few(names: Sequence[str], most: int = 5) -> str:
+    """Return names for people, the first of many: "a, b, c and 17 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def is_missing(value: object) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
+from data_prep.files import a_few
 from eval.charts.figure import percent
 
 MOST_NAMED = 4
+BASE, CONSTANT = attrgetter("base"), attrgetter("constant")
 MUCH = 0.1  # lost since best: so much is worth a word
 FALLEN = 0.98  # a loss above this part of what it was at first has not fallen
 
@@ -86,7 +89,7 @@ def _learned(chunk: int, planned: int, tasks: Sequence[TaskOutcome]) -> str:
     of = f" of {planned}" if planned else ""
     who = f"{tasks[0].task} has" if len(tasks) == 1 else f"the mean over {len(tasks)} tasks is"
     text = f"After chunk {chunk}{of} {who} {percent(_mean([t.last for t in tasks]))} percent"
-    base, constant = (_mean([f(t) for t in tasks]) for f in (_base, _constant))
+    base, constant = (_mean([f(t) for t in tasks]) for f in (BASE, CONSTANT))
     if math.isfinite(base):
         text += f"; the base model had {percent(base)}"
     if math.isfinite(constant):
@@ -106,17 +109,15 @@ def _lost(chunk: int, tasks: Sequence[TaskOutcome]) -> str:
     if len(tasks) == 1:
         best = lost[0].best_chunk
         return f"Lost since its best, after chunk {best}: {percent(lost[0].lost)} points."
-    named = ", ".join(f"{t.task} {percent(t.lost)} (since chunk {t.best_chunk})" for t in
-                      lost[:MOST_NAMED])  # fmt: skip
-    more = f" and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else ""
-    return f"Lost since best: {percent(lost_since_best(tasks))} points a task, by {named}{more}."
+    named = _listed(lost, lambda t: f"{percent(t.lost)} (since chunk {t.best_chunk})")
+    return f"Lost since best: {percent(lost_since_best(tasks))} points a task, by {named}."
 
 
 def _useful(tasks: Sequence[TaskOutcome]) -> str:
-    floor, name = _constant, "the best constant answer"
+    floor, name = CONSTANT, "the best constant answer"
     judged = [t for t in tasks if math.isfinite(t.constant)]
     if not judged:  # captions
-        floor, name = _base, "the base model"
+        floor, name = BASE, "the base model"
         judged = [t for t in tasks if math.isfinite(t.base)]
     if not judged:
         return "There is nothing to compare with: neither base model nor constant answers."
@@ -196,17 +197,8 @@ def _now(value: float | None) -> str:
     return "" if value is None else f", now {value:g}"
 
 
-def _base(task: TaskOutcome) -> float:
-    return task.base
-
-
-def _constant(task: TaskOutcome) -> float:
-    return task.constant
-
-
 def _listed(tasks: Sequence[TaskOutcome], text: Callable[[TaskOutcome], str]) -> str:
-    more = f" and {len(tasks) - MOST_NAMED} more" if len(tasks) > MOST_NAMED else ""
-    return ", ".join(f"{t.task} {text(t)}" for t in tasks[:MOST_NAMED]) + more
+    return a_few([f"{t.task} {text(t)}" for t in tasks], MOST_NAMED)
 
 
 def _empty(task: TaskOutcome) -> int:

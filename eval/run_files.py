@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+from typing_extensions import NotRequired
+
 from data_prep.files import read_json
 
 ABLATION_FORMAT = 1
@@ -19,17 +21,7 @@ ABLATION_FORMAT = 1
 JsonObject = dict[str, Any]
 
 
-class _AnsweredLine(TypedDict):
-    id: str
-    task: str
-    prompt: str
-    prediction: str | None
-    gold: str
-    finish_reason: str | None
-    images: list[str]
-
-
-class PredictionLine(_AnsweredLine, total=False):
+class PredictionLine(TypedDict):
     """One line of `chunks/NNN/predictions/<task>.jsonl`: a test question and its answer.
 
     Attributes:
@@ -46,30 +38,29 @@ class PredictionLine(_AnsweredLine, total=False):
         lenient: the same, blind to case and format (eval.form_only); older versions wrote none.
     """
 
-    references: list[str]
-    answer_bbox: str
-    size: list[int]
-    options: list[str]
-    synonyms: list[str]
-    box_format: str
-    answer_type: str
-    expert: int | None
-    router_answer: str
-    routed: bool
-    error: str
-    score: float
-    lenient: float
+    id: str
+    task: str
+    prompt: str
+    prediction: str | None
+    gold: str
+    finish_reason: str | None
+    images: list[str]
+    references: NotRequired[list[str]]
+    answer_bbox: NotRequired[str]
+    size: NotRequired[list[int]]
+    options: NotRequired[list[str]]
+    synonyms: NotRequired[list[str]]
+    box_format: NotRequired[str]
+    answer_type: NotRequired[str]
+    expert: NotRequired[int | None]
+    router_answer: NotRequired[str]
+    routed: NotRequired[bool]
+    error: NotRequired[str]
+    score: NotRequired[float]
+    lenient: NotRequired[float]
 
 
-class _TaskResult(TypedDict):
-    score: float | None
-    n: int
-    failed: int
-    cut: int
-    stderr: float | None
-
-
-class TaskResult(_TaskResult, total=False):
+class TaskResult(TypedDict):
     """One task in scores.json; null where a number does not exist.
 
     Attributes:
@@ -85,10 +76,15 @@ class TaskResult(_TaskResult, total=False):
         lenient: in 0..1, blind to case and format; what it has above `score` was lost in form only.
     """
 
-    lenient: float | None
-    cider: float | None
-    unfinished: int
-    constant: float
+    score: float | None
+    n: int
+    failed: int
+    cut: int
+    stderr: float | None
+    lenient: NotRequired[float | None]
+    cider: NotRequired[float | None]
+    unfinished: NotRequired[int]
+    constant: NotRequired[float]
 
 
 class PublishedScores(TypedDict):

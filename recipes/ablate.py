@@ -22,13 +22,11 @@ from recipes import REPO, UserError
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
-from recipes.processes.host_process import HostProcess
-from recipes.processes.log_errors import cause_of, exit_text
 from recipes.processes.run_lock import RunLock
 from recipes.run import evaluation
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.preflight.all_checks import look, stopping
-from recipes.run.session import RunError
+from recipes.run.session import RunError, run_host
 from recipes.run_folder.layout import RunLayout, SideLayout
 from recipes.run_folder.state import load_state
 from strlora_tuner.options import ABLATION
@@ -102,17 +100,7 @@ def _evaluate(recipe: Recipe, where: SideLayout, stream: Stream, chunk: int, loc
     if questions.command is not None:
         environment = {**questions.command.environment, ABLATION: where.side.name}
         command = replace(questions.command, environment=environment)
-        log = where.eval_log(chunk)
-        process = HostProcess(command, log)
-        lock.note_child(process.pid)
-        try:
-            code = process.wait()
-        finally:
-            lock.note_child(None)
-        if code:
-            raise RunError(
-                f"{where.side.name} {exit_text(code)}:\n{cause_of(log)}\nWhole log: {log}"
-            )
+        run_host(lock, command, where.eval_log(chunk), where.side.name)
     evaluation.score(recipe, where, stream, tasks, chunk)
 
 

@@ -8,9 +8,8 @@ from typing import Any
 from data_prep.errors import DataError, shown
 from data_prep.files import is_missing
 from data_prep.sources.picture_marks import read_images
-from data_prep.sources.raw_forms import ANSWERS, PAIRS
+from data_prep.sources.raw_forms import ANSWERS, PAIRS, TURNS
 
-TURNS = ("messages", "conversations", "conversation")
 # Where one question is asked of all pictures, these columns answer it too.
 LABELS = ("label", "class", "category", "class_name", "caption")
 

@@ -42,10 +42,10 @@ ROLES = {
 QUESTIONS = ("question", "query", "prompt", "instruction", "problem", "user", "human", "input")
 ANSWERS = ("answer", "response", "completion", "output", "solution", "answers", "assistant", "gpt")
 PAIRS = (*((q, a) for q in QUESTIONS for a in ANSWERS), ("text", "answer"), ("text", "answers"))
-_TURNS = ("messages", "conversations", "conversation")
+TURNS = ("messages", "conversations", "conversation")
 _IDS = ("id", "question_id", "sample_id")
 _SYSTEM = ("system", "system_prompt")
-_KNOWN = {*QUESTIONS, *ANSWERS, *_TURNS, *_IDS, *_SYSTEM, "history", "images", "task", "options"}
+_KNOWN = {*QUESTIONS, *ANSWERS, *TURNS, *_IDS, *_SYSTEM, "history", "images", "task", "options"}
 _TURN = {"role", "from", "content", "value", "loss", "weight", "train", "loss_scale"}
 _TEXT_PARTS, _IMAGE_PARTS = ("text", "input_text"), ("image", "image_url", "input_image")
 _PICTURE_KEYS = ("image", "image_url", "url", "path", "file_name", "base64", "data", "source")
@@ -102,7 +102,7 @@ def _plain_name(key: Any, raw: Raw) -> Any:
 
 def _read_turns(raw: Raw) -> tuple[list[Turn], list[Any], set[str]]:
     """Return the turns, images found inside them, and the keys that were used."""
-    key = next((key for key in _TURNS if raw.get(key) is not None), None)
+    key = next((key for key in TURNS if raw.get(key) is not None), None)
     if key is not None:
         written, used = raw[key], {key}
     elif isinstance(raw.get("prompt"), list) and isinstance(raw.get("completion"), list):
@@ -178,7 +178,7 @@ def _read_turn(number: int, turn: Any, inline: list[Any]) -> Turn:
 
 def unread_turn_keys(raw: Raw) -> set[str]:
     """Return the keys of a sample's turns that nobody reads: they are left out."""
-    lists = (raw.get(key) for key in (*_TURNS, "prompt", "completion", "history"))
+    lists = (raw.get(key) for key in (*TURNS, "prompt", "completion", "history"))
     turns = [turn for turns in lists if isinstance(turns, list) for turn in turns]
     known = [
         turn for turn in turns if isinstance(turn, dict) and ("role" in turn or "from" in turn)

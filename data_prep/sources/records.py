@@ -8,32 +8,27 @@ from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any, TypedDict, cast
 
+from typing_extensions import NotRequired
+
 from data_prep.errors import DataError, shown
 from data_prep.sources.boxes import check_objects
 
 Raw = dict[str, Any]  # a sample as its source has it
 
 
-class _RequiredKeys(TypedDict):
-    role: str
-    content: str
-
-
-class Turn(_RequiredKeys, total=False):
+class Turn(TypedDict):
     """One turn: `role` is system, user or assistant.
 
     `loss` says whether it is trained on, `loss_scale` how strongly; without them the recipe does.
     """
 
-    loss: bool
-    loss_scale: float
+    role: str
+    content: str
+    loss: NotRequired[bool]
+    loss_scale: NotRequired[float]
 
 
-class _Conversation(TypedDict):
-    messages: list[Turn]
-
-
-class HostSample(_Conversation, total=False):
+class HostSample(TypedDict):
     """A sample in the host's form. Other fields of the source stand beside these.
 
     Attributes:
@@ -44,14 +39,15 @@ class HostSample(_Conversation, total=False):
         options: answers to choose from. question_id: as published.
     """
 
-    images: list[str]
-    task: str
-    id: str
-    references: list[str]
-    answer_bbox: object
-    size: object
-    options: object
-    question_id: object
+    messages: list[Turn]
+    images: NotRequired[list[str]]
+    task: NotRequired[str]
+    id: NotRequired[str]
+    references: NotRequired[list[str]]
+    answer_bbox: NotRequired[object]
+    size: NotRequired[object]
+    options: NotRequired[object]
+    question_id: NotRequired[object]
 
 
 PLACEHOLDER = "<image>"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
 COLOURS = 12
-MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -84,12 +82,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def shortened(names: Sequence[str]) -> str:
-    """Return names for people, a few of them: "a, b, c and 17 more"."""
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def ratio(value: float, digits: int = 3) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from eval.charts.figure import Figure, Table, colour, percent, ratio, shortened
+from data_prep.files import a_few
+from eval.charts.figure import Figure, Table, colour, percent, ratio
 from eval.charts.over_chunks import over_chunks
 from eval.charts.plots import Series
 from eval.compare.comparison import Comparison
@@ -28,7 +29,7 @@ def routing_part(comparison: Comparison) -> tuple[list[str], list[Figure]]:
     if routed := [m for m in comparison.methods if any(e.run.routing for e in m.entries)]:
         figures.append(_separation(comparison, routed))
         without = [m.name_of(e) for m in comparison.methods for e in m.entries if not e.run.routing]
-        gaps = [f"No routing record: {shortened([*map(printed, without)])}."] if without else []
+        gaps = [f"No routing record: {a_few([*map(printed, without)])}."] if without else []
     if chosen := [m for m in comparison.methods if any(e.run.choices for e in m.entries)]:
         figures.append(_choices(comparison, chosen))
     return gaps, figures

@@ -13,7 +13,8 @@ from itertools import zip_longest
 from statistics import fmean
 from typing import Any
 
-from eval.charts.figure import counted, percent, shortened
+from data_prep.files import a_few
+from eval.charts.figure import counted, percent
 from eval.compare.comparison import BASE, Cell, Column, Comparison
 from eval.compare.names import printed
 from eval.compare.runs import Replicate
@@ -29,12 +30,11 @@ from eval.report.tables import (
 )
 from eval.significance import ONE_RUN, SPREADS
 
-UNKNOWN = "-"
+UNKNOWN, WIDTH = "-", 100
 FORM_TITLE = "Form or knowledge: scores blind to case and format, mean of all tasks"
 FORM_BY_TASK = "Last, blind to case and format, by task"
 MOST_GAPS = 20
 MOST_POINTS = 5  # so few values say more than their interval
-WIDTH = 100
 VALUES_TOO = ", and the values of the runs"
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {mark: f"\\{mark}" for mark in "&%$#_{}"}
@@ -270,7 +270,7 @@ def notes(comparison: Comparison, choice: Choice = ALL) -> list[str]:
     groups: dict[str, list[str]] = {}
     for gap in comparison.gaps:
         groups.setdefault(gap.why, []).append(gap.what)
-    gaps = [f"{shortened(what)}: {why}" for why, what in groups.items()]
+    gaps = [f"{a_few(what)}: {why}" for why, what in groups.items()]
     more = len(gaps) - MOST_GAPS
     return [*lines, *gaps[:MOST_GAPS], *([f"... and {more} more gaps"] if more > 0 else [])]
 

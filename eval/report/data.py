@@ -16,7 +16,7 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import Record, read_jsonl
+from data_prep.files import Record, a_few, read_jsonl
 from data_prep.stream import MANIFEST, Stream, StreamError
 from eval.matrix import Matrix, load_matrix
 from eval.predictions import TaskScores, task_scores
@@ -38,7 +38,6 @@ Array = NDArray[np.float64]
 T = TypeVar("T")
 # So many chunks show how routing went; a file of a large model has half a megabyte.
 MOST_ROUTING_FILES = 26
-MOST_NAMED = 5
 UNREADABLE = (OSError, StreamError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -221,14 +220,13 @@ def _long_samples(chunks: Path) -> Iterator[Gap]:
     for path in sorted(chunks.glob("*/*too_long.jsonl")):
         rows = [row for row in read_jsonl(path, torn_tail=True) if "file" in row]
         if rows:
-            names = ", ".join(str(row["id"] or f"line {row['line']}") for row in rows[:MOST_NAMED])
-            more = f" and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
+            names = a_few([str(row["id"] or f"line {row['line']}") for row in rows])
             cut = sum(row["done"] == "cut" for row in rows)
             done = f"{cut} cut, {len(rows) - cut} skipped (the next sample took its place)"
             of_router = ", router" if path.name.startswith("router") else ""
             yield Gap(
                 f"Chunk {int(path.parent.name)}{of_router}: {len(rows)} training samples too long",
-                f"more than {rows[-1]['max_length']} tokens: {done}: {names}{more}",
+                f"more than {rows[-1]['max_length']} tokens: {done}: {names}",
             )
 
 

@@ -3,8 +3,7 @@
 `fixed` scorers are ours and the default; `released` ones decide as the published scripts do, and
 serve only to compare with published numbers.
 
-    score_sample("vqa", "Yes.", {"gold": "yes"})    -> 1.0
-    score_samples("caption", ["a red car"], [{"references": [...]}])    (needs the whole test set)
+    find_scorer("vqa").score_all(["Yes."], [{"gold": "yes"}])    -> [1.0]
 """
 
 from __future__ import annotations
@@ -93,46 +92,30 @@ class Scorer:
         return mean if self.sample is not None else np.minimum(mean * MOST_CIDER, 1.0)
 
 
-def _table(read: Callable[[str], str] | None, *scorers: Scorer) -> dict[str, Scorer]:
-    return {scorer.name: replace(scorer, read=read) for scorer in scorers}
+def _table(
+    read: Callable[[str], str] | None,
+    caption_tokens: Callable[[str], list[str]],
+    *judges: SampleScorer,
+) -> dict[str, Scorer]:
+    """Return scorers by name: each judge's own, and that of captions."""
+    scorers = [Scorer(judge.__name__, judge, read=read) for judge in judges]
+    scorers.append(Scorer("caption", None, caption_tokens, read))
+    return {scorer.name: scorer for scorer in scorers}
 
 
 FIXED = _table(
-    final_answer,
-    Scorer("vqa", fixed.vqa),
-    Scorer("exact", fixed.exact),
-    Scorer("compact", fixed.compact),
-    Scorer("label", fixed.label),
-    Scorer("choice", fixed.choice),
-    Scorer("contains", fixed.contains),
-    Scorer("grounding", fixed.grounding),
-    Scorer("relaxed", fixed.relaxed),
-    Scorer("ocr", fixed.ocr),
-    Scorer("science", fixed.science),
-    Scorer("number", fixed.number),
-    Scorer("caption", None, cider.ptb_tokens),
-)
+    final_answer, cider.ptb_tokens, fixed.vqa, fixed.exact, fixed.compact, fixed.label,
+    fixed.choice, fixed.contains, fixed.grounding, fixed.relaxed, fixed.ocr, fixed.science,
+    fixed.number,
+)  # fmt: skip
 RELEASED = _table(
-    None,
-    Scorer("contained", released.contained),
-    Scorer("equal_compacted", released.equal_compacted),
-    Scorer("two_way_substring", released.two_way_substring),
-    Scorer("substring", released.substring),
-    Scorer("vqa", released.vqa),
-    Scorer("equal_lower", released.equal_lower),
-    Scorer("equal_lower_prediction", released.equal_lower_prediction),
-    Scorer("grounding", released.grounding),
-    Scorer("substring_any_case", released.substring_any_case),
-    Scorer("any_substring", released.any_substring),
-    Scorer("substring_compacted", released.substring_compacted),
-    Scorer("science", released.science),
-    Scorer("equal_upper", released.equal_upper),
-    Scorer("two_way_substring_cased", released.two_way_substring_cased),
-    Scorer("first_letter", released.first_letter),
-    Scorer("ten_answers", released.ten_answers),
-    Scorer("grounding_stripped", released.grounding_stripped),
-    Scorer("caption", None, str.split),
-)
+    None, str.split, released.contained, released.equal_compacted, released.two_way_substring,
+    released.substring, released.vqa, released.equal_lower, released.equal_lower_prediction,
+    released.grounding, released.substring_any_case, released.any_substring,
+    released.substring_compacted, released.science, released.equal_upper,
+    released.two_way_substring_cased, released.first_letter, released.ten_answers,
+    released.grounding_stripped,
+)  # fmt: skip
 VARIANTS = {"fixed": FIXED, "released": RELEASED}
 
 
@@ -215,26 +198,6 @@ def described() -> list[str]:
         text = (scorer.judge or cider.cider_d).__doc__ or ""
         lines.append(f"{name:<10} {' '.join(text.split(chr(10) * 2)[0].split())}")
     return lines
-
-
-def score_samples(
-    scorer: str, predictions: Sequence[str], records: Sequence[GoldRecord]
-) -> list[float]:
-    """Return the `fixed` score in 0..1 of every answer of one test set."""
-    return find_scorer(scorer).score_all(predictions, records)
-
-
-def score_sample(scorer: str, prediction: str, record: GoldRecord) -> float:
-    """Return the `fixed` score in 0..1 of one answer.
-
-    Raises:
-        ValueError: an unknown scorer, a record without gold, or `caption`: CIDEr-D weighs words
-            by how rare they are in the whole test set, use `score_samples`.
-    """
-    sample = find_scorer(scorer).sample
-    if sample is None:
-        raise ValueError(f"scorer {scorer!r} needs the whole test set: use score_samples()")
-    return sample(prediction, record)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ same on both sides, and the vision tower's fused query-key-value matrix becomes 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from data_prep.files import read_json
+from data_prep.files import a_few, read_json
 
 INDEX = "model.safetensors.index.json"
 EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
@@ -78,8 +78,8 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
         wrong = misplaced | (set(listed) ^ set(found))
         if wrong:
             raise ConversionError(
-                f"{folder / INDEX}: {_some(wrong)}: listed and not in that file, or in a file and "
-                "not listed; download the checkpoint again"
+                f"{folder / INDEX}: {a_few(sorted(wrong), _SHOWN)}: listed and not in that file, "
+                "or in a file and not listed; download the checkpoint again"
             )
     return found
 
@@ -153,7 +153,7 @@ def check(stored: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]])
         (sorted(set(expected) - set(given)), "asked for by config.json and not in the checkpoint"),
         (shapes, "shapes differ from config.json"),
     ]
-    lines = [f"{text}: {_some(keys)}" for keys, text in problems if keys]
+    lines = [f"{text}: {a_few(sorted(keys), _SHOWN)}" for keys, text in problems if keys]
     if lines:
         raise ConversionError("; ".join(lines))
 
@@ -168,10 +168,3 @@ def converted(file: Path, wanted: Container[str]) -> Iterator[tuple[str, torch.T
             for each, part in zip(names, tensor.chunk(len(names)), strict=True):
                 # A part of a tensor would be written with the memory of the whole.
                 yield each, part.clone() if len(names) > 1 else part
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first few of many names."""
-    found = sorted(names)
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(found[:_SHOWN]) + more

@@ -65,25 +65,37 @@ class Session:
         Raises:
             RunError: it failed; `what` names its work.
         """
-        process = HostProcess(command, log, self.worker)
-        self.lock.note_child(process.pid)
-
-        def watch() -> None:
-            self.lock.heartbeat()
-            tick()
-
-        try:
-            code = process.wait(watch)
-        finally:
-            self.lock.note_child(None)
-        if code:
-            raise RunError(failure_text(what, exit_text(code), log))
-        return process.peak_gib
+        return run_host(self.lock, command, log, what, tick, self.worker)
 
     def close(self) -> None:
         """End the resident worker, if there is one."""
         if self.worker is not None:
             self.worker.close()
+
+
+def run_host(
+    lock: RunLock,
+    command: Command,
+    log: Path,
+    what: str,
+    tick: Callable[[], None] = lambda: None,
+    worker: Worker | None = None,
+) -> float:
+    """As :meth:`Session.run_host`, for whoever holds a run's lock."""
+    process = HostProcess(command, log, worker)
+    lock.note_child(process.pid)
+
+    def watch() -> None:
+        lock.heartbeat()
+        tick()
+
+    try:
+        code = process.wait(watch)
+    finally:
+        lock.note_child(None)
+    if code:
+        raise RunError(failure_text(what, exit_text(code), log))
+    return process.peak_gib
 
 
 def failure_text(what: str, how: str, log: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from data_prep.files import complete_lines
 from eval.charts.figure import duration
+from eval.matrix import read_cells
 from recipes.config.schema import Recipe
 from recipes.processes.run_lock import is_held, is_here, read_holder
 from recipes.run.chunk_data import check_carried
@@ -143,10 +144,8 @@ def _add_life(status: Status, layout: RunLayout) -> None:
 
 
 def _scores(layout: RunLayout, chunk: int) -> dict[str, float]:
-    if not layout.matrix.is_file():
-        return {}
-    rows = [line.strip().split(",") for line in complete_lines(layout.matrix)[1:]]
-    return {task: float(value) for index, task, value, _ in rows if index == str(chunk) and value}
+    cells = read_cells(layout.matrix).items()
+    return {task: score for (index, task), (score, _) in cells if index == chunk}
 
 
 def verify(recipe: Recipe) -> Iterator[str]:

@@ -13,7 +13,7 @@ from data_prep.files import read_json, write_json, write_text
 from eval.questions import IMAGE
 from eval.report.model_card import Published, card_after
 from recipes import REPO
-from recipes.processes.command import Command
+from recipes.processes.command import Arguments, Command, flags
 from recipes.processes.host_process import HostProcess
 from recipes.processes.log_errors import cause_of, exit_text
 from recipes.processes.machine import versions
@@ -144,15 +144,14 @@ def _merge(adapter: FinishedAdapter, folder: Path) -> None:
     """Has the host write base model, adapter merged in, and processor into an empty folder."""
     recipe = adapter.alone
     folder.rmdir()  # the host makes it
-    arguments = {
+    arguments: Arguments = {
         "model": recipe.model.path,
         "torch_dtype": recipe.model.dtype,
         "adapters": str(adapter.layout.adapter(adapter.chunk)),
-        "merge_lora": "true",
+        "merge_lora": True,
         "output_dir": str(folder),
         "external_plugins": str(HOST_PLUGIN),
     }
-    words = [word for key, value in arguments.items() for word in (f"--{key}", value)]
     environment = {"PYTHONPATH": str(REPO), "HF_HUB_DISABLE_TELEMETRY": "1"}
     if recipe.model.is_local:
         environment["HF_HUB_OFFLINE"] = "1"
@@ -160,7 +159,7 @@ def _merge(adapter: FinishedAdapter, folder: Path) -> None:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     with adapter.beside() as layout:
         log = layout.eval_log(adapter.chunk)
-        code = HostProcess(Command("export", tuple(words), environment), log).wait()
+        code = HostProcess(Command("export", flags(arguments), environment), log).wait()
         if code or not (folder / "config.json").is_file():
             raise UseError(f"the host {exit_text(code)} while merging:\n{cause_of(log)}")
     for left in ("args.json", "README.md"):  # of this machine, and the base model's own card

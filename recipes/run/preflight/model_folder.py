@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from data_prep.files import a_few
 from recipes.config.schema import Recipe
 from recipes.run.preflight.finding import Finding
 
@@ -19,7 +20,6 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.(?:safetensors|bin)")
 POINTER = b"version https://git-lfs"
-SHOWN = 5
 
 
 def check_model(recipe: Recipe) -> Iterator[Finding]:
@@ -69,7 +69,7 @@ def weight_problems(folder: Path) -> Iterator[str]:
         return
     files = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
     if any(NUMBERED.fullmatch(name) for name in files):
-        yield f"{folder} holds {_listed(files)} without their index model.safetensors.index.json"
+        yield f"{folder} holds {a_few(files)} without their index model.safetensors.index.json"
     else:
         yield f"{folder} has no weights: expected {' or '.join(WEIGHTS)}, or an index of shards"
 
@@ -86,7 +86,7 @@ def _of_index(folder: Path, index: Path) -> Iterator[str]:
     missing = sorted(shard for shard in shards if not (folder / shard).is_file())
     if missing:
         yield (
-            f"{len(missing)} of {len(shards)} weight files are not in {folder}: {_listed(missing)}"
+            f"{len(missing)} of {len(shards)} weight files are not in {folder}: {a_few(missing)}"
         )
     there = sorted(shards.keys() - set(missing))
     yield from filter(None, (_damage(folder / shard, shards[shard]) for shard in there))
@@ -105,7 +105,7 @@ def _damage(path: Path, tensors: set[str]) -> str | None:
     except SafetensorError as error:
         return f"{path} ({size:,} bytes) is cut short, too long or damaged: {error}"
     if lacking:
-        return f"{path} lacks {len(lacking)} tensors that the index names in it: {_listed(lacking)}"
+        return f"{path} lacks {len(lacking)} tensors that the index names in it: {a_few(lacking)}"
     return None
 
 
@@ -114,11 +114,6 @@ def _pointer(path: Path) -> str | None:
         if file.read(len(POINTER)) != POINTER:
             return None
     return "a Git LFS pointer, not the file itself (git lfs pull fetches it)"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def _own_code(folder: Path) -> Iterator[Finding]:

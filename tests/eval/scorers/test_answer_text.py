@@ -11,7 +11,8 @@ import pytest
 
 from eval.score import main
 from eval.scorers.answer_text import final_answer, find_answer, gold_answers
-from eval.scorers.registry import FIXED, find_scorer, find_task, score_sample, score_samples
+from eval.scorers.registry import FIXED, find_scorer, find_task
+from tests.eval.scorers import score_sample, score_samples
 
 NAN = float("nan")
 

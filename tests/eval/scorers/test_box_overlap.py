@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.scorers.box_overlap import parse_box
-from eval.scorers.registry import score_sample
+from tests.eval.scorers import score_sample
 
 BOX = (100.0, 200.0, 500.0, 800.0)
 # All hold one box, most beside other digits.

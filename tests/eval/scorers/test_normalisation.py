@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.scorers.registry import score_sample
 from eval.scorers.text import contains_words, evalai, fold, plain, vqa_text
+from tests.eval.scorers import score_sample
 
 SAME = [
     ("दिन", "दिन"),

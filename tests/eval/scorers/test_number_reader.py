@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.scorers.number_reader import read_answer, read_gold
-from eval.scorers.registry import score_sample
+from tests.eval.scorers import score_sample
 
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d\u2796"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from eval.scorers.option_letters import gold_letter, option_letter
-from eval.scorers.registry import score_sample
+from tests.eval.scorers import score_sample
 
 PICKED = [
     ("A", "A"),

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from eval.scorers.registry import score_sample
 from eval.scorers.yes_no import is_yes_no, says, verdict
+from tests.eval.scorers import score_sample
 
 YES = [
     "yes",
