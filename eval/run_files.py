@@ -358,6 +358,11 @@ def read_state(path: Path) -> RunState:
     return RunState(content.get("done"), content.get("finished"), tuple(chunks))
 
 
+def chunk_folder(run: Path, chunk: int) -> Path:
+    """Return the folder of a chunk's files in a run folder."""
+    return run / "chunks" / f"{chunk:03d}"
+
+
 def rounded(value: float) -> float | None:
     """Return a number as the files hold it: six digits; None where there is none."""
     return round(float(value), 6) if math.isfinite(value) else None

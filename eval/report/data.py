@@ -27,6 +27,7 @@ from eval.run_files import (
     ChunkScores,
     Manifest,
     RunState,
+    chunk_folder,
     read_ablation,
     read_manifest,
     read_object,
@@ -112,6 +113,10 @@ class RunData:
             return self.state.finished
         return bool(self.planned) and (self.state.done or 0) >= self.planned
 
+    def chunk(self, number: int) -> Path:
+        """Return the folder of a chunk's files."""
+        return chunk_folder(self.root, number)
+
     @property
     def has_no_stream(self) -> bool:
         """Return whether there is nothing between base model and end: joint training, zero-shot.
@@ -190,7 +195,6 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
     if not run_dir.is_dir():
         raise FileNotFoundError(f"{run_dir}: no such run; the folder should hold matrix.csv")
     gaps: list[Gap] = []
-    chunks = run_dir / "chunks"
     manifest = _try(
         gaps, "Configuration", partial(read_manifest, run_dir / "manifest.json"), Manifest()
     )
@@ -204,8 +208,8 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
     _read_training(run)
     _read_routing(run)
     _read_choices(run)
-    run.gaps += _long_samples(chunks)
-    path = chunks / f"{run.evaluated:03d}" / "scores.json"
+    run.gaps += _long_samples(run_dir)
+    path = run.chunk(run.evaluated) / "scores.json"
     if path.is_file():
         run.last_scores = _try(gaps, "Scores of the last chunk", lambda: _chunk_scores(path), None)
     path = run_dir / "ablation.json"
@@ -215,9 +219,9 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
     return run
 
 
-def _long_samples(chunks: Path) -> Iterator[Gap]:
+def _long_samples(run: Path) -> Iterator[Gap]:
     """Says of each chunk, and each router, which samples were longer than model.max_length."""
-    for path in sorted(chunks.glob("*/*too_long.jsonl")):
+    for path in sorted(run.glob("chunks/*/*too_long.jsonl")):
         rows = [row for row in read_jsonl(path, torn_tail=True) if "file" in row]
         if rows:
             names = a_few([str(row["id"] or f"line {row['line']}") for row in rows])
@@ -294,9 +298,10 @@ def _other(run: RunData) -> tuple[str, Matrix] | None:
     return None
 
 
-def _chunk_dirs(run: RunData) -> list[tuple[int, Path]]:
-    folders = sorted((run.root / "chunks").glob("*"))
-    return [(int(f.name), f) for f in folders if f.name.isdigit() and f.is_dir()]
+def _of_chunks(run: RunData, name: str) -> list[tuple[int, Path]]:
+    """Return the chunks that have a file of this name, with its path."""
+    paths = sorted(path for path in run.root.glob(f"chunks/*/{name}") if path.is_file())
+    return [(int(path.parent.name), path) for path in paths if path.parent.name.isdigit()]
 
 
 def _read_predictions(run: RunData) -> None:
@@ -304,7 +309,7 @@ def _read_predictions(run: RunData) -> None:
     if stream is None:
         return
     for chunk in range(len(run.matrix.values)):
-        folder = run.root / "chunks" / f"{chunk:03d}" / "predictions"
+        folder = run.chunk(chunk) / "predictions"
         for column, task in enumerate(run.tasks):
             if run.matrix.samples[chunk, column] == 0:
                 continue
@@ -326,9 +331,8 @@ def _compare(run: RunData, chunk: int, column: int, scored: TaskScores) -> None:
 
 
 def _read_training(run: RunData) -> None:
-    for chunk, folder in _chunk_dirs(run):
-        path = folder / "train_metrics.jsonl"
-        if chunk > 0 and path.is_file():
+    for chunk, path in _of_chunks(run, "train_metrics.jsonl"):
+        if chunk > 0:
             what = f"Training log of chunk {chunk}"
             none: list[Record] = []
             run.training[chunk] = _try(run.gaps, what, partial(read_jsonl, path, True), none)
@@ -365,10 +369,9 @@ def _steps_trained(run: RunData, chunk: int) -> int:
 
 def _read_routing(run: RunData) -> None:
     stream = run.stream
-    found = [(c, f / "routing.json") for c, f in _chunk_dirs(run) if (f / "routing.json").is_file()]
-    if stream is None or not found:
+    if stream is None:
         return
-    for chunk, path in _spaced(found, MOST_ROUTING_FILES):
+    for chunk, path in _spaced(_of_chunks(run, "routing.json"), MOST_ROUTING_FILES):
         what = f"Routing after chunk {chunk}"
         routing = _try(run.gaps, what, partial(load_routing, path, stream.tasks), None)
         if routing is not None:
@@ -377,13 +380,10 @@ def _read_routing(run: RunData) -> None:
 
 def _read_choices(run: RunData) -> None:
     mixtures = run.composition()
-    for chunk, folder in _chunk_dirs(run):
-        path = folder / "router.json"
-        if mixtures and path.is_file():
-            what = f"Choice of chunks after chunk {chunk}"
-            read = partial(read_choices, path, mixtures)
-            if found := _try(run.gaps, what, read, None):
-                run.choices[chunk] = found
+    for chunk, path in _of_chunks(run, "router.json") if mixtures else ():
+        what = f"Choice of chunks after chunk {chunk}"
+        if found := _try(run.gaps, what, partial(read_choices, path, mixtures), None):
+            run.choices[chunk] = found
 
 
 def _spaced(items: list[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:

@@ -44,7 +44,7 @@ def write_model_card(run: RunData, summary: Summary) -> Path | None:
     None where no chunk is evaluated yet, or its adapter is not there any more.
     """
     chunk = metrics.last_row(run.matrix.values) if run.tasks else 0
-    adapter = run.root / "chunks" / f"{chunk:03d}" / "adapter"
+    adapter = run.chunk(chunk) / "adapter"
     if chunk == 0 or not (adapter / CONFIG).is_file():
         return None
     path = adapter / "README.md"
@@ -75,7 +75,7 @@ def model_card(
         chunk: whose adapter.
         published: what is known of the base model where the card goes to others.
     """
-    folder = run.root / "chunks" / f"{chunk:03d}" / "adapter"
+    folder = run.chunk(chunk) / "adapter"
     method, given = run.method or "unknown", published or Published()
     base = given.base or base_name(run.manifest.model or "unknown")
     tags = [run.manifest.method or method, "continual-learning", "visual-instruction-tuning"]

@@ -91,7 +91,7 @@ def _majority(run: RunData, task: str) -> float:
     """Return the best constant answer's score, as the run recorded it where its recipe scores."""
     if run.stream is not None and run.manifest.block("eval").get("scorer"):
         with suppress(*UNREADABLE):  # the report names what it could not read
-            base = read_object(run.root / "chunks" / "000" / "scores.json")
+            base = read_object(run.chunk(0) / "scores.json")
             if (known := base["tasks"][task].get("constant")) is not None:
                 return float(known)
     return best_constant(run.stream, task) if run.stream else math.nan
@@ -167,7 +167,7 @@ def logged_losses(lines: Sequence[Record]) -> list[float]:
 
 
 def _last_lines(run: RunData, chunk: int, task: str) -> list[PredictionLine]:
-    path = run.root / "chunks" / f"{chunk:03d}" / "predictions" / f"{task}.jsonl"
+    path = run.chunk(chunk) / "predictions" / f"{task}.jsonl"
     try:
         return cast(list[PredictionLine], read_jsonl(path))
     except (OSError, ValueError):  # the report names what it could not read

@@ -84,7 +84,7 @@ def _example(run: RunData, task: str) -> Example | None:
 
 def _line(run: RunData, chunk: int, task: str, number: int) -> PredictionLine:
     """Return one line of a prediction file that was read before; only that line is parsed."""
-    path = run.root / "chunks" / f"{chunk:03d}" / "predictions" / f"{task}.jsonl"
+    path = run.chunk(chunk) / "predictions" / f"{task}.jsonl"
     lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     return cast(PredictionLine, json.loads(lines[number]))
 

@@ -66,7 +66,7 @@ def write_scalars(run: RunData) -> Path | None:
 
 def _written(run: RunData, chunk: int) -> float:
     """Return when a chunk was evaluated, in seconds since the epoch."""
-    files = [run.root / "chunks" / f"{chunk:03d}" / "scores.json", run.root / "matrix.csv"]
+    files = [run.chunk(chunk) / "scores.json", run.root / "matrix.csv"]
     return float(next((int(f.stat().st_mtime) for f in files if f.is_file()), 0))
 
 

@@ -169,7 +169,7 @@ def small_captions(run: RunData) -> dict[str, float]:
     """Return the last captions' chrF in 0..1 by task whose test set is too small for CIDEr."""
     if run.stream is None:
         return {}
-    folder = run.root / "chunks" / f"{run.evaluated:03d}" / "predictions"
+    folder = run.chunk(run.evaluated) / "predictions"
     asked = [task for chunk, task in run.scored if chunk == run.evaluated]
     found = {task: chrf_of_few(folder, run.stream, task) for task in asked}
     return {task: chrf for task, chrf in found.items() if chrf is not None}

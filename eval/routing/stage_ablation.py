@@ -29,6 +29,7 @@ from eval.run_files import (
     IntactTask,
     PredictionLine,
     TaskCost,
+    chunk_folder,
     rounded,
 )
 from eval.scorers.registry import Named, open_scored_stream, scorer_of
@@ -64,7 +65,7 @@ def write_ablation(
         ValueError: prediction files that do not fit the test sets.
     """
     stream = open_scored_stream(stream_dir, scorer)
-    intact = run_dir / "chunks" / f"{chunk:03d}" / "predictions"
+    intact = chunk_folder(run_dir, chunk) / "predictions"
     folders = [intact, *(run_dir / "ablation" / name / "predictions" for name in names)]
     tasks = [task for task in stream.tasks if (folders[-1] / f"{task}.jsonl").is_file()]
     if not tasks:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.run_files import chunk_folder
 from strlora_tuner.methods.slow_weights.options import Kind
 
 ROUTER = "router"  # of a pool: its adapter's folder
@@ -56,7 +57,7 @@ class RunLayout:
     task_labels = _InRun("task_labels.json")
 
     def chunk(self, index: int) -> Path:
-        return self.root / "chunks" / f"{index:03d}"
+        return chunk_folder(self.root, index)
 
     # The host's own output folder while a chunk is trained; pruned when the chunk is done.
     host = _InChunk("host")

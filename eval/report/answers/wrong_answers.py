@@ -71,7 +71,7 @@ def _of_task(run: RunData, task: str, room: int) -> TaskAnswers | None:
     if run.stream is None or not chunks:
         return None
     last = chunks[-1]
-    path = run.root / "chunks" / f"{last:03d}" / "predictions" / f"{task}.jsonl"
+    path = run.chunk(last) / "predictions" / f"{task}.jsonl"
     try:
         lines = cast(list[PredictionLine], read_jsonl(path))
     except UNREADABLE:  # the report names what it could not read
