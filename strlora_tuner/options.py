@@ -47,7 +47,7 @@ def option(
         peft: its name in PEFT's configuration, where PEFT's tools expect another one.
         host: the argument of ms-swift that it goes through; None: `--model_kwargs`.
         stored: whether it is about the adapter and not about one training run.
-        bounds: ge, gt, lt.
+        bounds: ge, gt, le, lt.
     """
     names = {"peft": peft, "host": host, "stored": stored}
     metadata = {"description": description, "bounds": bounds, **names}
@@ -186,7 +186,7 @@ _COMPARISONS = {
 
 
 def bounds_of(item: Field[Any]) -> dict[str, float]:
-    """Returns the bounds of an option: ge, gt and lt, as far as it has them."""
+    """Returns the bounds of an option: ge, gt, le and lt, as far as it has them."""
     return dict(item.metadata.get("bounds", {}))
 
 

@@ -142,7 +142,7 @@ def check_counts(layout: Layout, seen: dict[str, Counter[str]]) -> list[Problem]
 
     Args:
         layout: the folder.
-        found: samples by task in each file, bad samples not counted under a task but under "".
+        seen: samples by task in each file, bad samples not counted under a task but under "".
     """
     problems: list[Problem] = []
     manifest = layout.manifest or {"chunks": [], "tasks": {}}

@@ -2,7 +2,7 @@
 
 JSON and CSV are read here line by line and not with `datasets`, for three reasons: an error must
 name its line; a JSON array must not be held in memory; and a CSV cell "NA" or "007" is text.
-Parquet and Arrow go through `datasets`.
+Parquet and Arrow are read with pyarrow (tables.py).
 """
 
 from __future__ import annotations
