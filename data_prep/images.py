@@ -261,6 +261,7 @@ def _check_header(image: Any, picture: Picture) -> None:
     if image.mode == "CMYK":
         text = "is CMYK: colours shift when the host turns it to RGB"
         picture.add("image-cmyk", text, WARNING)
+    # MPO: a camera's JPEG, whose further frames are previews.
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         text = f"has {image.n_frames} frames: the host takes the first"
         picture.add("image-animated", text, WARNING)

@@ -100,6 +100,7 @@ def _from_manifest(root: Path, more: tuple[Path, ...]) -> Layout:
             if "validation" in entry:
                 file = entry["validation"]["file"]
                 files.append(DataFile(file, task, entry.get("scorer"), validation=True))
+        # Links that the stream itself made may lead out of its folder.
         layout.allowed += tuple(Path(t).resolve() for t in manifest.get("links", {}).values())
     except (KeyError, TypeError, AttributeError) as error:
         expected = "'chunks' (file, samples, sha256, tasks) and 'tasks'"

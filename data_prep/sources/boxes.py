@@ -183,6 +183,7 @@ def check_objects(record: Mapping[str, Any]) -> None:
     objects = record.get("objects")
     text = "".join(turn["content"] for turn in record["messages"])
     if objects is None:
+        # <bbox>[...]</bbox> is an answer that writes its box out: no mark that stands for one.
         if _REF in text or (_BOX in text and "</bbox>" not in text):
             _check_count(text.count(_REF) + text.count(_BOX), f"{_REF} and {_BOX}", ())
         return

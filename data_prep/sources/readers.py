@@ -189,7 +189,7 @@ def _kind(path: Path) -> str:
         magic = raw.read(8)
     if magic[:4] == b"PAR1":
         return "parquet"
-    if magic[:6] == b"ARROW1" or magic[:4] == b"\xff" * 4:
+    if magic[:6] == b"ARROW1" or magic[:4] == b"\xff" * 4:  # a file, or a stream of batches
         return "arrow"
     if magic[:4] in (b"PK\x03\x04", b"\x28\xb5\x2f\xfd") or magic[:3] in (b"BZh", b"\xfd7z"):
         raise DataError("compressed", f"{path}: an archive; unpack it (only gzip is read directly)")
@@ -199,6 +199,7 @@ def _kind(path: Path) -> str:
         raise DataError("compressed", f"{path}: Feather of version 1; write it as Parquet")
     if head[:4] in (b"PAR1", b"ARRO", b"\xff" * 4):
         raise DataError("compressed", f"{path}: Parquet or Arrow inside gzip; unpack it")
+    # UTF-16 without its mark: of Latin text every second byte is zero.
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:200].count(0) > 20:
         raise DataError("encoding", f"{path}: UTF-16 or binary; save the file as UTF-8 text")
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()

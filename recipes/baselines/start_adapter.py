@@ -107,6 +107,7 @@ def _problems(recipe: Recipe, source: _Source) -> Iterator[str]:
         if source.state is not None:
             verify_adapter(source.adapter, source.state.record(source.chunk).adapter_sha256)
     except (AdapterError, CheckpointError) as error:
+        # Of another type, its tensors must differ: that is said below, and says more.
         known = _config(source).get("peft_type", "")
         if str(known).lower() in ("", recipe.tuner_type):
             yield str(error)

@@ -178,6 +178,7 @@ def check_fit(
 
 
 def _shapes_of(name: str, module: nn.Module) -> dict[str, Shape]:
+    # Under ZeRO-3 a parameter is empty here, and knows its whole shape.
     return {
         f"{INSIDE}{name}.{part}": tuple(getattr(tensor, "ds_shape", tensor.shape))
         for part, tensor in module.state_dict().items()
@@ -233,7 +234,7 @@ def check_loaded(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> N
         left_out = _frozen(model, prefix, marks) - given.keys()
         needed = {key: shape for key, shape in own.items() if key not in left_out}
         found, expected = (_of_adapter(keys, marks) for keys in (given, needed))
-        if not found:
+        if not found:  # a state of other parts of the model alone
             continue
         whole = {k: v for k, v in given.items() if k in own and f".modules_to_save.{name}." in k}
         problems = differences(expected | {k: own[k] for k in whole}, found | whole)
