@@ -195,7 +195,9 @@ class PassReader:
 
     def _refuse_single(self, known: Sequence, ids: Tensor) -> None:
         """Raises RuntimeError when a user's turn is fed token by token."""
-        known.tail = ids if known.tail is None else torch.cat([known.tail[:, -16:], ids], 1)
+        longest = max([1, *(len(config.turn_start) for config in self.configs.values())])
+        tail = ids if known.tail is None else torch.cat([known.tail, ids], 1)
+        known.tail = tail[:, -longest:]
         for config in self.configs.values():
             length = len(config.turn_start)
             if not length or known.tail.shape[1] < length:

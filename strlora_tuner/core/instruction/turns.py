@@ -150,7 +150,7 @@ def sample_starts(arguments: dict[str, object], length: int) -> Tensor | None:
         return None
     if positions.dim() == 3 and positions.shape[0] == 3:  # time, height, width of a Qwen-VL
         return (positions == 0).all(0)
-    positions = positions[0] if positions.dim() == 3 else positions
+    positions = positions[0] if positions.dim() == 3 else positions  # of four, the text's own
     return positions != _before(positions) + 1
 
 

@@ -228,6 +228,16 @@ def test_what_cannot_be_right_is_refused(method):
     assert "a user's turn begins token by token" in message
 
 
+def test_a_turn_fed_token_by_token_is_refused_however_long_its_mark_is():
+    mark = list(range(20, 44))
+    model = adapted(base_model("text"), turn_start=mark, turn_end=[END]).eval()
+    told = cache_of(model, [*mark, 11, END, 50, END])
+    for token in mark[:-1]:
+        model(input_ids=torch.tensor([[token]]), past_key_values=told)
+    message = refused(model, input_ids=torch.tensor([[mark[-1]]]), past_key_values=told)
+    assert "a user's turn begins token by token" in message
+
+
 def test_the_released_way_and_an_adapter_without_marks_are_refused_on_a_kept_cache():
     for changes, why in (
         (dict(instruction_turns="all"), "instruction_turns = 'all' \\(as released\\)"),
