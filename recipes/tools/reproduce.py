@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_prep.stream import StreamError
+from eval.matrix import read_cells
 from recipes.config.problems import shown
 from recipes.config.schema import Recipe
 from recipes.run_folder.layout import RunLayout
@@ -71,10 +71,8 @@ def _adapters(layout: RunLayout) -> dict[str, str]:
 
 
 def _scores(layout: RunLayout) -> dict[str, str]:
-    if not layout.matrix.is_file():
-        return {}
-    with layout.matrix.open(encoding="utf-8") as file:
-        return {f"chunk {r['chunk']} {r['task']}": r["score"] for r in csv.DictReader(file)}
+    cells = read_cells(layout.matrix)
+    return {f"chunk {chunk} {task}": f"{score:.6f}" for (chunk, task), (score, _) in cells.items()}
 
 
 def as_text(first: Path, second: Path, differing: dict[str, list[str]]) -> Iterator[str]:
