@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -215,13 +216,17 @@ def read_ablation(path: Path) -> AblationContent:
     return cast(AblationContent, content)
 
 
+def _at(*keys: str, default: Any = "") -> Any:
+    """A field of Manifest that lies there in the file, not at the top under its own name."""
+    return field(default=default, metadata={"at": keys})
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a report shows of manifest.json; empty where the file, or a key, is missing.
 
     Attributes:
         name: of the run.
-        method: of the recipe.
         model: path or hub name of the base model.
         protocol: `stream`, `pool`, `joint` or `zero_shot`.
         seed: of the run.
@@ -237,26 +242,31 @@ class Manifest:
     """
 
     name: str = ""
-    method: str = ""
-    model: str = ""
+    model: str = _at("recipe", "model", "path")
     protocol: str = ""
     seed: int | None = None
     started: str = ""
     processes: int | None = None
     global_batch: int | None = None
-    stream: str = ""
-    stream_name: str = ""
-    stream_sha256: str = ""
+    stream: str = _at("data", "stream")
+    stream_name: str = _at("data", "name")
+    stream_sha256: str = _at("data", "sha256")
     chunks: int = 0
-    logging_steps: int = 1
+    logging_steps: int = _at("recipe", "swift", "logging_steps", default=1)
     git: JsonObject = field(default_factory=dict)
     versions: JsonObject = field(default_factory=dict)
     hardware: JsonObject = field(default_factory=dict)
     recipe: JsonObject = field(default_factory=dict)
     tuner: JsonObject | None = None
-    start: JsonObject = field(default_factory=dict)
+    start: JsonObject = field(default_factory=dict, metadata={"at": ("start_from",)})
     preset: str = ""
     scorers: JsonObject = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """Return the recipe's method; recorded with `ewc.released` it is the plain pull, `l2`."""
+        name, ewc = str(self.recipe.get("method") or ""), self.recipe.get("ewc") or {}
+        return "l2" if name == "ewc_released" and "released" in ewc else name
 
     def block(self, name: str) -> JsonObject:
         """Return a block of the recipe, such as `schedule`; empty where it is missing."""
@@ -281,30 +291,14 @@ def read_manifest(path: Path) -> Manifest:
         ValueError: it is no JSON object, or a part of it is of another type.
     """
     content = read_object(path)
-    data, recipe = _part(content, "data"), _part(content, "recipe")
-    return Manifest(
-        name=str(content.get("name") or ""),
-        method=_method(recipe),
-        model=str(_part(recipe, "model").get("path") or ""),
-        protocol=str(content.get("protocol") or ""),
-        seed=content.get("seed"),
-        started=str(content.get("started") or ""),
-        processes=content.get("processes"),
-        global_batch=content.get("global_batch"),
-        stream=str(data.get("stream") or ""),
-        stream_name=str(data.get("name") or ""),
-        stream_sha256=str(data.get("sha256") or ""),
-        chunks=len(data.get("chunks") or []),
-        logging_steps=int(_part(recipe, "swift").get("logging_steps") or 1),
-        git=_part(content, "git"),
-        versions=_part(content, "versions"),
-        hardware=_part(content, "hardware"),
-        recipe=recipe,
-        tuner=content.get("tuner"),
-        start=_part(content, "start_from"),
-        preset=str(content.get("preset") or ""),
-        scorers=_part(content, "scorers"),
-    )
+    found: JsonObject = {"chunks": len(_part(content, "data").get("chunks") or [])}
+    for item in fields(Manifest):
+        *blocks, key = item.metadata.get("at", (item.name,))
+        block = reduce(_part, blocks, content)
+        value = _part(block, key) if item.default_factory is dict else block.get(key)
+        if value is not None and item.name != "chunks":
+            found[item.name] = value
+    return Manifest(**found)
 
 
 @dataclass(frozen=True)
@@ -379,12 +373,6 @@ def read_object(path: Path) -> JsonObject:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
-
-
-def _method(recipe: Mapping[str, Any]) -> str:
-    """The method's name today: what was recorded with `ewc.released` is the plain pull, `l2`."""
-    name, ewc = str(recipe.get("method") or ""), recipe.get("ewc") or {}
-    return "l2" if name == "ewc_released" and "released" in ewc else name
 
 
 def _part(content: Mapping[str, Any], key: str) -> JsonObject:
