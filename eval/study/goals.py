@@ -116,7 +116,7 @@ def _score(study: Study, goal: Goal) -> Row:
         return Row(title, where, against, 0, UNKNOWN, UNKNOWN, NOT_MEASURED)
     least = min(found, key=lambda lead: lead.difference)
     if against == NO_DATA:
-        against += f"; nearest: {least.other.name}"
+        against += f" ({len(found)} ran); nearest: {least.other.name}"
     interval = ends(least.interval) if least.pairs > 1 else UNKNOWN
     said = verdict(least.difference, goal.least, least.interval)
     return Row(title, where, against, least.pairs, signed(least.difference), interval, said)

@@ -148,7 +148,7 @@ def winner(study: Study) -> str:
             sure = f"95 % interval {interval}, p {p}{shown}"
         said.append(f"{SCORE[key].title} {difference} ({sure}) against {nearest.other.name}")
     return (
-        f"{where}: {best.name} leads the methods that keep no data with Avg "
+        f"{where}: {best.name} leads the {len(ranked)} methods without data that ran, with Avg "
         f"{percent(best.mean(RANKED_BY))}, Last {percent(best.mean('last'))} (n = "
         f"{len(best.runs)}); nearest: {', '.join(said)}"
     )

@@ -30,7 +30,7 @@ def row(results: Path, where: str, against: str, title: str) -> goals.Row:
     (found,) = (
         row
         for row in goals.rows(results)
-        if (row.where, row.against.split(";")[0]) == (where, against) and title in row.goal
+        if (row.where, row.against.split(" (")[0]) == (where, against) and title in row.goal
     )
     return found
 
@@ -46,7 +46,7 @@ def test_the_nearest_method_without_data_decides(tmp_path: Path) -> None:
     runs(study, "er", (90, 90, 90, 90, 90), keeps="500 samples")
     runs(study, "oracle", (95, 95, 95, 95, 95))
     found = row(tmp_path, "`tiny-study`", goals.NO_DATA, "Avg (MAP): at least +5.0")
-    assert found.against.endswith("; nearest: LoRA + slow weights")
+    assert found.against.endswith("data (2 ran); nearest: LoRA + slow weights")
     assert (found.pairs, found.found, found.interval) == (5, "+6.2", "+5.2 to +7.2")
     assert found.verdict == "met"
     assert row(tmp_path, "`tiny-study`", goals.SLOW_LORA, "Last: at least +3.0").verdict == "met"

@@ -89,7 +89,7 @@ def test_a_lead_is_paired_by_stream(tmp_path: Path) -> None:
     assert "| y | 3 | +2.0 | −0.5 to +4.5 | 0.074 |" in table
     assert "| z | 1 | +40.0 | n = 1: no interval | – |" in table
     assert tables.winner(study) == (
-        f"{tmp_path.name}: x leads the methods that keep no data with Avg 52.0, Last 62.0 (n = 3); "
+        f"{tmp_path.name}: x leads the 2 methods without data that ran, with Avg 52.0, Last 62.0 (n = 3); "
         "nearest: Avg (MAP) +2.0 (95 % interval −0.5 to +4.5, p 0.074: not shown) against y, "
         "Last +2.0 (95 % interval −0.5 to +4.5, p 0.074: not shown) against y"
     )
@@ -101,7 +101,7 @@ def test_a_method_on_more_than_half_of_the_streams_is_ranked(tmp_path: Path) -> 
         keep(tmp_path, "v", seed, [(0, 0), *[(90, 90)] * 3])
     study = read_study(tmp_path)
     assert [group.name for group in study.ranked()] == ["v", "x", "y"]
-    assert "v leads the methods that keep no data with Avg 90.0, Last 90.0 (n = 2)" in (
+    assert "v leads the 3 methods without data that ran, with Avg 90.0, Last 90.0 (n = 2)" in (
         tables.winner(study)
     )
 
@@ -115,7 +115,7 @@ def test_a_harder_stream_more_costs_nobody_the_lead(tmp_path: Path) -> None:
     study = read_study(tmp_path)
     assert [group.name for group in study.groups] == ["b", "a"]
     assert [group.name for group in study.ranked()] == ["a", "b"]
-    assert "a leads the methods that keep no data with Avg 60.0" in tables.winner(study)
+    assert "a leads the 2 methods without data that ran, with Avg 60.0" in tables.winner(study)
 
 
 def test_p_is_corrected_over_the_methods(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_documents_are_written_and_checked(
     assert main(asked) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[:3] == ["written: README.md", "written: docs/study.md", "written: docs/why.svg"]
-    assert out[-1].startswith("tiny: x leads the methods that keep no data with Avg 52.0")
+    assert out[-1].startswith("tiny: x leads the 2 methods without data that ran, with Avg 52.0")
     page = (repository / "docs" / "study.md").read_text("utf-8")
     alt, link = re.findall(r"!\[(.*)\]\((.*)\)", page)[0]
     assert link == "why.svg"
