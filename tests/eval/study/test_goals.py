@@ -30,7 +30,7 @@ def row(results: Path, where: str, against: str, title: str) -> goals.Row:
     (found,) = (
         row
         for row in goals.rows(results)
-        if (row.where, row.against.split(" (")[0]) == (where, against) and title in row.goal
+        if row.where == where and row.against.startswith(against) and title in row.goal
     )
     return found
 
