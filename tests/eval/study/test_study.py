@@ -90,8 +90,8 @@ def test_a_lead_is_paired_by_stream(tmp_path: Path) -> None:
     assert "| z | 1 | +40.0 | n = 1: no interval | – |" in table
     assert tables.winner(study) == (
         f"{tmp_path.name}: x leads the 2 methods without data that ran, with Avg 52.0, Last 62.0 "
-        "(n = 3); nearest: Avg (MAP) +2.0 (95 % interval −0.5 to +4.5, p 0.074: not shown) against y, "
-        "Last +2.0 (95 % interval −0.5 to +4.5, p 0.074: not shown) against y"
+        "(n = 3); nearest: Avg (MAP) +2.0 (95 % interval −0.5 to +4.5, p 0.074: not shown) against "
+        "y, Last +2.0 (95 % interval −0.5 to +4.5, p 0.074: not shown) against y"
     )
 
 
