@@ -45,7 +45,8 @@ class GoldTestSet(TestSet):
         """Return the raw sample with its answer."""
         if not isinstance(raw, dict):
             return raw
-        wanted = raw.get("answer") is None or (self.gold.always and self.path is not None)
+        given = [raw[key] for key in ("answer", "answers") if raw.get(key) is not None]
+        wanted = not given or (self.gold.always and self.path is not None)
         if not wanted and not self.gold.by_picture:
             return super().prepare(raw)
         if self.path is None:

@@ -130,16 +130,18 @@ def test_layouts_of_the_other_pages_are_found(place: str, tmp_path: Path) -> Non
     assert convert(ucit, source, tmp_path / "u", "--order", "CLEVR") == 0
 
 
-def test_answers_of_several_annotators_count_under_either_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["VizWiz", "TextVQA"])  # the second's official file is not there
+def test_answers_of_several_annotators_count_under_either_name(task: str, tmp_path: Path) -> None:
     source = trees.task_files(tmp_path / "coin", COIN, train=3, tests=2)
-    path = source / "Instructions_Original/VizWiz/val.json"
+    (source / "Instructions_Original/TextVQA/TextVQA_0.5.1_val.json").unlink()
+    path = source / f"Instructions_Original/{task}/val.json"
     rows = json.loads(path.read_text())
     for row in rows:
         del row["answer"]
         row["answers"] = [{"answer": "unanswerable"}, {"answer": "a mug"}]
     trees.write_json(path, rows)
-    assert convert(coin, source, tmp_path / "s", "--order", "VizWiz", "--limit", "2") == 0
-    record = open_stream(tmp_path / "s").test_records("VizWiz")[0]
+    assert convert(coin, source, tmp_path / "s", "--order", task, "--limit", "2") == 0
+    record = open_stream(tmp_path / "s").test_records(task)[0]
     assert record["references"] == ["unanswerable", "a mug"]
 
 
