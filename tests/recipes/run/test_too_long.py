@@ -77,15 +77,16 @@ def test_a_router_names_its_own(
 
 
 def test_the_report_names_them(tmp_path: Path) -> None:
-    (tmp_path / "002").mkdir()
+    chunk = tmp_path / "chunks" / "002"
+    chunk.mkdir(parents=True)
     samples = [
         {"file": "c", "line": n, "id": f"s{n}", "tokens": 70, "max_length": 64,
          "done": "cut" if n == 1 else "skip"}
         for n in range(1, 8)
     ]  # fmt: skip
     text = "".join(json.dumps(each) + "\n" for each in samples)
-    (tmp_path / "002" / "too_long.jsonl").write_text(text, encoding="utf-8")
-    (tmp_path / "002" / "router_too_long.jsonl").write_text(text, encoding="utf-8")
+    (chunk / "too_long.jsonl").write_text(text, encoding="utf-8")
+    (chunk / "router_too_long.jsonl").write_text(text, encoding="utf-8")
     router, gap = gaps_of_report(tmp_path)
     assert router.what == "Chunk 2, router: 7 training samples too long"
     assert gap.what == "Chunk 2: 7 training samples too long"
