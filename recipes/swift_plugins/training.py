@@ -18,11 +18,13 @@ import atexit
 import logging
 import os
 import re
+import time
+from contextlib import suppress
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from swift.callbacks import callbacks_map
 from swift.callbacks.deepspeed_elastic import GracefulExitCallback
 from swift.model import MODEL_MAPPING
@@ -44,6 +46,7 @@ if os.environ.get(NEEDS_GPU) == "1" and not torch.cuda.is_available():
         "false): `bash recipes/run_stream.sh RECIPE --dry-run` says why. The run "
         "does not continue on the CPU"
     )
+GLOO_THREAD = "pt_gloo_runloop"
 NO_TEXT = ("_emb", "_embedding", "_gme", "_reranker")  # how the host's types end that write none
 
 
@@ -130,16 +133,28 @@ def keep_labelled_logits(self: Any, inputs: dict[str, Any]) -> None:
     inputs["logits_to_keep"] = torch.nn.functional.pad(labelled[1:], (0, 1), value=True)
 
 
-@atexit.register
-def leave_gloo() -> None:
-    """Ends gloo's threads while Python still runs.
+def gloo_is_busy() -> bool:
+    """Tells whether a thread of gloo in this process runs or waits for a core (Linux; else false)."""
+    for thread in Path("/proc/self/task").glob("*"):
+        with suppress(OSError):  # one that just ended
+            name, _, rest = (thread / "stat").read_text().partition("(")[2].rpartition(")")
+            if name == GLOO_THREAD and rest.split()[0] != "S":
+                return True
+    return False
 
-    One of them may hold the tensors of the last collective; letting them go once Python ends
-    aborts the process (SIGABRT), a rare end on a busy machine (PyTorch's pull request 179291).
-    NCCL's processes are left as they are: its own end waits for peers that may be gone.
+
+@atexit.register
+def wait_for_gloo() -> None:
+    """Lets gloo's threads put down the tensors of the last collective while Python still runs.
+
+    A thread that a busy machine has not let do so needs Python's lock later, and a thread that
+    asks for it once Python ends aborts the process (SIGABRT; PyTorch's pull request 179291).
+    `destroy_process_group` does not end these threads where DDP's reducer holds the group.
     """
-    if dist.is_initialized() and dist.get_backend() == "gloo":
-        dist.destroy_process_group()
+    idle, end = 0, time.monotonic() + 60
+    while idle < 3 and time.monotonic() < end:
+        idle = 0 if gloo_is_busy() else idle + 1
+        time.sleep(0.01)  # and gives Python's lock to whoever waits for it
 
 
 host_api.replace("swift.trainers.mixin:SwiftMixin.prepare_logits_to_keep", keep_labelled_logits)

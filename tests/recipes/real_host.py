@@ -86,7 +86,7 @@ def undisturbed(
     command: Command, host: Path, log: Path, worker: Worker | None = None
 ) -> Checkpoint:
     """Runs a training command to its end; returns the last checkpoint in its folder `host`."""
-    assert HostProcess(command, log, worker).wait(lambda: None) == 0, log.read_text("utf-8")
+    assert HostProcess(command, log, worker).wait(lambda: None) == 0, log.read_text("utf-8")[-4000:]
     reference = newest_checkpoint(host)
     assert reference is not None
     return reference
