@@ -134,7 +134,7 @@ def keep_labelled_logits(self: Any, inputs: dict[str, Any]) -> None:
 
 
 def gloo_is_busy() -> bool:
-    """Tells whether a thread of gloo in this process runs or waits for a core (Linux; else false)."""
+    """Tells whether a thread of gloo in this process runs or waits for a core (known on Linux)."""
     for thread in Path("/proc/self/task").glob("*"):
         with suppress(OSError):  # one that just ended
             name, _, rest = (thread / "stat").read_text().partition("(")[2].rpartition(")")
