@@ -24,6 +24,7 @@ from data_prep.files import (
     write_jsonl,
     write_text,
 )
+from strlora_tuner.saved import replace_file
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -125,6 +126,24 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=REPO)
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
+
+
+def saved(path: Path) -> None:
+    replace_file(path, lambda temporary: temporary.write_text("x" * 5000))
+
+
+@pytest.mark.parametrize("write_whole", [lambda path: write_text(path, "x" * 5000), saved])
+def test_bytes_are_on_the_disk_before_the_name_stands_over_them(tmp_path, monkeypatch, write_whole):
+    path, synced, sync = tmp_path / "a.txt", [], os.fsync
+
+    def noted(descriptor: int) -> None:
+        info = os.fstat(descriptor)
+        synced.append((info.st_ino, info.st_size, path.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_whole(path)
+    assert (path.stat().st_ino, 5000, False) in synced
 
 
 def test_written_files_can_be_read_by_others_and_folders_are_made(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, trainer
 
 from recipes import REPO
 from recipes.run.commands import HOST_PLUGIN, INFER_PLUGIN, POOL_PLUGIN
@@ -69,6 +70,19 @@ def test_a_renamed_name_stops_the_plugin(
     with pytest.raises(ImportError, match=name) as caught:
         load(plugin)
     assert protects in str(caught.value)
+
+
+def test_the_checkpoint_of_most_steps_stays_whatever_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "rotate_checkpoints", trainer.rotate_checkpoints)
+    load(HOST_PLUGIN)
+    for hours, step in enumerate((100, 50, 9)):  # written by a clock that went back
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        os.utime(folder, times=(3600 * hours, 3600 * hours))
+    trainer.rotate_checkpoints(output_dir=str(tmp_path), save_total_limit=1, use_mtime=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-100"]
 
 
 def test_a_mixed_batch_keeps_labelled_positions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
