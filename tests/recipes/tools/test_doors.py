@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from recipes import REPO
 from recipes.cli import main
@@ -92,6 +93,7 @@ def test_every_shipped_recipe_names_all_at_once(
     assert files_of(stream.parent) == before
 
 
+@pytest.mark.skipif(torch.version.cuda is not None, reason="needs a torch without CUDA")
 def test_gpus_that_torch_cannot_use(
     broken: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
