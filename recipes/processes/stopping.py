@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from recipes.processes.host_process import kill_running
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -24,6 +30,16 @@ def stop_on_signals() -> None:
     for number in STOPPING:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
             signal.signal(number, _stop)
+    sys.unraisablehook = _send_again
+
+
+def _send_again(lost: UnraisableHookArgs) -> None:
+    """Where a signal came while an object was finalised, Python passes over what it raised."""
+    if not isinstance(lost.exc_value, Stopped):
+        sys.__unraisablehook__(lost)
+        return
+    stop_on_signals()
+    threading.Timer(0.05, os.kill, (os.getpid(), lost.exc_value.number)).start()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
