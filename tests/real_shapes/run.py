@@ -37,7 +37,6 @@ from tests.real_shapes.folders import build, publish
 ROOT = streams.ROOT
 EMBEDDED = ("tiny", "smoke", "mini")  # recipes with a model and data of their own
 ALL = (*RECIPES, *OTHER_WEIGHTS, *EMBEDDED)
-SMALLEST = "internvl3.5-8b"
 PATIENCE = 3600  # seconds for one start of a recipe
 MACHINE = ("launcher.cpu=true", "launcher.nproc=2", "launcher.deepspeed=zero2",
            "launcher.omp_threads=1")  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 from data_prep.files import read_json
 from recipes.config.loading import load_recipe
 from tests.real_shapes.families import OTHER_WEIGHTS, RECIPES
-from tests.real_shapes.run import ALL, EMBEDDED, PAGE, SMALLEST, STORED, page, run_recipe, table
+from tests.real_shapes.run import ALL, EMBEDDED, PAGE, STORED, page, run_recipe, table
 from tests.real_shapes.vocabularies import Unreachable
 from tests.recipes.real_host import needs_host
 
@@ -27,10 +27,10 @@ def test_every_recipe_with_a_model_of_the_hub_has_a_folder() -> None:
 
 @pytest.mark.parametrize("recipe", ALL)
 def test_a_recipe_runs(recipe: str, tmp_path: Path) -> None:
-    if not LONG and recipe != SMALLEST:
-        pytest.skip("minutes more; FULL_LONG=1 (make long) runs it")
-    try:  # in CI without the kill, and with the first and last evaluation only
-        row = run_recipe(recipe, tmp_path, kill=LONG, every=1 if LONG else 2)
+    if not LONG:
+        pytest.skip("five minutes and more; FULL_LONG=1 (make long) runs it")
+    try:
+        row = run_recipe(recipe, tmp_path, kill=True, every=1)
     except Unreachable as error:
         pytest.skip(f"no tokenizer: {error}")
     print(table([row]))
