@@ -9,6 +9,7 @@ import resource
 import shutil
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from data_prep.mini.mixtures import PUBLISHED, SHORT, SIZES, apportion
 from data_prep.mini.tasks import TASKS
 from data_prep.mini.tasks.base import VAGUE
 from data_prep.stream import StreamError
-from data_prep.stream_writer import PARTIAL, STATE
+from data_prep.stream_writer import PARTIAL, STATE, locked
 
 # sha256 of stream.json, which holds the hash of every JSONL and of all decoded pixels. It changes
 # only when a task, the mixture or Pillow's drawing changes: then raise data_prep.mini.VERSION.
@@ -222,6 +223,19 @@ def test_command_line(copy, capsys):
     assert "complete, nothing to do" in capsys.readouterr().out
     assert command.main(["--out", str(copy), "--size", "smoke", "--seed", "9"]) == 1
     assert "error:" in capsys.readouterr().err
+
+
+def test_a_second_command_waits_for_the_first(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "s"), "--size", "smoke"]
+    (tmp_path / "s").mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / "s"):
+            waiting = pool.submit(command.main, out)
+            while "another run is writing it; waiting" not in capsys.readouterr().err:
+                assert not waiting.done()
+                time.sleep(0.01)
+        assert waiting.result() == 0
+    assert (tmp_path / "s" / "stream.json").is_file()
 
 
 def test_tiny_mixture_recurs_vanishes_and_comes_late():

@@ -49,6 +49,7 @@ def grow(tmp_path: Path, method: str) -> Callable[..., Path]:
         values = recipe_values(stream, tmp_path / run, BASE, method=method, **changes)
         del values["data"]["chunks"]
         values["schedule"] |= {"global_batch": SAMPLES, "per_device_batch": SAMPLES}
+        values["launcher"] |= {"resident": True}
         return write_recipe(tmp_path / f"{run}.yaml", values)
 
     gone_on(recipe("grown"))
