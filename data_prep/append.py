@@ -41,8 +41,10 @@ from data_prep.stream_writer import (
 
 STAGING = ".append"
 # What a comparison with the samples before finds; other findings are those of `data_prep.check`.
-_CODES: tuple[str, ...] = ("duplicate-sample", "answers-differ", "near-image")
-_CODES += ("leak-sample", "leak-image", "leak-text", "leak-near")
+_CODES = (
+    *("duplicate-sample", "answers-differ", "near-image"),
+    *("leak-sample", "leak-image", "leak-text", "leak-near"),
+)
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,7 @@ class Before:
     def link(self, root: Path) -> str:
         """Return the name under which the stream links to a folder of pictures."""
         known = {target: name for name, target in self.links.items()}
-        if str(root) in known or not self.links:
-            return known.get(str(root), LINK)
-        return f"{LINK}{self.batch}"
+        return known.get(str(root), f"{LINK}{self.batch}" if self.links else LINK)
 
     def test_name(self, task: str, period: str = "") -> str:
         """Return the name of a new test set of a task, one that is not taken."""

@@ -23,12 +23,11 @@ Write = Callable[[Path, Plan, int | None, Report | None], list[WrittenFile] | No
 OK, FAILED, UNUSABLE = 0, 1, 2  # unusable: options or sources that no run can start with
 
 
-def add_common(parser: argparse.ArgumentParser, out_required: bool = True) -> None:
-    """Add --out, --seed, --skip-bad and --workers."""
-    parser.add_argument("--out", type=Path, required=out_required, help="stream folder to write")
-    if not out_required:
-        text = "add the source to this stream, after what is there; see data_prep/README.md"
-        parser.add_argument("--append", type=Path, metavar="STREAM", help=text)
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add --out, --append, --seed, --skip-bad and --workers."""
+    parser.add_argument("--out", type=Path, help="stream folder to write")
+    text = "add the source to this stream, after what is there; see data_prep/README.md"
+    parser.add_argument("--append", type=Path, metavar="STREAM", help=text)
     parser.add_argument("--seed", type=seed, default=0, help="of everything random; below 2**32")
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave bad samples out and list them; else refuse"
@@ -85,7 +84,7 @@ def fetch(repository: str, folder: Path, note: str) -> int:
     `note` is added to the message of success.
     """
     try:
-        download(repository, folder, ["*.json"])
+        download(repository, folder)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -68,15 +69,14 @@ def listing(problems: Sequence[Problem], most: int = 20, of_a_kind: int | None =
     for problem in problems:
         same.setdefault((problem.code, problem.text), []).append(problem)
     lines: list[str] = []
-    shown_of: dict[str, int] = {}
-    rest: dict[str, int] = {}
+    shown_of, rest = Counter[str](), Counter[str]()
     for (code, _), group in same.items():
-        if len(lines) < most and (of_a_kind is None or shown_of.get(code, 0) < of_a_kind):
-            shown_of[code] = shown_of.get(code, 0) + 1
+        if len(lines) < most and (of_a_kind is None or shown_of[code] < of_a_kind):
+            shown_of[code] += 1
             lines.append(f"{group[0]}" + (f" (and {len(group) - 1} more)" if group[1:] else ""))
         else:
-            rest[code] = rest.get(code, 0) + len(group)
+            rest[code] += len(group)
     if rest:
         kinds = ", ".join(f"{code} x {count}" for code, count in sorted(rest.items()))
-        lines.append(f"... and {sum(rest.values())} more: {kinds}")
+        lines.append(f"... and {rest.total()} more: {kinds}")
     return "\n".join(lines)

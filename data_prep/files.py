@@ -56,6 +56,11 @@ def read_literal(value: Any) -> Any:
     return value
 
 
+def hash64(text: str) -> int:
+    """Return 64 bits of a hash of `text`, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
 def sha256_file(path: Path) -> str:
     """Return the hex sha256 of a file's bytes."""
     digest = hashlib.sha256()

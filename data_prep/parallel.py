@@ -12,6 +12,7 @@ from typing import TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+AHEAD = 3
 
 
 def cores() -> int:
@@ -19,12 +20,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def ordered_map(
-    work: Callable[[In], Out], items: Iterable[In], workers: int, ahead: int = 3
-) -> Iterator[Out]:
+def ordered_map(work: Callable[[In], Out], items: Iterable[In], workers: int) -> Iterator[Out]:
     """Yield `work(item)` for every item, in the order of the items.
 
-    At most `ahead` items for each worker are under way, so that the iterable may be endless.
+    At most `AHEAD` items for each worker are under way, so that the iterable may be endless.
     One worker means no process besides this one.
 
     Raises:
@@ -40,7 +39,7 @@ def ordered_map(
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) >= workers * ahead:
+                if len(waiting) >= workers * AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
+EVERY = 2.0  # seconds between two lines of a log
+
 
 class Progress:
     """Shows progress: a bar on a terminal, a plain line every few seconds in a log."""
 
-    def __init__(self, title: str, unit: str = "samples", every: float = 2.0) -> None:
-        self.title, self.unit, self.every = title, unit, every
+    def __init__(self, title: str, unit: str = "samples") -> None:
+        self.title, self.unit = title, unit
         self.last = time.monotonic()
         self._bar: Any = None  # rich's, made when first needed
 
@@ -27,7 +29,7 @@ class Progress:
             self._bar.update(self._row, completed=done, total=total)
             if done == total:
                 self.close()
-        elif time.monotonic() - self.last > self.every:
+        elif time.monotonic() - self.last > EVERY:
             self.last = time.monotonic()
             of = "" if total is None else f" of {total}"
             what = f" ({last})" if last else ""

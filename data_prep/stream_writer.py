@@ -179,7 +179,6 @@ def write_stream(
         DataError: a source cannot be read at all; nothing was written.
         StreamError: the folder holds something else, a changed file, or another run is on it.
     """
-    folder = Path(folder)
     if is_complete(folder, plan):
         return None
     existed = folder.exists()

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from heapq import nlargest
 from itertools import islice
 from pathlib import Path
 
-from data_prep.check.lengths import Lengths, LongSample, largest, spread
+from data_prep.check.lengths import Lengths, LongSample, spread
 from data_prep.check.pictures import inspect_all
 from data_prep.check.relations import Relations
 from data_prep.check.sample_rules import Sample, scan
@@ -228,8 +229,10 @@ class Check:
         sizes = [[pictures[i].size or (0, 0) for i in sample.images] for sample in samples]
         pixels = [sum(width * height for width, height in each) for each in sizes]
         texts = [sample.length for sample in samples]
-        likely = [*largest(texts, most // 4), *largest(pixels, most // 4)]
-        return spread(len(samples), max(1, most - 2 * (most // 4))), likely
+        numbers, each = range(len(samples)), most // 4
+        long = nlargest(each, numbers, texts.__getitem__)
+        wide = nlargest(each, numbers, pixels.__getitem__)
+        return spread(len(samples), max(1, most - 2 * each)), [*long, *wide]
 
     def _records(self, numbers: list[int]) -> list[HostSample]:
         """Return the samples of these numbers as the host reads them, images by absolute paths."""

@@ -33,7 +33,7 @@ class Kept:
     entry: dict[str, object]  # of the manifest
 
 
-def write_clean(result: Result, out: Path, workers: int | None = None) -> tuple[int, list[str]]:
+def write_clean(result: Result, out: Path, workers: int | None) -> tuple[int, list[str]]:
     """Write the cleaned copy; return the samples left out and the files that became empty.
 
     Raises:
@@ -68,12 +68,12 @@ def _files(result: Result) -> tuple[list[PlannedFile], list[str]]:
             empty.append(file.name)
             continue
         uneven = result.uneven.get(file.name, {}) if file.task is None else {}
-        name = file.name if file.name.startswith("chunks/") or file.task else Path(file.name).name
         entry: dict[str, object] = {}
         if file.chunk is not None:
             entry = {"of": file.of, "chunk": max(1, sum(n <= file.chunk for n in kept_chunks))}
         kept = Kept(result.layout.root, file, dropped, uneven, entry)
-        place = name if "/" in name else f"chunks/{name}"
+        named = file.task is not None or file.name.startswith("chunks/")
+        place = file.name if named else f"chunks/{Path(file.name).name}"
         files.append(PlannedFile(place, kept, file.task, file.validation))
     return files, empty
 

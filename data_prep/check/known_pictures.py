@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from data_prep.files import read_jsonl, write_blocks
+from data_prep.files import read_jsonl, write_jsonl
 from data_prep.images import Picture
 
 FILE = "pictures.jsonl"
@@ -34,15 +33,13 @@ def read_known(root: Path) -> dict[str, Picture]:
 
 def write_known(root: Path, pictures: Mapping[str, Picture]) -> None:
     """Note what was found out about pictures, by their names."""
-
-    def lines() -> Iterator[bytes]:
-        for name, picture in sorted(pictures.items()):
-            # Without a hash it could not be read: the next append looks again.
-            if picture.sha256:
-                note = {"name": name, "stamp": _stamp(root / name) or (0, 0)} | asdict(picture)
-                yield json.dumps(note, ensure_ascii=False).encode() + b"\n"
-
-    write_blocks(root / FILE, lines())
+    # Without a hash a picture could not be read: the next append looks again.
+    readable = ((name, each) for name, each in sorted(pictures.items()) if each.sha256)
+    notes = (
+        {"name": name, "stamp": _stamp(root / name) or (0, 0)} | asdict(picture)
+        for name, picture in readable
+    )
+    write_jsonl(root / FILE, notes)
 
 
 def _stamp(path: Path) -> Stamp | None:

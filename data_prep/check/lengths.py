@@ -77,8 +77,3 @@ def ask_recipes(argv: Sequence[str], what: str, text: str = "") -> str:
 def spread(count: int, most: int) -> list[int]:
     """Return `most` of the numbers 0 .. count - 1, evenly spread; all if there are no more."""
     return [number * count // most for number in range(most)] if count > most else [*range(count)]
-
-
-def largest(sizes: Sequence[int], most: int) -> list[int]:
-    """Return the places of the `most` largest sizes."""
-    return sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True)[:most]

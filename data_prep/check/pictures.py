@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ BATCH = 64
 def inspect_all(
     root: Path,
     allowed: tuple[Path, ...],
-    names: Iterable[str],
+    names: set[str],
     workers: int,
     near: bool = False,
     decode: bool = True,
@@ -32,8 +31,8 @@ def inspect_all(
         near: compute difference hashes.
         decode: False only checks that the files exist.
     """
-    names = sorted(set(names))
-    batches = [names[at : at + BATCH] for at in range(0, len(names), BATCH)]
+    order = sorted(names)
+    batches = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
     work = partial(_inspect_batch, root, allowed, near, decode)
     pictures: dict[str, Picture] = {}
     progress = Progress("images", "images")

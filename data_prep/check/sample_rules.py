@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_prep.check.stream_folder import DataFile
 from data_prep.errors import DataError, Problem
+from data_prep.files import hash64
 from data_prep.images import check_name
 from data_prep.sources.boxes import check_box, check_gold_box, is_box_question, read_size
 from data_prep.sources.fields import Columns
@@ -111,5 +111,4 @@ def _check_test(record: HostSample, file: DataFile) -> None:
 
 def hash_text(text: str) -> int:
     """Return 64 bits of a hash of `text`, case and blanks evened out."""
-    plain = " ".join(text.lower().split())
-    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "little")
+    return hash64(" ".join(text.lower().split()))

@@ -127,7 +127,7 @@ def _from_manifest(root: Path, more: tuple[Path, ...]) -> Layout:
 
 
 def _usable(layout: Layout, file: DataFile) -> bool:
-    path = layout.root / str(file.name)
+    path = layout.root / file.name
     if not path.resolve().is_relative_to(layout.root.resolve()):
         layout.note("manifest-escape", f"{file.name!r} lies outside the stream folder")
         return False
@@ -155,7 +155,7 @@ def check_counts(layout: Layout, seen: dict[str, Counter[str]]) -> list[Problem]
             text = (
                 f"changed since {MANIFEST} was written (another sha256): prepare the stream again"
             )
-            problems.append(Problem("file-changed", where, text, ERROR))
+            problems.append(Problem("file-changed", where, text))
         if entry.get("samples") != there:
             text = f"{there} samples, but {MANIFEST} says {entry.get('samples')}"
             problems.append(Problem("samples-count", where, text))

@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="[TASK=]NAME",
         help=f"scorer of the test sets (default: exact): {', '.join(SCORERS)}",
     )
-    add_common(out, out_required=False)
+    add_common(out)
     return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from data_prep.chunk.columns import ColumnNames, needed
 from data_prep.chunk.times import microseconds
 from data_prep.errors import DataError, Problem, shown
+from data_prep.files import hash64
 from data_prep.sources.fields import Columns
 from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.picture_marks import unread_marks
@@ -178,8 +178,3 @@ def is_held_out(record: HostSample, options: Options) -> bool:
         return False
     source = record["images"][0] if record["images"] else question_text(record)
     return hash64(f"{options.seed}/{source}") < options.holdout * 2**64
-
-
-def hash64(text: str) -> int:
-    """Return 64 bits of a hash of `text`, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

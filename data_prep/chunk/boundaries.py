@@ -216,13 +216,13 @@ def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
     rows: Rows = planned.source
     made.entry.update(rows.entry)
     index = np.memmap(rows.folder / "index.bin", dtype=INDEX, mode="r")
-    order = np.load(rows.folder / "order.npy", mmap_mode="r")[rows.start : rows.stop]
+    saved = np.load(rows.folder / "order.npy", mmap_mode="r")
+    order = np.asarray(saved[rows.start : rows.stop])
     seen: set[int] = set()
     if rows.shuffle is not None:
         # RandomState's stream of numbers never changes between versions of numpy.
         state = np.random.RandomState([*rows.shuffle])
-        order = np.asarray(order)[state.permutation(len(order))]
-    order = np.asarray(order)
+        order = order[state.permutation(len(order))]
     with (rows.folder / "records.jsonl").open("rb") as file:
         starts = index["at"][order].tolist()
         last = order == len(index) - 1

@@ -6,7 +6,6 @@ index takes 30 bytes a sample. A killed pass resumes after the batch that was sa
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from data_prep.parallel import ordered_map
 from data_prep.progress_bar import Progress
 from data_prep.sources.fields import FIELDS_READ, Columns
 from data_prep.sources.readers import Item, read_items
+from data_prep.sources.records import encode
 from data_prep.stream import StreamError
 from data_prep.stream_writer import LEFT_OUT, STATE, BadSamples
 
@@ -137,7 +137,7 @@ class FirstPass(_State):
         rows["task"] = _numbers(batch.tasks, self.tasks)
         rows["test"] = batch.tests
         rows["id"] = np.array(batch.ids, dtype=np.uint64)
-        left_out = b"".join(_line(problem) for problem in batch.summary.problems)
+        left_out = b"".join(encode(problem.as_json()) for problem in batch.summary.problems)
         for at, data in enumerate((batch.lines, rows.tobytes(), left_out)):
             handles[at].write(data)
             self.sizes[at] += len(data)
@@ -227,7 +227,3 @@ def _numbers(values: list[str], known: list[str]) -> list[int]:
     known[:] = dict.fromkeys([*known, *values])
     places = {value: number for number, value in enumerate(known)}
     return [places[value] for value in values]
-
-
-def _line(problem: Problem) -> bytes:
-    return json.dumps(problem.as_json(), ensure_ascii=False).encode() + b"\n"

@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--no-recurrence", action="store_true", help="a task never comes back")
     out.add_argument("--only-present", action="store_true", help="leave out tasks without a file")
     out.add_argument("--repeat", action="store_true", help="use samples again when they run out")
-    add_common(out, out_required=False)
+    add_common(out)
     return out
 
 
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 def _plan(args: argparse.Namespace, before: Before) -> Plan:
     _check_options(args)
     train, tests = _files(args)
-    scorers = scorers_of(args.scorer, {task: STRCVIT[task].scorer for task in STRCVIT})
+    scorers = scorers_of(args.scorer, {name: task.scorer for name, task in STRCVIT.items()})
     first = next(iter(train.values()))
     root = (args.images or args.source or first.parent).resolve()
     resolver = ImageResolver(root, embed=before.place / PARTIAL / EMBEDDED, link=before.link(root))

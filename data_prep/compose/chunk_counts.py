@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +125,12 @@ def without_return(
 
 def check_enough(counts: Counts, have: dict[str, int]) -> None:
     """Raise StreamError unless every task has the samples that the chunks need."""
-    need: dict[str, int] = {}
+    need: Counter[str] = Counter()
     for chunk in counts:
-        for task, count in chunk.items():
-            need[task] = need.get(task, 0) + count
+        need.update(chunk)
     short = [f"{t} needs {n}, has {have[t]}" for t, n in need.items() if n > have[t]]
     if short:
-        fits = min(have[task] / count for task, count in need.items() if count)
+        fits = min(have[task] / count for task, count in need.items())
         size = int(max(sum(chunk.values()) for chunk in counts) * fits)
         raise StreamError(
             f"too few samples: {'; '.join(short)}. Add data, make the chunks smaller (--size "

@@ -131,9 +131,8 @@ def chunk_files(
     for number, chunk in enumerate(counts, start=before + 1):
         slices = []
         for task, count in chunk.items():
-            if count:
-                start, used[task] = used[task], used[task] + count
-                slices.append(Slice(pools[task], start, used[task], seed))
+            start, used[task] = used[task], used[task] + count
+            slices.append(Slice(pools[task], start, used[task], seed))
         files.append(
             PlannedFile(f"chunks/{number:03d}.jsonl", (number, seed, tuple(slices), uneven))
         )

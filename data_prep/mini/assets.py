@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.errors import DataError
-from data_prep.files import sha256_file
+from data_prep.files import sha256_file, write_blocks
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_CACHE = REPO_ROOT / ".cache" / "assets"
@@ -127,9 +126,5 @@ class Assets:
         """Return a real file holding `member` (for readers that need a path, such as sqlite)."""
         target = self.cache / "files" / name / Path(member).name
         if not target.exists():
-            data = self.read(name, member)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as handle:
-                handle.write(data)
-            shutil.move(handle.name, target)
+            write_blocks(target, [self.read(name, member)])
         return target

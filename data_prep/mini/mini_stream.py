@@ -41,11 +41,11 @@ def write_mini_stream(
     """
     if size not in SIZES:
         raise KeyError(f"size {size!r} is unknown, expected one of {', '.join(SIZES)}")
-    plan = plan_of(Path(folder), size, seed, cache)
-    return write_stream(Path(folder), plan, workers, report) is not None
+    plan = plan_of(folder, size, seed, cache)
+    return write_stream(folder, plan, workers, report) is not None
 
 
-def plan_of(folder: Path, size: str, seed: int, cache: Path = DEFAULT_CACHE) -> Plan:
+def plan_of(folder: Path, size: str, seed: int, cache: Path) -> Plan:
     """Return how the stream of a size is made in `folder`."""
     files = planned_files(size, seed)
     scorers = {name: TASKS[name].scorer for name in SIZES[size].tasks(seed)}

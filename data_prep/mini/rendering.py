@@ -10,11 +10,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import cast
 
-from data_prep.mini.assets import DEFAULT_CACHE, Assets
+from data_prep.mini.assets import Assets
 from data_prep.mini.mixtures import Wording
 from data_prep.mini.tasks import Question, Scene, Task, load_task, sample_rng
 from data_prep.mini.wordings import reworded
@@ -22,7 +24,6 @@ from data_prep.sources.records import HostSample
 from data_prep.stream_writer import PlannedFile, WrittenFile
 
 IMAGES = "images"
-_tasks: dict[tuple[str, Path], Task] = {}
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,8 @@ def draw_samples(
     """
     seen: set[tuple[bytes, str]] = set()
     for index in range(start, stop):
-        attempt = 0
-        while True:
-            number = index if attempt == 0 else index + attempt * 1_000_000
-            rng = sample_rng(seed, task.name, split, number)
+        for attempt in count():
+            rng = sample_rng(seed, task.name, split, index + attempt * 1_000_000)
             scene = task.draw(split, rng)
             question = (task.ask_vaguely if wording == "vague" else task.ask)(scene, rng)
             if wording == "several":
@@ -80,23 +79,22 @@ def draw_samples(
             key = (scene.image.tobytes(), question.prompt)
             if split == "train" or key not in seen:
                 break
-            attempt += 1
         seen.add(key)
         yield index, scene, question
 
 
 def render_file(
-    staging: Path, cache: Path, planned: PlannedFile, made: WrittenFile
+    staging: Path, packages: Path, planned: PlannedFile, made: WrittenFile
 ) -> Iterator[bytes]:
     """Write the images of one file below `staging`, then yield its lines.
 
     Adds `pixels_sha256`, over the decoded pixels in the order of the lines, to its entry in the
-    manifest; `cache` holds the packages with the real data.
+    manifest; the folder `packages` holds those with the real data.
     """
     source: SampleRange = planned.source
     rendered: list[tuple[str, Question, str, bytes]] = []  # task, question, line, hash of pixels
     for name, (start, stop) in source.ranges.items():
-        task = _task(name, cache)
+        task = _task(name, packages)
         (staging / image_path(source.split, name, 0)).parent.mkdir(parents=True, exist_ok=True)
         drawn = draw_samples(task, source.split, start, stop, source.seed, source.wording)
         for index, scene, question in drawn:
@@ -116,8 +114,7 @@ def render_file(
         yield f"{line}\n".encode()
 
 
-def _task(name: str, cache: Path = DEFAULT_CACHE) -> Task:
-    """Return a task of this process, loaded once."""
-    if (name, cache) not in _tasks:
-        _tasks[name, cache] = load_task(name, Assets(cache))
-    return _tasks[name, cache]
+@cache
+def _task(name: str, folder: Path) -> Task:
+    """Return a task of this process, loaded once, with the packages in `folder`."""
+    return load_task(name, Assets(folder))

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from data_prep.mini.mixtures import SHORT
 from data_prep.published.gold_files import CAPTIONS, GQA, SCIENCEQA, TEXTVQA, GoldFile
 
 # Names of the scorers in eval/scorers (eval is not imported here; a test holds the two equal).
@@ -119,8 +118,3 @@ MLLM_CL = {
     "ACL": _mllm_cl("ACL", {"OCR": "ocr", "Math": "number", "VP": "contains", "APP": "choice"},
                     "_test"),
 }  # fmt: skip
-
-
-def group_of(task: str) -> str:
-    """Return the instruction group of a StrCVIT task in the published mixture."""
-    return "short" if task in SHORT else task

@@ -7,8 +7,8 @@ from pathlib import Path
 from data_prep.errors import DataError
 
 
-def download(repository: str, folder: Path, patterns: list[str]) -> Path:
-    """Fetch the files of a data set repository that match `patterns` into `folder`.
+def download(repository: str, folder: Path) -> None:
+    """Fetch the JSON files of a data set repository into `folder`.
 
     Files that are there already and complete are not fetched again.
 
@@ -22,7 +22,7 @@ def download(repository: str, folder: Path, patterns: list[str]) -> Path:
     command = f"hf download {repository} --repo-type dataset --local-dir {folder}"
     try:
         snapshot_download(
-            repository, repo_type="dataset", local_dir=folder, allow_patterns=patterns
+            repository, repo_type="dataset", local_dir=folder, allow_patterns="*.json"
         )
     except HfHubHTTPError as error:
         raise DataError(
@@ -35,4 +35,3 @@ def download(repository: str, folder: Path, patterns: list[str]) -> Path:
             f"{repository}: the hub cannot be reached ({reason}). On a machine with a network run "
             f"`{command}`, and copy the folder here; a started download goes on.",
         ) from error
-    return folder

@@ -12,7 +12,7 @@ from data_prep.files import is_missing, read_literal
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Options = dict[str, str]  # text by label: "A", "B", ... or "1", "2", ... as the source has them
 _COLUMNS = ("options", "choices", "option", "choice")
-_COLUMN = re.compile(r"(?:(?:option|choice|opt)[ _-]?)([A-Za-z]|\d{1,2})|([A-Z])", re.ASCII)
+_COLUMN = re.compile(r"(?:option|choice|opt)[ _-]?([A-Za-z]|\d{1,2})|([A-Z])", re.ASCII)
 _LABELLED = re.compile(r"\s*\(?([A-Za-z]|\d{1,2})[.):\uff1a\u3001]\)?\s*(.*?)\s*", re.DOTALL)
 _TEXT_KEYS, _LABEL_KEYS = ("text", "value", "content", "option"), ("label", "key", "letter", "id")
 

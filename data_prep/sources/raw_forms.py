@@ -122,11 +122,7 @@ def _read_turns(raw: Raw) -> tuple[list[Turn], list[Any], set[str]]:
     inline: list[Any] = []
     turns = [_read_turn(number, turn, inline) for number, turn in enumerate(written, start=1)]
     options, columns = read_options(raw)
-    if (
-        options
-        and len(turns) > 1
-        and [turn["role"] for turn in turns[-2:]] == ["user", "assistant"]
-    ):
+    if options and [turn["role"] for turn in turns[-2:]] == ["user", "assistant"]:
         question, answer = turns[-2], turns[-1]
         question["content"], answer["content"] = with_options(
             question["content"], answer["content"], options

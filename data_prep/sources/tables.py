@@ -110,8 +110,7 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
-    endings = EXTENSIONS
-    return (p for p in folder.iterdir() if p.suffix.lower() in endings and p.name[0] != ".")
+    return (p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and p.name[0] != ".")
 
 
 def read_class_folders(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:

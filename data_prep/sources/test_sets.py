@@ -98,8 +98,8 @@ def planned_tests(
     files: dict[str, Path],
     resolver: ImageResolver,
     scorers: dict[str, str],
-    name_of: Callable[[str], str] = str,
-    chunk: int = 1,
+    name_of: Callable[[str], str],
+    chunk: int,
     placed: Callable[[Any], Any] | None = None,
 ) -> tuple[list[PlannedFile], dict[str, str]]:
     """Return the test sets, and the scorer of each.

@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--no-image-check", action="store_true", help="images are somewhere else")
     add_limit(out, "of each chunk and each test set")
-    add_common(out, out_required=False)
+    add_common(out)
     return out
 
 

@@ -60,8 +60,10 @@ def read_frames(annotations: Path, nuscenes: Path) -> list[Frame]:
                 raise DataError(
                     "drivelm", f"{annotations}: {scene}, {frame}: no path for {', '.join(absent)}"
                 )
-            views = (nuscenes / _SAMPLES / _inside(paths[camera]) for camera in CAMERAS)
-            frames.append(Frame(f"{scene}_{frame}", tuple(views)))
+            # The file names them as ../nuscenes/samples/...: where that lies is the user's affair.
+            below = (paths[camera].rpartition(_SAMPLES)[2] for camera in CAMERAS)
+            views = tuple(nuscenes / _SAMPLES / path for path in below)
+            frames.append(Frame(f"{scene}_{frame}", views))
     missing = [view for frame in frames for view in frame.views if not view.is_file()]
     if missing:
         raise DataError(
@@ -81,11 +83,6 @@ def _mapping(value: object, path: Path, where: str, key: str = "") -> Mapping[st
             f"{shown(content)}; give DriveLM's own file, such as v1_1_train_nus.json",
         )
     return content
-
-
-def _inside(path: str) -> str:
-    """Return a view's path below `samples`, which stands in the file as ../nuscenes/samples/..."""
-    return path.rpartition(_SAMPLES)[2]
 
 
 def stitch(frames: Iterable[Frame], images: Path, workers: int) -> Iterator[str]:

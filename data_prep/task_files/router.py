@@ -7,7 +7,7 @@ from 20 samples of every task so far which expert a question belongs to.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -30,8 +30,7 @@ def expert_letters(count: int) -> list[str]:
         return list(ascii_uppercase[:count])
     if count > len(ascii_uppercase) ** 2:
         raise ValueError(f"{count} experts: two letters name {len(ascii_uppercase) ** 2} at most")
-    pairs = (first + second for first in ascii_uppercase for second in ascii_uppercase)
-    return list(islice(pairs, count))
+    return ["".join(pair) for pair in islice(product(ascii_uppercase, repeat=2), count)]
 
 
 def router_prompt(experts: Sequence[str], question: str) -> str:

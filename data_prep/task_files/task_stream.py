@@ -56,7 +56,7 @@ def parser(benchmarks: Mapping[str, Benchmark], text: str) -> argparse.ArgumentP
     out.add_argument("--router-samples", type=int, default=20, help="of each task, for MR-LoRA")
     out.add_argument("--no-image-check", action="store_true", help="images are somewhere else")
     add_limit(out, "of each task to train on and of each test set")
-    add_common(out, out_required=False)
+    add_common(out)
     return out
 
 

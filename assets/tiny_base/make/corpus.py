@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.files import write_text
 from data_prep.mini import VERSION
 from data_prep.mini.assets import Assets, fetch_all
 from data_prep.mini.draw import SIZE
@@ -30,7 +31,6 @@ WEIGHTS = {
     "TextCaps": 1.7,
 }
 Record = dict  # {"task": str, "head": str, "pairs": [[field, value], ...]}
-_tasks: dict[str, Task] = {}
 
 
 def plan(count: int) -> list[str]:
@@ -43,11 +43,14 @@ def plan(count: int) -> list[str]:
     return names
 
 
+@cache
+def _task(name: str) -> Task:
+    return load_task(name, Assets())
+
+
 def make_one(name: str, split: str, index: int, seed: int) -> tuple[np.ndarray, Record]:
     """Return one image (112, 112, 3) uint8 of `split` and its record."""
-    if name not in _tasks:
-        _tasks[name] = load_task(name, Assets())
-    task = _tasks[name]
+    task = _task(name)
     scene = task.draw(split, sample_rng(seed, name, f"{split}-description", index))
     record = {"task": name, "head": task.head, "pairs": task.describe(scene)}
     return np.asarray(scene.image), record
@@ -75,9 +78,7 @@ def build(folder: Path, count: int, seed: int, workers: int) -> tuple[np.ndarray
         shape = (count, SIZE, SIZE, 3)
         np.lib.format.open_memmap(images_path, mode="w+", dtype=np.uint8, shape=shape).flush()
         records = list(_all_records(images_path, count, seed, workers))
-        partial = records_path.with_suffix(".tmp")
-        partial.write_text(json.dumps(records))
-        os.replace(partial, records_path)
+        write_text(records_path, json.dumps(records))
     return np.load(images_path, mmap_mode="r"), json.loads(records_path.read_text())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from assets.tiny_base.make import corpus, measure, network, tokenizer, train
 from assets.tiny_base.make.sequences import Layout
-from data_prep.files import sha256_file
+from data_prep.files import sha256_file, write_json
 from data_prep.mini.assets import Assets
 
 
@@ -46,7 +46,7 @@ def work(args: argparse.Namespace, rank: int, port: int) -> None:
         report = {
             "steps": progress.step, "minutes": round(progress.seconds / 60, 1), "scores": scores,
         }  # fmt: skip
-        (args.out / "pretraining.json").write_text(json.dumps(report, indent=1) + "\n")
+        write_json(args.out / "pretraining.json", report, indent=1)
         write_hashes(args.out)
         print(json.dumps(report), flush=True)
 

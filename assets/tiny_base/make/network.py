@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_prep.files import read_json, write_json
 from data_prep.mini.draw import SIZE
 
 PATCH = 14  # pixels
@@ -129,8 +129,4 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def load_as_float32(config: Path) -> None:
     """Let a plain from_pretrained of the folder of `config` give float32 weights."""
-    content = json.loads(config.read_text())
-    content["dtype"] = "float32"
-    partial = config.with_suffix(".tmp")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, config)
+    write_json(config, read_json(config) | {"dtype": "float32"})

@@ -51,7 +51,7 @@ def copy_words(lines: list[str]) -> list[str]:
 
 def build(lines: list[str]) -> Any:
     """Return a Qwen2TokenizerFast whose merges make (nearly) every word of `lines` one token."""
-    from tokenizers import Tokenizer, models, trainers
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]  # lazy name
 
     frame = Qwen2TokenizerFast()  # for its splitting rules: digits alone, words with their blank
@@ -64,7 +64,7 @@ def build(lines: list[str]) -> Any:
         vocab_size=4000,
         min_frequency=1,
         show_progress=False,
-        initial_alphabet=_byte_alphabet(),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     trained.train_from_iterator(both, trainer)
     model = json.loads(trained.to_str())["model"]
@@ -85,9 +85,3 @@ def build(lines: list[str]) -> Any:
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL[1:])})
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
-
-
-def _byte_alphabet() -> list[str]:
-    from tokenizers import pre_tokenizers
-
-    return sorted(pre_tokenizers.ByteLevel.alphabet())

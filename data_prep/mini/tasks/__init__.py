@@ -16,8 +16,8 @@ from data_prep.mini.tasks.rs import RS
 from data_prep.mini.tasks.textcaps import TextCaps
 from data_prep.mini.tasks.vqav2 import VQAv2
 
-ALL = (VQAv2, OCRVQA, Fin, Grounding, ImageNet, Places365, AD, ChartQA, GQA, RS, TextCaps)
-TASKS: dict[str, type[Task]] = {task.name: task for task in ALL}
+_ALL = (VQAv2, OCRVQA, Fin, Grounding, ImageNet, Places365, AD, ChartQA, GQA, RS, TextCaps)
+TASKS: dict[str, type[Task]] = {task.name: task for task in _ALL}
 
 
 def load_task(name: str, assets: Assets) -> Task:

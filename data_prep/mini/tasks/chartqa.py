@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
+from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -35,19 +36,16 @@ class Chart:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        self.figure = Figure(figsize=(SIZE / 100, SIZE / 100), dpi=100)
-        self.canvas = FigureCanvasAgg(self.figure)
-        self.axes = self.figure.add_axes((0, 1 - FOOT / SIZE, 1, FOOT / SIZE))
-        self.axes.set_axis_off()
-        self.axes.set_xlim(0, SIZE / WIDTH)
-        self.axes.set_ylim(0, SCALE)
-        self.lines = [
-            self.axes.axhline(years, color="lightgrey", linewidth=0.72, antialiased=False, zorder=0)
-            for years in range(20, 81, 20)
-        ]
-        ones = [1.0] * BARS
+        figure = Figure(figsize=(SIZE / 100, SIZE / 100), dpi=100)
+        self.canvas = FigureCanvasAgg(figure)
+        axes = figure.add_axes((0, 1 - FOOT / SIZE, 1, FOOT / SIZE))
+        axes.set_axis_off()
+        axes.set_xlim(0, SIZE / WIDTH)
+        axes.set_ylim(0, SCALE)
+        for years in range(20, 81, 20):
+            axes.axhline(years, color="lightgrey", linewidth=0.72, antialiased=False, zorder=0)
         middles = [number + 0.5 for number in range(BARS)]
-        self.bars = self.axes.bar(middles, ones, width=27 / 37, antialiased=False, linewidth=0)
+        self.bars = axes.bar(middles, 1.0, width=27 / 37, antialiased=False, linewidth=0)
 
     def draw(self, values: list[int], colours: list[tuple[int, int, int]]) -> Image.Image:
         """Return the chart of `values` (years) as a 112 x 112 RGB image."""
@@ -71,7 +69,6 @@ class ChartQA(Task):
     packages = ("bokeh-sampledata",)
 
     def load(self, assets: Assets) -> None:
-        self._chart: Chart | None = None
         raw = assets.read("bokeh-sampledata", "bokeh_sampledata/_data/gapminder.csv.gz").decode()
         self.years: dict[str, dict[str, int]] = defaultdict(dict)  # year -> country -> value
         countries = set()
@@ -93,9 +90,11 @@ class ChartQA(Task):
             if min(order[-1] - order[-2], order[1] - order[0]) >= LEAST_GAP and order[0] >= 24:
                 return year, chosen, values
 
+    @cached_property
+    def _chart(self) -> Chart:
+        return Chart()
+
     def draw(self, split: str, rng: Random) -> Scene:
-        if self._chart is None:
-            self._chart = Chart()
         year, countries, values = self._rows(split, rng)
         image = self._chart.draw(values, [jitter(COLOURS[name], rng, 10) for name in NAMES])
         facts: dict[str, Any] = {"values": dict(zip(NAMES, values, strict=True))}
