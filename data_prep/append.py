@@ -49,7 +49,7 @@ _CODES = (
 
 @dataclass(frozen=True)
 class Before:
-    """What a stream holds before a batch is appended; by default nothing, as a new one.
+    """What a stream holds before a batch is appended; by default nothing, as for a new one.
 
     Attributes:
         place: folder into which the batch is written.
@@ -134,6 +134,7 @@ def parsed(
     command.set_defaults(**{key: settings[key] for key in keys if key in settings})
     if generator == "data_prep.chunk" and "scorers" in settings:
         named = [f"{task}={name}" if task else name for task, name in settings["scorers"].items()]
+        # argparse adds what is given to the default of an "append" option: it comes later and wins.
         command.set_defaults(scorer=named)
     command.set_defaults(seed=int(manifest.get("seed", 0)))
     args = command.parse_args(argv)  # again, now that the defaults are the stream's
@@ -143,6 +144,7 @@ def parsed(
         str(manifest.get("name", args.append.resolve().name)),
         len(manifest["chunks"]),
         frozenset(manifest["tasks"]),
+        # The first batch is not in the list: the generator of the manifest stands for it.
         len(manifest.get("batches", ())) + 2,
         dict(manifest.get("links") or {}),
         settings,
@@ -185,6 +187,8 @@ def append_stream(
     staging = folder / STAGING
     with locked(folder):
         manifest = _manifest_of(folder)
+        # A killed append may have been of another source, and write_stream refuses to go on with
+        # that.
         shutil.rmtree(staging, ignore_errors=True)
         for name in (MANIFEST, FILE):
             for left in folder.glob(f".{name}.*"):  # by a kill while it was written
@@ -194,6 +198,8 @@ def append_stream(
         try:
             made = write_stream(staging, plan, workers, report)
             batch = read_manifest(staging / MANIFEST)
+            # Before the comparison: samples name pictures from the stream's own folder on, so those
+            # of the batch must be found there.
             _bring_pictures(folder, manifest.get("links") or {}, batch)
             counts = _compared(folder, workers, checked)
             grown = _grown(folder, manifest, batch, counts)
@@ -251,6 +257,8 @@ def _compared(folder: Path, workers: int | None, checked: bool) -> dict[str, int
     own = [p for p in result.errors if mark in p.where and p.code not in _CODES]
     if checked and own:
         raise BadSamples([replace(p, where=f"sample {p.sample or '?'}") for p in own])
+    # A finding has one sample as its place and the other in its text: it is between old and new
+    # where exactly one of the two lies in the batch.
     across = [
         Problem(p.code, p.where.replace(mark, f"{folder}/"), p.text.replace(mark, f"{folder}/"))
         for p in result.problems
@@ -296,6 +304,7 @@ def _move_into_place(folder: Path, batch: dict[str, Any], number: int) -> None:
     for name in manifest_entries(batch):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder / STAGING / name, folder / name)
+        # stream.json comes next; it must not name a file that a power cut takes back.
         sync_folder((folder / name).parent)
     if (folder / STAGING / LEFT_OUT).exists():
         os.replace(folder / STAGING / LEFT_OUT, folder / _left_out(number))

@@ -110,6 +110,7 @@ def run_plan(
     """
     started = time.monotonic()
     try:
+        # Each command has some of these options; one check serves all of them.
         for key in ("size", "chunks", "limit"):
             value = getattr(args, key, None)
             if value is not None and value < 1:
@@ -176,6 +177,7 @@ def scorers_of(values: list[str], known: dict[str, str] | None = None) -> dict[s
     """
     scorers = {"": "exact", **(known or {})}
     for value in values:
+        # Without "=" rpartition leaves the task empty, and "" is the key for all other tasks.
         task, _, name = value.rpartition("=")
         if name not in SCORERS:
             raise StreamError(f"--scorer {value}: expected one of {', '.join(SCORERS)}")

@@ -22,6 +22,7 @@ class DataError(ValueError):
 
     def at(self, where: str, sample: str = "") -> Problem:
         """Return the problem with its place and the id of its sample, which may hold anything."""
+        # A problem is written as JSON in UTF-8, which half a surrogate pair in an id would stop.
         sample = sample.encode(errors="backslashreplace").decode()
         return Problem(self.code, where, self.text, ERROR, sample)
 
@@ -54,6 +55,7 @@ class Problem:
 
 def shown(value: Any, length: int = 60) -> str:
     """Return a value as an error message shows it: its repr, cut to `length` characters."""
+    # Cut before repr: a text may be a picture of megabytes in base64.
     text = repr(value[:length]) if isinstance(value, str | bytes) else repr(value)
     whole = len(value) if isinstance(value, str | bytes) else len(text)
     return text if whole <= length else f"{text[:length]}..."

@@ -51,6 +51,7 @@ def read_literal(value: Any) -> Any:
     """Return the list or object that a text is, in JSON or as Python prints it; else the value."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         for read in (json.loads, ast.literal_eval):
+            # ast.literal_eval raises the last two for text that is nested deeply.
             with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
                 return read(value.strip())
     return value
@@ -63,6 +64,7 @@ def hash64(text: str) -> int:
 
 def sha256_file(path: Path) -> str:
     """Return the hex sha256 of a file's bytes."""
+    # By hand: hashlib.file_digest is there from Python 3.11 on.
     digest = hashlib.sha256()
     with path.open("rb") as handle:
         while block := handle.read(1 << 20):
@@ -93,6 +95,7 @@ def write_blocks(path: Path, blocks: Iterable[bytes]) -> str:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)  # mkstemp makes private files; ours are meant to be read by others
         os.replace(name, path)
+    # Ctrl-C, too, must not leave the temporary file.
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

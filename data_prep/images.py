@@ -101,6 +101,7 @@ def resolve(
         real, mode = _follow(root, name, {} if known is None else known)
     except OSError as error:
         raise _no_file(name, root / name, error) from error
+    # Texts, not Paths: is_relative_to takes 25 times as long, and this is asked for every image.
     if not any(real == str(folder) or real.startswith(f"{folder}{os.sep}") for folder in allowed):
         raise DataError(
             "image-escape",
@@ -218,6 +219,7 @@ def inspect(path: Path, name: str, near: bool = False) -> Picture:
         what = "is empty (0 bytes)" if not data else "holds nothing but zero bytes"
         picture.add("image-empty", f"{what}; fetch it again")
         return picture
+    # Pillow warns of large pictures and odd metadata; what matters here becomes a finding.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _decode(data, picture, near)
@@ -225,6 +227,7 @@ def inspect(path: Path, name: str, near: bool = False) -> Picture:
 
 
 def _decode(data: bytes, picture: Picture, near: bool) -> None:
+    # Imported here: data_prep.stream takes the rules for names from this module, without Pillow.
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -265,6 +268,7 @@ def _check_header(image: Any, picture: Picture) -> None:
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         text = f"has {image.n_frames} frames: the host takes the first"
         picture.add("image-animated", text, WARNING)
+    # Palettes and colour keys can be transparent, too: only RGBA shows whether any pixel is.
     may_be_clear = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA")
     if may_be_clear and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
         text = "is transparent in places: the host drops transparency"

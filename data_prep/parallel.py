@@ -17,6 +17,7 @@ AHEAD = 3
 
 def cores() -> int:
     """Return the number of cores that this process may use."""
+    # os.cpu_count also counts cores that taskset or a SLURM job keeps from this process.
     return len(os.sched_getaffinity(0))
 
 
@@ -34,6 +35,7 @@ def ordered_map(work: Callable[[In], Out], items: Iterable[In], workers: int) ->
         return
     # A fork would copy locks that other threads of ours (progress, BLAS) hold at that moment.
     context = multiprocessing.get_context("spawn")
+    # Not Executor.map: it takes all items at once (its `buffersize` is new in Python 3.14).
     waiting: deque[Future[Out]] = deque()
     with ProcessPoolExecutor(workers, context, initializer=_leave_interrupts_to_parent) as pool:
         try:
@@ -44,6 +46,7 @@ def ordered_map(work: Callable[[In], Out], items: Iterable[In], workers: int) ->
             while waiting:
                 yield waiting.popleft().result()
         finally:
+            # If the reader stops early: on its own the pool would first work off what is waiting.
             pool.shutdown(wait=True, cancel_futures=True)
 
 

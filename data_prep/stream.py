@@ -131,6 +131,7 @@ class Stream:
             check_test_records(self.test_file(task), records)
         return records if limit is None else records[:limit]
 
+    # Not a field: what was read of a stream must not make it unequal to another of its folder.
     @cached_property
     def _records(self) -> dict[str, list[Record]]:
         return {}

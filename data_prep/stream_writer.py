@@ -101,8 +101,6 @@ class WrittenFile:
 
 # Yields the encoded lines of a file and fills in what else is known of it on the way.
 Make = Callable[[PlannedFile, WrittenFile], Iterator[bytes]]
-
-
 Report = Callable[[int, int, str], None]  # files done, files in all, the file just written
 
 
@@ -191,6 +189,8 @@ def write_stream(
             _expect_content(made, plan.skip_bad)
             if plan.review:
                 plan.review(made)
+        # Only what will not do better next time: after Ctrl-C or on a full disk the finished files
+        # stay, and the same command goes on with them.
         except (DataError, StreamError):
             discard(folder, existed)
             raise
@@ -264,6 +264,7 @@ def discard(folder: Path, existed: bool = True) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder against a second run."""
+    # The kernel lets go of this lock when its process is killed.
     # The folder itself is locked: a lock file would be one file more in every stream.
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -290,6 +291,7 @@ def _claim(folder: Path, plan: Plan) -> None:
         expect_settings(state, read_json(state), settings)
         return
     others = sorted(name for name in os.listdir(folder) if name != PARTIAL)
+    # With a manifest it is a stream of this plan that lacks a file: is_complete refuses others.
     if others and MANIFEST not in others:
         raise StreamError(
             f"{folder} holds {others[0]!r} and no {MANIFEST}: not begun by this program. "
@@ -330,6 +332,7 @@ def _finished(folder: Path, journal: Path) -> dict[str, WrittenFile]:
     write_jsonl(journal, notes)  # without the line that the kill cut off
     finished: dict[str, WrittenFile] = {}
     for made in map(WrittenFile.from_json, notes):
+        # A kill while files are moved into place leaves some of them in either folder.
         paths = (folder / PARTIAL / made.file, folder / made.file)
         if any(path.exists() and sha256_file(path) == made.sha256 for path in paths):
             finished[made.file] = made
@@ -383,6 +386,7 @@ def manifest_of(plan: Plan, contents: Contents, made: Iterable[WrittenFile]) -> 
     for planned, item in zip(contents.files, made, strict=True):
         entry = {"samples": item.samples, "sha256": item.sha256, **item.entry}
         if planned.task is None:
+            # The embedded stream sets `tasks` itself, in its mixture's order (golden hashes).
             entry.setdefault("tasks", dict(sorted(item.tasks.items())))
             chunks.append({"index": len(chunks) + 1, "file": planned.file, **entry})
         elif planned.validation:
@@ -390,5 +394,6 @@ def manifest_of(plan: Plan, contents: Contents, made: Iterable[WrittenFile]) -> 
         else:
             scorer = contents.scorers[planned.task]
             tasks[planned.task] = {"scorer": scorer, "test": planned.file, **entry}
+    # None keeps the bytes that the manifest of the embedded stream always had.
     links = {} if contents.links is None else {"links": contents.links}
     return {**plan.settings, **links, **contents.facts, "tasks": tasks, "chunks": chunks}

@@ -35,7 +35,7 @@ class Settings:
     Attributes:
         near: compare images by difference hash.
         decode: decode images; False only looks whether they are there.
-        lengths: what tokens are held against; None leaves it out.
+        lengths: how many tokens are allowed; None: they are not counted.
         allow: codes that are warnings even where they would be errors.
         strict: warnings are errors.
     """
@@ -100,6 +100,7 @@ class Check:
             self._scan_file(number, file)
         for problem in check_counts(self.layout, result.seen):
             self._note(problem)
+        # Images first: samples are then compared by the bytes of their pictures.
         self._look_at_images()
         self._compare()
         if self.settings.lengths:
@@ -132,6 +133,7 @@ class Check:
         workers = self.workers if size > 4 << 20 else 1
         try:
             items = read_items(path)
+            # By hand: itertools.batched is there from Python 3.12 on.
             batches = iter(lambda: list(islice(items, BATCH)), [])
             for scanned in ordered_map(partial(scan, path, number, file), batches, workers):
                 self.result.samples += scanned.samples
@@ -157,6 +159,7 @@ class Check:
 
     def _check_own_fields(self, path: Path) -> None:
         """Note the first sample at which the host's loader stops for one of its own fields."""
+        # The file is read once more, here in order: batches were scanned in several processes.
         start_of_file = StartOfFile(LIMIT)
         for line, item in read_items(path):
             record = parse(item)

@@ -113,6 +113,7 @@ def _copy(source: Path, target: Path) -> None:
     if target.exists() and target.stat().st_size == source.stat().st_size:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Under another name first: after a kill, what has the right name is whole.
     shutil.copyfile(source, target.with_name(f".{target.name}"))
     target.with_name(f".{target.name}").replace(target)
 

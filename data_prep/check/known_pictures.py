@@ -36,6 +36,7 @@ def write_known(root: Path, pictures: Mapping[str, Picture]) -> None:
     # Without a hash a picture could not be read: the next append looks again.
     readable = ((name, each) for name, each in sorted(pictures.items()) if each.sha256)
     notes = (
+        # (0, 0) for a file that is gone: read_known keeps what was known of it.
         {"name": name, "stamp": _stamp(root / name) or (0, 0)} | asdict(picture)
         for name, picture in readable
     )
@@ -48,4 +49,5 @@ def _stamp(path: Path) -> Stamp | None:
         facts = path.stat()
     except OSError:
         return None
+    # Not st_mtime, which cp -p and rsync -t set to that of another file.
     return facts.st_size, facts.st_ctime_ns

@@ -33,7 +33,7 @@ class LongSample(TypedDict):
 
 @dataclass(frozen=True)
 class Lengths:
-    """What is held against what.
+    """How many tokens a sample may have, and how many samples are counted.
 
     Attributes:
         recipe: its name or file. overrides: KEY=VALUE, as behind the command that runs it.
@@ -61,6 +61,7 @@ def ask_recipes(argv: Sequence[str], what: str, text: str = "") -> str:
     Raises:
         DataError: it failed; its own message follows `what`.
     """
+    # The command may run in any folder, and `python -m` finds packages in the current one.
     path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, *argv],

@@ -102,6 +102,7 @@ class Relations:
         for sample in self.train:
             images = self._images(sample)
             other = next((tested[image] for image in images if image in tested), None)
+            # With the same question, too, it is a finding of shared_samples already.
             if other and (images, sample.question) not in questions:
                 text = f"its image is in the test sample {self._at(other)} too; leave this one out"
                 yield sample, "leak-image", text, ERROR
@@ -122,6 +123,7 @@ class Relations:
     def near_images(self) -> Iterator[Finding]:
         """Images that look alike but differ in their bytes, by difference hash."""
         uses: dict[int, tuple[str, Sample]] = {}  # by hash: the first image, and who uses it
+        # Test samples first: of a pair over both, the training sample is the one to leave out.
         for sample in [*self.test, *self.train]:
             for image in sample.images:
                 picture = self.pictures.get(image)

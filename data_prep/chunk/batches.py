@@ -177,4 +177,5 @@ def is_held_out(record: HostSample, options: Options) -> bool:
     if not options.holdout:
         return False
     source = record["images"][0] if record["images"] else question_text(record)
+    # A hash, not a draw: a picture falls on the same side in every sample and every later batch.
     return hash64(f"{options.seed}/{source}") < options.holdout * 2**64

@@ -104,6 +104,7 @@ def contents(
             held.append(PlannedFile(f"test/{name}.jsonl", rows, name))
             chosen[name] = scorers.get(task, scorers[""])
     tasks = {"", *first_pass.tasks, *tests}
+    # A batch takes over the scorers of all earlier tasks, which need not be in it.
     if not before.chunks and (unknown := sorted(scorers.keys() - tasks)):
         raise StreamError(
             f"--scorer {unknown[0]}={scorers[unknown[0]]}: no task has this name; the tasks are: "
@@ -120,6 +121,7 @@ def contents(
         )
     np.save(folder / "order.npy", np.concatenate(orders))
     if (folder / LEFT_OUT).stat().st_size:
+        # A copy: a killed run that goes on opens the first pass's own file again.
         shutil.copyfile(folder / LEFT_OUT, folder.parent / LEFT_OUT)
     return Contents(
         chunks + held + files,
@@ -225,6 +227,8 @@ def make(planned: PlannedFile, made: WrittenFile) -> Iterator[bytes]:
         order = order[state.permutation(len(order))]
     with (rows.folder / "records.jsonl").open("rb") as file:
         starts = index["at"][order].tolist()
+        # A line ends where the next one of the file begins, whatever follows in this order. For the
+        # last line, row 0 is looked up instead of one that is not there.
         last = order == len(index) - 1
         ends = np.where(last, os.fstat(file.fileno()).st_size, index["at"][(order + 1) * ~last])
         large = int(ends.sum()) - sum(starts) > FIRST_BLOCK

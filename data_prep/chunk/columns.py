@@ -89,6 +89,7 @@ class ColumnNames:
 
 def look_up(raw: Any, column: str) -> Any:
     """Return the value of a column, None where it is missing; "meta.date" is a nested one."""
+    # A column may itself be called "meta.date".
     if column in raw:
         return raw[column]
     value = raw

@@ -206,8 +206,10 @@ class FirstPass(_State):
 
     def _note(self, handles: Handles) -> None:
         for handle in handles:
+            # Before the state, which must not count bytes that a power cut would take back.
             handle.flush()
             os.fsync(handle.fileno())
+        # asdict knows the fields of _State alone: folder, sources and options come with each run.
         write_json(self.folder / STATE, asdict(self))
 
     def _resume(self) -> None:

@@ -61,4 +61,5 @@ class Period:
         if self.months:
             return text[:7]
         whole_days = self.microseconds % (_LENGTHS["d"] * 1_000_000) == 0
+        # A test set, and so a file, is named by this: no colons.
         return text[:10] if whole_days else text[:19].replace(":", "-")

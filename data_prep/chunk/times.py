@@ -67,6 +67,7 @@ def microseconds(value: Any, column: str, epoch: str | None = None) -> tuple[int
     try:
         if isinstance(value, bool):
             raise ValueError
+        # pandas makes whole numbers floats where another row has none.
         if isinstance(value, int | float):
             value = str(int(value)) if float(value).is_integer() else repr(value)
         if isinstance(value, date) and not isinstance(value, datetime):
@@ -149,6 +150,7 @@ def _from_number(text: str, epoch: str | None) -> tuple[int, str]:
         return int(float(text) * EPOCHS[epoch] * 1e6), f"numbers since 1970 in {epoch}"
     if text.isdecimal() and len(text) == 4 and int(text) in _YEAR:
         return _stamp(datetime(int(text), 1, 1)), "years"
+    # Before dates in digits: as a number since 1970, none of those lies between 1990 and 2100.
     for unit, seconds in EPOCHS.items():
         if _FIRST <= float(text) * seconds < _LAST:
             return int(float(text) * seconds * 1e6), f"numbers since 1970 in {unit}"

@@ -69,6 +69,7 @@ def _plan(args: argparse.Namespace, before: Before) -> Plan:
     scorers = scorers_of(args.scorer, {name: task.scorer for name, task in STRCVIT.items()})
     first = next(iter(train.values()))
     root = (args.images or args.source or first.parent).resolve()
+    # Pictures inside samples go to the staging folder: a refused source leaves nothing behind.
     resolver = ImageResolver(root, embed=before.place / PARTIAL / EMBEDDED, link=before.link(root))
     mixture = args.mixture
     if mixture not in (None, "strcvit"):
@@ -120,6 +121,7 @@ def _files(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, Path]]:
     tests = {task: Path(file) for task, file in pairs(args.test, "--test").items()}
     if args.source is not None:
         for path in data_files([args.source]):
+            # Not Path.stem, which leaves "ad.jsonl" of "ad.jsonl.gz".
             train.setdefault(path.name.split(".")[0], path)
         if (args.source / "test").is_dir():
             for path in data_files([args.source / "test"]):

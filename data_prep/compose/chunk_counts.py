@@ -14,6 +14,7 @@ from data_prep.files import read_json
 from data_prep.mini.mixtures import apportion, published
 from data_prep.stream import StreamError
 
+# A chunk of strcvit_mixture.json also has its number.
 NOT_TASKS = ("chunk", "index")
 
 
@@ -94,8 +95,9 @@ def _within(weights: dict[str, float], size: int, left: dict[str, int]) -> dict[
     """Return `size` samples in the given shares as far as they last, the rest from other tasks."""
     chunk = dict.fromkeys(weights, 0)
     while (need := size - sum(chunk.values())) > 0:
-        open_ = {t: max(w, 1e-9) for t, w in weights.items() if left[t] > chunk[t]}
-        for task, count in apportion(open_, need).items():
+        # A small alpha draws shares of 0, and such a task may be the only one that is left.
+        lasting = {t: max(w, 1e-9) for t, w in weights.items() if left[t] > chunk[t]}
+        for task, count in apportion(lasting, need).items():
             chunk[task] += min(count, left[task] - chunk[task])
     return _kept(chunk)
 

@@ -145,6 +145,7 @@ def rows(piece: Slice) -> list[HostSample]:
     shuffled = order.permutation(piece.pool.samples)
     starts = np.load(piece.pool.index)
     out = []
+    # Line by line: a chunk takes lines from all over a file that may not fit into memory.
     with piece.pool.path.open("rb") as file:
         for place in range(piece.start, piece.stop):
             row = int(shuffled[place % piece.pool.samples])

@@ -93,6 +93,7 @@ def _download(package: Package, cache: Path) -> None:
     """Download one wheel into a temporary folder, then move it into the cache."""
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as folder:
+        # --no-deps: animal-mnist asks for tensorflow.
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
         command += ["--quiet", "--disable-pip-version-check", "--dest", folder]
         run = subprocess.run([*command, package.requirement], capture_output=True, text=True)

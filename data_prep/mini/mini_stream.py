@@ -51,6 +51,8 @@ def plan_of(folder: Path, size: str, seed: int, cache: Path) -> Plan:
     scorers = {name: TASKS[name].scorer for name in SIZES[size].tasks(seed)}
 
     def contents(staging: Path) -> Contents:
+        # Once, before the workers start: each of them would fetch for itself. And only here, where
+        # something is to be made: a finished stream needs no packages.
         fetch_all(cache, sorted({package for name in scorers for package in TASKS[name].packages}))
         return Contents(files, scorers, links=None, extras=(IMAGES,))
 
@@ -97,6 +99,7 @@ def _add_majorities(scorers: dict[str, str], made: list[WrittenFile]) -> None:
 
 def _has_all_images(files: list[PlannedFile], folder: Path) -> bool:
     """Return whether the images of every file are there, counted by split and task."""
+    # Counted, not hashed: the bytes of a PNG depend on the zlib that Pillow was built with.
     present: Counter[str] = Counter()
     for path in (folder / IMAGES).glob("*/*"):
         names = (entry.name for entry in os.scandir(path))

@@ -156,6 +156,7 @@ def apportion(share: Share, total: int) -> dict[str, int]:
     weight = sum(share.values())
     exact = {name: total * part / weight for name, part in share.items()}
     counts = {name: int(value) for name, value in exact.items()}
+    # Ties by name: the counts must not depend on the order of the keys.
     by_rest = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
     for name in by_rest[: total - sum(counts.values())]:
         counts[name] += 1

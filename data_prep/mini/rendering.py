@@ -71,6 +71,7 @@ def draw_samples(
     seen: set[tuple[bytes, str]] = set()
     for index in range(start, stop):
         for attempt in count():
+            # A million on: no sample of a stream has that index as its first attempt.
             rng = sample_rng(seed, task.name, split, index + attempt * 1_000_000)
             scene = task.draw(split, rng)
             question = (task.ask_vaguely if wording == "vague" else task.ask)(scene, rng)

@@ -25,7 +25,7 @@ class Task:
         name: in streams and in the published folders.
         scorer: its `fixed` scorer.
         folders: where its images lie below the image root.
-        origin: the data set that its images come from. site: where that is had.
+        origin: the data set that its images come from. site: where to get it.
         pictures: how many different ones its published files name; 0: not known.
         train, test: its files below the source, as a benchmark with a file a task has them; of
             several names the first that is there.
@@ -98,6 +98,7 @@ CHUNK_SAMPLES = 2000  # of StrCVIT
 def _mllm_cl(benchmark: str, scorers: dict[str, str], ending: str) -> Benchmark:
     """One of MLLM-CL's two benchmarks; `ending` is what its test folders are called behind."""
     site = "https://huggingface.co/datasets/MLLM-CL/MLLM-CL"
+    # The abilities are tested on other data sets than they are trained on: folders of their own.
     tasks = tuple(
         Task(
             name, scorer, tuple(dict.fromkeys((f"{name}/images", f"{name}{ending}/images"))),

@@ -21,9 +21,11 @@ def download(repository: str, folder: Path) -> None:
 
     command = f"hf download {repository} --repo-type dataset --local-dir {folder}"
     try:
+        # The JSON alone: images come from other sites, or (MLLM-CL) in large archives.
         snapshot_download(
             repository, repo_type="dataset", local_dir=folder, allow_patterns="*.json"
         )
+    # Before OSError, which it is, too: here the hub did answer.
     except HfHubHTTPError as error:
         raise DataError(
             "download", f"{repository}: the hub refuses ({error}); log in? {command}"

@@ -19,7 +19,7 @@ def published_test(
     """Return the test set of a published task.
 
     Args:
-        task: of which benchmark ever.
+        task: of any benchmark.
         path: its questions. resolver: of their images.
         gold: the file with their answers, if it was found. limit: of a quick subset.
     """
@@ -39,6 +39,7 @@ class GoldTestSet(TestSet):
     def __init__(self, task: Task, gold: GoldFile, path: Path | None) -> None:
         super().__init__(task.name, task.scorer)
         self.gold, self.path, self.site = gold, path, task.site
+        # Read when first needed: this object travels to the process that makes the test set.
         self.answers: Golds | None = None
 
     def prepare(self, raw: Any) -> Any:

@@ -32,6 +32,7 @@ def read_options(raw: Mapping[str, Any]) -> tuple[Options, set[str]]:
         if (match := _COLUMN.fullmatch(name.lower() if len(name) > 1 else name))
         and not is_missing(value)
         and value != ""
+        # Tables have columns named X or N, too: single letters are options only beside "A".
         and (len(name) > 1 or "A" in raw)
     }
     if len(columns) < 2 or not all(isinstance(raw[name], str | int | float) for name in columns):

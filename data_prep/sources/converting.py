@@ -59,6 +59,7 @@ def chosen(strata: Sequence[str], limit: Limit, name: str = "") -> set[int]:
     if limit.samples >= count:
         return set(range(count))
     random = np.random.RandomState([limit.seed, crc32(name.encode())])
+    # lexsort sorts by its last key first: by stratum, and at random inside each.
     order = np.lexsort((random.permutation(count), np.array(strata)))
     steps = (np.arange(limit.samples) + random.random_sample()) * (count / limit.samples)
     return {int(at) for at in order[steps.astype(int)]}

@@ -184,6 +184,8 @@ def harmonize(record: HostSample, uneven: Uneven) -> HostSample:
                 for turn in record["messages"]
             ]
         elif value is None:
+            # Never null: a column that begins with nulls has no type for `datasets`, and the host
+            # deletes a sample whose rejected_response is null.
             out[key] = ""
         elif quoted or not isinstance(value, str):
             out[key] = json.dumps(value, ensure_ascii=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import binascii
 import hashlib
 import os
 import re
@@ -76,6 +75,8 @@ def picture_inside(value: Any) -> bytes | None:
     """
     value = picture_of(value)
     if isinstance(value, bytes):
+        # Base64 may come as bytes (a Parquet column), and begins with one of these letters. Most
+        # pictures do not: they are not decoded as text.
         text = value[:4096].decode("ascii", "ignore").strip() if value[:1] in b"/ARUQSTid" else ""
         is_base64 = _HEAD.match(text) or _BASE64.match(_LINE_ENDS.sub("", text))
         return picture_inside(value.decode("ascii")) if is_base64 else value
@@ -90,6 +91,7 @@ def picture_inside(value: Any) -> bytes | None:
     head = _HEAD.match(text)
     body = text[head.end() :] if head else text
     if head and "base64" not in head.group().lower():
+        # RFC 2397: a data address that does not say base64 is percent-encoded.
         return unquote_to_bytes(body)
     if not head and not re.match(r"[\w+/\\-]{30}", text, re.ASCII):
         return None
@@ -116,7 +118,7 @@ class ImageResolver:
         marker: what published paths write for the root ("<STRCVIT_IMAGE_ROOT>").
         embed: folder into which pictures inside samples are written; None refuses them.
         must_exist: refuse images that are not there.
-        link: name of that link.
+        link: name of the link to `root`.
     """
 
     root: Path
@@ -204,6 +206,8 @@ class ImageResolver:
         if ending is None:
             raise DataError("image-data", f"the image inside the sample is {what_begins(data)}")
         digest = hashlib.sha256(data).hexdigest()
+        # By content: a picture of many samples is one file, and workers that write it at the same
+        # time replace it with the same bytes.
         name = f"{digest[:2]}/{digest}{ending}"
         if not (self.embed / name).exists():
             write_blocks(self.embed / name, [data])
@@ -220,6 +224,7 @@ def is_picture(value: Any) -> bool:
 
 def _ending(data: bytes) -> str | None:
     """Return a picture file's ending; None for what Pillow, and so the host, cannot read."""
+    # Before Pillow, which would take longer and call the endings .jpeg and .tiff.
     for magic, end in _MAGIC:
         if data.startswith(magic):
             return end
@@ -234,7 +239,7 @@ def _from_base64(text: str) -> bytes:
     try:
         plain = text.rstrip("=").translate(_URL_ALPHABET)
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise DataError(
             "image-data", f"the image inside the sample is not base64: {error}"
         ) from error

@@ -85,6 +85,7 @@ def read_images(raw: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
     key = next((key for key in IMAGE_COLUMNS if key in filled), None)
     numbered = _numbered_columns(filled) if key in (None, "image", "img", "picture") else {}
     if numbered:
+        # Of image, image_2 and image_3 the one without a number is the first.
         first = {key: 0} if key else {}
         order = sorted(first | numbered, key=(numbered | first).__getitem__)
         return [filled[name] for name in order], set(order)
@@ -123,6 +124,7 @@ def _maybe(key: str) -> bool:
 def _listed(value: Any) -> list[Any]:
     """Return the pictures of one column: a list, the text of one, or names parted by ; , or |."""
     value = read_literal(value)
+    # A longer text is a picture in base64, which nobody needs to split.
     if isinstance(value, str) and len(value) < 10_000:
         parts = re.split(r"\s*[;,|]\s*", value)
         if len(parts) > 1 and all(map(names_picture, parts)):
@@ -194,6 +196,7 @@ def _named(turns: list[Turn], images: list[Any]) -> list[Any]:
     """Replace the marks of the questions; return the pictures in the order of their marks."""
     asked = [turn for turn in turns if turn["role"] != "assistant"]
     text = "\n".join(turn["content"] for turn in asked)
+    # Most texts have none of the characters that a mark begins with, and are done here.
     if not any(mark in text for mark in "<[{_(&"):
         return images
     paths = [m["path"] or m["linked"] or m["named"] for m in _PATH_MARK.finditer(text)]
@@ -203,6 +206,7 @@ def _named(turns: list[Turn], images: list[Any]) -> list[Any]:
         return images  # words such as [image] are no marks where there is no picture
     for turn in asked:
         words = _PATH_MARK.sub(lambda match: f"<image {match['path']}>", turn["content"])
+        # Before the plain marks, of which the tokens around and inside a picture are some.
         # One placeholder for the patches of one picture, one for each `<image>`.
         words = _WRAPPED.sub(
             lambda m: PLACEHOLDER * max(1, m["inside"].lower().count(PLACEHOLDER)), words
@@ -214,6 +218,7 @@ def _named(turns: list[Turn], images: list[Any]) -> list[Any]:
         return images
     for mark in (_NUMBERED_MARK, _BARE_MARK):
         numbers = [_number(match) for match in mark.finditer(text)]
+        # "image_1" may be a word of the text: it is a mark only where the numbers fit the pictures.
         if numbers and (mark is _NUMBERED_MARK or len(set(numbers)) == len(images)):
             return _by_number(asked, mark, numbers, images)
     for turn in asked:

@@ -160,6 +160,7 @@ def _read_turn(number: int, turn: Any, inline: list[Any]) -> Turn:
         known = "system, user (human) or assistant (gpt)"
         raise DataError("role", f"turn {number}: role {shown(role)}, expected {known}")
     if isinstance(content, str) and content.lstrip()[:1] == "[":
+        # Parts may be JSON in a column of text; but an ordinary text may begin with "[", too.
         parts = read_literal(content)
         typed = isinstance(parts, list) and parts and all(_part_kind(part) for part in parts)
         content = parts if typed else content

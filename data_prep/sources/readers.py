@@ -46,6 +46,7 @@ def _refuse_constant(name: str) -> Any:
     raise _constant(name)
 
 
+# Python takes NaN and Infinity for numbers, though JSON has neither.
 DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
@@ -231,6 +232,7 @@ def _refuse_one_object(path: Path, start: bytes) -> None:
 def _lines(path: Path) -> Iterator[Item]:
     number = 0
     with _open(path) as file:
+        # Bounded, so that a file without line ends is not read into memory whole.
         while line := file.readline(MOST_BYTES + 1):
             number += 1
             if number == 1:
@@ -255,6 +257,7 @@ def _array(path: Path) -> Iterator[Item]:
 
 def _text(file: IO[bytes]) -> IO[str]:
     """Return the file as text; bytes that are not UTF-8 are found later, where they stand."""
+    # newline="" as csv asks for: line ends inside its cells stay what they are.
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
@@ -313,6 +316,7 @@ def _elements(window: _Window) -> Iterator[Item]:
                 return
         value = _next_value(window)
         yield number, value
+        # After broken JSON nobody can say where the next sample begins.
         if isinstance(value, DataError) and value.code not in ("json-constant", "encoding"):
             return
     window.at += 1
@@ -334,6 +338,8 @@ def _next_value(window: _Window) -> Any:
                 return _constant(constants[0])
             return _not_utf8(window.text[start:end]) or value
         except json.JSONDecodeError as error:
+            # The block may end inside this value: then the error is a cut number, literal or
+            # escape, or a string without its end.
             near_end = error.pos > len(window.text) - 12 or error.msg.startswith("Unterminated")
             if not near_end or len(window.text) - window.at > MOST_BYTES or not window.more():
                 line = window.line_of(error.pos)
@@ -356,6 +362,7 @@ def _csv(path: Path) -> Iterator[Item]:
 
 
 def _row(sample: dict[str, Any]) -> Any:
+    # Not in every column: a question or an answer may begin with a bracket.
     for key in _JSON_CELLS:
         if sample.get(key, "").lstrip()[:1] in ("[", "{"):
             value = parse(sample[key].encode())

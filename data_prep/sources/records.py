@@ -207,6 +207,7 @@ def encode(record: Mapping[str, Any]) -> bytes:
         raise DataError(
             "surrogate", "a field holds half of a surrogate pair; repair the text"
         ) from error
+    # That of `_plain`: a ValueError, too, but one that says what it found.
     except DataError:
         raise
     except ValueError as error:

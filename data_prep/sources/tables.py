@@ -31,6 +31,7 @@ def table_rows(
         open_text: opens the file from its start.
         tabs: TSV.
     """
+    # By default csv stops at cells of more than 128 KiB, such as pictures in base64.
     csv.field_size_limit(MOST_BYTES)
     if not tabs:
         yield from _rows(open_text, separator(open_text), csv.QUOTE_MINIMAL)
@@ -59,6 +60,7 @@ def _rows(
     with open_text() as file:
         rows = csv.reader(file, delimiter=delimiter, strict=True, quoting=quoting)
         header: list[str] = []
+        # Not a for loop: an error in the middle is told with the line at which its row begins.
         while True:
             number = rows.line_num + 1
             try:
@@ -139,6 +141,7 @@ def read_arrow(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     try:
         with pa.memory_map(str(path)) as source:
+            # `datasets` saves a stream of batches; Feather is a file, which begins with this.
             if source.read(6) == b"ARROW1":
                 file = pa.ipc.open_file(source)
                 batches = (file.get_batch(i) for i in range(file.num_record_batches))
@@ -162,6 +165,7 @@ def _table(batches: Iterable[Any], schema: Any) -> Iterator[tuple[int, dict[str,
             for row in batch.slice(start, _AT_ONCE).to_pylist():
                 number += 1
                 row = {key: value for key, value in row.items() if value is not None}
+                # `datasets` writes -1 for a label that is not known: it stays a number.
                 for key in names.keys() & row.keys():
                     row[key] = names[key][row[key]] if 0 <= row[key] < len(names[key]) else row[key]
                 yield number, row

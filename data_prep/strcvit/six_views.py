@@ -98,6 +98,7 @@ def stitch(frames: Iterable[Frame], images: Path, workers: int) -> Iterator[str]
 def _write(folder: Path, frame: Frame) -> str:
     target = folder / f"{frame.name}.jpg"
     if not target.is_file():
+        # By way of memory: a kill leaves no half picture, which the next run would take for made.
         data = BytesIO()
         stitched(frame.views).save(data, "JPEG")
         write_blocks(target, [data.getvalue()])
@@ -107,6 +108,7 @@ def _write(folder: Path, frame: Frame) -> str:
 def stitched(views: Iterable[Path]) -> Image.Image:
     """Return one picture of six views, in the order of `CAMERAS`; DataError if one is broken."""
     whole = Image.new("RGB", (COLUMNS * WIDTH, 2 * HEIGHT))
+    # matplotlib brings this font; what a machine has installed differs.
     font = ImageFont.truetype(
         str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans-Bold.ttf"), _LETTERS
     )

@@ -19,6 +19,7 @@ from data_prep.sources.test_sets import TestFile, lines_of_test
 from data_prep.strcvit import REPOSITORY
 from data_prep.stream_writer import PlannedFile, WrittenFile
 
+# Places365, TextCaps and VQAv2 have val_proxy.json in the published scripts; ChartQA has no proxy.
 PROXIES = ("test_proxy.json", "val_proxy.json")
 # Task by the first folder of the image, COCO's aside: its pictures serve two tasks.
 _BY_FOLDER = {task.folders[0].split("/")[0]: name for name, task in STRCVIT.items()}

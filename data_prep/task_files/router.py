@@ -90,6 +90,7 @@ def write_router(staging: Path, pools: dict[str, Pool], samples: int, seed: int)
         seed: of the choice.
     """
     chosen = {
+        # Another order than the chunks have, which take the first rows under `seed`.
         task: rows(Slice(pool, 0, min(samples, pool.samples), seed + 1))
         for task, pool in pools.items()
     }

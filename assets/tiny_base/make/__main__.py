@@ -30,6 +30,7 @@ def main() -> None:
     """Make the images, then pretrain (or go on) in args.workers processes."""
     args = arguments()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # Here first: every worker builds what is missing, and they would do so at the same time.
     corpus.build(args.work, args.images, args.seed, args.workers)
     with socket.socket() as probe:  # a free port for the workers to meet on
         probe.bind(("127.0.0.1", 0))

@@ -78,6 +78,7 @@ def build(folder: Path, count: int, seed: int, workers: int) -> tuple[np.ndarray
         shape = (count, SIZE, SIZE, 3)
         np.lib.format.open_memmap(images_path, mode="w+", dtype=np.uint8, shape=shape).flush()
         records = list(_all_records(images_path, count, seed, workers))
+        # Last: where the records are, the images are whole.
         write_text(records_path, json.dumps(records))
     return np.load(images_path, mmap_mode="r"), json.loads(records_path.read_text())
 

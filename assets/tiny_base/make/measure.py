@@ -37,6 +37,7 @@ def greedy(
 
     rows = [list(layout.prompt(prompt, True, True)) for prompt in prompts]
     longest = max(map(len, rows))
+    # Padding on the left: answers begin behind the last token of every row.
     ids = torch.tensor([[layout.pad] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     with torch.inference_mode():

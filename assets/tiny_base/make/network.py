@@ -95,6 +95,7 @@ def build_processor(tokenizer: Any) -> Any:
 
     side = {"height": SIZE, "width": SIZE}
     half = [0.5, 0.5, 0.5]
+    # One patch at most, too: ms-swift turns crop_to_patches on whatever the folder says.
     images = GotOcr2ImageProcessorPil(
         size=side, crop_to_patches=False, min_patches=1, max_patches=1,
         image_mean=half, image_std=half,
@@ -119,6 +120,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write model (float16 storage, loads as float32), tokenizer and processor to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     staging = folder / ".staging"
+    # A copy: half() changes the model in place, and training goes on with it.
     copy.deepcopy(model).half().save_pretrained(staging)
     load_as_float32(staging / "config.json")
     build_processor(tokenizer).save_pretrained(staging)

@@ -21,6 +21,7 @@ class Layout:
     def prompt(self, text: str, image: bool, first: bool) -> tuple[int, ...]:
         """Return the ids of a user turn up to and with the assistant's header."""
         mark = "<img>" + "<IMG_CONTEXT>" * IMAGE_TOKENS + "</img>\n" if image else ""
+        # Line ends stand where ms-swift's template internvl_hf puts them (a test compares the two).
         start = "" if first else "\n"
         return self.encode(
             f"{start}<|im_start|>user\n{mark}{text}<|im_end|>\n<|im_start|>assistant\n"

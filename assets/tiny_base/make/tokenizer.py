@@ -82,6 +82,7 @@ def build(lines: list[str]) -> Any:
         },
         model_max_length=1024,
     )
+    # Without the first, which the tokenizer has as its padding.
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL[1:])})
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

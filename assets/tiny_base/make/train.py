@@ -35,6 +35,7 @@ class Progress:
 
 def learning_rate(peak: float, step: int, share: float) -> float:
     """Return the rate after a linear warm-up, then a cosine over the share of time (0..1) used."""
+    # By time and not by steps: how many steps a machine takes in it is not known before.
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
     return peak * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * cosine)
 
@@ -81,6 +82,8 @@ class Workers:
 
         if self.count == 1:
             return seconds
+        # Worker 0's clock travels with the gradients: all must stop at the same step, or some wait
+        # for gradients that never come.
         clock = torch.tensor([seconds if self.rank == 0 else 0.0])
         flat = torch.cat([clock, *(p.grad.flatten() for p in parameters)])
         dist.all_reduce(flat)
@@ -121,6 +124,7 @@ def run(
     """
     import torch
 
+    # A CPU takes many times longer for numbers that are denormal.
     torch.set_flush_denormal(True)
     parameters = list(model.parameters())
     optimizer = _optimizer(parameters, rate)

@@ -69,6 +69,7 @@ def simulate(rng: Random) -> list[Car]:
     lanes: list[list[Car]] = []
     for lane in range(len(LANES)):
         count = rng.randint(2, 7)
+        # Every 8 m at most one car, so that none begins inside another (CAR).
         starts = sorted(rng.sample(range(0, int(ROAD), 8), count))
         lanes.append([Car(lane, float(s), 8.0, rng.uniform(6.0, 18.0)) for s in starts])
     for _ in range(STEPS):

@@ -85,6 +85,7 @@ class Task(ABC):
 
 def sample_rng(seed: int, task: str, split: str, index: int) -> Random:
     """Return the generator of one sample; the same four values give the same sample anywhere."""
+    # Random hashes a text with SHA-512, which unlike hash() is the same in every process.
     return Random(f"{seed}/{task}/{split}/{index}")
 
 

@@ -53,6 +53,7 @@ class Chart:
             bar.set_height(value)
             bar.set_facecolor([channel / 255 for channel in colour])
         self.canvas.draw()
+        # A copy: the next chart is drawn into the same buffer.
         image = Image.fromarray(np.asarray(self.canvas.buffer_rgba())[..., :3].copy())
         image.paste(COLOURS["yellow"], (WIDTH, FOOT, 2 * WIDTH, SIZE))  # parts the numbers
         for number, value in enumerate(values):
@@ -90,6 +91,7 @@ class ChartQA(Task):
             if min(order[-1] - order[-2], order[1] - order[0]) >= LEAST_GAP and order[0] >= 24:
                 return year, chosen, values
 
+    # Not in load(): only drawing needs matplotlib, whose import is slow.
     @cached_property
     def _chart(self) -> Chart:
         return Chart()

@@ -26,6 +26,7 @@ def overlap(a: Box, b: Box) -> bool:
 
 def normalise(box: Box) -> list[float]:
     """Return the box divided by the image side, rounded (half up) to two decimals."""
+    # Not round(), which takes the even neighbour of a half: 14 / 112 is 12.5 hundredths.
     return [int(100 * value / SIZE + 0.5) / 100 for value in box]
 
 

