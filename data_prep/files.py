@@ -51,8 +51,9 @@ def read_literal(value: Any) -> Any:
     """Return the list or object that a text is, in JSON or as Python prints it; else the value."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         for read in (json.loads, ast.literal_eval):
-            # ast.literal_eval raises the last two for text that is nested deeply.
-            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            # ast.literal_eval raises TypeError for "{[1]}", a set of lists, and the last two for
+            # text that is nested deeply.
+            with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
                 return read(value.strip())
     return value
 
