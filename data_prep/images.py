@@ -175,7 +175,7 @@ def on_disk(root: Path, name: str) -> str | None:
 
 
 def what_begins(data: bytes) -> str:
-    """Return in words what a file that is no picture is, by its first bytes."""
+    """Return in words, by its first bytes, what a file is that is no picture."""
     start = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:500].lower()
     if start[:1] == b"<" and b"<svg" in start:
         return "an SVG drawing, not an image: convert it to PNG"

@@ -74,7 +74,7 @@ class ColumnNames:
             )
 
     def described(self, raw: dict[str, Any], task_column: str | None) -> str:
-        """Return which columns of a sample that is read were taken, in words."""
+        """Return in words which columns of a sample were read."""
         plain = {str(key).lower(): str(key) for key in raw}
         turns = next((key for key in TURNS if key in plain), None)
         pair = next(((plain[q], plain[a]) for q, a in PAIRS if q in plain and a in plain), None)

@@ -27,13 +27,12 @@ def lines(root: Path, tasks: Iterable[Task]) -> Iterator[str]:
     """Yield the checklist, one line a folder, with the site of what is missing."""
     yield f"images below {root}"
     for task in tasks:
-        missing = missing_folders(root, task)
         for folder in task.folders:
             held = _entries(root / folder)
             state = "present" if held else "MISSING"
             yield f"  {state}  {task.name:10} {folder}" + (f" ({held} entries)" if held else "")
         needs = f", {task.pictures:,} pictures in all" if task.pictures else ""
-        if missing:
+        if missing_folders(root, task):
             yield f"           {task.origin}{needs}: {task.site}"
 
 

@@ -126,7 +126,7 @@ def check_gold_box(record: Mapping[str, Any]) -> None:
 
 
 def _is_side(side: Any) -> bool:
-    return isinstance(side, int | float) and not isinstance(side, bool) and 0 < side < 1e6
+    return _is_number(side) and 0 < side < 1e6
 
 
 def read_objects(value: Any) -> Any:

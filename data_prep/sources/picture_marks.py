@@ -14,7 +14,7 @@ from data_prep.files import is_missing, read_literal
 from data_prep.sources.image_paths import is_picture, picture_of
 from data_prep.sources.records import PLACEHOLDER, Turn, check_placeholders
 
-# Columns that hold pictures whatever they look like, the first that is filled counts.
+# Columns that hold pictures whatever they look like; the first that is filled counts.
 IMAGE_COLUMNS = (
     *("images", "image", "image_path", "image_paths", "image_file", "image_files"),
     *("image_name", "image_filename", "image_url", "image_urls", "image_bytes", "image_base64"),

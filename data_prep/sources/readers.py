@@ -51,7 +51,7 @@ DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def data_files(sources: list[Path]) -> list[Path]:
-    """Return the data files among `sources`, folders searched (not deep), in the order of names.
+    """Return the data files among `sources`, folders searched (one level), in the order of names.
 
     Raises:
         DataError: a source that does not exist, or a folder without data files.

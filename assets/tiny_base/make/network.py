@@ -14,13 +14,6 @@ from data_prep.mini.draw import SIZE
 
 PATCH = 14  # pixels
 IMAGE_TOKENS = (SIZE // PATCH // 2) ** 2  # 16 after the 2x2 pixel shuffle
-VISION: dict[str, Any] = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6}
-TEXT: dict[str, Any] = {
-    "hidden_size": 256,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "head_dim": 64,
-}
 
 
 def build_model(tokenizer: Any) -> Any:
@@ -33,19 +26,19 @@ def build_model(tokenizer: Any) -> Any:
     )
 
     vision = InternVLVisionConfig(
-        **VISION, intermediate_size=576, image_size=[SIZE, SIZE], patch_size=[PATCH, PATCH]
-    )
+        hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=576,
+        image_size=[SIZE, SIZE], patch_size=[PATCH, PATCH],
+    )  # fmt: skip
     text = Qwen3Config(
-        **TEXT,
         vocab_size=(len(tokenizer) + 63) // 64 * 64,
-        intermediate_size=640,
-        num_key_value_heads=2,
+        hidden_size=256, num_hidden_layers=4, intermediate_size=640,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=64,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
-    )
+    )  # fmt: skip
     config = InternVLConfig(
         vision_config=vision,
         text_config=text,
