@@ -19,8 +19,8 @@ REPO = Path(__file__).resolve().parents[2]
 class LongSample(TypedDict):
     """A sample of more than `max_length` tokens, by file, line (from 1) and id.
 
-    `done` is what becomes of it: skip, cut or stop. The list `too_long` of a check's report holds
-    them, and the lines of a run's `chunks/NNN/too_long.jsonl` (a router's: `router_too_long.jsonl`).
+    `done` is what becomes of it: skip, cut or stop. A check's report lists them as `too_long`, a
+    run in `chunks/NNN/too_long.jsonl` (those of a router in `router_too_long.jsonl`), one a line.
     """
 
     file: str
