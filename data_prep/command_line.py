@@ -23,11 +23,15 @@ Write = Callable[[Path, Plan, int | None, Report | None], list[WrittenFile] | No
 OK, FAILED, UNUSABLE = 0, 1, 2  # unusable: options or sources that no run can start with
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """Add --out, --append, --seed, --skip-bad and --workers."""
-    parser.add_argument("--out", type=Path, help="stream folder to write")
+def add_append(parser: argparse.ArgumentParser) -> None:
+    """Add --append; only for commands that hand it to `data_prep.append`."""
     text = "add the source to this stream, after what is there; see data_prep/README.md"
     parser.add_argument("--append", type=Path, metavar="STREAM", help=text)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add --out, --seed, --skip-bad and --workers."""
+    parser.add_argument("--out", type=Path, help="stream folder to write")
     parser.add_argument("--seed", type=seed, default=0, help="of everything random; below 2**32")
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave bad samples out and list them; else refuse"

@@ -133,7 +133,7 @@ class Relations:
                 if first != image and self.pictures[first].sha256 != picture.sha256:
                     yield self._near(sample, image, first, user)
         for a, b in near_pairs(uses):
-            image, sample = uses[b]
+            image, sample = uses[b]  # the later of the two: never the test sample of a leak
             yield self._near(sample, image, *uses[a])
 
     def _near(self, sample: Sample, image: str, other: str, user: Sample) -> Finding:
@@ -154,7 +154,7 @@ def repeats(
 
 
 def near_pairs(values: Iterable[int]) -> set[tuple[int, int]]:
-    """Return the pairs of 64-bit hashes that differ in at most `NEAR_BITS` bits.
+    """Return the pairs of 64-bit hashes that differ in at most `NEAR_BITS` bits, in their order.
 
     Two such hashes agree in at least one of four bands of 16 bits, so only those are compared.
     """
@@ -167,5 +167,5 @@ def near_pairs(values: Iterable[int]) -> set[tuple[int, int]]:
         for bucket in buckets.values():
             for a, b in combinations(bucket[:MOST_IN_BAND], 2):
                 if (a ^ b).bit_count() <= NEAR_BITS:
-                    pairs.add((a, b) if a < b else (b, a))
+                    pairs.add((a, b))
     return pairs

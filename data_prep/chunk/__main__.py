@@ -21,7 +21,7 @@ from data_prep.chunk.columns import ColumnNames
 from data_prep.chunk.first_pass import FirstPass
 from data_prep.chunk.periods import Period
 from data_prep.chunk.times import EPOCHS
-from data_prep.command_line import add_common, pairs, scorers_of, source_facts
+from data_prep.command_line import add_append, add_common, pairs, scorers_of, source_facts
 from data_prep.parallel import cores
 from data_prep.progress_bar import Progress
 from data_prep.published.benchmarks import SCORERS
@@ -70,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"scorer of the test sets (default: exact): {', '.join(SCORERS)}",
     )
     add_common(out)
+    add_append(out)
     return out
 
 

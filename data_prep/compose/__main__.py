@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from data_prep.append import Before, write_or_append
-from data_prep.command_line import add_common, pairs, scorers_of, source_facts
+from data_prep.command_line import add_append, add_common, pairs, scorers_of, source_facts
 from data_prep.compose import GENERATOR, VERSION
 from data_prep.compose.chunk_counts import (
     check_enough,
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--only-present", action="store_true", help="leave out tasks without a file")
     out.add_argument("--repeat", action="store_true", help="use samples again when they run out")
     add_common(out)
+    add_append(out)
     return out
 
 

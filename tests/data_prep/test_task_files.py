@@ -34,6 +34,15 @@ def convert(command: Command, source: Path, out: Path, *more: str) -> int:
     return command(["--source", str(source), "--out", str(out), "--workers", "1", *more])
 
 
+@pytest.mark.parametrize("command", [strcvit, ucit, coin, mllm_cl])
+def test_an_option_that_a_command_cannot_follow_is_no_option_of_it(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        convert(command, tmp_path, tmp_path / "out", "--append", str(tmp_path / "stream"))
+    assert "unrecognized arguments: --append" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("benchmark", "command"), BOTH, ids=NAMES)
 def test_one_chunk_a_task_in_the_published_order(
     benchmark: Benchmark, command: Command, sources: dict[str, Path], tmp_path: Path

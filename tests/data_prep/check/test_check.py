@@ -15,9 +15,7 @@ import pytest
 from PIL import Image
 
 from data_prep.check.__main__ import main
-from data_prep.check.relations import near_pairs
 from data_prep.files import sha256_file
-from data_prep.images import dhash
 from tests.data_prep.trees import picture
 
 REPO = Path(__file__).resolve().parents[3]
@@ -283,34 +281,6 @@ def test_duplicates_and_leakage(tmp_path):
         ("duplicate-id", "error", "t.jsonl:3"),
     }
     assert code == 1
-
-
-def test_near_images_on_request(tmp_path):
-    folder = tmp_path / "s"
-    (folder / "images").mkdir(parents=True)
-    RGB.resize((300, 200)).save(folder / "images/a.png")
-    RGB.resize((300, 200)).save(folder / "images/b.jpg", quality=60)
-    picture(folder / "images/c.png", size=(64, 64))
-    train = [sample("1", "images/b.jpg"), sample("2", "images/c.png")]
-    stream(folder, train, [sample("t", "images/a.png")])
-    assert found(run(folder)[1]) == []
-    assert found(run(folder, "--near")[1]) == ["leak-near"]
-
-
-def test_near_pairs_agree_with_all_pairs():
-    from random import Random
-
-    draw = Random(0)
-    values = [draw.getrandbits(64) for _ in range(300)]
-    values += [v ^ 1 << draw.randrange(64) ^ 1 << draw.randrange(64) for v in values[:60]]
-    expected = {
-        (min(a, b), max(a, b))
-        for a in values
-        for b in values
-        if a != b and (a ^ b).bit_count() <= 3
-    }
-    assert near_pairs(set(values)) == expected
-    assert dhash(RGB) != dhash(RGB.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
 
 def damage(folder: Path, change: Callable[[dict], object]) -> None:
