@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from strlora_tuner.methods.strlora.config import Config
+from strlora_tuner.methods.strlora.instruction_statistics import InstructionStatistics
 from strlora_tuner.methods.strlora.options import Options
 from strlora_tuner.methods.strlora.published_checkpoint import (
     ALIGNER,
@@ -26,7 +27,7 @@ from strlora_tuner.methods.strlora.published_checkpoint import (
     read_pickle,
     tensors_of,
 )
-from strlora_tuner.saved import WEIGHTS, replace_file
+from strlora_tuner.saved import BESIDE, INSIDE, LAYER, STATE, WEIGHTS, replace_file
 
 _EMA_NAMES = {
     "attn_wq_weight": "ema_query",
@@ -87,7 +88,7 @@ def convert_tensors(
     if problems:
         raise ValueError("the adapter cannot be converted:\n  " + "\n  ".join(problems))
     return {
-        f"base_model.model.{name}.strlora_mixture.{part}": tensor.float().contiguous()
+        f"{INSIDE}{name}{LAYER}{part}": tensor.float().contiguous()
         for name, layer in layers.items()
         for part, tensor in layer.items()
     }
@@ -179,14 +180,11 @@ def convert(source: Path, target: Path) -> None:
     hidden = {v.shape[1] for k, v in tensors.items() if k.endswith(".key")}
     if len(hidden) > 1:
         raise ValueError(f"{weights}: layers read instructions of sizes {sorted(hidden)}, not one")
-    tensors |= {
-        "base_model.strlora_statistics.count": torch.zeros((), dtype=torch.int64),
-        "base_model.strlora_statistics.mean": torch.zeros(hidden.pop()),
-        "base_model.strlora_statistics.spread": torch.zeros(()),
-        "base_model.strlora_statistics.teacher_steps": torch.tensor(int(ema is not None)),
-    }
+    statistics = InstructionStatistics(hidden.pop())
+    statistics.teacher_steps.fill_(int(ema is not None))
+    tensors |= {f"{BESIDE}{STATE}{key}": value for key, value in statistics.state_dict().items()}
     aligner = read_aligner(source / "non_lora_trainables.bin")
-    tensors |= {f"base_model.model.{key}": tensor for key, tensor in aligner.items()}
+    tensors |= {INSIDE + key: tensor for key, tensor in aligner.items()}
     config = Config(
         **Config.as_config(options),
         target_modules=_targets(tensors),
@@ -203,8 +201,8 @@ def convert(source: Path, target: Path) -> None:
 
 def _targets(tensors: dict[str, Tensor]) -> str:
     """Returns one regex that matches exactly the converted layers."""
-    suffix = ".strlora_mixture.A"
-    names = [k[len("base_model.model.") : -len(suffix)] for k in tensors if k.endswith(suffix)]
+    suffix = f"{LAYER}A"
+    names = [k.removeprefix(INSIDE)[: -len(suffix)] for k in tensors if k.endswith(suffix)]
     return "(?:" + "|".join(re.escape(name) for name in sorted(names)) + ")"
 
 

@@ -11,11 +11,10 @@ It imports nothing of the host before a group is checked, so that it can be read
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Iterator
-from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
+from pkgutil import resolve_name
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -290,25 +289,15 @@ def replace(path: str, value: Any) -> Any:
         raise ImportError(f"the installed host ({_versions()}) lacks {chosen[0]}")
     module, _, inside = path.partition(":")
     owner, _, last = inside.rpartition(".")
-    holder = _find(f"{module}:{owner}")
+    holder = resolve_name(f"{module}:{owner}")
     before = getattr(holder, last, None)
     setattr(holder, last, value)
     return before
 
 
-def _find(path: str) -> Any:
-    """Returns the object at `module:object`; the module where no object is named.
-
-    Raises:
-        ImportError, AttributeError: there is no such module or object.
-    """
-    module, _, inside = path.partition(":")
-    return reduce(getattr, filter(None, inside.split(".")), importlib.import_module(module))
-
-
 def _present(name: HostName) -> bool:
     try:
-        found = _find(name.path)
+        found = resolve_name(name.path)
     except (ImportError, AttributeError):
         return False
     return not name.mentions or name.mentions in set(_words(found))

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from strlora_tuner.core.config import RoutedConfig
 
 
+def several_processes() -> bool:
+    """Whether this process trains or answers together with others."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def sum_over_processes(values: Tensor) -> Tensor:
     """Returns the sum of what all processes hold; call it on all of them or on none."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if several_processes():
         values = values.clone()  # all_reduce writes into what it is given
         dist.all_reduce(values)
     return values
@@ -120,15 +125,15 @@ class ExpertBank(Float32Buffers):
         return self.B
 
     def projected(self, x: Tensor, router: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns A dropout(x), (B, L, r), and router x, (B, L, rows of router) in float32.
+        """Returns A dropout(x), (B, L, r), and router x, (B, L, rows of router).
 
         Without dropout it is one product, which reads x once.
         """
         if self.training and self.config.lora_dropout > 0:
-            return self.hidden(x), F.linear(x, router).float()
+            return self.hidden(x), F.linear(x, router)
         both = F.linear(x, torch.cat([self.A, router]))
         rank = self.A.shape[0]
-        return both[..., :rank], both[..., rank:].float()
+        return both[..., :rank], both[..., rank:]
 
     @property
     def scale(self) -> float:

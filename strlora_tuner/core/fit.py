@@ -7,10 +7,12 @@ half loaded into a model that is half changed.
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,7 @@ def keep_to_language_model(config: RoutedConfig, model: nn.Module) -> None:
         if id(module) in inside or not _is_target(config, name):
             continue
         path = name.split(".")
-        same = sum(1 for _ in _common(path, where))
+        same = sum(takewhile(bool, map(operator.eq, path, where)))
         place = ".".join(path[: same + 1])
         if not any(path[same] in text for text in texts):
             stray[place] = stray.get(place, 0) + 1
@@ -88,13 +90,6 @@ def keep_to_language_model(config: RoutedConfig, model: nn.Module) -> None:
         "To wrap them all the same, name that part of the model in target_modules",
         stacklevel=2,
     )
-
-
-def _common(one: list[str], other: list[str]) -> Iterator[str]:
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            return
-        yield a
 
 
 def matched_layers(model: nn.Module, config: RoutedConfig) -> dict[str, nn.Module]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ class RoutedLinear(nn.Module, BaseTunerLayer):
     """y = W x + the routed update of the active adapter."""
 
     adapter_layer_names = ("strlora_mixture",)
-    other_param_names = ("r", "scaling")
 
     def __init__(
         self,
@@ -39,25 +38,19 @@ class RoutedLinear(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.context = context
         self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
-        self.r: dict[str, int] = {}
-        self.scaling: dict[str, float] = {}
         self.strlora_mixture = nn.ModuleDict()
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, make_bank)
 
     def update_layer(self, adapter_name: str, config: RoutedConfig, make_bank: MakeBank) -> None:
         """Adds a fresh bank named `adapter_name`, made from (d_in, d_out)."""
-        mixture = make_bank(self.in_features, self.out_features)
-        self.strlora_mixture[adapter_name] = mixture
-        self.r[adapter_name], self.scaling[adapter_name] = config.r, mixture.scaling
+        self.strlora_mixture[adapter_name] = make_bank(self.in_features, self.out_features)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def mixture(self, adapter_name: str) -> Any:
         """Returns this layer's bank of experts of the adapter, an :class:`ExpertBank`."""
-        return cast(ExpertBank, self.strlora_mixture[adapter_name])
+        return self.strlora_mixture[adapter_name]
 
     def _freeze_non_trainable_peft_weights(self, adapter_names: Any = None) -> None:
         # PEFT calls this whenever it has switched gradients on; its own declarations cover whole

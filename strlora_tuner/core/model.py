@@ -33,22 +33,25 @@ from strlora_tuner.saved import STATE
 TUNER = "strlora_tuner"
 
 
-class _Hook:
-    """A method of the tuner as a hook of a module of its model.
+class _EmbeddingHook:
+    """The tuner's hook of its model's input embedding.
 
     PEFT copies an embedding that is to be trained in full (modules_to_save), hooks included: the
     copy calls the same tuner. A copy of the whole model calls the copy of the tuner.
     """
 
-    def __init__(self, tuner: RoutedModel, method: str) -> None:
-        self.tuner, self.method = tuner, method
+    def __init__(self, tuner: RoutedModel) -> None:
+        self.tuner = tuner
 
-    def __call__(self, *args: Any) -> None:
-        getattr(self.tuner, self.method)(*args)
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        ids = args[0] if args else None
+        # Ids that are not 2-d are models looking up a placeholder's embedding.
+        if isinstance(ids, Tensor) and ids.dim() == 2:
+            self.tuner.routing.on_prompt(ids, output)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _EmbeddingHook:
         whole = id(self.tuner) in memo or id(self.tuner.model) in memo
-        return _Hook(copy.deepcopy(self.tuner, memo), self.method) if whole else self
+        return _EmbeddingHook(copy.deepcopy(self.tuner, memo)) if whole else self
 
 
 _READ = ("input_ids", "attention_mask", "past_key_values")
@@ -205,7 +208,7 @@ class RoutedModel(BaseTuner):
         wrap_generate(model, self.routing, self._reads_states)
         embedding = model.get_input_embeddings()  # type: ignore[operator]
         return [
-            embedding.register_forward_hook(_Hook(self, "_after_embedding")),
+            embedding.register_forward_hook(_EmbeddingHook(self)),
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             model.register_forward_hook(self._after_forward, always_call=True),
         ]
@@ -284,12 +287,6 @@ class RoutedModel(BaseTuner):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the base model through __call__, so that its hooks run as they do in generate."""
         return self.model(*args, **kwargs)
-
-    def _after_embedding(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        ids = args[0] if args else None
-        # Ids that are not 2-d are models looking up a placeholder's embedding.
-        if isinstance(ids, Tensor) and ids.dim() == 2:
-            self.routing.on_prompt(ids, output)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         given = dict(zip(_READ[:2], args, strict=False)) | kwargs

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from strlora_tuner.core.expert_bank import sum_over_processes
 from strlora_tuner.core.model import RoutedModel
 
 
@@ -60,10 +60,8 @@ class StepMetrics:
         The mean of the results over processes is the mean over all tokens of the step.
         """
         total = torch.as_tensor(self._tokens, dtype=torch.float32)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            total = total.clone()
-            dist.all_reduce(total)
-            total = total / dist.get_world_size()
+        tokens, processes = sum_over_processes(torch.stack([total, torch.ones_like(total)]))
+        total = tokens / processes
         result = {name: value / total for name, value in self._sums.items()}
         self._sums, self._tokens = {}, 0.0
         return result

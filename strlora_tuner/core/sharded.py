@@ -15,21 +15,26 @@ def is_sharded(parameters: Iterable[Tensor]) -> bool:
     return any(hasattr(parameter, "ds_id") for parameter in parameters)
 
 
-def whole(parameters: Iterable[Tensor]) -> AbstractContextManager[object]:
-    """While it is open, every process can read whole parameters; all must open it."""
+def whole(
+    parameters: Iterable[Tensor], modifier_rank: int | None = None
+) -> AbstractContextManager[object]:
+    """While it is open, every process can read whole parameters; all must open it.
+
+    With a `modifier_rank` what that process has written is what all have afterwards.
+    """
     parameters = list(parameters)
     if not is_sharded(parameters):
         return nullcontext()
     import deepspeed  # only ZeRO-3 needs it
 
-    return deepspeed.zero.GatheredParameters(parameters)
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=modifier_rank)
 
 
 @torch.no_grad()
 def write(parameter: Tensor, value: Tensor) -> None:
     """Gives a parameter another value after a step, in DeepSpeed's own copy of it, too.
 
-    Under ZeRO-3 call it inside `GatheredParameters(..., modifier_rank=0)`.
+    Under ZeRO-3 call it inside `whole(..., modifier_rank=0)`.
     """
     if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
         from deepspeed.utils import safe_set_full_fp32_param

@@ -193,12 +193,10 @@ def _kept(text: Text) -> list[int | None]:
     return [None if mask == MIXED else mask for mask in masks]
 
 
-def _rounded(values: Tensor) -> Any:
+def _rounded(values: Any) -> Any:
     """Returns nested lists of numbers with five decimals; null where a number is not finite."""
-    return _short(values.tolist())
-
-
-def _short(values: Any) -> Any:
+    if isinstance(values, Tensor):
+        values = values.tolist()
     if isinstance(values, list):
-        return [_short(value) for value in values]
+        return [_rounded(value) for value in values]
     return round(values, 5) if math.isfinite(values) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,11 @@ from strlora_tuner.training_loop import tuner_of
 MOST_TEXTS = 48  # distinct instructions a task whose vectors are kept
 MOST_BITS = 52  # of a whole number that float64 holds exactly, and its sums
 MIXED = -1  # no set of experts: rows of one instruction kept different ones
+
+
+def _added_up(one: dict[Any, Any], more: dict[Any, Any]) -> dict[Any, Any]:
+    """Returns the entries of both; those with a key in both are added up."""
+    return {**one, **more, **{key: one[key] + more[key] for key in one.keys() & more.keys()}}
 
 
 @dataclass
@@ -82,10 +88,7 @@ class LayerSums:
 
     def __add__(self, more: LayerSums) -> LayerSums:
         sums = {k: v + getattr(more, k) for k, v in vars(self).items() if k != "sets"}
-        sets = dict(self.sets)
-        for mask, weights in more.sets.items():
-            sets[mask] = sets[mask] + weights if mask in sets else weights
-        return LayerSums(**sums, sets=sets)
+        return LayerSums(**sums, sets=_added_up(self.sets, more.sets))
 
     def cpu(self) -> LayerSums:
         """Returns them on the CPU; sets always are."""
@@ -177,11 +180,7 @@ class Sums:
         return cls(content["rows"], layers, texts)
 
     def __add__(self, more: Sums) -> Sums:
-        layers, texts = dict(self.layers), dict(self.texts)
-        for name, layer in more.layers.items():
-            layers[name] = layers[name] + layer if name in layers else layer
-        for key, text in more.texts.items():
-            texts[key] = texts[key] + text if key in texts else text
+        layers, texts = _added_up(self.layers, more.layers), _added_up(self.texts, more.texts)
         return Sums(self.rows + more.rows, layers, texts)
 
 
@@ -206,21 +205,18 @@ class RoutingRecorder:
         base.register_forward_pre_hook(self._before_forward)
         base.register_forward_hook(self._after_forward)
         for name, layer in self.tuner.routed_layers():
-            layer.register_forward_hook(self._layer_hook(name))
+            layer.register_forward_hook(partial(self._after_layer, name))
 
     def _before_forward(self, *_: Any) -> None:
         self._open, self._begun, self._weights, self._codes = True, False, None, {}
 
-    def _layer_hook(self, name: str) -> Any:
-        def hook(layer: RoutedLinear, args: tuple[Any, ...], output: Tensor) -> None:
-            if self._open:
-                self._after_layer(name, layer, args[0])
-
-        return hook
-
     @torch.no_grad()
-    def _after_layer(self, name: str, layer: RoutedLinear, x: Tensor) -> None:
-        mixture = layer.mixture(self.adapter)
+    def _after_layer(
+        self, name: str, layer: RoutedLinear, args: tuple[Any, ...], output: Tensor
+    ) -> None:
+        if not self._open:
+            return
+        x, mixture = args[0], layer.mixture(self.adapter)
         if not self._begun:  # the first routed layer of this pass; the prompt is known by now
             self._begun = True
             self._begin(self.tuner.routing.take_prompt(x), x)
@@ -249,12 +245,8 @@ class RoutingRecorder:
         texts = [self._text(row) for row in rows]
         weights = torch.tensor([self.probe.weights(t) for t in texts], dtype=torch.float64)
         for text, vector, row in zip(texts, vectors, weights, strict=True):
-            seen = self.texts.get(text)
-            if seen is None:
-                self.texts[text] = Text(text, 1, row.clone(), vector.clone())
-            else:
-                seen.rows, seen.groups = seen.rows + 1, seen.groups + row
-                seen.vector += vector
+            new = Text(text, 1, row.clone(), vector.clone())
+            self.texts[text] = self.texts[text] + new if text in self.texts else new
         if len(self.texts) > 4 * MOST_TEXTS * len(self.probe.groups):
             self.texts = subsample(self.texts)
         self.rows += weights.sum(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from strlora_tuner import host_api
 from strlora_tuner.core.carry import carried_config, check_teacher, options_from_environment
 from strlora_tuner.core.config import RoutedConfig
+from strlora_tuner.core.expert_bank import several_processes, sum_over_processes
 from strlora_tuner.core.instruction.joined_text import picture_ids
 from strlora_tuner.core.routing_metrics import StepMetrics
+from strlora_tuner.core.sharded import whole
 from strlora_tuner.methods import config_class, folders
 from strlora_tuner.methods.strlora.ablation import ablate
 from strlora_tuner.methods.strlora_signed.one_instruction import write_after_prompt
@@ -220,9 +222,8 @@ class RoutedCallback(TrainerCallback):
         if config.side_loss_reduction == "mean" and samples:
             masks = [_counted(sample, config.padding) for sample in samples]
             count = torch.stack([mask.sum() for mask in masks]).sum().to(self.args.device).float()
-            if dist.is_initialized() and world > 1:
-                dist.all_reduce(count)
-            total = count / world  # gradients are averaged over processes, the mean is over all
+            # Gradients are averaged over processes, and the mean is over all tokens.
+            total = sum_over_processes(count) / world
         tuner.routing.step_tokens = total
         # A sum loses its number of processes in that average, and gets it back here.
         tuner.routing.loss_scale = self._loss_scale() * (world if total is None else 1)
@@ -244,7 +245,7 @@ class RoutedCallback(TrainerCallback):
             host_api.check("deepspeed")
         tuner = self._tuner()
         tuner.model.register_forward_hook(self._after_forward)
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if several_processes():
             for name, buffer in tuner.named_buffers():
                 if ".strlora_" in f".{name}":
                     dist.broadcast(buffer, 0)
@@ -270,7 +271,10 @@ class RoutedCallback(TrainerCallback):
         if not self._checked:
             self._check_alive()
             self._checked = True
-        with _gathered(self._tuner()):
+        tuner = self._tuner()
+        moves, banks = tuner.moves_parameters, [bank for _, bank in tuner.mixtures()]
+        read = chain.from_iterable(b.parameters() if moves else b.routers() for b in banks)
+        with whole(read, modifier_rank=0 if moves else None):
             after_optimizer_step(model)
         if self._logs(state.global_step):
             metrics = self.trainer.custom_metrics["train"]
@@ -293,22 +297,6 @@ def _counted(sample: dict[str, Any], padding: str) -> Tensor:
     if padding == "mask" and isinstance(mask, Tensor) and mask.dim() == 2:
         return mask
     return torch.ones_like(sample["input_ids"])
-
-
-def _gathered(tuner: Any) -> Any:
-    """Under ZeRO-3, the context in which the weights of a step's end are whole; else nothing."""
-    moves = tuner.moves_parameters
-    partitioned = [
-        parameter
-        for _, mixture in tuner.mixtures()
-        for parameter in (mixture.parameters() if moves else mixture.routers())
-        if hasattr(parameter, "ds_id")
-    ]
-    if not partitioned:
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if moves else None)
 
 
 for method in folders():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from strlora_tuner.core.instruction.joined_text import JoinedText
-from strlora_tuner.core.instruction.passes import NO_IDS, PassReader
+from strlora_tuner.core.instruction.passes import PassReader
 from strlora_tuner.core.instruction.segments import (
     Pass,
     Segments,
@@ -18,7 +18,7 @@ from strlora_tuner.core.instruction.segments import (
     recalled,
     segments_of,
 )
-from strlora_tuner.core.instruction.sequence import Sequence
+from strlora_tuner.core.instruction.sequence import NO_IDS, Sequence
 from strlora_tuner.core.instruction.turns import instruction_mask, mean_embedding, weighted_sums
 
 
@@ -49,14 +49,13 @@ class RoutingContext(PassReader):
         self._given_ids: Tensor | None = None
         self._given_vectors: dict[str, Tensor] = {}
         self._taken: Sequence | None = None
-        self._tokens: dict[str, Tensor] = {}
         self._forget()
 
     def _forget(self) -> None:
         self._vectors: dict[str, Tensor] = {}
         self._segments: dict[str, Segments] = {}
         self._turns: dict[str, tuple[Tensor, Tensor]] = {}
-        self._weights: dict[str, Tensor] = {}
+        self._weights = {}
         self._sentences: dict[str, Tensor] = {}
         self._written: dict[Hashable, tuple[str, tuple[Tensor, ...]]] = {}
 
@@ -301,13 +300,6 @@ class RoutingContext(PassReader):
         self._running(x)
         return self._segmented(adapter).continues
 
-    def began_in_cache(self, adapter: str) -> Tensor:
-        """Returns which of the S segments began in the cache, (S, 1) bool."""
-        wanted = self._segmented(adapter).wanted
-        return (torch.arange(wanted.shape[1], device=wanted.device) == 0).repeat(len(wanted))[
-            :, None
-        ]
-
     def recall(self, name: Hashable, adapter: str, x: Tensor) -> tuple[Tensor, ...] | None:
         """Returns what was remembered of the segment that a pass goes on with, for each of its S.
 
@@ -323,14 +315,21 @@ class RoutingContext(PassReader):
         if not self.training:
             self._written[name] = adapter, tuple(value.detach() for value in values)
 
-    def _real(self, x: Tensor) -> Tensor:
-        """Returns which tokens of x (B, L, d) are no padding, (B, L) bool."""
-        start = 0 if self._pass is None else self._pass.start
-        if self._mask is not None and self._mask.shape[0] == x.shape[0]:
-            mask = self._mask[:, start : start + x.shape[1]]
-            if mask.shape[1] == x.shape[1] and (start or self._mask.shape[1] == x.shape[1]):
-                return mask.bool()
-        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    def settle(
+        self, name: Hashable, adapter: str, before: tuple[Tensor, ...] | None, *values: Tensor
+    ) -> Tensor:
+        """Returns a choice (S, n), the first of `values`, and remembers all of them.
+
+        A segment that began in the cache keeps the choice it has, the first of `before`, which is
+        what :meth:`recall` returned.
+        """
+        choice, *others = values
+        if before is not None:
+            wanted = self._segmented(adapter).wanted
+            first = torch.arange(wanted.shape[1], device=wanted.device) == 0
+            choice = torch.where(first.repeat(len(wanted))[:, None], before[0], choice)
+        self.remember(name, adapter, choice, *others)
+        return choice
 
     def _normalise(self, adapter: str, vectors: Tensor, valid: Tensor) -> Tensor:
         norm = self.configs[adapter].instruction_norm
@@ -343,22 +342,6 @@ class RoutingContext(PassReader):
             vectors = statistics.normalise(vectors)
         # An empty instruction is the zero vector: uniform stage 1, ties broken by index.
         return vectors * valid[:, None]
-
-    def token_weights(self, x: Tensor, padding: str) -> Tensor:
-        """Returns (B, L) float32 that sum to 1: each token's share in a mean over tokens."""
-        weights = self._weights.get(padding)
-        if weights is None or weights.shape != x.shape[:2]:
-            real = torch.ones(x.shape[:2], device=x.device)
-            if padding == "mask":
-                real = self._real(x).to(torch.float32)
-            tokens = real.sum().clamp_min(1)
-            weights = self._weights[padding] = real / tokens
-            self._tokens[padding] = tokens
-        return weights
-
-    def tokens(self, padding: str) -> Tensor:
-        """Returns how many tokens :meth:`token_weights` averages over in this forward pass."""
-        return self._tokens[padding]
 
     def backward_scale(self, padding: str) -> Tensor | float:
         """Factor that makes a micro-batch's mean its part of the step's mean, as for the main loss.

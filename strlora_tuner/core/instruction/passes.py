@@ -10,6 +10,7 @@ from torch import Tensor
 
 from strlora_tuner.core.instruction.segments import Pass
 from strlora_tuner.core.instruction.sequence import (
+    NO_IDS,
     Generation,
     Sequence,
     fitted,
@@ -21,11 +22,6 @@ from strlora_tuner.core.instruction.turns import GENERATED, starts_of
 
 if TYPE_CHECKING:
     from strlora_tuner.core.config import RoutedConfig
-
-NO_IDS = (
-    "inputs_embeds were passed without their token ids; pass input_ids, or wrap the call in "
-    "strlora_tuner.instruction_ids(model, ids)"
-)
 
 
 class PassReader:
@@ -48,6 +44,8 @@ class PassReader:
         self._generation: Generation | None = None
         self._mask: Tensor | None = None
         self._starts: Tensor | None = None
+        self._weights: dict[str, Tensor] = {}
+        self._tokens: dict[str, Tensor] = {}
 
     def on_prompt(self, ids: Tensor, embeddings: Tensor) -> None:
         """Takes ids (B, L) and embeddings (B, L, H) that a pass reads, or is about to read."""
@@ -192,6 +190,31 @@ class PassReader:
         if starts is not None:
             starts = starts.expand_as(ids)
         return Sequence(shape[0], ids, real, embeddings, starts)
+
+    def _real(self, x: Tensor) -> Tensor:
+        """Returns which tokens of x (B, L, d) are no padding, (B, L) bool."""
+        start = 0 if self._pass is None else self._pass.start
+        if self._mask is not None and self._mask.shape[0] == x.shape[0]:
+            mask = self._mask[:, start : start + x.shape[1]]
+            if mask.shape[1] == x.shape[1] and (start or self._mask.shape[1] == x.shape[1]):
+                return mask.bool()
+        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+
+    def token_weights(self, x: Tensor, padding: str) -> Tensor:
+        """Returns (B, L) float32 that sum to 1: each token's share in a mean over tokens."""
+        weights = self._weights.get(padding)
+        if weights is None or weights.shape != x.shape[:2]:
+            real = torch.ones(x.shape[:2], device=x.device)
+            if padding == "mask":
+                real = self._real(x).to(torch.float32)
+            tokens = real.sum().clamp_min(1)
+            weights = self._weights[padding] = real / tokens
+            self._tokens[padding] = tokens
+        return weights
+
+    def tokens(self, padding: str) -> Tensor:
+        """Returns how many tokens :meth:`token_weights` averages over in this forward pass."""
+        return self._tokens[padding]
 
     def _refuse_single(self, known: Sequence, ids: Tensor) -> None:
         """Raises RuntimeError when a user's turn is fed token by token."""

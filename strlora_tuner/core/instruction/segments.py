@@ -66,11 +66,10 @@ def segments_of(run: Pass, adapter: str, config: RoutedConfig, fixed: bool) -> S
         RuntimeError: a user's turn is cut in two: a part of it, or of what it routes, is in the
             cache already, and was routed without the rest.
     """
-    sequence, start, device = run.sequence, run.start, None
+    sequence, start = run.sequence, run.start
     if sequence.ids is None:
         zeros = torch.zeros(run.shape[0], 1, dtype=torch.long)
         return Segments(zeros, continues=start > 0)
-    device = sequence.ids.device
     turns = sequence.turns(adapter, config)
     numbers = turns.numbers
     if fixed:
@@ -84,12 +83,12 @@ def segments_of(run: Pass, adapter: str, config: RoutedConfig, fixed: bool) -> S
     first = numbers[:, start - 1 : start] if start else torch.zeros_like(numbers[:, :1])
     here = numbers[:, start : start + run.shape[1]]
     count = int((here - first).max()) + 1
-    wanted = first + torch.arange(count, device=device)
+    wanted = first + torch.arange(count, device=first.device)
     exist = wanted <= here[:, -1:]
     wanted = wanted.minimum(here[:, -1:])
     if count == 1:
         return Segments(wanted, continues=start > 0)
-    rows = torch.arange(len(here), device=device)[:, None]
+    rows = torch.arange(len(here), device=here.device)[:, None]
     return Segments(wanted, here - first + rows * count, exist.flatten())
 
 

@@ -14,6 +14,10 @@ from strlora_tuner.core.instruction.turns import GENERATED, Turns, read_turns
 if TYPE_CHECKING:
     from strlora_tuner.core.config import RoutedConfig
 
+NO_IDS = (
+    "inputs_embeds were passed without their token ids; pass input_ids, or wrap the call in "
+    "strlora_tuner.instruction_ids(model, ids)"
+)
 _ATTRIBUTE = "_strlora_sequence"  # of a cache: a copy of the cache has it too
 
 
@@ -82,8 +86,7 @@ class Sequence:
         if rows % self.rows:
             raise RuntimeError(
                 f"the adapter saw a prompt of {self.rows} rows but routes an input of {rows}: "
-                "inputs_embeds were passed without their token ids; pass input_ids, or wrap the "
-                "call in strlora_tuner.instruction_ids(model, ids)"
+                f"{NO_IDS}"
             )
         result = Sequence(
             self.rows, self.ids, self.real, self.embeddings, self.starts, memory=self.memory

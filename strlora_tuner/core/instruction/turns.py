@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -21,11 +22,9 @@ GENERATED = -1  # stands for the id of a token that was generated: no turn begin
 def starts_of(ids: Tensor, pattern: list[int]) -> Tensor:
     """Returns (B, L) bool: True where `pattern` begins in a row of ids (B, L)."""
     found = torch.ones_like(ids, dtype=torch.bool)
-    length = ids.shape[1]
     for offset, token in enumerate(pattern):
-        here = torch.zeros_like(found)
-        here[:, : length - offset] = ids[:, offset:] == token
-        found = found & here
+        here = ids[:, offset:] == token
+        found = found & F.pad(here, (0, ids.shape[1] - here.shape[1]))
     return found
 
 
@@ -68,7 +67,7 @@ class Turns:
 
 def _before(values: Tensor) -> Tensor:
     """Returns values (B, L) moved right by one position; zero or False comes in."""
-    return torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], 1)
+    return F.pad(values[:, :-1], (1, 0))
 
 
 def read_turns(ids: Tensor, config: RoutedConfig, starts: Tensor | None = None) -> Turns:
@@ -112,21 +111,9 @@ def _marked(ids: Tensor, config: RoutedConfig, first: Tensor) -> tuple[Tensor, T
     return inside, opens & _before(answer) & ~first
 
 
-def turns_mask(ids: Tensor, config: RoutedConfig) -> Tensor:
-    """Marks the user's turns in ids (B, L), image placeholders included; (B, L) bool."""
-    return _marked(ids, config, first_of(ids))[0] if config.turn_start else ids >= 0
-
-
-def first_of(ids: Tensor) -> Tensor:
-    """Returns (B, L) bool: True in the first column of ids (B, L)."""
-    first = torch.zeros_like(ids, dtype=torch.bool)
-    first[:, 0] = True
-    return first
-
-
 def instruction_mask(ids: Tensor, config: RoutedConfig, inside: Tensor | None = None) -> Tensor:
     """Marks the tokens of the user's turns, (B, L) bool, without those of `ignored_ids`."""
-    inside = turns_mask(ids, config) if inside is None else inside
+    inside = read_turns(ids, config).inside if inside is None else inside
     if config.ignored_ids:
         inside = inside & ~torch.isin(ids, torch.tensor(config.ignored_ids, device=ids.device))
     return inside

@@ -59,8 +59,10 @@ class Branches(ExpertBank):
         hidden = self.hidden(x)
         weights = at((gates[:, self.order] * self.scale).to(hidden.dtype), index)
         weighted = (hidden[:, :, None] * weights[..., None]).flatten(-2)
-        out = torch.cat([self.frozen_B.to(self.B.dtype), self.B], 1)
-        return self._add(result, weighted, out)
+        return self._add(result, weighted, self._every_B())
+
+    def _every_B(self) -> Tensor:
+        return torch.cat([self.frozen_B.to(self.B.dtype), self.B], 1)
 
     def _gates(self, x: Tensor, context: RoutingContext, adapter: str) -> Tensor:
         """Returns the weight of every branch for every segment, (S, N) float32."""
@@ -84,9 +86,7 @@ class Branches(ExpertBank):
             exist = context.exist(adapter)
             used = (kept if exist is None else kept & exist[:, None]).sum(0)
             self.counted = used if self.counted is None else self.counted + used
-        if before is not None:
-            gates = torch.where(context.began_in_cache(adapter), before[0], gates)
-        context.remember(self.name, adapter, gates, first)
+        gates = context.settle(self.name, adapter, before, gates, first)
         index = context.index(adapter, x)
         self.record(context, x, at(gates, index), kept, scores.softmax(-1), index)
         return gates
@@ -97,8 +97,8 @@ class Branches(ExpertBank):
 
     def output_weights(self) -> Tensor:
         """Returns all branches in the order of their numbers, (d_out, r)."""
-        both = torch.cat([self.frozen_B.to(self.B.dtype), self.B], 1)
-        return both.unflatten(1, (-1, self.width))[:, self.order.argsort()].flatten(1)
+        branches = self._every_B().unflatten(1, (-1, self.width))
+        return branches[:, self.order.argsort()].flatten(1)
 
     @torch.no_grad()
     def begin_chunk(self) -> None:

@@ -74,10 +74,7 @@ class ChunkExperts(ChunkPairs):
         with float32_scores(x):
             near = context.statistics[adapter].similarity(context, adapter, x)
             gates = (near.mean(-1) / self.config.temperature).softmax(-1)
-        if before is not None:
-            gates = torch.where(context.began_in_cache(adapter), before[0], gates)
-        context.remember(self.name, adapter, gates)
-        return gates
+        return context.settle(self.name, adapter, before, gates)
 
     def expert_activations(self, x: Tensor) -> Tensor:
         """Returns A_i x of all chunks, (B, L, n r)."""

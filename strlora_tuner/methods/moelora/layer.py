@@ -25,6 +25,6 @@ class TokenGatedExperts(ExpertBank):
     def update(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
         """Returns result + the mixture, (B, L, d_out)."""
         hidden, scores = self.projected(x, self.router)
-        gates = scores.softmax(-1)
+        gates = scores.float().softmax(-1)
         self.record(context, x, gates)
         return self.combine(hidden, result, gates)

@@ -84,6 +84,7 @@ class StabilizedExperts(ExpertBank):
     def update(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
         """Returns result + the mixture, (B, L, d_out); in training without the resting experts."""
         hidden, values = self.projected(x, self.router)
+        values = values.float()
         if self.training:
             if context.in_forward:
                 self._observe(x, values, context)

@@ -62,13 +62,17 @@ def router_factors(spectrum: Tensor, energy: float, window: int) -> Tensor:
     It falls with the mean of an eigenvalue and the window - 1 before it; the least of the kept
     directions, and those that are not kept, keep all of it.
     """
-    marks = kept(spectrum, energy)
+    marks, means = kept(spectrum, energy), window_means(spectrum, window)
+    least = torch.where(marks, means, torch.inf).min()
+    return torch.where(marks, least / means, 1.0)
+
+
+def window_means(spectrum: Tensor, window: int) -> Tensor:
+    """Returns the mean of each value and the window - 1 before it, as far as there are any, (K)."""
     sums = torch.cat([spectrum.new_zeros(1), spectrum.cumsum(0)])
     ends = torch.arange(1, len(sums), device=spectrum.device)
     starts = (ends - window).clamp_min(0)
-    means = (sums[ends] - sums[starts]) / (ends - starts)
-    least = torch.where(marks, means, torch.inf).min()
-    return torch.where(marks, least / means, 1.0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
 
 
 def expert_factors(spectrum: Tensor, energy: float, damping: float) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from strlora_tuner.core.expert_bank import ExpertBank, init_router
 from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.core.precision import float32_scores
-from strlora_tuner.methods.same.spectrum import scaled, scores
+from strlora_tuner.methods.same.spectrum import scaled, scores, window_means
 from strlora_tuner.methods.same_released.options import Options
 
 if TYPE_CHECKING:
@@ -148,11 +148,8 @@ class ReleasedExperts(ExpertBank):
             self.spectrum = (squares / max(len(rows) - 1, 1)).sqrt()
         self._router_factors = None
         if passes + 1 >= _FIRST and self.spectrum.any():
-            marks, window = self._first(self.spectrum), self.config.window
-            padded = F.pad(self.spectrum.cumsum(0), (1, 0))
-            ends = torch.arange(1, len(padded), device=rows.device)
-            starts = (ends - window).clamp_min(0)
-            inverse = 1 / ((padded[ends] - padded[starts]) / (ends - starts) + _NONE)
+            marks = self._first(self.spectrum)
+            inverse = 1 / (window_means(self.spectrum, self.config.window) + _NONE)
             most = inverse[marks].max()
             self._router_factors = torch.where(marks, (inverse / most).clamp_min(_LEAST), 1.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
+from strlora_tuner.core.expert_bank import several_processes
 from strlora_tuner.core.model import RoutedModel
 from strlora_tuner.methods.same_released.layer import ReleasedExperts
 
@@ -15,7 +16,7 @@ class Model(RoutedModel):
 
     def after_optimizer_step(self) -> None:
         """Takes over the first process's statistics: each has those of its own batch."""
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if several_processes():
             for _, bank in self.mixtures():
                 for buffer in bank.buffers():
                     dist.broadcast(buffer, 0)

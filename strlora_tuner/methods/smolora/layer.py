@@ -72,11 +72,7 @@ class SeparableExperts(ExpertBank):
             seen = total.float() / number.clamp_min(1)
             vision = F.linear(seen, self.vision.float()).softmax(-1)
             text = F.linear(sentences, self.text.float()).softmax(-1)
-        found = torch.cat([vision, text], -1)
-        if before is not None:
-            found = torch.where(context.began_in_cache(adapter), before[0], found)
-        context.remember(self.name, adapter, found, total)
-        return found
+        return context.settle(self.name, adapter, before, torch.cat([vision, text], -1), total)
 
     def _fused(self, hidden: Tensor, chosen: Tensor) -> Tensor:
         """Returns the weights of the two results for every token, (B, L, 2) float32.

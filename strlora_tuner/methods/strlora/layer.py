@@ -110,24 +110,18 @@ class MixtureOfExperts(ExpertBank):
         instruction = context.instruction(adapter, x)
         index = context.index(adapter, x)
         settings = self._settings()
-        if not self.training and not torch.is_grad_enabled():
-            prompt = self._remembered_prompt(instruction, settings)
-            if x.shape[1] == 1 and index is None:
-                weighted = self._decoded(x, prompt, settings)
-            else:
-                hidden, query, *_ = self._project(x, stabilise=False)
-                with float32_scores(x):
-                    weighted, gates = compute_gates(hidden, query, prompt, settings, index)
-                self.record(context, x, gates, prompt.kept, prompt.probabilities, index)
-            return self._add(result, weighted)
-        if not self.training or not self.stability_on:
-            hidden, query, *_ = self._project(x, stabilise=False)
-            with float32_scores(x):
-                prompt = route_instruction(self._routers(), instruction, settings, self.without)
-                weighted, gates = compute_gates(hidden, query, prompt, settings, index)
-            self.record(context, x, gates, prompt.kept, prompt.probabilities, index)
-            return self._add(result, weighted)
-        return self._stabilised(x, result, instruction, index, context, settings)
+        if self.training and self.stability_on:
+            return self._stabilised(x, result, instruction, index, context, settings)
+        answers = not self.training and not torch.is_grad_enabled()
+        make_prompt = self._remembered_prompt if answers else self._prompt
+        prompt = make_prompt(instruction, settings)
+        if answers and x.shape[1] == 1 and index is None:
+            return self._add(result, self._decoded(x, prompt, settings))
+        hidden, query = self.projected(x, self.query[: self.width])
+        with float32_scores(x):
+            weighted, gates = compute_gates(hidden, query, prompt, settings, index)
+        self.record(context, x, gates, prompt.kept, prompt.probabilities, index)
+        return self._add(result, weighted)
 
     def _stabilised(
         self,
@@ -138,7 +132,7 @@ class MixtureOfExperts(ExpertBank):
         context: RoutingContext,
         settings: Settings,
     ) -> Tensor:
-        projected = self._project(x, stabilise=True)
+        projected = self._project_with_teacher(x)
         routers = self._routers()
         task = self.ema_task if "task" in self.averaged else routers.task
         width = self.width
@@ -188,13 +182,16 @@ class MixtureOfExperts(ExpertBank):
             return route
         return fused_route()
 
+    def _prompt(self, instruction: Tensor, settings: Settings) -> Prompt:
+        with float32_scores(instruction):
+            return route_instruction(self._routers(), instruction, settings, self.without)
+
     def _remembered_prompt(self, instruction: Tensor, settings: Settings) -> Prompt:
         """The prompt's part, computed once a prompt and reused in every decoding step."""
         # A new prompt brings a new tensor. Comparing identity and not a counter spares a compiled
         # layer a compilation for every prompt.
         if self._fixed is None or self._fixed[0] is not instruction:
-            with float32_scores(instruction):
-                prompt = route_instruction(self._routers(), instruction, settings, self.without)
+            prompt = self._prompt(instruction, settings)
             self._fixed, self._decoding = (instruction, prompt), None
         return self._fixed[1]
 
@@ -214,22 +211,15 @@ class MixtureOfExperts(ExpertBank):
             weighted = hidden.view(*weights.shape[:-1], -1) * weights
         return weighted.view_as(hidden)
 
-    def _project(self, x: Tensor, stabilise: bool) -> Projected:
-        """Multiplies x with A, after dropout, with Wq and, with the term on, with the teacher's.
+    def _project_with_teacher(self, x: Tensor) -> Projected:
+        """Multiplies x with A, after dropout, with Wq and with the teacher's Wq, in training.
 
         Without dropout it is one product.
         """
-        rate = self.config.lora_dropout if self.training else 0.0
         own, teacher = self.query[: self.width], self.ema_query[: self.width]
-        dropped = self.hidden(x) if rate > 0 else None
-        if stabilise:
-            # With dropout the experts read another x than the routers: A leaves the shared product.
-            a = self.A if dropped is None else self.A.new_empty(0, self.A.shape[1])
-            projected = Projected(*shared_projection(x, a, own, teacher))
-            return projected if dropped is None else projected._replace(hidden=dropped)
-        if dropped is not None:
-            query = F.linear(x, own)
-            return Projected(dropped, query, query, query)
-        both = F.linear(x, torch.cat([self.A, own]))
-        query = both[..., self.config.r :]
-        return Projected(both[..., : self.config.r], query, query, query)
+        if self.config.lora_dropout == 0:
+            return Projected(*shared_projection(x, self.A, own, teacher))
+        # With dropout the experts read another x than the routers: A leaves the shared product.
+        hidden = self.hidden(x)
+        projected = shared_projection(x, self.A.new_empty(0, self.A.shape[1]), own, teacher)
+        return Projected(hidden, *projected[1:])

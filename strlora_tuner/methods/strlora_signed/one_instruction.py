@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from strlora_tuner.methods.strlora_signed.layer import SignedExperts
-from strlora_tuner.saved import LAYER, STATE, WEIGHTS
+from strlora_tuner.saved import INSIDE, LAYER, STATE, WEIGHTS
 from strlora_tuner.training_loop import tuner_of
 
 
@@ -37,8 +37,8 @@ def lora_tensors(model: PeftModel) -> dict[str, Tensor]:
         if not torch.equal(gates, gates[:1].expand_as(gates)):
             raise ValueError("the prompts that the model read last have different instructions")
         rows = gates[0].repeat_interleave(len(bank.A) // gates.shape[1])
-        tensors[f"base_model.model.{name}.lora_A.weight"] = rows[:, None].to(bank.A) * bank.A
-        tensors[f"base_model.model.{name}.lora_B.weight"] = bank.B.clone()
+        tensors[f"{INSIDE}{name}.lora_A.weight"] = rows[:, None].to(bank.A) * bank.A
+        tensors[f"{INSIDE}{name}.lora_B.weight"] = bank.B.clone()
     whole = get_peft_model_state_dict(model)
     tensors |= {k: v for k, v in whole.items() if LAYER not in k and STATE not in k}
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
