@@ -195,6 +195,7 @@ def fits(value: Any, kind: Any, bounds: dict[str, float]) -> bool:
     """Whether `value` is of an option's type (bool, int, float, str, Literal) and in its bounds."""
     if get_origin(kind) is Literal:
         return value in get_args(kind)
+    # In Python True is an integer, too: it must not pass for a rank of 1.
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     if kind is str:

@@ -45,6 +45,7 @@ class _AfterPeft(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != "peft":
             return None
+        # Before the search, which would ask this finder again.
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:

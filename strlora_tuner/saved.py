@@ -28,6 +28,7 @@ LAYER, STATE = ".strlora_mixture.", "strlora_statistics."
 # whose state lies inside the model.
 BESIDE, INSIDE = "base_model.", "base_model.model."
 FIX = "bring back an undamaged copy, or train the chunk again"
+# numpy, which reads it here instead of torch, knows no bfloat16.
 # Of a floating-point number: the unsigned integer of its size, and the bits of its exponent.
 _EXPONENT = {
     "F64": ("<u8", 0x7FF0000000000000),

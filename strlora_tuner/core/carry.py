@@ -43,6 +43,7 @@ def options_from_environment(
     rank = given.get(f"{PREFIX}num_experts", 64)
     checked = options_from_host(given, kind, rank=rank)
     names = {key.removeprefix(PREFIX) for key in given} - {"preset"}
+    # A preset also speaks for the options that it leaves at their defaults.
     if PREFIX + "preset" in given:
         names |= {*kind.scheduled, *kind.structure}
     return {name: getattr(checked, name) for name in names}

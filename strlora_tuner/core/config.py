@@ -31,6 +31,7 @@ def _add_peft_type(name: str) -> None:
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member
+    # An enumeration's own __setattr__ refuses names that are members, and this one is by now.
     type.__setattr__(PeftType, name, member)
 
 
@@ -64,6 +65,7 @@ class RoutedConfig(PeftConfig):
     method: ClassVar[str]
     options_class: ClassVar[type[AdapterOptions]]
     # What the shared parts ask for, where a method does not make an option of it.
+    # Without annotations: no fields, which adapter_config.json would hold.
     num_experts = 1
     gate_scale = "one"
     instruction_norm = "none"
@@ -118,6 +120,7 @@ class RoutedConfig(PeftConfig):
         cls.options_class = importlib.import_module(f"{folder}.options").Options
         for item in _stored(cls.options_class):
             name, help_text = _peft_name(item), {"help": item.metadata["description"]}
+            # @dataclass runs on the class after this, and makes fields of what it finds here.
             cls.__annotations__[name] = item.type
             setattr(cls, name, field(default=item.default, metadata=help_text))
         _add_peft_type(cls.method.upper())
@@ -172,6 +175,7 @@ class RoutedConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # No field: PEFT stores all fields, and this is about the file that was read.
         self.saved: SavedAdapter | None = None
         self.peft_type = PeftType(self.method.upper())
         if isinstance(self.target_modules, (list, tuple)):

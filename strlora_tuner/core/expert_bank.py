@@ -82,9 +82,11 @@ class ExpertBank(Float32Buffers):
         self.scaling = config.lora_alpha / config.r
         self.A = nn.Parameter(torch.empty(config.r, d_in))
         self.B = nn.Parameter(torch.empty(d_out, config.r))
+        # As in the published code of StrLoRA, MoELoRA, SMoLoRA and HiDe-LLaVA.
         nn.init.normal_(self.A, std=0.01)
         nn.init.zeros_(self.B)  # a fresh adapter computes exactly what the base model does
         self.recorded: Routed | None = None
+        # A bank knows no layer name, and one cache may hold what banks of several adapters read.
         self.name = next(_NAMES)
 
     def update(self, x: Tensor, result: Tensor, context: RoutingContext, adapter: str) -> Tensor:
@@ -177,6 +179,7 @@ class ExpertBank(Float32Buffers):
         `out` (d_out, columns of `weighted`) stands for B where a method puts it together.
         """
         out = self.B if out is None else out
+        # addmm wants operands of one dtype, and autocast sees to that.
         mixed = result.dtype != weighted.dtype and not autocast_on(result)
         if mixed or weighted.shape[1] == 1:
             return result + F.linear(weighted, out).to(result.dtype)
@@ -211,6 +214,7 @@ class ExpertBank(Float32Buffers):
         share = weights.sum(1)
         if index is not None and self.training:
             share = weights.new_zeros(len(kept)).index_add(0, index.flatten(), weights.flatten())
+        # Outside training a row counts once, by its last segment.
         elif index is not None:
             kept, preference = kept[index[:, -1]], preference[index[:, -1]]
         self.recorded = Routed(gates, kept, preference.detach(), weights, share)

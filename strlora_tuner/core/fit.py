@@ -55,6 +55,7 @@ def keep_to_language_model(config: RoutedConfig, model: nn.Module) -> None:
     if not isinstance(decoder, nn.Module) or decoder is model:
         return
     inside = {id(module) for module in decoder.modules()}
+    # PEFT compares this word without case, too.
     if str(config.target_modules).lower() == "all-linear":
         config.target_modules = {  # type: ignore[assignment]
             name
@@ -80,6 +81,7 @@ def keep_to_language_model(config: RoutedConfig, model: nn.Module) -> None:
         return
     excluded = config.exclude_modules
     if excluded and not isinstance(excluded, str):
+        # PEFT takes names or one expression, not both: names become what PEFT makes of them.
         excluded = rf"(?:.*\.)?(?:{'|'.join(map(re.escape, excluded))})"
     places = rf"(?:{'|'.join(map(re.escape, stray))})(?:\..*)?"
     config.exclude_modules = f"{excluded}|{places}" if excluded else places

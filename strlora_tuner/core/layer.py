@@ -73,6 +73,7 @@ class RoutedLinear(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return result
         for name in self.active_adapters:
+            # Another active adapter may wrap other layers than these.
             if name not in self.strlora_mixture:
                 continue
             result = self.strlora_mixture[name](x, result, self.context, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, cast
@@ -25,33 +24,13 @@ from strlora_tuner.core.fit import (
 from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.core.instruction.generation import unwrap_generate, wrap_generate
 from strlora_tuner.core.instruction.joined_text import JoinedText, picture_ids
+from strlora_tuner.core.instruction.passes import EmbeddingHook
 from strlora_tuner.core.instruction.turns import sample_starts
 from strlora_tuner.core.layer import CANNOT_MERGE, RoutedLinear
 from strlora_tuner.saved import STATE
 
 # The attribute of a transformers model that holds the tuner, where no PeftModel does.
 TUNER = "strlora_tuner"
-
-
-class _EmbeddingHook:
-    """The tuner's hook of its model's input embedding.
-
-    PEFT copies an embedding that is to be trained in full (modules_to_save), hooks included: the
-    copy calls the same tuner. A copy of the whole model calls the copy of the tuner.
-    """
-
-    def __init__(self, tuner: RoutedModel) -> None:
-        self.tuner = tuner
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        ids = args[0] if args else None
-        # Ids that are not 2-d are models looking up a placeholder's embedding.
-        if isinstance(ids, Tensor) and ids.dim() == 2:
-            self.tuner.routing.on_prompt(ids, output)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _EmbeddingHook:
-        whole = id(self.tuner) in memo or id(self.tuner.model) in memo
-        return _EmbeddingHook(copy.deepcopy(self.tuner, memo)) if whole else self
 
 
 _READ = ("input_ids", "attention_mask", "past_key_values")
@@ -76,6 +55,7 @@ class RoutedModel(BaseTuner):
     state_class: type[nn.Module] | None = None
     # Whether after_optimizer_step changes parameters of the banks.
     moves_parameters = False
+    # PEFT saves only what has this in its name: all state of an adapter begins with it.
     prefix = "strlora_"
     tuner_layer_cls = RoutedLinear
     target_module_mapping: dict[str, list[str]] = {}
@@ -88,6 +68,7 @@ class RoutedModel(BaseTuner):
         super().__init__(model, peft_config, adapter_name, **kwargs)
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        # PEFT's constructor wraps the layers, which need the context: it cannot be made later.
         self._tokenizer: Any = None
         first = model.__dict__.get(TUNER) if self._inside else None
         if first is not None and type(first) is not type(self):
@@ -145,6 +126,7 @@ class RoutedModel(BaseTuner):
             linear = cast(nn.Linear, target)
             layer = RoutedLinear(linear, adapter_name, peft_config, self.routing, make_bank)
             if adapter_name not in self.active_adapters:
+                # As with PEFT's LoRA: an adapter beside the active one does not train by itself.
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
 
@@ -186,12 +168,14 @@ class RoutedModel(BaseTuner):
         return int(self.model.get_input_embeddings().embedding_dim)  # type: ignore[operator]
 
     def _add_state(self, adapter_name: str, config: RoutedConfig) -> None:
+        # PEFT asks once for each layer; the state belongs to the adapter.
         if self.routing.configs.get(adapter_name) is config:
             return
         self.routing.configs[adapter_name] = config
         state = self.new_state(self._hidden_size(), config)
         if state is not None:
             device = self.model.get_input_embeddings().weight.device  # type: ignore[operator]
+            # With low_cpu_mem_usage PEFT makes an adapter on meta, from where nothing can be moved.
             meta = any(value.device.type == "meta" for value in state.state_dict().values())
             self.strlora_statistics[adapter_name] = state if meta else state.to(device)
 
@@ -208,8 +192,9 @@ class RoutedModel(BaseTuner):
         wrap_generate(model, self.routing, self._reads_states)
         embedding = model.get_input_embeddings()  # type: ignore[operator]
         return [
-            embedding.register_forward_hook(_EmbeddingHook(self)),
+            embedding.register_forward_hook(EmbeddingHook(self)),
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            # Always: after a pass that raised, the next must not find its ids or generation.
             model.register_forward_hook(self._after_forward, always_call=True),
         ]
 
@@ -255,6 +240,7 @@ class RoutedModel(BaseTuner):
         sums: dict[str, Tensor] = {}
         for _, mixture in self.mixtures():
             for name, value in mixture.losses().items():
+                # Layers of one model may lie on several devices (device_map).
                 sums[name] = value + sums[name].to(value.device) if name in sums else value
         return sums
 
@@ -360,6 +346,7 @@ class RoutedModel(BaseTuner):
         from peft.utils import set_peft_model_state_dict
         from transformers import modeling_utils
 
+        # transformers adds an adapter before it loads it: the last one is meant.
         name, config = list(model.peft_config.items())[-1]  # type: ignore[operator, union-attr]
         if not isinstance(config, RoutedConfig):
             return type(model)._load_pretrained_model(  # type: ignore[attr-defined]

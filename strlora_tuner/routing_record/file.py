@@ -68,6 +68,7 @@ def _finish(
 ) -> None:
     lock = path.with_name(f".{path.name}.lock")
     with lock.open("w") as file:
+        # Of two processes that end at once, one must see the other's sums, and only one may write.
         fcntl.flock(file, fcntl.LOCK_EX)
         recorder.sums().save(_part(path, rank))
         parts = [_part(path, r) for r in range(world)]

@@ -245,6 +245,7 @@ class RoutingRecorder:
         texts = [self._text(row) for row in rows]
         weights = torch.tensor([self.probe.weights(t) for t in texts], dtype=torch.float64)
         for text, vector, row in zip(texts, vectors, weights, strict=True):
+            # Copies: a view would keep its whole batch in memory, and torch.save all of it.
             new = Text(text, 1, row.clone(), vector.clone())
             self.texts[text] = self.texts[text] + new if text in self.texts else new
         if len(self.texts) > 4 * MOST_TEXTS * len(self.probe.groups):

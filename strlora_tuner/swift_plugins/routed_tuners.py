@@ -186,6 +186,7 @@ class RoutedTuner(PeftTuner):
         tuner = tuner_of(wrapped)
         if require_teacher:
             check_teacher(tuner, model_id)
+        # A chunk that is resumed has begun before: its adapter holds what that adds.
         if trainable and not _interrupted(Path(model_id)):
             tuner.begin_chunk()
         if not trainable and os.environ.get(ABLATION):
@@ -236,6 +237,7 @@ class RoutedCallback(TrainerCallback):
                 "--fp16 true with DeepSpeed: its dynamic loss scale cannot be applied to the "
                 "stability term; use --bf16 true or --torch_dtype float32"
             )
+        # Every gradient is divided by it before the step, also those that the layers inject.
         scaler = getattr(accelerator, "scaler", None)
         return float(scaler.get_scale()) if scaler is not None else 1.0
 

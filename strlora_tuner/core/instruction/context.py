@@ -62,6 +62,7 @@ class RoutingContext(PassReader):
     def on_prompt(self, ids: Tensor, embeddings: Tensor) -> None:
         """Takes ids (B, L) and embeddings (B, L, H) that a pass reads, or is about to read."""
         super().on_prompt(ids, embeddings)
+        # A decoding step keeps the vectors of its prompt, repeated for its beams.
         if ids.shape[1] > 1 and not self._looking_up:
             self._given_vectors = {}
 
@@ -72,6 +73,7 @@ class RoutingContext(PassReader):
 
     def end_forward(self, cache: Any = None) -> None:
         """Called after the base model ran, with the cache that it returned."""
+        # First of all: the reader then hands the sequence, with its memory, to the cache.
         if self._pass is not None and not self.training:
             for name, (adapter, values) in self._written.items():
                 keep(self._pass, self._segmented(adapter), name, values)
@@ -160,6 +162,7 @@ class RoutingContext(PassReader):
         rows = torch.arange(len(vectors), device=vectors.device)[:, None]
         if vectors.shape[1] > 1 and not run.answering:
             return vectors[rows, segments.wanted].flatten(0, 1)
+        # One object for a whole answer: layers see by its identity that the prompt is the same.
         if adapter not in sequence.last:
             one = vectors.shape[1] == 1
             sequence.last[adapter] = (vectors if one else vectors[rows, segments.wanted])[:, 0]
@@ -197,6 +200,7 @@ class RoutingContext(PassReader):
             longest = lengths.max()
             pad = self.look_up(torch.full((1, 1), config.pad_id, device=ids.device))[0].float()
             vectors = (vectors * lengths + pad * (longest - lengths)) / longest.clamp_min(1)
+        # Rows with fewer segments than others repeat their last; repetitions are not counted.
         valid, exist = lengths[:, 0] > 0, (numbers <= turns.numbers[:, -1:]).flatten()
         self.instructions = exist.sum()
         self.empty_rows = (exist & ~valid).sum()
@@ -336,6 +340,7 @@ class RoutingContext(PassReader):
         if norm == "layernorm":
             vectors = F.layer_norm(vectors, vectors.shape[-1:])
         elif norm == "running":
+            # They move after the optimizer's step, so that all its micro-batches see the same.
             statistics = self.statistics[adapter]
             if self.training:
                 statistics.observe(vectors, valid)

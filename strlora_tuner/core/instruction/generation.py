@@ -88,6 +88,7 @@ class RoutedGenerate:
         drafts, known = bool(option("is_assistant")), sequence_of(cache)
         if ids is None or option("token_healing"):  # the first pass tells
             return Generation(None, None, mask, cache, past, past, drafts)
+        # As transformers infers it: padding is known by its id, unless that also ends an answer.
         if mask is None and (pad := option("pad_token_id")) is not None:
             ends = option("eos_token_id")
             ends = ends if isinstance(ends, (list, tuple)) else [ends]
@@ -99,6 +100,7 @@ class RoutedGenerate:
             ids = torch.cat([fitted(known.ids, past, GENERATED), ids], 1)
         elif past and known is not None:
             ids = ids.clone()
+            # Earlier answers come back as ids here; no marker in them opens a user's turn.
             ids[:, known.length : None if drafts else past] = GENERATED
         return Generation(ids, ids.shape[1], mask, cache, past, past, drafts)
 

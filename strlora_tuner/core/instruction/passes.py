@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from strlora_tuner.core.instruction.segments import Pass
 from strlora_tuner.core.instruction.sequence import (
@@ -22,6 +23,27 @@ from strlora_tuner.core.instruction.turns import GENERATED, starts_of
 
 if TYPE_CHECKING:
     from strlora_tuner.core.config import RoutedConfig
+
+
+class EmbeddingHook:
+    """The tuner's hook of its model's input embedding.
+
+    PEFT copies an embedding that is to be trained in full (modules_to_save), hooks included: the
+    copy calls the same tuner. A copy of the whole model calls the copy of the tuner.
+    """
+
+    def __init__(self, tuner: Any) -> None:
+        self.tuner = tuner
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        ids = args[0] if args else None
+        # Ids that are not 2-d are models looking up a placeholder's embedding.
+        if isinstance(ids, Tensor) and ids.dim() == 2:
+            self.tuner.routing.on_prompt(ids, output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingHook:
+        whole = id(self.tuner) in memo or id(self.tuner.model) in memo
+        return EmbeddingHook(copy.deepcopy(self.tuner, memo)) if whole else self
 
 
 class PassReader:
@@ -186,6 +208,7 @@ class PassReader:
             ids[:, generation.length :] = GENERATED
         real = self._mask
         real = real.bool() if real is not None and real.shape == ids.shape else None
+        # transformers looks for packed samples in passes without padding and cache only.
         starts = None if generation is not None or real is not None else self._starts
         if starts is not None:
             starts = starts.expand_as(ids)
@@ -218,6 +241,7 @@ class PassReader:
 
     def _refuse_single(self, known: Sequence, ids: Tensor) -> None:
         """Raises RuntimeError when a user's turn is fed token by token."""
+        # A marker of several tokens may come in as many passes.
         longest = max([1, *(len(config.turn_start) for config in self.configs.values())])
         tail = ids if known.tail is None else torch.cat([known.tail, ids], 1)
         known.tail = tail[:, -longest:]

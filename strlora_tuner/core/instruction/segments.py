@@ -135,6 +135,7 @@ def keep(run: Pass, segments: Segments, name: Hashable, values: tuple[Tensor, ..
         rows = torch.arange(len(parts[0]), device=segments.wanted.device)[:, None]
         more = int(segments.wanted.max()) + 1
         for place, before in enumerate(run.sequence.memory[name]):
+            # Only room for new segments, which are written over it; its values are never read.
             missing = before[:, :1].expand(-1, max(0, more - before.shape[1]), *before.shape[2:])
             whole = torch.cat([before, missing], 1)
             whole[rows, segments.wanted] = parts[place]

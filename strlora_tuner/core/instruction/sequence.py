@@ -153,6 +153,7 @@ class Generation:
         if self.cache is not None or self.sequence is None or ids is None or self.ids is None:
             return self.cache is None
         length, repeats = self.ids.shape[1], len(ids) // len(self.ids)
+        # Without a cache every step reads all again: whose it is, its prompt tells.
         return ids.shape[1] > length and torch.equal(ids[:: max(1, repeats), :length], self.ids)
 
     @property

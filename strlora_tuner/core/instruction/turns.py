@@ -90,6 +90,7 @@ def read_turns(ids: Tensor, config: RoutedConfig, starts: Tensor | None = None) 
         if config.instruction_turns == "so_far":
             boundary = first | opens
     numbers = boundary.cumsum(1) - 1
+    # The number is fetched from the device, which waits: only where it can be more than one.
     can_be_many = starts is not None or boundary is not first
     count = int(numbers[:, -1].max()) + 1 if can_be_many else 1
     return Turns(inside, numbers, None if starts is None else first.cumsum(1) - 1, count)
@@ -98,11 +99,14 @@ def read_turns(ids: Tensor, config: RoutedConfig, starts: Tensor | None = None) 
 def _marked(ids: Tensor, config: RoutedConfig, first: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the inside of the user's turns and where a turn follows an answer, (B, L) bool."""
     position = torch.arange(1, ids.shape[1] + 1, device=ids.device).expand_as(ids)
+    # Running maxima give each position the last marker before it: no loop over positions, and
+    # nothing that waits for the device.
     opens, closes = starts_of(ids, config.turn_start), starts_of(ids, config.turn_end)
     # `opened` holds, once a marker has begun, the (1-based) position of its last token.
     opened = (opens * (position + len(config.turn_start) - 1)).cummax(1).values
     closed = (closes * position).cummax(1).values
     sample = (first * position).cummax(1).values
+    # A turn that an earlier sample of a packed row left open is not this sample's.
     known = (opened > 0) & (opened - len(config.turn_start) >= sample - 1)
     inside = known & (position > opened) & (closed <= opened) & (ids >= 0)
     ending = closes & known & (position > opened) & (_before(closed) <= opened)

@@ -45,6 +45,7 @@ class ChunkKeys(Float32Buffers):
     def observe(self, context: RoutingContext, adapter: str, x: Tensor) -> None:
         """Counts the prompt's features, once however many layers call it."""
         instruction = context.instruction(adapter, x)
+        # All layers share one vector a pass; under checkpointing they ask once more in backward.
         if self._seen is instruction or not context.in_forward:
             return
         self._seen = instruction

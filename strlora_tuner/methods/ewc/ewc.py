@@ -237,6 +237,7 @@ class FisherEstimate:
         device = next(iter(self.parameters.values())).device
         count = torch.tensor(float(self.count), device=device)
         sums = {
+            # A parameter that no sample here reached: every process must reduce the same tensors.
             name: self.sums.get(name, torch.zeros(whole_shape(parameter), device=device))
             for name, parameter in self.parameters.items()
         }

@@ -20,6 +20,7 @@ class Model(KeyedModel):
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         super()._post_injection_hook(model, config, adapter_name)
         banks: dict[int, list[ChunkExperts]] = {}
+        # Not by the names of all layers: a vision tower has numbered layers of its own.
         for name, layer in model.get_decoder().named_modules():  # type: ignore[operator]
             if isinstance(layer, RoutedLinear) and adapter_name in layer.strlora_mixture:
                 number = next(int(part) for part in name.split(".") if part.isdigit())

@@ -60,6 +60,7 @@ class LwfCallback(TrainerCallback):
                 "LwF needs the labels beside the logits, and the host takes them out for "
                 "label_smoothing_factor, loss_scale, enable_dft_loss and the like: leave those out"
             )
+        # Before the student's pass: a layer that checkpointing runs again finds the last pass.
         wanted = self.teacher.logits(inputs)
         outputs = self.loss_by_host(model, inputs, **plain)
         labels = inputs["labels"]

@@ -88,6 +88,7 @@ class StabilizedExperts(ExpertBank):
         if self.training:
             if context.in_forward:
                 self._observe(x, values, context)
+            # They rest in training only: in answers all take part (docs/faithfulness.md).
             values = values.masked_fill(~self.active, MASKED_SCORE)
         gates = values.softmax(-1)
         self.record(context, x, gates)

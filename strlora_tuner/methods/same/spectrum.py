@@ -41,10 +41,12 @@ def spectrum_of(sketch: Tensor) -> tuple[Tensor, Tensor]:
     wide = sketch.double()
     fixed = sketch_map(*sketch.shape, sketch.device)
     core = wide if fixed is None else fixed.double().t() @ wide
+    # O'Y is symmetric but for rounding, and eigh reads one triangle only.
     values, vectors = torch.linalg.eigh((core + core.t()) / 2)
     good = values > _ROUNDING * values[-1].clamp_min(0)
     roots = torch.where(good, values, 1).sqrt()
     factor = wide @ (vectors * torch.where(good, 1 / roots, 0))
+    # C ~ F F', so that F's singular vectors are C's directions and their squares its eigenvalues.
     directions, roots, _ = torch.linalg.svd(factor, full_matrices=False)
     return directions.to(sketch.dtype), roots.square().to(sketch.dtype)
 

@@ -141,6 +141,7 @@ class ReleasedExperts(ExpertBank):
         passes, self._mask = int(self.passes), self.active
         if passes % _EVERY == 0:
             centred = rows - rows.mean(0)
+            # From the saved count: a chunk that was interrupted draws what it would have drawn.
             generator = torch.Generator().manual_seed(passes)
             drawn = torch.randn(self.directions.shape, generator=generator).to(rows)
             self.directions = torch.linalg.qr(centred.t() @ (centred @ drawn)).Q

@@ -55,6 +55,7 @@ class SeparableExperts(ExpertBank):
         chosen = at(probabilities * kept, index)
         hidden = self.hidden(x)
         gates = chosen * self._fused(hidden, chosen).repeat_interleave(half, -1)
+        # Both halves sum to 1, and a preference does as a whole.
         self.record(context, x, gates, kept, probabilities / 2, index)
         return self.combine(hidden, result, gates)
 

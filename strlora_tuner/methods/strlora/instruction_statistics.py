@@ -76,6 +76,7 @@ class InstructionStatistics(Float32Buffers):
         part = count / both
         spread = self.spread.double() + new_spread + shift.square().sum() * old * part
         if share is not None:
+            # The first instructions are all there is, and a step without any moves nothing.
             part = torch.where((old > 0) & (count > 0), share, part)
             before, new = self.spread.double() / old.clamp_min(1), new_spread / count.clamp_min(1)
             spread = both * (before + part * (new - before + (1 - part) * shift.square().sum()))

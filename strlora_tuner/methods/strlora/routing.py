@@ -61,6 +61,7 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, index: Tensor | None) -> Tensor:
         """Returns (B, L, E) float32 from queries (B, L, D) and float32 keys (S, E, D)."""
+        # Autograd of query.float() would keep a float32 copy of the queries until backward.
         ctx.save_for_backward(query, keys, index)
         if index is None:
             return torch.matmul(query.float(), keys.transpose(1, 2))

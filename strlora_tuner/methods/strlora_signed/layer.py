@@ -46,6 +46,7 @@ class SignedExperts(ExpertBank):
         self.hidden_size = hidden
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # as PEFT's LoRA
         seed = draw_seed()
+        # On meta, where files are compared and parameters counted, no seed has a value.
         check = torch.zeros_like(seed)
         if seed.device.type != "meta":
             check = torch.tensor(check_number(self._draw(int(seed))))
