@@ -180,6 +180,7 @@ def convert(source: Path, target: Path) -> None:
     hidden = {v.shape[1] for k, v in tensors.items() if k.endswith(".key")}
     if len(hidden) > 1:
         raise ValueError(f"{weights}: layers read instructions of sizes {sorted(hidden)}, not one")
+    # The published code takes the instruction as it is (instruction_norm none) and counts nothing.
     statistics = InstructionStatistics(hidden.pop())
     statistics.teacher_steps.fill_(int(ema is not None))
     tensors |= {f"{BESIDE}{STATE}{key}": value for key, value in statistics.state_dict().items()}

@@ -128,6 +128,7 @@ class AdapterOptions:
                 problems.append(f"{item.name} = {value!r}: expected {expected}")
             elif hints[item.name] is float:
                 setattr(self, item.name, float(value))
+        # Rules over several options presume that each is valid alone (a rank divided by 0 experts).
         problems = problems or self.cross_field_problems(self)
         if problems:
             raise ValueError("; ".join(problems))

@@ -67,6 +67,7 @@ def config_class(tuner_type: str) -> type[RoutedConfig]:
     """Returns the PEFT configuration of a tuner of ours; imports torch and PEFT."""
     from strlora_tuner.core.config import RoutedConfig
 
+    # Cached above: this makes a class, and PEFT must meet the same one every time.
     if not has_config(tuner_type):
         return RoutedConfig.of_options(f"{METHODS}.{tuner_type}.options")
     config: type[RoutedConfig] = _part(tuner_type, "config").Config

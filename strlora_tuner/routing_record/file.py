@@ -165,6 +165,7 @@ def activation_similarity(
 
 def _instructions(probe: Probe, sums: Sums, present: list[int]) -> InstructionMap:
     """Returns the map of instruction vectors: principal components, every group weighing alike."""
+    # Sorted: the order they were met in depends on the number of processes.
     texts = sorted(subsample(sums.texts).values(), key=lambda t: (int(t.groups.argmax()), t.text))
     if not texts:
         return {"vector_cosine": [], "vector_variance": [], "instructions": []}

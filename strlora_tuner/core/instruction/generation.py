@@ -86,8 +86,9 @@ class RoutedGenerate:
             ids = self.context.embedded_ids((embeds.shape[0], embeds.shape[1]))
         mask, past = kwargs.get("attention_mask"), tokens_in(cache)
         drafts, known = bool(option("is_assistant")), sequence_of(cache)
+        told = Generation(None, None, mask, cache, past, past, drafts)
         if ids is None or option("token_healing"):  # the first pass tells
-            return Generation(None, None, mask, cache, past, past, drafts)
+            return told
         # As transformers infers it: padding is known by its id, unless that also ends an answer.
         if mask is None and (pad := option("pad_token_id")) is not None:
             ends = option("eos_token_id")
@@ -96,13 +97,14 @@ class RoutedGenerate:
         length = ids.shape[1]
         if past and mask is not None and mask.shape[1] != length:  # only what is new was given
             if known is None or known.ids is None:
-                return Generation(None, None, mask, cache, past, past, drafts)
+                return told
             ids = torch.cat([fitted(known.ids, past, GENERATED), ids], 1)
         elif past and known is not None:
             ids = ids.clone()
             # Earlier answers come back as ids here; no marker in them opens a user's turn.
             ids[:, known.length : None if drafts else past] = GENERATED
-        return Generation(ids, ids.shape[1], mask, cache, past, past, drafts)
+        told.ids, told.length, told.mask = ids, ids.shape[1], mask
+        return told
 
 
 def refuse_engine(*_: Any, **__: Any) -> None:

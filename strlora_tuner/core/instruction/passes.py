@@ -162,6 +162,7 @@ class PassReader:
                 "instruction is unknown: pass the whole conversation without the cache"
             )
         known = known.repeated(shape[0])
+        # A loop of one's own feeds an answer token by token; a user's turn fed so is refused.
         if generation is None and shape[1] == 1 and past >= known.length:
             if ids is not None and not self.generations:
                 self._refuse_single(known, ids)

@@ -148,6 +148,7 @@ class Generation:
         Guidance by a negative prompt, for one, runs the model beside it, on a cache of its own.
         """
         if cache is not None:
+            # generate makes its cache after the call began: the first pass brings it.
             self.cache = cache if self.cache is None else self.cache
             return self.cache is cache
         if self.cache is not None or self.sequence is None or ids is None or self.ids is None:

@@ -46,6 +46,7 @@ class OrthogonalExperts(ChunkPairs):
             sizes = overlap.square() if squared else overlap.abs()
             value = self.config.orthogonality_weight * sizes.sum()
         self._loss = value.detach()
+        # Without a gradient (reentrant checkpointing's first pass) nothing can be injected.
         if not output.requires_grad or not self.past_A.shape[0]:
             return output
         return InjectGradient.apply(output, value * context.backward_scale("mask"))

@@ -58,6 +58,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
         model: Any = MODEL_MAPPING[type(config)](config)  # type: ignore[operator]
     weights = load_file(folder / "model.safetensors")
     missing = model.load_state_dict(weights, strict=False).missing_keys
+    # The mean of the states needs no pooler.
     missing = [key for key in missing if not key.startswith("pooler.")]
     if missing:
         raise ValueError(f"{folder}: the encoder's weights lack {', '.join(missing[:5])}")

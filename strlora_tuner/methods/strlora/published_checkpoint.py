@@ -41,6 +41,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     """Returns the dict in a pickle of tensors; ValueError when it is damaged or holds code."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    # Damage shows as RuntimeError, UnpicklingError, EOFError and more.
     except Exception as error:
         raise ValueError(
             f"{path}: torch's weights-only loader cannot read it ({error}); take an undamaged copy "
