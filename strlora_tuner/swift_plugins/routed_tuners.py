@@ -70,8 +70,7 @@ def _turn_markers(args: Any, tokenizer: Any) -> tuple[list[int], list[int]]:
         )
     before, after = text.split("{{QUERY}}", 1)
     marker = after.split("\n", 1)[0] or after
-    encode = lambda piece: tokenizer.encode(piece, add_special_tokens=False)  # noqa: E731
-    start, end = encode(before), encode(marker)
+    start, end = (tokenizer.encode(text, add_special_tokens=False) for text in (before, marker))
     if not start or not end:
         raise ValueError(
             f"--template {args.template}: nothing stands before or after the user's text "

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from swift.callbacks import callbacks_map
 from swift.callbacks.base import TrainerCallback
 from swift.utils import get_logger
-from torch import Tensor, nn
+from torch import Tensor
 
 from strlora_tuner import host_api
 from strlora_tuner.core.sharded import refuse_fsdp, whole
@@ -37,13 +37,10 @@ class SlowWeightsCallback(TrainerCallback):
         refuse_fsdp(self.trainer, "slow_weights")
         if self.trainer.is_deepspeed_enabled:
             host_api.check("deepspeed")
-        self.parameters = {
-            name: value
-            for name, value in self._tensors().items()
-            if isinstance(value, nn.Parameter)
-        }
-        with whole(self.parameters.values()):
-            self.slow = SlowWeights(self.parameters, self.options)
+        # Of these only parameters are read again: the tuner replaces buffers as it trains.
+        self.tensors = self._tensors()
+        with whole(self.tensors.values()):
+            self.slow = SlowWeights(self.tensors, self.options)
         count = sum(value.numel() for value in self.slow.average.values())
         source = self.options.state or "the fresh adapter"
         logger.info(f"slow weights: {count:,} numbers, {self.slow.steps} steps so far, {source}")
@@ -51,8 +48,8 @@ class SlowWeightsCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Moves the average; where the host is about to save, writes it into the checkpoint."""
         saves = control.should_save or state.global_step == state.max_steps
-        with whole(self.parameters.values()):
-            self.slow.step(self.parameters)
+        with whole(self.tensors.values()):
+            self.slow.step(self.tensors)
             if saves and self.args.should_save:
                 folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 self.slow.save(folder, self._tensors())

@@ -126,10 +126,8 @@ class Penalty:
         """
         self.acts = acts
         self.parameters, self.weight, self.whole = dict(parameters), weight, whole
-        device = {name: parameter.device for name, parameter in self.parameters.items()}
-        self.anchor = {n: state.anchor[n].to(device[n]) for n in self.parameters}
-        fisher = state.fisher
-        self.fisher = None if fisher is None else {n: fisher[n].to(device[n]) for n in device}
+        self.anchor = self._placed(state.anchor)
+        self.fisher = None if state.fisher is None else self._placed(state.fisher)
         self.pulls: dict[str, Tensor] = {}
         self.gradient_scale = 1.0
         self.handles: list[RemovableHandle] = [
@@ -137,6 +135,9 @@ class Penalty:
             for name, parameter in self.parameters.items()
             if acts
         ]
+
+    def _placed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: values[name].to(p.device) for name, p in self.parameters.items()}
 
     @torch.no_grad()
     def begin_step(self, gradient_scale: float = 1.0) -> Tensor:

@@ -37,7 +37,7 @@ class InstructionStatistics(Float32Buffers):
         self.register_buffer("spread", torch.zeros(()))
         # Optimizer steps that the teacher has seen; 0 means that it has not been started.
         self.register_buffer("teacher_steps", torch.zeros((), dtype=torch.int64))
-        self._pending: tuple[Tensor, Tensor, Tensor] | None = None
+        self._pending: Tensor | None = None  # count, squares and sum of the step, (2 + H)
 
     @torch.no_grad()
     def observe(self, vectors: Tensor, valid: Tensor) -> None:
@@ -49,12 +49,7 @@ class InstructionStatistics(Float32Buffers):
             [weights.sum()[None], (wide.square().sum(1) * weights).sum()[None], weights @ wide]
         )
         sums = sum_over_processes(sums)
-        count, square, total = sums[0], sums[1], sums[2:]
-        if self._pending is not None:
-            count, square, total = (
-                a + b for a, b in zip((count, square, total), self._pending, strict=True)
-            )
-        self._pending = (count, square, total)
+        self._pending = sums if self._pending is None else self._pending + sums
 
     @torch.no_grad()
     def commit(self, share: float | None = None) -> None:
@@ -67,7 +62,7 @@ class InstructionStatistics(Float32Buffers):
         pending, self._pending = self._pending, None
         if pending is None or share == 0:
             return
-        count, square, total = pending
+        count, square, total = pending[0], pending[1], pending[2:]
         new_mean = total / count.clamp_min(1)
         new_spread = (square - count * new_mean.square().sum()).clamp_min(0)
         old = self.count.double()

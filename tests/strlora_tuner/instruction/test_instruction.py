@@ -56,6 +56,12 @@ def test_the_mask_equals_a_loop(row):
     assert found.tolist() == [inside_by_loop(row), inside_by_loop(row[::-1])]
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_a_row_shorter_than_a_marker_holds_no_turn(length):
+    longer = config(turn_start=[7, 8, 7, 8, 7, 8], turn_end=END)
+    assert not instruction_mask(torch.tensor([[7, 8, 7, 8, 7][:length]]), longer).any()
+
+
 def test_without_markers_every_real_token_counts():
     mask = instruction_mask(torch.tensor([[1, 0, 5, 2]]), config(turn_start=[], turn_end=[]))
     assert mask.tolist() == [[True, False, False, True]]
