@@ -101,6 +101,8 @@ def _find(name: str) -> _Source:
 
 def _problems(recipe: Recipe, source: _Source) -> Iterator[str]:
     """Why a recipe cannot go on from an adapter, each with the key and the fix."""
+    config = _config(source)
+    wanted, found = str(recipe.tuner_type).upper(), str(config.get("peft_type", "")).upper()
     try:
         check_adapter(source.adapter, recipe.options_class)
         check_finite(source.adapter / WEIGHTS)
@@ -108,12 +110,9 @@ def _problems(recipe: Recipe, source: _Source) -> Iterator[str]:
             verify_adapter(source.adapter, source.state.record(source.chunk).adapter_sha256)
     except (AdapterError, CheckpointError) as error:
         # Of another type, its tensors must differ: that is said below, and says more.
-        known = _config(source).get("peft_type", "")
-        if str(known).lower() in ("", recipe.tuner_type):
+        if found in ("", wanted):
             yield str(error)
             return
-    config = _config(source)
-    wanted, found = str(recipe.tuner_type).upper(), str(config.get("peft_type", "")).upper()
     if found != wanted:
         yield (
             f"method = {recipe.method} trains adapters of type {wanted}, this one is of type "

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_text
+from recipes import REPO
 from recipes.config.problems import Places, Problem, did_you_mean, shown
 from strlora_tuner.options import AdapterOptions, host_arguments
 
-REPO = Path(__file__).resolve().parents[2]
 SHIPPED = Path(__file__).resolve().parent
 TESTED_VERSION = "4.6.0"
 READER = "recipes.swift_plugins.argument_fields"

@@ -50,7 +50,7 @@ class Command:
             return [*self.inside, python, "-m", f"swift.cli.{self.kind}", *self.arguments]
         return [*self.inside, python, "-m", "swift.cli.main", self.kind, *self.arguments]
 
-    def as_shell(self, indent: str = "    ") -> str:
+    def as_shell(self) -> str:
         """The same as one shell command, for people to read and copy.
 
         A host that this machine starts by itself is written as `swift KIND`, which does the same.
@@ -65,7 +65,7 @@ class Command:
                 pair = []
             pair.append(shlex.quote(argument))
         lines.append(" ".join(pair))
-        return f" \\\n{indent}".join(lines)
+        return " \\\n    ".join(lines)
 
 
 # Who a process is among others: said by a pod, mpirun or an outer SLURM step of this process, never

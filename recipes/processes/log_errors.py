@@ -9,6 +9,7 @@ from pathlib import Path
 _ERROR = re.compile(
     r"^(\[rank\d+\]:\s*)?[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Killed|Invalid|Iteration)\b"
 )
+SHOWN = 12  # lines of an exception
 # --verbose: all that the process that failed has said, instead of the cause alone.
 verbose = False
 # torchrun's first words on a process that failed, and its own exceptions after that.
@@ -21,7 +22,7 @@ _FILE = re.compile(r"Failed to (read|load) .*file '")  # of the JSON reader, whi
 _FOLLOWS = re.compile("ChildFailedError|SignalException")
 
 
-def last_error(log: Path, limit: int = 12) -> list[str]:
+def last_error(log: Path) -> list[str]:
     """The lines of a log that say why a process failed: the last exception, else its end.
 
     Where torchrun says that a process was killed, this is the cause, and what others say follows.
@@ -47,8 +48,8 @@ def last_error(log: Path, limit: int = 12) -> list[str]:
         return [f"local rank {rank} (process {pid}) {exit_text(int(number))}"]
     for index in range(len(lines) - 1, -1, -1):
         if _ERROR.match(lines[index]) and not _FOLLOWS.search(lines[index]):
-            return [*_first_cause(lines, index, limit), *lines[index : index + limit]]
-    return [line for line in lines if not _PROGRESS.search(line)][-limit:]
+            return [*_first_cause(lines, index), *lines[index : index + SHOWN]]
+    return [line for line in lines if not _PROGRESS.search(line)][-SHOWN:]
 
 
 def cause_of(log: Path) -> str:
@@ -56,7 +57,7 @@ def cause_of(log: Path) -> str:
     return "\n".join(f"    {line}" for line in last_error(log))
 
 
-def _first_cause(lines: list[str], last: int, limit: int) -> list[str]:
+def _first_cause(lines: list[str], last: int) -> list[str]:
     """What an exception was raised from, where a chain of them ends in line `last`; else nothing.
 
     The innermost one says what happened ("JSON parse error"), the last often only where.
@@ -71,7 +72,7 @@ def _first_cause(lines: list[str], last: int, limit: int) -> list[str]:
     start = next((i for i in frames if i not in indented), last)
     end = next((i for i in range(start, last) if _CHAINED.search(lines[i])), last)
     named = [line for line in lines[:start] if _FILE.search(line)][-1:]
-    return [*named, *lines[start : min(end, start + limit)]]
+    return [*named, *lines[start : min(end, start + SHOWN)]]
 
 
 def exit_text(code: int) -> str:

@@ -11,20 +11,15 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+import psutil
+
 PACKAGES = ("torch", "transformers", "ms-swift", "peft", "accelerate", "datasets", "deepspeed")
 
 
 @cache
 def gpus() -> tuple[str, ...]:
     """Names of the NVIDIA GPUs that processes of ours may use; empty without a driver."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    if done.returncode:
-        return ()
-    names = tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
+    names = tuple(_nvidia_smi("name,memory.total"))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return names
@@ -33,15 +28,22 @@ def gpus() -> tuple[str, ...]:
 
 def driver_version() -> str | None:
     """The version of the NVIDIA driver, from nvidia-smi or the kernel; None: there is none."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    with suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
-        if done.returncode == 0 and done.stdout.strip():
-            return done.stdout.split()[0]
+    if found := _nvidia_smi("driver_version"):
+        return found[0]
     with suppress(OSError):
         kernel = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
         return next((word for word in kernel.split() if word[0].isdigit() and "." in word), None)
     return None
+
+
+def _nvidia_smi(fields: str) -> list[str]:
+    """What the driver's program says of each GPU, a line for each; nothing where it fails."""
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    # A broken driver may hang, and every command that looks at the machine would with it.
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return []
 
 
 def gpu_count() -> int:
@@ -51,13 +53,12 @@ def gpu_count() -> int:
 
 def hardware() -> dict[str, object]:
     """Processor, cores, memory in GiB and GPUs, for the manifest."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "machine": platform.machine(),
         "processor": processor(),
         "system": platform.platform(),
         "cores": os.cpu_count(),
-        "memory_gib": round(pages / 2**30, 1),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": list(gpus()),
     }
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from data_prep.files import complete_lines, sha256_file, write_text
+from data_prep.files import complete_lines, read_json, sha256_file, write_text
 from recipes import UserError
 from recipes.run_folder.whole_folder import whole_folder
 from strlora_tuner import saved
@@ -54,7 +54,7 @@ def newest_checkpoint(host: Path) -> Checkpoint | None:
     """Returns the newest complete checkpoint in a host folder, or None."""
     for step, path in sorted(_numbered(host), reverse=True):
         if incomplete(path, step) is None:
-            return Checkpoint(path, step, int(_state(path).get("max_steps", 0)))
+            return Checkpoint(path, step, int(read_json(path / TRAINER_STATE).get("max_steps", 0)))
     return None
 
 
@@ -75,10 +75,6 @@ def _numbered(host: Path) -> list[tuple[int, Path]]:
     return [(int(step), path) for step, path in names if step.isdigit() and not path.is_symlink()]
 
 
-def _state(path: Path) -> dict[str, Any]:
-    return cast(dict[str, Any], json.loads((path / TRAINER_STATE).read_text(encoding="utf-8")))
-
-
 def incomplete(path: Path, step: int) -> str | None:
     """Says what a checkpoint lacks; None when all that resuming needs is there and whole.
 
@@ -87,7 +83,7 @@ def incomplete(path: Path, step: int) -> str | None:
     would go on with new ones and say nothing. The last checkpoint of a chunk needs none of them.
     """
     try:
-        state = _state(path)
+        state = read_json(path / TRAINER_STATE)
         read_shapes(path / WEIGHTS)
     except (OSError, ValueError) as error:
         return str(error)
@@ -107,7 +103,7 @@ def _resumed_from(path: Path) -> Iterator[tuple[str, int]]:
     """Patterns of the files that the host resumes from, and how many of each there must be."""
     arguments: dict[str, Any] = {}
     with suppress(OSError, ValueError):  # old ones have none; then what is there has to say it
-        arguments = json.loads((path / "args.json").read_text(encoding="utf-8"))
+        arguments = read_json(path / "args.json")
     ranks = arguments.get("global_world_size") or _count(path, "rng_state_*.pth") or 1
     names = [f"rng_state_{rank}.pth" for rank in range(ranks)] if ranks > 1 else ["rng_state.pth"]
     yield from ((name, 1) for name in names)
@@ -115,7 +111,7 @@ def _resumed_from(path: Path) -> Iterator[tuple[str, int]]:
         yield both_sets.FILE, 1
     config = arguments.get("deepspeed")
     if not config and not _count(path, "global_step*"):
-        yield from (("optimizer.pt", 1), ("scheduler.pt", 1))
+        yield from ((OPTIMIZER, 1), ("scheduler.pt", 1))
         if arguments.get("fp16"):
             yield "scaler.pt", 1
         return

@@ -30,6 +30,7 @@ LEFT_OUT = {
     "transformers-stream-generator": "models that no recipe uses",
     "uvicorn": "swift deploy and swift rollout",
 }
+SOURCE = "requirements.txt"  # who asks for the roots
 _UPPER = {"<", "<=", "==", "===", "~="}
 
 
@@ -120,7 +121,6 @@ def close(
     present: Mapping[str, str | None],
     environment: Mapping[str, str],
     fetch: Callable[[Mapping[str, Demand]], Mapping[str, Wheel]],
-    source: str = "requirements.txt",
 ) -> tuple[dict[str, Wheel], Demands]:
     """Walks from the requirements to all that is missing, level by level.
 
@@ -134,7 +134,7 @@ def close(
     """
     demands: Demands = {}
     wheels: dict[str, Wheel] = {}
-    level = [(source, requirement) for requirement in applicable(roots, set(), environment)]
+    level = [(SOURCE, requirement) for requirement in applicable(roots, set(), environment)]
     while level:
         grown = set()
         for who, requirement in level:
@@ -177,7 +177,6 @@ def asked_of(
     wheels: Iterable[Wheel],
     roots: Iterable[Requirement],
     environment: Mapping[str, str],
-    source: str = "requirements.txt",
 ) -> Demands:
     """Returns what the requirements and a set of wheels ask of every package."""
     known = {wheel.name: wheel for wheel in wheels}
@@ -185,7 +184,7 @@ def asked_of(
     def fetch(lacking: Mapping[str, Demand]) -> dict[str, Wheel]:
         return {name: known.pop(name) for name in lacking if name in known}
 
-    return close(roots, {}, environment, fetch, source)[1]
+    return close(roots, {}, environment, fetch)[1]
 
 
 def runs_on(file: str, tags: Iterable[object]) -> bool:

@@ -17,8 +17,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.tags import compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name
 
+from recipes import REPO
 from recipes.wheels.closure import (
     LEFT_OUT,
+    SOURCE,
     Demand,
     Wheel,
     applicable,
@@ -29,7 +31,6 @@ from recipes.wheels.closure import (
     runs_on,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = "wheels.json"
 FORMAT = "strlora-wheels/1"
 # Of glibc 2.28 and older: every Linux of the last years has it.
@@ -208,9 +209,9 @@ def collect(folder: Path, python: str, beside: Mapping[str, str | None], whole: 
     """
     folder.mkdir(parents=True, exist_ok=True)
     present = {**({} if whole else implied(beside, python)), **beside}
-    roots = read_requirements(ROOT / "requirements.txt")
+    roots = read_requirements(REPO / SOURCE)
     pins = {str(canonicalize_name(r.name)): str(r.specifier).removeprefix("==")
-            for r in read_requirements(ROOT / "requirements.lock")}  # fmt: skip
+            for r in read_requirements(REPO / "requirements.lock")}  # fmt: skip
     fetch = Fetcher(folder, python, pins)
     environment = environment_of(python)
     wheels, demands = close(roots, present, environment, fetch)

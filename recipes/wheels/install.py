@@ -13,15 +13,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
 
+from recipes import REPO
 from recipes.wheels.closure import (
     LEFT_OUT,
+    SOURCE,
     Demands,
     asked_of,
     environment_of,
     read_requirements,
     read_wheel,
 )
-from recipes.wheels.collect import FORMAT, MANIFEST, ROOT, WheelError, pip, say
+from recipes.wheels.collect import FORMAT, MANIFEST, WheelError, pip, say
 
 SHOWN = ("torch", "torchvision", "transformers", "peft", "accelerate", "triton", "numpy")
 
@@ -122,7 +124,7 @@ def install(folder: Path, into: Path) -> None:
         )
     say("found here: " + ", ".join(f"{name} {installed(name) or '-'}" for name in SHOWN))
     wheels = [read_wheel(folder / row["file"]) for row in manifest["wheels"]]
-    roots = read_requirements(ROOT / "requirements.txt")
+    roots = read_requirements(REPO / SOURCE)
     demands = asked_of(wheels, roots, environment_of(here))
     rows = chosen(manifest["wheels"], demands)
     python = make_environment(into)

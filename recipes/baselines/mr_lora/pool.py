@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import TypedDict
 
-from data_prep.files import sha256_file, write_json, write_text
+from data_prep.files import sha256_file, write_json, write_jsonl, write_text
 from data_prep.stream import Stream
 from data_prep.task_files.router import expert_letters, router_record
 from recipes.baselines.replay import read_lines
@@ -102,7 +102,7 @@ def write_router_data(
         for line in read_lines(layout.router_samples(chunk)):
             rows.append(router_record(json.loads(line), experts, chunk - 1))
     path = layout.router_data(index)
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(path, rows)
     return path, len(rows)
 
 

@@ -1,12 +1,9 @@
-"""What MR-LoRA's router is asked, and which adapter its answer means."""
+"""Which adapter the answer of MR-LoRA's router means."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-
-from data_prep.files import Record
-from data_prep.task_files.router import router_question
 
 _AROUND = " \t\r\n.:()[]\"'"
 
@@ -17,11 +14,6 @@ class Choice(NamedTuple):
     chunk: int
     answer: str | None
     legal: bool
-
-
-def router_questions(requests: Sequence[Record], experts: list[str]) -> list[Record]:
-    """What the router is asked about each request; `experts` describes each chunk's adapter."""
-    return [router_question(request, experts) for request in requests]
 
 
 def read_letter(answer: str | None, letters: Mapping[str, int], fallback: int) -> Choice:

@@ -22,12 +22,8 @@ from typing import TYPE_CHECKING, Any
 from swift.utils import get_logger
 
 from data_prep.files import Record, read_json
-from recipes.baselines.mr_lora.prompt import (
-    Choice,
-    places_by_chunk,
-    read_letter,
-    router_questions,
-)
+from data_prep.task_files.router import router_question
+from recipes.baselines.mr_lora.prompt import Choice, places_by_chunk, read_letter
 from recipes.swift_plugins import inference
 from strlora_tuner import host_api
 
@@ -72,7 +68,8 @@ class Pool:
         config = deepcopy(config)
         config.max_tokens = ROUTER_TOKENS
         experts = [entry["text"] for entry in self.content["experts"]]
-        answers = inference.ask(engine, router_questions(requests, experts), config)
+        questions = [router_question(request, experts) for request in requests]
+        answers = inference.ask(engine, questions, config)
         return [read_letter(_text(answer), self.letters, fallback) for answer in answers]
 
 

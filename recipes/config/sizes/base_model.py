@@ -71,30 +71,30 @@ class Shape:
         return kinds[targets]
 
 
-def _published(*sizes: int, total: float, aligner: float, **more: Any) -> Shape:
+def _published(
+    sizes: tuple[int, int, int, int, int, int], total: float, aligner: float, **more: Any
+) -> Shape:
     """A shape from the sizes of its decoder; counts in millions, as model cards give them."""
-    hidden, layers, heads, kv_heads, head_dim, intermediate = sizes
-    text = (hidden, layers, heads, kv_heads, head_dim, intermediate)
     counts = round(total * 1e6), round(aligner * 1e6)
-    return Shape(*text, *counts, "sizes as published with the model", **more)
+    return Shape(*sizes, *counts, "sizes as published with the model", **more)
 
 
 # Decoder sizes from the published config.json of each model, for planning before it is here. (The
 # vision tower and the aligner of Qwen are one module.)
 PUBLISHED: dict[str, Shape] = {
-    "InternVL3_5-8B": _published(4096, 36, 32, 8, 128, 12288, total=8528, aligner=33),
-    "InternVL3_5-4B": _published(2560, 36, 32, 8, 128, 9728, total=4732, aligner=17),
-    "gemma-3-4b": _published(2560, 34, 8, 4, 256, 10240, total=4300, aligner=3),
-    "Qwen3-VL-8B": _published(4096, 36, 32, 8, 128, 12288, total=8767, aligner=0),
-    "Qwen2.5-VL-7B": _published(3584, 28, 28, 4, 128, 18944, total=8292, aligner=0),
+    "InternVL3_5-8B": _published((4096, 36, 32, 8, 128, 12288), total=8528, aligner=33),
+    "InternVL3_5-4B": _published((2560, 36, 32, 8, 128, 9728), total=4732, aligner=17),
+    "gemma-3-4b": _published((2560, 34, 8, 4, 256, 10240), total=4300, aligner=3),
+    "Qwen3-VL-8B": _published((4096, 36, 32, 8, 128, 12288), total=8767, aligner=0),
+    "Qwen2.5-VL-7B": _published((3584, 28, 28, 4, 128, 18944), total=8292, aligner=0),
     "Qwen3.5-9B": _published(
-        *(4096, 32, 16, 4, 256, 12288),
+        (4096, 32, 16, 4, 256, 12288),
         total=9410,
         aligner=0,
         gated=True,
         linear=LinearAttention(layers=24, keys=2048, values=4096, heads=32),
     ),
-    "llava-1.5-7b": _published(4096, 32, 32, 32, 128, 11008, total=7063, aligner=21),
+    "llava-1.5-7b": _published((4096, 32, 32, 32, 128, 11008), total=7063, aligner=21),
 }
 
 
