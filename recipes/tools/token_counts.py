@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -110,15 +110,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         recipe = load_recipe(argv[0], list(argv[1:]))
         root = Path(os.environ.get("ROOT_IMAGE_DIR") or recipe.data.stream)
-        print(json.dumps(count_tokens(recipe, _rows(sys.stdin), root)))
+        rows = [json.loads(line) for line in sys.stdin if line.strip()]
+        print(json.dumps(count_tokens(recipe, rows, root)))
     except (RecipeError, CountError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
-
-
-def _rows(lines: Iterable[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in lines if line.strip()]
 
 
 if __name__ == "__main__":

@@ -77,7 +77,6 @@ class Inbox:
         """Move a delivery to accepted/, under a name that is not in `taken`; return where it is."""
         target = _free(self.folder / ACCEPTED / path.name, taken)
         _move(path, target)
-        path.with_name(path.name + MARK).unlink(missing_ok=True)
         return target
 
     def accepted(self) -> list[Path]:
@@ -93,7 +92,6 @@ class Inbox:
         reasons = reasons.replace(str(path), str(target))
         write_text(target.with_name(target.name + REASONS), f"{reasons}\n")
         _move(path, target)
-        path.with_name(path.name + MARK).unlink(missing_ok=True)
         return target
 
 
@@ -158,3 +156,4 @@ def _move(path: Path, target: Path) -> None:
     os.rename(path, target)  # not a copy: what is half-way there after a kill would look whole
     sync_folder(target.parent)
     sync_folder(path.parent)
+    path.with_name(path.name + MARK).unlink(missing_ok=True)
