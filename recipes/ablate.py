@@ -95,6 +95,8 @@ def _is_done(where: SideLayout, chunk: int) -> bool:
 
 def _evaluate(recipe: Recipe, where: SideLayout, stream: Stream, chunk: int, lock: RunLock) -> None:
     tasks = recipe.eval.tasks or stream.tasks
+    # Its presence is what says that an ablation is done: with --again a kill from here on must not
+    # leave the old one.
     where.scores(chunk).unlink(missing_ok=True)
     questions = evaluation.prepare(recipe, where, stream, tasks, chunk)
     if questions.command is not None:
@@ -115,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = "repeat evaluations that exist already"
     parser.add_argument("--again", action="store_true", help=text)
     options = parser.parse_intermixed_args(arguments)
+    # Before the change of folder: what the user named lies where the command was given.
     run = options.run.resolve()
     os.chdir(REPO)  # relative paths in the recipe start there
     try:

@@ -52,6 +52,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     named = bool(words) and words[0] in COMMANDS
     command = words.pop(0) if named else "run"
     parser = command_parser(command, top=not named)
+    # Intermixed: argparse alone refuses overrides that come behind an option.
     options = parser.parse_intermixed_args(words)
     options.command = command
     if command == "run":
@@ -82,6 +83,8 @@ def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
         epilog=_footer(command),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    # `run --status` and `run --validate` go to those commands without a parser of their own; these
+    # are the options that they read.
     parser.set_defaults(json=False, verify=False, follow=False)
     target = _TARGET.format(", ".join(shipped_recipes()), _FOLDERS.get(command, _OF_RUN))
     parser.add_argument("recipe", metavar="RECIPE", help=target)
@@ -146,6 +149,7 @@ def _overview() -> str:
 def _seconds(text: str) -> float:
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    # float() by itself would also take nan, inf and a minus sign.
     if not number.replace(".", "", 1).isdecimal():
         text = f"{text}: expected a number and s, m, h or d, such as 10m"
         raise argparse.ArgumentTypeError(text)

@@ -43,6 +43,7 @@ DONE, FAILED, BAD_RECIPE = 0, 1, 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0 done, 1 the run failed, 2 the recipe is wrong."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    # Taken now: load_target changes the working directory.
     options.where = Path.cwd()  # files that a user names lie there, those of a recipe at the root
     try:
         if options.command == "status" and (code := _sweep_status(options)) is not None:
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+# Each command imports its own part when it is called: a dry run, validate and status load no torch
+# and answer at once (a test holds it).
 def _run(recipe: Recipe, options: argparse.Namespace) -> int:
     if options.slurm:
         return _print_all(_submit(recipe, options))
@@ -120,6 +123,7 @@ def _sweep_status(options: argparse.Namespace) -> int | None:
         return BAD_RECIPE
     if options.json:
         return _print_all([as_json(read_rows(folder))])
+    # Nothing is at work here: Ctrl-C is how one leaves --follow.
     with suppress(KeyboardInterrupt):
         (follow if options.follow else show)(folder)
     return DONE
@@ -241,6 +245,7 @@ def _ask(recipe: Recipe, options: argparse.Namespace) -> int:
     *pictures, question = options.words
     stop_on_signals()
     answer = ask(adapter, question, [options.where / p for p in pictures], options.max_tokens)
+    # On standard error: standard output holds the answer alone, for pipes.
     _tell("; ".join(filter(None, [adapter.title, answer.adapter])))
     if answer.expert is not None:
         _tell(f"the question went to chunk {answer.expert}")

@@ -81,9 +81,11 @@ def load_reservoir(folder: Path, expected: dict[str, str]) -> Reservoir:
     if state["format"] != FORMAT:
         found = state["format"]
         raise CheckpointError(f"{folder / STATE}: format {found!r}, expected {FORMAT}")
+    # Whatever the seed: the saved state of the generator takes its place.
     reservoir = Reservoir(int(state["size"]), seed=0)
     reservoir.seen, reservoir.lines = int(state["seen"]), read_lines(folder / MEMORY)
     version, words, gauss = state["generator"]
+    # JSON has lists alone, and setstate takes nothing but tuples.
     reservoir.generator.setstate((version, tuple(words), gauss))
     return reservoir
 
@@ -208,6 +210,7 @@ def update_reservoir(
 def _reservoir(recipe: Recipe, layout: RunLayout, state: RunState, chunk: int) -> Reservoir:
     """The reservoir after chunk `chunk`, checked against what was recorded; 0: an empty one."""
     assert recipe.replay is not None
+    # With `start_from` chunk 0 has the memory that came along.
     if chunk == 0 and not layout.replay(0).is_dir():
         return Reservoir(recipe.replay.memory, recipe.seed)
     return load_reservoir(layout.replay(chunk), state.record(chunk).replay_sha256)

@@ -124,6 +124,7 @@ def _problems(recipe: Recipe, source: _Source) -> Iterator[str]:
     for item in fields(options):
         name = item.metadata["peft"] or item.name
         value, saved = getattr(options, item.name), config.get(name)
+        # A chunk may change what is scheduled; everything else stays as the adapter was saved.
         if name in config and item.name not in options.scheduled and saved != value:
             yield (
                 f"tuner.{item.name} = {shown(value)}, but the adapter was trained with "
@@ -195,6 +196,7 @@ def _copy(recipe: Recipe, source: _Source, layout: RunLayout) -> None:
     memory = _memory(source) if recipe.replay else None
     if recipe.replay:
         (missing if memory is None else carried).append("the memory of replay")
+    # Of a start that was killed before the adapter was in its place.
     shutil.rmtree(layout.replay(0), ignore_errors=True)
     replay_sha256 = {} if memory is None else save_reservoir(layout.replay(0), memory)
     with whole_folder(layout.adapter(0)) as folder:
@@ -225,6 +227,7 @@ def _memory(source: _Source) -> Reservoir | None:
     for sample in samples:
         if images := sample.get("images"):
             sample["images"] = [str(root / image) for image in images]
+            # The pictures are not copied: they lie in the stream of the source, which may be gone.
             if not all(map(os.path.isfile, sample["images"])):
                 return None
     memory.lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]

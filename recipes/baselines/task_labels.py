@@ -43,6 +43,7 @@ def write_label_table(
     names += [stream.task(task).test.file for task in stream.tasks]
     batches = enumerate(stream.facts.get("batches") or (), 1)
     batch_of = {name: number for number, batch in batches for name in batch["files"]}
+    # A stable sort: inside a batch the order of the stream stays.
     names.sort(key=lambda name: batch_of.get(name, 0))
     files = [stream.root / name for name in names]
     first_batch: dict[str, int] = {}

@@ -323,6 +323,8 @@ class Launcher(Block):
         "torchrun; slurm: a job, its host processes on all its nodes by srun",
     )
     nodes: Positive = Field(1, description="machines; more than one needs kind slurm")
+    # Not Slurm(): without its plug-in for pydantic mypy takes fields that have a default for
+    # required ones.
     slurm: Slurm = Slurm.model_validate({})
     nproc: Positive = Field(1, description="processes on each machine, one a GPU")
     cpu: bool = Field(False, description="train and evaluate without a GPU")

@@ -124,6 +124,7 @@ def _read_with_parents(
     """Reads a YAML file and those it `extends`, outermost first; fills `places`."""
     try:
         text = path.read_text(encoding="utf-8")
+        # OmegaConf does not keep lines, so the text is parsed once more for them.
         lines = _line_numbers(text, _short(path))
         config = OmegaConf.load(path)  # refuses a key that is written twice
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
@@ -144,6 +145,7 @@ def _read_with_parents(
     if empty:
         fix = "remove the line or give it keys"
         raise RecipeError([Problem(lines[key], key, "is empty", fix) for key in empty])
+    # Unresolved: ${...} may name what another file or the command line sets.
     written_down = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
     parent = written_down.pop("extends", None)
     written_down.pop("sweep", None)  # what recipes.sweep varies
@@ -155,6 +157,7 @@ def _read_with_parents(
             message = "leads back to this file: a recipe cannot extend itself"
             raise RecipeError([Problem(lines["extends"], "extends", message)])
         above = _read_with_parents(base, places, (*seen, path.resolve()))
+    # After the parents: where both write a key, the file that counts is this one.
     places.update(lines)
     return [*above, (path.stem, config)]
 
@@ -188,6 +191,8 @@ def _with_method(
         places.update(own)
         return _merge(over, OmegaConf.create(fragments[part]))
 
+    # The method's defaults lie under the recipe, also in messages: a key that both write is placed
+    # in the recipe.
     recipes_own = places.copy()
     merged = lay(OmegaConf.create({}), "defaults")
     if method.presets:
@@ -248,6 +253,7 @@ def _with_overrides(
             problems.append(Problem(place, override, "is not an override", hint))
             continue
         try:
+            # Quoted, since YAML 1.1 reads 8:00:00 as a number to the base of sixty.
             given = f"{key}='{text}'" if SIXTIES.fullmatch(text) else override
             layer = OmegaConf.from_dotlist([given])
             if not any(other.startswith("data.chunks=") for other in overrides):
@@ -281,6 +287,8 @@ def _resolve(config: DictConfig, places: Places, problems: list[Problem]) -> dic
     for name in sorted({match.group(1) for match in _SECRET.finditer(text)}):
         problems.append(Problem(places["recipe"], f"oc.env:{name}", message))
     try:
+        # Before resolving, since OmegaConf would look for a key HOME; and once more below, for what
+        # comes out of a reference.
         at_its_home = OmegaConf.create(at_home(OmegaConf.to_container(config, resolve=False)))
         values = OmegaConf.to_container(at_its_home, resolve=True)
     except OmegaConfBaseException as error:
@@ -312,6 +320,7 @@ def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> R
     except ValidationError as error:
         known = ("extends", "sweep")
         refused = from_pydantic(error, Recipe, places, elsewhere, also_known=known)
+        # So that rules over the accepted keys are checked in the same go: all mistakes at once.
         rest = _accepted(values, error)
         broken = cross_field_problems(rest) if rest is not None else []
         problems += [*refused, *rule_problems(apart_from(refused, broken), places)]

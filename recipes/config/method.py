@@ -108,6 +108,7 @@ def find_method(name: str) -> Method:
         "tuned": None,
         "presets": (),
     }
+    # A file without tuner_type is refused like one with a wrong value: null is a legal one.
     for key, value in {**values, "tuner_type": values.get("tuner_type", "nothing")}.items():
         if key not in allowed:
             raise MethodError(path, str(key), f"unknown key, expected {', '.join(allowed)}")

@@ -100,6 +100,7 @@ def unknown_key(
     """
     known = sorted(known)
     hint = f"did you mean '{elsewhere[key]}'?" if key in elsewhere else did_you_mean(key, known)
+    # The names of other blocks only now: of two that are near, the one of this block is likelier.
     if not hint:
         near = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.8)
         hint = f"did you mean '{elsewhere[near[0]]}'?" if near else ""
@@ -156,6 +157,7 @@ def _suggestion(detail: Mapping[str, Any], owner: type[pydantic.BaseModel] | Non
         return hint
     if detail["type"] != "literal_error":
         return ""
+    # pydantic gives the words only as a text: "'a', 'b' or 'c'".
     known = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
     return did_you_mean(str(detail["input"]).lower(), known)
 

@@ -40,6 +40,8 @@ from strlora_tuner.options import AdapterOptions, preset_table, with_preset
 if TYPE_CHECKING:
     MethodName = str
 else:
+    # pydantic lists the methods of the folder in its message; mypy cannot read a Literal that is
+    # made while running.
     MethodName = Literal[method_names()]
 
 

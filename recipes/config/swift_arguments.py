@@ -113,6 +113,7 @@ def known_arguments() -> dict[str, HostArgument]:
     name = f"ms-swift-{installed_version() or TESTED_VERSION}.json"
     cached = REPO / ".cache" / "recipes" / name
     path = SHIPPED / name if (SHIPPED / name).is_file() else cached
+    # In a process of its own: importing the host takes ten seconds, and prints.
     if not path.is_file():
         write_text(path, read_from_package())
     table = json.loads(path.read_text(encoding="utf-8"))

@@ -62,6 +62,7 @@ def check_tuner_block(
     problems = []
     kind = options_class(tuner_type)
     own = {item.name for item in dataclasses.fields(kind)}
+    # Keys of other methods are no mistakes, so that one recipe serves all of them.
     others = known_tuner_keys() - own - {"preset"}
     options = {key: value for key, value in tuner.items() if key not in others}
     preset = options.pop("preset", None)

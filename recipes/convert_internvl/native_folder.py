@@ -77,6 +77,7 @@ def convert(source: Path, target: Path, tell: Callable[[str], None] = lambda tex
     published, stored = read_published(source), stored_tensors(source)
     dropped = _head_to_drop(published, stored)
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Before the first byte: a full disk would be found after minutes of writing.
     _check_room(stored, target.parent)
     with whole_folder(target) as staging:
         tokenizer = _tokenizer(source, staging)
@@ -144,11 +145,14 @@ def _dtype(stored: dict[str, Stored]) -> str:
 
 def _asked(config: InternVLConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors of the model, by their names in a file, without making it."""
+    # Tensors on "meta" have shapes and no memory.
     with torch.device("meta"):
         model = InternVLForConditionalGeneration(config)
     shapes = {}
     for name, tensor in model.state_dict().items():
         inner = name.removeprefix("model.")
+        # The files of the -HF folders have the names of the published code here; transformers maps
+        # them when it loads.
         if inner.startswith("language_model."):
             inner = inner.replace("language_model.", "language_model.model.", 1)
         shapes[HEAD if inner == "lm_head.weight" else inner] = tuple(tensor.shape)
@@ -170,10 +174,12 @@ def _tokenizer(source: Path, staging: Path) -> Any:
         shutil.copyfile(source / name, own / name)
     settings_path = own / "tokenizer_config.json"
     settings = read_json(settings_path) if settings_path.is_file() else {}
+    # auto_map would ask for the code of the checkpoint; the other two are written anew.
     for name in ("auto_map", "chat_template", "extra_special_tokens"):
         settings.pop(name, None)
     settings.setdefault("tokenizer_class", "Qwen2Tokenizer")
     write_json(settings_path, settings)
+    # Read from the files: what AutoTokenizer makes of them is what is to be checked.
     before = _numbers(own)
     absent = [text for text in _SPECIAL.values() if text != VIDEO and text not in before]
     if absent:

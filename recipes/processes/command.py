@@ -41,6 +41,7 @@ class Command:
         two seconds a start and stand between our signals and the trainer. Several processes go
         through ms-swift's own launcher, which calls torchrun.
         """
+        # The image has an interpreter of its own; ours is not in it.
         python = "python3" if self.inside else sys.executable
         if self.remote:
             node = [*self.prefix, sys.executable, "-m", "recipes.slurm.task"]

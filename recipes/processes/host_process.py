@@ -104,6 +104,7 @@ def start_process(command: Command, log: Path, output: IO[bytes]) -> subprocess.
 
 def kill_running() -> None:
     """Kills every host process at once; for a second signal."""
+    # A copy: a signal handler calls this, perhaps in the middle of a change.
     for leader, log in list(_RUNNING.items()):
         kill_group(leader, signal.SIGKILL)
         kill_tagged(log)

@@ -37,12 +37,15 @@ def last_error(log: Path) -> list[str]:
     text = last.partition("\n")[2] if command else text  # of what was started last
     lines = [
         line.rstrip()
+        # Progress bars rewrite their line with a carriage return; an error may follow on it.
         for line in text.replace("\r", "\n").splitlines()
         if _RANK.sub("", line).strip()
     ]
     if verbose:
         return lines
     first = _FAILED_RANK.search(text)
+    # Negative: killed by a signal. A worker that failed by itself has left a traceback above, which
+    # says more.
     if first and int(first.group(1)) < 0:
         number, rank, pid = first.groups()
         return [f"local rank {rank} (process {pid}) {exit_text(int(number))}"]

@@ -66,6 +66,7 @@ def hardware() -> dict[str, object]:
 def processor() -> str:
     """The processor's name as Linux has it ("AMD EPYC 9654"); else its kind ("x86_64")."""
     with suppress(OSError):
+        # platform.processor() is empty on most Linux systems.
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         if name := re.search(r"^model name\s*:\s*(.+?)\s*$", text, re.M):
             return name[1]

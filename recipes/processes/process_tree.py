@@ -16,6 +16,7 @@ KILL_SECONDS = 10.0
 # In the environment of a host process and all that it starts: its log file.
 LOG_TAG = "RECIPES_HOST_LOG"
 _PR_SET_PDEATHSIG = 1
+# Loaded before any fork: between fork and exec a child should do next to nothing.
 _LIBC = ctypes.CDLL(None) if os.name == "posix" else None
 
 
@@ -54,6 +55,8 @@ def _tagged(where: Path) -> list[psutil.Process]:
     tagged = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
+            # What a process was started with: a fork of the resident worker sets the tag too late
+            # to be seen here, but stays in its leader's group (resident/ranks.py).
             log = process.environ().get(LOG_TAG)
             if log and Path(log).is_relative_to(where) and process.pid != os.getpid():
                 tagged.append(process)
@@ -90,6 +93,7 @@ def process_tree(leader: int) -> set[int]:
 
 
 def _handles_usr1(pid: int) -> bool:
+    # Not in psutil. A process without a handler would die of the signal.
     caught = _status(pid, r"^SigCgt:\s+([0-9a-f]+)")
     return bool(caught and int(caught, 16) >> (signal.SIGUSR1 - 1) & 1)
 
@@ -107,6 +111,8 @@ def peak_memory(pid: int) -> float:
     """The peak resident memory of a process and its descendants in GiB; 0 once it is gone."""
     with suppress(psutil.Error):
         children = psutil.Process(pid).children(recursive=True)
+        # The kernel's own high-water mark of each process, which psutil lacks: a peak between two
+        # looks counts.
         peaks = [_status(each, r"^VmHWM:\s+(\d+) kB") for each in (pid, *(c.pid for c in children))]
         return sum(int(peak) / 2**20 for peak in peaks if peak)
     return 0.0

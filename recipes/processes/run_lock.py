@@ -132,6 +132,7 @@ def _end_leftover(holder: Holder) -> None:
     has that number now (another start time, another boot), the group is not ours.
     """
     child = holder.get("child")
+    # Process numbers mean nothing on another machine, nor after a restart of this one.
     if child and is_here(holder) and start_time(child) in (None, holder.get("child_start")):
         kill_group(child, signal.SIGKILL)
 
@@ -139,6 +140,7 @@ def _end_leftover(holder: Holder) -> None:
 def boot_id() -> str:
     """Tells one boot of this machine from another; empty where the kernel does not say."""
     try:
+        # Not the time of the boot: it is counted from the clock and moves with it.
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return ""

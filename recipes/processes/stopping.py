@@ -39,6 +39,7 @@ def _send_again(lost: UnraisableHookArgs) -> None:
         sys.__unraisablehook__(lost)
         return
     stop_on_signals()
+    # Later and from outside: an exception raised in here would be passed over, too.
     threading.Timer(0.05, os.kill, (os.getpid(), lost.exc_value.number)).start()
 
 
@@ -54,5 +55,7 @@ def _stop_at_once(number: int, frame: FrameType | None) -> None:
     """Ends everything at the second signal, of whatever kind, without saving."""
     kill_running()
     text = "stopped at once by a second signal; the same command continues from the last save\n"
+    # Not print: the signal may have come in the middle of one, and buffered writers refuse to be
+    # entered twice.
     os.write(2, text.encode())
     os._exit(128 + number)

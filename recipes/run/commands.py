@@ -98,6 +98,8 @@ def train_command(
         arguments["use_cpu"] = True
     if recipe.launcher.deepspeed:
         arguments["deepspeed"] = recipe.launcher.deepspeed
+    # Last, so that the words of the user win; those that are ours alone the loader has refused
+    # (OWNED in config/swift_arguments.py).
     arguments |= recipe.swift
     environment = _environment(recipe, layout)
     environment |= tracker_environment(recipe, layout.trackers(chunk))
@@ -266,6 +268,7 @@ def _ewc_arguments(recipe: Recipe, layout: RunLayout, chunk: int, own: Path | No
     previous = recipe.previous(chunk)
     if previous is not None and (previous or (layout.adapter(0) / EWC_STATE).is_file()):
         options["state"] = str(layout.adapter(previous))
+    # Its Fisher information is that of the new samples; the training file holds old ones, too.
     if own is not None and recipe.ewc.fisher:
         options["data"] = str(own)
     return {f"ewc_{key}": value for key, value in options.items()}
@@ -279,6 +282,7 @@ def _slow_arguments(
     previous = recipe.previous(chunk)
     if resume_from is not None:
         options["state"] = str(resume_from / both_sets.FILE)
+    # A tuner that grows starts new tensors in each chunk, which the average before lacks.
     elif previous is not None and _has_sets(layout, previous) and not recipe.options_class.grows:
         slow = planned_set(layout.adapter(previous), "slow", recipe.slow_weights.answer)
         options["state"] = str(slow / WEIGHTS)
@@ -378,6 +382,8 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
         before = layout.root / "tasks_told.json"  # its name in runs of earlier versions
         outdated = before.is_file() and not layout.task_labels.is_file()
         environment[TASKS_FILE] = str((before if outdated else layout.task_labels).resolve())
+    # NNODES and NPROC_PER_NODE make ms-swift's launcher call torchrun; without them it starts one
+    # process.
     if launcher.nodes > 1:
         environment["NNODES"] = str(launcher.nodes)
     if recipe.processes > 1 or launcher.kind == "torchrun":

@@ -45,6 +45,7 @@ def prepare(
     # A half-written merged model would be taken for a whole one.
     shutil.rmtree(layout.merged(chunk), ignore_errors=True)
     left = write_combined(stream.root, tasks, layout.prompts, recipe.eval.limit, answers)
+    # Of a killed evaluation: it would pass for the record of the answers that come now.
     layout.routing(chunk).unlink(missing_ok=True)
     if recipe.routed and chunk > 0:
         write_probe(stream.root, tasks, layout.probe)
@@ -74,6 +75,7 @@ def score(
         shutil.rmtree(leftover, ignore_errors=True)
     scorers = named_scorers(recipe, stream)
     limit = recipe.eval.limit
+    # Beside its place, and renamed when all of it is there: a reader never sees half of the tasks.
     split_results(layout.answers(chunk), stream.root, temporary, tasks, limit, scorers)
     if beside:
         for path in temporary.iterdir():

@@ -12,6 +12,7 @@ def srun(recipe: Recipe) -> tuple[str, ...]:
     if launcher.kind != "slurm" or launcher.nodes == 1:
         return ()
     options = [f"--{option}" for option in launcher.slurm.srun_options]
+    # --kill-on-bad-exit: the tasks of the other machines would wait for the one that died.
     per_node = f"--nodes={launcher.nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"
     return ("srun", *per_node, "--export=ALL", *options)
 
@@ -27,6 +28,7 @@ def container(recipe: Recipe) -> tuple[str, ...]:
     gpu = () if launcher.cpu else ("--nv",)
     model = [recipe.model.path] if recipe.model.is_local else []
     needed = [(REPO / path).resolve() for path in (*model, recipe.data.stream, recipe.folder)]
+    # What lies in the checkout is seen with it.
     outside = [str(path) for path in needed if not path.is_relative_to(REPO)]
     binds = dict.fromkeys([str(REPO), *outside, *launcher.slurm.binds])
     return (

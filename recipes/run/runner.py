@@ -75,6 +75,8 @@ def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
             evaluation.write_report(layout, progress.say)
         progress.say(f"report: {layout.report}   scores: {layout.matrix}")
         return
+    # The checks above only read: a wrong recipe is refused even while another process works on the
+    # run.
     with RunLock(layout.lock) as lock:
         if missing := "\n  ".join(map(str, stopping(look(recipe)))):
             raise RunError(f"this machine cannot run the recipe yet:\n  {missing}")
@@ -85,6 +87,7 @@ def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
         migrate_plugin_paths(layout)
         session = Session(recipe, layout, stream, load_state(layout.state), lock, progress)
         if opens:
+            # Before anything is done: killed from here on it must not count as finished.
             session.state.finished = False
             session.save()
         try:
@@ -108,8 +111,10 @@ def _run_chunks(session: Session, train_only: bool) -> None:
     count = recipe.data.chunks
     session.stream.verify_tests(session.tasks)
     threads = recipe.launcher.omp_threads or default_threads(recipe)
+    # Before the manifest, which records where the run starts from.
     bring_start(recipe, layout, state)
     manifest.write_manifest(layout, recipe, session.stream, state, threads)
+    # Before the first new score: one matrix holds scores of one scorer.
     bring_scores_up_to_date(session)
     if recipe.task_labels:
         told = session.stream, count, recipe.task_labels, layout.task_labels
@@ -188,6 +193,7 @@ def _do_chunk(session: Session, chunk: ChunkPlan) -> None:
         evaluate_other_weights(session, record, other)
     state.done = chunk.index
     session.save()
+    # After state.json, from which they follow: a kill in between loses nothing.
     manifest.write_costs(session.layout, state)
     if chunk.evaluates and chunk.index < session.recipe.data.chunks:  # else the run's end writes it
         evaluation.write_report(session.layout, session.progress.say)

@@ -83,6 +83,7 @@ def run_host(
 ) -> float:
     """As :meth:`Session.run_host`, for whoever holds a run's lock."""
     process = HostProcess(command, log, worker)
+    # In the lock file, so that the next start can end a trainer that outlives us.
     lock.note_child(process.pid)
 
     def watch() -> None:

@@ -117,6 +117,8 @@ def _train_router(session: Session, record: ChunkRecord) -> None:
         try:
             file, lines = pool.write_router_data(recipe, layout, session.state, index)
             if start is not None:
+                # Without the adapter of this chunk: it was installed just now and is not recorded
+                # yet.
                 for chunk in range(1, index):
                     known = session.state.record(chunk).adapter_sha256
                     checkpoints.verify_adapter(layout.adapter(chunk), known)
@@ -141,8 +143,11 @@ def _record_training(session: Session, record: ChunkRecord, seconds: float) -> N
     record.steps = int(trainer["global_step"])
     losses = [row["loss"] for row in trainer["log_history"] if "loss" in row]
     record.loss = float(losses[-1]) if losses else None
+    # joint trains on all chunks at once: only the hash of the whole stream says on what.
     several = len(recipe.data_chunks(index)) > 1
     record.data_sha256 = stream.sha256 if several else stream.chunk(index).sha256
+    # The reservoir after this chunk follows from the one before and the chunk: killed before the
+    # state is saved, the next start writes the same.
     record.replay_sha256 = update_reservoir(recipe, layout, stream, session.state, index)
     record.adapter_sha256 = checkpoints.adapter_hashes(adapter)
     if recipe.pool is not None:

@@ -130,6 +130,8 @@ class Progress:
 
     def _read_metrics(self, metrics: Path) -> None:
         losses: list[float] = []
+        # From the end: only the newest losses are shown, and rows of other kinds stand between
+        # them.
         for line in reversed(complete_lines(metrics)):
             try:
                 row = json.loads(line)

@@ -54,10 +54,13 @@ def train_adapter(session: Session, job: TrainingJob, record: ChunkRecord) -> No
     Raises:
         RunError: the host failed, or left no whole adapter.
     """
+    # An adapter is installed last and whole: where its folder is, the training is over.
     if not job.layout.adapter(job.index).is_dir():
         checkpoint = _finished_checkpoint(session, job, record)
         rows = complete_lines(job.host / "logging.jsonl")  # one a step, beside others
         steps = "".join(row for row in rows if '"loss"' in row[:12])
+        # Before the adapter is installed: from then on the host's folder, which holds them, may go
+        # at any time.
         write_text(job.layout.train_metrics(job.index), steps)
         _install(job, checkpoint)
     shutil.rmtree(job.host, ignore_errors=True)  # states of the optimizer: the largest files
@@ -95,6 +98,7 @@ def check_processes(resume: checkpoints.Checkpoint, processes: int, index: int) 
 
     The host stores one random state for each process; the order of samples follows their number.
     """
+    # A single process writes rng_state.pth, without a number.
     states = len(list(resume.path.glob("rng_state_*.pth"))) or 1
     if states != processes:
         raise RunError(
@@ -144,6 +148,7 @@ def _stage(deepspeed: Any) -> str:
 
 def _last_checkpoint(job: TrainingJob, log: Path) -> checkpoints.Checkpoint:
     """The checkpoint that ends the job's training; RunError when the host left none."""
+    # The exit code does not tell: a trainer that was asked to save and stop ends with 0, too.
     last = checkpoints.newest_checkpoint(job.host)
     if last is None:
         raise RunError(failure_text(f"training {job.what}", "left no complete checkpoint", log))

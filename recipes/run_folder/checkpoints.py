@@ -164,6 +164,8 @@ def install_adapter(
         for source in checkpoint.path.iterdir():
             kept = keep_optimizer and source.name == OPTIMIZER
             if (kept or not source.name.startswith(_RESUME_ONLY)) and source.is_file():
+                # Copied, not moved: until the adapter stands in its place the checkpoint is the
+                # only one.
                 shutil.copyfile(source, folder / source.name)
         if answer is not None:
             both_sets.part_sets(folder, answer)

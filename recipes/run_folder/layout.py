@@ -12,6 +12,7 @@ from strlora_tuner.methods.slow_weights.options import Kind
 ROUTER = "router"  # of a pool: its adapter's folder
 
 
+# Descriptors, not properties: a layout is a table of names, in which a subclass changes one entry.
 class _InRun:
     """A path in the run folder, or in another folder of a layout; its fields stand in braces."""
 

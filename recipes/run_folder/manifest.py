@@ -215,6 +215,7 @@ def read_manifest(layout: RunLayout) -> Manifest:
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values, defaults filled in."""
     values = recipe.model_dump(mode="json")
+    # Written out: a preset of a later version may freeze at another chunk, and this run must not.
     values["schedule"]["later"][FREEZE] = recipe.routers_frozen_from
     return values
 
@@ -308,6 +309,8 @@ def _recorded(layout: RunLayout) -> dict[str, Any]:
 
     One that today's schema no longer accepts stays as it is: every difference will be named.
     """
+    # Through today's schema: a key that came since has its default on both sides and is no
+    # difference.
     values = migrate(read_manifest(layout)["recipe"])
     with suppress(ValidationError):
         return _normalized(Recipe.model_validate(values))

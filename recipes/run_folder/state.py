@@ -91,6 +91,7 @@ def _check_version(path: Path, raw: dict[str, Any]) -> None:
     if version == FORMAT:
         keys = (chunk.keys() for chunk in raw["chunks"])
         new |= {f"chunks: {key}" for key in set().union(*keys) - _names(ChunkRecord) - _RETIRED}
+    # Unknown keys count, too: a version that adds one need not change the format.
     if version > FORMAT or new:
         unknown = f", unknown keys {', '.join(sorted(new))}" if new else ""
         manifest = path.with_name("manifest.json")

@@ -22,6 +22,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         yield temporary
+        # mkdtemp makes private folders; these are read by others, too.
         os.chmod(temporary, 0o755)
         # Contents before the name: after a power cut the name must not stand over empty files.
         for path in (*temporary.rglob("*"), temporary):

@@ -57,6 +57,8 @@ class Job:
     def command(self, script: Path, arguments: Sequence[str], after: str | None) -> list[str]:
         """The argument list of sbatch; `after` is a dependency such as afterany:7."""
         chain = [] if after is None else [f"--dependency={after}"]
+        # --chdir: SLURM runs a copy of the script, which finds the checkout by its working
+        # directory.
         words = ["sbatch", "--parsable", f"--chdir={REPO}", *self.options, *chain]
         return [*words, str(script), *arguments]
 
@@ -82,6 +84,7 @@ def submit(
     scripts = {name: render(recipe, name)}
     findings = [*findings, *check_submission(scripts[name], job.options)]
     arguments = list(job.arguments)
+    # The evaluation is a job on one machine, whatever the training takes.
     later = [*arguments, "launcher.nodes=1"]
     if recipe.launcher.slurm.eval_jobs:
         launcher = recipe.launcher.model_copy(update={"nodes": 1})
@@ -122,6 +125,7 @@ def check_submission(script: str, extra: list[str]) -> list[Finding]:
     """What the cluster says of the job file (partition, account, time, size), without a job."""
     command = ["sbatch", "--test-only", f"--chdir={REPO}", *extra]
     try:
+        # By standard input: a dry run writes no job file.
         done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=60)
     except FileNotFoundError:
         return [Finding("sbatch", _NO_SBATCH)]
@@ -148,6 +152,7 @@ def _sbatch(command: list[str]) -> str:
         raise SubmitError(_NO_SBATCH) from error
     if done.returncode:
         raise SubmitError(f"sbatch refused the job: {done.stderr.strip() or done.stdout.strip()}")
+    # --parsable prints "number;cluster" where several clusters are served.
     return done.stdout.strip().split(";")[0]
 
 

@@ -88,6 +88,7 @@ class Sweep:
         """Writes sweep.json: these cells, and those that an earlier sweep of the folder began."""
         here = {cell.name for cell in self.cells}
         before = read_cells(self.folder) if (self.folder / REGISTER).is_file() else []
+        # Runs of an earlier call stay listed, so that status goes on showing them.
         kept = [e for e in before if e["name"] not in here and (self.folder / e["name"]).is_dir()]
         cells = [*kept, *(entry_of(cell) for cell in self.cells)]
         write_json(self.folder / REGISTER, {"format": FORMAT, "recipe": self.path, "cells": cells})
@@ -155,6 +156,8 @@ def make_sweep(
     for method in asked.methods or (None,):
         words = [*overrides, *([] if method is None else [f"method={method}"])]
         try:
+            # The recipe's own rates: `scale` and `later` multiply those, not what a tuning chose
+            # from them.
             base = load_recipe(str(path), words, tuned=False)
         except RecipeError as error:
             problems += error.problems

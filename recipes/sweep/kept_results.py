@@ -32,6 +32,7 @@ from recipes.sweep.cells import Cell, Sweep
 def keep_results(sweep: Sweep) -> None:
     """Writes the CSV of every finished run that has none yet, where the sweep keeps them."""
     for cell in sweep.cells:
+        # Never written twice: the file may be committed, and tables be made of it.
         if cell.kept is None or cell.kept.is_file():
             continue
         if load_state(cell.layout.state).finished:

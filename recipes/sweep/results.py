@@ -60,6 +60,7 @@ class Setting:
     def rank(self) -> tuple[float, ...]:
         """For sorting, best first: Last, then Avg, then the smaller rates (the safer choice)."""
         values = dict(self.settings)
+        # Rounded, since sums in another order differ in the last bits and would break ties.
         scores = (-round(score / SAME) * SAME for score in (self.last, self.average))
         return (*scores, *(float(values.get(key, 0)) for key in (FIRST, LATER)))
 
@@ -79,6 +80,8 @@ def read_result(cell: Cell) -> Result:
     failure = layout.failure.read_text(encoding="utf-8") if layout.failure.is_file() else ""
     losses = [record.loss for record in state.chunks if record.loss is not None]
     lost = [loss for loss in losses if not math.isfinite(loss)]
+    # The words of strlora_tuner.saved.check_finite: the host filters NaN out of the losses that it
+    # logs, so that weights may diverge without one.
     if lost or "the training diverged" in failure:
         return Result(cell, DIVERGED, why=failure or f"a chunk ended with the loss {lost[0]}")
     if not state.finished:

@@ -42,6 +42,7 @@ def read_fields() -> dict[str, dict[str, Any]]:
         from swift.arguments.base_args.template_args import TemplateArguments
 
         from strlora_tuner.swift_plugins.unread_options import unread_options
+    # What loads a model and writes prompts must be the same in training and evaluation.
     model_classes = (ModelArguments, TemplateArguments, QuantizeArguments)
     model_side = {item.name for kind in model_classes for item in dataclasses.fields(kind)}
     unread = unread_options()

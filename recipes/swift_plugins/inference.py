@@ -79,6 +79,7 @@ def ask(
     """
     if not isinstance(engine, TransformersEngine) or config.stream:
         return engine.infer(requests, config, metrics, use_tqdm=use_tqdm, **kwargs)
+    # As the host has it: 0 or less means no limit.
     size = engine.max_batch_size if engine.max_batch_size > 0 else len(requests)
     responses: list[Any] = []
     with tqdm(total=len(requests), dynamic_ncols=True, disable=not use_tqdm) as bar:
@@ -131,6 +132,7 @@ def _note_chunks(model: Any, batch: list[dict[str, Any]], responses: list[Any]) 
     ]
     if not chunks or not asked:
         return
+    # Beams repeat every row of a batch, one behind the other.
     beams = len(chunks) // len(asked)
     for request, chunk in zip(asked, chunks[::beams], strict=True):
         request["expert"] = chunk

@@ -33,6 +33,7 @@ def preprocess_all(self: Any, batched_row: dict[str, Any], **options: Any) -> di
         if not options.get("strict"):
             raise
         error = found
+    # One by one only now, when something is wrong: the host hands over a thousand rows at a time.
     lost = [at for at in range(count) if not _is_kept(self, batched_row, at, options)]
     named = ", ".join(str(ids[at] if ids else f"row {at + 1} of its batch") for at in lost[:10])
     why = f"cannot be read: {error}" if error else "would be left out: it has no turns"

@@ -24,6 +24,7 @@ _IGNORED = -100  # the label of a token that is not learnt
 def take(dataset: Any, index: int | str) -> Any:
     """Takes the place of `LazyLLMDataset.__getitem__`; returns an encoded sample."""
     policy = os.environ.get(TOO_LONG)
+    # A text is the name of a column, which the host reads whole.
     if policy is None or isinstance(index, str):
         return host_take(dataset, index)
     count = len(dataset.dataset)
@@ -43,6 +44,7 @@ def take(dataset: Any, index: int | str) -> Any:
 
 def _cut(dataset: Any, row: int) -> dict[str, Any] | None:
     """The sample without its end; None where no token of the answer is left to learn."""
+    # For this sample alone: the others must go on raising, so that each is noted.
     template = dataset.encode_func.__self__
     before, template.truncation_strategy = template.truncation_strategy, "right"
     try:

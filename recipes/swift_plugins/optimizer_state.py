@@ -66,5 +66,6 @@ def give_state(optimizer: Any, saved: dict[str, Any], path: Path) -> int:
             f"{path} is the state of other parameters than those that train now ({what}): set "
             "schedule.later.optimizer_state: fresh"
         )
+    # Moments without the groups of the file: those hold the rates of the chunk before.
     optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
     return len(saved["state"])

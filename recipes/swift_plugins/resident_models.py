@@ -64,6 +64,7 @@ class BaseModels:
 def key_of(wanted: dict[str, Any]) -> str | None:
     """What decides the loaded weights, as JSON; None when JSON cannot hold it."""
     known = {k: v for k, v in wanted.items() if v is not None and k != "device_map"}
+    # A dtype is no JSON; load() turns the word back.
     known["torch_dtype"] = str(known.get("torch_dtype"))
     try:
         return json.dumps(known, sort_keys=True) if known["torch_dtype"] != "None" else None

@@ -105,6 +105,8 @@ class _Rows:
     def add(self, tokens: Tensor) -> None:
         """Appends a token to every row, (rows,), and asks which have ended."""
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
+        # What has ended stays so: filler tokens follow until the row leaves, and criteria look at
+        # the newest token.
         self.ended = self.ended | self.criteria(self.ids, None)
         self._open = len(self.ended) - int(self.ended.sum())
 

@@ -200,6 +200,8 @@ def run_step(argv: Sequence[str], layers: int) -> dict[str, int]:
         return model
 
     host_api.replace("transformers:PreTrainedModel.from_pretrained", classmethod(without_weights))
+    # Module.to swaps parameters that are fake, and torch refuses that where weak references exist,
+    # which every fake tensor has. For shapes it is enough to hand over the data.
     host_api.replace(
         "torch.utils:swap_tensors", lambda one, other: setattr(one, "data", other.data)
     )

@@ -43,6 +43,7 @@ def find_measured(recipe: Recipe, steps: Mapping[int, int]) -> Measured | None:
         steps: optimizer steps that each chunk takes, a router's among them.
     """
     own = RunLayout(Path(recipe.folder))
+    # A run of another recipe in that folder says nothing about this one.
     with suppress(RunChanged):
         check_same_run(own, recipe)
         found = _measure(own, steps)

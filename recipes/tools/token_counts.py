@@ -79,6 +79,7 @@ def ask_host(
         folder = Path(name)
         command = _command(recipe, folder)
         environment = os.environ | command.environment
+        # The host caches what it reads by content: a plan leaves nothing in the cache of the user.
         environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_DATASETS_CACHE": str(folder / "cache"),
                         "ROOT_IMAGE_DIR": str(root)}  # fmt: skip
         done = subprocess.run(

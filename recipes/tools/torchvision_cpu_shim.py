@@ -26,6 +26,7 @@ class _BeforeTorchvision(importlib.abc.MetaPathFinder):
             sys.meta_path.remove(self)
             import torch
 
+            # A CUDA build loads the operators of the wheel, which define these schemas.
             if torch.version.cuda is None:
                 library = torch.library.Library("torchvision", "FRAGMENT")
                 for operator in ("nms", "qnms"):

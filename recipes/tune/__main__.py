@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0 done, 1 a run failed, 2 the command line is wrong."""
     options = _parser().parse_intermixed_args(arguments)
     if options.stream is not None:
+        # Before the change of folder below: the user named it from where the command was given.
         options.stream = options.stream.resolve()
     try:
         path = find_recipe(options.recipe).resolve()

@@ -42,6 +42,7 @@ def chat(adapter: FinishedAdapter, pictures: Sequence[Path], where: Path) -> Non
         print(HELP, file=sys.stderr, flush=True)
         lines, form = _typed_lines(), form_of(asked_questions(adapter.layout))
         converse(server, form, lines, pictures, where, lambda text: print(text, flush=True))
+        # serve() goes on until an exception ends it.
         raise Ended
 
     try:  # no one else knows the key
@@ -92,6 +93,8 @@ def converse(
         elif line.strip():
             try:
                 asked = checked_turns(form, line, added)
+                # The form's turns before a question (a system prompt, say) open a conversation
+                # once.
                 asked = [*turns, asked[-1]] if turns else asked
                 answer = _ask(server, asked, [*shown, *added])
             except UseError as error:
@@ -106,6 +109,7 @@ def converse(
 def _ask(server: Server, turns: Sequence[Record], pictures: Sequence[Path]) -> str:
     images = []
     for picture in pictures:
+        # As text in the request: the server opens no file that a client names, see serve.py.
         kind = mimetypes.guess_type(picture.name)[0] or "image/png"
         images.append(f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}")
     body = {"model": server.model, "messages": turns, "images": images}

@@ -135,6 +135,7 @@ def _write_lora(adapter: FinishedAdapter, folder: Path, instruction: str) -> Non
     with tempfile.TemporaryDirectory() as place:
         blank = Path(place) / "blank.png"
         Image.new("RGB", (64, 64), "white").save(blank)
+        # One token at most: by the first the prompt has been read, which is all that is asked for.
         ask(adapter, instruction, [blank] * count, 1, {LORA_FOLDER: str(folder.resolve())})
     if not (folder / WEIGHTS).is_file():
         raise UseError("the host read the instruction, but left no adapter")

@@ -47,6 +47,7 @@ class FinishedAdapter:
     def alone(self) -> Recipe:
         """The recipe for one process on this machine, which answers with PyTorch."""
         launcher = self.recipe.launcher
+        # A container is used with this kind alone, see run/placement.py.
         kind = "slurm" if launcher.slurm.container and launcher.kind == "slurm" else "local"
         one = launcher.model_copy(update={"nproc": 1, "nodes": 1, "kind": kind})
         answers = self.recipe.eval.model_copy(update={"backend": "transformers"})

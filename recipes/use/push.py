@@ -36,6 +36,7 @@ def push(
         raise UseError(f"push: found {repository!r}, expected OWNER/NAME")
     with tempfile.TemporaryDirectory(prefix="strlora-") as temporary:
         folder = Path(temporary) / "export"
+        # Without its first line, which names the temporary folder.
         summary = export(adapter, folder, base_name=base_name, licence=licence)[1:]
         files = [
             f"  {file.name}  {file.stat().st_size:,} bytes  sha256 {sha256_file(file)}"

@@ -76,6 +76,7 @@ def serve(
                 ready(Server(f"{url}/v1", name, key, adapter_text(log), log))
 
         code = HostProcess(command, log).wait(tick)
+        # It ends by a signal or by what `ready` raises; by itself only when something is wrong.
         raise UseError(f"the server {exit_text(code)}:\n{cause_of(log)}")
 
 

@@ -90,6 +90,8 @@ class Inbox:
         """
         target = _free(self.folder / REJECTED / path.name)
         reasons = reasons.replace(str(path), str(target))
+        # Before the move: a kill in between leaves the delivery to the next look; after it nothing
+        # would say why it lies there.
         write_text(target.with_name(target.name + REASONS), f"{reasons}\n")
         _move(path, target)
         return target

@@ -56,6 +56,7 @@ class Watch:
             RunError, RunChanged, StreamError: the run or the stream cannot go on.
         """
         self.inbox.prepare()
+        # Two processes on one inbox would take each other's deliveries for their own.
         with locked(self.inbox.folder):
             while True:
                 try:
@@ -91,6 +92,7 @@ class Watch:
         stream, before = Path(self.load().data.stream), changed_at(path)
         try:
             content = content_of(path)
+            # By content: a sender that repeats a delivery may give it another name.
             known = {sha256: name for name, sha256 in self._deliveries().items()}
             if content in known:
                 raise DataError("again", f"the same content as {known[content]}, which is there")
@@ -145,6 +147,8 @@ class Watch:
         asked = {"stream": open_stream(Path(recipe.data.stream)).sha256}
         if not note.is_file() or read_json(note) != asked:  # else its job waits, runs or has failed
             self.bring_up(recipe)
+            # After the submission: killed in between, the job is submitted once more and finds
+            # nothing to do.
             write_json(note, asked)
 
 

@@ -143,6 +143,8 @@ def close(
             if not requirement.extras <= demand.extras and name in wheels:
                 grown.add(name)  # its extras bring requirements of their own
             demand.extras |= requirement.extras
+            # By who asks, so that what a wheel asked can be withdrawn when another version takes
+            # its place.
             demand.asked[who] = demand.asked.get(who, SpecifierSet()) & requirement.specifier
         lacking = {
             name: demands[name]

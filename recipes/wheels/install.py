@@ -135,6 +135,8 @@ def install(folder: Path, into: Path) -> None:
     problem = pip("install", *options, "--target", str(packages), *files)
     if problem:
         raise WheelError(f"pip could not install the wheels:\n{problem}")
+    # Asked of the new environment's own Python: only there do the wheels lie before the packages
+    # beneath. Reversed, so that of two with one name the first on the path counts.
     names = json.dumps(sorted(demands))
     code = (
         "import json, sys; from importlib import metadata as m\n"

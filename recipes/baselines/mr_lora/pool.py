@@ -78,6 +78,7 @@ def keep_samples(recipe: Recipe, layout: RunLayout, stream: Stream, index: int) 
     assert recipe.pool is not None
     lines = read_lines(stream.chunk_file(index))
     count = min(recipe.pool.samples, len(lines))
+    # A text as seed: `random` takes its sha512, not hash(), which differs from process to process.
     places = Random(f"{recipe.seed}/router/{index}").sample(range(len(lines)), count)
     text = "".join(f"{lines[place]}\n" for place in sorted(places))
     write_text(layout.router_samples(index), text)
@@ -95,6 +96,7 @@ def write_router_data(
     experts = recipe.pool.described(index)
     rows = []
     for chunk in range(1, index + 1):
+        # The chunk's own samples were drawn just now and are recorded when it is trained.
         if chunk < index:
             known = state.record(chunk).router_sha256
             name = layout.router_samples(chunk).name
@@ -138,6 +140,7 @@ def check_router(layout: RunLayout, record: ChunkRecord) -> None:
     names = {layout.router_samples(record.index).name}
     if has_router(record.index):
         names |= {f"{ROUTER}/{CONFIG}", f"{ROUTER}/{WEIGHTS}"}
+    # verify_adapter looks at recorded names only: a record without one would pass.
     missing = sorted(names - record.router_sha256.keys())
     if missing:
         raise CheckpointError(f"state.json has no sha256 of {', '.join(missing)}")

@@ -57,6 +57,7 @@ class Pool:
 
     def use(self, name: str) -> None:
         """Switches to one adapter."""
+        # inference_mode: else PEFT makes the parameters of the adapter trainable.
         self.model.set_adapter(name, inference_mode=True)
 
     def choose(self, engine: Any, requests: list[Record], config: Any) -> list[Choice]:
@@ -86,9 +87,12 @@ def route_and_answer(
 ) -> list[Any]:
     """Return the responses in the order of the requests; note in each who answered and why."""
     pool = getattr(self, "strlora_pool", None)
+    # Not when this file is loaded: plug-ins come before the model.
     if pool is None:
         content = read_json(Path(os.environ[POOL_FILE]))
         pool = self.strlora_pool = Pool(self.infer_engine.model, content)
+    # The router is asked before `answer_all`, which switches this off, too: a question that cannot
+    # be encoded must not end the process.
     self.infer_engine.strict = False
     choices = pool.choose(self.infer_engine, requests, config)
     responses: dict[int, Any] = {}
@@ -115,6 +119,7 @@ async def serve_one(self: Any, request: Any, config: Any, **kwargs: Any) -> Any:
     """Return the response to one request of `swift deploy`."""
     if config.stream:
         raise ValueError("this model routes every question first and cannot stream: stream=false")
+    # In a thread: the event loop must go on answering /health and taking requests.
     return await asyncio.to_thread(_answer_one, self, request, config)
 
 

@@ -44,6 +44,7 @@ def run_job(job: Request, models: BaseModels, report: int, rank: int | None = No
     before, missed = set(sys.modules), list[str]()
     code = 1
     try:
+        # The worker was started for another job, whose settings must not leak into this one.
         os.environ.clear()
         os.environ.update(job["environment"])
         if rank is not None:
@@ -96,6 +97,7 @@ def start_job(job: Request, models: BaseModels) -> tuple[int, int]:
 
 def end_job(pid: int, reading: int) -> tuple[int, Missing]:
     """Waits for a job; returns its exit code (negative: the signal) and what it was missing."""
+    # To the end of the pipe before waiting: a job whose report fills the pipe would wait for us.
     text = b""
     while block := os.read(reading, 1 << 16):
         text += block
@@ -144,6 +146,7 @@ def serve(requests: TextIO, replies: TextIO) -> None:
         reply({"pid": pid})
         code, missing = end_job(pid, report)
         reply({"code": code})
+        # After the reply: the orchestrator works on the result while this one loads.
         get_ready(missing, models)
 
 

@@ -36,6 +36,7 @@ class Worker:
             OSError: the worker cannot be started, or ended before the job began.
         """
         environment = child_environment(command)
+        # One that died, most likely killed by the kernel, is started anew.
         if self._process is None or self._process.poll() is not None:
             self._process = self._launch(environment)
             self._unread = b""
@@ -75,6 +76,8 @@ class Worker:
         deadline = time.monotonic() + seconds
         while b"\n" not in self._unread:
             left = max(0.0, deadline - time.monotonic())
+            # Raw reads and a buffer of our own: select cannot see what a buffered reader has read
+            # ahead.
             if not select.select([source], [], [], left)[0]:
                 return None
             block = os.read(source, 4096)

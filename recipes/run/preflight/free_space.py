@@ -31,6 +31,7 @@ PREFETCHED = 2  # batches that torch's loader has ready for each worker
 
 def done_chunks(recipe: Recipe) -> int:
     """Chunks that the run folder already holds."""
+    # The run itself refuses a damaged state, and says how to go on.
     with suppress(StateError):
         return load_state(RunLayout(Path(recipe.folder)).state).done
     return 0
@@ -83,6 +84,7 @@ def _at_most(recipe: Recipe, shape: Shape) -> Size:
 
 def _counted(recipe: Recipe, shape: Shape) -> Size | None:
     """The adapter's own parameters; None where torch is not installed."""
+    # Else in a process of its own: torch takes seconds and must not stay in the orchestrator.
     if "torch" in sys.modules:
         return adapter_size(recipe, shape)
     done = subprocess.run(

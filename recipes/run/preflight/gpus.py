@@ -66,6 +66,7 @@ def _probe(recipe: Recipe) -> dict[str, Any] | str:
     inside = container(recipe)
     command = [*inside, "python3" if inside else sys.executable, gpu_probe.__file__]
     command += [recipe.model.dtype, str(recipe.launcher.nproc)]
+    # A dry run leaves nothing behind: neither bytecode nor compiled kernels.
     unwritten = {"PYTHONDONTWRITEBYTECODE": "1", "CUDA_CACHE_DISABLE": "1"}
     try:
         done = subprocess.run(
@@ -79,6 +80,7 @@ def _probe(recipe: Recipe) -> dict[str, Any] | str:
     if done.returncode or not lines:
         said = done.stderr.strip().splitlines()
         return said[-1] if said else f"exit code {done.returncode}"
+    # The last line: libraries print above it.
     answer: dict[str, Any] = json.loads(lines[-1])
     return answer
 

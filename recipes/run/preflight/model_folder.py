@@ -98,6 +98,7 @@ def _damage(path: Path, tensors: set[str]) -> str | None:
     if pointer := _pointer(path):
         return f"{path} is {pointer}"
     if path.suffix == ".bin":
+        # torch writes zip archives, whose directory stands at the end; unpickling would run code.
         return None if zipfile.is_zipfile(path) else f"{path} ({size:,} bytes) is cut short"
     try:
         with safe_open(path, framework="numpy") as file:

@@ -74,6 +74,7 @@ def _absent_images(recipe: Recipe, stream: Stream, chunks: Sequence[int]) -> lis
     """What each image that is not there, or is empty, is and who asks for it."""
     files = [stream.chunk_file(i) for i in chunks]
     files += [stream.test_file(task) for task in recipe.eval.tasks or stream.tasks]
+    # Replay asks for pictures of chunks that are done, whose files may be gone.
     kept = RunLayout(Path(recipe.folder)).replay(done_chunks(recipe)) / MEMORY
     if recipe.replay is not None and chunks and kept.is_file():
         files.append(kept)

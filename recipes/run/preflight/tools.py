@@ -56,6 +56,7 @@ def check_caches(recipe: Recipe) -> Iterator[Finding]:
     closed = []
     for variable, usual in _CACHES.items():
         folder = Path(os.environ.get(variable) or Path(home) / usual).absolute()
+        # os.path.exists, since Path.exists raises where a folder above may not be entered.
         there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
         if not os.access(there, os.W_OK):
             closed.append(f"{variable} (now {folder})")

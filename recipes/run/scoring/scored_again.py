@@ -56,6 +56,7 @@ def bring_scores_up_to_date(session: Session) -> None:
         changed = f"{shown(before)} {manifest.get('scorers', {})} -> {shown(now)} {hashes}"
         manifest["sessions"][-1].setdefault("changes", {})["eval.scorer"] = changed
     manifest["recipe"]["eval"]["scorer"], manifest["scorers"] = now, hashes
+    # Both files name the scorer; the manifest, which decides, comes last.
     write_text(layout.recipe, OmegaConf.to_yaml(OmegaConf.create(manifest["recipe"])))
     write_json(layout.manifest, manifest)
 

@@ -91,6 +91,7 @@ def heavy_rows(rows: Iterable[dict[str, Any]], root: Path) -> list[dict[str, Any
             by_size[sizes] = row
         texts.append(row)
         answers.append(row)
+        # Pruned as it goes: a stream may have millions of rows.
         if len(texts) > 20 * HEAVY:
             texts = nlargest(HEAVY, texts, text_length)
             answers = nlargest(HEAVY, answers, answer_length)
@@ -102,6 +103,7 @@ def heavy_rows(rows: Iterable[dict[str, Any]], root: Path) -> list[dict[str, Any
 
 def _sizes(row: dict[str, Any], root: Path) -> Iterable[tuple[int, int]]:
     for path in row.get("images") or []:
+        # Opening reads the header alone; no picture is decoded.
         with suppress(OSError), Image.open(root / path) as picture:
             yield picture.size
 
