@@ -16,7 +16,7 @@ from typing import Any
 from recipes.command_table import COMMANDS, EXIT_CODES, USES
 
 AXES = ("--methods", "--seeds", "--stream-seeds", "--grid")  # of a sweep
-# Options that say something with --slurm alone, or without it alone.
+# Options that mean something only with --slurm, or only without it.
 _WITHOUT, _WITH = "without --slurm", "with --slurm"
 _COMPANIONS: dict[str, tuple[tuple[str, str, bool], ...]] = {
     "run": (
@@ -177,7 +177,7 @@ _USE_OPTIONS = (
             "another base is refused"),
     _flag("--cpu", "use the CPU, where the run's recipe asks for a GPU"),
 )  # fmt: skip
-# Beside the target, the overrides, and the groups of `run` and `sweep`, which come first.
+# Besides the target, the overrides, and the groups of `run` and `sweep`, which come first.
 _OPTIONS: dict[str, tuple[Option, ...]] = {
     "watch": (
         _option("--poll", "TIME", "time between two checks; default: 10m", type=_seconds,

@@ -81,8 +81,7 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> int:
 
         return _print_all(preview(recipe, options.chunk, options.all))
     if options.chunk is not None or options.all:
-        print("--chunk and --all belong to --dry-run: a run does all chunks", file=sys.stderr)
-        return BAD_RECIPE
+        return _refused("--chunk and --all belong to --dry-run: a run does all chunks")
     from recipes.processes import log_errors
 
     log_errors.verbose = options.verbose
@@ -116,11 +115,9 @@ def _sweep_status(options: argparse.Namespace) -> int | None:
     if folder is None:
         return None
     for word in [*options.overrides, *(["--verify"] if options.verify else [])]:
-        print(f"{word} is for one run; {folder} is a sweep's folder", file=sys.stderr)
-        return BAD_RECIPE
+        return _refused(f"{word} is for one run; {folder} is a sweep's folder")
     if options.json and options.follow:
-        print("--json prints the table once, --follow until all has ended", file=sys.stderr)
-        return BAD_RECIPE
+        return _refused("--json prints the table once, --follow until all has ended")
     if options.json:
         return _print_all([as_json(read_rows(folder))])
     # Nothing is at work here: Ctrl-C is how one leaves --follow.
@@ -187,8 +184,7 @@ def _status(recipe: Recipe, options: argparse.Namespace) -> int:
     from recipes.tools.status import as_json, as_text, read_status, verify
 
     if options.follow:
-        print("--follow is for a sweep's folder; this is one run", file=sys.stderr)
-        return BAD_RECIPE
+        return _refused("--follow is for a sweep's folder; this is one run")
     status = read_status(recipe)
     if options.verify:
         status.damaged = list(verify(recipe))
@@ -201,8 +197,7 @@ def _report(recipe: Recipe, options: argparse.Namespace) -> int:
 
     folder = Path(recipe.folder)
     if not (folder / "manifest.json").is_file():
-        print(f"{folder}: not started; there is nothing to report on", file=sys.stderr)
-        return FAILED
+        return _refused(f"{folder}: not started; there is nothing to report on", FAILED)
     lines: list[str] = []
     path = write_report(folder, tell=lines.append)
     return _print_all([*lines, f"report: {path}"])
@@ -214,8 +209,7 @@ def _reproduce(recipe: Recipe, options: argparse.Namespace) -> int:
     first = Path(recipe.folder)
     second = Path(options.into or f"{first}-again")
     if not (first / "manifest.json").is_file():
-        print(f"{first}: not started; there is nothing to reproduce", file=sys.stderr)
-        return FAILED
+        return _refused(f"{first}: not started; there is nothing to reproduce", FAILED)
     if not options.compare_only:
         expect_chunks(recipe)
         start = recipe.start_from and str(first / "chunks/000/adapter")  # copied when it started
@@ -327,6 +321,11 @@ _COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
 def _print_all(lines: Iterable[str]) -> int:
     print_lines(lines)
     return DONE
+
+
+def _refused(text: str, code: int = BAD_RECIPE) -> int:
+    print(text, file=sys.stderr)
+    return code
 
 
 def _tell(text: str) -> None:

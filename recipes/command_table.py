@@ -21,7 +21,7 @@ COMMANDS: dict[str, str] = {
 # The commands that use a run's model: they take what the run recorded, and no overrides.
 USES: tuple[str, ...] = ("ask", "chat", "serve", "export", "push")
 _STOPPED = "stopped by signal n"
-EXIT_CODES: dict[str, dict[str, str]] = {  # beside 2
+EXIT_CODES: dict[str, dict[str, str]] = {  # besides 2
     "run": {"0": "done", "1": "failed", "128+n": _STOPPED},
     "watch": {"0": "--once: all is up to date", "1": "failed", "128+n": _STOPPED},
     "sweep": {

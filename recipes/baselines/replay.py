@@ -109,7 +109,7 @@ class Mixture:
     def batches(self, samples: int) -> Iterator[tuple[int, int]]:
         """Yields for each batch how many samples are the chunk's and how many are replayed.
 
-        Only the last one may be smaller: it holds the stated share rounded up. Beside all of the
+        Only the last one may be smaller: it holds the stated share rounded up. Besides all of the
         chunk's own it is rounded up further to what the processes divide, since the host leaves
         out the rest of a file; in their place the rest is what it is without replay.
 

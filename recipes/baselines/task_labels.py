@@ -23,8 +23,8 @@ def write_label_table(
 ) -> list[str]:
     """Writes {text: what is embedded} of the first `chunks` chunks and of the test sets.
 
-    Returns what the texts could not tell: those of several tasks, where `number` gives them to the
-    first of the tasks, which a growing stream keeps.
+    Returns notes on texts that belong to several tasks: with `number` the first of the tasks gets
+    them, and stays the first when the stream grows.
 
     In a stream that grew a task keeps the template of its first batch: what was trained with it
     stays as it was.

@@ -69,8 +69,8 @@ class Command:
         return " \\\n    ".join(lines)
 
 
-# Who a process is among others: said by a pod, mpirun or an outer SLURM step of this process, never
-# of the host processes that it starts.
+# Which of several processes this one is: set for it by a pod, mpirun or an outer SLURM step, and
+# wrong for the host processes that it starts.
 _RANKS = re.compile(
     r"(GROUP_|ROLE_|LOCAL_|NODE_)?RANK|(GROUP_|ROLE_|LOCAL_)?WORLD_SIZE|NNODES|NPROC_PER_NODE|"
     r"SLURM_(PROCID|LOCALID|NTASKS|NPROCS)|(TORCHELASTIC|OMPI|PMI|PMIX|PMI2|MV2_COMM_WORLD)_.*"

@@ -12,14 +12,14 @@ _ERROR = re.compile(
 SHOWN = 12  # lines of an exception
 # --verbose: all that the process that failed has said, instead of the cause alone.
 verbose = False
-# torchrun's first words on a process that failed, and its own exceptions after that.
+# torchrun's first words on a process that failed.
 _FAILED_RANK = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
 _PROGRESS = re.compile(r"\d%\||^\{'")  # a bar, or a step's metrics, which are kept elsewhere
 _RANK = re.compile(r"^\[rank\d+\]: ?")  # torch's mark of a process, also on empty lines
 _CHAINED = re.compile("(direct cause of the following|During handling of the above) exception")
 _TRACEBACK = "Traceback (most recent call last)"
 _FILE = re.compile(r"Failed to (read|load) .*file '")  # of the JSON reader, which names the file
-_FOLLOWS = re.compile("ChildFailedError|SignalException")
+_FOLLOWS = re.compile("ChildFailedError|SignalException")  # what torchrun itself raises then
 
 
 def last_error(log: Path) -> list[str]:

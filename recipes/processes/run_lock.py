@@ -81,7 +81,7 @@ class RunLock:
         self._write(child)
 
     def heartbeat(self) -> None:
-        """Moves the file's time, so that a status asked on another machine sees that we live."""
+        """Touches the file, so that `status` on another machine sees that we live."""
         if time.monotonic() - self._last_beat >= HEARTBEAT_SECONDS:
             self._last_beat = time.monotonic()
             with suppress(OSError):  # a full disk must not end a training over a heartbeat

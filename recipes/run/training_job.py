@@ -57,7 +57,7 @@ def train_adapter(session: Session, job: TrainingJob, record: ChunkRecord) -> No
     # An adapter is installed last and whole: where its folder is, the training is over.
     if not job.layout.adapter(job.index).is_dir():
         checkpoint = _finished_checkpoint(session, job, record)
-        rows = complete_lines(job.host / "logging.jsonl")  # one a step, beside others
+        rows = complete_lines(job.host / "logging.jsonl")  # one a step, among others
         steps = "".join(row for row in rows if '"loss"' in row[:12])
         # Before the adapter is installed: from then on the host's folder, which holds them, may go
         # at any time.

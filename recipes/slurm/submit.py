@@ -70,7 +70,7 @@ def submit(
 
     Args:
         findings: what was found out about the machine; some of it may stop the job.
-        chain: so many jobs, each after the one before.
+        chain: the number of jobs, each after the one before.
         after: what the first job waits for, as sbatch's option --dependency names it.
 
     Raises:

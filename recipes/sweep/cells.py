@@ -40,7 +40,7 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        overrides: all that its command gives beside the recipe's file.
+        overrides: all that its command gives besides the recipe's file.
         kept: the CSV of its results; a run that has one is not run again. None: it keeps none.
     """
 

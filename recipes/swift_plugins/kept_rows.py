@@ -18,7 +18,7 @@ preprocess_by_host = RowPreprocessor.batched_preprocess
 
 @wraps(preprocess_by_host)
 def preprocess_all(self: Any, batched_row: dict[str, Any], **options: Any) -> dict[str, Any]:
-    """Stands for the host's function that turns a batch of rows into its form.
+    """Takes the place of the host's function that turns a batch of rows into its form.
 
     Raises:
         ValueError: rows were left out, or one cannot be read.

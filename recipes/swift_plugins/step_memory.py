@@ -34,7 +34,7 @@ from strlora_tuner import host_api
 host_api.check("step_memory")
 MARK = "ANSWER "  # how the line with the answer begins; the host prints others
 LAYERS = 3  # the first three of Qwen3-VL add features of the pictures
-SMALL = 4096  # numbers of floating point: so many are computed, such as a position's frequencies
+SMALL = 4096  # tensors of up to so many floats are computed, such as a position's frequencies
 aten = torch.ops.aten
 INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 
@@ -122,7 +122,7 @@ def _places(index: Any) -> Sequence[Any]:
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Notes the most that is alive beside what stays, phase by phase of a step, in bytes."""
+    """Records the most that is alive besides what stays, phase by phase of a step, in bytes."""
 
     shapes: Shapes
     found: dict[str, int]
@@ -168,7 +168,7 @@ def predict(argv: Sequence[str]) -> dict[str, int]:
     """Bytes of a training step in one process without DeepSpeed, by part.
 
     `base`, `adapter`, `optimizer` and `gradients` (where several micro-batches make a step) stay;
-    `pictures`, `text` and `update` are the most that is alive beside them while pictures are
+    `pictures`, `text` and `update` are the most that is alive besides them while pictures are
     embedded, in the decoder's forward and backward pass, and in the optimizer's step, for any of
     the micro-batches that the arguments make the host read. `largest` module, and the
     decoder's width `hidden`, are what DeepSpeed sizes its buffers by.
@@ -181,7 +181,7 @@ def predict(argv: Sequence[str]) -> dict[str, int]:
 
 
 def run_step(argv: Sequence[str], layers: int) -> dict[str, int]:
-    """The parts with so many of the decoder's `layers` (its own number, where it has fewer)."""
+    """The parts of a step with only `layers` layers in the decoder (all, where it has fewer)."""
 
     def without_weights(cls: Any, path: str, *args: Any, config: Any, **kwargs: Any) -> Any:
         text = config.get_text_config()

@@ -47,7 +47,12 @@ if os.environ.get(NEEDS_GPU) == "1" and not torch.cuda.is_available():
         "does not continue on the CPU"
     )
 GLOO_THREAD = "pt_gloo_runloop"
-NO_TEXT = ("_emb", "_embedding", "_gme", "_reranker")  # how the host's types end that write none
+NO_TEXT = (
+    "_emb",
+    "_embedding",
+    "_gme",
+    "_reranker",
+)  # endings of types that write no text
 
 
 class SaveAndStop(GracefulExitCallback):
@@ -72,7 +77,7 @@ def keep_newest_steps(*args: Any, **kwargs: Any) -> None:
 
 
 def types_that_write(architectures: list[str] | None) -> list[str]:
-    """Stands for the function that finds a model's types by its config.json's architectures."""
+    """Takes the place of the function that finds a model's types by its architectures."""
     found: list[str] = types_of(architectures)
     writing = [name for name in found if not name.endswith(NO_TEXT)]
     # Of several the one called like the class: Qwen3.5's is another maker's OCR model's, too.
@@ -87,7 +92,7 @@ log_by_host = SwiftMixin.log
 
 @wraps(log_by_host)
 def log_rates(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-    """Stands for the host's function that logs a step: names the rate of each group.
+    """Takes the place of the host's function that logs a step: names the rate of each group.
 
     Where the aligner has a rate of its own the host makes its parameters the first groups, and the
     adapter's the last. `learning_rate` is the adapter's.
@@ -115,10 +120,10 @@ keep_by_host = SwiftMixin.prepare_logits_to_keep
 
 @wraps(keep_by_host)
 def keep_labelled_logits(self: Any, inputs: dict[str, Any]) -> None:
-    """Stands for the host's function that leaves out logits: keeps positions that carry a label.
+    """Takes the place of the host's function that leaves out logits: keeps labelled positions.
 
-    The host does so for a batch of one and keeps one range else. In float32 it goes on to do that:
-    another order of the same sums changes the last bits, and such runs are repeated bit for bit.
+    The host does so for a batch of one, and else keeps one range. In float32 that stays: another
+    order of the same sums would change the last bits, and such runs are repeated bit for bit.
     """
     labels = inputs["labels"]
     if labels.shape[0] == 1 or not (self.args.bf16 or self.args.fp16):

@@ -45,7 +45,7 @@ def _chunk_line(name: str, counts: Sequence[int | None], last: str) -> str:
 
 
 def _extra_text(chunks: Sequence[ChunkPlan]) -> Iterator[str]:
-    """What is read beside the chunks' own samples."""
+    """What is read besides the chunks' own samples."""
     if routed := sum(chunk.routed for chunk in chunks):
         yield f"steps and tokens include {routed:,} samples read by the routers, all their passes"
     if replayed := sum(chunk.replayed for chunk in chunks):

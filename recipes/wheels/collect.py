@@ -1,4 +1,4 @@
-"""Collects wheels of all that a closed machine lacks beside what it has."""
+"""Collects wheels of all that a machine without a network lacks."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def router_start(recipe: Recipe, layout: RunLayout, index: int) -> Path | None:
 
 
 def router_lines(recipe: Recipe, samples: Sequence[int]) -> int:
-    """Lines that the router is trained on after the last of chunks with so many samples."""
+    """Lines that the router is trained on after the last of chunks of these sizes."""
     if recipe.pool is None or not has_router(len(samples)):
         return 0
     return sum(min(recipe.pool.samples, count) for count in samples)

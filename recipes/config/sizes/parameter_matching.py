@@ -70,7 +70,7 @@ def _experts(options: AdapterOptions) -> list[int | None]:
 
 
 def _nearest(recipe: Recipe, shape: Shape, experts: int | None, wanted: int) -> Matched | None:
-    """The setting whose size is nearest to `wanted` with so many experts, the smaller of two.
+    """The setting with `experts` whose size is nearest to `wanted`, the smaller of two.
 
     Parameters grow by the same number with every further rank a number of experts allows, so two
     counts say where to look; the settings there are counted themselves.

@@ -13,7 +13,7 @@ from recipes.config.sizes.base_model import adapter_size, model_shape
 from strlora_tuner.options import Size
 
 BYTES = 4  # of a number in an adapter's file
-# Beside the weights a checkpoint holds AdamW's two moments, and under DeepSpeed float32 masters.
+# Besides the weights a checkpoint holds AdamW's two moments, and under DeepSpeed float32 masters.
 OPTIMIZER, MASTERS = 8, 4
 
 

@@ -22,8 +22,8 @@ from recipes.run_folder.state import StateError, load_state
 from strlora_tuner.options import Size
 
 GIB = 2**30
-# No adapter stores more numbers than so many times plain LoRA of its rank (a test counts them all);
-# one that grows, as many in every chunk. Counting exactly takes torch, and seconds.
+# No adapter stores more than this many times the numbers of a plain LoRA of its rank (a test counts
+# them all); one that grows does so in every chunk. Counting exactly takes torch, and seconds.
 AT_MOST = 5
 SHARED = Path("/dev/shm")
 PREFETCHED = 2  # batches that torch's loader has ready for each worker

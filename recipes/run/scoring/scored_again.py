@@ -24,7 +24,7 @@ from strlora_tuner.methods.slow_weights.options import KINDS
 
 
 def bring_scores_up_to_date(session: Session) -> None:
-    """Score all recorded answers again where the scorers changed, and note those of now.
+    """Score all recorded answers again where the scorers changed, and record the present ones.
 
     The note comes last: killed before it, the next start does it again.
 
