@@ -253,6 +253,7 @@ STREAM_SCORES = (
     ),
 )
 SCORE = {score.key: score for score in STREAM_SCORES}
+BATCH = 500
 
 
 def bootstrap_matrices(
@@ -290,7 +291,6 @@ def permuted_matrices(
     aggregates: Sequence[Callable[[Array], Array]],
     replicates: int = 1000,
     seed: int = 0,
-    batch: int = 500,
 ) -> Iterator[tuple[Array, Array]]:
     """Yield pairs of matrices of two runs in which samples changed sides at random.
 
@@ -305,14 +305,16 @@ def permuted_matrices(
         aggregates: for each task what turns mean sample scores into the task's score.
         replicates: how many pairs in all.
         seed: of the random generator.
-        batch: pairs at a time; each yield is two arrays (at most batch, chunks + 1, tasks).
+
+    Yields:
+        Two arrays (at most `BATCH`, chunks + 1, tasks).
 
     Raises:
         ValueError: a task has other samples in the second run.
     """
     generator = np.random.default_rng(seed)
-    for start in range(0, replicates, batch):
-        size = min(batch, replicates - start)
+    for start in range(0, replicates, BATCH):
+        size = min(BATCH, replicates - start)
         sides = [
             _swap(generator, one, other, aggregate, size)
             for one, other, aggregate in zip(first, second, aggregates, strict=True)

@@ -103,9 +103,8 @@ def _lost(chunk: int, tasks: Sequence[TaskOutcome]) -> str:
         return "One chunk is evaluated: nothing can be forgotten yet."
     lost = sorted((t for t in tasks if round(t.lost, 4) > 0), key=lambda t: -t.lost)
     if not lost:
-        return "Nothing is lost: every task is at its best now." if len(tasks) > 1 else (
-            "Nothing is lost: it is at its best now."
-        )  # fmt: skip
+        who = "every task" if len(tasks) > 1 else "it"
+        return f"Nothing is lost: {who} is at its best now."
     if len(tasks) == 1:
         best = lost[0].best_chunk
         return f"Lost since its best, after chunk {best}: {percent(lost[0].lost)} points."

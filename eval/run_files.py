@@ -268,6 +268,11 @@ class Manifest:
         name, ewc = str(self.recipe.get("method") or ""), self.recipe.get("ewc") or {}
         return "l2" if name == "ewc_released" and "released" in ewc else name
 
+    def method_name(self, preset: bool) -> str:
+        """Return the method's name with the labels it reads, and its preset if asked for."""
+        remarks = "; ".join(filter(None, [self.preset if preset else "", self.labels_used]))
+        return f"{self.method} ({remarks})" if remarks else self.method
+
     def block(self, name: str) -> JsonObject:
         """Return a block of the recipe, such as `schedule`; empty where it is missing."""
         return _part(self.recipe, name)

@@ -32,6 +32,7 @@ from eval.scorers.registry import (
     described,
     find_scorer,
     find_task,
+    is_own,
     own_scorer,
 )
 
@@ -188,16 +189,10 @@ def name_problems(path: Path, lines: Sequence[Numbered], results: Sequence[Recor
     return failed[:MOST_NAMED] + ([f"{path}: ... and {more} more"] if more > 0 else [])
 
 
-def own_file(name: str | None) -> Path | None:
-    """Return the file of a scorer of one's own, `my_scorer.py:score`; None for a built-in one."""
-    place, colon, _ = (name or "").rpartition(":")
-    return Path(place) if colon else None
-
-
 def _asked_for(options: argparse.Namespace) -> Scorer:
     if options.task is not None:
         return find_task(options.task).scorer(options.variant)
-    if own_file(options.scorer):
+    if is_own(options.scorer):
         return own_scorer(options.scorer)
     return find_scorer(options.scorer, options.variant)
 
@@ -251,7 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     name = options.task or options.scorer
     print(summarise(name, options.variant, results, scorer), file=sys.stderr)
-    if own := own_file(options.scorer):
+    if options.scorer and is_own(options.scorer):
+        own = Path(options.scorer.rpartition(":")[0])
         print(f"eval.score: {own}: sha256 {sha256_file(own)}", file=sys.stderr)
     if note := caption_note(results):
         print(f"eval.score: {options.file}: {note}", file=sys.stderr)

@@ -97,24 +97,24 @@ def over_samples(drawn: Array) -> Spread:
     return Spread(error, error, interval, over="samples")
 
 
-def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Return the t interval of the mean of a few runs (seeds); NaN below two numbers."""
+def t_interval(values: Sequence[float]) -> Interval:
+    """Return the 95 % t interval of the mean of a few runs (seeds); NaN below two numbers."""
     known = _finite(values)
     if len(known) < 2:
         return NO_INTERVAL
     mean = float(known.mean())
-    reach = float(stats.t.ppf((1 + level) / 2, len(known) - 1) * stats.sem(known))
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, len(known) - 1) * stats.sem(known))
     return Interval(mean - reach, mean + reach)
 
 
-def percentile_interval(drawn: Array, level: float = LEVEL) -> Interval:
-    """Return the percentile bootstrap interval of the drawn values of one statistic: (replicates,).
+def percentile_interval(drawn: Array) -> Interval:
+    """Return the 95 % percentile bootstrap interval of drawn values of a statistic: (replicates,).
 
     NaN unless every replicate has a value: a statistic that often does not exist has no interval.
     """
     if drawn.size < 2 or not np.isfinite(drawn).all():
         return NO_INTERVAL
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))
 
 

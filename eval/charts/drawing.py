@@ -57,11 +57,10 @@ def plain(ax: Axes) -> None:
     ax.set_axisbelow(True)
 
 
-def label(ax: Axes, x: float, y: float, text: str, align: str, ink: str = "soft") -> None:
+def label(ax: Axes, x: float, y: float, text: str, align: str) -> None:
     """Write a text `x`, `y` pixels off the lower left corner of the canvas."""
-    offset = (x, y)
-    ax.annotate(text, offset, xycoords="figure points", ha=align, va="center", fontsize=FONT,
-                color=PALETTE[ink], annotation_clip=False)  # fmt: skip
+    ax.annotate(text, (x, y), xycoords="figure points", ha=align, va="center", fontsize=FONT,
+                color=PALETTE["soft"], annotation_clip=False)  # fmt: skip
 
 
 def _short(number: re.Match[str]) -> str:

@@ -32,8 +32,7 @@ def over_chunks(
         more: further columns of the table by their heads, ready for print.
         cell: turns a value into the text of the table.
     """
-    x = [float(chunk) for chunk in chunks]
-    chart = line_chart(title, series, x, "chunk", y_label, show, height, from_zero=from_zero)
+    chart = line_chart(title, series, chunks, "chunk", y_label, show, height, from_zero=from_zero)
     columns = [*([cell(float(v)) for v in s.values] for s in series), *(more or {}).values()]
     names = ["base model" if chunk == 0 else f"chunk {chunk}" for chunk in chunks]
     head = ["after", *(s.name for s in series), *(more or {})]

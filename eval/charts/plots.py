@@ -113,16 +113,16 @@ def _reach(
 
 
 def small_multiples(
-    title: str, panels: Sequence[tuple[str, Sequence[Series]]], x: Sequence[float], x_label: str
+    title: str, panels: Sequence[tuple[str, Sequence[Series]]], chunks: int
 ) -> Chart:
-    """Return one small line chart a panel, all with the same axes, for many tasks.
+    """Return one small line chart a panel over the chunks, all with the same axes.
 
     Args:
         title: what a screen reader says.
         panels: heading and lines of each.
-        x: the abscissae, one for each value.
-        x_label: what the abscissae are.
+        chunks: values of a line, that of the base model included.
     """
+    x = range(chunks)
     low, high = _reach([s for _, lines in panels for s in lines])
 
     def draw(width: float) -> Canvas:
@@ -149,7 +149,7 @@ def small_multiples(
                            labelbottom=number + columns >= len(panels))  # fmt: skip
             ax.annotate(_truncate(name, across), (0, tall + 3), xycoords="axes points",
                         fontsize=FONT, color=PALETTE["ink"], annotation_clip=False)  # fmt: skip
-        label(canvas.axes[0], LEFT + (width - LEFT) / 2, 9, x_label, "center")
+        label(canvas.axes[0], LEFT + (width - LEFT) / 2, 9, "chunk", "center")
         return canvas
 
     return both(draw, title)

@@ -28,10 +28,8 @@ from eval.significance import (
     welch,
 )
 
-REPLICATES = 1000
 # The smallest p is 1 in so many, and Holm multiplies it by the number of comparisons.
 PERMUTATIONS = 9999
-SEED = 0
 LAST = STREAM_SCORES[0].key
 
 
@@ -80,7 +78,7 @@ def spreads(loaded: Comparable, method: Method) -> dict[str, Spread]:
     if len(method.entries) > 1:
         return {key: over_runs(numbers) for key, numbers in values.items()}
     entry = method.entries[0]
-    drawn = bootstrap_matrices(entry.samples, loaded.aggregates, REPLICATES, SEED)
+    drawn = bootstrap_matrices(entry.samples, loaded.aggregates)
     columns = column_values(drawn, loaded.tasks, entry.first)
     known = {key for key, numbers in values.items() if math.isfinite(numbers[0])}
     return {k: over_samples(v) if k in known else NO_SPREAD for k, v in columns.items()}
@@ -95,7 +93,7 @@ def differences(loaded: Comparable, first: Method, second: Method) -> dict[str, 
     sample scores are means over its seeds.
     """
     one, other = values_by_seed(loaded, first), values_by_seed(loaded, second)
-    gaps = {key: _mean(one[key]) - _mean(other[key]) for key in one}
+    gaps = {key: float(np.mean(one[key]) - np.mean(other[key])) for key in one}
     if len(first.entries) > 1 and len(second.entries) > 1:
         test = _paired_runs(first, second) or (lambda a, b: ("welch", welch(a, b)))
         return {key: Result(gap, *test(one[key], other[key])) for key, gap in gaps.items()}
@@ -112,10 +110,6 @@ def _paired_runs(
         return None
     order = [theirs.index(pair) for pair in ours]
     return lambda a, b: ("paired", paired_t(a, [b[i] for i in order]))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if np.isfinite(values).all() else math.nan
 
 
 def _paired(loaded: Comparable, first: Method, second: Method) -> dict[str, tuple[str, float]]:
@@ -162,7 +156,7 @@ def _permuted(
     real = [_matrix(samples, loaded.aggregates) for samples in (one, other)]
     observed = _differences(loaded, real[0], real[1], first)
     drawn: dict[str, list[Array]] = {key: [] for key in observed}
-    for left, right in permuted_matrices(one, other, loaded.aggregates, PERMUTATIONS, SEED):
+    for left, right in permuted_matrices(one, other, loaded.aggregates, PERMUTATIONS):
         for key, values in _differences(loaded, left, right, first).items():
             drawn[key].append(values)
     return {

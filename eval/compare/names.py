@@ -51,17 +51,13 @@ def method_name(run: RunData, preset: bool) -> str:
         preset: whether its preset, and what changed it, is part of the name.
     """
     recipe, method = run.manifest.recipe, run.manifest.method
-    remarks = "; ".join(
-        filter(None, [run.manifest.preset if preset else "", run.manifest.labels_used])
-    )
-    name = f"{method} ({remarks})" if remarks else method
     # `slow_weights: {}` is the block with its defaults: only null is none.
     added = [
         word
         for key, (word, inherent) in BLOCKS.items()
         if recipe.get(key) is not None and method not in inherent
     ]
-    return " + ".join([name or run.name, *added])
+    return " + ".join([run.manifest.method_name(preset) or run.name, *added])
 
 
 def printed(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from eval import metrics
-from eval.charts.figure import Figure, Table, colour, counted, percent
+from eval.charts.figure import Figure, Table, colour, counted, percent, ratio
 from eval.charts.over_chunks import over_chunks
 from eval.charts.plots import (
     Bar,
@@ -28,11 +28,10 @@ from eval.compare.comparison import Column, Comparison
 from eval.compare.names import printed
 from eval.compare.routing_part import routing_part
 from eval.compare.runs import Method
-from eval.report.page import composition_chart, fill
+from eval.report.page import MOST_COLOURED, composition_chart, fill
 from eval.report.tables import code_text, composition_table, machine_text
 from eval.significance import SPREADS, over_runs
 
-MOST_COLOURED = 16
 _VERSIONS = ("ms-swift", "torch")
 OfValues = Callable[[metrics.Array], metrics.Array]  # a[chunk, task] -> one number a chunk
 _TESTS = {
@@ -232,11 +231,10 @@ def _by_task(comparison: Comparison) -> list[Figure]:
                 for i, m in enumerate(comparison.methods)])
         for column, task in enumerate(comparison.tasks)
     ]  # fmt: skip
-    x = [float(chunk) for chunk in range(rows)]
     title = (
         f"Score of {len(comparison.tasks)} tasks over {rows - 1} chunks for {len(names)} methods."
     )
-    small = small_multiples(title, panels, x, "chunk")
+    small = small_multiples(title, panels, rows)
     body = [[task, s.name, *(percent(float(v)) for v in s.values)]
             for task, lines in panels for s in lines]  # fmt: skip
     head = ["task", "method", "base", *map(str, range(1, rows))]
@@ -300,9 +298,7 @@ def _tests(comparison: Comparison) -> list[Table]:
 
 
 def _p(value: float) -> str:
-    if math.isnan(value):
-        return "–"  # noqa: RUF001
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "< 0.001" if value < 0.001 else ratio(value)
 
 
 def _runs(comparison: Comparison) -> Part:

@@ -61,7 +61,7 @@ class Section:
     rows: list[tuple[str, str, list[tuple[str, bool]]]]
 
 
-def shown(column: Column, cell: Cell, spread: str, between: str = " ± ") -> str:
+def shown(column: Column, cell: Cell, spread: str) -> str:
     """Return a cell's text: scores in percent with their spread, costs in their unit."""
     if not math.isfinite(cell.value):
         return UNKNOWN
@@ -69,7 +69,7 @@ def shown(column: Column, cell: Cell, spread: str, between: str = " ± ") -> str
         return f"{cell.value:.{3 if column.unit in ('M', 's') else 2}f}"
     half = cell.spread.half(spread)
     text = _percent(cell.value)
-    return f"{text}{between}{_percent(half)}" if math.isfinite(half) else text
+    return f"{text} ± {_percent(half)}" if math.isfinite(half) else text
 
 
 def _percent(value: float) -> str:

@@ -147,8 +147,7 @@ class RunData:
     @property
     def method(self) -> str:
         """Return the method's name, its preset, and the labels it reads."""
-        remarks = "; ".join(filter(None, [self.manifest.preset, self.manifest.labels_used]))
-        return f"{self.manifest.method} ({remarks})" if remarks else self.manifest.method
+        return self.manifest.method_name(preset=True)
 
     @property
     def seed_text(self) -> str:
@@ -157,9 +156,8 @@ class RunData:
             return "unknown"
         data = self.manifest.block("data")
         made = data.get("source") == "mini" and "seed" in data
-        return (
-            f"{self.manifest.seed}, stream seed {data['seed']}" if made else f"{self.manifest.seed}"
-        )
+        stream = f", stream seed {data['seed']}" if made else ""
+        return f"{self.manifest.seed}{stream}"
 
     def composition(self) -> list[dict[str, int]]:
         """Return for every planned chunk the samples of each task."""

@@ -13,10 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from data_prep.files import read_json, write_text
 from data_prep.stream import StreamError
 from eval import metrics
-from eval.charts.figure import percent
 from eval.questions import Form, form_of
 from eval.report.data import RunData, load_run, without_folders
 from eval.report.numbers import Number, Summary, summarise
+from eval.report.tables import with_error
 from eval.significance import ONE_RUN_NOTE
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
@@ -152,5 +152,4 @@ def base_name(path: str) -> str:
 def _with_error(number: Number | None) -> str:
     if number is None or math.isnan(number.value):
         return "not measured"
-    text = percent(number.value)
-    return text if math.isnan(number.stderr) else f"{text} ± {percent(number.stderr)}"
+    return with_error(number)

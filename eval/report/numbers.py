@@ -21,7 +21,6 @@ from eval.run_files import PredictionLine, read_object
 Array = NDArray[np.float64]
 REPLICATES = 500
 IN_CARDS = ("last", "average", "lost", "forgetting", "backward", "forward")
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def summarise(run: RunData) -> Summary:
 def _draw(run: RunData) -> Array:
     samples = [run.sample_scores(task) for task in run.tasks]
     aggregates = [run.aggregate(task) for task in run.tasks]
-    return metrics.bootstrap_matrices(samples, aggregates, REPLICATES, SEED)
+    return metrics.bootstrap_matrices(samples, aggregates, REPLICATES)
 
 
 def _number(statistic: Callable[[Array], Array], a: Array, drawn: Array) -> Number:

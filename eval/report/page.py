@@ -199,13 +199,13 @@ def _accuracy(run: RunData, lines: Sequence[Series]) -> Chart:
         f"{counted(len(mean) - 1, 'chunk')}; the mean goes"
         f" from {percent(float(mean[0]))} to {percent(float(mean[-1]))} percent."
     )
-    x = [float(chunk) for chunk in range(len(lines[-1].values))]
+    chunks = len(lines[-1].values)
     if len(run.tasks) <= MOST_LINES:
-        return line_chart(title, lines, x, "chunk", "Score, %")
+        return line_chart(title, lines, range(chunks), "chunk", "Score, %")
     *tasks, middle = lines
     grey = Series("mean", middle.values, "many")
     panels = [(s.name, [grey, Series(s.name, s.values, s.style)]) for s in tasks]
-    return small_multiples(title, [("mean over tasks", [middle]), *panels], x, "chunk")
+    return small_multiples(title, [("mean over tasks", [middle]), *panels], chunks)
 
 
 def composition_chart(run: RunData, done: int) -> tuple[Chart, list[Entry]]:

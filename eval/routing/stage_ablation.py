@@ -36,8 +36,6 @@ from eval.scorers.registry import Named, open_scored_stream, scorer_of
 from eval.significance import percentile_interval
 
 Array = NDArray[np.float64]
-REPLICATES = 1000
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def _scores(lines: Sequence[PredictionLine]) -> list[float]:
 def _content(chunk: int, paired: Mapping[str, _Paired], names: Sequence[str]) -> AblationContent:
     samples = [p.scores for p in paired.values()]
     real = np.stack([p.aggregate(p.scores.mean(axis=1)) for p in paired.values()], axis=-1)
-    drawn = bootstrap_matrices(samples, [p.aggregate for p in paired.values()], REPLICATES, SEED)
+    drawn = bootstrap_matrices(samples, [p.aggregate for p in paired.values()])
     counts = {task: int(p.scores.shape[1]) for task, p in paired.items()}
     intact: dict[str, IntactTask] = {
         task: {"n": n, "score": rounded(real[0, i])} for i, (task, n) in enumerate(counts.items())

@@ -123,20 +123,20 @@ def gold_answers(record: GoldRecord) -> list[str]:
         if record.get(key) is not None and record[key] != []:
             texts = _texts(record[key])
             if not texts:
-                raise ValueError(
-                    f"{_name(record)}: {key}: found {record[key]!r}, expected an answer"
-                )
+                name = record_name(record)
+                raise ValueError(f"{name}: {key}: found {record[key]!r}, expected an answer")
             return texts
     for message in reversed(record.get("messages") or []):
         if message.get("role") == "assistant":
             return [str(message["content"])]
     raise ValueError(
-        f"{_name(record)}: no gold; expected 'gold', 'answer', 'references' or an assistant turn,"
+        f"{record_name(record)}: no gold; expected 'gold', 'answer', 'references' or an assistant turn,"
         f" found the keys {sorted(record)}"
     )
 
 
-def _name(record: GoldRecord) -> str:
+def record_name(record: GoldRecord) -> str:
+    """Return what a message calls a record, by whichever id it has."""
     return f"record {record.get('id', record.get('question_id'))!r}"
 
 

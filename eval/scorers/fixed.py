@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from eval.scorers import box_overlap as boxes
-from eval.scorers.answer_text import GoldRecord, gold_answers
+from eval.scorers.answer_text import GoldRecord, gold_answers, record_name
 from eval.scorers.number_reader import (
     Number,
     read_answer,
@@ -172,8 +172,8 @@ def _gold_box(record: GoldRecord, fields: GoldRecord) -> tuple[boxes.Box, list[f
     sides = boxes.parse_numbers(str(size))
     if box is None or len(sides) != 2:
         raise ValueError(
-            f"record {record.get('id', record.get('question_id'))!r}: found answer_bbox={written!r}"
-            f" and size={size!r}, expected '[x1, y1, x2, y2]' and [width, height]"
+            f"{record_name(record)}: found answer_bbox={written!r} and size={size!r}, expected"
+            " '[x1, y1, x2, y2]' and [width, height]"
         )
     return box, sides
 

@@ -87,8 +87,6 @@ _CUE = re.compile(
 _DATED = re.compile(
     r"\b(?:in|since|by|until|till|during|year|years|from|of|for)\s+\Z", re.IGNORECASE
 )
-
-
 _SPELT_SIGN = re.compile(r"\b(?:minus|negative)\s+(?=[\d$€£¥.])", re.IGNORECASE)
 
 
@@ -159,9 +157,8 @@ def _number(match: re.Match[str], text: str) -> Number | None:
         return None
     signed = bool(match["sign"]) != bool(match["inner"])
     unit = _UNIT.match(text, match.end())
-    bare = re.fullmatch(r"-?\d+(?:\.0+)?", match[0].strip()) is not None
+    bare = not unit and re.fullmatch(r"-?\d+(?:\.0+)?", match[0].strip()) is not None
     value = -value if signed else value
-    bare = bare and not unit
     name = unit[1] if unit and unit[1].lower() not in _CURRENCIES else ""
     return Number(value, value, bool(match["percent"]), bare, name, match.span())
 

@@ -127,11 +127,9 @@ def option_letter(answer: str, gold: str = "A") -> str | None:
         answer = boxed[-1]
     text = _MARKUP.sub("", _LATEX_TEXT.sub(r"\1", fold(answer))).strip()
     mentions = [mention for mention in _mentions(text, letters) if not mention.denied]
-    said = [_is_stated(text, mention) for mention in mentions]
-    bare = [
-        m for m, by_words in zip(mentions, said, strict=True) if not by_words and _is_bare(text, m)
-    ]
-    stated = [m for m, by_words in zip(mentions, said, strict=True) if by_words or m in bare]
+    by_words = [m for m in mentions if _is_stated(text, m)]
+    bare = [m for m in mentions if m not in by_words and _is_bare(text, m)]
+    stated = [m for m in mentions if m in by_words or m in bare]
     last = bare if stated == bare else stated[-1:]  # two lines of one letter each are two answers
     enumerated = {
         letter for m in mentions if _ENUMERATED.match(text, m.end) for letter in m.letters
@@ -144,7 +142,7 @@ def option_letter(answer: str, gold: str = "A") -> str | None:
         and _OPENED.match(text, mention.end)
     ]
     bracketed = [m for m in mentions if re.search(r"(?<!\w)[(\[【]\s*\Z", text[: m.start][-3:])]
-    if not enumerated or len(enumerated) > 1:
+    if len(enumerated) != 1:
         bracketed = [m for m in bracketed if re.match(r"\s*[)\]】]", text[m.end :][:3])]
     for found in (last, opening, bracketed, mentions if _is_only(text) else []):
         named = {letter for mention in found for letter in mention.letters}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import runpy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from numbers import Real
@@ -129,12 +129,15 @@ def find_scorer(name: str, variant: str = "fixed") -> Scorer:
         raise ValueError(f"variant: found {variant!r}, expected one of {sorted(VARIANTS)}")
     table = VARIANTS[variant]
     if name not in table:
-        near = get_close_matches(name, table, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        if name.endswith(".py"):
-            hint = f"; a function of your own is {name}:FUNCTION"
+        own = f"; a function of your own is {name}:FUNCTION" if name.endswith(".py") else ""
+        hint = own or _did_you_mean(name, table)
         raise ValueError(f"scorer: found {name!r}, expected one of {sorted(table)}{hint}")
     return table[name]
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def own_scorer(name: str) -> Scorer:
@@ -157,8 +160,7 @@ def own_scorer(name: str) -> Scorer:
         raise ValueError(f"scorer: {path} cannot be run: {error!r}") from error
     judge = known.get(function)
     if not callable(judge):
-        near = get_close_matches(function, [key for key in known if callable(known[key])], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = _did_you_mean(function, (key for key, value in known.items() if callable(value)))
         raise ValueError(f"scorer: {path} has no function {function!r}{hint}")
     try:
         inspect.signature(judge).bind("", {})
@@ -222,16 +224,14 @@ class Task:
     def scorer(self, variant: str) -> Scorer:
         """Return the scorer of this task; raises ValueError where no such variant is known."""
         name = self.fixed if variant == "fixed" else self.released
-        if name is None and self.printed:
-            raise ValueError(
-                f"task {self.name!r}: the published script has one score for the whole test set: "
-                "a run's scores.json has it under 'published'; use --variant fixed"
-            )
-        if name is None:
-            raise ValueError(
-                f"task {self.name!r}: no published scorer is known; use --variant fixed"
-            )
-        return find_scorer(name, variant)
+        if name is not None:
+            return find_scorer(name, variant)
+        why = (
+            "the published script has one score for the whole test set: a run's scores.json has it"
+            " under 'published'"
+        )
+        why = why if self.printed else "no published scorer is known"
+        raise ValueError(f"task {self.name!r}: {why}; use --variant fixed")
 
 
 _ALL = (
@@ -283,8 +283,7 @@ def find_task(name: str) -> Task:
     """Return the task called `name`; raises ValueError that lists the known ones."""
     if name in TASKS:
         return TASKS[name]
-    near = get_close_matches(name, TASKS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = _did_you_mean(name, TASKS)
     raise ValueError(f"task: found {name!r}, expected one of {list(TASKS)}{hint}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from typing import NamedTuple
+from xml.sax.saxutils import escape
 
 import numpy as np
 from matplotlib import rc_context
@@ -105,8 +106,4 @@ def _svg(canvas: Canvas, description: str) -> str:
 
 def shows(svg: str, study: Study) -> bool:
     """Return whether an SVG was drawn from these numbers, by whatever version of matplotlib."""
-    return f">{_escaped(described(study))}<" in svg
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return f">{escape(described(study))}<" in svg

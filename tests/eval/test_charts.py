@@ -99,7 +99,7 @@ def test_the_band_is_drawn_in_the_colour_of_its_line() -> None:
 
 def test_small_multiples_have_one_panel_a_task() -> None:
     panels = [(f"Task {n}", [Series("a", [0.1 * n, 0.5], "c0")]) for n in range(11)]
-    chart = small_multiples("Eleven", panels, [0.0, 1.0], "chunk")
+    chart = small_multiples("Eleven", panels, 2)
     for picture in (chart.wide, chart.narrow):
         assert [f">Task {n}</text>" in picture for n in range(11)] == [True] * 11
 
