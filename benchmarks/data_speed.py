@@ -34,9 +34,8 @@ try:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 except SystemExit as stop:
     assert not stop.code, stop.code
-peaks = [resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-times = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-print("PEAK", *peaks, sum(used.ru_utime + used.ru_stime for used in times))
+used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print("PEAK", *(u.ru_maxrss for u in used), sum(u.ru_utime + u.ru_stime for u in used))
 """
 LOAD = """
 import sys

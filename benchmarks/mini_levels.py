@@ -31,18 +31,13 @@ from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
 from assets.tiny_base.make import measure, network
 from assets.tiny_base.make.sequences import IGNORE, Layout
-from data_prep.files import sha256_file, write_json
+from data_prep.files import read_jsonl, sha256_file, write_json
 from eval.scorers.registry import find_scorer
 
 ROOT = Path(__file__).resolve().parents[1]
 LINEARS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 CONSTANTS = 30  # most frequent train answers that are tried as the best constant
 Record = dict[str, Any]
-
-
-def read(path: Path) -> list[Record]:
-    """Return the records of a JSONL file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def pictures(folder: Path, records: list[Record]) -> np.ndarray:
@@ -154,8 +149,8 @@ def constant(scorer: str, train: list[Record], test: list[Record]) -> float:
 def measure_levels(options: argparse.Namespace) -> dict[str, Any]:
     """Return the content of levels.json."""
     manifest = json.loads((options.stream / "stream.json").read_text())
-    tests = {name: read(options.stream / e["test"]) for name, e in manifest["tasks"].items()}
-    train = [row for e in manifest["chunks"] for row in read(options.stream / e["file"])]
+    tests = {name: read_jsonl(options.stream / e["test"]) for name, e in manifest["tasks"].items()}
+    train = [row for e in manifest["chunks"] for row in read_jsonl(options.stream / e["file"])]
     tokenizer = AutoTokenizer.from_pretrained(options.base)
     model = InternVLForConditionalGeneration.from_pretrained(options.base).eval()
 

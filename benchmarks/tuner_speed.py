@@ -252,12 +252,12 @@ def own_time(event: Any, cuda: bool) -> float:
     return (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1000
 
 
-def print_profile(times: dict[str, dict[str, float]], rows: int = 12) -> None:
+def print_profile(times: dict[str, dict[str, float]]) -> None:
     """Prints the operators whose time differs most between PEFT LoRA and ours, in ms a step."""
     lora, ours = times["peft_lora"], times["strlora"]
     extra = {key: ours.get(key, 0) - lora.get(key, 0) for key in ours.keys() | lora.keys()}
     print(f"{'operator':44} {'peft_lora':>10} {'strlora':>10} {'extra':>10}   (ms a step)")
-    for key in sorted(extra, key=lambda k: -abs(extra[k]))[:rows]:
+    for key in sorted(extra, key=lambda k: -abs(extra[k]))[:12]:
         print(f"{key[:44]:44} {lora.get(key, 0):10.2f} {ours.get(key, 0):10.2f} {extra[key]:10.2f}")
     print(f"{'sum':44} {sum(lora.values()):10.2f} {sum(ours.values()):10.2f}")
 

@@ -33,10 +33,16 @@ def question_of(record: JsonObject, folder: Path) -> Question:
         record: a test sample, a line of the question file or a line of the host's results.
         folder: the stream folder; absolute image paths inside it are made relative.
     """
-    turns = [(str(m["role"]), str(m["content"])) for m in record["messages"]]
-    while turns and turns[-1][0] == "assistant":
+    turns = tuple((str(m["role"]), str(m["content"])) for m in _turns_asked(record))
+    return turns, tuple(_image_name(i, folder) for i in record.get("images") or [])
+
+
+def _turns_asked(record: JsonObject) -> list[JsonObject]:
+    """Return a record's turns without the answer at their end."""
+    turns = list(record["messages"])
+    while turns and turns[-1]["role"] == "assistant":
         turns.pop()
-    return tuple(turns), tuple(_image_name(i, folder) for i in record.get("images") or [])
+    return turns
 
 
 def _image_name(image: object, folder: Path) -> str:
@@ -105,10 +111,7 @@ def _question_length(record: JsonObject) -> tuple[int, int]:
 
 def _question_line(record: JsonObject) -> JsonObject:
     """Return what the host may know: no answer, no task, and no id, which names the task."""
-    turns = list(record["messages"])
-    while turns and turns[-1]["role"] == "assistant":
-        turns.pop()
-    return {"messages": turns, "images": record.get("images") or []}
+    return {"messages": _turns_asked(record), "images": record.get("images") or []}
 
 
 def repair_results(path: Path) -> int:

@@ -96,7 +96,8 @@ def table(results: Iterable[Result]) -> str:
     for result in results:
         if result["card"]["name"] != card:
             card = result["card"]["name"]
-            about = [str(result["card"][k]) for k in ("driver",) if result["card"].get(k)]
+            driver = result["card"].get("driver")
+            about = [str(driver)] if driver else []
             about += [f"{n} {v}" for n, v in result["versions"].items() if v]
             lines += ["" if lines else None, f"{card} ({', '.join(about)})", ""]
             lines += ["| step | figure | value | goal | |", "| --- | --- | --- | --- | --- |"]

@@ -10,17 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from step import ROOT
+from step import ROOT  # isort: skip (it sets the import path)
+
+from eval_speed import SHAPES, VOCABULARY
 
 TINY = ROOT / "assets" / "tiny_base"
-VOCABULARY = 151936
-# The config.json of OpenGVLab/InternVL3_5-8B-HF, sizes only.
-FULL: dict[str, dict[str, Any]] = {
-    "text": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
-             "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128},
-    "vision": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-               "num_attention_heads": 16},
-}  # fmt: skip
+FULL = SHAPES["internvl3.5-8b"]  # the config.json of OpenGVLab/InternVL3_5-8B-HF, sizes only
 SMALL: dict[str, dict[str, Any]] = {
     "text": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},

@@ -138,17 +138,22 @@ class GpuMemory:
                 self.most = max(self.most, int(words[0]) / 1024)
 
 
-def script(*words: str) -> None:
-    """Runs a program of ours with this interpreter; its output goes to ours.
+def script(step: Step, folder: Path, *words: str) -> dict[str, Any]:
+    """Runs a benchmark of ours with this interpreter; returns its JSON, the step's details.
 
     Raises:
         SystemExit: it failed.
     """
-    command = [sys.executable, *words]
+    file = folder / "report.json"
+    words = (*words, "--json", str(file))
+    step.result["settings"] = {"words": list(words[1:-2])}
     print("$ " + " ".join(["python", *words]), flush=True)
-    code = subprocess.run(command, cwd=ROOT).returncode
+    code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
     if code:
         raise SystemExit(f"{' '.join(words)} ended with exit code {code}")
+    report: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    step.result["details"] = report
+    return report
 
 
 def run_recipe(folder: Path, *words: str) -> None:

@@ -21,7 +21,7 @@ from eval.compare.differences import (
 )
 from eval.compare.runs import Comparable, Method, Replicate, load_methods
 from eval.metrics import STREAM_SCORES, mean_over
-from eval.report.data import Gap
+from eval.report.data import Gap, RunData
 from eval.significance import NO_SPREAD, Interval, Spread, holm
 
 SIGNIFICANT = 0.05
@@ -118,6 +118,21 @@ class Comparison:
     gaps: list[Gap] = field(default_factory=list)
     methods: list[Method] = field(default_factory=list)
     without_data: list[Difference] = field(default_factory=list)
+
+    @property
+    def runs(self) -> list[RunData]:
+        """Return the runs of all methods, in order."""
+        return [entry.run for method in self.methods for entry in method.entries]
+
+    @property
+    def streams(self) -> str:
+        """Return the names of the streams that were read; empty: none was."""
+        return ", ".join(sorted({run.stream.name for run in self.runs if run.stream}))
+
+    @property
+    def rows(self) -> int:
+        """Return the most rows that a run's matrix has: its chunks and the base model."""
+        return max((len(e.values) for m in self.methods for e in m.entries), default=0)
 
     def cell(self, method: str, column: str) -> Cell:
         """Return a cell; one without a value where nothing is known."""
@@ -224,8 +239,10 @@ def _tests(
     families: dict[str, list[Difference]] = defaultdict(list)
     for column in (c for c in columns if c.group != "cost"):
         leader = _leader(methods, column, cells)
-        for other in methods if leader else []:
-            if leader is None or other is leader or _has_no(column.key, other):
+        if leader is None:
+            continue
+        for other in methods:
+            if other is leader or _has_no(column.key, other):
                 continue
             pair = leader.name, other.name
             if pair not in pairs:
@@ -284,10 +301,6 @@ def _base_cells(loaded: Comparable) -> dict[tuple[str, str], Cell]:
 def _cost_cells(methods: Sequence[Method]) -> dict[tuple[str, str], Cell]:
     costs = {method.name: costs_of([e.run for e in method.entries]) for method in methods}
     lora = costs.get(LORA, {}).get("seconds_a_step", math.nan)
-    cells = {}
-    for method in methods:
-        known = costs[method.name]
+    for known in costs.values():
         known["to_lora"] = known["seconds_a_step"] / lora
-        for key, value in known.items():
-            cells[method.name, key] = Cell(value)
-    return cells
+    return {(name, key): Cell(v) for name, known in costs.items() for key, v in known.items()}

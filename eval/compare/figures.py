@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from eval import metrics
 from eval.charts.plots import Series
 from eval.compare.comparison import Comparison
-from eval.compare.page import column_of, method_line
+from eval.compare.page import column_of, method_lines
 
 COLUMN = 3.4  # inches: one column of a paper in two
 # The colours of the light pages.
@@ -32,17 +32,13 @@ def write_figures(comparison: Comparison, folder: Path, spread: str) -> list[Pat
     stream: mean score over the chunks, one line a method, shaded by `spread` over its runs. tasks:
     the same for every task. Nothing is written where only one chunk was evaluated.
     """
-    rows = max((len(e.values) for m in comparison.methods for e in m.entries), default=0)
-    if rows < 3:
+    if comparison.rows < 3:
         return []
     # Embedded TrueType, since publishers refuse Type 3; the same figure gives the same bytes.
     with rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": "compare", "pdf.fonttype": 42, "font.size": 8}
     ):
-        canvases = {
-            "stream": _stream(comparison, rows, spread),
-            "tasks": _tasks(comparison, rows, spread),
-        }
+        canvases = {"stream": _stream(comparison, spread), "tasks": _tasks(comparison, spread)}
         written = []
         for name, canvas in canvases.items():
             for kind, metadata in _SAME_BYTES.items():
@@ -52,18 +48,17 @@ def write_figures(comparison: Comparison, folder: Path, spread: str) -> list[Pat
     return written
 
 
-def _stream(comparison: Comparison, rows: int, spread: str) -> Canvas:
+def _stream(comparison: Comparison, spread: str) -> Canvas:
     canvas = Canvas(figsize=(COLUMN, 2.6), layout="constrained")
     ax = canvas.add_subplot()
-    _draw(ax, [method_line(method, i, rows, metrics.mean_over, spread)
-               for i, method in enumerate(comparison.methods)])  # fmt: skip
+    _draw(ax, method_lines(comparison, metrics.mean_over, spread))
     ax.set_xlabel("chunk")
     ax.set_ylabel("mean score, %")
     _legend(canvas)
     return canvas
 
 
-def _tasks(comparison: Comparison, rows: int, spread: str) -> Canvas:
+def _tasks(comparison: Comparison, spread: str) -> Canvas:
     across = min(len(comparison.tasks), 4)
     down = math.ceil(len(comparison.tasks) / across)
     canvas = Canvas(
@@ -71,9 +66,7 @@ def _tasks(comparison: Comparison, rows: int, spread: str) -> Canvas:
     )
     grid = np.atleast_1d(canvas.subplots(down, across, sharex=True, sharey=True)).ravel()
     for column, task in enumerate(comparison.tasks):
-        of_task = partial(column_of, column)
-        _draw(grid[column], [method_line(method, i, rows, of_task, spread)
-                             for i, method in enumerate(comparison.methods)])  # fmt: skip
+        _draw(grid[column], method_lines(comparison, partial(column_of, column), spread))
         grid[column].set_title(task, fontsize=8)
     for ax in grid[len(comparison.tasks) :]:
         ax.set_visible(False)

@@ -81,14 +81,9 @@ def _title(comparison: Comparison) -> str:
 
 
 def _lead(comparison: Comparison) -> str:
-    runs = sum(len(method.entries) for method in comparison.methods)
-    streams = {e.run.stream.name for m in comparison.methods
-               for e in m.entries if e.run.stream}  # fmt: skip
-    where = ", ".join(sorted(streams)) or "an unknown stream"
     methods = counted(len(comparison.methods), "method")
-    return (
-        f"{methods} in {counted(runs, 'run')} on {where}, {counted(len(comparison.tasks), 'task')}"
-    )
+    runs, tasks = counted(len(comparison.runs), "run"), counted(len(comparison.tasks), "task")
+    return f"{methods} in {runs} on {comparison.streams or 'an unknown stream'}, {tasks}"
 
 
 def _slim(comparison: Comparison, choice: tables.Choice) -> dict[str, Any]:
@@ -166,13 +161,10 @@ def _mark(cell: tuple[str, bool]) -> str:
 
 def _stream(comparison: Comparison, spread: str) -> Figure | None:
     """Return the mean score over the stream, one line a method with its band over runs."""
-    rows = max((len(e.values) for m in comparison.methods for e in m.entries), default=0)
+    rows = comparison.rows
     if rows < 2:
         return None
-    series = [
-        method_line(method, i, rows, metrics.mean_over, spread)
-        for i, method in enumerate(comparison.methods)
-    ]
+    series = method_lines(comparison, metrics.mean_over, spread)
     note = "Mean over tasks and runs. Chunk 0 is the base model."
     if any(len(s.band[0]) for s in series):
         note += f" Bands: {SPREADS[spread]}."
@@ -182,14 +174,15 @@ def _stream(comparison: Comparison, spread: str) -> Figure | None:
                        caption, note, height=300.0, from_zero=False)  # fmt: skip
 
 
-def method_line(
-    method: Method,
-    index: int,
-    rows: int,
-    of_values: OfValues,
-    spread: str,
-) -> Series:
-    """Return a method's line over the chunks: mean over its runs, and the band around it."""
+def method_lines(comparison: Comparison, of_values: OfValues, spread: str) -> list[Series]:
+    """Return each method's line over the chunks: mean over its runs, and the band around it."""
+    return [
+        _method_line(method, i, comparison.rows, of_values, spread)
+        for i, method in enumerate(comparison.methods)
+    ]
+
+
+def _method_line(method: Method, index: int, rows: int, of_values: OfValues, spread: str) -> Series:
     lines = np.full((len(method.entries), rows), np.nan)
     for row, entry in enumerate(method.entries):
         lines[row, : len(entry.values)] = of_values(entry.values)
@@ -223,14 +216,13 @@ def _by_task(comparison: Comparison) -> list[Figure]:
     body = [[t, *(percent(float(v)) for v in values[i])] for i, t in enumerate(comparison.tasks)]
     head = ["task", *map(printed, names)]
     last = Figure("Last score", chart, [Table("Last score by task, in percent", head, body)])
-    rows = max((len(e.values) for m in comparison.methods for e in m.entries), default=0)
+    rows = comparison.rows
     if rows < 3:
         return [last]
     panels = [
-        (task, [method_line(m, i, rows, partial(column_of, column), "std")
-                for i, m in enumerate(comparison.methods)])
+        (task, method_lines(comparison, partial(column_of, column), "std"))
         for column, task in enumerate(comparison.tasks)
-    ]  # fmt: skip
+    ]
     title = (
         f"Score of {len(comparison.tasks)} tasks over {rows - 1} chunks for {len(names)} methods."
     )
@@ -246,7 +238,7 @@ def _by_task(comparison: Comparison) -> list[Figure]:
 
 def _mixture(comparison: Comparison) -> list[Figure]:
     """Return what the chunks are made of, where all runs saw the same stream."""
-    runs = [entry.run for method in comparison.methods for entry in method.entries]
+    runs = comparison.runs
     chunks, table = runs[0].composition(), composition_table(runs[0])
     if table is None or any(run.composition() != chunks for run in runs):
         return []

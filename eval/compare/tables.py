@@ -221,7 +221,7 @@ def plus_minus(comparison: Comparison, spread: str) -> str:
 
 def provenance(comparison: Comparison) -> str:
     """Return n with the seeds, the machines and the commits behind the numbers."""
-    runs = [entry.run for method in comparison.methods for entry in method.entries]
+    runs = comparison.runs
     machines = "; ".join(dict.fromkeys(machine_text(run.manifest.hardware) for run in runs))
     commits = "; ".join(dict.fromkeys(code_text(run.manifest.git) for run in runs))
     groups: dict[str, list[str]] = {}
@@ -253,11 +253,10 @@ def notes(comparison: Comparison, choice: Choice = ALL) -> list[str]:
     ]
     if choice.published:
         marks = ", ".join(f"[{mark}] {words}" for mark, words in MARKS.items())
-        runs = [entry.run for method in comparison.methods for entry in method.entries]
-        here = ", ".join(sorted({run.stream.name for run in runs if run.stream}))
+        here = comparison.streams or "not known"
         lines.append(
-            f"Published numbers were not run here (the stream here: {here or 'not known'}), and"
-            f" other protocols give other numbers: {marks}."
+            f"Published numbers were not run here (the stream here: {here}), and other protocols"
+            f" give other numbers: {marks}."
         )
         known = read_published(choice.published)[1]
         lines += dict.fromkeys(f"{t.source}: {t.protocol}." for t in known)
@@ -281,7 +280,7 @@ def _small_captions(comparison: Comparison) -> list[str]:
         for entry in method.entries:
             for task, chrf in small_captions(entry.run).items():
                 by_task.setdefault(task, {}).setdefault(printed(method.name), []).append(chrf)
-    run = comparison.methods[0].entries[0].run
+    run = comparison.runs[0]
     return [
         caption_note(run, task, "; ".join(f"{n} {_percent(fmean(v))}" for n, v in values.items()))
         for task, values in by_task.items() if task in comparison.tasks

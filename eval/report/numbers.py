@@ -136,7 +136,7 @@ def outcome_text(run: RunData, summary: Summary) -> str:
     for i, row in enumerate(summary.tasks):
         trained = a[1 : chunk + 1, i]
         known = np.isfinite(trained).any()
-        lines = _last_lines(run, chunk, row.task)
+        lines = prediction_lines(run, chunk, row.task)
         outcomes.append(
             TaskOutcome(
                 task=row.task,
@@ -165,7 +165,8 @@ def logged_losses(lines: Sequence[Record]) -> list[float]:
     return [float(line["loss"]) for line in lines if isinstance(line.get("loss"), int | float)]
 
 
-def _last_lines(run: RunData, chunk: int, task: str) -> list[PredictionLine]:
+def prediction_lines(run: RunData, chunk: int, task: str) -> list[PredictionLine]:
+    """Return the lines of a prediction file; none where it cannot be read."""
     path = run.chunk(chunk) / "predictions" / f"{task}.jsonl"
     try:
         return cast(list[PredictionLine], read_jsonl(path))

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import cast
 
@@ -67,7 +68,7 @@ def _example(run: RunData, task: str) -> Example | None:
     if run.stream is None:
         return None
     table = run.sample_scores(task)
-    chunks = [c for c in range(len(table)) if np.isfinite(table[c]).all() and table.shape[1]]
+    chunks = measured_chunks(table)
     if not chunks:
         return None
     chosen = _most_telling(table[chunks])
@@ -80,6 +81,11 @@ def _example(run: RunData, task: str) -> Example | None:
         picture=thumbnail(run.stream.root, first.get("images") or []),
         answers=_merge([(c, lines[c], float(table[c, chosen])) for c in chunks]),
     )
+
+
+def measured_chunks(table: Array) -> list[int]:
+    """Return the chunks whose sample scores (chunks + 1, n) are known, 0 being the base model."""
+    return [c for c, scores in enumerate(table) if scores.size and np.isfinite(scores).all()]
 
 
 def _line(run: RunData, chunk: int, task: str, number: int) -> PredictionLine:
@@ -105,12 +111,9 @@ def _gold(line: PredictionLine) -> str:
 
 def _merge(course: Sequence[tuple[int, PredictionLine, float]]) -> list[Answer]:
     merged: list[Answer] = []
-    for chunk, line, score in course:
-        text = line.get("prediction")
-        if merged and merged[-1].text == text:
-            merged[-1] = Answer(merged[-1].start, chunk, text, score)
-        else:
-            merged.append(Answer(chunk, chunk, text, score))
+    for text, group in groupby(course, lambda each: each[1].get("prediction")):
+        same = list(group)
+        merged.append(Answer(same[0][0], same[-1][0], text, same[-1][2]))
     return merged
 
 

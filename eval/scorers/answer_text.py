@@ -130,8 +130,8 @@ def gold_answers(record: GoldRecord) -> list[str]:
         if message.get("role") == "assistant":
             return [str(message["content"])]
     raise ValueError(
-        f"{record_name(record)}: no gold; expected 'gold', 'answer', 'references' or an assistant turn,"
-        f" found the keys {sorted(record)}"
+        f"{record_name(record)}: no gold; expected 'gold', 'answer', 'references' or an assistant"
+        f" turn, found the keys {sorted(record)}"
     )
 
 

@@ -60,5 +60,4 @@ def main(step: Step, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    one = Step("a_tiny", __doc__)
-    sys.exit(one.main(main))
+    sys.exit(Step("a_tiny", __doc__).main(main))

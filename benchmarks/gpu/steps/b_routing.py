@@ -8,6 +8,7 @@ does, so that its own error is about 1e-7.
 from __future__ import annotations
 
 import copy
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -96,7 +97,7 @@ def milliseconds(work: Callable[[], Any], device: str, repeats: int) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - started))
-    return sorted(times)[len(times) // 2]
+    return statistics.median(times)
 
 
 def graphs() -> int:

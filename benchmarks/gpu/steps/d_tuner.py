@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -19,12 +18,8 @@ FULL = ["--device", "cuda", "--dtype", "bfloat16", "--shape", "qwen3-8b", "--bat
 
 def main(step: Step, folder: Path) -> None:
     """Runs the script with its profile and takes over its ratios; goals are for the GPU."""
-    file = folder / "speed.json"
     words = [*(SMALL if step.cpu else FULL), "--methods", "peft_lora", "strlora", "--profile"]
-    step.result["settings"] = {"words": words}
-    script("benchmarks/tuner_speed.py", *words, "--json", str(file))
-    report = json.loads(file.read_text("utf-8"))
-    step.result["details"] = report
+    report = script(step, folder, "benchmarks/tuner_speed.py", *words)
     for name in ("peft_lora", "strlora"):
         step.figure(f"{name}_step_ms", 1000 * report["figures"][name]["step"])
         step.figure(f"{name}_decode_ms", 1000 * report["figures"][name]["decode"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -16,12 +15,8 @@ FULL = ["--device", "cuda", "--shape", "internvl3.5-8b", "--samples", "8", "--ma
 
 def main(step: Step, folder: Path) -> None:
     """Runs the script and takes over its figures; the goal is for the GPU."""
-    file = folder / "speed.json"
     words = [*(SMALL if step.cpu else FULL), "--repeats", "1", "--stream", str(STREAM)]
-    step.result["settings"] = {"words": words}
-    script("benchmarks/eval_speed.py", *words, "--json", str(file))
-    report = json.loads(file.read_text("utf-8"))
-    step.result["details"] = report
+    report = script(step, folder, "benchmarks/eval_speed.py", *words)
     rates = report["samples_per_second"]
     step.figure("one_by_one_answers_per_s", rates["published"])
     step.figure("batched_answers_per_s", rates["ours"])

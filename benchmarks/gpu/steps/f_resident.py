@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -13,12 +12,8 @@ from step import Step, script
 
 def main(step: Step, folder: Path) -> None:
     """Two chunks both ways; the script itself fails when the adapters differ."""
-    file = folder / "overhead.json"
     words = ["tiny", f"launcher.cpu={str(step.cpu).lower()}", "--chunks", "2"]
-    step.result["settings"] = {"words": words}
-    script("benchmarks/stream_overhead.py", *words, "--json", str(file))
-    report = json.loads(file.read_text("utf-8"))
-    step.result["details"] = report
+    report = script(step, folder, "benchmarks/stream_overhead.py", *words)
     for way, seconds in report["not_training_seconds_a_chunk"].items():
         step.figure(f"{way}_not_training_s", seconds)
     step.figure("fewer_times", report["ratio"], at_least=2.0)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import read_jsonl
 from eval.charts.figure import Table
-from eval.report.data import UNREADABLE, RunData
-from eval.report.samples import RIGHT, thumbnail
+from eval.report.data import RunData
+from eval.report.numbers import prediction_lines
+from eval.report.samples import RIGHT, measured_chunks, thumbnail
 from eval.run_files import PredictionLine
 from eval.scorers.answer_text import final_answer
 
@@ -67,14 +66,12 @@ def task_answers(run: RunData) -> list[TaskAnswers]:
 
 def _of_task(run: RunData, task: str, room: int) -> TaskAnswers | None:
     table = run.sample_scores(task)
-    chunks = [c for c in range(len(table)) if table.shape[1] and np.isfinite(table[c]).all()]
+    chunks = measured_chunks(table)
     if run.stream is None or not chunks:
         return None
     last = chunks[-1]
-    path = run.chunk(last) / "predictions" / f"{task}.jsonl"
-    try:
-        lines = cast(list[PredictionLine], read_jsonl(path))
-    except UNREADABLE:  # the report names what it could not read
+    lines = prediction_lines(run, last, task)
+    if not lines:
         return None
     right = table >= RIGHT
     wrong = [i for i in range(len(lines)) if not right[last, i]]
