@@ -59,6 +59,7 @@ def train(recipe_name: str, overrides: list[str], folder: Path) -> tuple[Clock, 
         clock.seconds, clock.calls = 0.0, 0  # the sample that is printed before is no training
         return loop(self, trainer)
 
+    # A function, since an object with __call__ would not be given its `self`.
     Template.encode = lambda self, *args, **kwargs: clock(self, *args, **kwargs)
     SwiftSft.train = timed
     result = sft_main(list(command.arguments))

@@ -77,6 +77,7 @@ def batches(rows: list[tuple[list[int], list[int]]], size: int, rng: Random) -> 
     """Return the rows of one epoch in batches of about equal length, in random order."""
     order = rng.sample(range(len(rows)), len(rows))
     out = []
+    # Sorted in windows only: sorted as a whole, the batches of all epochs would be much the same.
     for start in range(0, len(order), 32 * size):
         near = sorted(order[start : start + 32 * size], key=lambda row: len(rows[row][0]))
         out += [near[at : at + size] for at in range(0, len(near), size)]

@@ -110,6 +110,7 @@ class NaiveStrLora(_Experts):
         )
 
         def remember(module: nn.Module, args: tuple, output: Tensor) -> None:
+            # A decoding step embeds one token: the instruction of the prompt holds for it.
             if output.shape[1] > 1:
                 store.instruction = output.detach().mean(1)
 
@@ -133,6 +134,7 @@ class NaiveStrLora(_Experts):
         z = self._scores(x, self.query, self.key, self.prototypes)
         gates = z.masked_fill(mask, -1e9).softmax(-1)
         for index, (down, up) in enumerate(zip(self.down, self.up, strict=True)):
+            # The wait for the device is part of what is measured: the packed layer has none.
             if gates[..., index].sum().item() == 0:
                 continue
             y = y + self.scaling * gates[..., index, None] * up(down(x))

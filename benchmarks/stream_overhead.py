@@ -68,8 +68,10 @@ def processor_seconds(root: int) -> float:
     ticks: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
+            # Behind the last bracket: a command's name may hold blanks and brackets itself.
             fields = path.read_text(errors="replace").rpartition(")")[2].split()
             pid = int(path.parent.name)
+            # User and system time, of the process and of its children that ended.
             parents[pid], ticks[pid] = int(fields[1]), sum(map(int, fields[11:15]))
     family = {root}
     while more := {pid for pid, parent in parents.items() if parent in family} - family:

@@ -171,6 +171,7 @@ def memory(method: Method, ids: torch.Tensor, options: argparse.Namespace) -> fl
     storages = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
+        # Views share their storage, which must count once.
         storage = tensor.untyped_storage()
         storages[storage._cdata] = storage
         return tensor
@@ -307,6 +308,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--profile", action="store_true", help="also show where a step's time goes")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    # argparse does not tell a default from the same value given.
     given = {a.lstrip("-").split("=")[0] for a in sys.argv[1:] if a.startswith("--")}
     options = parser.parse_args()
     for name, value in SHAPES.get(options.shape or "", {}).items():

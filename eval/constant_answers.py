@@ -20,7 +20,7 @@ def best_constant(stream: Stream, task: str) -> float:
 
     Where the manifest does not have it: of the most frequent training answers the one that scores
     best on the test set (a floor that is a little too high rather than too low). NaN, too, for a
-    scorer of the recipe's own, which who reads a run never runs: the run records its value.
+    scorer of the recipe's own, which a reader of runs never executes: the run records its value.
     """
     known = stream.task(task).majority
     if known is not None:

@@ -83,6 +83,7 @@ def append_scores(path: Path, chunk: int, scores: ChunkScores) -> None:
         score = math.nan if entry["score"] is None else float(entry["score"])
         cells[chunk, task] = (score, int(entry["n"]))
     lines = [",".join(COLUMNS)]
+    # By chunk alone: the sort is stable, and a chunk's tasks keep the stream's order.
     for (index, task), (score, n) in sorted(cells.items(), key=lambda cell: cell[0][0]):
         lines.append(f"{index},{task},{score:.6f},{n}")
     write_text(path, "\n".join(lines) + "\n")

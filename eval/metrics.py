@@ -30,6 +30,7 @@ First = Sequence[int | None]
 
 def mean_over(values: Array, axis: int = -1) -> Array:
     """Return the mean over `axis` of the numbers that exist; NaN where there is none."""
+    # np.nanmean warns where nothing is known, which is usual in a run that is still going on.
     known = np.isfinite(values)
     count = known.sum(axis=axis)
     total = np.where(known, values, 0.0).sum(axis=axis)
@@ -40,6 +41,7 @@ def mean_over(values: Array, axis: int = -1) -> Array:
 def max_over(values: Array, axis: int) -> Array:
     """Return the largest number over `axis`; NaN where there is none."""
     filled = np.where(np.isfinite(values), values, -np.inf)
+    # `initial` allows for no rows at all, as long as only the base model is evaluated.
     best = filled.max(axis=axis, initial=-np.inf)
     return np.where(np.isfinite(best), best, np.nan)
 
@@ -92,7 +94,7 @@ def forgetting_by_task(a: Array, first: First) -> Array:
         first: for each task c_i, the first chunk (from 1) that held it, None: never.
     """
     chunk = last_row(a)
-    best = max_over(a[..., 1 : max(chunk, 1), :], axis=-2)
+    best = max_over(a[..., 1:chunk, :], axis=-2)
     return _among(best - last_by_task(a), first, 1, chunk - 1)
 
 
@@ -165,6 +167,7 @@ def seen_scores(a: Array, first: First) -> Array:
 def _forgetting_after_each(a: Array, first: First) -> Array:
     """Return after each chunk c >= 2 the forgetting of tasks with c_i < c: (..., C - 1, tasks)."""
     scores = a[..., 1 : last_row(a) + 1, :]
+    # Filled, since one NaN would be carried on into all later chunks.
     best = np.maximum.accumulate(np.where(np.isfinite(scores), scores, -np.inf), axis=-2)
     best = np.where(np.isfinite(best), best, np.nan)
     return _since_first(best[..., :-1, :] - scores[..., 1:, :], first, 2, 1)
@@ -253,6 +256,7 @@ STREAM_SCORES = (
     ),
 )
 SCORE = {score.key: score for score in STREAM_SCORES}
+# Pairs at a time: all coins at once would be a row of n numbers for each of 9,999 replicates.
 BATCH = 500
 
 
@@ -279,6 +283,7 @@ def bootstrap_matrices(
         n = scores.shape[1]
         if n == 0:
             continue
+        # How often each sample is drawn is all that a mean needs: one product then does all chunks.
         weights = generator.multinomial(n, np.full(n, 1.0 / n), size=replicates) / n
         rows = np.isfinite(scores).all(axis=1)
         drawn[:, rows, task] = aggregates[task](weights @ scores[rows].T)
@@ -340,6 +345,7 @@ def _swap(
     rows = (np.isfinite(first) & np.isfinite(second)).all(axis=1)
     if n and rows.any():
         coins = generator.integers(0, 2, size=(size, n)).astype(np.float64)
+        # Swapping a sample moves both means by its share of the gap, the one up and the other down.
         moved = coins @ (second[rows] - first[rows]).T / n
         drawn[0][:, rows] = aggregate(first[rows].mean(axis=1) + moved)
         drawn[1][:, rows] = aggregate(second[rows].mean(axis=1) - moved)

@@ -252,6 +252,7 @@ def sum_up(lines: Sequence[PredictionLine], scorer: Scorer) -> TaskScores:
 def _stderr(scores: Sequence[float], scorer: Scorer) -> float:
     if len(scores) < 2:
         return math.nan
+    # Single scores of captions are CIDEr-D / 10, the score of the task is not.
     scale = 1.0 if scorer.sample is not None else MOST_CIDER
     return scale * stdev(scores) / math.sqrt(len(scores))
 

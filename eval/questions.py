@@ -120,6 +120,7 @@ def repair_results(path: Path) -> int:
         return 0
     records = read_jsonl(path, torn_tail=True)
     text = path.read_text(encoding="utf-8")
+    # The host appends: its next answer would go on in the middle of the torn line.
     if text and not text.endswith("\n"):
         write_jsonl(path, records)
     return len(records)

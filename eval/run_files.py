@@ -209,6 +209,7 @@ def read_ablation(path: Path) -> AblationContent:
     try:
         tasks = {task: float(e["score"] or 0) for task, e in content["intact"]["tasks"].items()}
         for entry in content["ablations"]:
+            # Every number is looked at now, so that no page stops half way.
             for numbers in (entry, *(entry["tasks"][task] for task in tasks)):
                 [float(numbers[key] or 0) for key in ("score", "cost", "low", "high")]
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -86,6 +86,7 @@ def _score_one(record: Record, scorer: Scorer) -> Record:
     if problem is None and scorer.sample is not None:
         try:
             score = scorer.sample(record["prediction"], record)
+        # A gold or size of a strange type must not end the scoring of all other lines.
         except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
             problem = f"cannot be scored: {error}"
     return _result(record, score, problem)
@@ -96,6 +97,7 @@ def _score_captions(records: Sequence[Record], scorer: Scorer) -> list[Record]:
     problems = [_problem(record) or _reference_problem(record) for record in records]
     usable = [r for r in records if not is_missing(r.get("gold")) and not _reference_problem(r)]
     answers = ["" if _problem(r) else r["prediction"] for r in usable]
+    # By identity: two records may be equal.
     scores = dict(zip(map(id, usable), scorer.score_all(answers, usable), strict=True))
     small = cider.too_small(scorer.caption_tokens(answers, usable)[1])
     results = []
@@ -139,6 +141,7 @@ def summarise(task: str, variant: str, results: Sequence[Record], scorer: Scorer
     if failed == len(results):
         return f"{task} ({variant}): no score, all {failed} samples failed"
     scores = [float(result["score"]) for result in results]
+    # Captions as papers print them, unclipped; the score of a run is clipped to 100.
     mean = 100.0 * sum(scores) / len(scores) * (1.0 if scorer.sample else MOST_CIDER)
     text = f"{task} ({variant}): {mean:.2f} over {len(results)} samples, {failed} failed"
     text += " (failed samples earn nothing)" if failed else ""

@@ -93,6 +93,7 @@ def over_samples(drawn: Array) -> Spread:
     interval = percentile_interval(drawn)
     if not math.isfinite(interval.low):
         return NO_SPREAD
+    # The spread of bootstrap replicates is already the standard error of the statistic.
     error = float(drawn.std(ddof=1))
     return Spread(error, error, interval, over="samples")
 
@@ -102,6 +103,7 @@ def t_interval(values: Sequence[float]) -> Interval:
     known = _finite(values)
     if len(known) < 2:
         return NO_INTERVAL
+    # scipy's t.interval is NaN where all runs are equal; here it is the point where they agree.
     mean = float(known.mean())
     reach = float(stats.t.ppf((1 + LEVEL) / 2, len(known) - 1) * stats.sem(known))
     return Interval(mean - reach, mean + reach)
@@ -132,6 +134,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
             return 1.0
         # As far apart are this arrangement and, with as many runs a side, its mirror.
         return (1 + (len(one) == len(other))) / math.comb(len(one) + len(other), len(one))
+    # Of moments: stats.ttest_ind warns of cancellation where one side has no spread.
     sides = [(side.mean(), side.std(ddof=1), len(side)) for side in (one, other)]
     return float(stats.ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False).pvalue)
 
@@ -145,6 +148,7 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
     gaps = _finite(np.subtract(first, second).tolist())
     if len(gaps) < 2:
         return math.nan
+    # Equal gaps have one sign: of the 2^n ways to sign them, two are as extreme.
     if np.ptp(gaps) <= TIE:
         return 1.0 if abs(gaps.mean()) <= TIE else 2.0 ** (1 - len(gaps))
     return float(stats.ttest_1samp(gaps, 0.0).pvalue)

@@ -43,6 +43,7 @@ def both(draw: Callable[[float], Canvas], title: str) -> Chart:
 
 def axes(width: float, height: float, left: float, right: float, top: float, bottom: float) -> Axes:
     """Return empty axes without frame and ticks inside a canvas; all sizes in CSS pixels."""
+    # At the 72 dpi that the SVG backend always has, a point is a CSS pixel.
     canvas = Canvas(figsize=(width / 72, height / 72), frameon=False)
     box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
     ax = canvas.add_axes(box)
@@ -69,12 +70,14 @@ def _short(number: re.Match[str]) -> str:
 
 def _svg(canvas: Canvas, title: str) -> Markup:
     buffer = io.StringIO()
-    # Ids from the title and no date: the same numbers give the same bytes.
+    # Text as text, in the font of the page. Ids from the title and no date: the same numbers give
+    # the same bytes.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         FigureCanvasSVG(canvas).print_svg(buffer, metadata={"Date": None})
     width, height = canvas.get_size_inches() * 72
     body = buffer.getvalue()
     body = body[body.index("<defs>", body.index("</metadata>")) : body.rindex("</svg>")]
+    # The rules of a style element would hold for the whole page; report.css has them for charts.
     body = re.sub(r"<defs>\s*<style.*?</defs>", "", body, count=1, flags=re.S)
     # Inside tags only: a tick that says 0.004 must not say 0.00.
     body = _TAG.sub(lambda tag: _LONG_NUMBER.sub(_short, tag.group()), _NEEDLESS.sub("", body))

@@ -66,6 +66,7 @@ def percent(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "–"  # noqa: RUF001
     text = f"{100 * value:.1f}"
+    # A difference that rounds to nothing has no sign.
     return "0.0" if text == "-0.0" else text.replace("-", "−")  # noqa: RUF001
 
 

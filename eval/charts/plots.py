@@ -109,6 +109,7 @@ def _reach(
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     low, high = (min(low, 0.0) if from_zero else low), high if most is None else min(high, most)
     pad = 0.06 * (high - low) or 0.05
+    # An axis of scores must not go below 0 for the sake of its padding.
     return low - (0.0 if low == 0 else min(pad, low) if low > 0 else pad), high + pad
 
 
@@ -187,6 +188,7 @@ def _line(
         markersize=5,
         markerfacecolor=ink if name == "mean" else PALETTE["paper"],
         markeredgewidth=1.6,
+        # A dot on the border of the axes is drawn whole, unless something is to be cut off.
         clip_on=cut,
     )
 
@@ -316,6 +318,7 @@ def _cells(
         if numbers:
             share = float(shares[i, j])
             text = percent(float(values[i, j])) if wide >= 40 else f"{100 * values[i, j]:.0f}"
+            # Middle tones take dark text in both themes, pale ones the ink of the theme.
             ink = "on-dark" if share > 0.76 else "on-mid" if share > 0.56 else "on-pale"
             ax.text(j + 0.5, i + 0.5, "–" if math.isnan(share) else text, ha="center",  # noqa: RUF001
                     va="center", fontsize=FONT, color=PALETTE[ink])  # fmt: skip

@@ -193,6 +193,7 @@ def chosen_columns(comparison: Comparison, names: str) -> tuple[Column, ...]:
     Raises:
         ValueError: a name is no column's.
     """
+    # Reversed: of two titles with the same first word the first column has it.
     known = {name: column for column in reversed(comparison.columns)
              for name in (column.key, column.title.split()[0].lower())}  # fmt: skip
     wanted = [name.strip() for name in names.split(",") if name.strip()]
@@ -245,8 +246,10 @@ def _tests(
             if other is leader or _has_no(column.key, other):
                 continue
             pair = leader.name, other.name
+            # One call tests all columns: the swaps of a permutation test are drawn once a pair.
             if pair not in pairs:
                 pairs[pair] = differences(loaded, leader, other)
+            # The colon keeps a group of scores apart from the tasks of one score.
             family = column.key.split("/")[0] if column.group == "task" else f"{column.group}:"
             result = pairs[pair][column.key]
             families[family].append(Difference(column.key, pair[0], pair[1], *result))
@@ -287,6 +290,7 @@ def _base_cells(loaded: Comparable) -> dict[tuple[str, str], Cell]:
     """Return the base model's scores, where every run began with the same: the lower bound."""
     rows = [entry.values[0] for method in loaded.methods for entry in method.entries]
     first = rows[0]
+    # With the tolerance of matrix.csv, which has six digits.
     if not np.isfinite(first).any() or any(
         not np.allclose(row, first, atol=1e-6, equal_nan=True) for row in rows
     ):

@@ -64,6 +64,7 @@ def _tasks(comparison: Comparison, spread: str) -> Canvas:
     canvas = Canvas(
         figsize=(2 * COLUMN * across / 4 + 0.6, 1.45 * down + 0.5), layout="constrained"
     )
+    # A single panel comes without an array around it.
     grid = np.atleast_1d(canvas.subplots(down, across, sharex=True, sharey=True)).ravel()
     for column, task in enumerate(comparison.tasks):
         _draw(grid[column], method_lines(comparison, partial(column_of, column), spread))

@@ -62,6 +62,7 @@ def method_name(run: RunData, preset: bool) -> str:
 
 def printed(name: str) -> str:
     """Return a method's name as print has it: "lora + slow weights" is "LoRA + slow weights"."""
+    # Longest first: "oracle (given the task: ...)" begins with "oracle".
     for known in sorted(PRINTED, key=len, reverse=True):
         if name == known or name.startswith((f"{known} ", f"{known}, ")):
             return PRINTED[known] + name[len(known) :]

@@ -148,6 +148,7 @@ def load_methods(folders: Sequence[Path]) -> Comparable:
         Method(name, [_entry(run, tasks, rows[_stream_of(run, balanced)], gaps) for run in group])
         for name, group in groups.items()
     ]
+    # Any of them: a task that runs score differently is not compared (`_common_tasks`).
     judge = next((run for run in runs if run.stream is not None), runs[0])
     return Comparable(methods, tasks, [judge.aggregate(task) for task in tasks], gaps)
 

@@ -186,7 +186,7 @@ def published_sections(comparison: Comparison, name: str) -> list[Section]:
 
 
 def _here(comparison: Comparison, method: str, key: str) -> str:
-    """Return the score here of the method that print calls so; a dash where none is."""
+    """Return the score here of the method with this printed name; a dash where there is none."""
     # "Replay" is our "Replay (ER)", and "StrLoRA" not our "StrLoRA (signed)".
     same = re.compile(rf"{re.escape(method)}(?: \([A-Z]+\))?")
     ours = (name for name in comparison.names if same.fullmatch(printed(name)))

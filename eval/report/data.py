@@ -175,6 +175,7 @@ class RunData:
         ids = [] if known is None else known.ids
         table = np.full((len(rows), len(ids)), np.nan)
         for chunk, row in enumerate(rows):
+            # Of a chunk without any answer nothing was measured: NaN, never 0.
             if row is not None and row.ids == ids and row.failed < len(ids):
                 table[chunk] = row.scores
         return table
@@ -286,6 +287,7 @@ def _load_matrix(run_dir: Path, stream: Stream | None) -> Matrix:
     matrix = load_matrix(path)
     if stream is None:
         return matrix
+    # In the stream's order; a task that the stream does not have is refused, not dropped.
     return load_matrix(path, [task for task in stream.tasks if task in matrix.tasks])
 
 
@@ -321,6 +323,7 @@ def _read_predictions(run: RunData) -> None:
 def _compare(run: RunData, chunk: int, column: int, scored: TaskScores) -> None:
     """Add a gap if matrix.csv and the prediction files tell different stories."""
     written = float(run.matrix.values[chunk, column])
+    # matrix.csv has six digits.
     if np.isclose(written, scored.score, atol=2e-6, equal_nan=True):
         return
     what = f"{run.tasks[column]} after chunk {chunk}"
@@ -354,7 +357,7 @@ def steps_logged(run: RunData, chunk: int) -> int:
 def logged_whole(run: RunData, chunk: int) -> bool:
     """Return whether a chunk's log goes on to the last step that state.json counts, if it does.
 
-    The host logs every `logging_steps` steps, so that fewer than that may lack.
+    The host logs every `logging_steps` steps, so that fewer than that may be missing.
     """
     lacking = _steps_trained(run, chunk) - steps_logged(run, chunk)
     return lacking < max(1, run.manifest.logging_steps)

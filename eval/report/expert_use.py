@@ -56,6 +56,7 @@ def routing_gaps(run: RunData) -> list[str]:
     """Return sentences about what the routing record lacks."""
     gaps = []
     for chunk, routing in sorted(run.routing.items()):
+        # A row is shared out among the tasks that use its text, in rounded shares.
         if routing.unknown_rows > 0.5:
             text = f"{routing.unknown_rows:.0f} rows had an instruction of no test set; left out"
             gaps.append(f"Chunk {chunk}: {text}.")
@@ -161,6 +162,7 @@ def _experts(recorded: Mapping[int, Routing]) -> Figure:
     weight = metrics.mean_over(last.use, axis=1)
     experts = [f"E{e}" for e in range(last.experts)]
     title = f"Expert weight of {counted(len(last.tasks), 'task')} after chunk {chunk}, in percent."
+    # Above 0, since colours are shares of it.
     high = max(float(np.nanmax(weight, initial=0.0)), 1e-9)
     chart = heat_map(title, weight, last.tasks, experts, "expert", high)
     note = "Share of the token weight (stage 2), mean over layers; every row sums to 100."

@@ -60,6 +60,7 @@ def curve(run: RunData, keys: Sequence[str]) -> Curve | None:
             borders.append(float(done))
         steps += [float(done + step) for step, _ in points]
         values += [value for _, value in points]
+        # A log without step numbers counts its lines.
         done += max([*map(step_of, run.training[chunk]), len(points)])
     if not values:
         return None

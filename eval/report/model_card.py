@@ -86,11 +86,13 @@ def model_card(
         pipeline_tag="image-text-to-text",
         tags=tags if given.merged else [tags[0], "peft", *tags[1:]],
     )
+    # An export may take a chunk that was not evaluated: another one's scores would stand there.
     scored = chunk == metrics.last_row(run.matrix.values) if run.tasks else False
     rows = [
         *((row.task, (row.base, row.last, row.forgetting)) for row in summary.tasks),
         ("**mean**", tuple(summary.total.get(key) for key in ("base", "last", "forgetting"))),
     ]
+    # Markdown, so no autoescape: it would make entities of quotes and of <image>.
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,

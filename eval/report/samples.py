@@ -91,6 +91,7 @@ def measured_chunks(table: Array) -> list[int]:
 def _line(run: RunData, chunk: int, task: str, number: int) -> PredictionLine:
     """Return one line of a prediction file that was read before; only that line is parsed."""
     path = run.chunk(chunk) / "predictions" / f"{task}.jsonl"
+    # Not splitlines(): an answer may hold U+2028 and its like, which JSON does not escape.
     lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     return cast(PredictionLine, json.loads(lines[number]))
 

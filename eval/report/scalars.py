@@ -76,6 +76,7 @@ def _events(chunk: int, scalars: dict[str, float], written: float) -> bytes:
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.record_writer import RecordWriter
 
+    # TensorBoard's own writers put clock and host into file and name: no two would be equal.
     values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
     stream = io.BytesIO()
     writer = RecordWriter(stream)

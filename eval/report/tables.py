@@ -66,7 +66,9 @@ def mean_table(run: RunData) -> Table:
     """Return the mean over tasks after each chunk, with the best and the worst task."""
     rows = []
     for chunk, values in enumerate(run.matrix.values):
-        known = [(float(v), task) for v, task in zip(values, run.tasks, strict=True) if v == v]
+        known = [
+            (float(v), task) for v, task in zip(values, run.tasks, strict=True) if not math.isnan(v)
+        ]
         ends = [f"{task} {percent(v)}" for v, task in (max(known), min(known))] if known else []
         name = run.chunk_label(chunk)
         rows.append([name, percent(float(metrics.mean_over(values))), *(ends or ["–", "–"])])  # noqa: RUF001

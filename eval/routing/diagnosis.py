@@ -77,6 +77,7 @@ def kept_changes(course: Course, tasks: Sequence[str]) -> Array:
                 (a != b, i.rows)
                 for i in after.instructions
                 if i.task == task
+                # Not strict: records of before November 2026 have no kept sets.
                 for a, b in zip(old.get((task, i.text), ()), i.kept, strict=False)
                 if a is not None and b is not None
             ]

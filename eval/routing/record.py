@@ -203,6 +203,7 @@ def normalised_mutual_information(table: Array) -> float:
     h_task, h_set = _entropy(table.sum(axis=1)), _entropy(table.sum(axis=0))
     if not h_task + h_set > 0:
         return float("nan")
+    # Rounding may take what is independent a little below 0.
     return max(0.0, 2 * (h_task + h_set - _entropy(table.ravel())) / (h_task + h_set))
 
 

@@ -76,6 +76,7 @@ def write_ablation(
 
 def _paired(folders: Sequence[Path], stream: Stream, task: str) -> _Paired:
     lines = [{line["id"]: line for line in read_predictions(f, stream, task)} for f in folders]
+    # An ablation may have been asked fewer questions (eval.limit) than the chunk was.
     common = [name for name in lines[0] if all(name in by_id for by_id in lines)]
     rows = [_scores([by_id[name] for name in common]) for by_id in lines]
     return _Paired(np.array(rows), scorer_of(stream, task).of_mean)

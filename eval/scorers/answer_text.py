@@ -62,6 +62,7 @@ class Answer(NamedTuple):
     unfinished: bool = False
 
 
+# The scorer, the blind score and the count of unfinished thoughts ask for the same outputs.
 @lru_cache(maxsize=1 << 14)
 def find_answer(output: str) -> Answer:
     """Return the answer in a model's output.
@@ -82,6 +83,7 @@ def find_answer(output: str) -> Answer:
         else:
             inside = True
     if inside:
+        # What a model considered before it was cut off is no answer of its own.
         return Answer("", unfinished=True)
     pieces.append(output[start:])
     text = next(filter(None, map(_without_end, reversed(pieces))), "")
@@ -92,6 +94,7 @@ def find_answer(output: str) -> Answer:
 def _without_end(text: str) -> str:
     """Return `text` without blanks and end marks at its end."""
     text = text.rstrip()
+    # Several may stand there: "B</answer><|im_end|>".
     while mark := _END_MARK.search(text):
         text = text[: mark.start()].rstrip()
     return text
@@ -106,6 +109,7 @@ def final_answer(output: str) -> str:
 _TEXT_KEYS = ("answer", "caption", "text", "raw")
 _LIST_KEYS = ("answers", "references", "captions")
 _NUMPY_ARRAY = re.compile(r"\Aarray\((.*?)(?:,\s*dtype=[^()]*)?\)\Z", re.DOTALL)
+# Quoted items and objects only: "[0.1, 0.2, 0.5, 0.6]" is a box and "(a)" an option.
 _QUOTED_LIST = re.compile(r"\A[\[(]\s*(?:u?[\"']|\{).*[\"'}]\s*,?\s*[\])]\Z", re.DOTALL)
 
 
@@ -119,6 +123,7 @@ def gold_answers(record: GoldRecord) -> list[str]:
     Raises:
         ValueError: the record has none, or one that cannot be read.
     """
+    # A caption's prediction line has one of its references under `gold`, too.
     for key in ("references", "gold", "answer", "answers"):
         if record.get(key) is not None and record[key] != []:
             texts = _texts(record[key])
@@ -171,11 +176,12 @@ def _listed(text: str) -> list[Any] | None:
     except ValueError:
         try:
             items = ast.literal_eval(text)
-            # numpy parts its texts by blanks alone, which Python reads as one text.
+            # numpy separates its texts by blanks alone, and Python joins such literals into one.
             tokens = tokenize.generate_tokens(io.StringIO(text).readline)
             strings = [token.string for token in tokens if token.type == tokenize.STRING]
             if isinstance(items, list) and all(isinstance(item, str) for item in items):
                 items = [ast.literal_eval(string) for string in strings]
+        # literal_eval runs out of memory or stack on text that is nested deeply enough.
         except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError) as error:
             raise ValueError(
                 f"gold: found the text of a list that cannot be read ({text[:60]!r}); write a JSON"

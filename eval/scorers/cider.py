@@ -30,7 +30,7 @@ _CLITIC = re.compile(r"(?<=\w)(n't|'s|'re|'ve|'ll|'d|'m)\b")
 def ptb_tokens(text: str) -> list[str]:
     """Return lower-cased tokens in the manner of the Penn Treebank, punctuation dropped.
 
-    The COCO caption evaluation tokenises this way: clitics are parted ("don't" -> "do", "n't"),
+    The COCO caption evaluation tokenises this way: clitics are split off ("don't" -> "do", "n't"),
     hyphenated words and numbers stay whole, commas, full stops and quotes go. A script that writes
     no blanks is taken character by character.
     """
@@ -57,6 +57,7 @@ def cider_d(
     counted = [[_ngrams(tokens) for tokens in image] for image in references]
     frequency: Counter[Ngram] = Counter()
     for image in counted:
+        # A document is a picture: an n-gram counts once, however many of its references have it.
         frequency.update({ngram for reference in image for ngram in reference})
     log_images = math.log(len(references)) if references else 0.0
     return [
@@ -110,6 +111,7 @@ def _similarity(answer: _Weighted, reference: _Weighted) -> float:
         own, other = answer.vectors[at], reference.vectors[at]
         norm = answer.norms[at] * reference.norms[at]
         if norm:
+            # The D of CIDEr-D: saying a word more often than the reference earns nothing more.
             total += sum(min(own[n], other[n]) * other[n] for n in own if n in other) / norm
     return penalty * total / LONGEST_NGRAM
 

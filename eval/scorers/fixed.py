@@ -2,7 +2,7 @@
 
 A record is a test sample or a prediction line: its gold is `gold`, `answer`, or the last assistant
 turn of `messages`; Grounding has `answer_bbox` and `size`, captions have `references`. The
-prediction is the answer alone: `registry` takes thoughts off before (answer_text.final_answer).
+prediction is the answer alone: `registry` removes thoughts first (answer_text.final_answer).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from eval.scorers.option_letters import gold_letter, option_letter
 from eval.scorers.text import contains_words, plain, vqa_text
 from eval.scorers.yes_no import is_yes_no, says
 
+# VQA v2: what three of the ten annotators say is fully right.
 CONSENSUS = 3.0
 
 
@@ -76,7 +77,7 @@ def _match_numbers(prediction: str, gold: str, same: Callable[[Number, Number], 
 def label(prediction: str, record: GoldRecord) -> float:
     """Return 1 if the prediction equals a class name or one of its synonyms.
 
-    Synonyms are `record["synonyms"]` or stand in the gold, parted by commas ("tabby, tabby cat").
+    Synonyms are `record["synonyms"]` or stand in the gold, with commas ("tabby, tabby cat").
     """
     answer = plain(prediction)
     return float(bool(answer) and any(answer == plain(name) for name in label_names(record)))
@@ -133,6 +134,7 @@ def _chooses(prediction: str, gold: str, record: GoldRecord) -> bool:
     if letter := gold_letter(gold):
         return option_letter(prediction, letter) == letter
     options = [str(option) for option in record.get("options") or []]
+    # Of "yes", "no" and "unclear" the answer picks one text; the first clause would not do.
     if is_yes_no(gold) and all(map(is_yes_no, options)):
         return says(prediction, gold)
     answer, wanted = vqa_text(prediction), vqa_text(gold)
@@ -143,6 +145,7 @@ def _chooses(prediction: str, gold: str, record: GoldRecord) -> bool:
 
 def _names_only(answer: str, gold: str, options: list[str]) -> bool:
     wanted = plain(gold)
+    # An option inside the gold one ("cat", of "black cat") is always named with it.
     others = (o for o in map(plain, options) if o != wanted and not contains_words(wanted, o))
     return contains_words(answer, wanted) and not any(contains_words(answer, o) for o in others)
 
@@ -156,6 +159,7 @@ def grounding(prediction: str, record: GoldRecord) -> float:
     Raises:
         ValueError: the gold box or the size cannot be read.
     """
+    # Files for eval.score have box and size inside `gold`, prediction lines beside it.
     fields = record["gold"] if isinstance(record.get("gold"), Mapping) else record
     gold, size = _gold_box(record, fields)
     box = boxes.parse_box(prediction)
@@ -209,6 +213,7 @@ def science(prediction: str, record: GoldRecord) -> float:
     if len(wanted) > 1:
         named = _items(prediction)
         return len(wanted & named) / max(len(wanted), len(named))
+    # A gold "A" stands as a word in almost any English answer: letters are never searched for.
     if choice(prediction, record) or gold_letter(gold):
         return choice(prediction, record)
     return contains(prediction, record)

@@ -31,9 +31,10 @@ _WORD_VALUES = {word: float(value) for value, word in enumerate(_WORDS.split())}
 }
 _SCALES = {"hundred": 1e2, "thousand": 1e3, "lakh": 1e5, "million": 1e6, "mio": 1e6, "mn": 1e6}
 _SCALES |= {"crore": 1e7, "billion": 1e9, "bn": 1e9, "trillion": 1e12, "tn": 1e12}
+# The case counts: 5M is five million, 5m five metres.
 _SCALES |= {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9}
 
-# A plain blank parts thousands only where nothing else is said: "page 5 200 words" has two numbers.
+# A plain blank groups digits only where nothing else is said: "page 5 200 words" has two numbers.
 _SPACED = re.compile(r"\A[^\w\n]*\d{1,3}(?: \d{3})+(?:[.,]\d+)?[^\w\n]*(?:[a-zA-Z]{1,12})?\W*\Z")
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:['\u2019_\u00a0\u2007\u2009\u202f]\d{3})+(?!\d)")
 _LATEX = (
@@ -58,6 +59,7 @@ _DIGITS = (
     r"|\d+(?:\.\d+)?|\.\d+)"
 )
 _MONEY = r"(?:[A-Z]{0,3}[$€£¥₹₩₽₺₫฿]|\b(?:USD|EUR|GBP|CNY|RMB|JPY|INR|CHF|Rs\.?)\s?)"
+# The look-behinds and the last look-ahead keep out what the head of this file lists as none.
 _NUMBER = re.compile(
     rf"(?<![^\W{UNSPACED}])(?<![.^/√])(?<![A-Za-z]-)(?<!\d:)"
     rf"(?P<sign>(?:(?<![\w)%])-|\A\s*-\s+|(?<=[:=(])\s*-\s*))?\+?"
@@ -111,11 +113,13 @@ class Number(NamedTuple):
 
 
 def _clean(text: str) -> str:
+    # Before `fold`, which makes plain blanks of the narrow ones that group digits.
     text = _GROUPED.sub(lambda number: re.sub(r"\D", "", number[0]), text)
     if _SPACED.match(text):
         text = re.sub(r"(?<=\d) (?=\d)", "", text)
     text = text.replace("\u066c", ",").replace("\u066b", ".")
-    text = re.sub(r"(?<=\w)[\u2014\u2015]", " - ", text)  # an em dash parts clauses
+    # An em dash separates clauses; `fold` would make it a hyphen, and that a minus or a range.
+    text = re.sub(r"(?<=\w)[\u2014\u2015]", " - ", text)
     text = fold(text)
     for pattern, replacement in _LATEX:
         text = pattern.sub(replacement, text)
@@ -173,11 +177,13 @@ def _numbers(text: str) -> list[Number]:
             continue
         last = found[-1] if found else None
         gap = text[last.span[1] : number.span[0]] if last else ""
+        # In "5 -10" the dash of a range was read as a sign.
         minus = bool(match["sign"]) and gap.strip(" ") == "" != gap
         if last and (gap == "," or minus or _is_range(text, last, gap)):
             joined = joined + 1 if gap != "," else 3
             high = abs(number.low) if minus else number.low
             found[-1] = number._replace(
+                # NaN until the end, so that no part of a date is found as a number of its own.
                 low=math.nan if joined > 2 else last.low,
                 high=high,
                 percent=last.percent or number.percent,
@@ -218,6 +224,7 @@ def read_gold(text: str) -> Number | None:
         return _read_word(text) if not found else None
     number = found[0]
     rest = (cleaned[: number.span[0]] + cleaned[number.span[1] :]).strip(" ()[]$")
+    # A unit follows its number: "Apollo 11" is a name.
     if rest and not (cleaned.endswith(rest) and _KNOWN_UNITS.fullmatch(rest)):
         return None
     return number if rest else number._replace(unit="")
@@ -268,6 +275,7 @@ def same_number(answer: Number, gold: Number, tolerance: float = 1e-9) -> bool:
     A percent sign on one side only may be read either way: 25% is 25, and 0.25. Units count where
     both have one. Both ends of a range count.
     """
+    # "m²" was folded to "m^2", "m2" was not.
     units = {plain(unit).replace("^", "") for unit in (answer.unit, gold.unit) if unit}
     if len(units) > 1:
         return False
@@ -292,4 +300,5 @@ def relaxed_number(answer: Number, gold: Number) -> bool:
 
 
 def _close(value: float, wanted: float, tolerance: float) -> bool:
+    # The last summand is for a gold of 0, of which no part is left but rounding.
     return abs(value - wanted) <= tolerance * abs(wanted) + 1e-12

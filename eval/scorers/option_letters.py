@@ -89,6 +89,7 @@ _NAMES = ("option", "choice", "letter")
 _ENUMERATED = re.compile(r"[).:、]\s*\S")
 _BARE_END = re.compile(r"[)\]]?\s*[.!。]?\s*(?:\Z|\n)|[)\]]?[.!。]\s")
 _BARE_START = re.compile(r"(?:\A|\n|[.!?。:：！？]\s?)[\s(\[#>-]*\Z")
+# "J. K. Rowling" opens with no option.
 _INITIAL = re.compile(r"\b[A-Za-z]\.[^\S\n]*\Z")
 _UNSURE = (
     "a be definitely final guess i it is its maybe most likely must mine my of option perhaps"
@@ -122,6 +123,7 @@ def option_letter(answer: str, gold: str = "A") -> str | None:
         answer: the model's answer.
         gold: the gold letter: of the alphabet that the options are counted with.
     """
+    # The Cyrillic and the Greek A look like ours: the gold tells which alphabet is meant.
     letters = next((alphabet for alphabet in _ALPHABETS if gold in alphabet), LATIN)
     if boxed := _BOXED.findall(answer):
         answer = boxed[-1]
@@ -137,6 +139,7 @@ def option_letter(answer: str, gold: str = "A") -> str | None:
     opening = [
         mention
         for mention in mentions[:1]
+        # "A. up  B. down" lists the options and picks none.
         if len(enumerated) < 2
         and not re.search(r"\w", text[: mention.start])
         and _OPENED.match(text, mention.end)
@@ -166,12 +169,14 @@ def _mentions(text: str, letters: str) -> list[_Mention]:
             continue
         last = found[-1] if found else None
         gap = text[last.end : match.start()] if last else ""
+        # In "not A, B is correct" the comma joins no letters: B has a verb of its own.
         own_verb = _WRONG.match(text, end) or _RIGHT.match(text, end)
         if last and _LINK.fullmatch(gap) and not (_COMMA.fullmatch(gap) and own_verb):
             last.letters.add(letter.upper())
             last.end = end
         else:
             found.append(_Mention({letter.upper()}, match.start(), end))
+    # Only after all letters are joined: "A or B is wrong" denies both.
     for mention in found:
         before = text[max(0, mention.start - 60) : mention.start]
         mention.denied = bool(_DENIED.search(before) or _WRONG.match(text, mention.end))

@@ -89,6 +89,7 @@ class Scorer:
 
     def of_mean(self, mean: Array) -> Array:
         """Return the task's score in 0..1 of a mean sample score, element by element."""
+        # Single captions may pass CIDEr 1 (100 in print); only the mean of the test set is clipped.
         return mean if self.sample is not None else np.minimum(mean * MOST_CIDER, 1.0)
 
 
@@ -156,6 +157,7 @@ def own_scorer(name: str) -> Scorer:
         raise ValueError(f"scorer: found {name!r}, expected FILE.py:FUNCTION; no file {place!r}")
     try:
         known = runpy.run_path(str(path))
+    # Even a file that calls sys.exit() is a mistake to be named, not an end of the run.
     except (Exception, SystemExit) as error:
         raise ValueError(f"scorer: {path} cannot be run: {error!r}") from error
     judge = known.get(function)
@@ -175,6 +177,7 @@ def own_scorer(name: str) -> Scorer:
             score = judge(answer, record)
         except Exception as error:
             raise ScorerError(f"scorer: {name}, sample {sample!r}: {error!r}") from error
+        # numpy's bool, which comparisons of arrays give, is no Real.
         if isinstance(score, Real | np.bool_) and 0 <= float(score) <= 1:
             return float(score)
         raise ScorerError(

@@ -31,6 +31,7 @@ won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you
 
 
 def _contractions() -> dict[str, str]:
+    # The one entry of the published table that takes an apostrophe away.
     table = {"somebody'd": "somebodyd"}
     for form in _FULL_FORMS.split():
         for at, letter in enumerate(form):
@@ -68,6 +69,7 @@ def _strip_punctuation(text: str, full_stops: int) -> str:
     result = text
     for mark in PUNCTUATION:
         # A mark beside a blank vanishes everywhere; one that is always inside words is a blank.
+        # Asked of the input, as published: what earlier marks left behind does not count.
         beside_blank = f"{mark} " in text or f" {mark}" in text
         result = result.replace(mark, "" if beside_blank else " ")
     return _FULL_STOP.sub("", result, count=full_stops)
@@ -111,6 +113,7 @@ def _fold_character(character: str) -> str:
 
 
 _BASE = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+# A run is one power: character by character 10¹² would be 10^1^2.
 _POWER = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]{2,}")
 
 
@@ -130,12 +133,14 @@ def fold(text: str) -> str:
 
 def _character_class(keep: Callable[[str], bool]) -> str:
     """Return the inside of a regular expression's [...] for the characters that `keep` chooses."""
+    # No combining mark lies outside of these ranges, and a million code points take their time.
     points = [p for p in (*range(0x20000), *range(0xE0100, 0xE01F0)) if keep(chr(p))]
     runs = groupby(enumerate(points), key=lambda pair: pair[1] - pair[0])
     ends = [(run[0][1], run[-1][1]) for run in (list(run) for _, run in runs)]
     return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in ends)
 
 
+# `re` knows no classes of Unicode, so that they are written out.
 MARKS = _character_class(lambda c: unicodedata.category(c).startswith("M"))
 # Scripts that write no blanks between words: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han.
 UNSPACED = (
@@ -146,7 +151,7 @@ _THOUSANDS = re.compile(r"(?<![\d.,])([1-9]\d{0,2}(?:,\d{3})+)(?!\d|,\d)")
 _INNER_APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
 # In this order: a number with its sign and point, or a fraction; one character of a script without
 # blanks, with its marks; a word, with the marks of C++, C#, A- and x^2; signs that change what is
-# said. Everything else only parts words.
+# said. Everything else only separates words.
 _PLAIN_TOKEN = re.compile(
     rf"(?<!\w)-?\d*\.?\d+(?:/\d+)?\+?(?![\w{MARKS}^])"
     rf"|(?=\w)[{UNSPACED}][{MARKS}]*"
@@ -161,10 +166,10 @@ _BLANKS = re.compile(r"\s+")
 def plain(text: str) -> str:
     """Return `text` in lower case without marks: `"**Art_Gallery**."` becomes `"art gallery"`.
 
-    Unicode is folded (see `fold`) and lower-cased, accents and vowel signs stay. Punctuation parts
-    words, an apostrophe inside a word joins it, thousands separators go, `&` is "and". Kept are a
-    number's sign and point, the marks of C++, C#, A+ and x^2, currency, `%` and signs of
-    mathematics. Text in a script without blanks is parted into characters. Text of nothing but
+    Unicode is folded (see `fold`) and lower-cased, accents and vowel signs stay. Punctuation
+    separates words, an apostrophe inside a word joins it, thousands separators go, `&` is "and".
+    Kept are a number's sign and point, the marks of C++, C#, A+ and x^2, currency, `%` and signs of
+    mathematics. Text in a script without blanks is split into characters. Text of nothing but
     other marks is kept as it is.
     """
     folded = fold(text).casefold()
@@ -191,6 +196,6 @@ def vqa_text(text: str) -> str:
 def contains_words(text: str, words: str) -> bool:
     """Tell whether the word sequence `words` stands in `text`; both already normalised.
 
-    Characters count as words where `plain` parted a script without blanks.
+    Characters count as words where `plain` split a script without blanks.
     """
     return bool(words) and f" {words} " in f" {text} "

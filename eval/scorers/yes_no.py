@@ -10,7 +10,8 @@ from functools import lru_cache
 
 from eval.scorers.text import fold
 
-# Words of yes and of no, by language; a gold is looked up in all of them.
+# Words of yes and of no, by language; a gold is looked up in all of them, in this order: "no" is
+# English before it is Spanish.
 _LANGUAGES = (
     ("yes yeah yep yup", "no nope nah"),
     ("是 是的", "否 不是 没有 沒有"),
@@ -42,6 +43,7 @@ _HEDGE = re.compile(
     r"do not know|unknown|either|both|yes (?:and|or) no|no (?:and|or) yes|yes\s*/\s*no)\b"
     r"|也许|可能|不确定|不知道|たぶん|わから|分から|모르|아마"
 )
+# "No doubt" and "no. 5" say no to nothing.
 _IDIOM = re.compile(r"\bno (?:doubt|problem|wonder|matter|worries)\b|\bno\.?\s*\d")
 
 

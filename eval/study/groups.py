@@ -76,7 +76,7 @@ class Study:
 
         One with half of the runs or fewer is in the tables, but not ranked: luck would choose it.
         One that is given the task of a question is a bound. The means are over the streams that all
-        of them ran on, if there are any: an easier stream fewer makes nobody better.
+        of them ran on, if there are any: nobody gains by having skipped a hard one.
         """
         without = [
             group

@@ -102,6 +102,7 @@ def _run(path: Path, rows: list[dict[str, str]]) -> KeptRun:
         for name, of_task in routing.items():
             of_task[int(row["chunk"]), column] = _number(row.get(name) or "")
         first[column] = int(row["first"]) if row["first"] else None
+        # Every row of a chunk repeats its seconds.
         seconds[row["chunk"]] = float(row["train_seconds"]) + float(row["eval_seconds"])
     one = rows[0]
     return KeptRun(

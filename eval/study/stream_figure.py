@@ -40,13 +40,14 @@ def course(group: Group) -> Line:
     table = rows[:, known]
     mean = mean_over(table, axis=0)
     count = np.isfinite(table).sum(axis=0)
+    # By hand, since np.nanstd warns of chunks that a single run has reached.
     squares = np.where(np.isfinite(table), (table - mean) ** 2, 0.0).sum(axis=0)
     std = np.sqrt(squares / np.where(count > 1, count - 1, np.nan))
     return Line(group.name, known + 1, mean, std)
 
 
 def described(study: Study) -> str:
-    """Return what the figure shows, in words: for who cannot see it."""
+    """Return what the figure shows, in words: for those who cannot see it."""
     lines = [course(group) for group in _streams(study)]
     ends = "; ".join(
         f"{line.name} {percent(line.mean[0])} after chunk {line.chunks[0]} and "

@@ -139,6 +139,7 @@ def winner(study: Study) -> str:
         return f"{where}: {best.name} is the only method without data, nothing to compare it with"
     said = []
     for key in RANKS:
+        # Holm over the same family as in `lead_table`, so that both say the same p.
         found = leads(best, [group for group in study.groups if group is not best], key)
         nearest = min((each for each in found if each.other in rivals), key=lambda x: x.difference)
         difference, interval, p = _lead_cells(nearest)
