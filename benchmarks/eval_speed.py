@@ -99,30 +99,41 @@ def load_engine(options: argparse.Namespace) -> Any:
 
 def _grow(engine: Any, shape: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
     """Put a model of another size, with random weights, behind the engine."""
-    import torch
-    from transformers import InternVLForConditionalGeneration
-
-    config = engine.model.config
-    layers = ["full_attention"] * shape["text"]["num_hidden_layers"]
-    text = {"vocab_size": VOCABULARY, "tie_word_embeddings": False, "layer_types": layers}
-    for name, value in {**shape["text"], **text, "max_position_embeddings": 8192}.items():
-        setattr(config.text_config, name, value)
-    for name, value in {**shape["vision"], "image_size": [448, 448]}.items():
-        setattr(config.vision_config, name, value)
-    config.tie_word_embeddings = False
-    config.image_seq_length = engine.processor.image_seq_length = 256
+    old = engine.model
+    engine.processor.image_seq_length = 256
     engine.processor.image_processor.size = {"height": 448, "width": 448}
-    old, dtype = engine.model, getattr(torch, options.dtype)
-    torch.set_default_dtype(dtype)
-    with torch.device(options.device):
-        model = InternVLForConditionalGeneration(config)
-    torch.set_default_dtype(torch.float32)
+    model = sized_model(
+        old.config, shape, options.device, options.dtype, max_position_embeddings=8192
+    )
     model.generation_config = old.generation_config
     for name in ("model_info", "model_meta", "model_dir"):
         if hasattr(old, name):
             setattr(model, name, getattr(old, name))
     engine.model = engine.engine = model.eval()
     engine.max_model_len = 8192
+
+
+def sized_model(
+    config: Any, shape: dict[str, dict[str, Any]], device: str, dtype: str, **text: Any
+) -> Any:
+    """Return an InternVL of a shape with random weights; `text`: more settings of its decoder."""
+    import torch
+    from transformers import InternVLForConditionalGeneration
+
+    text |= {"vocab_size": VOCABULARY, "tie_word_embeddings": False}
+    text["layer_types"] = ["full_attention"] * shape["text"]["num_hidden_layers"]
+    for name, value in {**shape["text"], **text}.items():
+        setattr(config.text_config, name, value)
+    for name, value in {**shape["vision"], "image_size": [448, 448]}.items():
+        setattr(config.vision_config, name, value)
+    config.tie_word_embeddings = False
+    config.image_seq_length = 256
+    # Made in its dtype: 8 billion weights in float32 first would take twice the room.
+    torch.set_default_dtype(getattr(torch, dtype))
+    with torch.device(device):
+        model = InternVLForConditionalGeneration(config)
+    torch.set_default_dtype(torch.float32)
+    return model
 
 
 def ask(

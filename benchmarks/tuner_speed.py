@@ -149,7 +149,11 @@ def decode(method: Method, ids: torch.Tensor, options: argparse.Namespace) -> fl
         synchronise(options)
         started = clock(options)
         method.model.generate(
-            input_ids=ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False
+            # The same number of tokens from all, whatever random weights say.
+            input_ids=ids,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
         )
         synchronise(options)
         times.append(clock(options) - started)

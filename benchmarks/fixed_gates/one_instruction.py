@@ -91,6 +91,7 @@ def template_of(samples: list[Sample]) -> str:
     """Returns the lines that all texts end with; of texts of one line the words."""
     cut = "\n" if all("\n" in text_of(sample) for sample in samples) else " "
     parts = [reversed(text_of(sample).split(cut)) for sample in samples]
+    # Not strict: texts of several lengths have no more in common than the shortest has.
     shared = [same[0] for same in itertools.takewhile(lambda s: len(set(s)) == 1, zip(*parts))]  # noqa: B905
     return cut.join(reversed(shared))
 

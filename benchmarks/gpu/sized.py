@@ -12,7 +12,7 @@ from typing import Any
 
 from step import ROOT  # isort: skip (it sets the import path)
 
-from eval_speed import SHAPES, VOCABULARY
+from eval_speed import SHAPES, sized_model
 
 TINY = ROOT / "assets" / "tiny_base"
 FULL = SHAPES["internvl3.5-8b"]  # the config.json of OpenGVLab/InternVL3_5-8B-HF, sizes only
@@ -67,7 +67,7 @@ def write_model(
 ) -> dict[str, float]:
     """Makes the model on `device` and saves it with its processor; returns seconds and sizes."""
     import torch
-    from transformers import AutoConfig, InternVLForConditionalGeneration
+    from transformers import AutoConfig
 
     started = time.monotonic()
     ids = write_tokenizer(folder, tokenizer)
@@ -78,25 +78,14 @@ def write_model(
     processor["image_processor"] |= {"min_patches": 1, "max_patches": 12}
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=1), "utf-8")
     config = AutoConfig.from_pretrained(TINY)
-    shape = FULL if full else SMALL
-    layers = ["full_attention"] * shape["text"]["num_hidden_layers"]
-    text = {
-        "vocab_size": VOCABULARY, "tie_word_embeddings": False, "layer_types": layers,
-        "max_position_embeddings": 40960, "eos_token_id": ids["end"], "pad_token_id": ids["pad"],
-        "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
-    }  # fmt: skip
-    for name, value in {**shape["text"], **text}.items():
-        setattr(config.text_config, name, value)
-    for name, value in {**shape["vision"], "image_size": [448, 448]}.items():
-        setattr(config.vision_config, name, value)
     config.vision_config.attention_bias = True
-    config.tie_word_embeddings = False
-    config.image_seq_length, config.image_token_id = 256, ids["image"]
+    config.image_token_id = ids["image"]
     torch.manual_seed(0)
-    torch.set_default_dtype(getattr(torch, dtype))
-    with torch.device(device):
-        model = InternVLForConditionalGeneration(config)
-    torch.set_default_dtype(torch.float32)
+    model = sized_model(
+        config, FULL if full else SMALL, device, dtype,
+        max_position_embeddings=40960, eos_token_id=ids["end"], pad_token_id=ids["pad"],
+        rope_parameters={"rope_theta": 1000000.0, "rope_type": "default"},
+    )  # fmt: skip
     model.generation_config.eos_token_id = ids["end"]
     model.generation_config.pad_token_id = ids["pad"]
     if device == "cuda":

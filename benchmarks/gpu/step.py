@@ -102,6 +102,7 @@ class Step:
         self.result["seconds"] = round(time.monotonic() - self.started, 1)
         self.result["complete"] = complete
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed when whole: accept.sh stops a step in the middle when its time is over.
         temporary = self.path.with_suffix(".part")
         temporary.write_text(json.dumps(self.result, indent=1) + "\n", encoding="utf-8")
         temporary.replace(self.path)
@@ -131,6 +132,7 @@ class GpuMemory:
         self._stop.set()
 
     def _watch(self) -> None:
+        # Training runs in processes of its own, whose torch cannot be asked from here.
         query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
         while not self._stop.wait(0.5):
             words = subprocess.run(query, capture_output=True, text=True).stdout.split()

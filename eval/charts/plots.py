@@ -242,7 +242,7 @@ def heat_map(
 
     Args:
         title: what a screen reader says.
-        values: (rows, columns), parts of 1; NaN is drawn as a gap.
+        values: (rows, columns), fractions of 1; NaN is drawn as a gap.
         rows, columns: names.
         column_label: what the columns are.
         high: value of the darkest cell; the palest is 0.

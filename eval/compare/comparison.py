@@ -75,7 +75,7 @@ class Difference:
     Attributes:
         column: key of the column.
         leader, other: names of methods.
-        difference: leader minus other, as parts of 1.
+        difference: leader minus other, as a fraction of 1.
         kind: `paired` (t test over shared seeds and streams), `welch` (over seeds), `samples`
             (paired permutation), `mcnemar` (exact), `none`.
         p: two-sided p value; NaN where no test was possible.

@@ -80,6 +80,7 @@ def spreads(loaded: Comparable, method: Method) -> dict[str, Spread]:
     entry = method.entries[0]
     drawn = bootstrap_matrices(entry.samples, loaded.aggregates)
     columns = column_values(drawn, loaded.tasks, entry.first)
+    # Joint training has no scores over a stream, whatever a bootstrap of its matrix would give.
     known = {key for key, numbers in values.items() if math.isfinite(numbers[0])}
     return {k: over_samples(v) if k in known else NO_SPREAD for k, v in columns.items()}
 
@@ -114,6 +115,7 @@ def _paired_runs(
 
 def _paired(loaded: Comparable, first: Method, second: Method) -> dict[str, tuple[str, float]]:
     one, other = _mean_samples(first), _mean_samples(second)
+    # A run may have no prediction files any more, only its matrix.csv.
     if any(a.shape[1] != b.shape[1] or not a.size for a, b in zip(one, other, strict=True)):
         return {}
     order, keys = first.entries[0].first, None

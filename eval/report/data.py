@@ -141,7 +141,7 @@ class RunData:
         return [seen.get(task) for task in self.tasks]
 
     def aggregate(self, task: str) -> Callable[[Array], Array]:
-        """Return what turns a task's mean sample score into its score: captions: clipped CIDEr."""
+        """Return what turns a task's mean sample score into its score (captions: clipped CIDEr)."""
         return scorer_of(self.stream, task).of_mean if self.stream else np.asarray
 
     @property
@@ -219,7 +219,7 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
 
 
 def _long_samples(run: Path) -> Iterator[Gap]:
-    """Says of each chunk, and each router, which samples were longer than model.max_length."""
+    """Yield a gap for each training, of a chunk or router, with samples over model.max_length."""
     for path in sorted(run.glob("chunks/*/*too_long.jsonl")):
         rows = [row for row in read_jsonl(path, torn_tail=True) if "file" in row]
         if rows:

@@ -54,6 +54,7 @@ def parse_box(text: str) -> Box | None:
 
 
 def _box(numbers: Sequence[float]) -> list[Box]:
+    # "1e999" is read as infinity.
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         return []
     return [(numbers[0], numbers[1], numbers[2], numbers[3])]

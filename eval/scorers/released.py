@@ -182,7 +182,7 @@ def first_letter(prediction: str, record: GoldRecord) -> float:
 
     Defects: "It is a dog, so B" answers A, "2 of them: C" answers 2 and is wrong.
     """
-    if prediction and prediction in _LETTERS and len(prediction) == 1:
+    if len(prediction) == 1 and prediction in _LETTERS:
         said = prediction
     elif prediction[:1] in tuple(_LETTERS) and prediction[1:3] == ". ":
         said = prediction[0]

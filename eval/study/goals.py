@@ -13,7 +13,7 @@ import numpy as np
 from eval.charts.figure import counted, ratio
 from eval.compare.names import BLOCKS, printed
 from eval.metrics import SCORE
-from eval.significance import NO_INTERVAL, Interval, t_interval
+from eval.significance import Interval, t_interval
 from eval.study.groups import Group, Study, leads, read_study
 from eval.study.tables import UNKNOWN, ends, markdown, signed
 
@@ -98,6 +98,7 @@ def verdict(reached: float, least: float, interval: Interval) -> str:
         return NOT_MEASURED
     # Differences of scores that are printed alike may differ in their last bits.
     met = reached >= least - 1e-9
+    # Without an interval both comparisons are with NaN, and false: not sure.
     sure = interval.low >= least - 1e-9 if met else interval.high < least
     return f"{MET if met else MISSED}{'' if sure else ' (not sure)'}"
 
@@ -146,7 +147,7 @@ def _step(results: Path) -> Row:
     times = np.divide(ours, theirs).tolist()
     mean = float(np.mean(times))
     # At most so many times LoRA's is at least its negative.
-    low, high = t_interval(times) if len(times) > 1 else NO_INTERVAL
+    low, high = t_interval(times)
     said = verdict(-mean, -MOST_STEP, Interval(-high, -low))
     interval = UNKNOWN if math.isnan(low) else f"{low:.3f} to {high:.3f}"
-    return Row(STEP, UNKNOWN, lora, len(times), f"{ratio(mean, 3)} x", interval, said)
+    return Row(STEP, UNKNOWN, lora, len(times), f"{ratio(mean)} x", interval, said)

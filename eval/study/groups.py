@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eval.compare.names import BLOCKS, printed
-from eval.significance import NO_INTERVAL, Interval, Spread, holm, over_runs, paired_t, t_interval
+from eval.significance import Interval, Spread, holm, over_runs, paired_t, t_interval
 from eval.study.run_csv import KeptRun, read_run
 
 Pair = tuple[int, int]  # seeds of the stream and of the run
@@ -160,7 +160,6 @@ def leads(first: Group, others: Sequence[Group], key: str) -> list[Lead]:
         one, two = ([side[pair] for pair in shared] for side in (ours, theirs))
         gaps = np.subtract(one, two).tolist()
         mean = float(np.mean(gaps)) if gaps else math.nan
-        interval = t_interval(gaps) if len(gaps) > 1 else NO_INTERVAL
-        rows.append((other, len(gaps), mean, interval, paired_t(one, two)))
+        rows.append((other, len(gaps), mean, t_interval(gaps), paired_t(one, two)))
     adjusted = holm([row[-1] for row in rows])
     return [Lead(*row, p) for row, p in zip(rows, adjusted, strict=True)]

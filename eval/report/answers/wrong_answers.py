@@ -58,7 +58,7 @@ class TaskAnswers:
 
 
 def task_answers(run: RunData) -> list[TaskAnswers]:
-    """Return what each task's newest evaluation answers wrong; tasks that cannot be read lack."""
+    """Return what each task's newest evaluation answers wrong, of all tasks that can be read."""
     room = max(MOST_SHOWN // max(len(run.tasks), 1), 4)
     found = [_of_task(run, task, room) for task in run.tasks]
     return [answers for answers in found if answers is not None]

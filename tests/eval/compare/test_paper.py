@@ -77,7 +77,7 @@ def test_a_long_name_covers_no_curve(tmp_path: Path, stream: Path) -> None:
     for rank in (8, 16):
         recipe = {"method": "strlora", "tuner": {"rank": rank, "gate_scale": "num_experts"}}
         runs.append(write_run(tmp_path / f"r{rank}", stream, [0.5, 0.9], recipe=recipe))
-    canvas = figures._stream(compare(runs), 3, "std")
+    canvas = figures._stream(compare(runs), "std")
     canvas.draw_without_rendering()
     (legend,) = canvas.legends
     above, below = legend.get_window_extent(), canvas.axes[0].get_window_extent()
@@ -93,7 +93,7 @@ def test_many_long_names_leave_the_axes_their_room(tmp_path: Path, stream: Path)
         recipe = {"method": "strlora", "tuner": tuner}
         runs.append(write_run(tmp_path / f"r{rank}", stream, [0.5, 0.9], recipe=recipe))
     found = compare(runs)
-    for canvas in (figures._stream(found, 3, "std"), figures._tasks(found, 3, "std")):
+    for canvas in (figures._stream(found, "std"), figures._tasks(found, "std")):
         canvas.draw_without_rendering()
         high = canvas.axes[0].get_window_extent().height / canvas.dpi
         assert high > 0.7, "inches"
