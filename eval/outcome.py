@@ -164,13 +164,7 @@ def _problems(
 
 
 def _advice(
-    below: bool,
-    form: bool,
-    cut: bool,
-    broken: bool,
-    flat: bool,
-    forgot: bool,
-    settings: Settings,
+    below: bool, form: bool, cut: bool, broken: bool, flat: bool, forgot: bool, settings: Settings
 ) -> list[str]:
     rate = _now(settings.rate)
     advice = []

@@ -11,14 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.compare.costs import COSTS, costs_of
-from eval.compare.differences import (
-    LAST,
-    Result,
-    differences,
-    is_last,
-    spreads,
-    values_by_seed,
-)
+from eval.compare.differences import LAST, Result, differences, is_last, spreads, values_by_seed
 from eval.compare.runs import Comparable, Method, Replicate, load_methods
 from eval.metrics import STREAM_SCORES, mean_over
 from eval.report.data import Gap, RunData

@@ -15,14 +15,7 @@ import numpy as np
 from eval import metrics
 from eval.charts.figure import Figure, Table, colour, counted, percent, ratio
 from eval.charts.over_chunks import over_chunks
-from eval.charts.plots import (
-    Bar,
-    Series,
-    heat_map,
-    intervals,
-    legend,
-    small_multiples,
-)
+from eval.charts.plots import Bar, Series, heat_map, intervals, legend, small_multiples
 from eval.compare import tables, verdict
 from eval.compare.comparison import Column, Comparison
 from eval.compare.names import printed

@@ -145,12 +145,7 @@ def load_routing(path: Path, tasks: Sequence[str]) -> Routing:
         rows=float(rows.sum()),
         unknown_rows=float(content["rows"]) - float(rows.sum()),
         instructions=[
-            Instruction(
-                str(e["text"]),
-                str(e["group"]),
-                int(e["rows"]),
-                tuple(e.get("kept", ())),
-            )
+            Instruction(str(e["text"]), str(e["group"]), int(e["rows"]), tuple(e.get("kept", ())))
             for e in content["instructions"]
             if e["group"] in present
         ],

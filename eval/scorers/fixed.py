@@ -12,13 +12,7 @@ from collections.abc import Callable, Mapping
 
 from eval.scorers import box_overlap as boxes
 from eval.scorers.answer_text import GoldRecord, gold_answers, record_name
-from eval.scorers.number_reader import (
-    Number,
-    read_answer,
-    read_gold,
-    relaxed_number,
-    same_number,
-)
+from eval.scorers.number_reader import Number, read_answer, read_gold, relaxed_number, same_number
 from eval.scorers.option_letters import gold_letter, option_letter
 from eval.scorers.text import contains_words, plain, vqa_text
 from eval.scorers.yes_no import is_yes_no, says

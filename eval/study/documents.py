@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,16 +35,9 @@ from eval.study.groups import Study, read_study
 
 DOCUMENTS = (Path("README.md"), Path("docs/study.md"))
 RESULTS = Path("docs/results")
-PARTS = {
-    "scores": 1,
-    "figure": 2,
-    "machines": 2,
-    "streams": 1,
-    "finding": 1,
-    "goals": 1,
-    "below": 1,
-    "routing": 1,
-}  # paths of each
+# How many paths each takes.
+PARTS = {"scores": 1, "figure": 2, "machines": 2, "streams": 1, "finding": 1, "goals": 1}
+PARTS |= {"below": 1, "routing": 1}
 _BLOCK = re.compile(
     r"(?P<head><!-- study: (?P<words>[^\n]+?) -->\n)(?P<body>.*?)(?P<end><!-- study ends -->)",
     re.DOTALL,
@@ -82,23 +75,16 @@ def _block(root: Path, document: Path, made: Made, block: re.Match[str]) -> str:
     if PARTS.get(part) != len(given):
         known = ", ".join(f"{name} ({counted(count, 'path')})" for name, count in PARTS.items())
         raise ValueError(f"{document}: found '<!-- study: {block['words']} -->', expected {known}")
-    first, *others = [root / word for word in given]
-    if part == "streams":
-        body = _streams(first)
-    elif part == "finding":
-        body = _finding(first)
-    elif part == "below":
-        body = tables.below(read_study(first), printed("lora"))
-    elif part == "routing":
-        body = routing_table.table(read_study(first))
-    elif part == "goals":
-        body = goals.table(first)
-    elif part == "scores":
-        body = tables.scores(read_study(first).only(methods))
+    folders = [root / word for word in given]
+    if part == "figure":
+        study = read_study(folders[0]).only(methods)
+        body = _figure(root, document, study, Path(given[1]), made)
+    elif part in _OF_FOLDER:
+        body = _OF_FOLDER[part](folders[0])
     elif part == "machines":
-        body = tables.machines(read_study(first), read_study(others[0]))
+        body = tables.machines(*map(read_study, folders))
     else:
-        body = _figure(root, document, read_study(first).only(methods), Path(given[1]), made)
+        body = tables.scores(read_study(folders[0]).only(methods))
     return f"{block['head']}{body}\n{block['end']}"
 
 
@@ -135,6 +121,15 @@ def _finding(results: Path) -> str:
     more = (tables.keepers(found[-1]), goals.summary(results))
     said = (tables.winner(found[-1]), *(f"{text[0].upper()}{text[1:]}" for text in more))
     return "\n".join(f"{sentence}." for sentence in said)
+
+
+_OF_FOLDER: dict[str, Callable[[Path], str]] = {
+    "streams": _streams,
+    "finding": _finding,
+    "goals": goals.table,
+    "below": lambda folder: tables.below(read_study(folder), printed("lora")),
+    "routing": lambda folder: routing_table.table(read_study(folder)),
+}
 
 
 def _figure(root: Path, document: Path, study: Study, image: Path, made: Made) -> str:
