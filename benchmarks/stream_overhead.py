@@ -67,7 +67,7 @@ def processor_seconds(root: int) -> float:
     parents: dict[int, int] = {}
     ticks: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        # It may have ended since the folder was listed.
+        # A process may have ended since the folder was listed.
         with suppress(OSError):
             # Behind the last bracket: a command's name may hold blanks and brackets itself.
             fields = path.read_text(errors="replace").rpartition(")")[2].split()

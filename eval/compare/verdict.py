@@ -61,7 +61,7 @@ def _on(comparison: Comparison, column: Column, tests: Sequence[Difference]) -> 
         else f"{leader} loses least, {100 * value:.1f} points, {ahead} less than"
         f" {printed(nearest.other)}"
     )
-    # Not `>`: NaN, of no test, is doubtful, too.
+    # Not `>`: where no test was possible p is NaN, and the lead doubtful, too.
     doubtful = [test for test in against if not test.adjusted <= SIGNIFICANT]
     shown = doubtful or against
     p = _p(max(shown, key=lambda test: 2 if math.isnan(test.adjusted) else test.adjusted))

@@ -31,7 +31,7 @@ _WORD_VALUES = {word: float(value) for value, word in enumerate(_WORDS.split())}
 }
 _SCALES = {"hundred": 1e2, "thousand": 1e3, "lakh": 1e5, "million": 1e6, "mio": 1e6, "mn": 1e6}
 _SCALES |= {"crore": 1e7, "billion": 1e9, "bn": 1e9, "trillion": 1e12, "tn": 1e12}
-# The case counts: 5M is five million, 5m five metres.
+# Case matters: 5M is five million, 5m five metres.
 _SCALES |= {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9}
 
 # A plain blank groups digits only where nothing else is said: "page 5 200 words" has two numbers.
