@@ -133,7 +133,7 @@ def fold(text: str) -> str:
 
 def _character_class(keep: Callable[[str], bool]) -> str:
     """Return the inside of a regular expression's [...] for the characters that `keep` chooses."""
-    # No combining mark lies outside of these ranges, and a scan of all code points would slow every import.
+    # No combining mark lies outside of these ranges; a scan of all code points would slow imports.
     points = [p for p in (*range(0x20000), *range(0xE0100, 0xE01F0)) if keep(chr(p))]
     runs = groupby(enumerate(points), key=lambda pair: pair[1] - pair[0])
     ends = [(run[0][1], run[-1][1]) for run in (list(run) for _, run in runs)]
