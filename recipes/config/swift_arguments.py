@@ -14,10 +14,11 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import write_text
+from data_prep.files import read_json, write_text
 from recipes import REPO
 from recipes.config.problems import Places, Problem, did_you_mean, shown
 from strlora_tuner.options import AdapterOptions, host_arguments
@@ -174,3 +175,31 @@ def _fits(value: Any, argument: HostArgument) -> bool:
     if value in argument.choices or "any" in kinds or not (kinds or argument.choices):
         return True
     return bool(kinds & _ACCEPTED.get(type(value), {type(value).__name__}))
+
+
+def zero_settings(deepspeed: str | dict[str, Any] | None) -> dict[str, Any]:
+    """The block zero_optimization of `launcher.deepspeed`; empty where there is none.
+
+    Args:
+        deepspeed: a name of the host's, JSON text or a JSON file, as in a recipe; or the whole
+            configuration, as the host's args.json has it.
+
+    Raises:
+        OSError, ValueError: it is no name of the host's, and no JSON is there.
+    """
+    if not deepspeed:
+        return {}
+    if isinstance(deepspeed, str):
+        deepspeed = _configuration(deepspeed)
+    return dict(deepspeed.get("zero_optimization", {}))
+
+
+def _configuration(named: str) -> dict[str, Any]:
+    # First of all, since a long text is no name that a file system takes.
+    if named.lstrip().startswith("{"):
+        return dict(json.loads(named))
+    path, host = Path(named), find_spec("swift")
+    if host is not None and host.origin is not None:
+        shipped = Path(host.origin).parent / "config" / f"{named}.json"
+        path = shipped if shipped.is_file() else path
+    return dict(read_json(path))

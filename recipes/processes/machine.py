@@ -19,11 +19,25 @@ PACKAGES = ("torch", "transformers", "ms-swift", "peft", "accelerate", "datasets
 @cache
 def gpus() -> tuple[str, ...]:
     """Names of the NVIDIA GPUs that processes of ours may use; empty without a driver."""
-    names = tuple(_nvidia_smi("name,memory.total"))
+    lines = [line.split(", ", 2) for line in _nvidia_smi("index,uuid,name,memory.total")]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return names
-    return names[: len([part for part in visible.split(",") if part.strip() not in ("", "-1")])]
+        return tuple(text for _, _, text in lines)
+    named = []
+    for part in map(str.strip, visible.split(",")):
+        known = [text for index, uuid, text in lines if part == index or _begins(uuid, part)]
+        if part.startswith("MIG-"):
+            known = [text for _, _, text in lines]  # a slice of one of them; the query names none
+        # CUDA, too, stops at the first entry that is no device.
+        if not known:
+            break
+        named.append(known[0])
+    return tuple(named)
+
+
+def _begins(uuid: str, part: str) -> bool:
+    """Whether an entry of CUDA_VISIBLE_DEVICES is a GPU's UUID, or the beginning of one."""
+    return part.startswith("GPU-") and uuid.startswith(part)
 
 
 def driver_version() -> str | None:

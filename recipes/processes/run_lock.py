@@ -54,7 +54,7 @@ class RunLock:
         # Not "w": where another holds the lock, its text must survive our try.
         self._file: IO[str] = self.path.open("a+", encoding="utf-8")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(self._file)
         except BlockingIOError as error:
             holder = read_holder(self.path)
             self._file.close()
@@ -98,6 +98,18 @@ class RunLock:
         self._file.truncate()
         self._file.write(json.dumps({**me, **child}))
         self._file.flush()
+
+
+def _take(file: IO[str]) -> None:
+    """Takes the kernel's lock; BlockingIOError where another process keeps it."""
+    # `is_held` of a status holds a shared lock for a moment: that is no orchestrator.
+    for wait in (0.05, 0.2, None):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if wait is None:
+                raise
+            time.sleep(wait)
 
 
 def read_holder(path: Path) -> Holder:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from data_prep.files import read_json
@@ -52,9 +53,16 @@ def train_chunk(session: Session, record: ChunkRecord) -> None:
     if previous is not None:
         verify_chunk(session, session.state.record(previous))
     files = training_files(recipe, session.layout, index, session.stream)
-    _train(session, _chunk_job(session, index), record, files)
-    if recipe.pool is not None:
-        _train_router(session, record)
+    try:
+        _train(session, _chunk_job(session, index), record, files)
+        if recipe.pool is not None:
+            _train_router(session, record)
+    except BaseException:
+        # A stop or a failure: the next start goes on, and what this one took belongs to the cost.
+        record.train_seconds += round(time.monotonic() - started, 1)
+        with suppress(OSError):  # of a full disk the error that stopped us says more
+            session.save()
+        raise
     _record_training(session, record, time.monotonic() - started)
     session.layout.replay_file(index).unlink(missing_ok=True)
     loss = "" if record.loss is None else f", loss {record.loss:.4f}"

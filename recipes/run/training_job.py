@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep.files import complete_lines, read_json, write_text
 from recipes.config.schema import Recipe
+from recipes.config.swift_arguments import zero_settings
 from recipes.run.chunk_data import chunk_only_file
 from recipes.run.commands import train_command
 from recipes.run.session import RunError, Session, failure_text
@@ -134,14 +135,9 @@ def check_batches(resume: checkpoints.Checkpoint, recipe: Recipe, index: int) ->
 
 def _stage(deepspeed: Any) -> str:
     """How the host uses DeepSpeed: args.json holds the whole of its configuration."""
-    if isinstance(deepspeed, str) and Path(deepspeed).is_file():
-        deepspeed = read_json(Path(deepspeed))
     if not deepspeed:
         return "no DeepSpeed"
-    if not isinstance(deepspeed, dict):  # zero2, zero3_offload, ...
-        stage, off = str(deepspeed).partition("_")[::2]
-        return f"ZeRO stage {stage.removeprefix('zero')}{' with offload' if off else ''}"
-    zero = deepspeed.get("zero_optimization", {})
+    zero = zero_settings(deepspeed)
     off = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     return f"ZeRO stage {zero.get('stage', 0)}{' with offload' if off else ''}"
 

@@ -19,7 +19,8 @@ class ChunkRecord:
     """One chunk that was trained (index >= 1), or the base model (index 0).
 
     `trained` and `evaluated` turn true only after their files are in place; seconds are wall time
-    over all starts of the chunk; `train_memory_gib` is the most main memory that training held.
+    over all starts of the chunk that were not killed; `train_memory_gib` is the most main memory
+    that training held.
     """
 
     index: int

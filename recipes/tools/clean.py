@@ -32,7 +32,8 @@ _LEFTOVERS = (
     *(".state.json.", ".manifest.json.", ".recipe.yaml.", ".matrix.csv.", ".report.html."),
     *(".test_prompts.jsonl.", ".routing_probe.json.", ".task_labels.json.", ".adapter."),
     *(".predictions", ".scores.json.", ".routing.json.", ".train_metrics", ".answers.jsonl."),
-    *(".mixed.jsonl.", ".router", ".pool.json."),
+    *(".mixed.jsonl.", ".router", ".pool.json.", ".failure.txt.", ".too_long.jsonl."),
+    *(".matrix-fast.csv.", ".matrix-slow.csv.", ".ablation.json.", ".watch.json."),
 )
 
 
@@ -66,14 +67,17 @@ def clean(recipe: Recipe, remove: bool, old_adapters: bool = False) -> Iterator[
 
 def removable(layout: RunLayout, state: RunState, old_adapters: bool) -> Iterator[Path]:
     """Yields what the policy allows to remove: files and folders inside the run folder."""
-    yield from _leftovers(layout.root)
+    for folder in (layout.root, layout.root / "slurm"):
+        yield from _leftovers(folder)
     router = RouterLayout(layout.root)
     trained = [record.index for record in state.chunks if record.trained]
     # The chunk whose adapter the run continues: never newer than what is counted as done.
     newest = min(max(trained, default=0), max(state.done, 1))
     for record in state.chunks:
         index = record.index
-        yield from _leftovers(layout.chunk(index))
+        chunk = layout.chunk(index)
+        for folder in (chunk, layout.replay(index), chunk / "slow", chunk / "fast"):
+            yield from _leftovers(folder)
         host = layout.host(index)
         if record.trained:
             yield from _existing(host, layout.replay_file(index), router.host(index))

@@ -60,4 +60,6 @@ def count_chunks(values: dict[str, Any], places: Places, problems: list[Problem]
             problems.append(Problem(places["data.chunks"], "data.chunks", "is not set", how))
     except StreamError as error:
         problems.append(Problem(places["data.stream"], "data.stream", str(error)))
+    except (TypeError, ValueError):
+        pass  # a seed that is no number: the schema says so
     data["chunks"] = count

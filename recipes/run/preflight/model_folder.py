@@ -46,7 +46,9 @@ def _unreadable(folder: Path) -> Iterator[str]:
     for path in sorted(folder.glob("*.json")):
         try:
             json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            yield f"{path} cannot be read ({error.strerror or error})"
+        except ValueError as error:
             yield f"{path} cannot be read ({_pointer(path) or error})"
 
 

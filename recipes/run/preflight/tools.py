@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from recipes.config.rules import DEEPSPEED
 from recipes.config.schema import Recipe
+from recipes.config.swift_arguments import zero_settings
 from recipes.run.preflight.finding import Finding
 
 _CACHES = {"HF_HOME": ".cache/huggingface", "MODELSCOPE_CACHE": ".cache/modelscope"}
@@ -20,10 +20,10 @@ INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 def check_deepspeed_file(recipe: Recipe) -> Iterator[Finding]:
     """Whether launcher.deepspeed is a name of the host's, JSON, or a file that holds JSON."""
     name = recipe.launcher.deepspeed
-    if name is None or name in DEEPSPEED or name.lstrip().startswith("{"):
+    if name in DEEPSPEED:
         return
     try:
-        json.loads(Path(name).read_text(encoding="utf-8"))
+        zero_settings(name)
     except (OSError, ValueError) as error:
         yield Finding(
             "launcher.deepspeed",

@@ -11,15 +11,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from heapq import nlargest
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from data_prep.check.lengths import spread
-from data_prep.files import read_json
 from recipes.config.schema import Recipe
+from recipes.config.swift_arguments import zero_settings
 from recipes.processes.machine import gpus
 from recipes.tools.token_counts import ask_host
 
@@ -163,7 +162,7 @@ def shared(recipe: Recipe, sizes: dict[str, int]) -> dict[str, float]:
     Stage 1 and up keeps a second float32 copy of what trains and the optimizer's states divided;
     stage 2 and up the gradients, stage 3 the weights, too. `buckets` are buffers of gradients.
     """
-    zero = _zero(recipe)
+    zero = zero_settings(recipe.launcher.deepspeed)
     stage, share = zero.get("stage", 0), 1 / recipe.processes
     weights = share if stage == 3 else 1
     parts: dict[str, float] = {
@@ -191,17 +190,6 @@ def shared(recipe: Recipe, sizes: dict[str, int]) -> dict[str, float]:
     if recipe.slow_weights is not None:
         parts["slow"] = sizes["adapter"]
     return {name: size / GIB for name, size in parts.items()}
-
-
-def _zero(recipe: Recipe) -> dict[str, Any]:
-    """The block zero_optimization of the recipe's DeepSpeed file; empty without DeepSpeed."""
-    name = recipe.launcher.deepspeed
-    if not name:
-        return {}
-    path, host = Path(name), find_spec("swift")
-    if not path.is_file() and host is not None and host.origin is not None:
-        path = Path(host.origin).parent / "config" / f"{name}.json"
-    return dict(read_json(path).get("zero_optimization", {}))
 
 
 def gpu_here() -> float | None:

@@ -25,6 +25,8 @@ def test_the_embedded_stream_is_named_by_size_and_seed() -> None:
     assert folder("tiny", "data.seed=7", "data.stream=data/x") == "data/x"
     other = load_recipe("tiny", ["data.size=ambiguous"]).data
     assert (other.stream, other.chunks) == ("data/mini-ambiguous", 25), "the count is its own, too"
+    with pytest.raises(RecipeError, match=r"data\.seed: found 'abc'"):
+        load_recipe("tiny", ["data.size=smoke", "data.seed=abc"])
     with pytest.raises(RecipeError, match=r"data\.stream: is missing"):
         load_recipe("tiny", ["data.source=folder"])
 

@@ -84,6 +84,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "tokenizer gone": (lambda m: (m / "vocab.json").unlink(), "has no tokenizer"),
     "tokenizer cut": (lambda m: cut(m / "vocab.json", 1), "vocab.json cannot be read"),
+    "a link to nothing": (
+        lambda m: (m / "added.json").symlink_to(m / "gone"),
+        "added.json cannot be read (No such file",
+    ),
     "processor gone": (
         lambda m: (m / "preprocessor_config.json").unlink(),
         "has no image processor: expected preprocessor_config.json",

@@ -19,6 +19,7 @@ import pytest
 
 from recipes import REPO
 from recipes.processes.run_lock import RunLock, RunLocked, read_holder
+from recipes.run_folder.state import load_state
 from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
 SEEDS = [0]
@@ -245,6 +246,9 @@ def test_a_signal_stops_with_a_message(recipe: Path, run_dir: Path, number: sign
     _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert "the same command continues" in err
+    (record,) = [each for each in load_state(run_dir / "state.json").chunks if each.index == 1]
+    assert not record.trained
+    assert record.train_seconds > 0  # counts for the chunk's cost, whoever ends it
 
 
 def test_a_failing_chunk_shows_the_cause_and_the_log(recipe: Path, run_dir: Path) -> None:

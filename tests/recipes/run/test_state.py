@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -249,6 +251,15 @@ def test_the_lock_names_its_holder_and_is_free_afterwards(tmp_path: Path) -> Non
         assert holder["pid"] == os.getpid()
         assert holder["child_start"] == start_time(os.getpid())
     assert not is_held(path)
+
+
+def test_a_look_at_the_lock_does_not_keep_a_run_from_starting(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    with path.open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        Timer(0.03, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        with RunLock(path):
+            assert is_held(path)
 
 
 def test_a_reused_process_number_is_not_killed(tmp_path: Path) -> None:

@@ -135,6 +135,10 @@ def test_averages_over_padding_keep_the_batch(toy: LoadToy) -> None:
     check_same_run(layout, toy(*released, "model.max_length=1024"))
 
 
+# Longer than a file's name may be.
+TEXT = json.dumps({"zero_optimization": {"stage": 1}, "note": "x" * 300})
+
+
 @pytest.mark.parametrize(
     ("began", "now", "words"),
     [
@@ -145,6 +149,7 @@ def test_averages_over_padding_keep_the_batch(toy: LoadToy) -> None:
         ),
         ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "seed=0", "ZeRO stage 2, max_length"),
         ({}, "launcher.deepspeed=zero3_offload", "ZeRO stage 3 with offload"),
+        ({}, f"launcher.deepspeed='{TEXT}'", "ZeRO stage 1, max_length"),
         ({}, "model.max_length=1024", "max_length 1024: inside a chunk they cannot change"),
     ],
 )

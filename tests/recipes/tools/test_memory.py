@@ -83,6 +83,8 @@ def test_rows_that_may_be_the_worst_are_found_among_many(tmp_path: Path) -> None
         # All halves; a bucket of hidden x hidden; two modules of the largest, gathered.
         ("zero3", 4 + 2 + 2 + 4 + 3 + 2 + 4 * 1024**2 / GIB + 1),
         ("zero2_offload", 8 + 4 + 3 + 4 * 2e8 / GIB),
+        # As JSON in the recipe; the bucket is DeepSpeed's default of 5e8.
+        ('\'{"zero_optimization": {"stage": 1}}\'', 8 + 4 + 4 + 4 + 3 + 2 + 4 * 5e8 / GIB),
     ],
 )
 def test_a_stage_divides_what_it_says(

@@ -86,6 +86,21 @@ def test_clean_shows_first_and_keeps_what_going_on_needs(toy: Callable[..., Reci
     assert list(clean(recipe, remove=True)) == [f"{layout.root}: nothing to remove"]
 
 
+@pytest.mark.parametrize(
+    "left",
+    ["slurm/.watch.json.a", "chunks/001/replay/.pool.json.a", "chunks/001/slow/.scores.json.a"],
+)
+def test_what_a_killed_process_left_goes_wherever_it_is(
+    toy: Callable[..., Recipe], left: str
+) -> None:
+    recipe = toy()
+    path = half_run(recipe).root / left
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    list(clean(recipe, remove=True))
+    assert not path.exists()
+
+
 def test_old_adapters_go_only_when_asked_and_never_the_newest(toy: Callable[..., Recipe]) -> None:
     recipe = toy()
     layout = half_run(recipe)
