@@ -38,8 +38,10 @@ def vqa(prediction: str, record: GoldRecord) -> float:
 
 def exact(prediction: str, record: GoldRecord) -> float:
     """Return 1 if the prediction equals a gold answer after plain normalisation; empty is wrong."""
+    # Golds first: one that cannot be read is an error, whatever was answered.
+    golds = [plain(gold) for gold in gold_answers(record)]
     answer = plain(prediction)
-    return float(bool(answer) and any(answer == plain(gold) for gold in gold_answers(record)))
+    return float(bool(answer) and answer in golds)
 
 
 def compact(prediction: str, record: GoldRecord) -> float:
@@ -73,8 +75,9 @@ def label(prediction: str, record: GoldRecord) -> float:
 
     Synonyms are `record["synonyms"]` or stand in the gold, with commas ("tabby, tabby cat").
     """
+    names = [plain(name) for name in label_names(record)]
     answer = plain(prediction)
-    return float(bool(answer) and any(answer == plain(name) for name in label_names(record)))
+    return float(bool(answer) and answer in names)
 
 
 def label_names(record: GoldRecord) -> list[str]:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.files import print_lines
 from eval.study import tables
 from eval.study.documents import RESULTS, first_difference, studies, write
 
@@ -31,12 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"eval.study: {difference}; write it anew: python -m eval.study",
                       file=sys.stderr)  # fmt: skip
                 return 1
-            print("documents and CSVs agree")
+            said = ["documents and CSVs agree"]
         else:
-            for path in write(options.root):
-                print(f"written: {path}")
-        for study in studies(options.root / RESULTS):
-            print(tables.winner(study))
+            said = [f"written: {path}" for path in write(options.root)]
+        print_lines([*said, *map(tables.winner, studies(options.root / RESULTS))])
     except (ValueError, OSError) as error:
         print(f"eval.study: {error}", file=sys.stderr)
         return 2

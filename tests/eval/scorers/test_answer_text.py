@@ -168,6 +168,13 @@ def test_golds_that_cannot_be_read(record: dict, words: str) -> None:
         gold_answers(record)
 
 
+@pytest.mark.parametrize("scorer", FIXED)
+@pytest.mark.parametrize("prediction", ["", "a dog"])
+def test_no_answer_hides_a_gold_that_cannot_be_read(scorer: str, prediction: str) -> None:
+    with pytest.raises(ValueError, match=r"record 'x': (no gold|found answer_bbox=None)"):
+        score_sample(scorer, prediction, {"id": "x"})
+
+
 def test_official_vqa_golds_give_consensus() -> None:
     ten = [{"answer": text, "answer_id": i} for i, text in enumerate(["red"] * 2 + ["blue"] * 8)]
     for gold in (ten, str(ten), [answer["answer"] for answer in ten]):
