@@ -80,8 +80,8 @@ def table(results: Path) -> str:
         f"{text}\n\n{PRESET} minus the other, in points, over the n streams that both ran on; each "
         f"goal wants {STREAMS_WANTED} or more. Of every method that keeps no data the nearest is "
         "named. Met: the mean reaches the goal; not sure: the interval has values on both sides of "
-        f"it, or there is none. The step: {PRESET}'s seconds over LoRA's, n repeats of one run "
-        "(`benchmarks/tuner_speed.py`)."
+        f"it; not measured: fewer than two streams. The step: {PRESET}'s seconds over LoRA's, n "
+        "repeats of one run (`benchmarks/tuner_speed.py`)."
     )
 
 
@@ -94,11 +94,11 @@ def summary(results: Path) -> str:
 
 def verdict(reached: float, least: float, interval: Interval) -> str:
     """Return whether a mean reaches at least `least`, and whether its interval leaves a doubt."""
-    if math.isnan(reached):
+    # One run is no result: without an interval nothing tells how far chance goes.
+    if math.isnan(reached) or math.isnan(interval.low):
         return NOT_MEASURED
     # Differences of scores that are printed alike may differ in their last bits.
     met = reached >= least - 1e-9
-    # Without an interval both comparisons are with NaN, and false: not sure.
     sure = interval.low >= least - 1e-9 if met else interval.high < least
     return f"{MET if met else MISSED}{'' if sure else ' (not sure)'}"
 

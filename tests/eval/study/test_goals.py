@@ -77,8 +77,8 @@ def test_level_with_replay_is_a_goal_of_nought(tmp_path: Path) -> None:
         (0.06, 0.04, 0.08, "met (not sure)"),
         (0.04, 0.02, 0.06, "missed (not sure)"),
         (0.02, 0.01, 0.03, "missed"),
-        (0.09, math.nan, math.nan, "met (not sure)"),
-        (0.01, math.nan, math.nan, "missed (not sure)"),
+        (0.09, math.nan, math.nan, "not measured"),
+        (0.01, math.nan, math.nan, "not measured"),
         (math.nan, math.nan, math.nan, "not measured"),
     ],
 )
