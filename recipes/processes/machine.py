@@ -19,7 +19,9 @@ PACKAGES = ("torch", "transformers", "ms-swift", "peft", "accelerate", "datasets
 @cache
 def gpus() -> tuple[str, ...]:
     """Names of the NVIDIA GPUs that processes of ours may use; empty without a driver."""
-    lines = [line.split(", ", 2) for line in _nvidia_smi("index,uuid,name,memory.total")]
+    said = _nvidia_smi("index,uuid,name,memory.total")
+    # Of a GPU that is broken the program prints a sentence in the place of the fields.
+    lines = [line.split(", ", 2) for line in said if line.count(", ") >= 3]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return tuple(text for _, _, text in lines)

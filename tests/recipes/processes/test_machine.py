@@ -13,6 +13,7 @@ from recipes.processes.machine import gpus
 LINES = """0, GPU-aaaa-1, NVIDIA A, 81559 MiB
 1, GPU-bbbb-2, NVIDIA B, 24576 MiB
 2, GPU-bbcc-3, NVIDIA C, 16384 MiB
+Unable to determine the device handle for GPU 0000:41:00.0: Unknown Error
 """
 A, B, C = "NVIDIA A, 81559 MiB", "NVIDIA B, 24576 MiB", "NVIDIA C, 16384 MiB"
 

@@ -221,7 +221,8 @@ def graphics_driver(folder: Path, count: int) -> Path:
     program.parent.mkdir()
     program.write_text(
         '#!/bin/sh\ncase "$1" in *driver_version*) echo 535.104.05;; *)\n'
-        f'for i in $(seq {count}); do echo "NVIDIA H100, 81559 MiB"; done;; esac\n'
+        f'for i in $(seq 1 {count}); do echo "$((i - 1)), GPU-$i, NVIDIA H100, 81559 MiB"; done;; '
+        "esac\n"
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return program.parent
