@@ -17,6 +17,7 @@ from data_prep.check.__main__ import main as check
 from data_prep.chunk.__main__ import main as chunk
 from data_prep.compose.__main__ import main as compose
 from data_prep.sources.fields import Columns
+from data_prep.sources.raw_forms import to_host
 
 COUNT = 14_000  # samples of 1.5 kB
 FIELDS: dict[str, Callable[[bool], object]] = {
@@ -142,3 +143,9 @@ def test_a_field_with_names_as_keys_becomes_text():
     for number in range(300):
         columns.add({"messages": [], "scores": {f"image {number}": 0.5}})
     assert columns.uneven(0) == {"scores": False}
+
+
+@pytest.mark.parametrize("text", ["{[0, 1], [2, 3]}", "{{}: 1}", "[" * 10_000])
+def test_text_that_only_looks_like_a_list_or_an_object_stays(text):
+    sample = to_host({"question": "Which?", "answer": text, "note": text}, str)
+    assert (sample["messages"][-1]["content"], sample["note"]) == (text, text)

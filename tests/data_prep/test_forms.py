@@ -174,12 +174,6 @@ def test_what_would_be_lost_is_refused(sample, code):
     assert refused.value.code == code
 
 
-@pytest.mark.parametrize("text", ["{[0, 1], [2, 3]}", "{{}: 1}", "[" * 10_000])
-def test_text_that_only_looks_like_a_list_or_an_object_stays(text):
-    sample = to_host({"question": "Which?", "answer": text, "note": text}, str)
-    assert (sample["messages"][-1]["content"], sample["note"]) == (text, text)
-
-
 def test_text_that_only_looks_like_a_mark_stays():
     html = 'What does <img src="a.png"> show? [1] {x} my_image_1.txt'
     assert texts(_asked(html, images=[]))[0] == html

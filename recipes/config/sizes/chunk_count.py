@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,12 +55,12 @@ def count_chunks(values: dict[str, Any], places: Places, problems: list[Problem]
         if (Path(data["stream"]) / MANIFEST).is_file():
             count = len(open_stream(Path(data["stream"])).chunks)
         elif data.get("source") == "mini" and data.get("size", "tiny") in SIZES:
-            count = len(SIZES[data.get("size", "tiny")].mixture(int(data.get("seed", 0))))
+            with suppress(TypeError, ValueError):  # a seed that is no number: the schema says so
+                seed = int(data.get("seed", 0))
+                count = len(SIZES[data.get("size", "tiny")].mixture(seed))
         else:
             how = f"make the stream {data['stream']}, whose chunks count then, or set it"
             problems.append(Problem(places["data.chunks"], "data.chunks", "is not set", how))
     except StreamError as error:
         problems.append(Problem(places["data.stream"], "data.stream", str(error)))
-    except (TypeError, ValueError):
-        pass  # a seed that is no number: the schema says so
     data["chunks"] = count

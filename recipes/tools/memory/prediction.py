@@ -193,8 +193,10 @@ def shared(recipe: Recipe, sizes: dict[str, int]) -> dict[str, float]:
 
 
 def gpu_here() -> float | None:
-    """GiB of the smallest GPU of this machine; None: there is none."""
-    return min((float(text.split(",")[-1].split()[0]) / 1024 for text in gpus()), default=None)
+    """GiB of the smallest GPU of this machine; None: there is none, or none that says so."""
+    said = (text.rsplit(", ", 1)[-1].split()[0] for text in gpus())
+    # "[N/A]" where the memory is the machine's own.
+    return min((float(mib) / 1024 for mib in said if mib.isdigit()), default=None)
 
 
 def _verdict(recipe: Recipe, needed: float, parts: dict[str, float], here: float | None) -> str:

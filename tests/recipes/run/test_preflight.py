@@ -29,7 +29,12 @@ from recipes.run.preflight.gpus import check_gpus
 from recipes.run.preflight.installed import check_packages
 from recipes.run.preflight.model_folder import check_model
 from recipes.run.preflight.stream_files import check_stream
-from recipes.run.preflight.tools import check_compiler, check_container, check_network
+from recipes.run.preflight.tools import (
+    check_compiler,
+    check_container,
+    check_deepspeed_file,
+    check_network,
+)
 from recipes.slurm.submit import check_submission
 from recipes.tools.preview import preview
 
@@ -226,6 +231,13 @@ def graphics_driver(folder: Path, count: int) -> Path:
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return program.parent
+
+
+def test_deepspeed_as_text(toy: LoadToy) -> None:
+    good, broken = '{"zero_optimization": {"stage": 2}}', '{"zero_optimization": '
+    assert not [*check_deepspeed_file(toy(f"launcher.deepspeed='{good}'"))]
+    (found,) = check_deepspeed_file(toy(f"launcher.deepspeed='{broken}'"))
+    assert "cannot be read (Expecting value" in found.text
 
 
 def test_one_gpu_that_does_not_compute(toy: LoadToy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,8 @@ def test_it_says_what_fits_and_what_to_change(
 ) -> None:
     monkeypatch.setattr("recipes.tools.memory.prediction.ask_host", lambda *_: FOUND)
     monkeypatch.setattr(
-        "recipes.tools.memory.prediction.gpus", lambda: ("A, 81559 MiB", "B, 24576 MiB")
+        "recipes.tools.memory.prediction.gpus",
+        lambda: ("A, 81559 MiB", "B, 24576 MiB", "C, [N/A]"),
     )
     words = ("launcher.cpu=false", "schedule.per_device_batch=2", "launcher.nproc=2")
 
