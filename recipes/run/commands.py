@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from recipes import REPO
@@ -21,6 +22,8 @@ from recipes.run_folder.layout import RunLayout
 from strlora_tuner.methods.ewc.state_file import FILE as EWC_STATE
 from strlora_tuner.methods.slow_weights import both_sets
 from strlora_tuner.methods.slow_weights.both_sets import planned_set
+from strlora_tuner.methods.strlora.options import Options as StrLoraOptions
+from strlora_tuner.methods.strlora.options import stability_acts
 from strlora_tuner.options import (
     NEEDS_GPU,
     OPTIMIZER_STATE,
@@ -199,21 +202,14 @@ def tuner_arguments(recipe: Recipe, chunk: int) -> Arguments:
     options = {k: v for k, v in recipe.tuner_given.items() if k not in unused and v is not None}
     if "preset" in recipe.own_tuner_keys:
         options.setdefault("preset", recipe.options_class.default_preset)
-    scheduled = _scheduled_options(recipe, chunk)
-    return options | {k: v for k, v in scheduled.items() if k in recipe.own_tuner_keys}
-
-
-def _scheduled_options(recipe: Recipe, chunk: int) -> Arguments:
-    """What the schedule sets of a tuner's options in chunk `chunk`, whether the tuner has them."""
-    options: Arguments = {}
-    phase = recipe.phase(chunk)
-    if phase.stability_weight is not None:
-        options["stability_weight"] = phase.stability_weight
+    weight, scheduled = recipe.phase(chunk).stability_weight, Arguments()
+    if weight is not None:
+        scheduled["stability_weight"] = weight
     if _routers_frozen(recipe, chunk):
-        options["freeze_routers"] = True
-    if chunk > 2 and _teacher_acts(recipe, chunk) and _teacher_acts(recipe, chunk - 1):
-        options["require_teacher"] = True
-    return options
+        scheduled["freeze_routers"] = True
+    if chunk > 2 and all(_teacher_acts(recipe, number) for number in (chunk - 1, chunk)):
+        scheduled["require_teacher"] = True
+    return options | {k: v for k, v in scheduled.items() if k in recipe.own_tuner_keys}
 
 
 def _routers_frozen(recipe: Recipe, chunk: int) -> bool:
@@ -222,7 +218,10 @@ def _routers_frozen(recipe: Recipe, chunk: int) -> bool:
 
 
 def _teacher_acts(recipe: Recipe, chunk: int) -> bool:
-    return recipe.phase(chunk).stability_weight != 0 and not _routers_frozen(recipe, chunk)
+    weight, options = recipe.phase(chunk).stability_weight, recipe.tuner_options
+    if not isinstance(options, StrLoraOptions) or _routers_frozen(recipe, chunk):
+        return False
+    return stability_acts(options if weight is None else replace(options, stability_weight=weight))
 
 
 def _adapter_arguments(

@@ -73,6 +73,7 @@ class RoutedConfig(PeftConfig):
     instruction_text = "prompt"
     dropout_masks = "shared"
     padding = "mask"
+    sentence_vectors = False
 
     if TYPE_CHECKING:  # options of every method, which become fields below
         r: int = 0

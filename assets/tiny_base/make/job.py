@@ -21,10 +21,12 @@ def work(args: argparse.Namespace, rank: int, port: int) -> None:
     images, records = corpus.build(args.work, args.images, args.seed, args.workers)
     lines = tokenizer.corpus(Assets())
     words = tokenizer.build(lines)
-    model = network.build_model(words)
+    model = network.build_model(words, args.hidden, args.layers)
     model.set_attn_implementation("eager")  # in bfloat16 on CPU four times faster than sdpa
     if args.start:
         network.adopt(model, words, args.start)
+    if args.vision:
+        network.keep_sight(model, args.vision)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"worker {rank}: {millions:.2f} M parameters, {len(words)} tokens", flush=True)
 

@@ -16,8 +16,11 @@ PATCH = 14  # pixels
 IMAGE_TOKENS = (SIZE // PATCH // 2) ** 2  # 16 after the 2x2 pixel shuffle
 
 
-def build_model(tokenizer: Any) -> Any:
-    """Return an InternVLForConditionalGeneration with random float32 weights."""
+def build_model(tokenizer: Any, hidden: int = 256, layers: int = 4) -> Any:
+    """Return an InternVLForConditionalGeneration with random float32 weights.
+
+    `hidden`, a multiple of 64, and `layers` are those of the text model.
+    """
     from transformers import (
         InternVLConfig,
         InternVLForConditionalGeneration,
@@ -31,8 +34,8 @@ def build_model(tokenizer: Any) -> Any:
     )  # fmt: skip
     text = Qwen3Config(
         vocab_size=(len(tokenizer) + 63) // 64 * 64,
-        hidden_size=256, num_hidden_layers=4, intermediate_size=640,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+        hidden_size=hidden, num_hidden_layers=layers, intermediate_size=hidden * 5 // 2,
+        num_attention_heads=hidden // 64, num_key_value_heads=max(1, hidden // 128), head_dim=64,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
@@ -77,6 +80,16 @@ def adopt(model: Any, tokenizer: Any, folder: Path) -> None:
         for token, row in tokenizer.get_vocab().items():
             if token in old_ids:
                 rows[row] = old_rows[old_ids[token]]
+
+
+def keep_sight(model: Any, folder: Path) -> None:
+    """Give `model` the vision tower of the base model in `folder`; it does not train from here."""
+    import torch
+    from transformers import InternVLForConditionalGeneration
+
+    old = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model.model.vision_tower.load_state_dict(old.model.vision_tower.state_dict())
+    model.model.vision_tower.requires_grad_(False)
 
 
 def build_processor(tokenizer: Any) -> Any:

@@ -126,7 +126,7 @@ def run(
 
     # A CPU takes many times longer for numbers that are denormal.
     torch.set_flush_denormal(True)
-    parameters = list(model.parameters())
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = _optimizer(parameters, rate)
     progress = _resume(checkpoint, model, optimizer)
     last_save, losses = progress.seconds, []

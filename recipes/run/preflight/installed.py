@@ -12,7 +12,8 @@ from recipes.config.schema import Recipe
 from recipes.processes.missing_requirements import lacking
 from recipes.run.preflight.finding import Finding
 from recipes.run.trackers import missing_trackers
-from strlora_tuner.methods.smolora.embedder_files import embedder_problem
+from strlora_tuner.core.instruction.embedder_files import embedder_problem
+from strlora_tuner.methods.strlora_signed.options import BASE
 
 # The newest whose own requirements (torch==2.13.0, transformers>=5.16.1,<5.20) are what
 # requirements.lock holds.
@@ -71,5 +72,5 @@ def check_packages(recipe: Recipe) -> Iterator[Finding]:
         )
     yield from (Finding("tracker", text) for text in missing_trackers(recipe))
     embedder = getattr(recipe.tuner_options, "embedder", None)
-    if embedder and (problem := embedder_problem(embedder)):
+    if embedder not in (None, BASE) and (problem := embedder_problem(embedder)):
         yield Finding("embedder", problem)

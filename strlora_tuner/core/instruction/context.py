@@ -19,7 +19,12 @@ from strlora_tuner.core.instruction.segments import (
     segments_of,
 )
 from strlora_tuner.core.instruction.sequence import NO_IDS, Sequence
-from strlora_tuner.core.instruction.turns import instruction_mask, mean_embedding, weighted_sums
+from strlora_tuner.core.instruction.turns import (
+    instruction_mask,
+    marked_ids,
+    mean_embedding,
+    weighted_sums,
+)
 
 
 class RoutingContext(PassReader):
@@ -140,7 +145,12 @@ class RoutingContext(PassReader):
         assert self.given is not None
         if adapter not in self._given_vectors:
             embeddings, mask = self.given
-            vectors = mean_embedding(embeddings, mask)
+            if self.configs[adapter].sentence_vectors:
+                assert self._given_ids is not None
+                rows = marked_ids(self._given_ids, mask[:, None])
+                vectors = self._embed_texts(adapter, rows).to(mask.device)
+            else:
+                vectors = mean_embedding(embeddings, mask)
             self._given_vectors[adapter] = self._normalise(adapter, vectors, mask.any(1))
             self.instructions, self.empty_rows = len(mask), (~mask.any(1)).sum()
         vectors = self._given_vectors[adapter]
@@ -185,15 +195,18 @@ class RoutingContext(PassReader):
         numbers = torch.arange(turns.count, device=ids.device).expand(len(ids), -1)
         if config.instruction_text == "joined" and config.turn_start:
             assert self.text_reader is not None
-            words, real = self.text_reader(adapter)(ids, turns, sequence.counted(turns.inside))
-            embeddings, mask = self.look_up(words), real[:, None]
+            texts, real = self.text_reader(adapter)(ids, turns, sequence.counted(turns.inside))
+            known, mask = None, real[:, None]
         else:
-            known = sequence.embeddings
-            embeddings = self.look_up(ids) if known is None else known
+            texts, known = ids, sequence.embeddings
             counted = sequence.counted(instruction_mask(ids, config, turns.inside))
             mask = turns.up_to(counted, numbers)
         lengths = mask.sum(2).flatten()[:, None]
-        vectors = weighted_sums(embeddings, mask) / lengths.clamp_min(1)
+        if config.sentence_vectors:
+            vectors = self._embed_texts(adapter, marked_ids(texts, mask)).to(ids.device)
+        else:
+            embeddings = self.look_up(texts) if known is None else known
+            vectors = weighted_sums(embeddings, mask) / lengths.clamp_min(1)
         if config.padding == "include" and self.training and config.pad_id is not None:
             # As released: the texts of a batch are padded to the longest and padding counts. They
             # were evaluated one by one, without padding, whatever the size of the batch here.
@@ -221,20 +234,19 @@ class RoutingContext(PassReader):
             turns, ids = sequence.turns(adapter, config), self._pass.sequence.ids
             found = sequence.counted(instruction_mask(ids, config, turns.inside))
             mask = turns.up_to(found, self._segmented(adapter).wanted)
-        pairs = zip(ids.tolist(), mask.tolist(), strict=True)
-        return [
-            tuple(token for token, marked in zip(row, marks, strict=True) if marked)
-            for row, segments in pairs
-            for marks in segments
-        ]
+        return marked_ids(ids, mask)
+
+    def _embed_texts(self, adapter: str, rows: list[tuple[int, ...]]) -> Tensor:
+        """Returns the sentence embeddings of rows of token ids, (rows, width)."""
+        assert self.embed_sentence is not None
+        return torch.stack([self.embed_sentence(adapter, row) for row in rows])
 
     def sentences(self, adapter: str, x: Tensor) -> Tensor:
         """Returns the sentence embedding of every segment's text, (S, width), on x's device."""
         found = self._sentences.get(adapter)
         if found is None:
-            assert self.embed_sentence is not None
             rows = self.instruction_tokens(adapter)
-            found = torch.stack([self.embed_sentence(adapter, row) for row in rows]).to(x.device)
+            found = self._embed_texts(adapter, rows).to(x.device)
             if self.index(adapter, x) is None:
                 found = found.repeat_interleave(x.shape[0] // len(rows), 0)
             self._sentences[adapter] = found

@@ -161,3 +161,12 @@ def weighted_sums(values: Tensor, mask: Tensor) -> Tensor:
     if mask.shape[1] == 1:
         return torch.einsum("blh,bl->bh", values.float(), weights[:, 0])
     return torch.bmm(weights, values.float()).flatten(0, 1)
+
+
+def marked_ids(ids: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
+    """Returns of each of the B K segments the ids (B, L) that mask (B, K, L) marks."""
+    return [
+        tuple(token for token, marked in zip(row, marks, strict=True) if marked)
+        for row, segments in zip(ids.tolist(), mask.tolist(), strict=True)
+        for marks in segments
+    ]

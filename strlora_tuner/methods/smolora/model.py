@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from strlora_tuner.core.config import RoutedConfig
+from strlora_tuner.core.instruction.embedder_files import embedder_folder
+from strlora_tuner.core.instruction.sentence import embed_text
 from strlora_tuner.core.model import RoutedModel
-from strlora_tuner.methods.smolora.embedder_files import embedder_folder
 from strlora_tuner.methods.smolora.layer import SeparableExperts
 from strlora_tuner.methods.smolora.options import Options
-from strlora_tuner.methods.smolora.sentence import sentence_embedder
 from strlora_tuner.methods.smolora.tasks import task_label
 
 
@@ -26,11 +26,5 @@ class Model(RoutedModel):
     def _embed_sentence(self, adapter: str, ids: tuple[int, ...]) -> Tensor:
         """Returns the embedding (width) of an instruction's token ids."""
         options: Options = self.routing.configs[adapter].options()
-        embedder = sentence_embedder(options.embedder)
-        if embedder.width != options.embedding_width:
-            raise ValueError(
-                f"tuner.embedder = {options.embedder!r} gives vectors of width {embedder.width}, "
-                f"tuner.embedding_width is {options.embedding_width}: set it to {embedder.width}"
-            )
         text = self.tokenizer.decode(list(ids)).strip()
-        return embedder.embed(text if options.sentence == "prompt" else task_label(text))
+        return embed_text(text if options.sentence == "prompt" else task_label(text), options)

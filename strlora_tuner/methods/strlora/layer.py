@@ -13,7 +13,7 @@ from strlora_tuner.core.autograd import InjectGradient, shared_projection
 from strlora_tuner.core.expert_bank import ExpertBank, init_router
 from strlora_tuner.core.instruction.context import RoutingContext
 from strlora_tuner.core.precision import float32_scores
-from strlora_tuner.methods.strlora.options import ROUTERS, Options
+from strlora_tuner.methods.strlora.options import ROUTERS, Options, stability_acts
 from strlora_tuner.methods.strlora.routing import token_gates
 from strlora_tuner.methods.strlora.two_stage import (
     Projected,
@@ -87,10 +87,7 @@ class MixtureOfExperts(ExpertBank):
     @property
     def stability_on(self) -> bool:
         """Whether the stability term has anything to act on."""
-        config = self.config
-        held = config.stability_on != "scores" and config.task_router != "frozen"
-        has_routers = config.token_router == "on" or held
-        return config.stability_weight > 0 and not config.freeze_routers and has_routers
+        return stability_acts(self.config)
 
     @torch.no_grad()
     def start_teacher(self) -> None:

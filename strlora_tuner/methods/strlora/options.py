@@ -195,3 +195,10 @@ class Options(AdapterOptions):
                 f"among the kept experts; use token_top_k = {options.top_k}"
             )
         return problems
+
+
+def stability_acts(options: Any) -> bool:
+    """Whether the stability term of `options` (any object with them) has anything to act on."""
+    held = options.stability_on != "scores" and options.task_router != "frozen"
+    routed = options.token_router == "on" or held
+    return options.stability_weight > 0 and not options.freeze_routers and routed

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from strlora_tuner.core.config import RoutedConfig
-from strlora_tuner.methods.strlora_signed.options import Options, rows_of_expert
+from strlora_tuner.methods.strlora_signed.options import BASE, Options, rows_of_expert
 
 
 @dataclass
@@ -16,6 +17,10 @@ class Config(RoutedConfig):
     goes_on: bool = field(
         default=False, metadata={"help": "Whether an earlier chunk has trained the adapter."}
     )
+
+    if TYPE_CHECKING:  # options that are fields
+        embedder: str = BASE
+        embedding_width: int = 0
 
     def begin_chunk(self) -> None:
         """The adapter goes on from a chunk."""
@@ -34,3 +39,12 @@ class Config(RoutedConfig):
         if options.gate == "sign":
             return self.num_experts
         return max(1, round(options.keep * self.num_experts))
+
+    @property
+    def sentence_vectors(self) -> bool:  # type: ignore[override]
+        """Whether a sentence embedder gives the instruction's vector."""
+        return self.embedder != BASE
+
+    def vector_width(self, hidden: int) -> int:
+        """The width of the instruction's vector, of a base model whose embeddings have `hidden`."""
+        return self.embedding_width if self.sentence_vectors else hidden

@@ -43,7 +43,7 @@ class SignedExperts(ExpertBank):
 
     def __init__(self, d_in: int, d_out: int, hidden: int, config: Config) -> None:
         super().__init__(d_in, d_out, config)
-        self.hidden_size = hidden
+        self.vector_width = config.vector_width(hidden)
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # as PEFT's LoRA
         seed = draw_seed()
         # On meta, where files are compared and parameters counted, no seed has a value.
@@ -56,7 +56,7 @@ class SignedExperts(ExpertBank):
         self._fixed: tuple[Tensor, Tensor, Tensor] | None = None
 
     def _draw(self, seed: int) -> Tensor:
-        return draw_map(seed, self.config.num_experts, self.hidden_size)
+        return draw_map(seed, self.config.num_experts, self.vector_width)
 
     def take_map(self, other: SignedExperts) -> None:
         """Has the map of another layer from now on."""

