@@ -97,6 +97,29 @@ def test_second_phase_starts_from_the_first_ones_weights(loaded):
         assert (weight[rows] == old[name][rows]).all(), name
 
 
+def test_another_size_with_the_sight_of_this_base(loaded):
+    """The text model is new; the vision tower is the shipped one, and gets no gradient."""
+    model, tokenizer = loaded
+    other = network.build_model(tokenizer, hidden=192, layers=3)
+    network.keep_sight(other, FOLDER)
+    ids = Layout(tokenizer).prompt("Describe the picture.", True, True)
+    pixels = network.to_pixels(make_one("Fin", "validation", 0, 0)[0][None])
+    import torch
+
+    ids = torch.tensor([list(ids)])
+    other(input_ids=ids, pixel_values=pixels, labels=ids).loss.backward()
+    seen = dict(model.model.vision_tower.named_parameters())
+    for name, weight in other.model.vision_tower.named_parameters():
+        assert torch.equal(weight, seen[name]), name
+        assert weight.grad is None, name
+    layers = other.model.language_model.layers
+    assert len(layers) == 3
+    assert layers[0].self_attn.o_proj.weight.shape == (192, 192)
+    assert layers[0].mlp.down_proj.weight.shape == (192, 480)
+    assert layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+    assert other.model.multi_modal_projector.linear_1.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.slow
 def test_pretraining_learns_saves_and_resumes(loaded, tmp_path):
     tokenizer = loaded[1]
