@@ -17,6 +17,7 @@ from data_prep.mini.assets import REPO_ROOT
 from data_prep.mini.tasks import TASKS, sample_rng
 
 FOLDER = REPO_ROOT / "assets" / "tiny_base"
+SMALLER = REPO_ROOT / "assets" / "smaller_base"
 IMAGES = 12  # held-out images a family; thresholds are about 3 standard errors below the measured
 # Chance is 1/8 or less by field, or a half or third where a field has two or three values
 # (see assets/tiny_base/README.md), and below 0.1 for boxes.
@@ -35,27 +36,33 @@ THRESHOLDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    """Return (model, tokenizer) of the shipped folder, loaded as a user would."""
+def load(folder):
+    """Return (model, tokenizer) of a shipped folder, loaded as a user would."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch = pytest.importorskip("torch")
     from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
     torch.set_num_threads(1)  # two wait for each other on a busy machine
-    model = InternVLForConditionalGeneration.from_pretrained(FOLDER)
+    model = InternVLForConditionalGeneration.from_pretrained(folder)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-    return model.eval(), AutoTokenizer.from_pretrained(FOLDER)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def test_files_are_the_listed_ones():
-    listed = [line.split("  ") for line in (FOLDER / "SHA256SUMS").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def loaded():
+    """Return (model, tokenizer) of the base that the recipes take."""
+    return load(FOLDER)
+
+
+@pytest.mark.parametrize("folder", [FOLDER, SMALLER])
+def test_files_are_the_listed_ones(folder):
+    listed = [line.split("  ") for line in (folder / "SHA256SUMS").read_text().splitlines()]
     for digest, name in listed:
-        assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == digest, name
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
     assert {name for _, name in listed} | {"SHA256SUMS"} == {
-        p.name for p in FOLDER.iterdir() if p.is_file()
+        p.name for p in folder.iterdir() if p.is_file()
     }
-    assert (FOLDER / "model.safetensors").stat().st_size <= 20_000_000
+    assert (folder / "model.safetensors").stat().st_size <= 20_000_000
 
 
 def test_size(loaded):
@@ -67,6 +74,25 @@ def test_describes_held_out_images(loaded):
     scores = measure.description_accuracy(*loaded, images=IMAGES, seed=7)
     below = {name: (scores[name], THRESHOLDS[name]) for name in TASKS}
     assert all(score >= wanted for score, wanted in below.values()), below
+
+
+def test_the_smaller_base_has_the_sight_of_this_one(loaded):
+    """Half the text model; what its card gives as whole it answers."""
+    model, tokenizer = load(SMALLER)
+    mine = model.model.vision_tower.state_dict()
+    for name, weight in loaded[0].model.vision_tower.state_dict().items():
+        assert (mine[name] == weight).all(), name
+    layers = model.model.language_model.layers
+    assert sum(weight.numel() for weight in layers.parameters()) == 1_501_184
+    layout, right = Layout(tokenizer), []
+    for family in ("AD", "RS"):
+        image, record = make_one(family, "validation", 3, 7)
+        prompts = [texts.FIELDS[0].format(field) for field, _ in record["pairs"]]
+        answers = measure.greedy(
+            model, layout, tokenizer, np.stack([image] * len(prompts)), prompts
+        )
+        right += [a == v for a, (_, v) in zip(answers, record["pairs"], strict=True)]
+    assert sum(right) >= len(right) - 1, right
 
 
 def test_streams_instructions_are_new(loaded, tasks):
