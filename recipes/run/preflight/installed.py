@@ -12,7 +12,7 @@ from recipes.config.schema import Recipe
 from recipes.processes.missing_requirements import lacking
 from recipes.run.preflight.finding import Finding
 from recipes.run.trackers import missing_trackers
-from strlora_tuner.core.instruction.embedder_files import embedder_problem
+from strlora_tuner.embedder_files import embedder_problem
 from strlora_tuner.methods.strlora_signed.options import BASE
 
 # The newest whose own requirements (torch==2.13.0, transformers>=5.16.1,<5.20) are what

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strlora_tuner.core.instruction.embedder_files import embedder_folder
+from strlora_tuner.embedder_files import embedder_folder
 
 _MOST_TEXTS = 2**16  # embeddings kept, 1.5 KB each
 _MOST_TOKENS = 256  # what all-MiniLM-L6-v2 was trained with

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from strlora_tuner.core.config import RoutedConfig
-from strlora_tuner.core.instruction.embedder_files import embedder_folder
 from strlora_tuner.core.instruction.sentence import embed_text
 from strlora_tuner.core.model import RoutedModel
+from strlora_tuner.embedder_files import embedder_folder
 from strlora_tuner.methods.smolora.layer import SeparableExperts
 from strlora_tuner.methods.smolora.options import Options
 from strlora_tuner.methods.smolora.tasks import task_label

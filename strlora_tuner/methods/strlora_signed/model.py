@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from strlora_tuner.core.config import RoutedConfig
-from strlora_tuner.core.instruction.embedder_files import embedder_folder
 from strlora_tuner.core.instruction.sentence import embed_text
 from strlora_tuner.core.model import RoutedModel
+from strlora_tuner.embedder_files import embedder_folder
 from strlora_tuner.methods.strlora.instruction_statistics import InstructionStatistics
 from strlora_tuner.methods.strlora_signed.config import Config
 from strlora_tuner.methods.strlora_signed.layer import SignedExperts

@@ -8,8 +8,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from strlora_tuner.core.instruction.embedder_files import PACKAGE, embedder_folder
 from strlora_tuner.core.instruction.sentence import SentenceEmbedder, sentence_embedder
+from strlora_tuner.embedder_files import PACKAGE, embedder_folder
 from strlora_tuner.training_loop import tuner_of
 from tests.strlora_tuner.models import END, PAD, USER, adapted, base_model
 
