@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from strlora_tuner.core.instruction.sentence import SentenceEmbedder, sentence_embedder
 from strlora_tuner.embedder_files import PACKAGE, embedder_folder
-from strlora_tuner.training_loop import tuner_of
+from strlora_tuner.training_loop import instruction_ids, tuner_of
 from tests.strlora_tuner.models import END, PAD, USER, adapted, base_model
 
 # Of the model's card: what sentence-transformers gives for this sentence, its first numbers.
@@ -121,6 +121,22 @@ def test_fixed_gates_of_a_sentence(tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids).logits, told)
     assert loaded.peft_config["default"].embedder == PACKAGE
+
+
+def test_fixed_gates_of_given_ids_and_of_a_decoding_step_are_the_sentences():
+    model = adapted(base_model("text"), "strlora_signed", embedder=PACKAGE).eval()
+    (_, bank), *_ = tuner_of(model).mixtures()
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[USER, 11, 12, END, 30]]))
+        own = bank.last_gates.clone()
+        other = model(input_ids=torch.tensor([[USER, 40, 41, END, 30]]))
+        told = bank.last_gates.clone()
+        assert not torch.equal(own, told)
+        model(input_ids=torch.tensor([[31]]), past_key_values=other.past_key_values)
+        assert torch.equal(bank.last_gates, told)
+        with instruction_ids(model, torch.tensor([[11, 12]])):
+            model(input_ids=torch.tensor([[USER, 40, 41, END, 30]]))
+        assert torch.equal(bank.last_gates, own)
 
 
 def test_fixed_gates_refuse_an_embedder_that_is_not_there_or_of_another_width():
