@@ -30,6 +30,13 @@ def overlap(use: Array) -> Array:
     return mean_over(np.minimum(use[:, None], use[None]).sum(axis=-1))
 
 
+def overlap_with_others(use: Array) -> Array:
+    """Return each task's mean overlap with the other tasks, (T,); NaN below two tasks."""
+    square = overlap(use)
+    np.fill_diagonal(square, np.nan)
+    return mean_over(square)
+
+
 def off_diagonal(square: Array) -> float:
     """Return the mean of a (T, T) matrix off its diagonal; NaN below two tasks."""
     outside = square[~np.eye(len(square), dtype=bool)]

@@ -27,16 +27,18 @@ def table(study: Study) -> str:
             continue
         nmi = [float(mean_over(run.routing["nmi"].ravel())) for run in group.runs]
         row = [group.name, str(len(group.runs)), ratio(float(mean_over(np.array(nmi))), 2)]
+        row.append(_overlap(group.runs))
         row += [_mean(group.runs, name) for name in MOVES]
         row += [_with_interval([correlation(run, name) for run in group.runs]) for name in MOVES]
         rows.append(row)
     if not rows:
         return NOTHING
-    head = ["method", "n", "NMI of task and kept set", *MOVES.values()]
+    head = ["method", "n", "NMI of task and kept set", "overlap of tasks", *MOVES.values()]
     head += [f"{name} and forgetting" for name in MOVES.values()]
     return (
-        f"{markdown(head, rows)}\n\nFrom one recorded chunk to the next, in percent, means over "
-        "chunks and tasks; drift: share of a task's expert weight that moved to other experts. The "
+        f"{markdown(head, rows)}\n\nMeans over chunks and tasks; from the overlap on in percent. "
+        "Overlap: expert weight that two tasks share. From one recorded chunk to the next: kept "
+        "sets that change, and drift, the share of a task's expert weight that moved. The "
         "last two: Spearman's rank correlation over the tasks of a run, mean over the n runs with "
         f"its 95 % t interval; of runs with {FEWEST} tasks or more that can forget."
     )
@@ -62,6 +64,11 @@ def _by_task(run: KeptRun, measure: str) -> Array:
     for task, first in enumerate(run.first):
         values[: len(values) if first is None else first + 1, task] = np.nan
     return mean_over(values, axis=0)
+
+
+def _overlap(runs: list[KeptRun]) -> str:
+    values = np.concatenate([run.routing["overlap"].ravel() for run in runs])
+    return percent(float(mean_over(values)))
 
 
 def _mean(runs: list[KeptRun], measure: str) -> str:

@@ -16,8 +16,9 @@ from eval.metrics import SCORE, Array
 
 RUN = ("method", "seed", "stream_seed", "settings", "keeps", "trained", "stored")
 ROW = ("chunk", "task", "first", "score", "n", "train_seconds", "eval_seconds")
-# Of a task after a chunk, of methods that route; CSVs of before December 2026 lack them.
-ROUTING = ("nmi", "kept_sets_changed", "drift")
+# Of a task after a chunk, of methods that route; overlap: with the other tasks, in the mean.
+# Older CSVs lack some of them.
+ROUTING = ("nmi", "kept_sets_changed", "drift", "overlap")
 COLUMNS = (*RUN, *ROW, "git", "machine", *ROUTING)
 
 

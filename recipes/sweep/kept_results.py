@@ -20,7 +20,7 @@ from eval.compare.costs import stored_millions, trainable_millions
 from eval.compare.runs import kept_data
 from eval.matrix import load_matrix
 from eval.metrics import mean_over
-from eval.routing.diagnosis import drift, kept_changes
+from eval.routing.diagnosis import drift, kept_changes, overlap_with_others
 from eval.routing.record import load_routing
 from eval.study.run_csv import COLUMNS, ROUTING
 from recipes.config.schema import Recipe
@@ -79,8 +79,11 @@ def _routing(cell: Cell, tasks: Sequence[str]) -> dict[tuple[int, str], list[str
     found = {}
     for row, (chunk, routing) in enumerate(course.items()):
         nmi = float(mean_over(routing.nmi))
+        overlaps = overlap_with_others(routing.use).tolist()
+        overlap_of = dict(zip(routing.tasks, overlaps, strict=True))
         for column, task in enumerate(tasks):
             values = [nmi, *(float(move[row, column]) for move in moves)]
+            values.append(overlap_of.get(task, math.nan))
             found[chunk, task] = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
     return found
 

@@ -120,6 +120,12 @@ def test_nothing_to_separate_is_nan() -> None:
     assert math.isnan(normalised_mutual_information(np.array([[5.0]])))
 
 
+def test_overlap_of_three_tasks() -> None:
+    use = np.array([[[1.0, 0.0]], [[0.5, 0.5]], [[0.0, 1.0]]])  # shared: 0.5, 0, and 0.5
+    np.testing.assert_allclose(diagnosis.overlap_with_others(use), [0.25, 0.5, 0.25])
+    assert np.isnan(diagnosis.overlap_with_others(use[:1])).all(), "no other task"
+
+
 def test_overlap_and_drift(tmp_path: Path) -> None:
     first = load_routing(_write(tmp_path, _content()), TASKS)
     # Layer 0 shares 0.25, layer 1 shares 0.25 + 0.25 + 0.25.

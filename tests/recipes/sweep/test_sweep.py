@@ -198,14 +198,14 @@ def test_a_run_whose_csv_is_kept_is_not_run_again(
     keep_results(sweep)
     kept = (results / "lora-seed1-alpha=8.csv").read_text(encoding="utf-8").splitlines()
     assert kept[0] == "method,seed,stream_seed,settings,keeps,trained,stored,chunk,task,first," + (
-        "score,n,train_seconds,eval_seconds,git,machine,nmi,kept_sets_changed,drift"
+        "score,n,train_seconds,eval_seconds,git,machine,nmi,kept_sets_changed,drift,overlap"
     )
     where = '1234+,"2 cores EPYC, 2 x A, threads 1, ATEN_CPU_CAPABILITY=avx2"'
     scored = f"lora,1,0,tuner.alpha=8,,,,1,Fin,1,0.250000,4,9.0,3.0,{where}"
-    assert kept[2] == f"{scored},,0.500000,0.500000", "one task has no mutual information"
-    assert kept[1].endswith(f"{where},,,"), "nothing was before the first"
+    assert kept[2] == f"{scored},,0.500000,0.500000,", "one task: no mutual information, no overlap"
+    assert kept[1].endswith(f"{where},,,,"), "nothing was before the first"
     plain = (results / "lora-seed0-alpha=8.csv").read_text(encoding="utf-8").splitlines()
-    assert plain[2].endswith(f",4,9.0,3.0,{where},,,"), "no routing, no values"
+    assert plain[2].endswith(f",4,9.0,3.0,{where},,,,"), "no routing, no values"
 
     shutil.rmtree(folder)
     assert main(words) == 0
