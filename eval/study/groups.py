@@ -147,6 +147,13 @@ def method_label(run: KeptRun) -> str:
     return ", ".join([name, *rest])
 
 
+def shared_runs(one: Group, other: Group) -> list[tuple[KeptRun, KeptRun]]:
+    """Return the runs of two methods that share the seeds of stream and run, pair by pair."""
+    theirs = {(run.stream_seed, run.seed): run for run in other.runs}
+    keys = [(run.stream_seed, run.seed) for run in one.runs]
+    return [(run, theirs[key]) for run, key in zip(one.runs, keys, strict=True) if key in theirs]
+
+
 def leads(first: Group, others: Sequence[Group], key: str) -> list[Lead]:
     """Return by how much a method is ahead of each other one, with paired t tests.
 

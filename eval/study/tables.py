@@ -12,7 +12,7 @@ from eval.charts.figure import counted, percent, ratio
 from eval.compare.comparison import SIGNIFICANT
 from eval.metrics import SCORE
 from eval.significance import Interval
-from eval.study.groups import RANKED_BY, Group, Lead, Study, leads
+from eval.study.groups import RANKED_BY, Group, Lead, Study, leads, shared_runs
 
 NOTHING = "No run is committed yet."
 FEW = ("last", RANKED_BY, "forgetting", "lost")
@@ -114,8 +114,12 @@ def _lead_cells(lead: Lead) -> list[str]:
         return [UNKNOWN, "no shared runs", UNKNOWN]
     if lead.pairs == 1:
         return [signed(lead.difference), "n = 1: no interval", UNKNOWN]
-    p = "< 0.001" if lead.adjusted < 0.001 else f"{lead.adjusted:.3f}"
-    return [signed(lead.difference), ends(lead.interval), p]
+    return [signed(lead.difference), ends(lead.interval), p_value(lead.adjusted)]
+
+
+def p_value(p: float) -> str:
+    """Return a p value with three decimals; a dash where there is none."""
+    return UNKNOWN if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def ends(interval: Interval) -> str:
@@ -199,7 +203,7 @@ def machines(first: Study, second: Study) -> str:
     rows, shared = [], []
     for group in first.groups:
         other = others.get(group.name)
-        both = _both(group, other) if other else []
+        both = shared_runs(group, other) if other else []
         if not both:
             continue
         shared.append(group.name)
@@ -223,12 +227,6 @@ def machines(first: Study, second: Study) -> str:
         f"the methods is {order}. Configurations: {configurations}."
     )
     return f"{markdown(head, rows)}\n\n{note}"
-
-
-def _both(one: Group, other: Group) -> list[tuple]:
-    theirs = {(run.stream_seed, run.seed): run for run in other.runs}
-    pairs = [(run, theirs.get((run.stream_seed, run.seed))) for run in one.runs]
-    return [(a, b) for a, b in pairs if b is not None]
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
