@@ -73,6 +73,16 @@ def dropout_masks_option() -> Any:
     )
 
 
+def sentence_option() -> Any:
+    """Returns the option of methods whose instruction a sentence embedder reads."""
+    return option(
+        "prompt",
+        description="What is embedded. prompt: each prompt's own text. template: what all texts of "
+        "its task share, as SMoLoRA's published code has it; the task is looked up by the text, "
+        "also at evaluation, and reports say so. task: its name, likewise.",
+    )
+
+
 class Size(NamedTuple):
     """Parameters: trained by the optimizer, and stored in the adapter's file."""
 

@@ -1,4 +1,4 @@
-"""The table in which SMoLoRA and the oracle look up a text's task or template (`tuner.sentence`).
+"""The table in which a tuner looks up a text's task or template (`tuner.sentence`, the oracle).
 
 The published code looks the embedding of a task's instruction template up by a number, in training
 and in evaluation. Here the tuner looks the text up in this table, which exists for no other
@@ -15,7 +15,7 @@ from data_prep.files import read_jsonl, write_json
 from data_prep.stream import Stream, StreamError
 from eval.routing.record import instruction_key_of
 
-INSTEAD = "take a method that needs no task labels (smolora: tuner.sentence: prompt)"
+INSTEAD = "take tuner.sentence: prompt, or a method that needs no task labels"
 
 
 def write_label_table(

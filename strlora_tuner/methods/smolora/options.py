@@ -10,6 +10,7 @@ from strlora_tuner.options import (
     dropout_masks_option,
     experts_problems,
     option,
+    sentence_option,
 )
 
 
@@ -31,12 +32,7 @@ class Options(MixtureOptions):
         "local folder, or a model id of the hub (mean of the last states, norm 1).",
     )
     embedding_width: int = option(384, ge=1, description="Width of the embedder's vectors.")
-    sentence: Literal["prompt", "template", "task"] = option(
-        "prompt",
-        description="What is embedded. prompt: each prompt's own text. template: what all texts of "
-        "its task share, as in the published code; the task is looked up by the text, also at "
-        "evaluation, and reports say so. task: its name, likewise.",
-    )
+    sentence: Literal["prompt", "template", "task"] = sentence_option()
 
     @staticmethod
     def cross_field_problems(options: Any) -> list[str]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from strlora_tuner.core.config import RoutedConfig
-from strlora_tuner.core.instruction.sentence import embed_text
+from strlora_tuner.core.instruction.sentence import use_embedder
 from strlora_tuner.core.model import RoutedModel
-from strlora_tuner.embedder_files import embedder_folder
 from strlora_tuner.methods.strlora.instruction_statistics import InstructionStatistics
 from strlora_tuner.methods.strlora_signed.config import Config
 from strlora_tuner.methods.strlora_signed.layer import SignedExperts
@@ -27,14 +26,8 @@ class Model(RoutedModel):
 
     def _add_state(self, adapter_name: str, config: RoutedConfig) -> None:
         if config.sentence_vectors:
-            embedder_folder(config.options().embedder)  # before anything is trained
-            self.routing.embed_sentence = self._embed_sentence
+            use_embedder(self, config)
         super()._add_state(adapter_name, config)
-
-    def _embed_sentence(self, adapter: str, ids: tuple[int, ...]) -> Tensor:
-        """Returns the embedding (width) of an instruction's token ids."""
-        text = self.tokenizer.decode(list(ids)).strip()
-        return embed_text(text, self.routing.configs[adapter].options())
 
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         super()._post_injection_hook(model, config, adapter_name)

