@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from strlora_tuner.core.instruction.task_label import task_label
 from strlora_tuner.embedder_files import embedder_folder
 
 _MOST_TEXTS = 2**16  # embeddings kept, 1.5 KB each
@@ -42,34 +41,6 @@ class SentenceEmbedder:
 def sentence_embedder(name: str) -> SentenceEmbedder:
     """Returns the embedder of this name, one for all adapters of a process."""
     return SentenceEmbedder(name)
-
-
-def use_embedder(model: Any, config: Any) -> None:
-    """Lets the embedder of an adapter's configuration read the instructions of a routed model.
-
-    Raises:
-        ValueError: there is no such embedder.
-    """
-    embedder_folder(config.options().embedder)  # before anything is trained
-    model.routing.embed_sentence = partial(_embed_instruction, model)
-
-
-def _embed_instruction(model: Any, adapter: str, ids: tuple[int, ...]) -> Tensor:
-    """Returns the vector (embedding_width) of an instruction's token ids.
-
-    Raises:
-        ValueError: the embedder's vectors have another width than `options.embedding_width`, or
-            `options.sentence` wants a label and the text has none.
-    """
-    options = model.routing.configs[adapter].options()
-    embedder = sentence_embedder(options.embedder)
-    if embedder.width != options.embedding_width:
-        raise ValueError(
-            f"tuner.embedder = {options.embedder!r} gives vectors of width {embedder.width}, "
-            f"tuner.embedding_width is {options.embedding_width}: set it to {embedder.width}"
-        )
-    text = model.tokenizer.decode(list(ids)).strip()
-    return embedder.embed(text if options.sentence == "prompt" else task_label(text))
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from strlora_tuner.core.config import RoutedConfig
-from strlora_tuner.core.instruction.sentence import use_embedder
 from strlora_tuner.core.model import RoutedModel
+from strlora_tuner.methods.sentence import use_embedder
 from strlora_tuner.methods.smolora.layer import SeparableExperts
 
 
