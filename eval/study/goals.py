@@ -44,10 +44,13 @@ GOALS = [
     *(Goal("ambiguous", SLOW_LORA, key, 0.0) for key in ("average", "last")),
 ]
 STREAMS_WANTED = 5
-# Seconds of a step as `benchmarks/tuner_speed.py --json` writes them, method by method in turn.
-STEPS = "step_time.json"
-MOST_STEP, HIDDEN = 1.02, 2048
-STEP = f"step, hidden {HIDDEN:,}: at most {MOST_STEP:.2f} x"
+# Seconds as `benchmarks/tuner_speed.py --json` writes them, method by method in turn.
+TIMES = "step_time.json"
+MOST, HIDDEN = 1.02, 2048
+TIMED = {
+    key: f"{what}, hidden {HIDDEN:,}: at most {MOST:.2f} x"
+    for key, what in (("step", "step of training"), ("decode", "token in decoding"))
+}
 
 
 class Row(NamedTuple):
@@ -68,7 +71,8 @@ def rows(results: Path) -> list[Row]:
     Raises:
         ValueError: a file is damaged.
     """
-    return [*(_score(read_study(results / goal.study), goal) for goal in GOALS), _step(results)]
+    scored = (_score(read_study(results / goal.study), goal) for goal in GOALS)
+    return [*scored, *(_time(results, key) for key in TIMED)]
 
 
 def table(results: Path) -> str:
@@ -80,8 +84,8 @@ def table(results: Path) -> str:
         f"{text}\n\n{PRESET} minus the other, in points, over the n streams that both ran on; each "
         f"goal wants {STREAMS_WANTED} or more. Of every method that keeps no data the nearest is "
         "named. Met: the mean reaches the goal; not sure: the interval has values on both sides of "
-        f"it; not measured: fewer than two streams. The step: {PRESET}'s seconds over LoRA's, n "
-        "repeats of one run (`benchmarks/tuner_speed.py`)."
+        f"it; not measured: fewer than two streams. Step, token: {PRESET}'s seconds over LoRA's, "
+        "n repeats of one run (`benchmarks/tuner_speed.py`)."
     )
 
 
@@ -127,27 +131,30 @@ def _is_preset(group: Group) -> bool:
     return group.runs[0].method == "strlora_signed"
 
 
-def _step(results: Path) -> Row:
-    path = results / STEPS
+def _time(results: Path, key: str) -> Row:
+    path = results / TIMES
     lora = printed("lora")
+    unknown = Row(TIMED[key], UNKNOWN, lora, 0, UNKNOWN, UNKNOWN, NOT_MEASURED)
     if not path.is_file():
-        return Row(STEP, UNKNOWN, lora, 0, UNKNOWN, UNKNOWN, NOT_MEASURED)
+        return unknown
     report = json.loads(path.read_text(encoding="utf-8"))
     try:
         ours, theirs = (
-            report["rounds"][method]["step"] for method in ("strlora_signed", "peft_lora")
+            report["rounds"][method].get(key) for method in ("strlora_signed", "peft_lora")
         )
         hidden = report["settings"]["hidden"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: expected what `benchmarks/tuner_speed.py --json` writes ({error!r})"
         ) from error
     if hidden != HIDDEN:
         raise ValueError(f"{path}: found a hidden size of {hidden}, expected {HIDDEN}")
+    if ours is None or theirs is None:  # --new-tokens 0
+        return unknown
     times = np.divide(ours, theirs).tolist()
     mean = float(np.mean(times))
     # At most so many times LoRA's is at least its negative.
     low, high = t_interval(times)
-    said = verdict(-mean, -MOST_STEP, Interval(-high, -low))
+    said = verdict(-mean, -MOST, Interval(-high, -low))
     interval = UNKNOWN if math.isnan(low) else f"{low:.3f} to {high:.3f}"
-    return Row(STEP, UNKNOWN, lora, len(times), f"{ratio(mean)} x", interval, said)
+    return Row(TIMED[key], UNKNOWN, lora, len(times), f"{ratio(mean)} x", interval, said)

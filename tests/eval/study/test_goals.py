@@ -55,9 +55,9 @@ def test_the_nearest_method_without_data_decides(tmp_path: Path) -> None:
     assert "| Avg (MAP): at least +5.0 | `tiny-study` | LoRA + slow weights | 5 | +6.2 |" in (
         goals.table(tmp_path)
     )
-    # 4 rows of tiny-study, 4 + 2 of mini-study, 2 of ambiguous, and the step.
+    # 4 rows of tiny-study, 4 + 2 of mini-study, 2 of ambiguous, a step and a token.
     assert goals.summary(tmp_path) == (
-        "of 13 goals that were set before: 4 met, 0 missed, 9 not measured"
+        "of 14 goals that were set before: 4 met, 0 missed, 10 not measured"
     )
 
 
@@ -97,14 +97,22 @@ def test_a_verdict_says_whether_the_interval_leaves_a_doubt(
         ([2.2, 2.2, 2.2], (3, "1.100 x", "1.100 to 1.100", "missed")),
     ],
 )
-def test_the_step_is_compared_repeat_by_repeat(
+def test_times_are_compared_repeat_by_repeat(
     tmp_path: Path, ours: list[float], cells: tuple[object, ...]
 ) -> None:
     rounds = {"peft_lora": {"step": [2.0] * 3}, "strlora_signed": {"step": ours}}
     report = {"rounds": rounds, "settings": {"hidden": 2048}}
-    path = tmp_path / goals.STEPS
+    path = tmp_path / goals.TIMES
     path.write_text(json.dumps(report), encoding="utf-8")
-    assert goals.rows(tmp_path)[-1][3:] == cells
+    step, token = goals.rows(tmp_path)[-2:]
+    assert step[3:] == cells
+    assert token.verdict == "not measured", "--new-tokens 0"
+    rounds["peft_lora"]["decode"], rounds["strlora_signed"]["decode"] = [0.2] * 3, [0.21] * 3
+    path.write_text(json.dumps(report), encoding="utf-8")
+    assert goals.rows(tmp_path)[-2:] == [
+        step,
+        token._replace(pairs=3, found="1.050 x", interval="1.050 to 1.050", verdict="missed"),
+    ]
     path.write_text(json.dumps(report | {"settings": {"hidden": 64}}), encoding="utf-8")
     with pytest.raises(ValueError, match="found a hidden size of 64, expected 2048"):
         goals.rows(tmp_path)
@@ -139,7 +147,7 @@ def test_the_finding_is_three_sentences_on_the_streams_that_chose_nothing(tmp_pa
         "The best of those that keep old data, Replay (ER) (500 samples), has Avg 63.0, Last 63.0 "
         f"(n = 2); the leader's difference: Avg (MAP) {difference}, Last {difference}."
     )
-    assert third == "Of 13 goals that were set before: 0 met, 0 missed, 13 not measured."
+    assert third == "Of 14 goals that were set before: 0 met, 0 missed, 14 not measured."
     assert tables.keepers(read_study(tmp_path / "tiny")) == (
         "no method that keeps old data has a score over a stream here"
     )
