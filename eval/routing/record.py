@@ -94,8 +94,13 @@ def task_shares(stream: Stream, tasks: Sequence[str]) -> dict[str, dict[str, flo
 
 def instruction_key_of(record: Record) -> str:
     """Return the key of a sample's instruction: all its user turns."""
-    turns = (str(m["content"]) for m in record["messages"] if m["role"] == "user")
-    return instruction_key(" ".join(turns))
+    return instruction_keys_of(record)[-1]
+
+
+def instruction_keys_of(record: Record) -> list[str]:
+    """Return the keys of what each answer of a sample follows: its user turns so far."""
+    turns = [str(m["content"]) for m in record["messages"] if m["role"] == "user"]
+    return [instruction_key(" ".join(turns[: last + 1])) for last in range(max(1, len(turns)))]
 
 
 def write_probe(stream_dir: Path, tasks: Sequence[str], path: Path) -> None:

@@ -143,15 +143,15 @@ def _time(results: Path, key: str) -> Row:
             report["rounds"][method].get(key) for method in ("strlora_signed", "peft_lora")
         )
         hidden = report["settings"]["hidden"]
-    except (KeyError, TypeError, AttributeError) as error:
+        times = None if ours is None or theirs is None else np.divide(ours, theirs).tolist()
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{path}: expected what `benchmarks/tuner_speed.py --json` writes ({error!r})"
         ) from error
     if hidden != HIDDEN:
         raise ValueError(f"{path}: found a hidden size of {hidden}, expected {HIDDEN}")
-    if ours is None or theirs is None:  # --new-tokens 0
+    if times is None:  # --new-tokens 0
         return unknown
-    times = np.divide(ours, theirs).tolist()
     mean = float(np.mean(times))
     # At most so many times LoRA's is at least its negative.
     low, high = t_interval(times)

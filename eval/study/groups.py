@@ -76,20 +76,28 @@ class Study:
 
         One with half of the runs or fewer is in the tables, but not ranked: luck would choose it.
         One that is given the task of a question is a bound. The means are over the streams that all
-        of them ran on, if there are any: nobody gains by having skipped a hard one.
+        of them ran on, so that nobody gains by having skipped a hard one; a method that shares none
+        with those of more runs is not ranked.
         """
         without = [
             group
             for group in self.groups
             if not group.keeps and not group.runs[0].given_task and group.scores(RANKED_BY)
         ]
-        most = max((len(group.runs) for group in without), default=0)
-        often = [group for group in without if 2 * len(group.runs) > most]
-        scores = [group.scores(RANKED_BY) for group in often]
-        shared = set.intersection(*map(set, scores)) if scores else set()
-        means = [np.mean([known[pair] for pair in shared or known]) for known in scores]
-        order = sorted(range(len(often)), key=lambda place: -means[place])
-        return [often[place] for place in order]
+        without.sort(key=lambda group: -len(group.runs))
+        shared: set[Pair] = set()
+        ranked: list[Group] = []
+        for group in without:
+            pairs = group.scores(RANKED_BY).keys()
+            common = shared & pairs if ranked else set(pairs)
+            if common and 2 * len(group.runs) > len(without[0].runs):
+                shared, ranked = common, [*ranked, group]
+
+        def mean(group: Group) -> float:
+            known = group.scores(RANKED_BY)
+            return float(np.mean([known[pair] for pair in shared]))
+
+        return sorted(ranked, key=mean, reverse=True)
 
 
 class Lead(NamedTuple):
@@ -134,7 +142,7 @@ def method_label(run: KeptRun) -> str:
     for setting in re.split(r" (?=[\w.]+=)", run.settings) if run.settings else ():
         key, _, value = setting.partition("=")
         word, inherent = BLOCKS.get(key, ("", set()))
-        if key == "data.size":
+        if key == "data.size" and run.path.parent.name.startswith(value):
             continue  # the folder's name says it
         if not word:
             rest.append(f"{re.sub('^(schedule|tuner)[.]', '', key)} {value}")

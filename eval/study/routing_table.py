@@ -36,7 +36,7 @@ def table(study: Study) -> str:
     head = ["method", "n", "NMI of task and kept set", "overlap of tasks", *MOVES.values()]
     head += [f"{name} and forgetting" for name in MOVES.values()]
     return (
-        f"{markdown(head, rows)}\n\nMeans over chunks and tasks; from the overlap on in percent. "
+        f"{markdown(head, rows)}\n\nMeans over chunks and tasks, in percent but for NMI. "
         "Overlap: expert weight that two tasks share. From one recorded chunk to the next: kept "
         "sets that change, and drift, the share of a task's expert weight that moved. The "
         "last two: Spearman's rank correlation over the tasks of a run, mean over the n runs with "

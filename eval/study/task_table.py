@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from eval.charts.figure import counted, percent
-from eval.metrics import Array, average, last
+from eval.metrics import Array, last_by_task, mean_over
 from eval.significance import holm, paired_t, t_interval
 from eval.study.goals import PRESET, SLOW_LORA
 from eval.study.groups import read_study, shared_runs
 from eval.study.run_csv import KeptRun
 from eval.study.tables import NOTHING, ends, markdown, p_value, signed
 
-Score = Callable[[Array], Array]  # of a[chunk, task]
-SCORES: dict[str, Score] = {"Last": last, "Avg": average}
+Score = Callable[[Array], Array]  # of a[chunk, task], by task
+SCORES: dict[str, Score] = {"Last": last_by_task, "Avg": lambda a: mean_over(a[1:], axis=0)}
 
 
 def table(folder: Path) -> str:
@@ -25,10 +25,12 @@ def table(folder: Path) -> str:
     if PRESET not in groups or SLOW_LORA not in groups:
         return NOTHING
     pairs = shared_runs(groups[PRESET], groups[SLOW_LORA])
-    tasks = sorted({task for pair in pairs for run in pair for task in run.tasks})
+    if not pairs:
+        return NOTHING
+    tasks = sorted(set.intersection(*(set(run.tasks) for pair in pairs for run in pair)))
     rows = [[task, str(len(pairs))] for task in tasks]
-    for score in SCORES.values():
-        both = [_of_task(pairs, task, score) for task in tasks]
+    for by_task in SCORES.values():
+        both = [_of_task(pairs, task, by_task) for task in tasks]
         ps = holm([paired_t(*values.T.tolist()) for values in both])
         for row, values, p in zip(rows, both, ps, strict=True):
             gaps = (values[:, 0] - values[:, 1]).tolist()
@@ -44,8 +46,8 @@ def table(folder: Path) -> str:
     )
 
 
-def _of_task(pairs: list[tuple[KeptRun, KeptRun]], task: str, score: Score) -> Array:
+def _of_task(pairs: list[tuple[KeptRun, KeptRun]], task: str, by_task: Score) -> Array:
     """Return a score of one task, (pairs, 2)."""
     return np.array(
-        [[float(score(run.values[:, [run.tasks.index(task)]])) for run in pair] for pair in pairs]
+        [[by_task(run.values)[run.tasks.index(task)] for run in pair] for pair in pairs]
     )

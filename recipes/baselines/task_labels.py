@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_prep.files import read_jsonl, write_json
 from data_prep.stream import Stream, StreamError
-from eval.routing.record import instruction_key_of
+from eval.routing.record import instruction_keys_of
 
 INSTEAD = "take tuner.sentence: prompt, or a method that needs no task labels"
 
@@ -22,6 +22,8 @@ def write_label_table(
     stream: Stream, chunks: int, sentence: str, path: Path, experts: int | None = None
 ) -> list[str]:
     """Writes {text: what is embedded} of the first `chunks` chunks and of the test sets.
+
+    The texts are those that answers follow: of a conversation its user turns so far, each time.
 
     Returns notes on texts that belong to several tasks: with `number` the first of the tasks gets
     them, and stays the first when the stream grows.
@@ -58,17 +60,18 @@ def write_label_table(
     for name, file in zip(names, files, strict=True):
         batch = batch_of.get(name, 0)
         for number, sample in enumerate(read_jsonl(file), 1):
-            text, task = instruction_key_of(sample), sample.get("task")
+            task = sample.get("task")
             if not task:
                 raise StreamError(
                     f"{file}:{number}: the sample has no task, which tuner.sentence = {sentence} "
                     f"looks up; add it, or {INSTEAD}"
                 )
             turns = [str(m["content"]) for m in sample["messages"] if m["role"] == "user"]
-            tasks.setdefault(text, {})[task] = None
+            for text in instruction_keys_of(sample):
+                tasks.setdefault(text, {})[task] = None
+                places.setdefault(f"{text} {task}", f"{file}:{number}")
             if first_batch.setdefault(task, batch) == batch:
                 texts.setdefault(task, set()).add("\n".join(turns).replace("<image>", " "))
-            places.setdefault(f"{text} {task}", f"{file}:{number}")
     if experts is not None and len(texts) > experts:
         raise StreamError(
             f"{stream.root}: {len(texts)} tasks ({', '.join(texts)}), and tuner.task_experts = "

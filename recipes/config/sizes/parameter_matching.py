@@ -9,7 +9,8 @@ every method and does not count.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from recipes import UserError
 from recipes.config.blocks import Matched
@@ -20,6 +21,7 @@ from strlora_tuner.options import AdapterOptions
 
 TOLERANCE = 0.05  # of the other method's trainable parameters
 MOST_EXPERTS, MOST_RANK = 16, 4096
+PASSED_OVER = 64  # ranks in a row that a method may be unable to have
 
 
 class BudgetError(UserError):
@@ -72,17 +74,25 @@ def _experts(options: AdapterOptions) -> list[int | None]:
 def _nearest(recipe: Recipe, shape: Shape, experts: int | None, wanted: int) -> Matched | None:
     """The setting with `experts` whose size is nearest to `wanted`, the smaller of two.
 
-    Parameters grow by the same number with every further rank a number of experts allows, so two
-    counts say where to look; the settings there are counted themselves.
+    Parameters grow evenly with the rank, so two counts say where to look; the settings there are
+    counted themselves. Ranks that the method cannot have are passed over.
     """
-    first, second = (_counted(recipe, shape, experts, steps, wanted) for steps in (1, 2))
-    if first is None or second is None:
-        return first or second
-    steps = 1 + (wanted - first.trained) // (second.trained - first.trained)
     most = MOST_RANK // (experts or 1)
-    tried = sorted({min(max(number, 1), most) for number in (steps, steps + 1)})
-    found = [_counted(recipe, shape, experts, number, wanted) for number in tried]
-    return min((each for each in found if each is not None), key=lambda each: each.gap)
+
+    def possible(numbers: Iterable[int]) -> Iterator[tuple[int, Matched]]:
+        for number in islice(numbers, PASSED_OVER):
+            if (each := _counted(recipe, shape, experts, number, wanted)) is not None:
+                yield number, each
+
+    two = list(islice(possible(range(1, most + 1)), 2))
+    if len(two) < 2:
+        return two[0][1] if two else None
+    (low, first), (high, second) = two
+    growth = (second.trained - first.trained) // (high - low)
+    steps = min(max(low + (wanted - first.trained) // growth, 1), most)
+    sides = (range(steps, 0, -1), range(steps + 1, most + 1))
+    found = [each for side in sides for _, each in islice(possible(side), 1)]
+    return min(found, key=lambda each: each.gap, default=None)
 
 
 def _counted(

@@ -111,9 +111,10 @@ class SignedExperts(ExpertBank):
             self._fixed = instruction, gates, self.row_weights(gates)
         _, gates, weights = self._fixed
         if context.recording or self.training:
-            share, used = gates.abs(), gates > 0
+            # Turned over is used, too, by all alike: what tells instructions apart is recorded.
+            used = gates > 0
+            share = torch.where(used.any(-1, keepdim=True), used, 1.0)
             share = share / share.sum(-1, keepdim=True)
-            preference = used / used.sum(-1, keepdim=True).clamp_min(1)
-            self.record(context, x, at(share, index), used, preference, index)
+            self.record(context, x, at(share, index), used, share, index)
         hidden = self.hidden(x)
         return self._add(result, hidden * at(weights, index).to(hidden.dtype))

@@ -35,7 +35,7 @@ class Options(AdapterOptions):
         0,
         ge=0,
         description="Rows of A that share a gate: E = rank / expert_rank experts. 0: one, or as "
-        f"many as keep E at {USUAL_EXPERTS}.",
+        f"many as keep E at {USUAL_EXPERTS} or, where the rank has no such divisor, near it.",
     )
     map_scope: Literal["layer", "block"] = option(
         "layer",
@@ -72,11 +72,10 @@ class Options(AdapterOptions):
     def cross_field_problems(options: Any) -> list[str]:
         """Names every rule over several fields that `options` (any object with them) breaks."""
         problems = []
-        rows = rows_of_expert(options.rank, options.expert_rank)
-        if options.rank % rows:
+        if options.expert_rank and options.rank % options.expert_rank:
             problems.append(
-                f"expert_rank = {options.expert_rank or rows} does not divide rank = "
-                f"{options.rank}: every expert has as many rows"
+                f"expert_rank = {options.expert_rank} does not divide rank = {options.rank}: every "
+                "expert has as many rows"
             )
         if options.sentence != "prompt" and options.embedder == BASE:
             problems.append(
@@ -88,4 +87,5 @@ class Options(AdapterOptions):
 
 def rows_of_expert(rank: int, expert_rank: int) -> int:
     """Rows of A that share a gate."""
-    return expert_rank or max(1, -(-rank // USUAL_EXPERTS))
+    most = max(1, -(-rank // USUAL_EXPERTS))
+    return expert_rank or next(rows for rows in range(most, 0, -1) if rank % rows == 0)

@@ -116,6 +116,10 @@ def test_times_are_compared_repeat_by_repeat(
     path.write_text(json.dumps(report | {"settings": {"hidden": 64}}), encoding="utf-8")
     with pytest.raises(ValueError, match="found a hidden size of 64, expected 2048"):
         goals.rows(tmp_path)
+    rounds["peft_lora"]["step"] = [2.0] * 2
+    path.write_text(json.dumps(report), encoding="utf-8")
+    with pytest.raises(ValueError, match="expected what `benchmarks/tuner_speed"):
+        goals.rows(tmp_path)
     path.write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="expected what `benchmarks/tuner_speed"):
         goals.rows(tmp_path)

@@ -69,6 +69,18 @@ def test_scores_are_means_and_standard_deviations_over_the_runs(tmp_path: Path) 
     assert "machine: 2 cores; commit: abcdef0." in text
 
 
+def test_a_method_that_shares_no_stream_is_not_ranked(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        keep(tmp_path, "x", seed, [(0, 0), *[(50, 50)] * 3])
+        keep(tmp_path, "y", 2 + seed, [(0, 0), *[(90, 90)] * 3])
+    keep(tmp_path, "x", 4, [(0, 0), *[(50, 50)] * 3])
+    study = read_study(tmp_path)
+    assert [group.name for group in study.ranked()] == ["x"]
+    assert tables.winner(study).endswith(
+        "x is the only method without data, nothing to compare it with"
+    )
+
+
 def test_a_lead_is_paired_by_stream(tmp_path: Path) -> None:
     three_runs(tmp_path)
     keep(tmp_path, "z", 0, [(0, 0), (20, 0), (20, 0), (20, 0)])
@@ -161,6 +173,7 @@ def test_methods_that_keep_data_and_joint_training_are_beside_the_ranking(tmp_pa
         ("lora", "slow_weights={}", "LoRA + slow weights"),
         ("lora", "slow_weights=null", "LoRA"),
         ("lora", "data.size=long slow_weights={}", "LoRA + slow weights"),
+        ("lora", "data.size=mini-study", "LoRA, data.size mini-study"),
         ("lora", "schedule.later.learning_rate=0.1", "LoRA, later.learning_rate 0.1"),
         ("strlora_signed", "slow_weights=null", "StrLoRA (signed) without slow weights"),
         ("er", "replay={memory: 500, share: 0.5} tuner.rank=8",
@@ -168,7 +181,7 @@ def test_methods_that_keep_data_and_joint_training_are_beside_the_ranking(tmp_pa
     ],
 )  # fmt: skip
 def test_a_setting_has_a_name(tmp_path: Path, method: str, settings: str, name: str) -> None:
-    path = keep(tmp_path, method, 0, [(0, 0)] * 4, settings=settings)
+    path = keep(tmp_path / "long-reversed", method, 0, [(0, 0)] * 4, settings=settings)
     assert method_label(read_run(path)) == name
 
 

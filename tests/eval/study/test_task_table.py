@@ -32,6 +32,12 @@ def test_a_lead_is_told_task_by_task(tmp_path: Path) -> None:
     assert "p corrected over 2 tasks (Holm)" in text
 
 
+def test_without_a_shared_stream_there_is_no_table(tmp_path: Path) -> None:
+    keep(tmp_path, "strlora_signed", 0, [(0, 0), *[(50, 50)] * 3])
+    keep(tmp_path, "lora", 1, [(0, 0), *[(50, 50)] * 3], settings=SLOW)
+    assert task_table.table(tmp_path) == tables.NOTHING
+
+
 def test_without_both_methods_there_is_no_table(tmp_path: Path) -> None:
     keep(tmp_path, "strlora_signed", 0, [(0, 0), *[(50, 50)] * 3])
     assert task_table.table(tmp_path) == tables.NOTHING

@@ -253,6 +253,21 @@ def test_the_table_of_tasks_needs_texts_that_tell_one(tmp_path: Path) -> None:
         write_label_table(stream, 2, "task", tmp_path / "tasks.json")
 
 
+def test_the_table_of_tasks_holds_every_turn_of_a_conversation(tmp_path: Path) -> None:
+    """A later answer follows other turns than the first one, and the tuner looks both up."""
+    stream = open_stream(write_stream(tmp_path / "s", chunks=1, samples=1))
+    said = [("user", "<image>What is it?"), ("assistant", "A cat."), ("user", "Its colour?")]
+    talk = [{"role": role, "content": text} for role, text in [*said, ("assistant", "Grey.")]]
+    row = {"messages": talk, "task": "Talk"}
+    stream.chunk_file(1).write_text(json.dumps(row) + "\n", encoding="utf-8")
+    write_label_table(stream, 1, "task", tmp_path / "tasks.json")
+    told = read_json(tmp_path / "tasks.json")
+    assert [text for text, task in told.items() if task == "Talk"] == [
+        "whatisit?",
+        "whatisit?itscolour?",
+    ]
+
+
 @pytest.mark.parametrize(
     ("recipe", "rates"),
     [

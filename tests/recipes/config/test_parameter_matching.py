@@ -95,6 +95,18 @@ def test_experts_divide_the_derived_rank() -> None:
     assert kept.tuner_options.rank == 64
 
 
+@pytest.mark.parametrize(
+    ("more", "rank"),
+    [
+        (["tuner.rank=64"], 80),  # 1,431,296 of 17,920 a rank: 79.9; 32 experts would want 3 rows
+        (["tuner.expert_rank=4"], 32),  # rank 1 and 2 have no expert of 4 rows
+    ],
+)
+def test_the_rank_of_fixed_gates_is_derived(more: list[str], rank: int) -> None:
+    recipe = load_recipe("tiny", ["method=strlora_signed", *more, "budget=match(strlora)"])
+    assert recipe.tuner_options.rank == rank
+
+
 def test_what_cannot_be_matched_is_refused_with_its_numbers() -> None:
     with pytest.raises(RecipeError, match=r"lora trains 286,720 parameters at rank 16; the neare"):
         load_recipe("tiny", ["method=strlora", "budget=match(lora)"])

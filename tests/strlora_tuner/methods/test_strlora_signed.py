@@ -20,7 +20,15 @@ from strlora_tuner.saved import WEIGHTS
 from strlora_tuner.training_loop import tuner_of
 from tests.strlora_tuner.methods import methods_reference as reference
 from tests.strlora_tuner.methods.test_methods_reference import HIDDEN, SAMPLES, TOKENS, Layer
-from tests.strlora_tuner.models import END, USER, adapted, logits, prompts, text_model
+from tests.strlora_tuner.models import (
+    END,
+    USER,
+    adapted,
+    base_model,
+    logits,
+    prompts,
+    text_model,
+)
 
 METHOD = "strlora_signed"
 
@@ -62,6 +70,21 @@ def test_no_value_is_a_plus_and_ties_go_to_the_first() -> None:
     assert fixed_gates(signs, one, None).tolist() == [[1, 1, 1, -1]]
     assert fixed_gates(signs, nothing, 1).tolist() == [[4, 0, 0, 0]]
     assert fixed_gates(signs, one, 2).tolist() == [[2, 2, 0, 0]]
+
+
+@pytest.mark.parametrize("gate", ["sign", "topk"])
+def test_the_record_tells_instructions_apart(gate: str) -> None:
+    """Every expert of a sign is used; the ones with +1 are recorded, so that tasks differ."""
+    model = adapted(base_model("text"), METHOD, gate=gate).eval()
+    tuner_of(model).routing.recording = True
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[USER, 11, 12, END, 30], [USER, 40, 41, END, 31]]))
+    for _, bank in tuner_of(model).mixtures():
+        for gates, used, kept in zip(bank.last_gates.tolist(), *bank.recorded[:2], strict=True):
+            plus = [1.0 if value > 0 else 0.0 for value in gates]
+            assert kept.tolist() == [bool(value) for value in plus]
+            wanted = torch.tensor(plus if any(plus) else [1.0] * len(plus))
+            torch.testing.assert_close(used, (wanted / wanted.sum()).expand_as(used))
 
 
 def test_a_map_is_known_by_its_seed() -> None:
@@ -201,7 +224,8 @@ def test_the_mean_of_instructions_rests_after_so_many() -> None:
         ({"rank": 128}, 32, None),
         ({"rank": 48, "expert_rank": 1}, 48, None),
         ({"rank": 16, "expert_rank": 3}, None, "does not divide rank = 16"),
-        ({"rank": 33}, None, "does not divide rank = 33"),
+        ({"rank": 33}, 33, None),  # no divisor but 1 and 11 up to the 2 rows that keep 32
+        ({"rank": 80}, 40, None),  # 3 rows would keep 27, and do not divide it
         ({"rank": 64, "expert_rank": 1}, 64, None),
         ({"rank": 16, "map_scope": "model"}, None, "one of 'layer', 'block'"),
         ({"rank": 16, "keep": 1.0}, None, "keep = 1.0"),
