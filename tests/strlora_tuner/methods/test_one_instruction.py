@@ -52,6 +52,20 @@ def test_it_is_the_routed_adapter_on_prompts_of_that_instruction(
     torch.testing.assert_close(logits(merged, batch), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_what_trains_in_full_goes_with_it(tmp_path: Path) -> None:
+    """As an aligner does."""
+    model = adapted(text_model(), METHOD, modules_to_save=["model.norm"])
+    name, norm = next((n, p) for n, p in model.named_parameters() if "norm.modules_to_save" in n)
+    with torch.no_grad():
+        norm.copy_(torch.linspace(0.5, 2.0, len(norm)))
+    batch = prompts(TOLD, [9, 10, 11])
+    wanted = logits(model, batch)
+    write_lora(model, tmp_path)
+    plain = PeftModel.from_pretrained(text_model(), tmp_path)
+    assert torch.equal(dict(plain.named_parameters())[name], norm)
+    torch.testing.assert_close(logits(plain, batch), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_the_first_prompt_is_written_and_no_other(model: PeftModel, tmp_path: Path) -> None:
     write_after_prompt(model, tmp_path / "lora")
     logits(model, prompts(TOLD, [9]))
