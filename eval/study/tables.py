@@ -111,7 +111,8 @@ def lead_table(study: Study) -> str:
 
 def _lead_cells(lead: Lead) -> list[str]:
     if not lead.pairs:
-        return [UNKNOWN, "no shared runs", UNKNOWN]
+        # No shared runs, or the score is not defined of one of the two.
+        return [UNKNOWN, UNKNOWN, UNKNOWN]
     if lead.pairs == 1:
         return [signed(lead.difference), "n = 1: no interval", UNKNOWN]
     return [signed(lead.difference), ends(lead.interval), p_value(lead.adjusted)]
