@@ -153,8 +153,11 @@ def winner(study: Study) -> str:
             shown = "" if nearest.adjusted <= SIGNIFICANT else ": not shown"
             sure = f"95 % interval {interval}, p {p}{shown}"
         said.append(f"{SCORE[key].title} {difference} ({sure}) against {nearest.other.name}")
+    shared = set.intersection(*(set(group.scores(RANKED_BY)) for group in ranked))
+    over = len(shared) < len(best.runs)
+    streams = f" (over the {counted(len(shared), 'stream')} that they share)" if over else ""
     return (
-        f"{where}: {best.name} leads the {len(ranked)} methods without data that ran, with Avg "
+        f"{where}: {best.name} leads the {len(ranked)} methods without data that ran{streams}, with Avg "
         f"{percent(best.mean(RANKED_BY))}, Last {percent(best.mean('last'))} (n = "
         f"{len(best.runs)}); nearest: {', '.join(said)}"
     )
