@@ -157,9 +157,9 @@ def winner(study: Study) -> str:
     over = len(shared) < len(best.runs)
     streams = f" (over the {counted(len(shared), 'stream')} that they share)" if over else ""
     return (
-        f"{where}: {best.name} leads the {len(ranked)} methods without data that ran{streams}, with Avg "
-        f"{percent(best.mean(RANKED_BY))}, Last {percent(best.mean('last'))} (n = "
-        f"{len(best.runs)}); nearest: {', '.join(said)}"
+        f"{where}: {best.name} leads the {len(ranked)} methods without data that ran{streams}, "
+        f"with Avg {percent(best.mean(RANKED_BY))}, Last {percent(best.mean('last'))} "
+        f"(n = {len(best.runs)}); nearest: {', '.join(said)}"
     )
 
 
