@@ -5,7 +5,7 @@ can check a recipe), `layer.py` (the bank of experts that is the formula) and `m
 RoutedModel, which names the bank); and where PEFT stores more than the options, or a chunk changes
 what it stores, `config.py` (`Config`, a RoutedConfig).
 Nothing else names the method: it is found by its folder. `ewc/`, `lwf/` and `slow_weights/` hold no
-tuner but what a callback does beside any of them, and `sentence.py` what several of them read.
+tuner but what a callback does beside any of them, and `embedded_text.py` what several of them read.
 """
 
 from __future__ import annotations

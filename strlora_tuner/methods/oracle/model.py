@@ -7,8 +7,8 @@ from torch import Tensor
 
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.core.model import RoutedModel
+from strlora_tuner.methods.embedded_text import task_label
 from strlora_tuner.methods.oracle.layer import TaskExperts
-from strlora_tuner.methods.sentence import task_label
 
 
 class Model(RoutedModel):

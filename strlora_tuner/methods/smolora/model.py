@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.core.model import RoutedModel
-from strlora_tuner.methods.sentence import use_embedder
+from strlora_tuner.methods.embedded_text import use_embedder
 from strlora_tuner.methods.smolora.layer import SeparableExperts
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.core.model import RoutedModel
-from strlora_tuner.methods.sentence import use_embedder
+from strlora_tuner.methods.embedded_text import use_embedder
 from strlora_tuner.methods.strlora.instruction_statistics import InstructionStatistics
 from strlora_tuner.methods.strlora_signed.config import Config
 from strlora_tuner.methods.strlora_signed.layer import SignedExperts
