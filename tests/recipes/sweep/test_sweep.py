@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from eval.study.run_csv import read_run
 from recipes.arguments import parse
 from recipes.cli import main
 from recipes.run_folder.state import ChunkRecord, RunState, save_state
@@ -175,6 +176,33 @@ def recorded(first: float) -> dict[str, object]:
         "format": 2, "layers": ["a", "b"], "num_experts": 2, "top_k": 1, "rows": 4.0,
         "groups": [group], "cka": [[], []], "instructions": [question],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["method=smolora", "tuner.sentence=task"], "tuner.sentence=task"),
+        (["method=smolora"], ""),
+        (["method=oracle"], ""),  # its name says it
+    ],
+)
+def test_a_label_that_the_recipe_itself_gives_is_a_setting(
+    toy_yaml: Callable[..., Path], tmp_path: Path, words: list[str], expected: str
+) -> None:
+    """The study ranks no method that is given the task of a question."""
+    results = tmp_path / "results"
+    given = ["sweep", str(toy_yaml()), *words, "--into", str(tmp_path / "s")]
+    sweep = plan_sweep(toy_yaml(), parse([*given, "--results", str(results)]))
+    (cell,) = sweep.cells
+    finish(cell, 0.25)
+    hardware = {"cores": 2, "processor": "EPYC", "gpus": []}
+    manifest = {"git": {"sha": "1"}, "hardware": hardware, "threads": 1, "environment": {}}
+    cell.layout.manifest.write_text(json.dumps(manifest), encoding="utf-8")
+    keep_results(sweep)
+    assert cell.kept is not None
+    run = read_run(cell.kept)
+    assert run.settings == expected
+    assert run.given_task == (expected != "" or "method=oracle" in words)
 
 
 def test_a_run_whose_csv_is_kept_is_not_run_again(

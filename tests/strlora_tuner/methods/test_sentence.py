@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from eval.routing.record import instruction_keys_of
 from strlora_tuner.core.instruction.sentence import SentenceEmbedder, sentence_embedder
 from strlora_tuner.embedder_files import PACKAGE, embedder_folder
 from strlora_tuner.training_loop import instruction_ids, tuner_of
@@ -79,6 +80,27 @@ def test_told_what_is_embedded_is_that_and_nothing_else(monkeypatch, tmp_path, m
     other = torch.tensor([[USER, 50, 51, END, 30]])
     with torch.no_grad(), pytest.raises(ValueError, match="does not hold "):
         model(input_ids=other)
+
+
+@pytest.mark.parametrize("method", ["smolora", "strlora_signed"])
+def test_the_label_of_a_conversation_is_that_of_its_turns_so_far(monkeypatch, tmp_path, method):
+    """The tuner asks for the keys that `instruction_keys_of` writes into the table."""
+    model = adapted(base_model("text"), method, sentence="task", embedder=PACKAGE).eval()
+    decode = tuner_of(model).tokenizer.decode
+    turns = [{"role": "user", "content": decode(ids)} for ids in ([11, 12], [40, 41])]
+    both = instruction_keys_of({"messages": turns})
+    path = tmp_path / "tasks.json"
+    monkeypatch.setenv("STRLORA_TASKS_FILE", str(path))
+    ids = torch.tensor([[USER, 11, 12, END, 30, USER, 40, 41, END, 31]])
+    path.write_text(json.dumps(dict.fromkeys(both, "Counting")), encoding="utf-8")
+    with torch.no_grad():
+        model(input_ids=ids)
+    other = tmp_path / "last.json"
+    other.write_text(json.dumps({both[-1]: "Counting"}), encoding="utf-8")
+    monkeypatch.setenv("STRLORA_TASKS_FILE", str(other))
+    again = torch.tensor([[USER, 11, 12, END, 32, USER, 40, 41, END, 31]])
+    with torch.no_grad(), pytest.raises(ValueError, match="does not hold "):
+        model(input_ids=again)
 
 
 def test_a_missing_package_is_named(monkeypatch):
