@@ -88,6 +88,22 @@ def over_runs(values: Sequence[float]) -> Spread:
     )
 
 
+def one_a_stream(values: Sequence[float], streams: Sequence[int | None]) -> list[float]:
+    """Return the independent draws among the scores of runs: the mean of each stream's runs.
+
+    Runs with other seeds of the model on the same stream share its chunks and its tests: as draws
+    of their own they would narrow every interval. On one stream alone the seeds are the draws.
+    Streams stand in the order of their first run; a score that is not known is left out.
+    """
+    if len(set(streams)) < 2:
+        return list(values)
+    by_stream: dict[int | None, list[float]] = {}
+    for stream, value in zip(streams, values, strict=True):
+        by_stream.setdefault(stream, []).append(value)
+    means = [_finite(of_one) for of_one in by_stream.values()]
+    return [float(known.mean()) if len(known) else math.nan for known in means]
+
+
 def over_samples(drawn: Array) -> Spread:
     """Return the spread of the one run's statistic over bootstrap replicates: (replicates,)."""
     interval = percentile_interval(drawn)

@@ -21,6 +21,7 @@ from eval.significance import (
     NO_SPREAD,
     Spread,
     mcnemar,
+    one_a_stream,
     over_runs,
     over_samples,
     paired_t,
@@ -58,13 +59,17 @@ def column_values(a: Array, tasks: Sequence[str], first: First) -> dict[str, Arr
 
 
 def values_by_seed(loaded: Comparable, method: Method) -> dict[str, list[float]]:
-    """Return for every column the values of the method's runs; without a stream only the last."""
+    """Return for every column the values of the method's runs, of each stream their mean.
+
+    Without a stream only the last scores have a value.
+    """
     rows = [column_values(e.values, loaded.tasks, e.first) for e in method.entries]
     no_stream = any(entry.run.has_no_stream for entry in method.entries)
-    return {
-        key: [math.nan if no_stream and not is_last(key) else float(row[key]) for row in rows]
-        for key in rows[0]
-    }
+
+    def known(key: str) -> list[float]:
+        return [math.nan if no_stream and not is_last(key) else float(row[key]) for row in rows]
+
+    return {key: one_a_stream(known(key), method.streams) for key in rows[0]}
 
 
 def is_last(key: str) -> bool:
@@ -110,6 +115,9 @@ def _paired_runs(
     if set(ours) != set(theirs):
         return None
     order = [theirs.index(pair) for pair in ours]
+    if len(set(first.streams)) > 1:
+        # One value a stream, in the order of its first run (`one_a_stream`).
+        order = [list(dict.fromkeys(second.streams)).index(s) for s in dict.fromkeys(first.streams)]
     return lambda a, b: ("paired", paired_t(a, [b[i] for i in order]))
 
 

@@ -23,7 +23,7 @@ from eval.compare.routing_part import routing_part
 from eval.compare.runs import Method
 from eval.report.page import MOST_COLOURED, composition_chart, fill
 from eval.report.tables import code_text, composition_table, machine_text
-from eval.significance import SPREADS, over_runs
+from eval.significance import SPREADS, one_a_stream, over_runs
 
 _VERSIONS = ("ms-swift", "torch")
 OfValues = Callable[[metrics.Array], metrics.Array]  # a[chunk, task] -> one number a chunk
@@ -180,7 +180,8 @@ def _method_line(method: Method, index: int, rows: int, of_values: OfValues, spr
     for row, entry in enumerate(method.entries):
         lines[row, : len(entry.values)] = of_values(entry.values)
     means = metrics.mean_over(lines, axis=0)
-    half = np.array([over_runs(lines[:, c].tolist()).half(spread) for c in range(rows)])
+    draws = [one_a_stream(values, method.streams) for values in lines.T.tolist()]
+    half = np.array([over_runs(values).half(spread) for values in draws])
     known = np.isfinite(half).any()
     # A score is from 0 to 1: no band lies outside.
     edges = (np.clip(edge, 0, 1).tolist() for edge in (means - half, means + half))

@@ -90,9 +90,14 @@ class Method:
         """Return the name of one of its runs: with the seeds where there are several."""
         if len(self.entries) == 1:
             return self.name
-        streams = {e.replicate[0] for e in self.entries}
-        stream = f", stream seed {entry.replicate[0]}" if len(streams) > 1 else ""
+        several = len(set(self.streams)) > 1
+        stream = f", stream seed {entry.replicate[0]}" if several else ""
         return f"{self.name}, seed {entry.seed}{stream}"
+
+    @property
+    def streams(self) -> list[int | None]:
+        """Return the stream's seed of each run."""
+        return [entry.replicate[0] for entry in self.entries]
 
     @property
     def keeps_data(self) -> str:

@@ -214,9 +214,8 @@ def plus_minus(comparison: Comparison, spread: str) -> str:
     alone = f"{ONE_RUN[spread]}; how much seeds differ is not in it"
     if counts == {1}:
         return f"±: {alone}, since every method has one run (n = 1)."
-    if 1 not in counts:
-        return f"±: {SPREADS[spread]}."
-    return f"±: {SPREADS[spread]}; where n = 1, {alone}."
+    of_one = f"; where n = 1, {alone}" if 1 in counts else ""
+    return f"±: {SPREADS[spread]}{of_one}."
 
 
 def provenance(comparison: Comparison) -> str:
@@ -241,6 +240,8 @@ def _seeds(pairs: Sequence[Replicate]) -> str:
     text = f"{counted(len(pairs), 'run')}, seed{'s' * (len(runs) > 1)} {', '.join(runs)}"
     if streams != ["None"]:
         text += f", stream seed{'s' * (len(streams) > 1)} {', '.join(streams)}"
+    if 1 < len(streams) < len(pairs):
+        text += " (those of one stream count as one, by their mean)"
     return text
 
 

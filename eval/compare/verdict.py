@@ -88,5 +88,11 @@ def _p(test: Difference) -> str:
 
 def _how(comparison: Comparison, test: Difference) -> str:
     if test.kind == "paired":
-        return f"paired over {len(comparison.seeds[test.leader])} runs with the same seeds"
+        seeds = comparison.seeds[test.leader]
+        streams = {stream for stream, _ in seeds}
+        if 1 < len(streams) < len(seeds):
+            return (
+                f"paired over {len(streams)} streams, of each the mean of runs with the same seeds"
+            )
+        return f"paired over {len(seeds)} runs with the same seeds"
     return _KINDS[test.kind]

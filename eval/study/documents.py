@@ -110,6 +110,8 @@ def _sections(results: Path) -> Iterator[str]:
         yield f"{tables.winner(study)}."
         yield tables.scores(study, whole=True)
         yield tables.lead_table(study)
+        if apart := tables.spread_of_seeds(study):
+            yield apart
         for other in sorted(results.glob(f"{study.folder.name}_*")):
             yield f"The same on another configuration (`{other.name}`):"
             yield tables.machines(study, read_study(other))

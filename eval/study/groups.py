@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,15 @@ from typing import NamedTuple
 import numpy as np
 
 from eval.compare.names import BLOCKS, printed
-from eval.significance import Interval, Spread, holm, over_runs, paired_t, t_interval
+from eval.significance import (
+    Interval,
+    Spread,
+    holm,
+    one_a_stream,
+    over_runs,
+    paired_t,
+    t_interval,
+)
 from eval.study.run_csv import KeptRun, read_run
 
 Pair = tuple[int, int]  # seeds of the stream and of the run
@@ -42,8 +50,18 @@ class Group:
         return float(np.mean(values)) if values else math.nan
 
     def spread(self, key: str) -> Spread:
-        """Return how sure that mean is."""
-        return over_runs(list(self.scores(key).values()))
+        """Return how sure that mean is; runs on one stream count as one (`one_a_stream`)."""
+        return over_runs(by_stream(self.scores(key)))
+
+    @property
+    def n(self) -> int:
+        """Return how many streams it ran on; on one alone, how many runs: what ± is over."""
+        return len(by_stream({(run.stream_seed, run.seed): 0.0 for run in self.runs}))
+
+
+def by_stream(scores: Mapping[Pair, float]) -> list[float]:
+    """Return a score's draws: of each stream the mean over its runs (`one_a_stream`)."""
+    return one_a_stream(list(scores.values()), [stream for stream, _ in scores])
 
 
 @dataclass(frozen=True)
@@ -84,13 +102,13 @@ class Study:
             for group in self.groups
             if not group.keeps and not group.runs[0].given_task and group.scores(RANKED_BY)
         ]
-        without.sort(key=lambda group: -len(group.runs))
+        without.sort(key=lambda group: -group.n)
         shared: set[Pair] = set()
         ranked: list[Group] = []
         for group in without:
             pairs = group.scores(RANKED_BY).keys()
             common = shared & pairs if ranked else set(pairs)
-            if common and 2 * len(group.runs) > len(without[0].runs):
+            if common and 2 * group.n > without[0].n:
                 shared, ranked = common, [*ranked, group]
 
         def mean(group: Group) -> float:
@@ -101,7 +119,10 @@ class Study:
 
 
 class Lead(NamedTuple):
-    """How far a method is ahead of another on one score, over the seeds that both have."""
+    """How far a method is ahead of another on one score, over the seeds that both have.
+
+    `pairs` counts streams; on one stream alone, runs.
+    """
 
     other: Group
     pairs: int
@@ -165,14 +186,14 @@ def shared_runs(one: Group, other: Group) -> list[tuple[KeptRun, KeptRun]]:
 def leads(first: Group, others: Sequence[Group], key: str) -> list[Lead]:
     """Return by how much a method is ahead of each other one, with paired t tests.
 
-    The difference is `first` minus the other, of the runs that share seeds of stream and run; p is
-    adjusted over the others (Holm).
+    The difference is `first` minus the other, of the runs that share seeds of stream and run, one
+    value a stream; p is adjusted over the others (Holm).
     """
     rows = []
     for other in others:
         ours, theirs = first.scores(key), other.scores(key)
         shared = sorted(ours.keys() & theirs.keys())
-        one, two = ([side[pair] for pair in shared] for side in (ours, theirs))
+        one, two = (by_stream({pair: side[pair] for pair in shared}) for side in (ours, theirs))
         gaps = np.subtract(one, two).tolist()
         mean = float(np.mean(gaps)) if gaps else math.nan
         rows.append((other, len(gaps), mean, t_interval(gaps), paired_t(one, two)))

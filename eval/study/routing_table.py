@@ -10,7 +10,7 @@ from scipy import stats
 from eval.charts.figure import percent, ratio
 from eval.metrics import Array, forgetting_by_task, mean_over
 from eval.significance import over_runs
-from eval.study.groups import Study
+from eval.study.groups import Study, by_stream
 from eval.study.run_csv import KeptRun
 from eval.study.tables import UNKNOWN, markdown
 
@@ -26,10 +26,12 @@ def table(study: Study) -> str:
         if not any(np.isfinite(run.routing["nmi"]).any() for run in group.runs):
             continue
         nmi = [float(mean_over(run.routing["nmi"].ravel())) for run in group.runs]
-        row = [group.name, str(len(group.runs)), ratio(float(mean_over(np.array(nmi))), 2)]
+        row = [group.name, str(group.n), ratio(float(mean_over(np.array(nmi))), 2)]
         row.append(_overlap(group.runs))
         row += [_mean(group.runs, name) for name in MOVES]
-        row += [_with_interval([correlation(run, name) for run in group.runs]) for name in MOVES]
+        for name in MOVES:
+            found = {(run.stream_seed, run.seed): correlation(run, name) for run in group.runs}
+            row.append(_with_interval(by_stream(found)))
         rows.append(row)
     if not rows:
         return NOTHING

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from eval.charts.figure import percent
 from eval.compare.figures import COLOURS, DASHES
 from eval.metrics import Array, mean_over, seen_scores
+from eval.significance import one_a_stream, over_runs
 from eval.study.groups import Group, Study
 
 WIDTH, HEIGHT = 8.6, 3.7  # inches, of a page of GitHub
@@ -39,11 +40,9 @@ def course(group: Group) -> Line:
     known = np.flatnonzero(np.isfinite(rows).any(axis=0))
     table = rows[:, known]
     mean = mean_over(table, axis=0)
-    count = np.isfinite(table).sum(axis=0)
-    # By hand, since np.nanstd warns of chunks that a single run has reached.
-    squares = np.where(np.isfinite(table), (table - mean) ** 2, 0.0).sum(axis=0)
-    std = np.sqrt(squares / np.where(count > 1, count - 1, np.nan))
-    return Line(group.name, known + 1, mean, std)
+    streams = [run.stream_seed for run in group.runs]
+    draws = [one_a_stream(values, streams) for values in table.T.tolist()]
+    return Line(group.name, known + 1, mean, np.array([over_runs(each).std for each in draws]))
 
 
 def described(study: Study) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -12,7 +13,7 @@ from eval.charts.figure import counted, percent, ratio
 from eval.compare.comparison import SIGNIFICANT
 from eval.metrics import SCORE
 from eval.significance import Interval
-from eval.study.groups import RANKED_BY, Group, Lead, Study, leads, shared_runs
+from eval.study.groups import RANKED_BY, Group, Lead, Pair, Study, leads, shared_runs
 
 NOTHING = "No run is committed yet."
 FEW = ("last", RANKED_BY, "forgetting", "lost")
@@ -35,7 +36,7 @@ def scores(study: Study, whole: bool = False) -> str:
     head += ["trained, M", "stored, M", "minutes"] if whole else []
     rows = []
     for group in study.groups:
-        row = [group.name, group.keeps or "no", str(len(group.runs))]
+        row = [group.name, group.keeps or "no", str(group.n)]
         row += [_with_spread(group, key, whole and key in RANKS) for key in keys]
         if whole:
             costs = [(run.trained, run.stored, run.seconds / 60) for run in group.runs]
@@ -59,14 +60,17 @@ def _with_spread(group: Group, key: str, interval: bool) -> str:
 
 def provenance(study: Study) -> str:
     """Return what n and ± are, with seeds, commits, machines and hours."""
-    alone = any(len(group.runs) == 1 for group in study.groups)
+    alone = any(group.n == 1 for group in study.groups)
+    several = any(group.n < len(group.runs) for group in study.groups)
     seeds = _ranges(sorted({run.stream_seed for run in study.runs}))
     runs = _ranges(sorted({run.seed for run in study.runs}))
     machines = "; ".join(sorted({run.machine for run in study.runs}))
     commits = ", ".join(sorted({_short(run.git) for run in study.runs}))
     hours = sum(run.seconds for run in study.runs) / 3600
-    spread = "In percent; ±: standard deviation over n runs" + (
-        " (n = 1: no spread is known)." if alone else "."
+    spread = (
+        "In percent; ±: standard deviation over n "
+        + ("streams, of each the mean over its runs" if several else "runs")
+        + (" (n = 1: no spread is known)." if alone else ".")
     )
     return (
         f"{spread} Stream seeds {seeds}, seeds {runs}; {len(study.runs)} runs, {hours:.1f} hours "
@@ -134,6 +138,34 @@ def signed(value: float) -> str:
     return f"+{text}" if value > 0 and text != "0.0" else text
 
 
+def spread_of_seeds(study: Study) -> str:
+    """Return how far runs lie apart that share a stream: what the model's seed alone changes.
+
+    Of each method with such runs the standard deviation within streams, pooled; empty: none has.
+    """
+    said = []
+    for group in study.groups:
+        if group.n == len(group.runs):
+            continue
+        apart = [percent(_within(group.scores(key))) for key in reversed(RANKS)]
+        said.append(f"{group.name} {' and '.join(apart)}")
+    return (
+        "Runs on one stream that differ in the model's seed: standard deviation of Last and of "
+        f"Avg, in points, pooled over the streams: {'; '.join(said)}."
+        if said
+        else ""
+    )
+
+
+def _within(scores: Mapping[Pair, float]) -> float:
+    of_stream: dict[int, list[float]] = defaultdict(list)
+    for (stream, _), value in scores.items():
+        of_stream[stream].append(value)
+    squares = sum(len(values) * float(np.var(values)) for values in of_stream.values())
+    free = len(scores) - len(of_stream)
+    return math.sqrt(squares / free) if free else math.nan
+
+
 def winner(study: Study) -> str:
     """Return one line: the best method that keeps no data, its lead over the next, how sure."""
     where, ranked = study.folder.name, study.ranked()
@@ -153,13 +185,14 @@ def winner(study: Study) -> str:
             shown = "" if nearest.adjusted <= SIGNIFICANT else ": not shown"
             sure = f"95 % interval {interval}, p {p}{shown}"
         said.append(f"{SCORE[key].title} {difference} ({sure}) against {nearest.other.name}")
-    shared = set.intersection(*(set(group.scores(RANKED_BY)) for group in ranked))
-    over = len(shared) < len(best.runs)
+    pairs = set.intersection(*(set(group.scores(RANKED_BY)) for group in ranked))
+    shared = {stream for stream, _ in pairs}
+    over = len(shared) < len({run.stream_seed for run in best.runs})
     streams = f" (over the {counted(len(shared), 'stream')} that they share)" if over else ""
     return (
         f"{where}: {best.name} leads the {len(ranked)} methods without data that ran{streams}, "
         f"with Avg {percent(best.mean(RANKED_BY))}, Last {percent(best.mean('last'))} "
-        f"(n = {len(best.runs)}); nearest: {', '.join(said)}"
+        f"(n = {best.n}); nearest: {', '.join(said)}"
     )
 
 
@@ -178,7 +211,7 @@ def keepers(study: Study) -> str:
     return (
         f"the best of those that keep old data, {other.name} ({other.keeps}), has Avg "
         f"{percent(other.mean(RANKED_BY))}, Last {percent(other.mean('last'))} (n = "
-        f"{len(other.runs)}); the leader's difference: {', '.join(said)}"
+        f"{other.n}); the leader's difference: {', '.join(said)}"
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from eval.charts.figure import counted, percent
 from eval.metrics import Array, last_by_task, mean_over
-from eval.significance import holm, paired_t, t_interval
+from eval.significance import holm, one_a_stream, paired_t, t_interval
 from eval.study.goals import PRESET, SLOW_LORA
 from eval.study.groups import read_study, shared_runs
 from eval.study.run_csv import KeptRun
@@ -28,7 +28,8 @@ def table(folder: Path) -> str:
     if not pairs:
         return NOTHING
     tasks = sorted(set.intersection(*(set(run.tasks) for pair in pairs for run in pair)))
-    rows = [[task, str(len(pairs))] for task in tasks]
+    n = len(_of_task(pairs, tasks[0], last_by_task))
+    rows = [[task, str(n)] for task in tasks]
     for by_task in SCORES.values():
         both = [_of_task(pairs, task, by_task) for task in tasks]
         ps = holm([paired_t(*values.T.tolist()) for values in both])
@@ -47,7 +48,10 @@ def table(folder: Path) -> str:
 
 
 def _of_task(pairs: list[tuple[KeptRun, KeptRun]], task: str, by_task: Score) -> Array:
-    """Return a score of one task, (pairs, 2)."""
-    return np.array(
-        [[by_task(run.values)[run.tasks.index(task)] for run in pair] for pair in pairs]
+    """Return a score of one task, (n, 2): the mean of each stream's pairs."""
+    streams = [run.stream_seed for run, _ in pairs]
+    sides = (
+        [float(by_task(run.values)[run.tasks.index(task)]) for run in side]
+        for side in zip(*pairs, strict=True)
     )
+    return np.array([one_a_stream(side, streams) for side in sides]).T

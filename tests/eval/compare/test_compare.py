@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from scipy import stats
 from data_prep.files import read_json, read_jsonl, write_json, write_jsonl
 from eval.compare import compare, tables
 from eval.compare.__main__ import main
+from eval.compare.verdict import sentences
 from eval.report.data import load_run
 from tests.eval.compare.conftest import CHUNKS, TASKS, write_run
 from tests.eval.make_run import make_stream
@@ -189,6 +191,29 @@ def test_streams_of_several_seeds_are_runs_of_one_method(tmp_path: Path) -> None
     ]
     with pytest.raises(ValueError, match="where every method has run on each of them"):
         compare([runs[0], runs[3]])
+
+
+def test_seeds_of_the_model_on_one_stream_count_as_one(tmp_path: Path) -> None:
+    """Three streams, two seeds each: intervals and tests are over the means of the streams."""
+    runs, last = [], defaultdict(list)
+    for number in range(6):
+        folder = make_stream(tmp_path / f"stream{number // 2}", TASKS, CHUNKS, tests=20)
+        data = {"stream": str(folder), "sha256": str(number // 2) * 64, "chunks": ["2" * 64] * 2}
+        for method, skills in (("strlora", [0.5, 0.9, 0.9]), ("lora", [0.5, 0.6, 0.3])):
+            recipe = {"method": method, "data": {"seed": number // 2, "stream": str(folder)}}
+            root = tmp_path / "runs" / f"{method}{number}"
+            runs.append(write_run(root, folder, skills, method, number, recipe=recipe, data=data))
+            last[method].append(recomputed(runs[-1], folder)["last"])
+    found = compare(runs[::-1])
+    ours, theirs = (np.reshape(last[name], (3, 2)).mean(axis=1) for name in ("strlora", "lora"))
+    cell = found.cell("strlora", "last")
+    assert cell.values == pytest.approx(ours[::-1], abs=1e-6)
+    assert cell.spread.std == pytest.approx(np.std(ours, ddof=1), abs=1e-6)
+    (test,) = (test for test in found.tests if test.column == "last")
+    assert (test.kind, test.p) == ("paired", pytest.approx(stats.ttest_rel(ours, theirs).pvalue))
+    told = " ".join(tables.text(found).split())
+    assert "stream seeds 2, 1, 0 (those of one stream count as one" in told
+    assert "paired over 3 streams, of each the mean of runs" in " ".join(sentences(found))
 
 
 def test_a_run_still_going_on_is_compared_where_all_stand(

@@ -26,6 +26,7 @@ def keep(
     stream_seed: int,
     scores: Scores,
     *,
+    seed: int = 0,
     settings: str = "",
     keeps: str = "",
     first: tuple[object, object] = (1, 2),
@@ -33,8 +34,8 @@ def keep(
 ) -> Path:
     """Writes the CSV of a run; every chunk takes 60 seconds."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{method}-seed0-stream{stream_seed}{len(settings)}.csv"
-    run = [method, 0, stream_seed, settings, keeps, "0.2", "0.5"]
+    path = folder / f"{method}-seed{seed}-stream{stream_seed}{len(settings)}.csv"
+    run = [method, seed, stream_seed, settings, keeps, "0.2", "0.5"]
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(COLUMNS)
@@ -67,6 +68,28 @@ def test_scores_are_means_and_standard_deviations_over_the_runs(tmp_path: Path) 
     )
     assert "Stream seeds 0-2, seeds 0; 6 runs, 0.4 hours" in text
     assert "machine: 2 cores; commit: abcdef0." in text
+
+
+def test_seeds_of_the_model_on_one_stream_count_as_one(tmp_path: Path) -> None:
+    """Last by stream: x 50 and 54, 56 and 60; y 49 and 51, 50 and 52."""
+    for method, lasts in (("x", (50, 54, 56, 60)), ("y", (49, 51, 50, 52))):
+        for number, last in enumerate(lasts):
+            rows = [(0, 0), *[(last, last)] * 3]
+            keep(tmp_path, method, number // 2, rows, seed=number % 2)
+    study = read_study(tmp_path)
+    # x 52 and 58: 55, standard deviation sqrt(18), t(0.975, 1) = 12.706: 55 +- 12.706 * 3.
+    assert "| x | no | 2 | 55.0 ± 4.2 [16.9, 93.1] |" in tables.scores(study, whole=True)
+    told = tables.provenance(study)
+    assert "over n streams, of each the mean over its runs." in told
+    assert "seeds 0-1; 8 runs" in told
+    # Differences by stream 2 and 7: 4.5 +- 12.706 * 2.5; t = 1.8: p = 1 - 2 atan(1.8) / pi.
+    (lead,) = leads(study.groups[0], study.groups[1:], "last")
+    assert (lead.pairs, lead.difference) == (2, pytest.approx(0.045))
+    assert lead.interval == pytest.approx((-0.27266, 0.36266), abs=1e-5)
+    assert lead.p == pytest.approx(0.3228, abs=0.0001)
+    # Within streams: x (4 + 4 + 4 + 4) / 2, y (1 + 1 + 1 + 1) / 2.
+    assert "x 2.8 and 2.8; y 1.4 and 1.4." in tables.spread_of_seeds(study)
+    assert stream_figure.course(study.groups[0]).std == pytest.approx([math.sqrt(18) / 100] * 3)
 
 
 def test_a_method_that_shares_no_stream_is_not_ranked(tmp_path: Path) -> None:
