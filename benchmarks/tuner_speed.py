@@ -6,9 +6,9 @@
     python benchmarks/tuner_speed.py --device meta --dtype bfloat16 --shape qwen3-8b \
         --batch 2 --seq 2048        # counts memory only, on any machine
 
-Methods alternate and medians over repeats are compared, so that a machine whose speed drifts
-still gives honest ratios. Needs torch, transformers and peft only. All methods wrap the same linear
-layers of one model with shared random weights, at the same total rank.
+Methods take turns in a drawn order and medians over repeats are compared, so that a machine whose
+speed drifts still gives honest ratios. Needs torch, transformers and peft only. All methods wrap the
+same linear layers of one model with shared random weights, at the same total rank.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import random
 import statistics
 import sys
 import time
@@ -35,6 +36,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 import strlora_tuner
 from strlora_tuner import StrLoraConfig
 from strlora_tuner.methods import config_class
+from strlora_tuner.methods.slow_weights.average import SlowWeights, adapter_tensors
+from strlora_tuner.methods.slow_weights.options import Options as SlowOptions
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 METHODS = ["peft_lora", "strlora", "strlora_signed", "naive", "moelora"]
@@ -102,9 +105,7 @@ def build_methods(base: nn.Module, options: argparse.Namespace) -> dict[str, Met
         "strlora": Method(
             strlora, after_step=lambda: strlora_tuner.after_optimizer_step(strlora)
         ),
-        "strlora_signed": Method(
-            signed, after_step=lambda: strlora_tuner.after_optimizer_step(signed)
-        ),
+        "strlora_signed": Method(signed, after_step=after_signed_step(signed)),
         "naive": Method(
             naive,
             side_loss=lambda: options.stability_weight * store.mean_loss(),
@@ -112,6 +113,18 @@ def build_methods(base: nn.Module, options: argparse.Namespace) -> dict[str, Met
         ),
         "moelora": Method(moelora),
     }  # fmt: skip
+
+
+def after_signed_step(model: nn.Module) -> Callable[[], None]:
+    """Returns what the method does after each step, its slow weights included."""
+    tensors = adapter_tensors(model)
+    slow = SlowWeights(tensors, SlowOptions())
+
+    def after_step() -> None:
+        strlora_tuner.after_optimizer_step(model)
+        slow.step(tensors)
+
+    return after_step
 
 
 def synchronise(options: argparse.Namespace) -> None:
@@ -192,6 +205,7 @@ def memory(method: Method, ids: torch.Tensor, options: argparse.Namespace) -> fl
 def prepare(options: argparse.Namespace) -> dict[str, Method]:
     """Returns the asked methods on one base model."""
     torch.manual_seed(0)
+    random.seed(0)
     methods = build_methods(build_base(options), options)
     return {name: methods[name] for name in options.methods}
 
@@ -214,7 +228,9 @@ def measure(
     prompt = ids[:, : min(options.seq, 64)]
     rounds: Rounds = {name: {} for name in methods}
     for repeat in range(options.warmup + options.repeats):
-        for name, method in methods.items():
+        # Another order each time: what ran before decides what the caches hold.
+        for name in random.sample(list(methods), len(methods)):
+            method = methods[name]
             step = train_step(method, ids, options)
             times = {"step": step}
             if options.new_tokens:

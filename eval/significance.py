@@ -88,20 +88,17 @@ def over_runs(values: Sequence[float]) -> Spread:
     )
 
 
-def one_a_stream(values: Sequence[float], streams: Sequence[int | None]) -> list[float]:
-    """Return the independent draws among the scores of runs: the mean of each stream's runs.
+def mean_of_each(values: Sequence[float], draws: Sequence[object]) -> list[float]:
+    """Return the mean of the values of each draw, in the order of its first value.
 
-    Runs with other seeds of the model on the same stream share its chunks and its tests: as draws
-    of their own they would narrow every interval. On one stream alone the seeds are the draws.
-    Streams stand in the order of their first run; a score that is not known is left out.
+    Runs with other seeds of the model on one stream share its chunks and its tests: as draws of
+    their own they would narrow every interval. NaN is left out; a draw of nothing else is NaN.
     """
-    if len(set(streams)) < 2:
-        return list(values)
-    by_stream: dict[int | None, list[float]] = {}
-    for stream, value in zip(streams, values, strict=True):
-        by_stream.setdefault(stream, []).append(value)
-    means = [_finite(of_one) for of_one in by_stream.values()]
-    return [float(known.mean()) if len(known) else math.nan for known in means]
+    by_draw: dict[object, list[float]] = {}
+    for draw, value in zip(draws, values, strict=True):
+        by_draw.setdefault(draw, []).append(value)
+    known = [_finite(of_one) for of_one in by_draw.values()]
+    return [float(of_one.mean()) if len(of_one) else math.nan for of_one in known]
 
 
 def over_samples(drawn: Array) -> Spread:

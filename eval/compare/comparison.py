@@ -12,7 +12,7 @@ import numpy as np
 
 from eval.compare.costs import COSTS, costs_of
 from eval.compare.differences import LAST, Result, differences, is_last, spreads, values_by_seed
-from eval.compare.runs import Comparable, Method, Replicate, load_methods
+from eval.compare.runs import Comparable, Method, Replicate, draws_of, load_methods
 from eval.metrics import STREAM_SCORES, mean_over
 from eval.report.data import Gap, RunData
 from eval.significance import NO_SPREAD, Interval, Spread, holm
@@ -126,6 +126,10 @@ class Comparison:
     def rows(self) -> int:
         """Return the most rows that a run's matrix has: its chunks and the base model."""
         return max((len(e.values) for m in self.methods for e in m.entries), default=0)
+
+    def n(self, method: str) -> int:
+        """Return how many draws its means are over: streams, or the runs on one stream."""
+        return len(set(draws_of(self.seeds.get(method, []))))
 
     def cell(self, method: str, column: str) -> Cell:
         """Return a cell; one without a value where nothing is known."""

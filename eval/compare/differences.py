@@ -21,7 +21,7 @@ from eval.significance import (
     NO_SPREAD,
     Spread,
     mcnemar,
-    one_a_stream,
+    mean_of_each,
     over_runs,
     over_samples,
     paired_t,
@@ -59,7 +59,7 @@ def column_values(a: Array, tasks: Sequence[str], first: First) -> dict[str, Arr
 
 
 def values_by_seed(loaded: Comparable, method: Method) -> dict[str, list[float]]:
-    """Return for every column the values of the method's runs, of each stream their mean.
+    """Return for every column the values of the method's runs, or of its streams.
 
     Without a stream only the last scores have a value.
     """
@@ -69,7 +69,7 @@ def values_by_seed(loaded: Comparable, method: Method) -> dict[str, list[float]]
     def known(key: str) -> list[float]:
         return [math.nan if no_stream and not is_last(key) else float(row[key]) for row in rows]
 
-    return {key: one_a_stream(known(key), method.streams) for key in rows[0]}
+    return {key: mean_of_each(known(key), method.draws) for key in rows[0]}
 
 
 def is_last(key: str) -> bool:
@@ -111,13 +111,10 @@ def _paired_runs(
     first: Method, second: Method
 ) -> Callable[[Sequence[float], Sequence[float]], tuple[str, float]] | None:
     """Return the paired test of two methods' values by run; None unless their seeds are equal."""
-    ours, theirs = ([entry.replicate for entry in m.entries] for m in (first, second))
-    if set(ours) != set(theirs):
+    if len({frozenset(entry.replicate for entry in m.entries) for m in (first, second)}) > 1:
         return None
-    order = [theirs.index(pair) for pair in ours]
-    if len(set(first.streams)) > 1:
-        # One value a stream, in the order of its first run (`one_a_stream`).
-        order = [list(dict.fromkeys(second.streams)).index(s) for s in dict.fromkeys(first.streams)]
+    ours, theirs = (list(dict.fromkeys(m.draws)) for m in (first, second))
+    order = [theirs.index(draw) for draw in ours]
     return lambda a, b: ("paired", paired_t(a, [b[i] for i in order]))
 
 

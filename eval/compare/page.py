@@ -23,7 +23,7 @@ from eval.compare.routing_part import routing_part
 from eval.compare.runs import Method
 from eval.report.page import MOST_COLOURED, composition_chart, fill
 from eval.report.tables import code_text, composition_table, machine_text
-from eval.significance import SPREADS, one_a_stream, over_runs
+from eval.significance import SPREADS, mean_of_each, over_runs
 
 _VERSIONS = ("ms-swift", "torch")
 OfValues = Callable[[metrics.Array], metrics.Array]  # a[chunk, task] -> one number a chunk
@@ -179,8 +179,8 @@ def _method_line(method: Method, index: int, rows: int, of_values: OfValues, spr
     lines = np.full((len(method.entries), rows), np.nan)
     for row, entry in enumerate(method.entries):
         lines[row, : len(entry.values)] = of_values(entry.values)
-    means = metrics.mean_over(lines, axis=0)
-    draws = [one_a_stream(values, method.streams) for values in lines.T.tolist()]
+    draws = [mean_of_each(values, method.draws) for values in lines.T.tolist()]
+    means = metrics.mean_over(np.array(draws), axis=1)
     half = np.array([over_runs(values).half(spread) for values in draws])
     known = np.isfinite(half).any()
     # A score is from 0 to 1: no band lies outside.

@@ -33,6 +33,16 @@ RUN_FILES = ("manifest.json", "matrix.csv")
 Replicate = tuple[int | None, int | None]
 
 
+def draws_of(pairs: Sequence[Replicate]) -> list[Replicate]:
+    """Return for each run what counts as one in intervals and tests (`mean_of_each`).
+
+    That is its stream, without the model's seed; where all runs are on one stream, the run.
+    """
+    if len({stream for stream, _ in pairs}) == 1:
+        return list(pairs)
+    return [(stream, None) for stream, _ in pairs]
+
+
 def kept_data(protocol: str | None, recipe: Mapping[str, Any]) -> str:
     """Return what past data a run of a recipe keeps, in words; empty: none."""
     if protocol == "joint":
@@ -90,14 +100,14 @@ class Method:
         """Return the name of one of its runs: with the seeds where there are several."""
         if len(self.entries) == 1:
             return self.name
-        several = len(set(self.streams)) > 1
-        stream = f", stream seed {entry.replicate[0]}" if several else ""
+        streams = {e.replicate[0] for e in self.entries}
+        stream = f", stream seed {entry.replicate[0]}" if len(streams) > 1 else ""
         return f"{self.name}, seed {entry.seed}{stream}"
 
     @property
-    def streams(self) -> list[int | None]:
-        """Return the stream's seed of each run."""
-        return [entry.replicate[0] for entry in self.entries]
+    def draws(self) -> list[Replicate]:
+        """Return for each run the draw that it belongs to (`draws_of`)."""
+        return draws_of([entry.replicate for entry in self.entries])
 
     @property
     def keeps_data(self) -> str:

@@ -95,7 +95,7 @@ def sections(comparison: Comparison, choice: Choice) -> list[Section]:
     first = list(choice.columns) or [c for c in known if c.group == "headline"]
     parts = [_section(comparison, "Scores", first, choice.spread)]
     scores = [column for column in first if column.group != "cost"]
-    if any(len(seeds) > 1 for seeds in comparison.seeds.values()) and scores:
+    if any(comparison.n(name) > 1 for name in comparison.names) and scores:
         parts.append(_behind(comparison, scores))
     if choice.published:
         parts += published_sections(comparison, choice.published)
@@ -125,7 +125,7 @@ def _section(comparison: Comparison, title: str, columns: list[Column], spread: 
 def _behind(comparison: Comparison, columns: list[Column]) -> Section:
     """Return the 95 % interval of each mean over runs, and the runs' values where they are few."""
     rows = []
-    for name in (n for n in comparison.names if len(comparison.seeds.get(n, [])) > 1):
+    for name in (name for name in comparison.names if comparison.n(name) > 1):
         cells = [comparison.cell(name, column.key) for column in columns]
         rows.append((printed(name), runs_of(comparison, name), [(points(c), False) for c in cells]))
     title = f"95 % interval of the mean over runs (t){VALUES_TOO}"
@@ -204,13 +204,13 @@ def points(cell: Cell) -> str:
 
 
 def runs_of(comparison: Comparison, name: str) -> str:
-    """Return how many runs stand behind a method; a dash for the base model."""
-    return UNKNOWN if name == BASE else str(len(comparison.seeds[name]))
+    """Return how many draws stand behind a method's means; a dash for the base model."""
+    return UNKNOWN if name == BASE else str(comparison.n(name))
 
 
 def plus_minus(comparison: Comparison, spread: str) -> str:
     """Return what ± means in the tables."""
-    counts = {len(seeds) for seeds in comparison.seeds.values()}
+    counts = {comparison.n(name) for name in comparison.seeds}
     alone = f"{ONE_RUN[spread]}; how much seeds differ is not in it"
     if counts == {1}:
         return f"±: {alone}, since every method has one run (n = 1)."

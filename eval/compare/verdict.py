@@ -36,7 +36,7 @@ def sentences(comparison: Comparison) -> list[str]:
         dict.fromkeys(_how(comparison, t) for t in tests if math.isfinite(t.adjusted))
     ):
         said.append(f"p is corrected for the number of tests (Holm): {'; '.join(kinds)}.")
-    if all(len(seeds) == 1 for seeds in comparison.seeds.values()):
+    if all(comparison.n(name) == 1 for name in comparison.seeds):
         said.append("Every method has one run: another seed may say otherwise.")
     return said
 
@@ -88,11 +88,8 @@ def _p(test: Difference) -> str:
 
 def _how(comparison: Comparison, test: Difference) -> str:
     if test.kind == "paired":
-        seeds = comparison.seeds[test.leader]
-        streams = {stream for stream, _ in seeds}
-        if 1 < len(streams) < len(seeds):
-            return (
-                f"paired over {len(streams)} streams, of each the mean of runs with the same seeds"
-            )
-        return f"paired over {len(seeds)} runs with the same seeds"
+        n, runs = comparison.n(test.leader), len(comparison.seeds[test.leader])
+        if n < runs:
+            return f"paired over {n} streams, of each the mean of runs with the same seeds"
+        return f"paired over {n} runs with the same seeds"
     return _KINDS[test.kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,11 +32,14 @@ class Published:
         base: how others get it; None: as the run names it.
         licence: its licence; None: not known here.
         merged: whether the folder holds one whole model instead of an adapter.
+        instruction: the prompts' text for which alone the folder's LoRA is the run's adapter; None:
+            it is the adapter.
     """
 
     base: str | None = None
     licence: str | None = None
     merged: bool = False
+    instruction: str | None = None
 
 
 def write_model_card(run: RunData, summary: Summary) -> Path | None:
@@ -110,7 +114,9 @@ def model_card(
         stream=run.stream.name if run.stream else "unknown",
         chunk=chunk,
         # PEFT knows plain LoRA by itself.
-        ours=str(read_json(folder / CONFIG).get("peft_type", "")) != "LORA",
+        ours=given.instruction is None
+        and str(read_json(folder / CONFIG).get("peft_type", "")) != "LORA",
+        instruction=json.dumps(given.instruction, ensure_ascii=False),
         passes=passes_text(run, folder),
         form=_form(run),
         dtype=run.manifest.block("model").get("dtype") or "float32",

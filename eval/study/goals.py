@@ -46,9 +46,10 @@ GOALS = [
 STREAMS_WANTED = 5
 # Seconds as `benchmarks/tuner_speed.py --json` writes them, method by method in turn.
 TIMES = "step_time.json"
-MOST, HIDDEN = 1.02, 2048
+HIDDEN = 2048
+MOST = {"step": 1.02, "decode": 1.0}
 TIMED = {
-    key: f"{what}, hidden {HIDDEN:,}: at most {MOST:.2f} x"
+    key: f"{what}, hidden {HIDDEN:,}: at most {MOST[key]:.2f} x"
     for key, what in (("step", "step of training"), ("decode", "token in decoding"))
 }
 
@@ -155,6 +156,6 @@ def _time(results: Path, key: str) -> Row:
     mean = float(np.mean(times))
     # At most so many times LoRA's is at least its negative.
     low, high = t_interval(times)
-    said = verdict(-mean, -MOST, Interval(-high, -low))
+    said = verdict(-mean, -MOST[key], Interval(-high, -low))
     interval = UNKNOWN if math.isnan(low) else f"{low:.3f} to {high:.3f}"
     return Row(TIMED[key], UNKNOWN, lora, len(times), f"{ratio(mean)} x", interval, said)

@@ -16,7 +16,7 @@ from eval.significance import (
     Interval,
     Spread,
     holm,
-    one_a_stream,
+    mean_of_each,
     over_runs,
     paired_t,
     t_interval,
@@ -45,23 +45,23 @@ class Group:
         return {pair: value for pair, value in known.items() if math.isfinite(value)}
 
     def mean(self, key: str) -> float:
-        """Return the mean of a score over the runs; NaN where no run has it."""
-        values = list(self.scores(key).values())
+        """Return the mean of a score over the streams; NaN where no run has it."""
+        values = by_stream(self.scores(key))
         return float(np.mean(values)) if values else math.nan
 
     def spread(self, key: str) -> Spread:
-        """Return how sure that mean is; runs on one stream count as one (`one_a_stream`)."""
+        """Return how sure that mean is."""
         return over_runs(by_stream(self.scores(key)))
 
     @property
     def n(self) -> int:
-        """Return how many streams it ran on; on one alone, how many runs: what ± is over."""
-        return len(by_stream({(run.stream_seed, run.seed): 0.0 for run in self.runs}))
+        """Return how many streams it ran on: what ± is over."""
+        return len({run.stream_seed for run in self.runs})
 
 
 def by_stream(scores: Mapping[Pair, float]) -> list[float]:
-    """Return a score's draws: of each stream the mean over its runs (`one_a_stream`)."""
-    return one_a_stream(list(scores.values()), [stream for stream, _ in scores])
+    """Return a score's draws: of each stream the mean over its runs (`mean_of_each`)."""
+    return mean_of_each(list(scores.values()), [stream for stream, _ in scores])
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Study:
 
         def mean(group: Group) -> float:
             known = group.scores(RANKED_BY)
-            return float(np.mean([known[pair] for pair in shared]))
+            return float(np.mean(by_stream({pair: known[pair] for pair in shared})))
 
         return sorted(ranked, key=mean, reverse=True)
 
@@ -121,7 +121,7 @@ class Study:
 class Lead(NamedTuple):
     """How far a method is ahead of another on one score, over the seeds that both have.
 
-    `pairs` counts streams; on one stream alone, runs.
+    `pairs` counts streams.
     """
 
     other: Group

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from eval.charts.figure import percent
 from eval.compare.figures import COLOURS, DASHES
 from eval.metrics import Array, mean_over, seen_scores
-from eval.significance import one_a_stream, over_runs
+from eval.significance import mean_of_each, over_runs
 from eval.study.groups import Group, Study
 
 WIDTH, HEIGHT = 8.6, 3.7  # inches, of a page of GitHub
@@ -38,11 +38,10 @@ def course(group: Group) -> Line:
     for row, line in zip(rows, lines, strict=True):
         row[: len(line)] = line
     known = np.flatnonzero(np.isfinite(rows).any(axis=0))
-    table = rows[:, known]
-    mean = mean_over(table, axis=0)
     streams = [run.stream_seed for run in group.runs]
-    draws = [one_a_stream(values, streams) for values in table.T.tolist()]
-    return Line(group.name, known + 1, mean, np.array([over_runs(each).std for each in draws]))
+    draws = [mean_of_each(values, streams) for values in rows[:, known].T.tolist()]
+    std = np.array([over_runs(values).std for values in draws])
+    return Line(group.name, known + 1, mean_over(np.array(draws), axis=1), std)
 
 
 def described(study: Study) -> str:

@@ -14,6 +14,7 @@ from eval.compare.comparison import SIGNIFICANT
 from eval.metrics import SCORE
 from eval.significance import Interval
 from eval.study.groups import RANKED_BY, Group, Lead, Pair, Study, leads, shared_runs
+from eval.study.run_csv import KeptRun
 
 NOTHING = "No run is committed yet."
 FEW = ("last", RANKED_BY, "forgetting", "lost")
@@ -67,6 +68,8 @@ def provenance(study: Study) -> str:
     machines = "; ".join(sorted({run.machine for run in study.runs}))
     commits = ", ".join(sorted({_short(run.git) for run in study.runs}))
     hours = sum(run.seconds for run in study.runs) / 3600
+    when = sorted({_evaluated(run) for run in study.runs if not run.has_no_stream})
+    seldom = "; ".join(_ranges(chunks) for chunks in when if len(chunks) < chunks[-1])
     spread = (
         "In percent; ±: standard deviation over n "
         + ("streams, of each the mean over its runs" if several else "runs")
@@ -75,7 +78,17 @@ def provenance(study: Study) -> str:
     return (
         f"{spread} Stream seeds {seeds}, seeds {runs}; {len(study.runs)} runs, {hours:.1f} hours "
         f"one after the other; machine: {machines}; commit: {commits}."
+        + (
+            f" Evaluated after chunks {seldom} alone, which every mean over chunks is over."
+            if seldom
+            else ""
+        )
     )
+
+
+def _evaluated(run: KeptRun) -> tuple[int, ...]:
+    """Return the chunks that have scores, without the base model's."""
+    return tuple((np.flatnonzero(np.isfinite(run.values[1:]).any(axis=1)) + 1).tolist())
 
 
 def _short(git: str) -> str:
@@ -178,13 +191,15 @@ def winner(study: Study) -> str:
     for key in RANKS:
         # Holm over the same family as in `lead_table`, so that both say the same p.
         found = leads(best, [group for group in study.groups if group is not best], key)
-        nearest = min((each for each in found if each.other in rivals), key=lambda x: x.difference)
+        found = [lead for lead in found if lead.other in rivals]
+        nearest = min(found, key=lambda lead: lead.difference)
         difference, interval, p = _lead_cells(nearest)
         sure = interval
         if nearest.pairs > 1:
-            shown = "" if nearest.adjusted <= SIGNIFICANT else ": not shown"
-            sure = f"95 % interval {interval}, p {p}{shown}"
-        said.append(f"{SCORE[key].title} {difference} ({sure}) against {nearest.other.name}")
+            sure = f"95 % interval {interval}, p {p}{'' if _shown(nearest) else ': not shown'}"
+        text = f"{SCORE[key].title} {difference} ({sure}) against {nearest.other.name}"
+        doubtful = [lead.other.name for lead in found if lead is not nearest and not _shown(lead)]
+        said.append(text + (f" (not shown against {'; '.join(doubtful)})" if doubtful else ""))
     pairs = set.intersection(*(set(group.scores(RANKED_BY)) for group in ranked))
     shared = {stream for stream, _ in pairs}
     over = len(shared) < len({run.stream_seed for run in best.runs})
@@ -194,6 +209,10 @@ def winner(study: Study) -> str:
         f"with Avg {percent(best.mean(RANKED_BY))}, Last {percent(best.mean('last'))} "
         f"(n = {best.n}); nearest: {', '.join(said)}"
     )
+
+
+def _shown(lead: Lead) -> bool:
+    return lead.adjusted <= SIGNIFICANT
 
 
 def keepers(study: Study) -> str:

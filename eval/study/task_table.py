@@ -9,7 +9,7 @@ import numpy as np
 
 from eval.charts.figure import counted, percent
 from eval.metrics import Array, last_by_task, mean_over
-from eval.significance import holm, one_a_stream, paired_t, t_interval
+from eval.significance import holm, mean_of_each, paired_t, t_interval
 from eval.study.goals import PRESET, SLOW_LORA
 from eval.study.groups import read_study, shared_runs
 from eval.study.run_csv import KeptRun
@@ -54,4 +54,4 @@ def _of_task(pairs: list[tuple[KeptRun, KeptRun]], task: str, by_task: Score) ->
         [float(by_task(run.values)[run.tasks.index(task)]) for run in side]
         for side in zip(*pairs, strict=True)
     )
-    return np.array([one_a_stream(side, streams) for side in sides]).T
+    return np.array([mean_of_each(side, streams) for side in sides]).T

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from functools import reduce
@@ -202,7 +202,39 @@ def _with_method(
         merged = lay_file(without_inherited_count(merged, config), config, method)
         if tuned and f"tuned.{stem}" in fragments:
             merged = lay(merged, f"tuned.{stem}")
-    return lay(merged, "always")
+    below = places.copy()
+    merged = lay(merged, "always")
+    for key, value in _own_schedule(files, overrides, fragments["always"]).items():
+        OmegaConf.update(merged, key, value)
+        places.update({k: at for k, at in below.items() if k == key})
+    return merged
+
+
+def _own_schedule(
+    files: list[tuple[str, DictConfig]], overrides: Sequence[str], always: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a recipe sets itself of the schedule that its method brings, by dotted key.
+
+    A file that names the method, or extends one that does, means what it writes beside it; a
+    parent's schedule gives way, and so does the file's to a method of the command line.
+    """
+    named_in = [i for i, (_, config) in enumerate(files) if "method" in config]
+    if not named_in or any(text.startswith("method=") for text in overrides):
+        return {}
+    return {
+        key: value
+        for _, config in files[named_in[-1] :]
+        for key in _leaves(always.get("schedule", {}), "schedule")
+        if (value := OmegaConf.select(config, key)) is not None
+    }
+
+
+def _leaves(block: Mapping[str, Any], key: str) -> Iterator[str]:
+    for name, value in block.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{key}.{name}")
+        else:
+            yield f"{key}.{name}"
 
 
 def _of_method(error: MethodError) -> Problem:

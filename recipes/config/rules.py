@@ -194,6 +194,8 @@ def _optimizer_problems(recipe: Recipe) -> Iterator[str]:
         ),
         f"routers that freeze from chunk {frozen} on: what trains then changes; use the default, "
         "fresh": frozen > 1,
+        "slow_weights.start_next_from = slow: the moments are those of the fast weights; use "
+        "fast": recipe.slow_weights is not None and recipe.slow_weights.start_next_from == "slow",
     }
     for reason in (reason for reason, is_so in reasons.items() if is_so):
         yield f"schedule.later.optimizer_state = keep does not go with {reason}"

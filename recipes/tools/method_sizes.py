@@ -82,4 +82,7 @@ def sizes_text(rows: Sequence[MethodSize]) -> Iterator[str]:
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
         sizes = f"{row.trained / 1e6:8.3f} M {ratio:>9} {row.stored / 1e6:15.3f} M"
         yield f"  {row.method:<24} {rank:>6} {sizes}"
-    yield "which to take: README.md, 'Which method'; what is shown of each: docs/study.md"
+    yield (
+        "which to take: strlora_signed where no old data may be kept, er where some may, by one "
+        "small model; README.md, 'Which method', and docs/study.md say how sure that is"
+    )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
 
 from PIL import Image
 
-from data_prep.files import read_json, write_json, write_text
+from data_prep.files import Record, read_json, write_json, write_text
 from eval.questions import IMAGE
 from eval.report.model_card import Published, card_after
 from recipes import REPO
@@ -29,13 +28,6 @@ from strlora_tuner.saved import CONFIG, WEIGHTS
 SIGNED = "strlora_signed"
 LICENCE_NAMES = ("licen", "notice", "copying")
 VERSIONS = "versions.json"
-ONE_INSTRUCTION = """
-## For one instruction
-
-A plain LoRA, which any tool that reads PEFT's loads, merges and serves. It is the run's adapter
-for prompts whose text is exactly {}; for other texts it is not the model that the scores above
-are of.
-"""
 
 
 def export(
@@ -74,11 +66,8 @@ def export(
         for file in model.iterdir() if model.is_dir() else ():
             if file.is_file() and file.name.lower().startswith(LICENCE_NAMES):
                 shutil.copyfile(file, folder / file.name)
-        published = Published(name, licence, merged)
-        card = card_after(adapter.layout.root, adapter.chunk, published)
-        if instruction is not None:
-            card += ONE_INSTRUCTION.format(json.dumps(instruction))
-        write_text(folder / "README.md", card)
+        published = Published(name, licence, merged, instruction)
+        write_text(folder / "README.md", card_after(adapter.layout.root, adapter.chunk, published))
         recorded = read_manifest(adapter.layout).get("versions", {})
         write_json(folder / VERSIONS, {"trained_with": recorded, "exported_with": versions()})
     return _summary(adapter, target, name, licence, local and not base_name and not merged)
@@ -126,12 +115,8 @@ def _copy_adapter(
 
 
 def _write_lora(adapter: FinishedAdapter, folder: Path, instruction: str) -> None:
-    """Has the host read one prompt of the instruction, and keeps the LoRA that it then is.
-
-    Where the run's questions have pictures, the prompt has a blank one: pictures are no text.
-    """
-    first = next(iter(asked_questions(adapter.layout)), {})
-    count = instruction.count(IMAGE) or len(first.get("images") or [])
+    """Has the host read one prompt of the instruction, and keeps the LoRA that it then is."""
+    count = instruction.count(IMAGE) or _pictures(adapter, instruction)
     with tempfile.TemporaryDirectory() as place:
         blank = Path(place) / "blank.png"
         Image.new("RGB", (64, 64), "white").save(blank)
@@ -139,6 +124,21 @@ def _write_lora(adapter: FinishedAdapter, folder: Path, instruction: str) -> Non
         ask(adapter, instruction, [blank] * count, 1, {LORA_FOLDER: str(folder.resolve())})
     if not (folder / WEIGHTS).is_file():
         raise UseError("the host read the instruction, but left no adapter")
+
+
+def _pictures(adapter: FinishedAdapter, text: str) -> int:
+    """How many pictures a prompt of this text has: as many as the run's own question has.
+
+    Of a text that the run was never asked, as many as its first question. Blank ones take their
+    place, since pictures are no text.
+    """
+    asked = asked_questions(adapter.layout)
+    same = (each for each in asked if _text(each) == text.strip())
+    return len(next(same, asked[0] if asked else {}).get("images") or [])
+
+
+def _text(question: Record) -> str:
+    return str(question["messages"][-1]["content"]).replace(IMAGE, "").strip()
 
 
 def _merge(adapter: FinishedAdapter, folder: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from eval.report import write_report
 from eval.report.data import load_run
-from eval.report.model_card import passes_text
+from eval.report.model_card import Published, card_after, passes_text
 from tests.eval.make_run import make_run
 from tests.eval.report.page_reader import mean, shown
 
@@ -118,6 +118,16 @@ def test_the_card_of_every_tuner_of_ours_says_how_peft_gets_to_know_it(
     _, body = _card(run)
     assert "import strlora_tuner" in body
     assert "--external_plugins strlora_tuner/swift_plugins/routed_tuners.py`" in body
+
+
+def test_the_card_of_a_lora_for_one_instruction_needs_nothing_of_ours(run: Path) -> None:
+    text = 'Name "it" & say <one> word.'
+    card = card_after(run, 3, Published("base", instruction=text))
+    assert "strlora_tuner" not in card
+    assert "it is not merged" not in card
+    told = " ".join(card.split())
+    assert "plain LoRA, which any tool that reads PEFT's loads, merges and serves." in told
+    assert r'prompts whose text is exactly "Name \"it\" & say <one> word."; for other' in told
 
 
 def test_no_adapter_no_card(tmp_path: Path) -> None:

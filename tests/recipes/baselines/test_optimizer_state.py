@@ -65,6 +65,7 @@ def test_the_state_lies_beside_the_adapter(tmp_path: Path) -> None:
         ({"method": "olora"}, "method = olora, where no chunk goes on"),
         ({"method": "joint"}, "method = joint, where no chunk goes on"),
         ({"method": "strlora_released"}, "routers that freeze from chunk 5 on"),
+        ({"slow_weights": {"start_next_from": "slow"}}, "slow_weights.start_next_from = slow"),
     ],
 )
 def test_where_it_cannot_be_had_it_is_refused(

@@ -56,6 +56,30 @@ def test_a_sentence_embedder_that_is_not_there_is_named_before_anything_runs(
     assert "embedder" not in [each.subject for each in found], "other methods need none"
 
 
+def test_a_file_that_names_the_method_keeps_the_schedule_that_it_writes(tmp_path: Path) -> None:
+    """Of strlora_signed, whose rate stays, over a recipe whose rate decays."""
+
+    def shapes(*words: str) -> tuple[str, str, float | None]:
+        schedule = load_recipe(words[0], words[1:]).schedule
+        later = schedule.later
+        return schedule.first.lr_scheduler_type, later.lr_scheduler_type, later.warmup_ratio
+
+    own, child = tmp_path / "own.yaml", tmp_path / "child.yaml"
+    later = "schedule: {later: {lr_scheduler_type: linear}}\n"
+    own.write_text(f"extends: tiny\nmethod: strlora_signed\n{later}", encoding="utf-8")
+    child.write_text(f"extends: own.yaml\nname: child\n{later}", encoding="utf-8")
+    kept = ("constant_with_warmup", "linear", 0.0)
+    assert shapes(str(own)) == shapes(str(child)) == kept
+    # Switched by a word, or by a file that says nothing of the schedule: the method's own.
+    methods_own = ("constant_with_warmup", "constant", 0.0)
+    assert shapes(str(own), "method=strlora_signed") == methods_own
+    child.write_text("extends: tiny\nmethod: strlora_signed\n", encoding="utf-8")
+    assert shapes(str(child)) == methods_own
+    own.write_text(f"extends: tiny\nmethod: lora\n{later}", encoding="utf-8")
+    child.write_text("extends: own.yaml\nmethod: strlora_signed\n", encoding="utf-8")
+    assert shapes(str(child)) == methods_own
+
+
 def test_defaults_lie_under_the_recipe(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("extends: tiny\nmethod: er\nreplay: {memory: 7}\n", encoding="utf-8")
