@@ -7,8 +7,8 @@
         --batch 2 --seq 2048        # counts memory only, on any machine
 
 Methods take turns in a drawn order and medians over repeats are compared, so that a machine whose
-speed drifts still gives honest ratios. Needs torch, transformers and peft only. All methods wrap the
-same linear layers of one model with shared random weights, at the same total rank.
+speed drifts still gives honest ratios. Needs torch, transformers and peft only. All methods wrap
+the same linear layers of one model with shared random weights, at the same total rank.
 """
 
 from __future__ import annotations
