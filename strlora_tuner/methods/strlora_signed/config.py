@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.methods.strlora_signed.options import BASE, Options, rows_of_expert
-from strlora_tuner.methods.strlora_signed.whitening import WIDTH
 
 
 @dataclass
@@ -20,7 +19,6 @@ class Config(RoutedConfig):
     )
 
     if TYPE_CHECKING:  # options that are fields
-        whitening: float = 0.0
         embedder: str = BASE
         embedding_width: int = 0
 
@@ -48,6 +46,5 @@ class Config(RoutedConfig):
         return self.embedder != BASE
 
     def vector_width(self, hidden: int) -> int:
-        """The width of what gates are made from, of a base model whose embeddings have `hidden`."""
-        width = self.embedding_width if self.sentence_vectors else hidden
-        return min(width, WIDTH) if self.whitening else width
+        """The width of the instruction's vector, of a base model whose embeddings have `hidden`."""
+        return self.embedding_width if self.sentence_vectors else hidden

@@ -12,7 +12,6 @@ from strlora_tuner.methods.embedded_text import use_embedder
 from strlora_tuner.methods.strlora.instruction_statistics import InstructionStatistics
 from strlora_tuner.methods.strlora_signed.config import Config
 from strlora_tuner.methods.strlora_signed.layer import SignedExperts
-from strlora_tuner.methods.strlora_signed.whitening import WhitenedStatistics
 
 
 class Model(RoutedModel):
@@ -23,8 +22,7 @@ class Model(RoutedModel):
     @classmethod
     def new_state(cls, hidden: int, config: Config) -> InstructionStatistics:  # type: ignore[override]
         """Returns fresh statistics of the instruction's vectors."""
-        kind = WhitenedStatistics if config.whitening else InstructionStatistics
-        return kind(config.vector_width(hidden), config)
+        return InstructionStatistics(config.vector_width(hidden), config)
 
     def _add_state(self, adapter_name: str, config: RoutedConfig) -> None:
         if config.sentence_vectors:

@@ -22,7 +22,6 @@ class Options(AdapterOptions):
         "embedder",
         "embedding_width",
         "sentence",
-        "whitening",
     )
     scheduled: ClassVar[tuple[str, ...]] = ("instruction_statistics", "instruction_count")
     layer_tensors: ClassVar[tuple[str, ...]] = ("A", "B", "map_seed", "map_check")
@@ -58,14 +57,6 @@ class Options(AdapterOptions):
         384, ge=1, description="Width of the embedder's vectors, where there is one."
     )
     sentence: Literal["prompt", "template", "task"] = sentence_option()
-    whitening: float = option(
-        0.0,
-        ge=0,
-        description="Instructions that share most of their words are told apart: the directions in "
-        "which instructions vary most are made smaller, by (C + w c I)^(-1/2), C the running "
-        "covariance, c the mean of its eigenvalues, w this number. The smaller w, the more alike "
-        "the directions become. 0: one scale for all of them.",
-    )
     instruction_statistics: Literal["count", "hold"] = option(
         "count",
         description="How the running mean and scale of the instructions move from the second chunk "
