@@ -30,12 +30,16 @@ pytestmark = [pytest.mark.slow, needs_host]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished StrLoRA run of one chunk."""
-    root = tmp_path_factory.mktemp("use")
+    return finished(tmp_path_factory.mktemp("use"), "strlora", {"stability_weight": 0})
+
+
+def finished(root: Path, method: str, first: dict[str, Any]) -> Path:
+    """A finished run of one chunk of the stream beside it."""
     stream = write_stream(root / "stream", chunks=1)
-    values = recipe_values(stream, root / "run", BASE, method="strlora")
+    values = recipe_values(stream, root / "run", BASE, method=method)
     values["data"]["chunks"] = 1
     values["launcher"]["resident"] = True
-    values["schedule"] |= {"epochs": 2, "first": {"learning_rate": 1e-2, "stability_weight": 0}}
+    values["schedule"] |= {"epochs": 2, "first": {"learning_rate": 1e-2} | first}
     gone_on(write_recipe(root / "toy.yaml", values))
     return root / "run"
 
@@ -46,14 +50,14 @@ def recorded(run: Path, task: str) -> dict[str, str]:
     return {line["images"][0]: line["prediction"] for line in map(json.loads, lines)}
 
 
-def ask_card(folder: Path, picture: Path, question: str) -> str:
-    """Runs the code of a folder's card as it stands."""
+def ask_card(folder: Path, picture: Path, question: str, path: str = str(REPO)) -> str:
+    """Runs the code of a folder's card as it stands, with `path` as PYTHONPATH."""
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.S)
     assert code is not None
     done = subprocess.run(
         [sys.executable, "-c", code[1], str(picture), question],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
     )
@@ -74,6 +78,21 @@ def test_ask_and_the_card_give_the_recorded_answer(run: Path, tmp_path: Path) ->
     adapter = run / "chunks" / "001" / "adapter"
     assert "2 passes over each chunk, 6 optimizer steps" in (adapter / "README.md").read_text()
     assert ask_card(adapter, picture, question) == expected
+
+
+def test_one_instruction_s_lora_answers_by_peft_alone(tmp_path: Path) -> None:
+    """Two pictures of the question that it is for, without this project on the path."""
+    run, question = finished(tmp_path, "strlora_signed", {}), QUESTIONS["VQAv2"]
+    text, out = question.removeprefix("<image>"), tmp_path / "out"
+    command = [sys.executable, "-m", "recipes.cli", "export", str(run), "--to", str(out)]
+    command += ["--instruction", text, "--base-name", str(BASE)]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert "strlora_tuner" not in (out / "README.md").read_text()
+    answers = list(recorded(run, "VQAv2").items())[:2]
+    for name, expected in answers:
+        assert ask_card(out, tmp_path / "stream" / name, text, path="") == expected
 
 
 def test_served_to_two_clients_at_once_and_stopped(run: Path) -> None:
