@@ -180,11 +180,16 @@ def _within(scores: Mapping[Pair, float]) -> float:
 
 
 def winner(study: Study) -> str:
-    """Return one line: the best method that keeps no data, its lead over the next, how sure."""
+    """Return one line: the best method that keeps no data, its lead over the next, how sure.
+
+    Where other methods ran, too, the best one's own variants are not what it is to be ahead of.
+    """
     where, ranked = study.folder.name, study.ranked()
     if not ranked:
         return f"{where}: no method without data has a score over a stream yet"
     best, rivals = ranked[0], ranked[1:]
+    method = best.runs[0].method
+    rivals = [group for group in rivals if group.runs[0].method != method] or rivals
     if not rivals:
         return f"{where}: {best.name} is the only method without data, nothing to compare it with"
     said = []

@@ -92,6 +92,19 @@ def test_seeds_of_the_model_on_one_stream_count_as_one(tmp_path: Path) -> None:
     assert stream_figure.course(study.groups[0]).std == pytest.approx([math.sqrt(18) / 100] * 3)
 
 
+def test_a_variant_of_the_best_is_not_its_rival_where_others_are(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        keep(tmp_path, "x", seed, [(0, 0), *[(50, 50 + seed)] * 3])
+        keep(tmp_path, "x", seed, [(0, 0), *[(49, 50 - seed)] * 3], settings="ewc={weight: 1}")
+    assert "against x + EWC {weight: 1}" in tables.winner(read_study(tmp_path))
+    for seed in (0, 1):
+        keep(tmp_path, "y", seed, [(0, 0), *[(30, 30 + seed)] * 3])
+    told = tables.winner(read_study(tmp_path))
+    assert "x leads the 3 methods without data that ran" in told
+    assert "against y" in told
+    assert "EWC" not in told
+
+
 def test_a_method_that_shares_no_stream_is_not_ranked(tmp_path: Path) -> None:
     for seed in (0, 1):
         keep(tmp_path, "x", seed, [(0, 0), *[(50, 50)] * 3])
