@@ -272,9 +272,10 @@ def test_every_recipe_of_the_study_loads(path: Path) -> None:
 
 def test_streams_that_choose_and_streams_that_report_are_disjoint() -> None:
     asked = {path.stem: asked_for(parse(["sweep", str(path)]), path) for path in SWEEPS}
-    chosen = set(asked.pop("tuning").stream_seeds)
-    assert chosen == {1000, 1001}
-    assert not chosen & {seed for each in asked.values() for seed in each.stream_seeds}
+    choosing = [asked.pop(name) for name in ("tuning", "tuning-slow", "signed-ewc")]
+    assert {each.stream_seeds for each in choosing} == {(1000, 1001)}
+    assert all("docs/tuning" in str(each.results) for each in choosing)
+    assert not {1000, 1001} & {seed for each in asked.values() for seed in each.stream_seeds}
     text = (STUDY / "main.yaml").read_text(encoding="utf-8")
     assert "1000 and 1001 choose" in text
     assert asked["main"].stream_seeds == (11, 12, 13, 14, 15)
