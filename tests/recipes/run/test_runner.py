@@ -242,6 +242,7 @@ def test_a_killed_orchestrator_takes_its_trainer_along(recipe: Path, run_dir: Pa
 def test_a_signal_stops_with_a_message(recipe: Path, run_dir: Path, number: signal.Signals) -> None:
     process = start(recipe, FAKE_STEP_SECONDS="1")
     wait_for(run_dir / "chunks" / "001" / "host")
+    time.sleep(0.2)  # the record counts tenths of a second
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
