@@ -28,8 +28,8 @@ def table(folder: Path) -> str:
     if not pairs:
         return NOTHING
     tasks = sorted(set.intersection(*(set(run.tasks) for pair in pairs for run in pair)))
-    n = len(_of_task(pairs, tasks[0], last_by_task))
-    rows = [[task, str(n)] for task in tasks]
+    streams = {run.stream_seed for run, _ in pairs}
+    rows = [[task, str(len(streams))] for task in tasks]
     for by_task in SCORES.values():
         both = [_of_task(pairs, task, by_task) for task in tasks]
         ps = holm([paired_t(*values.T.tolist()) for values in both])

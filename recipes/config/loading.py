@@ -206,7 +206,8 @@ def _with_method(
     merged = lay(merged, "always")
     for key, value in _own_schedule(files, overrides, fragments["always"]).items():
         OmegaConf.update(merged, key, value)
-        places.update({k: at for k, at in below.items() if k == key})
+        if key in below:
+            places.update({key: below[key]})
     return merged
 
 

@@ -116,7 +116,7 @@ def _copy_adapter(
 
 def _write_lora(adapter: FinishedAdapter, folder: Path, instruction: str) -> None:
     """Has the host read one prompt of the instruction, and keeps the LoRA that it then is."""
-    count = instruction.count(IMAGE) or _pictures(adapter, instruction)
+    count = instruction.count(IMAGE) or pictures_of(adapter, instruction)
     with tempfile.TemporaryDirectory() as place:
         blank = Path(place) / "blank.png"
         Image.new("RGB", (64, 64), "white").save(blank)
@@ -126,7 +126,7 @@ def _write_lora(adapter: FinishedAdapter, folder: Path, instruction: str) -> Non
         raise UseError("the host read the instruction, but left no adapter")
 
 
-def _pictures(adapter: FinishedAdapter, text: str) -> int:
+def pictures_of(adapter: FinishedAdapter, text: str) -> int:
     """How many pictures a prompt of this text has: as many as the run's own question has.
 
     Of a text that the run was never asked, as many as its first question. Blank ones take their

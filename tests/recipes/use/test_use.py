@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.files import sha256_file
+from data_prep.files import sha256_file, write_jsonl
 from eval.questions import form_of
 from recipes.cli import main
 from recipes.config.loading import load_recipe
 from recipes.run.commands import deploy_command
 from recipes.run_folder.manifest import RunChanged
 from recipes.use.ask import asked_questions, checked_turns
-from recipes.use.export import export
+from recipes.use.export import export, pictures_of
 from recipes.use.finished_adapter import UseError, open_adapter
 from recipes.use.push import push
 from recipes.use.serve import serve
@@ -95,6 +95,19 @@ def test_one_instruction_is_for_fixed_gates_alone(trained: Path, tmp_path: Path)
             export(adapter, tmp_path / "out", merged, instruction="What is it?")
     assert not (tmp_path / "out").exists()
     assert [len(each["images"]) for each in asked_questions(adapter.layout)[:1]] == [1]
+
+
+def test_a_text_that_was_asked_has_its_own_question_s_pictures(run: Path) -> None:
+    """Otherwise as many as the first question: the run's usual form."""
+    adapter = open_adapter(run, None)
+    lines = [("<image>What is it?", ["a.png"]), ("Why?", []), ("<image><image>Same?", ["a", "b"])]
+    asked = [{"messages": [{"role": "user", "content": text}], "images": images}
+             for text, images in lines]  # fmt: skip
+    write_jsonl(adapter.layout.prompts, asked)
+    texts = ("What is it?", "Why?", "Same? ", "Never asked?")
+    assert [pictures_of(adapter, text) for text in texts] == [1, 0, 2, 1]
+    adapter.layout.prompts.unlink()
+    assert pictures_of(adapter, "Why?") == 0
 
 
 def test_a_question_takes_the_form_of_the_run_s_own() -> None:
