@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from strlora_tuner.core.instruction.context import RoutingContext
-from strlora_tuner.core.precision import Float32Buffers, autocast_on
+from strlora_tuner.core.precision import Float32Buffers, autocast_on, cast
 
 if TYPE_CHECKING:
     from strlora_tuner.core.config import RoutedConfig
@@ -104,7 +104,7 @@ class ExpertBank(Float32Buffers):
             context: what the layers of one forward pass share.
             adapter: this bank's adapter name.
         """
-        if not autocast_on(x):
+        if x.dtype != self.A.dtype and not autocast_on(x):
             x = x.to(self.A.dtype)
         return self.update(x, result, context, adapter)
 
@@ -182,7 +182,7 @@ class ExpertBank(Float32Buffers):
         # addmm wants operands of one dtype, and autocast sees to that.
         mixed = result.dtype != weighted.dtype and not autocast_on(result)
         if mixed or weighted.shape[1] == 1:
-            return result + F.linear(weighted, out).to(result.dtype)
+            return result + cast(F.linear(weighted, out), result.dtype)
         flat = torch.addmm(result.flatten(0, -2), weighted.flatten(0, -2), out.t())
         return flat.view_as(result)
 

@@ -108,10 +108,10 @@ class RoutingContext(PassReader):
             )
         if self.given is not None:
             return self._given(adapter, x)
-        if adapter not in self._vectors:
-            self._vectors[adapter] = self._own(adapter, self._running(x))
-        vectors = self._vectors[adapter]
-        if self.index(adapter, x) is None and x.shape[0] != vectors.shape[0]:
+        vectors = self._vectors.get(adapter)
+        if vectors is None:
+            vectors = self._vectors[adapter] = self._own(adapter, self._running(x))
+        if x.shape[0] != vectors.shape[0] and self.index(adapter, x) is None:
             raise self._mismatch(vectors.shape[0], x)
         return vectors
 
@@ -165,18 +165,20 @@ class RoutingContext(PassReader):
     @torch.no_grad()
     def _own(self, adapter: str, run: Pass) -> Tensor:
         """Returns the vectors of the segments that a pass reads, from the user's turns."""
-        sequence, segments = run.sequence, self._segmented(adapter)
+        sequence = run.sequence
+        # One object for a whole answer: layers see by its identity that the prompt is the same.
+        if run.answering and adapter in sequence.last:
+            return sequence.last[adapter]
+        segments = self._segmented(adapter)
         vectors = sequence.vectors.get(adapter)
         if vectors is None:
             vectors = sequence.vectors[adapter] = self._compute(adapter, sequence)
-        rows = torch.arange(len(vectors), device=vectors.device)[:, None]
-        if vectors.shape[1] > 1 and not run.answering:
-            return vectors[rows, segments.wanted].flatten(0, 1)
-        # One object for a whole answer: layers see by its identity that the prompt is the same.
-        if adapter not in sequence.last:
-            one = vectors.shape[1] == 1
-            sequence.last[adapter] = (vectors if one else vectors[rows, segments.wanted])[:, 0]
-        return sequence.last[adapter]
+        if vectors.shape[1] > 1:
+            rows = torch.arange(len(vectors), device=vectors.device)[:, None]
+            vectors = vectors[rows, segments.wanted]
+            if not run.answering:
+                return vectors.flatten(0, 1)
+        return sequence.last.setdefault(adapter, vectors[:, 0])
 
     def _segmented(self, adapter: str) -> Segments:
         if adapter not in self._segments:

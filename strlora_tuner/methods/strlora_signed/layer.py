@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from strlora_tuner.core.expert_bank import ExpertBank
 from strlora_tuner.core.gating import at
 from strlora_tuner.core.instruction.context import RoutingContext
-from strlora_tuner.core.precision import float32_scores
+from strlora_tuner.core.precision import cast, float32_scores
 from strlora_tuner.methods.strlora_signed.gate_map import (
     check_number,
     draw_map,
@@ -105,16 +105,17 @@ class SignedExperts(ExpertBank):
         """Returns result + s B (g * A x), (B, L, d_out)."""
         instruction = context.instruction(adapter, x)
         index = context.index(adapter, x)
+        fixed = self._fixed
         # A new prompt brings a new tensor.
-        if self._fixed is None or self._fixed[0] is not instruction:
+        if fixed is None or fixed[0] is not instruction:
             gates = self.gates(instruction)
-            self._fixed = instruction, gates, self.row_weights(gates)
-        _, gates, weights = self._fixed
-        if context.recording or self.training:
+            fixed = self._fixed = instruction, gates, self.row_weights(gates)
+        _, gates, weights = fixed
+        if context.recording:
             # Turned over is used, too, by all alike: what tells instructions apart is recorded.
             used = gates > 0
             share = torch.where(used.any(-1, keepdim=True), used, 1.0)
             share = share / share.sum(-1, keepdim=True)
             self.record(context, x, at(share, index), used, share, index)
         hidden = self.hidden(x)
-        return self._add(result, hidden * at(weights, index).to(hidden.dtype))
+        return self._add(result, hidden * cast(at(weights, index), hidden.dtype))
