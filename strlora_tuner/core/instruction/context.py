@@ -170,8 +170,7 @@ class RoutingContext(PassReader):
         if run.answering and adapter in sequence.last:
             return sequence.last[adapter]
         segments = self._segmented(adapter)
-        vectors = sequence.vectors.get(adapter)
-        if vectors is None:
+        if (vectors := sequence.vectors.get(adapter)) is None:
             vectors = sequence.vectors[adapter] = self._compute(adapter, sequence)
         if vectors.shape[1] > 1:
             rows = torch.arange(len(vectors), device=vectors.device)[:, None]
