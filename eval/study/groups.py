@@ -56,7 +56,12 @@ class Group:
     @property
     def n(self) -> int:
         """Return how many streams it ran on: what ± is over."""
-        return len({run.stream_seed for run in self.runs})
+        return len(self.streams)
+
+    @property
+    def streams(self) -> set[int]:
+        """Return the seeds of these streams."""
+        return {run.stream_seed for run in self.runs}
 
 
 def by_stream(scores: Mapping[Pair, float]) -> list[float]:
@@ -92,10 +97,10 @@ class Study:
     def ranked(self) -> list[Group]:
         """Return the methods that keep no data and ran on most of the streams, best mean Avg first.
 
-        One with half of the runs or fewer is in the tables, but not ranked: luck would choose it.
-        One that is given the task of a question is a bound. The means are over the streams that all
-        of them ran on, so that nobody gains by having skipped a hard one; a method that shares none
-        with those of more runs is not ranked.
+        The first is the best of those that ran on the most streams, over the streams that all of
+        these share: nobody gains by having skipped a hard one. Those of fewer streams come behind
+        them. One with half of them or fewer, or none that the others have, is in the tables, but
+        not ranked: luck would choose it. One that is given the task of a question is a bound.
         """
         without = [
             group
@@ -103,19 +108,21 @@ class Study:
             if not group.keeps and not group.runs[0].given_task and group.scores(RANKED_BY)
         ]
         without.sort(key=lambda group: -group.n)
-        shared: set[Pair] = set()
+        shared: set[int] = set()
         ranked: list[Group] = []
         for group in without:
-            pairs = group.scores(RANKED_BY).keys()
-            common = shared & pairs if ranked else set(pairs)
-            if common and 2 * group.n > without[0].n:
-                shared, ranked = common, [*ranked, group]
+            common = shared & group.streams if ranked else group.streams
+            if not common or 2 * group.n <= without[0].n:
+                continue
+            ranked.append(group)
+            if group.n == without[0].n:
+                shared = common
 
         def mean(group: Group) -> float:
-            known = group.scores(RANKED_BY)
-            return float(np.mean(by_stream({pair: known[pair] for pair in shared})))
+            scores = group.scores(RANKED_BY)
+            return float(np.mean(by_stream({k: v for k, v in scores.items() if k[0] in shared})))
 
-        return sorted(ranked, key=mean, reverse=True)
+        return sorted(ranked, key=lambda group: (group.n, mean(group)), reverse=True)
 
 
 class Lead(NamedTuple):

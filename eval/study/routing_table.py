@@ -54,7 +54,8 @@ def correlation(run: KeptRun, measure: str) -> float:
     moved = _by_task(run, measure)
     forgotten = forgetting_by_task(run.values, run.first)
     known = np.isfinite(moved) & np.isfinite(forgotten)
-    moved, forgotten = moved[known], forgotten[known]
+    # Differences of scores that are alike differ in their last bits, which would rank them.
+    moved, forgotten = moved[known].round(9), forgotten[known].round(9)
     if known.sum() < FEWEST or np.ptp(moved) == 0 or np.ptp(forgotten) == 0:
         return math.nan
     return float(stats.spearmanr(moved, forgotten).statistic)

@@ -182,7 +182,7 @@ def _within(scores: Mapping[Pair, float]) -> float:
 def winner(study: Study) -> str:
     """Return one line: the best method that keeps no data, its lead over the next, how sure.
 
-    Where other methods ran, too, the best one's own variants are not what it is to be ahead of.
+    Where other methods ran, too, the best one's own variants stand in the tables alone.
     """
     where, ranked = study.folder.name, study.ranked()
     if not ranked:
@@ -205,14 +205,11 @@ def winner(study: Study) -> str:
         text = f"{SCORE[key].title} {difference} ({sure}) against {nearest.other.name}"
         doubtful = [lead.other.name for lead in found if lead is not nearest and not _shown(lead)]
         said.append(text + (f" (not shown against {'; '.join(doubtful)})" if doubtful else ""))
-    pairs = set.intersection(*(set(group.scores(RANKED_BY)) for group in ranked))
-    shared = {stream for stream, _ in pairs}
-    over = len(shared) < len({run.stream_seed for run in best.runs})
-    streams = f" (over the {counted(len(shared), 'stream')} that they share)" if over else ""
+    full = [group for group in ranked if group.n == best.n]
     return (
-        f"{where}: {best.name} leads the {len(ranked)} methods without data that ran{streams}, "
-        f"with Avg {percent(best.mean(RANKED_BY))}, Last {percent(best.mean('last'))} "
-        f"(n = {best.n}); nearest: {', '.join(said)}"
+        f"{where}: {best.name} has the highest Avg of the {counted(len(full), 'method')} without "
+        f"data that ran on {counted(best.n, 'stream')}, {percent(best.mean(RANKED_BY))}, and Last "
+        f"{percent(best.mean('last'))}; nearest of other methods: {', '.join(said)}"
     )
 
 

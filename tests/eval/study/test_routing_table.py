@@ -16,15 +16,20 @@ TASKS = "ABC"
 
 
 def keep(
-    folder: Path, seed: int, last: tuple[int, ...], moved: tuple[float, ...], first: int = 1
+    folder: Path,
+    seed: int,
+    last: tuple[int, ...],
+    moved: tuple[float, ...],
+    first: int = 1,
+    best: tuple[int, ...] = (80, 80, 80),
 ) -> Path:
-    """Writes a run of two chunks: after the first every task scores 80, then `last`."""
+    """Writes a run of two chunks: after the first the tasks score `best`, then `last`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"moelora-{seed}.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(COLUMNS)
-        for chunk, scores in ((0, (0, 0, 0)), (1, (80, 80, 80)), (2, last)):
+        for chunk, scores in ((0, (0, 0, 0)), (1, best), (2, last)):
             for task, score, share in zip(TASKS, scores, moved, strict=True):
                 of_task = [chunk, task, first, score / 100, 80, 50, 10, "abc", "2 cores"]
                 routing = [0.5, share, share / 2, 0.2] if chunk == 2 else [0.3, 0.9, 0.9, 0.5]
@@ -52,6 +57,12 @@ def test_what_cannot_be_ranked_is_not(tmp_path: Path) -> None:
     assert math.isnan(routing_table.correlation(same, "drift"))
     new = read_run(keep(tmp_path, 1, (70, 60, 50), (0.1, 0.2, 0.3), first=2))
     assert math.isnan(routing_table.correlation(new, "drift")), "first in the last chunk"
+
+
+def test_equal_forgetting_is_a_tie(tmp_path: Path) -> None:
+    # 0.8 - 0.7 and 0.3 - 0.2 differ in their last bits. Ranks 1.5, 1.5, 3 beside 1, 2, 3.
+    run = read_run(keep(tmp_path, 0, (70, 20, 50), (0.1, 0.2, 0.3), best=(80, 30, 80)))
+    assert routing_table.correlation(run, "drift") == pytest.approx(math.sqrt(0.75))
 
 
 def test_runs_without_measures_are_left_out(tmp_path: Path) -> None:
