@@ -137,10 +137,11 @@ def test_a_lead_is_paired_by_stream(tmp_path: Path) -> None:
     table = tables.lead_table(study)
     assert "| y | 3 | +2.0 | −0.5 to +4.5 | 0.074 |" in table
     assert "| z | 1 | +40.0 | n = 1: no interval | – |" in table
+    lead = "+2.0 (95 % interval −0.5 to +4.5, p 0.074: not shown) against y"
     assert tables.winner(study) == (
         f"{tmp_path.name}: x has the highest Avg of the 2 methods without data that ran on 3 "
-        "streams, 52.0, and Last 62.0; nearest of other methods: Avg (MAP) +2.0 (95 % interval −0.5 "
-        "to +4.5, p 0.074: not shown) against y, Last +2.0 (95 % interval −0.5 to +4.5, p 0.074: not shown) against y"
+        "streams, 52.0, and Last 62.0; nearest of other methods: "
+        f"Avg (MAP) {lead}, Last {lead}"
     )
 
 
