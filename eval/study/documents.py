@@ -7,7 +7,8 @@
 The parts, each with the folders or files that it takes:
 
     scores FOLDER            the table of scores
-    figure FOLDER IMAGE      accuracy of the tasks seen so far, drawn into IMAGE
+    figure FOLDER IMAGE      accuracy of the tasks seen so far, drawn into IMAGE, of the methods
+                             that ran on the most streams
     machines FOLDER FOLDER   what another machine or library changes
     streams FOLDER           a section for every folder of results below FOLDER
     finding FOLDER           the finding of the largest of them in three sentences
@@ -78,7 +79,7 @@ def _block(root: Path, document: Path, made: Made, block: re.Match[str]) -> str:
         raise ValueError(f"{document}: found '<!-- study: {block['words']} -->', expected {known}")
     folders = [root / word for word in given]
     if part == "figure":
-        study = read_study(folders[0]).only(methods)
+        study = read_study(folders[0]).only(methods).on_all_streams()
         body = _figure(root, document, study, Path(given[1]), made)
     elif part in _OF_FOLDER:
         body = _OF_FOLDER[part](folders[0])

@@ -94,6 +94,11 @@ class Study:
             raise ValueError(f"{self.folder}: no run of {', '.join(sorted(lacking))}")
         return Study(self.folder, groups)
 
+    def on_all_streams(self) -> Study:
+        """Return the methods that ran on the most streams: means over others hang on which."""
+        most = max((group.n for group in self.groups), default=0)
+        return Study(self.folder, [group for group in self.groups if group.n == most])
+
     def ranked(self) -> list[Group]:
         """Return the methods that keep no data and ran on most of the streams, best mean Avg first.
 

@@ -276,6 +276,16 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_figure_has_the_methods_that_ran_on_all_streams(repository: Path) -> None:
+    keep(repository / "docs" / "results" / "tiny", "v", 0, [(0, 0), *[(90, 90)] * 3])
+    assert main(["--root", str(repository)]) == 0
+    page = (repository / "docs" / "study.md").read_text("utf-8")
+    assert "| v | no | 1 | 90.0 |" in page
+    described = page.split("![Line chart: ")[1].split("](why.svg)")[0]
+    assert "x 82.0 after chunk 1 and 62.0 after chunk 3; y" in described
+    assert "v 90.0" not in described
+
+
 def test_documents_are_written_and_checked(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
