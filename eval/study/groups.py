@@ -71,7 +71,10 @@ def by_stream(scores: Mapping[Pair, float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Study:
-    """What a folder of CSVs holds: the methods that keep no data first, best first."""
+    """What a folder of CSVs holds: the methods that keep no data first.
+
+    Of each kind those that ran on the most streams stand before the others, the best first.
+    """
 
     folder: Path
     groups: list[Group]
@@ -158,14 +161,15 @@ def read_study(folder: Path) -> Study:
         if before is not run:
             raise ValueError(f"{before.path} and {path}: the same run twice; remove one of them")
     groups = [Group(name, [runs[pair] for pair in sorted(runs)]) for name, runs in found.items()]
-    return Study(folder, sorted(groups, key=_place))
+    most = max((group.n for group in groups), default=0)
 
+    def place(group: Group) -> tuple[bool, bool, float, float, str]:
+        average, last = (
+            math.inf if math.isnan(mean) else -mean for mean in map(group.mean, (RANKED_BY, "last"))
+        )
+        return bool(group.keeps), group.n < most, average, last, group.name
 
-def _place(group: Group) -> tuple[bool, float, float, str]:
-    average, last = (
-        math.inf if math.isnan(mean) else -mean for mean in map(group.mean, (RANKED_BY, "last"))
-    )
-    return bool(group.keeps), average, last, group.name
+    return Study(folder, sorted(groups, key=place))
 
 
 def method_label(run: KeptRun) -> str:

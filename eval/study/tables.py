@@ -223,7 +223,7 @@ def keepers(study: Study) -> str:
     keeping = [g for g in study.groups if g.keeps and g.scores(RANKED_BY)]
     if not ranked or not keeping:
         return "no method that keeps old data has a score over a stream here"
-    other, said = keeping[0], []
+    other, said = max(keeping, key=lambda group: group.mean(RANKED_BY)), []
     for key in RANKS:
         (lead,) = leads(ranked[0], [other], key)
         interval = _lead_cells(lead)[1]
@@ -258,13 +258,13 @@ def below(study: Study, name: str) -> str:
 def machines(first: Study, second: Study) -> str:
     """Return what another machine or library changes: the same runs under two configurations."""
     others = {group.name: group for group in second.groups}
-    rows, shared = [], []
+    rows, means = [], []
     for group in first.groups:
         other = others.get(group.name)
         both = shared_runs(group, other) if other else []
         if not both:
             continue
-        shared.append(group.name)
+        means.append(np.mean([[run.score(RANKED_BY) for run in pair] for pair in both], axis=0))
         each = np.mean([np.nanmean(np.abs(a.values[1:] - b.values[1:])) for a, b in both])
         row = [group.name, str(len(both)), percent(float(each))]
         for key in reversed(RANKS):
@@ -274,15 +274,15 @@ def machines(first: Study, second: Study) -> str:
     if not rows:
         return NOTHING
     head = ["method", "n", "each score", "Last of a run", "mean Last", "Avg of a run", "mean Avg"]
-    orders = [[g.name for g in study.groups if g.name in shared] for study in (first, second)]
-    order = "the same" if orders[0] == orders[1] else "not the same"
+    one, two = np.argsort(means, axis=0).T.tolist()
+    order = "the same" if one == two else "not the same"
     configurations = " and ".join(
         "; ".join(sorted({run.machine for run in study.runs})) for study in (first, second)
     )
     note = (
         "Mean absolute difference of the score of a task after a chunk, of a run's Last and of its "
         "Avg, in points; mean Last, mean Avg: by how much the mean over runs moves. The order of "
-        f"the methods is {order}. Configurations: {configurations}."
+        f"the methods by Avg is {order}. Configurations: {configurations}."
     )
     return f"{markdown(head, rows)}\n\n{note}"
 
