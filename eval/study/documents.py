@@ -17,7 +17,8 @@ The parts, each with the folders or files that it takes:
     tasks FOLDER             the preset beside LoRA with slow weights, task by task
     goals FOLDER             the goals that were set before, and which of them are met
 
-`methods=lora,er` behind scores or figure leaves the others out, as `run_stream.sh` names them.
+`methods=lora,er` behind scores or figure leaves the others out, as `run_stream.sh` names them, and
+trials of these with other settings than a block at its defaults.
 """
 
 from __future__ import annotations

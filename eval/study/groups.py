@@ -87,12 +87,19 @@ class Study:
     def only(self, methods: Sequence[str]) -> Study:
         """Return the runs of these methods, by their names in recipes; none named: all.
 
+        As they ship, or with a block at its defaults or without: trials of other values stay out.
+
         Raises:
             ValueError: a method that has no run.
         """
         if not methods:
             return self
-        groups = [group for group in self.groups if group.runs[0].method in methods]
+        groups = [
+            group
+            for group in self.groups
+            if group.runs[0].method in methods
+            and {*settings_of(group.runs[0]).values()} <= {"{}", "null"}
+        ]
         if lacking := set(methods) - {group.runs[0].method for group in groups}:
             raise ValueError(f"{self.folder}: no run of {', '.join(sorted(lacking))}")
         return Study(self.folder, groups)
@@ -172,15 +179,21 @@ def read_study(folder: Path) -> Study:
     return Study(folder, sorted(groups, key=place))
 
 
+def settings_of(run: KeptRun) -> dict[str, str]:
+    """Return what a grid set, by key, but for the stream that the folder's name says."""
+    # A value may hold blanks: "replay={memory: 500, share: 0.5} tuner.rank=8".
+    parts = re.split(r" (?=[\w.]+=)", run.settings) if run.settings else ()
+    found = {key: value for key, _, value in (part.partition("=") for part in parts)}
+    if "data.size" in found and run.path.parent.name.startswith(found["data.size"]):
+        del found["data.size"]
+    return found
+
+
 def method_label(run: KeptRun) -> str:
     """Return a run's method with the blocks and values that a grid gave it, as print has it."""
     name, rest = printed(run.method), []
-    # A value may hold blanks: "replay={memory: 500, share: 0.5} tuner.rank=8".
-    for setting in re.split(r" (?=[\w.]+=)", run.settings) if run.settings else ():
-        key, _, value = setting.partition("=")
+    for key, value in settings_of(run).items():
         word, inherent = BLOCKS.get(key, ("", set()))
-        if key == "data.size" and run.path.parent.name.startswith(value):
-            continue  # the folder's name says it
         if not word:
             rest.append(f"{re.sub('^(schedule|tuner)[.]', '', key)} {value}")
         elif value == "null":

@@ -328,6 +328,14 @@ def test_the_check_names_the_first_difference(
     )
 
 
+def test_named_methods_stand_without_trials_of_other_settings(tmp_path: Path) -> None:
+    tried = ("", "data.size=tiny slow_weights={}")
+    for settings in (*tried, "ewc={weight: 100}", "slow_weights={} tuner.gate=topk"):
+        keep(tmp_path / "tiny", "lora", 0, [(0, 0)] * 4, settings=settings)
+    named = read_study(tmp_path / "tiny").only(["lora"])
+    assert [run.settings for run in named.runs] == list(tried)
+
+
 def test_a_block_may_name_its_methods(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked, page = ["--root", str(repository)], repository / "README.md"
     blocks = ["scores docs/results/tiny methods=y", "figure docs/results/tiny why.svg methods=y"]

@@ -15,6 +15,7 @@ from strlora_tuner.methods.strlora_signed.gate_map import (
     draw_map,
     fixed_gates,
 )
+from strlora_tuner.methods.strlora_signed.layer import SignedExperts
 from strlora_tuner.methods.strlora_signed.options import Options
 from strlora_tuner.saved import WEIGHTS
 from strlora_tuner.training_loop import tuner_of
@@ -85,6 +86,32 @@ def test_the_record_tells_instructions_apart(gate: str) -> None:
             assert kept.tolist() == [bool(value) for value in plus]
             wanted = torch.tensor(plus if any(plus) else [1.0] * len(plus))
             torch.testing.assert_close(used, (wanted / wanted.sum()).expand_as(used))
+
+
+@pytest.mark.parametrize(("turns", "found"), [(1, 1), (2, 2)])
+def test_an_answer_s_tokens_find_no_gates_anew(
+    turns: int, found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for what is read: the prompt and, where it has several turns, the answer to the last."""
+    model = adapted(base_model("text"), METHOD).eval()
+    banks = [bank for _, bank in tuner_of(model).mixtures()]
+    shapes, gates = [], SignedExperts.gates
+    monkeypatch.setattr(
+        SignedExperts, "gates", lambda bank, u: shapes.append(u.shape) or gates(bank, u)
+    )
+    turn = [USER, 31, 32, 33, END, 7]
+    ids = torch.tensor([[5, 6, *turn * turns]])
+    model.generate(input_ids=ids, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    assert len(shapes) == found * len(banks)
+
+
+def test_a_layer_refuses_the_rows_of_another_batch() -> None:
+    layer = Layer(METHOD, r=8)
+    layer.context.statistics = {"default": InstructionStatistics(HIDDEN)}
+    layer.context.on_prompt(torch.tensor([[3, 4], [6, 7]]), torch.randn(2, 2, HIDDEN))
+    assert layer.context.instruction("default", torch.randn(2, 2, HIDDEN)).shape == (2, HIDDEN)
+    with pytest.raises(RuntimeError, match=r"a prompt of 2 rows but routes .*\(3, 2, "):
+        layer.context.instruction("default", torch.randn(3, 2, HIDDEN))
 
 
 def test_a_map_is_known_by_its_seed() -> None:
