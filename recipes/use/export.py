@@ -70,7 +70,8 @@ def export(
         write_text(folder / "README.md", card_after(adapter.layout.root, adapter.chunk, published))
         recorded = read_manifest(adapter.layout).get("versions", {})
         write_json(folder / VERSIONS, {"trained_with": recorded, "exported_with": versions()})
-    return _summary(adapter, target, name, licence, local and not base_name and not merged)
+    lines = _summary(adapter, target, name, licence, local and not base_name and not merged)
+    return lines + ([] if instruction is None else [_folded(adapter, instruction)])
 
 
 def _check(adapter: FinishedAdapter, target: Path, merged: bool, instruction: str | None) -> None:
@@ -116,7 +117,7 @@ def _copy_adapter(
 
 def _write_lora(adapter: FinishedAdapter, folder: Path, instruction: str) -> None:
     """Has the host read one prompt of the instruction, and keeps the LoRA that it then is."""
-    count = instruction.count(IMAGE) or pictures_of(adapter, instruction)
+    count = pictures_of(adapter, instruction)
     with tempfile.TemporaryDirectory() as place:
         blank = Path(place) / "blank.png"
         Image.new("RGB", (64, 64), "white").save(blank)
@@ -127,11 +128,13 @@ def _write_lora(adapter: FinishedAdapter, folder: Path, instruction: str) -> Non
 
 
 def pictures_of(adapter: FinishedAdapter, text: str) -> int:
-    """How many pictures a prompt of this text has: as many as the run's own question has.
+    """How many pictures a prompt of this text has: as it marks, else as the run's own question has.
 
-    Of a text that the run was never asked, as many as its first question. Blank ones take their
-    place, since pictures are no text.
+    Of a text without marks that the run was never asked, as many as its first question. Blank ones
+    take their place, since pictures are no text.
     """
+    if IMAGE in text:
+        return text.count(IMAGE)
     asked = asked_questions(adapter.layout)
     same = (each for each in asked if _text(each) == text.strip())
     return len(next(same, asked[0] if asked else {}).get("images") or [])
@@ -139,6 +142,15 @@ def pictures_of(adapter: FinishedAdapter, text: str) -> int:
 
 def _text(question: Record) -> str:
     return str(question["messages"][-1]["content"]).replace(IMAGE, "").strip()
+
+
+def _folded(adapter: FinishedAdapter, instruction: str) -> str:
+    count = pictures_of(adapter, instruction)
+    where = "where it marks them" if IMAGE in instruction else "before it"
+    return (
+        f"for prompts of {instruction!r} alone, with {count} picture{'s' * (count != 1)} {where}; "
+        f"where yours have others, mark each with {IMAGE} in --instruction"
+    )
 
 
 def _merge(adapter: FinishedAdapter, folder: Path) -> None:

@@ -104,8 +104,8 @@ def test_a_text_that_was_asked_has_its_own_question_s_pictures(run: Path) -> Non
     asked = [{"messages": [{"role": "user", "content": text}], "images": images}
              for text, images in lines]  # fmt: skip
     write_jsonl(adapter.layout.prompts, asked)
-    texts = ("What is it?", "Why?", "Same? ", "Never asked?")
-    assert [pictures_of(adapter, text) for text in texts] == [1, 0, 2, 1]
+    texts = ("What is it?", "Why?", "Same? ", "Never asked?", "<image> or <image>: never asked?")
+    assert [pictures_of(adapter, text) for text in texts] == [1, 0, 2, 1, 2]
     adapter.layout.prompts.unlink()
     assert pictures_of(adapter, "Why?") == 0
 
