@@ -203,13 +203,13 @@ def winner(study: Study) -> str:
         if nearest.pairs > 1:
             sure = f"95 % interval {interval}, p {p}{'' if _shown(nearest) else ': not shown'}"
         text = f"{SCORE[key].title} {difference} ({sure}) against {nearest.other.name}"
-        doubtful = [lead.other.name for lead in found if lead is not nearest and not _shown(lead)]
-        said.append(text + (f" (not shown against {'; '.join(doubtful)})" if doubtful else ""))
+        over = sum(lead.difference > 0 and _shown(lead) for lead in found)
+        said.append(text + (f", shown over {over} of {len(found)}" if len(found) > 1 else ""))
     full = [group for group in ranked if group.n == best.n]
     return (
         f"{where}: {best.name} has the highest Avg of the {counted(len(full), 'method')} without "
         f"data that ran on {counted(best.n, 'stream')}, {percent(best.mean(RANKED_BY))}, and Last "
-        f"{percent(best.mean('last'))}; nearest of other methods: {', '.join(said)}"
+        f"{percent(best.mean('last'))}; nearest of other methods: {'; '.join(said)}"
     )
 
 

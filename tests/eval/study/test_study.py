@@ -141,7 +141,7 @@ def test_a_lead_is_paired_by_stream(tmp_path: Path) -> None:
     assert tables.winner(study) == (
         f"{tmp_path.name}: x has the highest Avg of the 2 methods without data that ran on 3 "
         "streams, 52.0, and Last 62.0; nearest of other methods: "
-        f"Avg (MAP) {lead}, Last {lead}"
+        f"Avg (MAP) {lead}; Last {lead}"
     )
 
 
@@ -156,6 +156,8 @@ def test_a_method_of_fewer_streams_is_no_leader_but_a_rival(tmp_path: Path) -> N
     assert "x has the highest Avg of the 2 methods without data that ran on 3 streams" in told
     # 50 and 52 against 90 twice: -39 +- t(0.975, 1) = 12.706 times 1.
     assert "nearest of other methods: Avg (MAP) −39.0 (95 % interval −51.7 to −26.3" in told
+    # p of -39: 1 - 2 atan(39) / pi = 0.016, so it is shown, but no lead; y's is 0.074.
+    assert ") against v, shown over 0 of 2; Last " in told
     assert "u" not in told.split("nearest")[1].split()
 
 
@@ -185,7 +187,11 @@ def test_p_is_corrected_over_the_methods(tmp_path: Path) -> None:
     three_runs(tmp_path)
     for seed, less in enumerate((10, 11, 15)):
         keep(tmp_path, "w", seed, [(0, 0), *[(60 - less, 40 - less)] * 3])
-    first, *others = read_study(tmp_path).groups
+    study = read_study(tmp_path)
+    # Over w 10, 13, 19 in Avg and 20, 23, 29 in Last: t 5.3 and 9.1, p 0.034 and 0.012, twice.
+    avg, last = tables.winner(study).split("; Last ")
+    assert (avg[-6:], last[-6:]) == ("0 of 2", "1 of 2")
+    first, *others = study.groups
     # Holm over two: the smaller p counts twice, the larger once.
     small, large = sorted(leads(first, others, "average"), key=lambda lead: lead.p)
     assert small.adjusted == pytest.approx(2 * small.p)
@@ -201,7 +207,7 @@ def test_one_run_of_each_says_that_there_is_no_interval(tmp_path: Path) -> None:
     assert "± " not in tables.scores(study).splitlines()[2]
     assert "(n = 1: no spread is known)" in tables.scores(study)
     assert tables.winner(study).endswith(
-        "60.0; nearest of other methods: Avg (MAP) +1.0 (n = 1: no interval) against y, "
+        "60.0; nearest of other methods: Avg (MAP) +1.0 (n = 1: no interval) against y; "
         "Last +3.0 (n = 1: no interval) against y"
     )
 
