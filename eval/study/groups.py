@@ -180,13 +180,18 @@ def read_study(folder: Path) -> Study:
 
 
 def settings_of(run: KeptRun) -> dict[str, str]:
-    """Return what a grid set, by key, but for the stream that the folder's name says."""
-    # A value may hold blanks: "replay={memory: 500, share: 0.5} tuner.rank=8".
-    parts = re.split(r" (?=[\w.]+=)", run.settings) if run.settings else ()
-    found = {key: value for key, _, value in (part.partition("=") for part in parts)}
+    """Return what a grid set, sorted by key, but for the stream that the folder's name says."""
+    found = whole_settings(run)
     if "data.size" in found and run.path.parent.name.startswith(found["data.size"]):
         del found["data.size"]
     return found
+
+
+def whole_settings(run: KeptRun) -> dict[str, str]:
+    """Return all that a grid set, sorted by key."""
+    # A value may hold blanks: "replay={memory: 500, share: 0.5} tuner.rank=8".
+    parts = re.split(r" (?=[\w.]+=)", run.settings) if run.settings else []
+    return {key: value for key, _, value in (part.partition("=") for part in sorted(parts))}
 
 
 def method_label(run: KeptRun) -> str:

@@ -186,7 +186,7 @@ def _seeded(
         recipe = load_recipe(str(path), [*words, *of_stream])
         streams.add(recipe.data.stream)
         for seed in asked.seeds or (recipe.seed,):
-            name = _name(recipe.method, seed, stream_seed, settings)
+            name = cell_name(recipe.method, seed, stream_seed, settings)
             run = folder / name
             own = [f"seed={seed}", *of_stream, f"run_dir={run}"]
             of_cell = recipe.model_copy(update={"seed": seed, "run_dir": str(run)})
@@ -199,9 +199,10 @@ def _seeded(
         raise RecipeError([Problem(Place(COMMAND_LINE), "--stream-seeds", message, fix)])
 
 
-def _name(method: str, seed: int, stream_seed: int | None, settings: Settings) -> str:
-    """The run's folder: what it differs in. Letters that no file's name should have are replaced,
-    and part of a hash then keeps two values apart."""
+def cell_name(method: str, seed: int, stream_seed: int | None, settings: Settings) -> str:
+    """The run's folder: what it differs in, whatever the order of the axes. Letters that no file's
+    name should have are replaced, and part of a hash then keeps two values apart."""
+    settings = tuple(sorted(settings))
     short = short_names([key for key, _ in settings])
     parts = [method, f"seed{seed}", *([] if stream_seed is None else [f"stream{stream_seed}"])]
     text = "-".join([*parts, *(f"{short[key]}={value}" for key, value in settings)])

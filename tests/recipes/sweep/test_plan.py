@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from data_prep.mini.mixtures import SIZES
+from eval.study.groups import whole_settings
+from eval.study.run_csv import read_run
 from recipes.arguments import parse
 from recipes.cli import main
 from recipes.config.loading import load_recipe
@@ -24,7 +26,7 @@ from recipes.sweep.axes import (
     short_names,
     sweep_block,
 )
-from recipes.sweep.cells import Sweep, find_sweep, plan_sweep, read_cells
+from recipes.sweep.cells import Sweep, cell_name, find_sweep, plan_sweep, read_cells
 
 NO_SWEEP = Path("recipes/tiny.yaml")
 
@@ -106,6 +108,25 @@ def test_runs_are_named_by_what_differs(toy_yaml: Callable[..., Path]) -> None:
         "later.learning_rate",
         "rank",
     ]
+
+
+def test_the_order_of_the_axes_is_not_in_the_name(toy_yaml: Callable[..., Path]) -> None:
+    rank, epochs = ["--grid", "tuner.rank=4"], ["--grid", "schedule.epochs=2"]
+    one, other = plan(toy_yaml(), *rank, *epochs), plan(toy_yaml(), *epochs, *rank)
+    assert [cell.name for cell in one.cells] == [cell.name for cell in other.cells]
+    assert one.cells[0].name.endswith("seed0-epochs=2-rank=4")
+
+
+@pytest.mark.parametrize("folder", ["results", "tuning"])
+def test_a_sweep_finds_every_committed_csv(folder: str) -> None:
+    """By its name; otherwise the run would be made again, and stand there twice."""
+    for path in sorted(Path("docs", folder).rglob("*-stream*.csv")):
+        run = read_run(path)
+        settings = whole_settings(run)
+        if "tuner.sentence" in settings and "sentence=" not in path.name:
+            del settings["tuner.sentence"]  # the method's own
+        name = cell_name(run.method, run.seed, run.stream_seed, tuple(settings.items()))
+        assert path.stem == name
 
 
 def test_values_that_no_file_may_be_called_stay_apart(toy_yaml: Callable[..., Path]) -> None:
