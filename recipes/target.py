@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import yaml
 
 from data_prep.files import write_text
 from recipes import REPO
@@ -47,6 +50,7 @@ def load_target(options: argparse.Namespace) -> Recipe:
     options.loaded = recipe_here, overrides
     if options.command == "sweep":
         options.sweep = plan_sweep(Path(recipe_here), options)
+        _remark([cell.recipe for cell in options.sweep.cells], recipe_here, overrides)
         return options.sweep.cells[0].recipe
     of_one = options.of_sweep or options.of_run
     if not of_one and sweep_block(Path(recipe_here)) is not None:  # which of them would be a guess
@@ -54,7 +58,41 @@ def load_target(options: argparse.Namespace) -> Recipe:
         raise RecipeError(
             [Problem(Place(recipe_here), "sweep", message, f"{fix} {options.recipe}")]
         )
-    return load_recipe(recipe_here, overrides)
+    recipe = load_recipe(recipe_here, overrides)
+    if options.command in _REMARKING and not of_one:
+        _remark([recipe], recipe_here, overrides)
+    return recipe
+
+
+_REMARKING = ("run", "validate", "plan")
+
+
+def _remark(recipes: Sequence[Recipe], file: str, overrides: Sequence[str]) -> None:
+    """Says on standard error what a user asked for that has no effect, or not the expected one."""
+    words = [word.partition("=")[0] for word in overrides]
+    written = {
+        key.removeprefix("tuner."): COMMAND_LINE for key in words if key.startswith("tuner.")
+    }
+    if file not in map(str, (REPO / "recipes").glob("*.yaml")):  # shipped ones serve all methods
+        block = yaml.safe_load(Path(file).read_text(encoding="utf-8")).get("tuner") or {}
+        written = {key: file for key in block} | written
+    lines = []
+    for recipe in recipes:
+        for key in recipe.unused_tuner_keys:
+            if key in written:
+                has = ", ".join(sorted(recipe.own_tuner_keys)) or "no option"
+                lines.append(
+                    f"{written[key]}: tuner.{key} does nothing: method {recipe.method} has {has}"
+                )
+        later = recipe.schedule.later
+        if recipe.slow_weights is not None and not later.lr_scheduler_type.startswith("constant"):
+            lines.append(
+                f"slow_weights beside schedule.later.lr_scheduler_type {later.lr_scheduler_type}: "
+                "an average wants a rate that stays; schedule.later.lr_scheduler_type=constant "
+                "schedule.later.warmup_ratio=0.0 (docs/methods.md)"
+            )
+    for line in dict.fromkeys(lines):
+        print(f"note: {line}", file=sys.stderr)
 
 
 def _word(name: str) -> str:

@@ -347,9 +347,19 @@ def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> R
     elsewhere = leaf_names(Recipe)
     for name in sorted(known_tuner_keys() - {"preset"}):
         elsewhere.setdefault(name, f"tuner.{name}")
+    of_blocks: list[Problem] = []
+    if isinstance(tuner := values.get("tuner"), dict):
+        of_blocks = check_tuner_block(tuner, _tuner_type(values), places, elsewhere)
+        # Rules over several keys need options that the tuner takes.
+        refused_keys = {problem.key for problem in of_blocks}
+        tuner = {key: value for key, value in tuner.items() if f"tuner.{key}" not in refused_keys}
+        values = {**values, "tuner": tuner}
+    if isinstance(values.get("swift"), dict):
+        of_blocks += check_swift_block(values["swift"], places, "swift")
     recipe = None
     try:
         recipe = Recipe.model_validate(values)
+        problems += rule_problems(cross_field_problems(recipe), places)
     except ValidationError as error:
         known = ("extends", "sweep")
         refused = from_pydantic(error, Recipe, places, elsewhere, also_known=known)
@@ -357,13 +367,7 @@ def _check(values: dict[str, Any], places: Places, problems: list[Problem]) -> R
         rest = _accepted(values, error)
         broken = cross_field_problems(rest) if rest is not None else []
         problems += [*refused, *rule_problems(apart_from(refused, broken), places)]
-    if isinstance(values.get("tuner"), dict):
-        tuner_type = _tuner_type(values)
-        problems += check_tuner_block(values["tuner"], tuner_type, places, elsewhere)
-    if isinstance(values.get("swift"), dict):
-        problems += check_swift_block(values["swift"], places, "swift")
-    if recipe is not None:
-        problems += rule_problems(cross_field_problems(recipe), places)
+    problems += of_blocks
     return recipe
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from difflib import get_close_matches
 from pathlib import Path
 
 from PIL import Image
@@ -71,7 +72,7 @@ def export(
         recorded = read_manifest(adapter.layout).get("versions", {})
         write_json(folder / VERSIONS, {"trained_with": recorded, "exported_with": versions()})
     lines = _summary(adapter, target, name, licence, local and not base_name and not merged)
-    return lines + ([] if instruction is None else [_folded(adapter, instruction)])
+    return lines + ([] if instruction is None else [scope_text(adapter, instruction)])
 
 
 def _check(adapter: FinishedAdapter, target: Path, merged: bool, instruction: str | None) -> None:
@@ -136,21 +137,32 @@ def pictures_of(adapter: FinishedAdapter, text: str) -> int:
     if IMAGE in text:
         return text.count(IMAGE)
     asked = asked_questions(adapter.layout)
-    same = (each for each in asked if _text(each) == text.strip())
+    same = (each for each in asked if _without_marks(_text(each)) == text.strip())
     return len(next(same, asked[0] if asked else {}).get("images") or [])
 
 
 def _text(question: Record) -> str:
-    return str(question["messages"][-1]["content"]).replace(IMAGE, "").strip()
+    return str(question["messages"][-1]["content"])
 
 
-def _folded(adapter: FinishedAdapter, instruction: str) -> str:
+def _without_marks(text: str) -> str:
+    return text.replace(IMAGE, "").strip()
+
+
+def scope_text(adapter: FinishedAdapter, instruction: str) -> str:
+    """For which prompts alone the written LoRA is the adapter, and whether the run has such."""
     count = pictures_of(adapter, instruction)
     where = "where it marks them" if IMAGE in instruction else "before it"
-    return (
-        f"for prompts of {instruction!r} alone, with {count} picture{'s' * (count != 1)} {where}; "
-        f"where yours have others, mark each with {IMAGE} in --instruction"
+    said = (
+        f"for prompts of exactly {instruction!r} alone, with {count} "
+        f"picture{'s' * (count != 1)} {where}; where yours have others, mark each with {IMAGE} in "
+        "--instruction"
     )
+    texts = {_without_marks(_text(each)) for each in asked_questions(adapter.layout)}
+    if texts and (text := _without_marks(instruction)) not in texts:
+        nearest = get_close_matches(text, texts, 1, 0)[0]
+        said += f"\nno test question of the run has this text; the nearest: {nearest!r}"
+    return said
 
 
 def _merge(adapter: FinishedAdapter, folder: Path) -> None:

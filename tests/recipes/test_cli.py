@@ -107,6 +107,41 @@ def test_a_wrong_recipe_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> No
     assert err.strip().endswith("1 problem in the recipe.")
 
 
+def test_what_has_no_effect_is_told(
+    toy_yaml: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On standard error, of what the user wrote alone: a shipped recipe serves all methods."""
+    file = str(toy_yaml(tuner={"rank": 4, "num_experts": 2}))
+    lora = "does nothing: method lora has alpha, dropout, rank, targets"
+
+    def told(*words: str) -> list[str]:
+        main([*words])
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+
+    assert told("tiny", "--validate", "method=lora") == []
+    wrong = ["method=lora", "tuner.token_router=banana"]
+    line = f"note: command line: tuner.token_router {lora}"
+    assert told("validate", "tiny", *wrong) == [line]
+    assert told("plan", "tiny", "--quick", *wrong) == [line]
+    assert told("sweep", "tiny", *wrong, "--grid", "tuner.rank=4,8", "--dry-run") == [line]
+    assert told("tiny", "--dry-run", *wrong) == [line]
+    assert told("validate", file, "method=lora") == [f"note: {file}: tuner.num_experts {lora}"]
+    assert told("validate", file, "method=strlora") == []
+    (slow,) = told("validate", "tiny", "method=lora", "slow_weights={}")
+    assert "schedule.later.lr_scheduler_type=constant schedule.later.warmup_ratio=0.0" in slow
+    assert told("validate", "tiny", "method=strlora_signed") == []
+
+
+def test_a_value_that_one_method_refuses_ends_no_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    """The preset rules of strlora_released read a tuner that could not be made of it."""
+    assert main(["plan", "smoke", "--quick", "tuner.task_router=fixed", "method=lora"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (row,) = [words for words in rows if words[:1] == ["strlora_released"]]
+    assert row[1:3] == ["not", "possible:"]
+    assert main(["validate", "smoke", "method=strlora_released", "tuner.task_router=fixed"]) == 2
+    assert "tuner.task_router: found 'fixed', but input" in capsys.readouterr().err
+
+
 def test_too_few_chunks_in_the_stream(
     toy_yaml: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

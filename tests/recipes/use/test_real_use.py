@@ -88,7 +88,8 @@ def test_one_instruction_s_lora_answers_by_peft_alone(tmp_path: Path) -> None:
     command += ["--instruction", text, "--base-name", str(BASE)]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"for prompts of {text!r} alone, with 1 picture before it; where" in done.stdout
+    assert f"for prompts of exactly {text!r} alone, with 1 picture before it; " in done.stdout
+    assert "no test question" not in done.stdout
     assert json.loads((out / "adapter_config.json").read_text())["peft_type"] == "LORA"
     assert "strlora_tuner" not in (out / "README.md").read_text()
     answers = list(recorded(run, "VQAv2").items())[:2]

@@ -17,7 +17,7 @@ from recipes.config.loading import load_recipe
 from recipes.run.commands import deploy_command
 from recipes.run_folder.manifest import RunChanged
 from recipes.use.ask import asked_questions, checked_turns
-from recipes.use.export import export, pictures_of
+from recipes.use.export import export, pictures_of, scope_text
 from recipes.use.finished_adapter import UseError, open_adapter
 from recipes.use.push import push
 from recipes.use.serve import serve
@@ -106,8 +106,14 @@ def test_a_text_that_was_asked_has_its_own_question_s_pictures(run: Path) -> Non
     write_jsonl(adapter.layout.prompts, asked)
     texts = ("What is it?", "Why?", "Same? ", "Never asked?", "<image> or <image>: never asked?")
     assert [pictures_of(adapter, text) for text in texts] == [1, 0, 2, 1, 2]
+    unknown = "no test question of the run has this text"
+    assert not [
+        text for text in (*texts[:3], "<image>Why?") if unknown in scope_text(adapter, text)
+    ]
+    assert scope_text(adapter, "Same").endswith(f"{unknown}; the nearest: 'Same?'")
     adapter.layout.prompts.unlink()
     assert pictures_of(adapter, "Why?") == 0
+    assert unknown not in scope_text(adapter, "Why?"), "nothing is known of its questions"
 
 
 def test_a_question_takes_the_form_of_the_run_s_own() -> None:
