@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"eval.study: {difference}; write it anew: python -m eval.study",
                       file=sys.stderr)  # fmt: skip
                 return 1
-            said = ["documents and CSVs agree"]
+            said = ["tables and figures agree with the CSVs (text outside the markers is not read)"]
         else:
             said = [f"written: {path}" for path in write(options.root)]
         print_lines([*said, *map(tables.winner, studies(options.root / RESULTS))])
