@@ -7,8 +7,8 @@
         --batch 2 --seq 2048        # counts memory only, on any machine
 
 Methods take turns in a drawn order and medians over repeats are compared, so that a machine whose
-speed drifts still gives honest ratios. Needs torch, transformers and peft only. All methods wrap
-the same linear layers of one model with shared random weights, at the same total rank.
+speed drifts still gives honest ratios. All methods wrap the same linear layers of one model with
+shared random weights, at the same total rank.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import strlora_tuner
+from recipes import REPO
+from recipes.processes.machine import git, hardware
 from strlora_tuner import StrLoraConfig
 from strlora_tuner.methods import config_class
 from strlora_tuner.methods.slow_weights.average import SlowWeights, adapter_tensors
@@ -352,8 +355,9 @@ def main() -> int:
     if options.json:
         settings: dict[str, Any] = {k: v for k, v in vars(options).items() if k != "json"}
         report = {"relative_to_peft_lora": relative, "figures": figures, "settings": settings}
-        report |= {"rounds": rounds, "profile_ms": times}
-        options.json.write_text(json.dumps({**report, "torch": torch.__version__}, indent=1))
+        report |= {"rounds": rounds, "profile_ms": times, "torch": torch.__version__}
+        report |= {"machine": hardware(), "git": git(REPO), "date": date.today().isoformat()}
+        options.json.write_text(json.dumps(report, indent=1))
     return 0
 
 
