@@ -13,7 +13,6 @@ from strlora_tuner.methods.strlora_signed.options import BASE, Options, rows_of_
 class Config(RoutedConfig):
     """Configuration of an adapter with fixed gates; :class:`Options` explains the options."""
 
-    instruction_norm = "running"
     goes_on: bool = field(
         default=False, metadata={"help": "Whether an earlier chunk has trained the adapter."}
     )

@@ -22,6 +22,7 @@ class Options(AdapterOptions):
         "embedder",
         "embedding_width",
         "sentence",
+        "instruction_norm",
     )
     scheduled: ClassVar[tuple[str, ...]] = ("instruction_statistics", "instruction_count")
     layer_tensors: ClassVar[tuple[str, ...]] = ("A", "B", "map_seed", "map_check")
@@ -57,6 +58,12 @@ class Options(AdapterOptions):
         384, ge=1, description="Width of the embedder's vectors, where there is one."
     )
     sentence: Literal["prompt", "template", "task"] = sentence_option()
+    instruction_norm: Literal["running", "none"] = option(
+        "running",
+        description="What the maps see of the instruction vector t. running: (t - m) / sigma with "
+        "running statistics of the instructions seen so far, carried with the adapter. none: t "
+        "itself, whose largest part all instructions share; for ablations.",
+    )
     instruction_statistics: Literal["count", "hold"] = option(
         "count",
         description="How the running mean and scale of the instructions move from the second chunk "
