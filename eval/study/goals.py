@@ -83,10 +83,11 @@ def table(results: Path) -> str:
     text = markdown(head, [[str(cell) for cell in row] for row in found], words=3)
     return (
         f"{text}\n\n{PRESET} minus the other, in points, over the n streams that both ran on; each "
-        f"goal wants {STREAMS_WANTED} or more. Every method that keeps no data: of those that ran on "
-        "more than half of the streams the nearest is named. Met: the mean reaches the goal; not sure: the interval has values on both sides of "
-        f"it; not measured: fewer than two streams; 0.0 may be rounded from just below 0. Step, token: {PRESET}'s seconds over LoRA's, "
-        "n repeats of one run (`benchmarks/tuner_speed.py`)."
+        f"goal wants {STREAMS_WANTED} or more. Every method that keeps no data: of those that ran "
+        "on more than half of the streams the nearest is named. Met: the mean reaches the goal; "
+        "not sure: the interval has values on both sides of it; not measured: fewer than two "
+        "streams; 0.0 may be rounded from just below 0. Step, token: "
+        f"{PRESET}'s seconds over LoRA's, n repeats of one run (`benchmarks/tuner_speed.py`)."
     )
 
 

@@ -105,6 +105,9 @@ def _run(path: Path, rows: list[dict[str, str]]) -> KeptRun:
         first[column] = int(row["first"]) if row["first"] else None
         # Every row of a chunk repeats its seconds.
         seconds[row["chunk"]] = float(row["train_seconds"]) + float(row["eval_seconds"])
+    for chunk, lacking in enumerate(np.isnan(values)):
+        if lacking.any() and not lacking.all():
+            raise ValueError(f"chunk {chunk} has no row of {tasks[int(lacking.argmax())]}")
     one = rows[0]
     return KeptRun(
         path=path,

@@ -252,7 +252,8 @@ def below(study: Study, name: str) -> str:
         for average, last in zip(*columns, strict=True)
         if min(average.difference, last.difference) > 0
     ]
-    return f"Below {reference.name} in Avg and in Last, on the same streams: {', '.join(found)}."
+    said = f"Mean Avg and mean Last below {reference.name}'s on the same streams, untested"
+    return f"{said}: {', '.join(found)}."
 
 
 def machines(first: Study, second: Study) -> str:

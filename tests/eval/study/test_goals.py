@@ -165,6 +165,7 @@ def test_what_ends_below_a_method_is_named_with_its_distance(tmp_path: Path) -> 
     keep(tmp_path, "olora", 1, [(0, 0), (60, 60), (60, 60), (50, 50)])  # Avg 56.7, Last 50
     keep(tmp_path, "joint", 0, [(0, 0), (9, 9)], keeps="all data", first=("", ""), chunks=(0, 3))
     assert tables.below(read_study(tmp_path), "LoRA") == (
-        "Below LoRA in Avg and in Last, on the same streams: MoELoRA (−3.0 and −3.0, n = 2)."
+        "Mean Avg and mean Last below LoRA's on the same streams, untested: "
+        "MoELoRA (−3.0 and −3.0, n = 2)."
     )
     assert tables.below(read_study(tmp_path), "EWC") == tables.NOTHING

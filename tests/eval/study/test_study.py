@@ -366,6 +366,11 @@ def test_what_cannot_be_read_is_named(repository: Path, capsys: pytest.CaptureFi
     copy.write_text("chunk,task\n1,A\n", "utf-8")
     assert main(asked) == 2
     assert "copy.csv: expected rows of method, seed" in capsys.readouterr().err
+    lines = (results / "x-seed0-stream00.csv").read_text("utf-8").splitlines(keepends=True)
+    copy.write_text("".join(lines[:-1]), "utf-8")
+    assert main(asked) == 2
+    assert "copy.csv: " in (told := capsys.readouterr().err)
+    assert "chunk 3 has no row of B" in told
     copy.unlink()
     page = repository / "README.md"
     page.write_text("<!-- study: score docs/results/tiny -->\n<!-- study ends -->\n", "utf-8")
