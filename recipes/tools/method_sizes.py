@@ -73,7 +73,7 @@ def sizes_text(rows: Sequence[MethodSize]) -> Iterator[str]:
     """The rows as a table of lines."""
     if not rows:
         return
-    yield "\nmethods at these settings    rank    trained   to lora     stored at the end"
+    yield "\nmethods at these settings    rank    trained   to lora   to answer, at the end"
     for row in rows:
         if row.why is not None:
             yield f"  {row.method:<24} not possible: {row.why}"
