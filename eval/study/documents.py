@@ -15,6 +15,7 @@ The parts, each with the folders or files that it takes:
     below FOLDER             the methods that end below plain LoRA
     routing FOLDER           measures of routing beside what was forgotten
     tasks FOLDER             the preset beside LoRA with slow weights, task by task
+    across FOLDER            the same two on every stream whose results lie below FOLDER
     goals FOLDER             the goals that were set before, and which of them are met
 
 `methods=lora,er` behind scores or figure leaves the others out, as `run_stream.sh` names them, and
@@ -33,14 +34,14 @@ from pathlib import Path
 from data_prep.files import write_text
 from eval.charts.figure import counted
 from eval.compare.names import printed
-from eval.study import goals, routing_table, stream_figure, tables, task_table
+from eval.study import across_streams, goals, routing_table, stream_figure, tables, task_table
 from eval.study.groups import Study, read_study
 
 DOCUMENTS = (Path("README.md"), Path("docs/study.md"))
 RESULTS = Path("docs/results")
 # How many paths each takes.
 PARTS = {"scores": 1, "figure": 2, "machines": 2, "streams": 1, "finding": 1, "goals": 1}
-PARTS |= {"below": 1, "routing": 1, "tasks": 1}
+PARTS |= {"below": 1, "routing": 1, "tasks": 1, "across": 1}
 _BLOCK = re.compile(
     r"(?P<head><!-- study: (?P<words>[^\n]+?) -->\n)(?P<body>.*?)(?P<end><!-- study ends -->)",
     re.DOTALL,
@@ -135,6 +136,7 @@ _OF_FOLDER: dict[str, Callable[[Path], str]] = {
     "below": lambda folder: tables.below(read_study(folder), printed("lora")),
     "routing": lambda folder: routing_table.table(read_study(folder)),
     "tasks": task_table.table,
+    "across": lambda results: across_streams.table(studies(results)),
 }
 
 

@@ -117,7 +117,7 @@ def lead_table(study: Study) -> str:
              for word in ("difference", "95 % interval", "p (Holm)")]  # fmt: skip
     rows = []
     for each in zip(*columns.values(), strict=True):
-        cells = [part for lead in each for part in _lead_cells(lead)]
+        cells = [part for lead in each for part in lead_cells(lead)]
         rows.append([each[0].other.name, str(max(lead.pairs for lead in each)), *cells])
     note = (
         f"{ranked[0].name} minus the other, in points, over runs that share the seeds of stream "
@@ -126,7 +126,8 @@ def lead_table(study: Study) -> str:
     return f"{markdown(head, rows)}\n\n{note}"
 
 
-def _lead_cells(lead: Lead) -> list[str]:
+def lead_cells(lead: Lead) -> list[str]:
+    """Return difference, interval and corrected p, as far as there are any."""
     if not lead.pairs:
         # No shared runs, or the score is not defined of one of the two.
         return [UNKNOWN, UNKNOWN, UNKNOWN]
@@ -198,7 +199,7 @@ def winner(study: Study) -> str:
         found = leads(best, [group for group in study.groups if group is not best], key)
         found = [lead for lead in found if lead.other in rivals]
         nearest = min(found, key=lambda lead: lead.difference)
-        difference, interval, p = _lead_cells(nearest)
+        difference, interval, p = lead_cells(nearest)
         sure = interval
         if nearest.pairs > 1:
             sure = f"95 % interval {interval}, p {p}{'' if _shown(nearest) else ': not shown'}"
@@ -226,9 +227,9 @@ def keepers(study: Study) -> str:
     other, said = max(keeping, key=lambda group: group.mean(RANKED_BY)), []
     for key in RANKS:
         (lead,) = leads(ranked[0], [other], key)
-        interval = _lead_cells(lead)[1]
+        interval = lead_cells(lead)[1]
         sure = f"95 % interval {interval}" if lead.pairs > 1 else interval
-        said.append(f"{SCORE[key].title} {_lead_cells(lead)[0]} ({sure})")
+        said.append(f"{SCORE[key].title} {lead_cells(lead)[0]} ({sure})")
     return (
         f"the best of those that keep old data, {other.name} ({other.keeps}), has Avg "
         f"{percent(other.mean(RANKED_BY))}, Last {percent(other.mean('last'))} (n = "
