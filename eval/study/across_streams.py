@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.charts.figure import counted
-from eval.metrics import SCORE
 from eval.significance import holm
 from eval.study.goals import PRESET, SLOW_LORA
 from eval.study.groups import Lead, Study, leads
-from eval.study.tables import NOTHING, RANKS, lead_cells, markdown
+from eval.study.tables import LEAD_HEADS, NOTHING, RANKS, lead_cells, markdown
 
 # What is behind a name, for the reader; of all other folders the name has to do.
 WHAT = {
@@ -38,9 +37,7 @@ def table(studies: Sequence[Study]) -> str:
         return NOTHING
     found.sort(key=lambda row: -row[1][0].difference)
     columns = [_corrected(column) for column in zip(*(row[1] for row in found), strict=True)]
-    head = ["stream", "what it is", "n"]
-    head += [f"{SCORE[key].title}: {word}" for key in RANKS
-             for word in ("difference", "95 % interval", "p (Holm)")]  # fmt: skip
+    head = ["stream", "what it is", "n", *LEAD_HEADS]
     rows = []
     for (name, _), *of_stream in zip(found, *columns, strict=True):
         cells = [part for lead in of_stream for part in lead_cells(lead)]

@@ -20,6 +20,8 @@ NOTHING = "No run is committed yet."
 FEW = ("last", RANKED_BY, "forgetting", "lost")
 ALL = (*FEW, "maf", "backward", "forward")
 RANKS = (RANKED_BY, "last")
+LEAD_HEADS = [f"{SCORE[key].title}: {word}" for key in RANKS
+              for word in ("difference", "95 % interval", "p (Holm)")]  # fmt: skip
 UNKNOWN = percent(None)
 
 
@@ -112,9 +114,7 @@ def lead_table(study: Study) -> str:
     if not others:
         return "One method: nothing to compare it with." if study.groups else NOTHING
     columns = {key: leads(ranked[0], others, key) for key in RANKS}
-    head = ["against", "pairs"]
-    head += [f"{SCORE[key].title}: {word}" for key in columns
-             for word in ("difference", "95 % interval", "p (Holm)")]  # fmt: skip
+    head = ["against", "pairs", *LEAD_HEADS]
     rows = []
     for each in zip(*columns.values(), strict=True):
         cells = [part for lead in each for part in lead_cells(lead)]

@@ -106,6 +106,15 @@ def test_a_variant_of_the_best_is_not_its_rival_where_others_are(tmp_path: Path)
     assert "EWC" not in told
 
 
+def test_settings_in_another_order_are_the_same(tmp_path: Path) -> None:
+    for seed, settings in enumerate(
+        ("tuner.rank=8 ewc={weight: 1}", "ewc={weight: 1} tuner.rank=8")
+    ):
+        keep(tmp_path, "x", seed, [(0, 0)] * 4, settings=settings)
+    (group,) = read_study(tmp_path).groups
+    assert (group.name, group.n) == ("x + EWC {weight: 1}, rank 8", 2)
+
+
 def test_a_method_that_shares_no_stream_is_not_ranked(tmp_path: Path) -> None:
     for seed in (0, 1):
         keep(tmp_path, "x", seed, [(0, 0), *[(50, 50)] * 3])
