@@ -108,11 +108,11 @@ def test_a_variant_of_the_best_is_not_its_rival_where_others_are(tmp_path: Path)
 
 def test_settings_in_another_order_are_the_same(tmp_path: Path) -> None:
     for seed, settings in enumerate(
-        ("tuner.rank=8 ewc={weight: 1}", "ewc={weight: 1} tuner.rank=8")
+        ("tuner.rank=8 ewc={weight: 1} tuner.alpha=4", "tuner.alpha=4 tuner.rank=8 ewc={weight: 1}")
     ):
         keep(tmp_path, "x", seed, [(0, 0)] * 4, settings=settings)
     (group,) = read_study(tmp_path).groups
-    assert (group.name, group.n) == ("x + EWC {weight: 1}, rank 8", 2)
+    assert (group.name, group.n) == ("x + EWC {weight: 1}, alpha 4, rank 8", 2)
 
 
 def test_a_method_that_shares_no_stream_is_not_ranked(tmp_path: Path) -> None:
