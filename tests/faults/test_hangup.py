@@ -77,7 +77,8 @@ def test_what_is_ignored_at_the_start_stays_ignored(
 
 
 def test_a_reader_that_goes_away_ends_no_run(toy_yaml: Callable[..., Path], tmp_path: Path) -> None:
-    run = [sys.executable, "-m", "tests.recipes.fake_run", str(toy_yaml())]
+    recipe = toy_yaml(tuner={"rank": 8})  # nothing in it that the run would remark upon
+    run = [sys.executable, "-m", "tests.recipes.fake_run", str(recipe)]
     process = subprocess.Popen(run, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
