@@ -9,7 +9,6 @@ from strlora_tuner.embedder_files import PACKAGE
 from strlora_tuner.options import AdapterOptions, option, sentence_option
 
 USUAL_EXPERTS = 32
-KEPT = 0.5
 BASE = "base"
 
 
@@ -46,7 +45,7 @@ class Options(AdapterOptions):
         "turn the same rows.",
     )
     keep: float = option(
-        KEPT, gt=0, lt=1, description="With gate topk: the share k / E of experts that are kept."
+        0.5, gt=0, lt=1, description="With gate topk: the share k / E of experts that are kept."
     )
     embedder: str = option(
         BASE,
@@ -85,11 +84,6 @@ class Options(AdapterOptions):
             problems.append(
                 f"expert_rank = {options.expert_rank} does not divide rank = {options.rank}: every "
                 "expert has as many rows"
-            )
-        if options.gate == "sign" and options.keep != KEPT:
-            problems.append(
-                f"keep = {options.keep} does nothing with gate = sign, which keeps every expert; "
-                "use gate = topk or leave it out"
             )
         if options.sentence != "prompt" and options.embedder == BASE:
             problems.append(
