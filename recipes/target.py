@@ -84,6 +84,9 @@ def _remark(recipes: Sequence[Recipe], file: str, overrides: Sequence[str]) -> N
                 lines.append(
                     f"{written[key]}: tuner.{key} does nothing: method {recipe.method} has {has}"
                 )
+        for key, cause in recipe.tuner_options.idle_options().items():
+            if key in written:
+                lines.append(f"{written[key]}: tuner.{key} does nothing with tuner.{cause}")
         later = recipe.schedule.later
         if recipe.slow_weights is not None and not later.lr_scheduler_type.startswith("constant"):
             lines.append(

@@ -188,6 +188,10 @@ class AdapterOptions:
         """Names every rule over several fields that `options` (any object with them) breaks."""
         return []
 
+    def idle_options(self) -> dict[str, str]:
+        """Returns {option that does nothing here: the other option's value that makes it so}."""
+        return {}
+
 
 _COMPARISONS = {
     "ge": (operator.ge, "at least"),

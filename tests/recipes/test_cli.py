@@ -130,6 +130,13 @@ def test_what_has_no_effect_is_told(
     (slow,) = told("validate", "tiny", "method=lora", "slow_weights={}")
     assert "schedule.later.lr_scheduler_type=constant schedule.later.warmup_ratio=0.0" in slow
     assert told("validate", "tiny", "method=strlora_signed") == []
+    sign, keep = ["validate", "tiny", "method=strlora_signed"], "tuner.keep=0.25"
+    idle = "tuner.keep does nothing with tuner.gate sign"
+    assert told(*sign, keep) == [f"note: command line: {idle}"]
+    assert told(*sign, keep, "tuner.gate=topk") == []
+    statistics = "tuner.instruction_statistics=count"
+    (none,) = told("validate", "tiny", statistics, "tuner.instruction_norm=none")
+    assert none.endswith("does nothing with tuner.instruction_norm none")
 
 
 def test_a_value_that_one_method_refuses_ends_no_plan(capsys: pytest.CaptureFixture[str]) -> None:

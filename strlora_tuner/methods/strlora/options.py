@@ -196,6 +196,15 @@ class Options(AdapterOptions):
             )
         return problems
 
+    def idle_options(self) -> dict[str, str]:
+        """Returns {option that does nothing here: the other option's value that makes it so}."""
+        idle = {}
+        if self.token_top_k == self.top_k:
+            idle["unused_expert_gradient"] = f"token_top_k = top_k = {self.top_k}"
+        if self.instruction_norm != "running":
+            idle["instruction_statistics"] = f"instruction_norm {self.instruction_norm}"
+        return idle
+
 
 def stability_acts(options: Any) -> bool:
     """Whether the stability term of `options` (any object with them) has anything to act on."""

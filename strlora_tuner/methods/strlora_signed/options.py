@@ -92,6 +92,19 @@ class Options(AdapterOptions):
             )
         return problems
 
+    def idle_options(self) -> dict[str, str]:
+        """Returns {option that does nothing here: the other option's value that makes it so}."""
+        idle = {}
+        if self.gate == "sign":
+            idle["keep"] = "gate sign"
+        if self.embedder == BASE:
+            idle["embedding_width"] = f"embedder {BASE}"
+        if self.instruction_norm == "none":
+            idle |= dict.fromkeys(
+                ("instruction_statistics", "instruction_count"), "instruction_norm none"
+            )
+        return idle
+
 
 def rows_of_expert(rank: int, expert_rank: int) -> int:
     """Rows of A that share a gate."""
