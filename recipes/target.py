@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,7 +50,9 @@ def load_target(options: argparse.Namespace) -> Recipe:
     options.loaded = recipe_here, overrides
     if options.command == "sweep":
         options.sweep = plan_sweep(Path(recipe_here), options)
-        _remark([cell.recipe for cell in options.sweep.cells], recipe_here, overrides)
+        cells = options.sweep.cells
+        axes = {word for cell in cells for word in cell.overrides} - set(overrides)
+        _remark([cell.recipe for cell in cells], recipe_here, overrides, axes)
         return options.sweep.cells[0].recipe
     of_one = options.of_sweep or options.of_run
     if not of_one and sweep_block(Path(recipe_here)) is not None:  # which of them would be a guess
@@ -67,12 +69,14 @@ def load_target(options: argparse.Namespace) -> Recipe:
 _REMARKING = ("run", "validate", "plan")
 
 
-def _remark(recipes: Sequence[Recipe], file: str, overrides: Sequence[str]) -> None:
+def _remark(
+    recipes: Sequence[Recipe], file: str, overrides: Sequence[str], axes: Iterable[str] = ()
+) -> None:
     """Says on standard error what a user asked for that has no effect, or not the expected one."""
-    words = [word.partition("=")[0] for word in overrides]
-    written = {
-        key.removeprefix("tuner."): COMMAND_LINE for key in words if key.startswith("tuner.")
-    }
+    written: dict[str, str] = {}
+    for place, words in (("sweep", axes), (COMMAND_LINE, overrides)):
+        keys = [word.partition("=")[0] for word in words if word.startswith("tuner.")]
+        written |= {key.removeprefix("tuner."): place for key in keys}
     if file not in map(str, (REPO / "recipes").glob("*.yaml")):  # shipped ones serve all methods
         block = yaml.safe_load(Path(file).read_text(encoding="utf-8")).get("tuner") or {}
         written = {key: file for key in block} | written

