@@ -21,12 +21,12 @@ def _python_value(text: str) -> Any:
 
 
 def options_from_environment(
-    environment: Mapping[str, str], kind: type[AdapterOptions]
+    environment: Mapping[str, str], kind: type[AdapterOptions], rank: int
 ) -> dict[str, Any]:
     """Returns the ``strlora_*`` options of this run, checked, as the host exported them.
 
     ms-swift gives a tuner's `from_pretrained` no arguments, but exports `--model_kwargs` in upper
-    case. Only options that were given are returned.
+    case. Only options that were given are returned. `rank` is that of the adapter that it loads.
 
     Raises:
         ValueError: an unknown option or preset, or a value out of bounds.
@@ -39,8 +39,6 @@ def options_from_environment(
     }
     if not given:
         return {}
-    # The rank follows the adapter; any that the experts divide will do here.
-    rank = given.get(f"{PREFIX}num_experts", 64)
     checked = options_from_host(given, kind, rank=rank)
     names = {key.removeprefix(PREFIX) for key in given} - {"preset"}
     # A preset also speaks for the options that it leaves at their defaults.

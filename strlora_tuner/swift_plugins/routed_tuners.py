@@ -179,7 +179,7 @@ class RoutedTuner(PeftTuner):
         trainable = bool(kwargs.get("is_trainable", False))
         require_teacher = False
         if trainable:
-            options = options_from_environment(os.environ, cls.config_class.options_class)
+            options = options_from_environment(os.environ, config.options_class, config.r)
             config, require_teacher = carried_config(config, options, model_id)
         wrapped = PeftModel.from_pretrained(model, model_id, config=config, **kwargs)
         tuner = tuner_of(wrapped)

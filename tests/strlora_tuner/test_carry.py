@@ -7,6 +7,8 @@ import torch
 
 from strlora_tuner.core.carry import carried_config, options_from_environment
 from strlora_tuner.methods.strlora.options import Options
+from strlora_tuner.methods.strlora_signed.config import Config as SignedConfig
+from strlora_tuner.methods.strlora_signed.options import Options as Signed
 from tests.strlora_tuner.models import adapted, config, text_model
 
 
@@ -22,6 +24,7 @@ def test_options_come_from_the_environment_checked():
             "PATH": "x",
         },
         Options,
+        8,
     )
     assert given == {
         "stability_weight": 0.3,
@@ -29,10 +32,28 @@ def test_options_come_from_the_environment_checked():
         "top_k": 1,
         "token_top_k": 1,
     }
-    assert options_from_environment({"PATH": "x"}, Options) == {}
-    for experts in (3, 7, 64):  # whatever the rank is, the adapter's own decides
-        number = {"num_experts": experts}
-        assert options_from_environment({"STRLORA_NUM_EXPERTS": str(experts)}, Options) == number
+    assert options_from_environment({"PATH": "x"}, Options, 8) == {}
+    for experts in (3, 7, 64):
+        environment = {"STRLORA_NUM_EXPERTS": str(experts)}
+        assert options_from_environment(environment, Options, 2 * experts) == {
+            "num_experts": experts
+        }
+    with pytest.raises(ValueError, match="rank = 8 cannot be divided among num_experts = 3"):
+        options_from_environment({"STRLORA_NUM_EXPERTS": "3"}, Options, 8)
+
+
+def test_rows_of_an_expert_divide_the_rank_of_the_adapter_that_is_loaded():
+    given = options_from_environment({"STRLORA_EXPERT_RANK": "3"}, Signed, 12)
+    assert given == {"expert_rank": 3}
+    saved = SignedConfig(r=12, expert_rank=3)
+    assert carried_config(saved, given, "chunk-1")[0].num_experts == 4
+
+
+@pytest.mark.parametrize(("name", "value"), [("gate", "topk"), ("keep", "0.25")])
+def test_the_form_of_fixed_gates_stays(name, value):
+    given = options_from_environment({f"STRLORA_{name.upper()}": value}, Signed, 16)
+    with pytest.raises(ValueError, match=f"chunk-1 cannot be trained on: {name} is"):
+        carried_config(SignedConfig(r=16), given, "chunk-1")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +66,7 @@ def test_options_come_from_the_environment_checked():
 )
 def test_wrong_options_are_refused(name, value, message):
     with pytest.raises(ValueError, match=message):
-        options_from_environment({name: value}, Options)
+        options_from_environment({name: value}, Options, 8)
 
 
 def test_schedule_changes_and_structure_does_not():
@@ -62,7 +83,7 @@ def test_schedule_changes_and_structure_does_not():
 
 def test_a_preset_that_disagrees_with_the_adapter_is_refused():
     given = options_from_environment(
-        {"STRLORA_PRESET": "released", "STRLORA_ROUTER_DIM": "6"}, Options
+        {"STRLORA_PRESET": "released", "STRLORA_ROUTER_DIM": "6"}, Options, 8
     )
     assert given["token_top_k"] == 1
     with pytest.raises(ValueError, match="instruction_norm is 'running' in the adapter"):

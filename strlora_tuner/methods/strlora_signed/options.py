@@ -17,6 +17,8 @@ class Options(AdapterOptions):
     """LoRA whose rows the instruction turns on and off, or over, by a map that never trains."""
 
     structure: ClassVar[tuple[str, ...]] = (
+        "gate",
+        "keep",
         "expert_rank",
         "map_scope",
         "embedder",

@@ -368,4 +368,5 @@ def test_what_the_orchestrator_tells_a_host_is_no_option_of_the_tuner(method: st
     words = [*command.arguments, "--model_kwargs", "{}"]
     kwargs = json.loads(words[words.index("--model_kwargs") + 1])
     told = {key.upper(): str(value) for key, value in kwargs.items()}
-    options_from_environment(command.environment | told, recipe.options_class)
+    environment = command.environment | told
+    options_from_environment(environment, recipe.options_class, recipe.tuner_options.rank)

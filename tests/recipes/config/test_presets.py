@@ -46,7 +46,8 @@ def layer_at(recipe: Recipe, chunk: int) -> MixtureOfExperts:
     config = Config.from_options(options_from_host(host_keywords(recipe, 1), Options, **sizes))
     if chunk > 1:
         environment = {k.upper(): str(v) for k, v in host_keywords(recipe, chunk).items()}
-        config, _ = carried_config(config, options_from_environment(environment, Options), "a")
+        given = options_from_environment(environment, Options, config.r)
+        config, _ = carried_config(config, given, "a")
     layer = MixtureOfExperts(8, 8, 8, config)
     layer.freeze_untrained()
     return layer
