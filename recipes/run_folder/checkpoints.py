@@ -85,6 +85,8 @@ def incomplete(path: Path, step: int) -> str | None:
     try:
         state = read_json(path / TRAINER_STATE)
         read_shapes(path / WEIGHTS)
+        if (slow := path / both_sets.FILE).is_file():
+            read_shapes(slow)
     except (OSError, ValueError) as error:
         return str(error)
     if state.get("global_step") != step:
@@ -184,7 +186,8 @@ def check_optimizer(folder: Path) -> None:
 def adapter_hashes(adapter: Path) -> dict[str, str]:
     """sha256 of the files that decide what an adapter computes, and what it carries beside them."""
     carried = [name for name in (ewc.FILE, OPTIMIZER) if (adapter / name).is_file()]
-    carried += both_sets.inner_weights(adapter)
+    for name in both_sets.inner_weights(adapter):
+        carried += [name, str(Path(name).with_name(CONFIG))]
     return {name: sha256_file(adapter / name) for name in (CONFIG, WEIGHTS, *carried)}
 
 

@@ -10,9 +10,10 @@ from data_prep.stream import StreamError
 from eval.matrix import read_cells
 from recipes.config.problems import shown
 from recipes.config.schema import Recipe
-from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.layout import OtherWeightsLayout, RunLayout
 from recipes.run_folder.manifest import flat, read_manifest
 from recipes.run_folder.state import load_state
+from strlora_tuner.methods.slow_weights.options import KINDS
 from strlora_tuner.saved import WEIGHTS
 
 # Kinds of differences, in the order in which they explain each other.
@@ -66,13 +67,25 @@ def _changed(old: Any, new: Any, but: tuple[str, ...] = (), both: bool = False) 
 
 
 def _adapters(layout: RunLayout) -> dict[str, str]:
-    chunks = load_state(layout.state).chunks
-    return {f"chunk {c.index}": c.adapter_sha256.get(WEIGHTS, "") for c in chunks if c.trained}
+    """The hash of every tensor file of every chunk's adapter, those of slow or fast weights, too."""
+    return {
+        f"chunk {chunk.index} {name}": digest
+        for chunk in load_state(layout.state).chunks
+        if chunk.trained
+        for name, digest in chunk.adapter_sha256.items()
+        if name.endswith(Path(WEIGHTS).suffix)
+    }
 
 
 def _scores(layout: RunLayout) -> dict[str, str]:
-    cells = read_cells(layout.matrix)
-    return {f"chunk {chunk} {task}": f"{score:.6f}" for (chunk, task), (score, _) in cells.items()}
+    files = {"": layout.matrix}
+    for kind in KINDS:
+        files[f"{kind} weights, "] = OtherWeightsLayout(layout.root, kind).matrix
+    return {
+        f"{weights}chunk {chunk} {task}": f"{score:.6f}"
+        for weights, file in files.items()
+        for (chunk, task), (score, _) in read_cells(file).items()
+    }
 
 
 def as_text(first: Path, second: Path, differing: dict[str, list[str]]) -> Iterator[str]:
@@ -81,7 +94,7 @@ def as_text(first: Path, second: Path, differing: dict[str, list[str]]) -> Itera
     for kind in (*CAUSES, *RESULTS):
         yield f"  {kind:<11} {'the same' if not differing[kind] else 'differs'}"
         yield from (f"    {line}" for line in differing[kind])
-    count = len(_adapters(RunLayout(second)))
+    count = sum(chunk.trained for chunk in load_state(RunLayout(second).state).chunks)
     if any(differing[kind] for kind in RESULTS):
         yield "not reproduced: the first kinds above that differ are where to look"
     else:

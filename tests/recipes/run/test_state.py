@@ -169,6 +169,20 @@ def test_a_checkpoint_without_what_resuming_needs_is_passed_over(tmp_path: Path,
         assert checkpoints.passed_over(tmp_path, found) == []
 
 
+@pytest.mark.parametrize("steps", [2, 3])
+def test_slow_weights_cut_short_are_passed_over(tmp_path: Path, steps: int) -> None:
+    for step in (1, 2):
+        write_checkpoint(tmp_path / f"checkpoint-{step}", step, steps, b"x" * 32)
+        write_weights(tmp_path / f"checkpoint-{step}" / "slow_weights.safetensors", b"x" * 32)
+    slow = tmp_path / "checkpoint-2" / "slow_weights.safetensors"
+    slow.write_bytes(slow.read_bytes()[:-8])
+    found = checkpoints.newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    (said,) = checkpoints.passed_over(tmp_path, found)
+    assert "slow_weights.safetensors" in said
+
+
 def test_the_last_checkpoint_of_a_chunk_needs_only_its_adapter(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "checkpoint-3", 3, 3, b"x" * 32)
     (tmp_path / "checkpoint-3" / "optimizer.pt").unlink()
@@ -239,6 +253,18 @@ def test_installing_leaves_out_what_only_resuming_needs(tmp_path: Path) -> None:
     write_weights(target / "adapter_model.safetensors", b"y" * 32)
     with pytest.raises(CheckpointError, match="was changed"):
         checkpoints.verify_adapter(target, hashes)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_the_set_that_the_next_chunk_trains_from_is_recorded_too(tmp_path: Path, name: str) -> None:
+    write_checkpoint(tmp_path, 3, 3, b"x" * 32)
+    write_checkpoint(tmp_path / "fast", 3, 3, b"y" * 32)
+    hashes = checkpoints.adapter_hashes(tmp_path)
+    checkpoints.verify_adapter(tmp_path, hashes)
+    with (tmp_path / "fast" / name).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(CheckpointError, match=f"fast/{name} was changed"):
+        checkpoints.verify_adapter(tmp_path, hashes)
 
 
 def test_the_lock_names_its_holder_and_is_free_afterwards(tmp_path: Path) -> None:

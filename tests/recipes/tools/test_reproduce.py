@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,22 @@ def test_a_run_is_reproduced_and_what_differs_is_named(
     code, out, _ = finish(Path("reproduce"), str(run), "--compare-only")
     assert code == 1
     assert "not reproduced" in out
+
+    # The set that does not answer is compared, too: the next chunk trains from it.
+    for folder, digest, score in ((run, "0" * 64, "0.5"), (again, "1" * 64, "0.6")):
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        hashes = {"fast/adapter_model.safetensors": digest, "fast/adapter_config.json": digest}
+        state["chunks"][-1]["adapter_sha256"] |= hashes
+        (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        table = f"chunk,task,score,n\n1,AD,{score},4\n"
+        (folder / "matrix-fast.csv").write_text(table, encoding="utf-8")
+    shutil.copyfile(run / "matrix.csv", again / "matrix.csv")
+    code, out, _ = finish(Path("reproduce"), str(run), "--compare-only", "--json")
+    found = json.loads(out)
+    assert code == 1
+    assert len(found["adapters"]) == len(found["scores"]) == 1
+    assert found["adapters"][0].startswith("chunk 2 fast/adapter_model.safetensors: ")
+    assert found["scores"] == ["fast weights, chunk 1 AD: '0.500000', '0.600000'"]
 
 
 @pytest.mark.parametrize(
