@@ -90,7 +90,7 @@ def write_combined(
             question = question_of(record, stream_dir)
             if question not in done:
                 done.add(question)
-                lines.append(_question_line(record))
+                lines.append(question_line(record))
     write_jsonl(out_path, lines)
     return len(lines)
 
@@ -109,7 +109,7 @@ def _question_length(record: JsonObject) -> tuple[int, int]:
     return len(record.get("images") or []), sum(len(m["content"]) for m in record["messages"])
 
 
-def _question_line(record: JsonObject) -> JsonObject:
+def question_line(record: JsonObject) -> JsonObject:
     """Return what the host may know: no answer, no task, and no id, which names the task."""
     return {"messages": _turns_asked(record), "images": record.get("images") or []}
 

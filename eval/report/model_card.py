@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,14 +31,14 @@ class Published:
         base: how others get it; None: as the run names it.
         licence: its licence; None: not known here.
         merged: whether the folder holds one whole model instead of an adapter.
-        instruction: the prompts' text for which alone the folder's LoRA is the run's adapter; None:
-            it is the adapter.
+        prompts: for which alone the folder's LoRA is the run's adapter, as "whose text is ...";
+            None: it is the adapter.
     """
 
     base: str | None = None
     licence: str | None = None
     merged: bool = False
-    instruction: str | None = None
+    prompts: str | None = None
 
 
 def write_model_card(run: RunData, summary: Summary) -> Path | None:
@@ -114,9 +113,8 @@ def model_card(
         stream=run.stream.name if run.stream else "unknown",
         chunk=chunk,
         # PEFT knows plain LoRA by itself.
-        ours=given.instruction is None
+        ours=given.prompts is None
         and str(read_json(folder / CONFIG).get("peft_type", "")) != "LORA",
-        instruction=json.dumps(given.instruction, ensure_ascii=False),
         passes=passes_text(run, folder),
         form=_form(run),
         dtype=run.manifest.block("model").get("dtype") or "float32",

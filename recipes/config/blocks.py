@@ -197,6 +197,8 @@ def declared(options: type[Any], base: type[Block] = Block) -> Any:
     keys: dict[str, Any] = {}
     for item in (item for item in dataclasses.fields(options) if "description" in item.metadata):
         bounds: Any = bounds_of(item)
+        if hints[item.name] is str:
+            bounds["min_length"] = 1
         default = ... if item.default is dataclasses.MISSING else item.default
         info = Field(default, description=item.metadata["description"], **bounds)
         keys[item.name] = (hints[item.name], info)

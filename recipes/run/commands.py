@@ -378,9 +378,7 @@ def _environment(recipe: Recipe, layout: RunLayout) -> dict[str, str]:
     if recipe.model.remote_code:
         environment[REMOTE_CODE] = "1"
     if recipe.task_labels:
-        before = layout.root / "tasks_told.json"  # its name in runs of earlier versions
-        outdated = before.is_file() and not layout.task_labels.is_file()
-        environment[TASKS_FILE] = str((before if outdated else layout.task_labels).resolve())
+        environment[TASKS_FILE] = str(layout.known_labels.resolve())
     # NNODES and NPROC_PER_NODE make ms-swift's launcher call torchrun; without them it starts one
     # process.
     if launcher.nodes > 1:

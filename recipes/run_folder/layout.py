@@ -57,6 +57,12 @@ class RunLayout:
     # The task, or template, of every text, for a method that looks it up; no other run has it.
     task_labels = _InRun("task_labels.json")
 
+    @property
+    def known_labels(self) -> Path:
+        """The table `task_labels`, by the name of earlier versions where only that one is there."""
+        before = self.root / "tasks_told.json"
+        return before if before.is_file() and not self.task_labels.is_file() else self.task_labels
+
     def chunk(self, index: int) -> Path:
         return chunk_folder(self.root, index)
 

@@ -11,9 +11,10 @@ from data_prep.files import read_jsonl
 from recipes.config.recorded import migrate
 from recipes.config.schema import Recipe
 from recipes.processes.machine import hardware
-from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.layout import OtherWeightsLayout, RunLayout
 from recipes.run_folder.manifest import RunChanged, check_same_run, flat, read_manifest, resolved
 from recipes.run_folder.state import StateError, load_state
+from strlora_tuner.methods.slow_weights.options import KINDS
 
 GPU_MEMORY = "memory(GiB)"  # the host's own word in its metrics, on a GPU
 # What another run's recipe may say otherwise: none of it changes the time of a step or of an
@@ -77,9 +78,11 @@ def _measure(layout: RunLayout, steps: Mapping[int, int]) -> Measured | None:
     except StateError:
         return None
     trained = [r for r in records if r.trained and steps.get(r.index)]
-    evaluated = [r.eval_seconds for r in records if r.evaluated and r.eval_seconds]
+    evaluated = [r for r in records if r.evaluated and r.eval_seconds]
     if not trained or not evaluated:
         return None
+    others = [OtherWeightsLayout(layout.root, kind) for kind in KINDS]
+    evaluations = sum(1 + sum(o.evaluated(r.index) for o in others) for r in evaluated)
     main = [r.train_memory_gib for r in trained if r.train_memory_gib]
     on_gpu = []
     for path in (layout.train_metrics(r.index) for r in trained):
@@ -89,8 +92,8 @@ def _measure(layout: RunLayout, steps: Mapping[int, int]) -> Measured | None:
         str(layout.root),
         len(trained),
         sum(r.train_seconds for r in trained) / sum(steps[r.index] for r in trained),
-        len(evaluated),
-        sum(evaluated) / len(evaluated),
+        evaluations,
+        sum(r.eval_seconds for r in evaluated) / evaluations,
         max(main, default=None),
         max(on_gpu, default=None),
     )

@@ -86,8 +86,9 @@ class Seconds:
 class Plan:
     """A whole plan; what is None is not known.
 
-    `budget` holds what it asked for and what it derived. `memory` is that of one process while it
-    trains. `sources` says of each group of figures where it comes from.
+    `evaluations` counts those of the base model and of both sets of weights, `questions` are those
+    of one. `budget` holds what it asked for and what it derived. `memory` is that of one process
+    while it trains. `sources` says of each group of figures where it comes from.
     """
 
     recipe: str
@@ -96,6 +97,7 @@ class Plan:
     chunks_in_all: int
     processes: int
     chunks: list[ChunkPlan]
+    evaluations: int
     questions: int | None
     tokens: TokenPlan | None
     model: ModelPlan | None
@@ -126,7 +128,8 @@ def make_plan(recipe: Recipe, methods: Sequence[MethodSize] = (), count: bool = 
     shape = model_shape(recipe)
     matched = None if recipe.matched is None else recipe.matched.model_dump()
     measured = find_measured(recipe, {c.chunk: c.steps for c in chunks if c.steps is not None})
-    seconds = None if measured is None else _seconds(chunks, measured)
+    evaluations = 1 + sum(c.evaluated for c in chunks) * (2 if recipe.other_weights else 1)
+    seconds = None if measured is None else _seconds(chunks, evaluations, measured)
     on_gpus = seconds is not None and not recipe.launcher.cpu
     return Plan(
         recipe=recipe.name,
@@ -135,6 +138,7 @@ def make_plan(recipe: Recipe, methods: Sequence[MethodSize] = (), count: bool = 
         chunks_in_all=recipe.data.chunks,
         processes=recipe.processes,
         chunks=chunks,
+        evaluations=evaluations,
         questions=_questions(recipe, stream),
         tokens=counted,
         model=None if shape is None else _model(recipe, shape),
@@ -279,11 +283,10 @@ def _model(recipe: Recipe, shape: Shape) -> ModelPlan:
     )
 
 
-def _seconds(chunks: Sequence[ChunkPlan], measured: Measured) -> Seconds | None:
+def _seconds(chunks: Sequence[ChunkPlan], evaluations: int, measured: Measured) -> Seconds | None:
     if not chunks or any(chunk.steps is None for chunk in chunks):
         return None
     train = measured.step_seconds * sum(chunk.steps or 0 for chunk in chunks)
-    evaluations = 1 + sum(chunk.evaluated for chunk in chunks)
     run = train + measured.evaluation_seconds * evaluations
     return Seconds(train / len(chunks), measured.evaluation_seconds, run)
 

@@ -21,9 +21,8 @@ def as_text(plan: Plan) -> Iterator[str]:
         yield _chunk_line(f"{chunk.chunk:6d}", counts, "yes" if chunk.evaluated else "no")
     columns = zip(*((c.samples, c.steps, c.tokens, c.images) for c in plan.chunks), strict=True)
     sums = [None if None in column else sum(column) for column in columns] or [0] * 4
-    evaluations = 1 + sum(chunk.evaluated for chunk in plan.chunks)
     asked = "" if plan.questions is None else f" x {plan.questions} questions"
-    yield _chunk_line("   all", sums, f"{evaluations}{asked}")
+    yield _chunk_line("   all", sums, f"{plan.evaluations}{asked}")
     yield from _extra_text(plan.chunks)
     if (tokens := plan.tokens) is not None:
         over = f"{tokens.too_long} over model.max_length ({tokens.max_length:,})"

@@ -67,7 +67,7 @@ def _changed(old: Any, new: Any, but: tuple[str, ...] = (), both: bool = False) 
 
 
 def _adapters(layout: RunLayout) -> dict[str, str]:
-    """The hash of every tensor file of every chunk's adapter, those of slow or fast weights, too."""
+    """The hash of every tensor file of every chunk's adapter, its second set of weights, too."""
     return {
         f"chunk {chunk.index} {name}": digest
         for chunk in load_state(layout.state).chunks

@@ -9,11 +9,12 @@ from pathlib import Path
 from data_prep.errors import ERROR
 from data_prep.files import Record, read_jsonl, write_jsonl
 from data_prep.images import inspect
-from eval.questions import IMAGE, Form, form_of
+from data_prep.stream import StreamError
+from eval.questions import IMAGE, Form, form_of, question_line
 from recipes.processes.host_process import HostProcess
 from recipes.processes.log_errors import cause_of, exit_text
+from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.commands import infer_command
-from recipes.run_folder.layout import RunLayout
 from recipes.use.finished_adapter import FinishedAdapter, UseError, adapter_text
 from strlora_tuner.options import PROBE_FILE, ROUTING_FILE
 
@@ -54,7 +55,7 @@ def ask(
     Raises:
         UseError: a picture cannot be read, or the host failed.
     """
-    form = form_of(asked_questions(adapter.layout))
+    form = form_of(own_questions(adapter))
     turns = checked_turns(form, question, pictures)
     recipe = adapter.alone
     if max_tokens is not None:
@@ -78,9 +79,17 @@ def ask(
         return Answer(str(line["response"]), finish, adapter_text(log), expert)
 
 
-def asked_questions(layout: RunLayout) -> list[Record]:
-    """What the run was asked in its evaluations; nothing where there was none."""
-    return read_jsonl(layout.prompts, torn_tail=True) if layout.prompts.is_file() else []
+def own_questions(adapter: FinishedAdapter) -> list[Record]:
+    """What the run was asked in its evaluations, else what it would be; none without its stream."""
+    if adapter.layout.prompts.is_file():
+        return read_jsonl(adapter.layout.prompts, torn_tail=True)
+    try:
+        stream = open_recipe_stream(adapter.recipe)
+        records = [record for task in stream.tests for record in stream.test_records(task)]
+        records = records or read_jsonl(stream.chunk_file(max(adapter.chunk, 1)))
+    except (StreamError, OSError, ValueError):  # not here any more, or damaged: what it held is not known
+        return []
+    return [question_line(record) for record in records]
 
 
 def checked_turns(form: Form, question: str, pictures: Sequence[Path]) -> list[Record]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_prep.files import Record
 from eval.questions import Form, form_of
-from recipes.use.ask import asked_questions, checked_turns
+from recipes.use.ask import checked_turns, own_questions
 from recipes.use.finished_adapter import FinishedAdapter, UseError
 from recipes.use.serve import LOOPBACK, Server, serve
 
@@ -40,7 +40,7 @@ def chat(adapter: FinishedAdapter, pictures: Sequence[Path], where: Path) -> Non
     def talk(server: Server) -> None:
         print("; ".join(filter(None, [adapter.title, server.adapter])), file=sys.stderr)
         print(HELP, file=sys.stderr, flush=True)
-        lines, form = _typed_lines(), form_of(asked_questions(adapter.layout))
+        lines, form = _typed_lines(), form_of(own_questions(adapter))
         converse(server, form, lines, pictures, where, lambda text: print(text, flush=True))
         # serve() goes on until an exception ends it.
         raise Ended

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from difflib import get_close_matches
 from pathlib import Path
 
 from PIL import Image
 
-from data_prep.files import Record, read_json, write_json, write_text
-from eval.questions import IMAGE
+from data_prep.files import read_json, write_json, write_text
 from eval.report.model_card import Published, card_after
 from recipes import REPO
 from recipes.processes.command import Arguments, Command, flags
@@ -20,8 +18,9 @@ from recipes.processes.machine import versions
 from recipes.run.commands import HOST_PLUGIN
 from recipes.run_folder.manifest import read_manifest
 from recipes.run_folder.whole_folder import whole_folder
-from recipes.use.ask import ask, asked_questions
+from recipes.use.ask import ask
 from recipes.use.finished_adapter import FinishedAdapter, UseError
+from recipes.use.one_instruction import pictures_of, scope, scope_text
 from strlora_tuner.methods import LORA
 from strlora_tuner.options import LORA_FOLDER
 from strlora_tuner.saved import CONFIG, WEIGHTS
@@ -67,7 +66,8 @@ def export(
         for file in model.iterdir() if model.is_dir() else ():
             if file.is_file() and file.name.lower().startswith(LICENCE_NAMES):
                 shutil.copyfile(file, folder / file.name)
-        published = Published(name, licence, merged, instruction)
+        prompts = None if instruction is None else scope(adapter, instruction)
+        published = Published(name, licence, merged, prompts)
         write_text(folder / "README.md", card_after(adapter.layout.root, adapter.chunk, published))
         recorded = read_manifest(adapter.layout).get("versions", {})
         write_json(folder / VERSIONS, {"trained_with": recorded, "exported_with": versions()})
@@ -128,43 +128,6 @@ def _write_lora(adapter: FinishedAdapter, folder: Path, instruction: str) -> Non
         raise UseError("the host read the instruction, but left no adapter")
 
 
-def pictures_of(adapter: FinishedAdapter, text: str) -> int:
-    """How many pictures a prompt of this text has: as it marks, else as the run's own question has.
-
-    Of a text without marks that the run was never asked, as many as its first question. Blank ones
-    take their place, since pictures are no text.
-    """
-    if IMAGE in text:
-        return text.count(IMAGE)
-    asked = asked_questions(adapter.layout)
-    same = (each for each in asked if _without_marks(_text(each)) == text.strip())
-    return len(next(same, asked[0] if asked else {}).get("images") or [])
-
-
-def _text(question: Record) -> str:
-    return str(question["messages"][-1]["content"])
-
-
-def _without_marks(text: str) -> str:
-    return text.replace(IMAGE, "").strip()
-
-
-def scope_text(adapter: FinishedAdapter, instruction: str) -> str:
-    """For which prompts alone the written LoRA is the adapter, and whether the run has such."""
-    count = pictures_of(adapter, instruction)
-    where = "where it marks them" if IMAGE in instruction else "before it"
-    said = (
-        f"for prompts of exactly {instruction!r} alone, with {count} "
-        f"picture{'s' * (count != 1)} {where}; where yours have others, mark each with {IMAGE} in "
-        "--instruction"
-    )
-    texts = {_without_marks(_text(each)) for each in asked_questions(adapter.layout)}
-    if texts and (text := _without_marks(instruction)) not in texts:
-        nearest = get_close_matches(text, texts, 1, 0)[0]
-        said += f"\nno test question of the run has this text; the nearest: {nearest!r}"
-    return said
-
-
 def _merge(adapter: FinishedAdapter, folder: Path) -> None:
     """Has the host write base model, adapter merged in, and processor into an empty folder."""
     recipe = adapter.alone
@@ -214,5 +177,11 @@ def _summary(
         lines.append(
             "The base model is a folder of this machine: --base-name OWNER/NAME tells others where "
             "to get it, else they set BASE in the card's code to their own copy"
+        )
+    config = read_json(target / CONFIG) if (target / CONFIG).is_file() else {}
+    if config.get("peft_type") == "LORA" and (whole := config.get("modules_to_save")):
+        lines.append(
+            f"beside LoRA it holds {', '.join(whole)} whole (modules_to_save): PEFT and ms-swift "
+            "load that, vLLM does not"
         )
     return lines

@@ -128,10 +128,11 @@ def _refusal(recipe: Recipe, other: Recipe, best: Matched | None, wanted: int) -
 def as_method(overrides: Sequence[str], name: str) -> list[str]:
     """Overrides that make the same recipe one of method `name`, in its sizes alone.
 
-    A budget, and what goes beside a method (replay, EWC, a pool), is left out.
+    A budget, and what goes beside a method (replay, EWC, a pool, a second set of weights), is left
+    out.
     """
     beside = tuple(f"{block}{end}" for block in METHOD_BLOCKS for end in "=.")
     kept = [text for text in overrides if not text.startswith(("method=", "budget=", *beside))]
     own = find_method(name).own_blocks
     nulls = [f"{block}=null" for block in METHOD_BLOCKS if block not in own]
-    return [*kept, f"method={name}", "budget=null", *nulls]
+    return [*kept, f"method={name}", "budget=null", "eval.both_weights=false", *nulls]

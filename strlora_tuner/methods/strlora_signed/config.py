@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from strlora_tuner.core.config import RoutedConfig
-from strlora_tuner.methods.strlora_signed.options import BASE, Options, rows_of_expert
+from strlora_tuner.methods.strlora_signed.options import BASE, experts, kept_experts
 
 
 @dataclass
@@ -28,16 +28,12 @@ class Config(RoutedConfig):
     @property
     def num_experts(self) -> int:  # type: ignore[override]
         """E, how many gates a layer has."""
-        options: Options = self.options()
-        return options.rank // rows_of_expert(options.rank, options.expert_rank)
+        return experts(self.options())
 
     @property
     def kept_experts(self) -> int:
         """k, how many experts a prompt uses: with signs all of them."""
-        options: Options = self.options()
-        if options.gate == "sign":
-            return self.num_experts
-        return max(1, round(options.keep * self.num_experts))
+        return kept_experts(self.options())
 
     @property
     def sentence_vectors(self) -> bool:  # type: ignore[override]

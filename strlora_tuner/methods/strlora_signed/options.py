@@ -37,8 +37,9 @@ class Options(AdapterOptions):
     expert_rank: int = option(
         0,
         ge=0,
-        description="Rows of A that share a gate: E = rank / expert_rank experts. 0: one, or as "
-        f"many as keep E at {USUAL_EXPERTS} or, where the rank has no such divisor, near it.",
+        description="Rows of A that share a gate: E = rank / expert_rank experts. 0: the largest "
+        f"divisor of the rank up to rank / {USUAL_EXPERTS}, rounded up: E is the rank up to "
+        f"{USUAL_EXPERTS}, then {USUAL_EXPERTS} where that divides it, else more.",
     )
     map_scope: Literal["layer", "block"] = option(
         "layer",
@@ -87,6 +88,12 @@ class Options(AdapterOptions):
                 f"expert_rank = {options.expert_rank} does not divide rank = {options.rank}: every "
                 "expert has as many rows"
             )
+        elif options.gate == "topk" and kept_experts(options) == (all_of := experts(options)):
+            problems.append(
+                f"gate = topk with keep = {options.keep} keeps every expert of {all_of} (rank / "
+                "expert_rank), whatever the instruction says: that is LoRA; use a smaller keep or "
+                "expert_rank, or gate = sign"
+            )
         if options.sentence != "prompt" and options.embedder == BASE:
             problems.append(
                 f"sentence = {options.sentence} needs an embedder that reads it, embedder = "
@@ -112,3 +119,14 @@ def rows_of_expert(rank: int, expert_rank: int) -> int:
     """Rows of A that share a gate."""
     most = max(1, -(-rank // USUAL_EXPERTS))
     return expert_rank or next(rows for rows in range(most, 0, -1) if rank % rows == 0)
+
+
+def experts(options: Any) -> int:
+    """E, how many gates a layer has."""
+    return int(options.rank // rows_of_expert(options.rank, options.expert_rank))
+
+
+def kept_experts(options: Any) -> int:
+    """k, how many experts a prompt uses: with signs all of them."""
+    count = experts(options)
+    return count if options.gate == "sign" else max(1, round(options.keep * count))

@@ -121,13 +121,13 @@ def test_the_card_of_every_tuner_of_ours_says_how_peft_gets_to_know_it(
 
 
 def test_the_card_of_a_lora_for_one_instruction_needs_nothing_of_ours(run: Path) -> None:
-    text = 'Name "it" & say <one> word.'
-    card = card_after(run, 3, Published("base", instruction=text))
+    prompts = r'whose text is exactly "Name \"it\" & say <one> word."'
+    card = card_after(run, 3, Published("base", prompts=prompts))
     assert "strlora_tuner" not in card
     assert "it is not merged" not in card
     told = " ".join(card.split())
     assert "plain LoRA, which any tool that reads PEFT's loads, merges and serves." in told
-    assert r'prompts whose text is exactly "Name \"it\" & say <one> word."; for other' in told
+    assert f"the run's adapter for prompts {prompts}; for others it is not" in told
 
 
 def test_no_adapter_no_card(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from eval.report.tables import weights_table
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.tools.clean import clean
+from recipes.tools.plan import make_plan
 from recipes.tools.preview import preview
 from recipes.tools.status import as_text, read_status
 from strlora_tuner.saved import WEIGHTS
@@ -102,6 +103,9 @@ def test_status_and_report_name_both(both: tuple[Path, Path, str]) -> None:
     assert table.rows[-1][-1] == f"{100 * sum(scores.values()) / 6:.1f}"
     # Three chunks with two evaluations each, and the base model.
     assert "\n".join(preview(load_recipe(str(path)), every=True)).count("swift infer") == 7
+    plan = make_plan(load_recipe(str(path)))
+    assert plan.measured is not None
+    assert plan.evaluations == plan.measured.evaluations == 7
 
 
 @pytest.mark.slow

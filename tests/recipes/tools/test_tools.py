@@ -19,6 +19,7 @@ from recipes import REPO
 from recipes.cli import main
 from recipes.command_table import COMMANDS, EXIT_CODES
 from recipes.config.loading import load_recipe
+from recipes.config.method import method_names
 from recipes.config.schema import Recipe
 from recipes.processes.machine import hardware
 from recipes.processes.process_tree import ask_to_save, start_time
@@ -32,6 +33,7 @@ from recipes.run_folder.manifest import resolved
 from recipes.run_folder.state import RunState, save_state
 from recipes.slurm.task import node_environment
 from recipes.tools.clean import clean
+from recipes.tools.method_sizes import sizes_of_methods
 from recipes.tools.plan import Seconds, make_plan
 from recipes.tools.plan_text import as_text
 from recipes.tools.status import as_text as status_text
@@ -186,6 +188,14 @@ def test_plan_counts_what_it_can_and_leaves_the_rest_open() -> None:
         assert words in text
     assert "estimated" not in text
     assert "assumed" not in text
+
+
+@pytest.mark.parametrize(("both", "evaluations"), [("false", 9), ("true", 17)])
+def test_plan_counts_the_evaluations_of_both_sets(both: str, evaluations: int) -> None:
+    words = ["method=strlora_signed", f"eval.both_weights={both}"]
+    assert make_plan(load_recipe("tiny", words)).evaluations == evaluations
+    sizes = sizes_of_methods("tiny", words)
+    assert [row.why for row in sizes] == [None] * len(method_names())
 
 
 def test_plan_reads_the_stream(toy: Callable[..., Recipe]) -> None:

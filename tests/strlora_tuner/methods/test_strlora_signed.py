@@ -262,6 +262,8 @@ def test_the_mean_of_instructions_rests_after_so_many() -> None:
         ({"rank": 128}, 32, None),
         ({"rank": 48, "expert_rank": 1}, 48, None),
         ({"rank": 16, "expert_rank": 3}, None, "does not divide rank = 16"),
+        ({"rank": 16, "gate": "topk", "keep": 0.99}, None, "keeps every expert of 16"),
+        ({"rank": 16, "gate": "topk", "expert_rank": 16}, None, "keeps every expert of 1 "),
         ({"rank": 33}, 33, None),  # no divisor but 1 and 11 up to the 2 rows that keep 32
         ({"rank": 80}, 40, None),  # 3 rows would keep 27, and do not divide it
         ({"rank": 64, "expert_rank": 1}, 64, None),
