@@ -87,7 +87,7 @@ def own_questions(adapter: FinishedAdapter) -> list[Record]:
         stream = open_recipe_stream(adapter.recipe)
         records = [record for task in stream.tests for record in stream.test_records(task)]
         records = records or read_jsonl(stream.chunk_file(max(adapter.chunk, 1)))
-    except (StreamError, OSError, ValueError):  # not here any more, or damaged: what it held is not known
+    except (StreamError, OSError, ValueError):  # gone, or damaged
         return []
     return [question_line(record) for record in records]
 
