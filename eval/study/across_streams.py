@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.charts.figure import counted
 from eval.significance import holm
 from eval.study.goals import PRESET, SLOW_LORA
 from eval.study.groups import Lead, Study, leads
-from eval.study.tables import LEAD_HEADS, NOTHING, RANKS, lead_cells, markdown
+from eval.study.tables import (
+    LEAD_HEADS,
+    NOTHING,
+    RANKS,
+    corrected_over,
+    lead_cells,
+    markdown,
+)
 
 # What is behind a name, for the reader; of all other folders the name has to do.
 WHAT = {
@@ -42,9 +48,10 @@ def table(studies: Sequence[Study]) -> str:
     for (name, _), *of_stream in zip(found, *columns, strict=True):
         cells = [part for lead in of_stream for part in lead_cells(lead)]
         rows.append([f"`{name}`", WHAT.get(name, ""), str(of_stream[0].pairs), *cells])
+    tests = corrected_over(dict(zip(RANKS, columns, strict=True)), "stream")
     note = (
         f"{PRESET} minus {SLOW_LORA}, in points, over runs that share the seeds of stream and "
-        f"model; paired t tests, p corrected over {counted(len(rows), 'stream')} (Holm)."
+        f"model; paired t tests, {tests}."
     )
     return f"{markdown(head, rows, words=2)}\n\n{note}"
 

@@ -46,6 +46,7 @@ _BLOCK = re.compile(
     r"(?P<head><!-- study: (?P<words>[^\n]+?) -->\n)(?P<body>.*?)(?P<end><!-- study ends -->)",
     re.DOTALL,
 )
+_MARKERS = re.compile(r"<!--\s*study\b", re.IGNORECASE)
 
 
 @dataclass
@@ -66,8 +67,12 @@ def make(root: Path) -> Made:
     made = Made()
     for name in DOCUMENTS:
         text = (root / name).read_text(encoding="utf-8")
-        if text.count("<!-- study: ") != len(_BLOCK.findall(text)):
-            raise ValueError(f"{name}: a marker '<!-- study: ... -->' has no '<!-- study ends -->'")
+        # Every comment that begins like a marker: one that is misspelt would leave its text alone.
+        if len(_MARKERS.findall(text)) != 2 * len(_BLOCK.findall(text)):
+            raise ValueError(
+                f"{name}: a marker stands alone or is misspelt; each '<!-- study: ... -->' needs "
+                "its '<!-- study ends -->'"
+            )
         made.texts[name] = _BLOCK.sub(partial(_block, root, name, made), text)
     return made
 

@@ -126,6 +126,8 @@ def _score(study: Study, goal: Goal) -> Row:
         against += f" ({len(found)} ran); nearest: {least.other.name}"
     interval = ends(least.interval) if least.pairs > 1 else UNKNOWN
     said = verdict(least.difference, goal.least, least.interval)
+    if said != NOT_MEASURED and least.pairs < STREAMS_WANTED:
+        said += f", fewer than {STREAMS_WANTED} streams"
     return Row(title, where, against, least.pairs, signed(least.difference), interval, said)
 
 

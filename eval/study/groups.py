@@ -112,10 +112,11 @@ class Study:
     def ranked(self) -> list[Group]:
         """Return the methods that keep no data and ran on most of the streams, best mean Avg first.
 
-        The first is the best of those that ran on the most streams, over the streams that all of
-        these share: nobody gains by having skipped a hard one. Those of fewer streams come behind
-        them. One with half of them or fewer, or none that the others have, is in the tables, but
-        not ranked: luck would choose it. One that is given the task of a question is a bound.
+        The first is the best of those that ran on the most streams (as many as a second one has),
+        over the streams that all of these share: nobody gains by having skipped a hard one. Those
+        of fewer streams come behind them. One with half of them or fewer, or none that the others
+        have, is in the tables, but not ranked: luck would choose it. One that is given the task of
+        a question is a bound.
         """
         without = [
             group
@@ -123,21 +124,22 @@ class Study:
             if not group.keeps and not group.runs[0].given_task and group.scores(RANKED_BY)
         ]
         without.sort(key=lambda group: -group.n)
+        most = without[min(1, len(without) - 1)].n if without else 0
         shared: set[int] = set()
         ranked: list[Group] = []
         for group in without:
             common = shared & group.streams if ranked else group.streams
-            if not common or 2 * group.n <= without[0].n:
+            if not common or 2 * group.n <= most:
                 continue
             ranked.append(group)
-            if group.n == without[0].n:
+            if group.n >= most:
                 shared = common
 
         def mean(group: Group) -> float:
             scores = group.scores(RANKED_BY)
             return float(np.mean(by_stream({k: v for k, v in scores.items() if k[0] in shared})))
 
-        return sorted(ranked, key=lambda group: (group.n, mean(group)), reverse=True)
+        return sorted(ranked, key=lambda group: (min(group.n, most), mean(group)), reverse=True)
 
 
 class Lead(NamedTuple):
@@ -158,15 +160,18 @@ def read_study(folder: Path) -> Study:
     """Read every CSV of a folder; one that is absent or empty has no groups.
 
     Raises:
-        ValueError: a file is no such CSV, or two are the same run.
+        ValueError: a file is no such CSV, two are the same run, or two of one stream were not asked
+            the same.
     """
     found: dict[str, dict[Pair, KeptRun]] = {}
+    alike: dict[tuple[object, ...], tuple[object, Path]] = {}
     for path in sorted(folder.glob("*.csv")):
         run = read_run(path)
         of_name = found.setdefault(method_label(run), {})
         before = of_name.setdefault((run.stream_seed, run.seed), run)
         if before is not run:
             raise ValueError(f"{before.path} and {path}: the same run twice; remove one of them")
+        _check_alike(alike, run)
     groups = [Group(name, [runs[pair] for pair in sorted(runs)]) for name, runs in found.items()]
     most = max((group.n for group in groups), default=0)
 
@@ -177,6 +182,29 @@ def read_study(folder: Path) -> Study:
         return bool(group.keeps), group.n < most, average, last, group.name
 
     return Study(folder, sorted(groups, key=place))
+
+
+def _check_alike(known: dict[tuple[object, ...], tuple[object, Path]], run: KeptRun) -> None:
+    """Raise ValueError where a run cannot be compared with the folder's others.
+
+    Args:
+        known: what was found first of each stream, and in which file; filled here.
+    """
+    size = whole_settings(run).get("data.size")
+    facts: dict[tuple[object, ...], object] = {
+        ("the tasks' tests", size): dict(sorted(zip(run.tasks, run.tests, strict=True)))
+    }
+    if not run.has_no_stream:
+        first = dict(sorted(zip(run.tasks, run.first, strict=True)))
+        facts["the tasks' first chunks", size, run.stream_seed] = first
+        facts["the evaluated chunks", size] = run.evaluated
+    for key, found in facts.items():
+        before, path = known.setdefault(key, (found, run.path))
+        if before != found:
+            raise ValueError(
+                f"{path} and {run.path}: {key[0]} are {before} and {found}: such runs cannot be "
+                "compared; keep them in folders of their own"
+            )
 
 
 def settings_of(run: KeptRun) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from hashlib import sha256
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
@@ -91,13 +92,14 @@ def drawn(study: Study) -> str:
     ax.grid(axis="y", color="#e3e3de", linewidth=0.7)
     ax.spines[["top", "right"]].set_visible(False)
     canvas.legend(loc="outside right upper", frameon=False)
-    return _svg(canvas, described(study))
+    return _svg(canvas, study)
 
 
-def _svg(canvas: Canvas, description: str) -> str:
+def _svg(canvas: Canvas, study: Study) -> str:
     buffer = io.StringIO()
     # The same numbers give the same bytes.
-    metadata = {"Date": None, "Creator": None, "Description": description}
+    metadata = {"Date": None, "Creator": None, "Description": described(study)}
+    metadata["Identifier"] = _numbers(study)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "study", "font.size": 9}):
         canvas.savefig(buffer, format="svg", metadata=metadata)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
@@ -105,4 +107,14 @@ def _svg(canvas: Canvas, description: str) -> str:
 
 def shows(svg: str, study: Study) -> bool:
     """Return whether an SVG was drawn from these numbers, by whatever version of matplotlib."""
-    return f">{escape(described(study))}<" in svg
+    return all(f">{text}<" in svg for text in (escape(described(study)), _numbers(study)))
+
+
+def _numbers(study: Study) -> str:
+    """Return a hash of all that is drawn: the description has the ends of the curves alone."""
+    lines = [
+        f"{line.name} {line.chunks} {np.round(100 * line.mean, 3)} {np.round(100 * line.std, 3)}"
+        for line in map(course, _streams(study))
+    ]
+    lines += [f"{group.name} {100 * group.mean('last'):.3f}" for group in _levels(study)]
+    return f"sha256:{sha256('; '.join(lines).encode()).hexdigest()}"

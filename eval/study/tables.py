@@ -13,8 +13,7 @@ from eval.charts.figure import counted, percent, ratio
 from eval.compare.comparison import SIGNIFICANT
 from eval.metrics import SCORE
 from eval.significance import Interval
-from eval.study.groups import RANKED_BY, Group, Lead, Pair, Study, leads, shared_runs
-from eval.study.run_csv import KeptRun
+from eval.study.groups import RANKED_BY, Group, Lead, Pair, Study, by_stream, leads, shared_runs
 
 NOTHING = "No run is committed yet."
 FEW = ("last", RANKED_BY, "forgetting", "lost")
@@ -55,10 +54,13 @@ def scores(study: Study, whole: bool = False) -> str:
 
 def _with_spread(group: Group, key: str, interval: bool) -> str:
     mean, spread = group.mean(key), group.spread(key)
+    n = len(by_stream(group.scores(key)))
+    fewer = f" (n = {n})" if 0 < n < group.n else ""  # no task there that came and was tested
     if math.isnan(spread.std):
-        return percent(mean)
+        return percent(mean) + fewer
     low, high = map(percent, spread.interval)
-    return f"{percent(mean)} ± {percent(spread.std)}" + (f" [{low}, {high}]" if interval else "")
+    whole = f"{percent(mean)} ± {percent(spread.std)}" + (f" [{low}, {high}]" if interval else "")
+    return whole + fewer
 
 
 def provenance(study: Study) -> str:
@@ -70,7 +72,7 @@ def provenance(study: Study) -> str:
     machines = "; ".join(sorted({run.machine for run in study.runs}))
     commits = ", ".join(sorted({_short(run.git) for run in study.runs}))
     hours = sum(run.seconds for run in study.runs) / 3600
-    when = sorted({_evaluated(run) for run in study.runs if not run.has_no_stream})
+    when = sorted({run.evaluated for run in study.runs if not run.has_no_stream})
     seldom = "; ".join(_ranges(chunks) for chunks in when if len(chunks) < chunks[-1])
     spread = (
         "In percent; ±: standard deviation over n "
@@ -86,11 +88,6 @@ def provenance(study: Study) -> str:
             else ""
         )
     )
-
-
-def _evaluated(run: KeptRun) -> tuple[int, ...]:
-    """Return the chunks that have scores, without the base model's."""
-    return tuple((np.flatnonzero(np.isfinite(run.values[1:]).any(axis=1)) + 1).tolist())
 
 
 def _short(git: str) -> str:
@@ -121,9 +118,20 @@ def lead_table(study: Study) -> str:
         rows.append([each[0].other.name, str(max(lead.pairs for lead in each)), *cells])
     note = (
         f"{ranked[0].name} minus the other, in points, over runs that share the seeds of stream "
-        f"and model; paired t tests, p corrected over {counted(len(others), 'method')} (Holm)."
+        f"and model; paired t tests, {corrected_over(columns, 'method')}."
     )
     return f"{markdown(head, rows)}\n\n{note}"
+
+
+def corrected_over(columns: Mapping[str, Sequence[Lead]], unit: str) -> str:
+    """Return over how many tests p was corrected: those that had two pairs and more."""
+    counts = {key: sum(math.isfinite(lead.p) for lead in column) for key, column in columns.items()}
+    if not any(counts.values()):
+        return "of one pair there is none"
+    if len(set(counts.values())) == 1:
+        return f"p corrected over {counted(max(counts.values()), unit)} (Holm)"
+    each = (f"{counted(count, unit)} in {SCORE[key].title}" for key, count in counts.items())
+    return f"p corrected over {', '.join(each)} (Holm)"
 
 
 def lead_cells(lead: Lead) -> list[str]:
@@ -206,10 +214,12 @@ def winner(study: Study) -> str:
         text = f"{SCORE[key].title} {difference} ({sure}) against {nearest.other.name}"
         over = sum(lead.difference > 0 and _shown(lead) for lead in found)
         said.append(text + (f", shown over {over} of {len(found)}" if len(found) > 1 else ""))
-    full = [group for group in ranked if group.n == best.n]
+    n = min(best.n, rivals[0].n)
+    full = [group for group in ranked if group.n >= n]
+    more = " or more" if any(group.n > n for group in full) else ""
     return (
         f"{where}: {best.name} has the highest Avg of the {counted(len(full), 'method')} without "
-        f"data that ran on {counted(best.n, 'stream')}, {percent(best.mean(RANKED_BY))}, and Last "
+        f"data that ran on {counted(n, 'stream')}{more}, {percent(best.mean(RANKED_BY))}, and Last "
         f"{percent(best.mean('last'))}; nearest of other methods: {'; '.join(said)}"
     )
 

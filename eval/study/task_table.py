@@ -42,8 +42,8 @@ def table(folder: Path) -> str:
         head += [f"{title}: signed", "slow LoRA", "difference", "95 % interval", "p (Holm)"]
     return (
         f"{markdown(head, rows)}\n\n{PRESET} and {SLOW_LORA}, over the runs that share the seeds "
-        "of stream and model, in percent and points; Avg: of the task's score over all chunks. "
-        f"Paired t tests, p corrected over {counted(len(tasks), 'task')} (Holm)."
+        "of stream and model, in percent and points; Avg: of the task's score over all evaluated "
+        f"chunks. Paired t tests, p corrected over {counted(len(tasks), 'task')} (Holm)."
     )
 
 

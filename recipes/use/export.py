@@ -20,7 +20,7 @@ from recipes.run_folder.manifest import read_manifest
 from recipes.run_folder.whole_folder import whole_folder
 from recipes.use.ask import ask
 from recipes.use.finished_adapter import FinishedAdapter, UseError
-from recipes.use.one_instruction import pictures_of, scope, scope_text
+from recipes.use.instruction_scope import pictures_of, scope, scope_text
 from strlora_tuner.methods import LORA
 from strlora_tuner.options import LORA_FOLDER
 from strlora_tuner.saved import CONFIG, WEIGHTS

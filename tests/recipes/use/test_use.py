@@ -19,7 +19,7 @@ from recipes.run_folder.manifest import RunChanged
 from recipes.use.ask import checked_turns, own_questions
 from recipes.use.export import export
 from recipes.use.finished_adapter import UseError, open_adapter
-from recipes.use.one_instruction import pictures_of, scope_text
+from recipes.use.instruction_scope import pictures_of, scope_text
 from recipes.use.push import push
 from recipes.use.serve import serve
 from tests.recipes.run.test_runner import finish
