@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from data_prep.files import read_json, write_json
+from eval.study.groups import whole_settings
+from eval.study.run_csv import read_run
 from recipes import REPO
 from recipes.config.loading import load_recipe
 from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
@@ -19,6 +22,9 @@ from recipes.config.tuner_block import known_tuner_keys
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import RunChanged, check_same_run
 from recipes.sweep.axes import (
+    FIRST,
+    LATER,
+    RELATIVE,
     TAKEN,
     Asked,
     Axes,
@@ -33,6 +39,9 @@ REGISTER = "sweep.json"
 FORMAT = "strlora-sweep/1"
 FOLDER = Path("runs/sweeps")
 LONGEST_NAME = 150  # of a run's folder; file systems take 255 bytes
+# Overrides that a CSV has other columns for, or that say where and how a run is made.
+_UNTOLD = {"method", "seed", "data.seed", "run_dir", "name", "data.prepare", "model.download"}
+_PLACES = {"data.stream", "model.path"}  # told by their last part: the rest is of this machine
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,23 @@ class Cell:
     def layout(self) -> RunLayout:
         """Its run folder."""
         return RunLayout(Path(self.recipe.folder))
+
+    @property
+    def changed(self) -> Settings:
+        """What grid and command line changed of the recipe's file."""
+        given = dict(word.partition("=")[::2] for word in self.overrides)
+        return tuple(
+            (key, Path(value).name if key in _PLACES else value)
+            for key, value in given.items()
+            if key not in _UNTOLD and not key.startswith("launcher.")
+        )
+
+    @property
+    def told(self) -> Settings:
+        """`changed`, and what of each question the method is given: the CSV's settings."""
+        label, key = self.recipe.task_labels, "tuner.sentence"
+        given = bool(label) and self.recipe.method != "oracle" and key not in dict(self.changed)
+        return (*self.changed, *([(key, label)] if given else []))
 
 
 class CellEntry(TypedDict):
@@ -170,7 +196,7 @@ def make_sweep(
                 cells += _seeded(path, [*words, *values], asked, folder, settings)
             except RecipeError as error:
                 problems += error.problems
-    problems += _clashes(cells)
+    problems += [*_twice(cells), *_clashes(cells), *_kept_clashes(cells)]
     if problems:
         raise RecipeError(problems)
     return Sweep(str(path), folder, cells)
@@ -215,9 +241,21 @@ def _overruled(overrides: Sequence[str], asked: Asked) -> Iterator[Problem]:
     axes = {"method": asked.methods, "seed": asked.seeds, "data.seed": asked.stream_seeds}
     for word in overrides:
         key = word.partition("=")[0]
-        if key == "run_dir" or axes.get(key):
-            message = f"would be ignored: {TAKEN[key]} sets it for each run"
+        if key == "run_dir" or axes.get(key) or key in asked.grid:
+            by = TAKEN.get(key, "its axis of the grid")
+            message = f"would be ignored: {by} sets it for each run"
             yield Problem(Place(COMMAND_LINE), word, message, "leave it out")
+    for key in {FIRST, LATER} & asked.grid.keys() if asked.grid.keys() & set(RELATIVE) else ():
+        message = "would set the rates that scale and later set, too"
+        yield Problem(Place(COMMAND_LINE), f"--grid {key}", message, "leave one of the two out")
+
+
+def _twice(cells: Sequence[Cell]) -> Iterator[Problem]:
+    """Combinations that are one run: 1 and 1.0 of an axis, for example."""
+    for name, count in Counter(cell.name for cell in cells).items():
+        if count > 1:
+            message = f"{count} combinations of the grid are this one run"
+            yield Problem(Place(COMMAND_LINE), name, message, "give each value once")
 
 
 def _unused(base: Recipe, grid: Axes) -> Iterator[Problem]:
@@ -239,4 +277,34 @@ def _clashes(cells: Sequence[Cell]) -> Iterator[Problem]:
             lines = str(error).partition("\nIts numbers")[0].splitlines()
             message = f"{lines[0]} {'; '.join(line.strip() for line in lines[1:])}"
             fix = f"give the sweep another folder (--into) or remove {cell.layout.root}"
+            yield Problem(Place(COMMAND_LINE), cell.name, message, fix)
+
+
+def _kept_clashes(cells: Sequence[Cell]) -> Iterator[Problem]:
+    """CSVs that are named as a cell's, but hold a run of other settings, or no whole run."""
+    for cell in cells:
+        if cell.kept is None or not cell.kept.is_file():
+            continue
+        fix = f"give the sweep other --results, or remove {cell.kept}"
+        try:
+            run = read_run(cell.kept)
+        except ValueError as error:
+            yield Problem(Place(COMMAND_LINE), cell.name, str(error), fix)
+            continue
+        data = cell.recipe.data
+        facts: dict[str, tuple[object, object]] = {
+            "method": (run.method, cell.recipe.method),
+            "seed": (run.seed, cell.recipe.seed),
+            "seed of the stream": (run.stream_seed, data.seed),
+            "settings": (whole_settings(run), dict(sorted(cell.told))),
+        }
+        if not run.has_no_stream:
+            facts["chunks"] = len(run.values) - 1, data.chunks
+        differing = [
+            f"{what} {found}, asked for: {asked}"
+            for what, (found, asked) in facts.items()
+            if found != asked
+        ]
+        if differing:
+            message = f"{cell.kept} holds another run: {'; '.join(differing)}"
             yield Problem(Place(COMMAND_LINE), cell.name, message, fix)

@@ -49,7 +49,7 @@ def _as_csv(cell: Cell) -> str:
     machine += "".join(f", {name}={value}" for name, value in manifest["environment"].items())
     whole = "" if not manifest["git"].get("dirty") else "+"
     recipe = cell.recipe
-    settings = " ".join(f"{key}={value}" for key, value in _settings(cell))
+    settings = " ".join(f"{key}={value}" for key, value in cell.told)
     keeps = kept_data(recipe.protocol.name, recipe.model_dump())
     sizes = [_number(size(cell.layout.root)) for size in (trainable_millions, stored_millions)]
     of_run = [recipe.method, recipe.seed, recipe.data.seed, settings, keeps, *sizes]
@@ -69,13 +69,6 @@ def _as_csv(cell: Cell) -> str:
         of_task = [task_name, first.get(task_name, "")]
         rows.writerow([*of_run, int(chunk), *of_task, score, n, *took, *where])
     return text.getvalue()
-
-
-def _settings(cell: Cell) -> list[tuple[str, object]]:
-    """What a grid changed, and a label of the questions that the method is given."""
-    told, key = cell.recipe.task_labels, "tuner.sentence"
-    given = bool(told) and cell.recipe.method != "oracle" and key not in dict(cell.settings)
-    return [*cell.settings, *([(key, told)] if given else [])]
 
 
 def _routing(cell: Cell, tasks: Sequence[str]) -> dict[tuple[int, str], list[str]]:

@@ -164,6 +164,16 @@ def test_an_override_that_every_run_sets_otherwise_is_refused(
     assert "seed=3: would be ignored: --seeds sets it for each run" in told
     assert "run_dir=runs/x: would be ignored: --into" in told
     assert "method=er" not in told, "without --methods it holds for every run"
+    told = wrong(toy_yaml(), "tuner.rank=16", "--grid", "tuner.rank=4,8")
+    assert "tuner.rank=16: would be ignored: its axis of the grid sets it for each run" in told
+
+
+def test_combinations_that_are_one_run_are_refused(toy_yaml: Callable[..., Path]) -> None:
+    told = wrong(toy_yaml(), "--grid", "scale=1,1.0")
+    assert "2 combinations of the grid are this one run" in told
+    rate = "schedule.first.learning_rate"
+    told = wrong(toy_yaml(), "--grid", "scale=2", "--grid", f"{rate}=0.001")
+    assert f"--grid {rate}: would set the rates that scale and later set, too" in told
 
 
 def test_a_run_of_other_settings_is_found_before_anything_runs(

@@ -211,7 +211,14 @@ def test_a_run_whose_csv_is_kept_is_not_run_again(
     """What a study commits; the run folders may be lost with their machine."""
     folder, results = tmp_path / "sweep", tmp_path / "results"
     words = ["sweep", str(toy_yaml()), "--into", str(folder), "--results", str(results)]
-    words += ["--grid", "tuner.alpha=8", "--seeds", "0-1"]
+    words += [
+        "--grid",
+        "tuner.alpha=8",
+        "--seeds",
+        "0-1",
+        "data.chunks=1",
+        "launcher.omp_threads=1",
+    ]
     sweep = plan_sweep(toy_yaml(), parse(words))
     for cell in sweep.cells:
         finish(cell, 0.25)
@@ -229,7 +236,7 @@ def test_a_run_whose_csv_is_kept_is_not_run_again(
         "score,n,train_seconds,eval_seconds,git,machine,nmi,kept_sets_changed,drift,overlap"
     )
     where = '1234+,"2 cores EPYC, 2 x A, threads 1, ATEN_CPU_CAPABILITY=avx2"'
-    scored = f"lora,1,0,tuner.alpha=8,,,,1,Fin,1,0.250000,4,9.0,3.0,{where}"
+    scored = f"lora,1,0,data.chunks=1 tuner.alpha=8,,,,1,Fin,1,0.250000,4,9.0,3.0,{where}"
     assert kept[2] == f"{scored},,0.500000,0.500000,", "one task: no mutual information, no overlap"
     assert kept[1].endswith(f"{where},,,,"), "nothing was before the first"
     plain = (results / "lora-seed0-alpha=8.csv").read_text(encoding="utf-8").splitlines()
@@ -246,3 +253,18 @@ def test_a_run_whose_csv_is_kept_is_not_run_again(
     (results / "lora-seed0-alpha=8.csv").write_text("chunk,task\n1,Fin\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"alpha=8\.csv: expected rows of method, seed"):
         read_result(sweep.cells[0])
+
+    # Another run under that name is refused, not taken for this one.
+    whole = [*kept[:1], *(line.replace("lora,1,0,", "lora,0,0,") for line in kept[1:])]
+    named = results / "lora-seed0-alpha=8.csv"
+    named.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    assert main(words) == 2
+    assert "holds another run: seed 1, asked for: 0" in capsys.readouterr().err
+    named.write_text("\n".join(whole) + "\n", encoding="utf-8")
+    assert main([*words, "--dry-run"]) == 0
+    capsys.readouterr()
+    assert main([*words, "tuner.rank=4"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "asked for: {'data.chunks': '1', 'tuner.alpha': '8', 'tuner.rank': '4'}" in told
+    assert main([word.replace("chunks=1", "chunks=2") for word in words]) == 2
+    assert "chunks 1, asked for: 2" in " ".join(capsys.readouterr().err.split())
