@@ -9,7 +9,7 @@ from eval.compare.comparison import SIGNIFICANT, Column, Comparison, Difference
 from eval.compare.names import printed
 
 _KINDS = {
-    "welch": "Welch's test over the runs, which share no seeds",
+    "welch": "Welch's test over the runs, whose seeds are not the same",
     "samples": "paired on the same test samples",
     "mcnemar": "McNemar's test on the same test samples",
 }
