@@ -348,6 +348,11 @@ def test_an_argument_of_the_hosts_lora_is_refused_where_nothing_reads_it(method:
     load_recipe("tiny", [f"method={method}", "swift.use_dora=false", "swift.lora_bias=none"])
 
 
+def test_a_text_that_is_empty_is_a_problem_of_the_recipe() -> None:
+    with pytest.raises(RecipeError, match=r"tuner\.embedder: found ''"):
+        load_recipe("tiny", ["method=strlora_signed", "tuner.embedder=''"])
+
+
 @pytest.mark.parametrize("method", ["lora", "er", "ewc", "mr_lora"])
 def test_an_argument_of_the_hosts_lora_is_for_methods_that_train_it(method: str) -> None:
     words = ["swift.use_rslora=true", "swift.init_weights=gaussian"]

