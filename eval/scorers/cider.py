@@ -22,20 +22,23 @@ FEWEST_IMAGES = 10  # below this, how rare a word is says little about it
 Ngram = tuple[str, ...]
 _LETTER = rf"(?:[^\W{UNSPACED}]|[{MARKS}])"
 _TOKEN = re.compile(
-    rf"(?<!\w)n't|'{_LETTER}+|\d+(?:[.,:]\d+)*|[{UNSPACED}][{MARKS}]*|{_LETTER}+(?:[-.]{_LETTER}+)*|[$%&#]"
+    rf"(?<!\w)n't|'(?:s|re|ve|ll|d|m|em|n'|\d\ds?)(?!\w)|\d+(?:[.,:]\d+)*(?!\w|-\w)|[{UNSPACED}][{MARKS}]*"
+    rf"|{_LETTER}+(?:[-.'&/]{_LETTER}+)*|[$%&#]"
 )
 _CLITIC = re.compile(r"(?<=\w)(n't|'s|'re|'ve|'ll|'d|'m)\b")
+_JOINED = re.compile(r"\b(can|gon|got|wan|gim|lem)(not|na|ta|me)\b")
 
 
 def ptb_tokens(text: str) -> list[str]:
     """Return lower-cased tokens in the manner of the Penn Treebank, punctuation dropped.
 
     The COCO caption evaluation tokenises this way: clitics are split off ("don't" -> "do", "n't"),
-    hyphenated words and numbers stay whole, commas, full stops and quotes go. A script that writes
+    "cannot" and "gonna" in two, words with a hyphen or an apostrophe inside ("o'clock") and numbers
+    stay whole, commas, full stops and quotes go. A script that writes
     no blanks is taken character by character.
     """
     text = fold(text).lower()
-    return _TOKEN.findall(_CLITIC.sub(r" \1", text))
+    return _TOKEN.findall(_CLITIC.sub(r" \1", _JOINED.sub(r"\1 \2", text)))
 
 
 def cider_d(

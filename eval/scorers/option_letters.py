@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from eval.scorers.text import fold
 
@@ -80,13 +81,18 @@ _PRONOUN_END = re.compile(r"\s*(?:\Z|\n|[):：、。;!?\]】]|\.(?!\.))")
 # What may follow a letter for it to stand for an option, and not for an article or a pronoun.
 _CLOSED = re.compile(
     r"\s*(?:\Z|\n|[).:：,，、。;；!！?？\]】|]|-\s|\((?!\w\))"
-    r"|\b(?:because|since|as|is|was|would|must)\b|[^\x00-\x7f])"
+    r"|\b(?:because|since|as|is|was|would|must)\b|(?:and|or|nor|&)\s+[(\[]?[A-Z]\b|[^\x00-\x7f])"
 )
 _OPENED = re.compile(
     r"\s*(?:\Z|\n|[).:：,，、。;；!\]】|]|-\s|\(|\b(?:because|since|as)\b|です|项|項|选|選|번|입니다)"
 )
 _NAMES = ("option", "choice", "letter")
 _ENUMERATED = re.compile(r"[).:、]\s*\S")
+# "C. Both A and B are correct": between an option's letter and the letters that its text names.
+_OPTION_TEXT = re.compile(
+    r"[)\].:、]+[^\S\n]*(?:\b(?:both|either|neither|all(?: of)?|only|options?)\b\s*)*[(\[]?",
+    re.IGNORECASE,
+)
 _BARE_END = re.compile(r"[)\]]?\s*[.!。]?\s*(?:\Z|\n)|[)\]]?[.!。]\s")
 _BARE_START = re.compile(r"(?:\A|\n|[.!?。:：！？]\s?)[\s(\[#>-]*\Z")
 # "J. K. Rowling" opens with no option.
@@ -180,7 +186,14 @@ def _mentions(text: str, letters: str) -> list[_Mention]:
     for mention in found:
         before = text[max(0, mention.start - 60) : mention.start]
         mention.denied = bool(_DENIED.search(before) or _WRONG.match(text, mention.end))
-    return found
+    option_texts = [
+        later
+        for option, later in pairwise(found)
+        if len(option.letters) == 1 < len(later.letters)
+        and not option.denied
+        and _OPTION_TEXT.fullmatch(text, option.end, later.start)
+    ]
+    return [mention for mention in found if mention not in option_texts]
 
 
 def _is_stated(text: str, mention: _Mention) -> bool:

@@ -282,6 +282,25 @@ def test_tokens_are_those_of_the_treebank() -> None:
     assert ptb_tokens(text) == ["the", "bus", "does", "n't", "stop", "at", "10:30", "main-street"]
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("a sign that says 'stop'", "a sign that says stop"),
+        ("says \u2018stop\u2019 now", "says stop now"),
+        ("tom's 'joe's cafe' sign", "tom 's joe 's cafe sign"),
+        ("he said 'it's'", "he said it 's"),
+        ("o'clock at o'reilly's", "o'clock at o'reilly 's"),
+        ("rock 'n' roll of the '90s", "rock 'n' roll of the '90s"),
+        ("you cannot, I'm gonna", "you can not i 'm gon na"),
+        ("12th street 7-eleven, 3-D", "12th street 7-eleven 3-d"),
+        ("an AT&T store and/or $5.99", "an at&t store and/or $ 5.99"),
+    ],
+)
+def test_quoted_and_joined_words_are_tokens_of_the_treebank(text: str, tokens: str) -> None:
+    """Values of the PTBTokenizer that the COCO caption evaluation calls (pycocoevalcap 1.2)."""
+    assert " ".join(ptb_tokens(text)) == tokens
+
+
 def test_aggregate_clips_captions() -> None:
     assert find_scorer("caption").aggregate([0.2, 0.4]) == 1.0
     assert find_scorer("caption").aggregate([0.01, 0.03]) == pytest.approx(0.2)
