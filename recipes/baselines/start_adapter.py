@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import read_json, write_json
-from recipes.baselines.replay import Reservoir, load_reservoir, save_reservoir
+from recipes.baselines.replay import Reservoir, load_reservoir, replays_at, save_reservoir
 from recipes.config.problems import shown
 from recipes.config.schema import Recipe
 from recipes.run_folder.checkpoints import (
@@ -73,6 +73,16 @@ def start_problems(recipe: Recipe) -> Iterator[str]:
         yield from _problems(recipe, _find(recipe.start_from))
     except (CheckpointError, StateError) as error:
         yield str(error)
+
+
+def will_replay(recipe: Recipe, layout: RunLayout, chunk: int) -> bool:
+    """`replays_at`, also where the run is only planned and has nothing of `start_from` yet."""
+    if chunk > 1 or recipe.start_from is None or layout.adapter(0).is_dir():
+        return replays_at(recipe, layout, chunk)
+    try:
+        return recipe.replays(chunk) and _memory(_find(recipe.start_from)) is not None
+    except (CheckpointError, StateError):
+        return False  # `start_problems` tells why
 
 
 def _find(name: str) -> _Source:

@@ -10,7 +10,8 @@ from data_prep.mini import GENERATOR, stream_name
 from data_prep.stream import MANIFEST, Stream, StreamError, open_stream
 from eval.scorers.registry import with_scorers
 from recipes.baselines.mr_lora.pool import check_router
-from recipes.baselines.replay import load_reservoir, replays_at
+from recipes.baselines.replay import load_reservoir
+from recipes.baselines.start_adapter import will_replay
 from recipes.config.schema import Data, Recipe
 from recipes.run_folder.checkpoints import check_optimizer
 from recipes.run_folder.layout import RunLayout
@@ -32,7 +33,7 @@ def training_files(
 
     Without a stream, where they will lie.
     """
-    if replays_at(recipe, layout, chunk):
+    if will_replay(recipe, layout, chunk):
         return [layout.replay_file(chunk)]
     return [_chunk_file(recipe, index, stream) for index in recipe.data_chunks(chunk)]
 
@@ -41,7 +42,7 @@ def chunk_only_file(
     recipe: Recipe, layout: RunLayout, chunk: int, stream: Stream | None = None
 ) -> Path | None:
     """The chunk's own file where the host reads one with replayed samples; else None."""
-    return _chunk_file(recipe, chunk, stream) if replays_at(recipe, layout, chunk) else None
+    return _chunk_file(recipe, chunk, stream) if will_replay(recipe, layout, chunk) else None
 
 
 def open_recipe_stream(recipe: Recipe) -> Stream:

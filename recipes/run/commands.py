@@ -91,6 +91,8 @@ def train_command(
         "seed": recipe.host_seed,
         **tracker_arguments(recipe, chunk),
     }
+    if own is not None:  # the order, of all epochs, is in the file
+        arguments |= {"train_dataloader_shuffle": False, "num_train_epochs": 1}
     if (previous := recipe.previous(chunk)) is not None:
         start = _trained_on(recipe, layout, previous)
     if start is not None:
@@ -329,7 +331,7 @@ def _aligner_arguments(recipe: Recipe) -> Arguments:
 
 
 def _data_arguments(recipe: Recipe, files: Sequence[Path], chunk: int) -> Arguments:
-    arguments: Arguments = {
+    return {
         "dataset": [str(file) for file in files],
         "split_dataset_ratio": 0,
         "strict": True,  # else another sample takes the place of one that cannot be encoded
@@ -337,16 +339,13 @@ def _data_arguments(recipe: Recipe, files: Sequence[Path], chunk: int) -> Argume
         "dataset_shuffle": False,  # the trainer shuffles; a second shuffle would only cost time
         "data_seed": recipe.chunk_seed(chunk),
     }
-    if recipe.replays(chunk):  # the order, of all epochs, is in the file
-        arguments["train_dataloader_shuffle"] = False
-    return arguments
 
 
 def _optimizer_arguments(recipe: Recipe, chunk: int) -> Arguments:
     schedule, phase = recipe.schedule, recipe.phase(chunk)
     rates = phase.peak_rates
     arguments: Arguments = {
-        "num_train_epochs": 1 if recipe.replays(chunk) else schedule.epochs,
+        "num_train_epochs": schedule.epochs,
         "per_device_train_batch_size": schedule.per_device_batch,
         "gradient_accumulation_steps": recipe.accumulation,
         "learning_rate": rates["learning_rate"],

@@ -16,11 +16,13 @@ from data_prep.mini.mixtures import SIZES
 from data_prep.stream import Stream, StreamError
 from recipes.baselines.mr_lora.pool import router_lines
 from recipes.baselines.replay import mixture_of
+from recipes.baselines.start_adapter import will_replay
 from recipes.config.blocks import Data
 from recipes.config.schema import Recipe
 from recipes.config.sizes.base_model import CountError, Shape, adapter_size, model_shape
 from recipes.config.sizes.stored import BYTES, stored_by_all, stored_by_chunk
 from recipes.run.chunk_data import open_recipe_stream
+from recipes.run_folder.layout import RunLayout
 from recipes.tools.measured import Measured, find_measured
 from recipes.tools.memory.prediction import MemoryPlan, heavy_rows, plan_memory
 from recipes.tools.method_sizes import MethodSize
@@ -235,7 +237,7 @@ def _is_known_mini(data: Data) -> bool:
 def _trained(recipe: Recipe, index: int, samples: int) -> tuple[int, int, int]:
     """Samples that training reads in all epochs, how many are replayed, and optimizer steps."""
     epochs = recipe.schedule.epochs
-    if recipe.replays(index):
+    if will_replay(recipe, RunLayout(Path(recipe.folder)), index):
         batches = list(mixture_of(recipe).batches(samples * epochs))
         replayed = sum(count for _, count in batches)
         return sum(own for own, _ in batches) + replayed, replayed, len(batches)

@@ -69,11 +69,11 @@ def _commands(
         return
     evaluated = recipe.evaluates_after(chunk)
     what = recipe.protocol.training_text
-    if recipe.replay is not None and recipe.replays(chunk):
+    own = chunk_only_file(recipe, layout, chunk, stream)
+    if recipe.replay is not None and own is not None:
         what = f"mix in {recipe.replay.share:g} of past samples, {what}"
     yield f"{of}: {what}{', then evaluate' if evaluated else ''}"
     files = training_files(recipe, layout, chunk, stream)
-    own = chunk_only_file(recipe, layout, chunk, stream)
     yield train_command(recipe, layout, files, chunk, own=own).as_shell()
     if recipe.pool is not None and has_router(chunk):
         yield f"{of}: its router"

@@ -20,7 +20,7 @@ from recipes.baselines.replay import read_lines, write_replay_file
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
-from recipes.run.chunk_data import open_recipe_stream
+from recipes.run.chunk_data import chunk_only_file, open_recipe_stream
 from recipes.run.commands import infer_command, train_command
 from recipes.run_folder.checkpoints import incomplete
 from recipes.run_folder.layout import RunLayout
@@ -86,7 +86,8 @@ def rows(run: Path) -> list[tuple[str, str, str]]:
 
 def option(recipe: Recipe, chunk: int, name: str) -> str | None:
     layout = RunLayout(Path(recipe.folder))
-    arguments = train_command(recipe, layout, Path("c.jsonl"), chunk).arguments
+    own = chunk_only_file(recipe, layout, chunk)
+    arguments = train_command(recipe, layout, Path("c.jsonl"), chunk, own=own).arguments
     return arguments[arguments.index(name) + 1] if name in arguments else None
 
 

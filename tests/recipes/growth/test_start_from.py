@@ -11,6 +11,9 @@ import pytest
 
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
+from recipes.config.schema import Recipe
+from recipes.tools.plan import make_plan
+from recipes.tools.preview import preview
 from recipes.tools.reproduce import differences, is_same
 from tests.recipes.growth.test_growth import begin, finish, grow, weights
 from tests.recipes.toy import recipe_values, write_model, write_recipe
@@ -107,11 +110,33 @@ def test_what_does_not_come_along_is_named(lab):
     assert f"{start}/chunks/001/adapter" in report
 
 
+def planned(recipe: Recipe) -> str:
+    """The dry run of chunk 1."""
+    return "\n".join(preview(recipe, 1))
+
+
+def test_replay_that_starts_without_a_memory_trains_its_first_chunk_as_others_do(lab):
+    """7 samples, 2 epochs, batches of 4: 4 steps, shuffled by the host."""
+    more = {"method": "er", "replay": {"memory": 8, "share": 0.5}}
+    path = lab.recipe(lab.second, "fresh", start_from=str(lab.first_run()), **more)
+    recipe = load_recipe(str(path), ["schedule.epochs=2"])
+    assert recipe.schedule.global_batch == 4
+    plan = make_plan(recipe).chunks[0]
+    assert (plan.samples, plan.replayed, plan.steps) == (7, 0, 4)
+    shown = planned(recipe)
+    assert f"--dataset {lab.second}/chunks/002.jsonl" in shown
+    assert "--num_train_epochs 2" in shown
+    assert "--train_dataloader_shuffle" not in shown
+
+
 @pytest.mark.slow
 def test_the_memory_of_replay_comes_along(lab):
     more = {"method": "er", "replay": {"memory": 8, "share": 0.5}}
     lab.run(lab.first, "er-first", **more)
     start = lab.folder / "er-first"
+    shown = planned(load_recipe(str(lab.recipe(lab.second, "er", start_from=str(start), **more))))
+    assert "/er/chunks/001/mixed.jsonl" in shown
+    assert "--train_dataloader_shuffle false" in shown
     out = lab.run(lab.second, "er", start_from=str(start), **more)
     assert "2 of 4 in a batch replayed from 8 kept" in out
     kept = (
