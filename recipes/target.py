@@ -14,9 +14,11 @@ import yaml
 
 from data_prep.files import write_text
 from recipes import REPO
+from recipes.config.idle_keys import idle_keys
 from recipes.config.loading import find_recipe, load_recipe
 from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
 from recipes.config.schema import Recipe
+from recipes.config.yaml_values import leaves
 from recipes.processes.run_lock import RunLocked
 from recipes.run_folder.layout import RunLayout
 from recipes.sweep.axes import sweep_block
@@ -42,7 +44,7 @@ def load_target(options: argparse.Namespace) -> Recipe:
     options.of_sweep = getattr(options, "of_sweep", False)
     if getattr(options, "cells", None):  # line `cell` (from 0) has the overrides of this run
         lines = Path(options.cells).read_text(encoding="utf-8").splitlines()
-        overrides += json.loads(lines[options.cell])
+        overrides = [*json.loads(lines[options.cell]), *overrides]  # the job's own words win
         options.of_sweep = True
     options.word = _word(options.recipe)
     recipe_here = str(find_recipe(name).resolve())
@@ -75,22 +77,17 @@ def _remark(
     """Says on standard error what a user asked for that has no effect, or not the expected one."""
     written: dict[str, str] = {}
     for place, words in (("sweep", axes), (COMMAND_LINE, overrides)):
-        keys = [word.partition("=")[0] for word in words if word.startswith("tuner.")]
-        written |= {key.removeprefix("tuner."): place for key in keys}
+        written |= {word.partition("=")[0]: place for word in words}
     if file not in map(str, (REPO / "recipes").glob("*.yaml")):  # shipped ones serve all methods
-        block = yaml.safe_load(Path(file).read_text(encoding="utf-8")).get("tuner") or {}
-        written = {key: file for key in block} | written
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        written = dict.fromkeys(leaves(values), file) | written
     lines = []
     for recipe in recipes:
-        for key in recipe.unused_tuner_keys:
-            if key in written:
-                has = ", ".join(sorted(recipe.own_tuner_keys)) or "no option"
-                lines.append(
-                    f"{written[key]}: tuner.{key} does nothing: method {recipe.method} has {has}"
-                )
-        for key, cause in recipe.tuner_options.idle_options().items():
-            if key in written:
-                lines.append(f"{written[key]}: tuner.{key} does nothing with tuner.{cause}")
+        lines += [
+            f"{written[key]}: {key} does nothing{why}"
+            for key, why in idle_keys(recipe).items()
+            if key in written
+        ]
         later = recipe.schedule.later
         if recipe.slow_weights is not None and not later.lr_scheduler_type.startswith("constant"):
             lines.append(

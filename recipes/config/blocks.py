@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
+from pydantic_core import PydanticKnownError
 
 from strlora_tuner.methods.ewc import options as ewc
 from strlora_tuner.methods.lwf import options as lwf
@@ -32,10 +40,29 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
 
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation such as Annotated[int, ...] | None is made of."""
+    return {annotation}.union(*map(_kinds, get_args(annotation)))
+
+
 class Block(BaseModel):
-    """A block of a recipe: immutable, no unknown keys, floats must be finite."""
+    """A block of a recipe: immutable, no unknown keys, floats must be finite, 8.0 is no integer.
+
+    A text that says a number is one: `${oc.env:X}` gives texts.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, (bool, float)) and info.field_name is not None:
+            kinds = _kinds(cls.model_fields[info.field_name].annotation)
+            if isinstance(value, bool) and bool not in kinds and float in kinds:
+                raise PydanticKnownError("float_type")
+            if int in kinds and not kinds & {type(value), float}:
+                raise PydanticKnownError("int_type")
+        return value
 
 
 class Model(Block):
@@ -46,7 +73,7 @@ class Model(Block):
     max_length: Positive = Field(
         4096, description="longest sample in tokens, image tokens included"
     )
-    aligner: str | None = Field(
+    aligner: Annotated[str, Field(min_length=1)] | None = Field(
         None,
         description="name of the projector that is trained in full (multi_modal_projector for "
         "InternVL-HF and Gemma 3); null keeps it frozen",
@@ -287,7 +314,7 @@ class Slurm(Block):
     time: Annotated[str, Field(pattern=TIME_LIMIT)] = Field(
         "24:00:00", description="time limit of one job; the next one continues the stream"
     )
-    stop_before: Positive = Field(
+    stop_before: Annotated[int, Field(ge=1, le=65535)] = Field(
         300, description="seconds before the limit at which a job saves and requeues itself"
     )
     gpus_per_node: Annotated[int, Field(ge=0)] | None = Field(

@@ -27,6 +27,7 @@ from recipes.config.method import (
     without_preset,
 )
 from recipes.config.problems import (
+    BLOCK_OF_KEYS,
     COMMAND_LINE,
     Place,
     Places,
@@ -37,6 +38,7 @@ from recipes.config.problems import (
     from_pydantic,
     leaf_names,
     rule_problems,
+    shown,
 )
 from recipes.config.recorded import is_recorded, migrate
 from recipes.config.rules import cross_field_problems
@@ -51,7 +53,7 @@ from recipes.config.sizes.parameter_matching import (
 )
 from recipes.config.swift_arguments import check_swift_block, known_arguments
 from recipes.config.tuner_block import check_tuner_block, known_tuner_keys, tuner_choices
-from recipes.config.yaml_values import SIXTIES, as_word, at_home, times_written
+from recipes.config.yaml_values import SIXTIES, as_word, at_home, leaves, times_written
 from strlora_tuner.methods import LORA
 
 FOLDER = Path(__file__).resolve().parents[1]
@@ -140,13 +142,18 @@ def _read_with_parents(
         config = OmegaConf.create(migrate(recorded))
     for key, written in times_written(yaml.compose(text, Loader=yaml.SafeLoader)):
         OmegaConf.update(config, key, written)
-    # A block all of whose lines were removed or commented out.
-    empty = [key for key in _BLOCKS if key in lines and OmegaConf.select(config, key) is None]
-    if empty:
-        fix = "remove the line or give it keys"
-        raise RecipeError([Problem(lines[key], key, "is empty", fix) for key in empty])
     # Unresolved: ${...} may name what another file or the command line sets.
     written_down = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+    # A block all of whose lines were removed or commented out, or that holds another value.
+    no_blocks = []
+    for key in (key for key in _BLOCKS if key in lines):
+        value = reduce(getitem, key.split("."), written_down)
+        if not isinstance(value, dict) and not str(value).startswith("${"):
+            text = f"found {shown(value)}, expected {BLOCK_OF_KEYS}"
+            text = "is empty" if value is None else text
+            no_blocks.append(Problem(lines[key], key, text, "remove the line or give it keys"))
+    if no_blocks:
+        raise RecipeError(no_blocks)
     parent = written_down.pop("extends", None)
     written_down.pop("sweep", None)  # what recipes.sweep varies
     config = OmegaConf.create(written_down)
@@ -225,17 +232,9 @@ def _own_schedule(
     return {
         key: value
         for _, config in files[named_in[-1] :]
-        for key in _leaves(always.get("schedule", {}), "schedule")
+        for key in leaves(always.get("schedule", {}), "schedule.")
         if (value := OmegaConf.select(config, key)) is not None
     }
-
-
-def _leaves(block: Mapping[str, Any], key: str) -> Iterator[str]:
-    for name, value in block.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{key}.{name}")
-        else:
-            yield f"{key}.{name}"
 
 
 def _of_method(error: MethodError) -> Problem:
@@ -292,6 +291,9 @@ def _with_overrides(
             if not any(other.startswith("data.chunks=") for other in overrides):
                 config = without_inherited_count(config, layer)
             config = _merge(config, layer)
+        except TypeError:  # a list in the place of a block
+            problems.append(Problem(place, key, f"found {text}, expected {BLOCK_OF_KEYS}"))
+            continue
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             problems.append(Problem(place, key, f"cannot be set: {str(error).splitlines()[0]}"))
             continue

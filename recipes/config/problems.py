@@ -199,6 +199,9 @@ def _model_of(annotation: Any) -> type[pydantic.BaseModel] | None:
     return None
 
 
+BLOCK_OF_KEYS = "a block of keys"
+
+
 def _sentence(
     detail: Mapping[str, Any], owner: type[pydantic.BaseModel] | None, path: list[str]
 ) -> str:
@@ -206,7 +209,8 @@ def _sentence(
     meaning = f" ({field.description})" if field is not None and field.description else ""
     if detail["type"] == "missing":
         return f"is missing and has no default{meaning}"
-    expected = FORMS.get(detail.get("ctx", {}).get("pattern"))
+    no_block = detail["type"] in ("model_type", "dict_type")
+    expected = BLOCK_OF_KEYS if no_block else FORMS.get(detail.get("ctx", {}).get("pattern"))
     if expected is not None:
         return f"found {shown(detail['input'])}, expected {expected}{meaning}"
     text = detail["msg"]

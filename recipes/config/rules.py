@@ -71,6 +71,13 @@ def cross_field_problems(recipe: Recipe) -> Iterator[str]:
             "weights; set slow_weights: null"
         )
     yield from _optimizer_problems(recipe)
+    limit, before = _seconds(launcher.slurm.time), launcher.slurm.stop_before
+    if launcher.kind == "slurm" and 0 < limit <= before:
+        yield (
+            f"launcher.slurm.stop_before = {before} seconds are the whole launcher.slurm.time "
+            f"{launcher.slurm.time} ({limit} seconds): the job would stop as it starts; set "
+            "a longer time or a smaller stop_before"
+        )
     if recipe.eval.both_weights and (recipe.slow_weights is None or recipe.pool is not None):
         reason = "slow_weights is null" if recipe.slow_weights is None else "a pool answers as one"
         yield (
@@ -83,6 +90,15 @@ def cross_field_problems(recipe: Recipe) -> Iterator[str]:
         yield "model.dtype = float16 needs a GPU: with launcher.cpu use float32"
     if recipe.data.source == "mini" and not re.fullmatch(r"[a-z0-9_-]+", recipe.data.size):
         yield f"data.size = {recipe.data.size!r} is no size of the mini stream"
+
+
+def _seconds(time: str) -> int:
+    """Seconds of a time limit as sbatch reads it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; 0: none."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    seconds = sum(part * unit for part, unit in zip(parts, units, strict=False))
+    return seconds + 86400 * int(days or 0)
 
 
 def _unread_problems(recipe: Recipe) -> Iterator[str]:

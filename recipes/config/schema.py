@@ -56,7 +56,7 @@ class Recipe(Block):
         description="seed of initialisation, dropout and sample order; the "
         "stream's own is data.seed",
     )
-    run_dir: str | None = Field(
+    run_dir: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="null: runs/<name>, with -<method> behind it when method is not strlora"
     )
     start_from: Annotated[str, Field(min_length=1)] | None = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -39,6 +39,15 @@ def times_written(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[st
             yield from times_written(value, f"{prefix}.{key.value}" if prefix else str(key.value))
     elif isinstance(node, yaml.ScalarNode) and not node.style and SIXTIES.fullmatch(node.value):
         yield prefix, node.value
+
+
+def leaves(block: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all values that are no blocks."""
+    for name, value in block.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def hint_for(value: Any, wants_text: bool, nullable: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,6 +111,19 @@ def test_a_wrong_recipe_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> No
     assert err.strip().endswith("1 problem in the recipe.")
 
 
+def test_what_a_job_of_a_sweep_says_itself_wins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The job that evaluates asks for one node, and its runs must fit into that."""
+    words = ["launcher.kind=slurm", "launcher.resident=false", "launcher.nodes=2", "method=lora"]
+    (tmp_path / "cells.jsonl").write_text(json.dumps([*words, "schedule.per_device_batch=1"]))
+    job = ["run", "tiny", "--cells", str(tmp_path / "cells.jsonl"), "launcher.nodes=1"]
+    assert main([*job, "--cell", "0", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "NNODES" not in out
+    assert "--nodes=2" not in out
+
+
 def test_what_has_no_effect_is_told(
     toy_yaml: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,7 +142,13 @@ def test_what_has_no_effect_is_told(
     assert told("plan", "tiny", "--quick", *wrong) == [line]
     assert told("sweep", "tiny", *wrong, "--grid", "tuner.rank=4,8", "--dry-run") == [line]
     assert told("tiny", "--dry-run", *wrong) == [line]
-    assert told("validate", file, "method=lora") == [f"note: {file}: tuner.num_experts {lora}"]
+    of_file = [f"note: {file}: tuner.num_experts {lora}"]
+    of_file += [
+        f"note: {file}: schedule.{phase}.stability_weight does nothing: method lora has no "
+        "stability term"
+        for phase in ("first", "later")
+    ]
+    assert told("validate", file, "method=lora") == of_file
     assert told("validate", file, "method=strlora") == []
     (slow,) = told("validate", "tiny", "method=lora", "slow_weights={}")
     assert "schedule.later.lr_scheduler_type=constant schedule.later.warmup_ratio=0.0" in slow
@@ -139,6 +159,10 @@ def test_what_has_no_effect_is_told(
     assert told(*sign, keep, "tuner.gate=topk") == []
     keeps = ["--grid", "tuner.keep=0.25,0.75", "--dry-run"]
     assert told("sweep", "tiny", "method=strlora_signed", *keeps) == [f"note: sweep: {idle}"]
+    decay = "ewc.decay=0.2"
+    assert told("validate", "tiny", "method=l2", decay) == [
+        "note: command line: ewc.decay does nothing with ewc.fisher false"
+    ]
     statistics = "tuner.instruction_statistics=count"
     (none,) = told("validate", "tiny", statistics, "tuner.instruction_norm=none")
     assert none.endswith("does nothing with tuner.instruction_norm none")

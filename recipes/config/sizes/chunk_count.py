@@ -54,6 +54,8 @@ def count_chunks(values: dict[str, Any], places: Places, problems: list[Problem]
     try:
         if (Path(data["stream"]) / MANIFEST).is_file():
             count = len(open_stream(Path(data["stream"])).chunks)
+        elif not isinstance(data.get("size", "tiny"), str):
+            pass  # the schema says so, too
         elif data.get("source") == "mini" and data.get("size", "tiny") in SIZES:
             with suppress(TypeError, ValueError):  # a seed that is no number: the schema says so
                 seed = int(data.get("seed", 0))

@@ -19,8 +19,10 @@ OPTIMIZER, MASTERS = 8, 4
 
 def stored_by_chunk(recipe: Recipe, size: Size) -> int:
     """Numbers that a chunk leaves: adapter (twice with slow weights), a pool's router, EWC's theta*
-    and F of what trains."""
+    and F of what trains, an optimizer's state that the next chunk goes on with."""
     adapters = _adapters(recipe, size)
+    if recipe.keeps_optimizer:
+        adapters += size.trained * OPTIMIZER // BYTES
     if recipe.pool is not None:
         return adapters + size.stored
     if recipe.ewc is None:

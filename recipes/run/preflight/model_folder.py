@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from data_prep.files import a_few
 from recipes.config.schema import Recipe
+from recipes.config.sizes.base_model import stored_tensors
 from recipes.run.preflight.finding import Finding
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -37,8 +38,23 @@ def check_model(recipe: Recipe) -> Iterator[Finding]:
     again = f"Get it again: {model.download or 'copy the whole folder'}"
     problems = [*_unreadable(folder), *_absent(folder), *weight_problems(folder)]
     yield from (Finding("model", f"{problem}. {again}") for problem in problems)
+    if model.aligner is not None and not problems:
+        yield from _no_aligner(folder, model.aligner)
     if not model.remote_code:
         yield from _own_code(folder)
+
+
+def _no_aligner(folder: Path, aligner: str) -> Iterator[Finding]:
+    """Says that no module has the name: the host would quietly train none, or another."""
+    names = [name for name, _ in stored_tensors(folder)]
+    if not names or any(f"{aligner}." in name for name in names):
+        return
+    modules = sorted({name.removeprefix("model.").partition(".")[0] for name in names})
+    yield Finding(
+        "aligner",
+        f"model.aligner = {aligner}: no module of {folder} has that name; it has {a_few(modules)}. "
+        "Set the name of the projector, or null to keep it frozen",
+    )
 
 
 def _unreadable(folder: Path) -> Iterator[str]:

@@ -378,3 +378,13 @@ def test_a_dry_run_without_an_environment_says_how_to_get_one(tmp_path: Path) ->
     (sentence,) = direct.stderr.splitlines()
     assert sentence.endswith("(.venv, 2 GB)")
     assert "bash recipes/setup.sh" in sentence
+
+
+def test_an_aligner_that_the_model_does_not_have(toy: LoadToy) -> None:
+    """PEFT trains nothing for such a name, and a routed tuner would train the host's own."""
+    tiny = f"model.path={REPO / 'assets/tiny_base'}"
+    assert list(check_model(toy(tiny, "model.aligner=multi_modal_projector"))) == []
+    (finding,) = check_model(toy(tiny, "model.aligner=projector_of_mine"))
+    assert "model.aligner = projector_of_mine: no module of " in finding.text
+    assert "it has language_model, multi_modal_projector, vision_tower. Set " in finding.text
+    assert finding.stops
