@@ -12,10 +12,11 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from data_prep.check.known_pictures import FILE, read_known, write_known
 from data_prep.check.stream_folder import Layout, read_layout
 from data_prep.command_line import UNUSABLE, run_plan
 from data_prep.errors import Problem, listing
-from data_prep.files import sha256_file, sync_folder, write_json
+from data_prep.files import a_few, sha256_file, sync_folder, write_json
 from data_prep.sources.image_paths import EMBEDDED, LINK
 from data_prep.stream import MANIFEST, StreamError, read_manifest
 from data_prep.stream_writer import (
@@ -56,6 +57,7 @@ class Before:
         name: of the stream. chunks: how many it has. tests: names of its test sets.
         batch: number of the batch, 1 for what the stream was made from.
         links: folders of pictures that it links to, by name.
+        own: files and folders of its own, by which no link can be called.
         settings: of the command that made it.
     """
 
@@ -65,6 +67,7 @@ class Before:
     tests: frozenset[str] = frozenset()
     batch: int = 1
     links: dict[str, str] = field(default_factory=dict)
+    own: frozenset[str] = frozenset()
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -75,12 +78,19 @@ class Before:
     def link(self, root: Path) -> str:
         """Return the name under which the stream links to a folder of pictures."""
         known = {target: name for name, target in self.links.items()}
-        return known.get(str(root), f"{LINK}{self.batch}" if self.links else LINK)
+        free = self._free(LINK, f"{LINK}{{}}", self.links.keys() | self.own)
+        return known.get(str(root), free)
 
     def test_name(self, task: str, period: str = "") -> str:
         """Return the name of a new test set of a task, one that is not taken."""
         name = f"{task}.{period}" if period else task
-        return f"{name}.batch{self.batch}" if name in self.tests else name
+        return self._free(name, f"{name}.batch{{}}", self.tests)
+
+    def _free(self, name: str, numbered: str, taken: Collection[str]) -> str:
+        """Return `name` or, where it is taken, with the number of the batch or a higher one."""
+        # A copy that an earlier version cleaned names no batches, so that numbers may be taken.
+        names = chain([name], map(numbered.format, count(self.batch)))
+        return next(each for each in names if each not in taken)
 
 
 def write_or_append(
@@ -147,6 +157,7 @@ def parsed(
         # The first batch is not in the list: the generator of the manifest stands for it.
         len(manifest.get("batches", ())) + 2,
         dict(manifest.get("links") or {}),
+        frozenset(path.name for path in args.append.iterdir() if not path.is_symlink()),
         settings,
     )
     return args, before
@@ -198,6 +209,7 @@ def append_stream(
         try:
             made = write_stream(staging, plan, workers, report)
             batch = read_manifest(staging / MANIFEST)
+            _expect_new(folder, manifest, batch)
             # Before the comparison: samples name pictures from the stream's own folder on, so those
             # of the batch must be found there.
             _bring_pictures(folder, manifest.get("links") or {}, batch)
@@ -229,12 +241,27 @@ def _sources(generator: dict[str, Any]) -> object:
     return sorted(each["sha256"] for each in settings["sources"]), settings.get("images")
 
 
+def _expect_new(folder: Path, manifest: dict[str, Any], batch: dict[str, Any]) -> None:
+    """Raise StreamError where a batch would take the place of what the stream holds."""
+    held, brought = manifest_entries(manifest), manifest_entries(batch)
+    links = manifest.get("links") or {}
+    taken = sorted(held.keys() & brought.keys()) + sorted(
+        name for name, to in (batch.get("links") or {}).items() if links.get(name, to) != to
+    )
+    if taken:
+        raise StreamError(
+            f"{folder / MANIFEST} names {a_few(taken)} already, so nothing was added: another "
+            "append may have been faster (give the command again), or the stream's chunks are not "
+            "numbered from 001 on (copy it with data_prep.check --fix, which numbers them)"
+        )
+
+
 def _bring_pictures(folder: Path, links: dict[str, str], batch: dict[str, Any]) -> None:
     """Move pictures that came inside samples and make links; the old samples know neither."""
     if (folder / STAGING / EMBEDDED).is_dir():
         move(folder / STAGING / EMBEDDED, folder / EMBEDDED)
     for name, target in (batch.get("links") or {}).items():
-        if name in links:
+        if name in links:  # the same folder: see _expect_new
             continue
         if (folder / name).is_symlink():  # of a batch that was refused or killed
             (folder / name).unlink()

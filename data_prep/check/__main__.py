@@ -124,7 +124,7 @@ def _fix(result: Result, args: argparse.Namespace) -> Result:
     count, empty = write_clean(result, out, args.workers)
     print(f"cleaned copy: {out}, {count} samples left out ({out / 'left_out.jsonl'} says why)")
     for name in empty:
-        print(f"{name} is not in it: none of its samples was good")
+        print(f"{name} is not in it: none of its samples was good (chunks are numbered anew)")
     links = {path.name: os.readlink(path) for path in out.iterdir() if path.is_symlink()}
     for name, target in links.items():
         print(f"{name}/ in it is a link to {target}: its pictures are not copied")
