@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -20,12 +20,13 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from data_prep.check.checking import Check, Settings
+from data_prep.check.checking import Check, Result, Settings
 from data_prep.check.known_pictures import FILE, read_known, write_known
 from data_prep.check.stream_folder import Layout, read_layout
 from data_prep.command_line import UNUSABLE, run_plan
-from data_prep.errors import Problem, listing
+from data_prep.errors import DataError, Problem, listing
 from data_prep.files import a_few, sha256_file, sync_folder, write_json
+from data_prep.images import resolve
 from data_prep.sources.image_paths import EMBEDDED, LINK
 from data_prep.stream import MANIFEST, StreamError, read_manifest
 from data_prep.stream_writer import (
@@ -278,10 +279,12 @@ def _compared(folder: Path, workers: int | None, checked: bool) -> dict[str, int
     batch = read_layout(folder / STAGING)
     new = [replace(file, name=f"{STAGING}/{file.name}") for file in batch.files]
     layout = Layout(folder, [*old.files, *new], None, (*old.allowed, *batch.allowed))
-    result = Check(layout, Settings(near=True), workers, read_known(folder)).run()
+    known = read_known(folder)
+    result = Check(layout, Settings(near=True), workers, known).run()
     write_known(folder, result.pictures)
     mark = f"{folder}/{STAGING}/"
     own = [p for p in result.errors if mark in p.where and p.code not in _CODES]
+    own += _gone(result, len(old.files), known)
     if checked and own:
         raise BadSamples([replace(p, where=f"sample {p.sample or '?'}") for p in own])
     # A finding has one sample as its place and the other in its text: it is between old and new
@@ -296,6 +299,21 @@ def _compared(folder: Path, workers: int | None, checked: bool) -> dict[str, int
     if across:
         print(f"between the new samples and those before:\n{listing(across)}")
     return dict(Counter(problem.code for problem in across))
+
+
+def _gone(result: Result, first: int, known: Container[str]) -> Iterator[Problem]:
+    """Yield where a batch, the files from number `first` on, names a picture that is gone since.
+
+    For the samples before, notes stand for such pictures; what is new must be trained on them.
+    """
+    layout, folders = result.layout, dict[str, str]()
+    for sample in result.samples:
+        for image in sample.images if sample.file >= first else ():
+            try:
+                if image in known:
+                    resolve(layout.root, image, layout.allowed, folders)
+            except DataError as refused:
+                yield refused.at("", sample.id)
 
 
 def _grown(
