@@ -20,7 +20,7 @@ from data_prep.check.fix import write_clean
 from data_prep.check.lengths import Lengths, ask_recipes
 from data_prep.check.stream_folder import read_layout
 from data_prep.command_line import FAILED, OK, UNUSABLE
-from data_prep.errors import DataError, listing
+from data_prep.errors import DataError, expect_utf8, listing
 from data_prep.files import print_lines, write_json
 from data_prep.stream import StreamError
 
@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     """Check, report, and with --fix write the cleaned copy; return the exit code."""
     args = parser().parse_args(argv)
     try:
+        expect_utf8(args.folder.resolve())
         allow = tuple(args.allow)
         settings = Settings(args.near, not args.no_decode, _lengths(args), allow, args.strict)
         result = Check(read_layout(args.folder, args.images), settings, args.workers).run()
