@@ -224,22 +224,32 @@ def append_stream(
 
 
 def _is_there(manifest: dict[str, Any], generator: dict[str, Any]) -> bool:
-    """Return whether a batch of the same sources is in the stream."""
-    sources = _sources(generator)
-    first = _settings(manifest, generator["name"])
-    batches = [batch["generator"] for batch in manifest.get("batches", ())]
-    return sources in [_sources({"settings": first}), *map(_sources, batches)]
+    """Return whether the sources of a batch are in the stream. Raises StreamError if some are."""
+    first = {"settings": _settings(manifest, generator["name"])}
+    held = set(_sources(first))
+    for batch in manifest.get("batches", ()):
+        held.update(_sources(batch["generator"]))
+    given = _sources(generator)
+    known = [name for source, name in given.items() if source in held]
+    if known and len(known) < len(given):
+        raise StreamError(
+            f"{a_few(known)}: in the stream already, with the same pictures; {len(known)} of "
+            f"{len(given)} files. Leave out what is there, or it would be added twice"
+        )
+    return bool(known)
 
 
-def _sources(generator: dict[str, Any]) -> object:
-    """Return what makes a batch the same as another: the bytes of its files, whatever their names.
+def _sources(generator: dict[str, Any]) -> dict[tuple[object, ...], str]:
+    """Return the names of a batch's files by what makes one the same as another: its bytes.
 
-    The folder of the pictures belongs to it: two months may have tables of the same bytes.
+    The folder of the pictures belongs to it: two months may have tables of the same bytes. So does
+    the task for which `compose` takes a file.
     """
     settings = generator.get("settings", {})
-    if "sources" not in settings:
-        return settings.get("train")
-    return sorted(each["sha256"] for each in settings["sources"]), settings.get("images")
+    files = [("", each) for each in settings.get("sources", ())]
+    files += (settings.get("train") or {}).items()
+    images = settings.get("images")
+    return {(each["sha256"], images, task): str(each["name"]) for task, each in files}
 
 
 def _expect_new(folder: Path, manifest: dict[str, Any], batch: dict[str, Any]) -> None:

@@ -181,27 +181,6 @@ def test_a_refused_batch_leaves_no_link_that_the_next_one_would_take(tmp_path):
     assert check([str(stream)]) == 0
 
 
-def test_a_trained_picture_that_is_gone_is_missing_for_a_new_sample(tmp_path):
-    stream = made(tmp_path)
-    assert append(stream, month(tmp_path, 2)) == 0  # notes the pictures of both months
-    good = month(tmp_path, 3)
-    bad = tmp_path / "bad.csv"
-    bad.write_text(f"{good.read_text()}m1-0.png,Again?,red,2026-03-20\n")
-    (tmp_path / "photos/m1-0.png").unlink()  # trained, so it may go
-    before = content(stream)
-    with pytest.raises(BadSamples) as refused:
-        append_source(stream, bad, None, {}, lambda: None, workers=1)
-    assert [str(problem) for problem in refused.value.problems] == [
-        "sample b3-bad-0000014: image 'images/m1-0.png' does not exist; put the file there or "
-        "leave the sample out [image-missing]"
-    ]
-    assert content(stream) == before
-    append_source(stream, good, None, {}, lambda: None, workers=1)
-    assert before.items() < content(stream).items()
-    notes = (stream / "pictures.jsonl").read_text()
-    assert '"images/m1-0.png"' in notes  # what was known of it stays
-
-
 def test_the_first_command_finds_its_stream_complete_when_it_has_grown(tmp_path, capsys):
     stream = made(tmp_path)
     append(stream, month(tmp_path, 2))
@@ -316,6 +295,11 @@ def test_compose_appends_chunks_of_new_files(tmp_path):
     lines = [json.loads(line) for line in stream.chunk_file(3).read_text().splitlines()]
     assert {int(line["messages"][0]["content"][1:-1]) >= 10 for line in lines} == {True}
     assert all(line["id"].startswith("b2-") for line in lines)
+    (tmp_path / "tasks3").mkdir()
+    shutil.copy(tmp_path / "tasks1/a.jsonl", tmp_path / "tasks3/a.jsonl")
+    again = ["--append", str(out), "--chunks", "1", "--images", str(tmp_path / "tasks1"), *common]
+    assert compose([*again, str(tmp_path / "tasks3")]) == 0  # one file of the first batch
+    assert content(out) == after
 
 
 def killed_at_rename(number: int, stream: Path, source: Path) -> bool:

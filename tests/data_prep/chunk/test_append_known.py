@@ -1,0 +1,50 @@
+"""--append: what is known of the stream's sources and pictures, and what that is taken for."""
+
+from __future__ import annotations
+
+import pytest
+
+from data_prep.chunk.__main__ import append_source
+from data_prep.chunk.__main__ import main as chunk
+from data_prep.files import sha256_file
+from data_prep.stream_writer import BadSamples
+from tests.data_prep.chunk.test_append import append, content, made, month
+
+
+def test_one_file_of_several_is_known_again(tmp_path, capsys):
+    first, second, third = (month(tmp_path, number) for number in (1, 2, 3))
+    out = tmp_path / "shop"
+    options = ["--images", str(tmp_path / "photos"), "--workers", "1"]
+    assert chunk(["--source", str(first), str(second), "--out", str(out), *options]) == 0
+    was = sha256_file(out / "stream.json")
+    assert append(out, second) == 0
+    assert "complete, nothing to do" in capsys.readouterr().out
+    words = ["--append", str(out), "--source", str(third), str(first), str(second)]
+    assert chunk([*words, "--workers", "1"]) == 2
+    told = capsys.readouterr().err
+    assert "month1.csv, month2.csv: in the stream already, with the same pictures; 2 of 3" in told
+    assert sha256_file(out / "stream.json") == was
+    assert append(out, third) == 0
+    assert chunk([*words, "--workers", "1"]) == 0
+    assert "complete, nothing to do" in capsys.readouterr().out
+
+
+def test_a_trained_picture_that_is_gone_is_missing_for_a_new_sample(tmp_path):
+    stream = made(tmp_path)
+    assert append(stream, month(tmp_path, 2)) == 0  # notes the pictures of both months
+    good = month(tmp_path, 3)
+    bad = tmp_path / "bad.csv"
+    bad.write_text(f"{good.read_text()}m1-0.png,Again?,red,2026-03-20\n")
+    (tmp_path / "photos/m1-0.png").unlink()  # trained, so it may go
+    before = content(stream)
+    with pytest.raises(BadSamples) as refused:
+        append_source(stream, bad, None, {}, lambda: None, workers=1)
+    assert [str(problem) for problem in refused.value.problems] == [
+        "sample b3-bad-0000014: image 'images/m1-0.png' does not exist; put the file there or "
+        "leave the sample out [image-missing]"
+    ]
+    assert content(stream) == before
+    append_source(stream, good, None, {}, lambda: None, workers=1)
+    assert before.items() < content(stream).items()
+    notes = (stream / "pictures.jsonl").read_text()
+    assert '"images/m1-0.png"' in notes  # what was known of it stays
