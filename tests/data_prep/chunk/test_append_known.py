@@ -7,6 +7,7 @@ import pytest
 from data_prep.chunk.__main__ import append_source
 from data_prep.chunk.__main__ import main as chunk
 from data_prep.files import sha256_file
+from data_prep.stream import open_stream
 from data_prep.stream_writer import BadSamples
 from tests.data_prep.chunk.test_append import append, content, made, month
 
@@ -48,3 +49,27 @@ def test_a_trained_picture_that_is_gone_is_missing_for_a_new_sample(tmp_path):
     assert before.items() < content(stream).items()
     notes = (stream / "pictures.jsonl").read_text()
     assert '"images/m1-0.png"' in notes  # what was known of it stays
+
+
+def test_a_batch_that_is_all_held_out_is_refused_with_the_way_out(tmp_path, capsys):
+    stream = made(tmp_path)  # --holdout 0.3
+    held = open_stream(stream).test_records("shop.2026-01")[0]["images"][0]
+    one = tmp_path / "one.csv"
+    one.write_text(f"file,question,answer,day\n{held.removeprefix('images/')},Why?,so,2026-04-01\n")
+    was = sha256_file(stream / "stream.json")
+    assert append(stream, one) == 2
+    assert capsys.readouterr().err.endswith(
+        "error: one.csv: no samples to train on; the hold-out (--holdout 0.3) takes all that there "
+        "are, 1; give more of them at once, or --holdout 0\n"
+    )
+    assert sha256_file(stream / "stream.json") == was
+    assert append(stream, one, "--holdout", "0") == 0
+
+
+def test_a_batch_that_is_all_bad_names_its_first_sample(tmp_path, capsys):
+    bad = tmp_path / "bad.csv"
+    bad.write_text("question,answer\nWhy?,\n")
+    assert chunk(["--source", str(bad), "--out", str(tmp_path / "s"), "--skip-bad"]) == 2
+    told = capsys.readouterr().err
+    assert "no samples to train on; --skip-bad left all of them out, the first: " in told
+    assert "bad.csv:2: " in told
