@@ -135,7 +135,7 @@ def run_plan(
             file=sys.stderr,
         )
         return FAILED
-    except (DataError, StreamError) as error:
+    except (DataError, StreamError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
     seconds = time.monotonic() - started

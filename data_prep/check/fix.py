@@ -42,7 +42,10 @@ def write_clean(result: Result, out: Path, workers: int | None) -> tuple[int, li
         StreamError: `out` cannot be written, lies inside the source, or no chunk is left.
     """
     root = result.layout.root.resolve()
-    if out.resolve().is_relative_to(root) or root.is_relative_to(out.resolve()):
+    # A file that was given alone has its whole path for a name, and its folder is no stream.
+    one_file = any(Path(file.name).is_absolute() for file in result.layout.files)
+    inside = out.resolve().is_relative_to(root) and not one_file
+    if inside or root.is_relative_to(out.resolve()):
         raise StreamError(f"--fix {out}: expected a folder beside {root}, not inside or around it")
     files, empty = _files(result)
     if not any(planned.task is None for planned in files):

@@ -193,6 +193,13 @@ def test_skip_bad_keeps_the_good_ones_and_lists_the_others(tmp_path):
     ]
 
 
+def test_a_place_that_cannot_be_written_is_told(tmp_path, capsys):
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(lines({"question": "Why?", "answer": "so"}))
+    assert chunk(["--source", str(source), "--out", str(source / "s")]) == 2
+    assert capsys.readouterr().err == f"error: [Errno 20] Not a directory: '{source / 's'}'\n"
+
+
 BROKEN = "caf\udce9"  # what Python makes of the byte E9, é in Latin-1
 
 
