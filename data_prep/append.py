@@ -42,6 +42,8 @@ from data_prep.stream_writer import (
 )
 
 STAGING = ".append"
+# Options that say how one option is meant: with another value of that one they are not taken over.
+_BELONGS = {"by": ("column", "every", "epoch"), "mixture": ("dirichlet",)}
 # What a comparison with the samples before finds; other findings are those of `data_prep.check`.
 _CODES = (
     *("duplicate-sample", "answers-differ", "near-image"),
@@ -149,6 +151,10 @@ def parsed(
         command.set_defaults(scorer=named)
     command.set_defaults(seed=int(manifest.get("seed", 0)))
     args = command.parse_args(argv)  # again, now that the defaults are the stream's
+    for option, others in _BELONGS.items():
+        if getattr(args, option, None) != settings.get(option):  # given, and another
+            command.set_defaults(**dict.fromkeys(others))
+    args = command.parse_args(argv)
     args.out = args.append
     before = Before(
         args.append / STAGING,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from data_prep.chunk.__main__ import append_source
 from data_prep.chunk.__main__ import main as chunk
+from data_prep.compose.__main__ import main as compose
 from data_prep.files import sha256_file
 from data_prep.stream import open_stream
 from data_prep.stream_writer import BadSamples
@@ -49,6 +52,30 @@ def test_a_trained_picture_that_is_gone_is_missing_for_a_new_sample(tmp_path):
     assert before.items() < content(stream).items()
     notes = (stream / "pictures.jsonl").read_text()
     assert '"images/m1-0.png"' in notes  # what was known of it stays
+
+
+def test_another_cut_does_not_take_over_what_belongs_to_the_first(tmp_path, capsys):
+    stream = made(tmp_path)  # --by time --column day --every 1mo --holdout 0.3
+    options = ["--by", "count", "--size", "5", "--holdout", "0"]
+    assert append(stream, month(tmp_path, 2), *options) == 0
+    assert [chunk.samples for chunk in open_stream(stream).chunks[1:]] == [5, 5, 2]
+    assert append(stream, month(tmp_path, 3), "--by", "column") == 2
+    assert "--by column needs --column NAME" in capsys.readouterr().err
+    assert append(stream, month(tmp_path, 3), "--by", "time") == 0  # as the first
+    assert open_stream(stream).chunk_name(5) == "2026-03"
+
+
+def test_a_stated_mixture_is_not_mixed_with_the_drawn_one_of_the_first(tmp_path):
+    for number in (1, 2):
+        rows = [{"question": f"{number}-{n}?", "answer": "yes"} for n in range(6)]
+        (tmp_path / f"a{number}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "stated.json").write_text('[{"a": 4}, {"a": 1}]')
+    out = tmp_path / "s"
+    words = ["--task", f"a={tmp_path}/a1.jsonl", "--dirichlet", "1", "--chunks", "2"]
+    assert compose([*words, "--out", str(out), "--workers", "1"]) == 0
+    words = ["--task", f"a={tmp_path}/a2.jsonl", "--mixture", str(tmp_path / "stated.json")]
+    assert compose([*words, "--append", str(out), "--workers", "1"]) == 0
+    assert [chunk.samples for chunk in open_stream(out).chunks] == [3, 3, 4, 1]
 
 
 def test_a_batch_that_is_all_held_out_is_refused_with_the_way_out(tmp_path, capsys):
