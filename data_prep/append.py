@@ -12,19 +12,21 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from data_prep.check.checking import Check, Settings
+from data_prep.check.checking import Check, Result, Settings
 from data_prep.check.known_pictures import FILE, read_known, write_known
 from data_prep.check.stream_folder import Layout, read_layout
 from data_prep.command_line import UNUSABLE, run_plan
-from data_prep.errors import Problem, listing
-from data_prep.files import sha256_file, sync_folder, write_json
+from data_prep.errors import DataError, Problem, listing
+from data_prep.files import a_few, sha256_file, sync_folder, write_json
+from data_prep.images import resolve
 from data_prep.sources.image_paths import EMBEDDED, LINK
 from data_prep.stream import MANIFEST, StreamError, read_manifest
 from data_prep.stream_writer import (
@@ -40,6 +42,8 @@ from data_prep.stream_writer import (
 )
 
 STAGING = ".append"
+# Options that say how one option is meant: with another value of that one they are not taken over.
+_BELONGS = {"by": ("column", "every", "epoch"), "mixture": ("dirichlet",)}
 # What a comparison with the samples before finds; other findings are those of `data_prep.check`.
 _CODES = (
     *("duplicate-sample", "answers-differ", "near-image"),
@@ -56,6 +60,7 @@ class Before:
         name: of the stream. chunks: how many it has. tests: names of its test sets.
         batch: number of the batch, 1 for what the stream was made from.
         links: folders of pictures that it links to, by name.
+        own: files and folders of its own, by which no link can be called.
         settings: of the command that made it.
     """
 
@@ -65,6 +70,7 @@ class Before:
     tests: frozenset[str] = frozenset()
     batch: int = 1
     links: dict[str, str] = field(default_factory=dict)
+    own: frozenset[str] = frozenset()
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -75,12 +81,19 @@ class Before:
     def link(self, root: Path) -> str:
         """Return the name under which the stream links to a folder of pictures."""
         known = {target: name for name, target in self.links.items()}
-        return known.get(str(root), f"{LINK}{self.batch}" if self.links else LINK)
+        free = self._free(LINK, f"{LINK}{{}}", self.links.keys() | self.own)
+        return known.get(str(root), free)
 
     def test_name(self, task: str, period: str = "") -> str:
         """Return the name of a new test set of a task, one that is not taken."""
         name = f"{task}.{period}" if period else task
-        return f"{name}.batch{self.batch}" if name in self.tests else name
+        return self._free(name, f"{name}.batch{{}}", self.tests)
+
+    def _free(self, name: str, numbered: str, taken: Collection[str]) -> str:
+        """Return `name` or, where it is taken, with the number of the batch or a higher one."""
+        # A copy that an earlier version cleaned names no batches, so that numbers may be taken.
+        names = chain([name], map(numbered.format, count(self.batch)))
+        return next(each for each in names if each not in taken)
 
 
 def write_or_append(
@@ -138,6 +151,10 @@ def parsed(
         command.set_defaults(scorer=named)
     command.set_defaults(seed=int(manifest.get("seed", 0)))
     args = command.parse_args(argv)  # again, now that the defaults are the stream's
+    for option, others in _BELONGS.items():
+        if getattr(args, option, None) != settings.get(option):  # given, and another
+            command.set_defaults(**dict.fromkeys(others))
+    args = command.parse_args(argv)
     args.out = args.append
     before = Before(
         args.append / STAGING,
@@ -147,6 +164,7 @@ def parsed(
         # The first batch is not in the list: the generator of the manifest stands for it.
         len(manifest.get("batches", ())) + 2,
         dict(manifest.get("links") or {}),
+        frozenset(path.name for path in args.append.iterdir() if not path.is_symlink()),
         settings,
     )
     return args, before
@@ -198,6 +216,7 @@ def append_stream(
         try:
             made = write_stream(staging, plan, workers, report)
             batch = read_manifest(staging / MANIFEST)
+            _expect_new(folder, manifest, batch)
             # Before the comparison: samples name pictures from the stream's own folder on, so those
             # of the batch must be found there.
             _bring_pictures(folder, manifest.get("links") or {}, batch)
@@ -211,22 +230,47 @@ def append_stream(
 
 
 def _is_there(manifest: dict[str, Any], generator: dict[str, Any]) -> bool:
-    """Return whether a batch of the same sources is in the stream."""
-    sources = _sources(generator)
-    first = _settings(manifest, generator["name"])
-    batches = [batch["generator"] for batch in manifest.get("batches", ())]
-    return sources in [_sources({"settings": first}), *map(_sources, batches)]
+    """Return whether the sources of a batch are in the stream. Raises StreamError if some are."""
+    first = {"settings": _settings(manifest, generator["name"])}
+    held = set(_sources(first))
+    for batch in manifest.get("batches", ()):
+        held.update(_sources(batch["generator"]))
+    given = _sources(generator)
+    known = [name for source, name in given.items() if source in held]
+    if known and len(known) < len(given):
+        raise StreamError(
+            f"{a_few(known)}: in the stream already, with the same pictures; {len(known)} of "
+            f"{len(given)} files. Leave out what is there, or it would be added twice"
+        )
+    return bool(known)
 
 
-def _sources(generator: dict[str, Any]) -> object:
-    """Return what makes a batch the same as another: the bytes of its files, whatever their names.
+def _sources(generator: dict[str, Any]) -> dict[tuple[object, ...], str]:
+    """Return the names of a batch's files by what makes one the same as another: its bytes.
 
-    The folder of the pictures belongs to it: two months may have tables of the same bytes.
+    The folder of the pictures belongs to it: two months may have tables of the same bytes. So does
+    the task for which `compose` takes a file.
     """
     settings = generator.get("settings", {})
-    if "sources" not in settings:
-        return settings.get("train")
-    return sorted(each["sha256"] for each in settings["sources"]), settings.get("images")
+    files = [("", each) for each in settings.get("sources", ())]
+    files += (settings.get("train") or {}).items()
+    images = settings.get("images")
+    return {(each["sha256"], images, task): str(each["name"]) for task, each in files}
+
+
+def _expect_new(folder: Path, manifest: dict[str, Any], batch: dict[str, Any]) -> None:
+    """Raise StreamError where a batch would take the place of what the stream holds."""
+    held, brought = manifest_entries(manifest), manifest_entries(batch)
+    links = manifest.get("links") or {}
+    taken = sorted(held.keys() & brought.keys()) + sorted(
+        name for name, to in (batch.get("links") or {}).items() if links.get(name, to) != to
+    )
+    if taken:
+        raise StreamError(
+            f"{folder / MANIFEST} names {a_few(taken)} already, so nothing was added: another "
+            "append may have been faster (give the command again), or the stream's chunks are not "
+            "numbered from 001 on (copy it with data_prep.check --fix, which numbers them)"
+        )
 
 
 def _bring_pictures(folder: Path, links: dict[str, str], batch: dict[str, Any]) -> None:
@@ -234,7 +278,7 @@ def _bring_pictures(folder: Path, links: dict[str, str], batch: dict[str, Any]) 
     if (folder / STAGING / EMBEDDED).is_dir():
         move(folder / STAGING / EMBEDDED, folder / EMBEDDED)
     for name, target in (batch.get("links") or {}).items():
-        if name in links:
+        if name in links:  # the same folder: see _expect_new
             continue
         if (folder / name).is_symlink():  # of a batch that was refused or killed
             (folder / name).unlink()
@@ -251,10 +295,12 @@ def _compared(folder: Path, workers: int | None, checked: bool) -> dict[str, int
     batch = read_layout(folder / STAGING)
     new = [replace(file, name=f"{STAGING}/{file.name}") for file in batch.files]
     layout = Layout(folder, [*old.files, *new], None, (*old.allowed, *batch.allowed))
-    result = Check(layout, Settings(near=True), workers, read_known(folder)).run()
+    known = read_known(folder)
+    result = Check(layout, Settings(near=True), workers, known).run()
     write_known(folder, result.pictures)
     mark = f"{folder}/{STAGING}/"
     own = [p for p in result.errors if mark in p.where and p.code not in _CODES]
+    own += _gone(result, len(old.files), known)
     if checked and own:
         raise BadSamples([replace(p, where=f"sample {p.sample or '?'}") for p in own])
     # A finding has one sample as its place and the other in its text: it is between old and new
@@ -269,6 +315,21 @@ def _compared(folder: Path, workers: int | None, checked: bool) -> dict[str, int
     if across:
         print(f"between the new samples and those before:\n{listing(across)}")
     return dict(Counter(problem.code for problem in across))
+
+
+def _gone(result: Result, first: int, known: Container[str]) -> Iterator[Problem]:
+    """Yield where a batch, the files from number `first` on, names a picture that is gone since.
+
+    For the samples before, notes stand for such pictures; what is new must be trained on them.
+    """
+    layout, folders = result.layout, dict[str, str]()
+    for sample in result.samples:
+        for image in sample.images if sample.file >= first else ():
+            try:
+                if image in known:
+                    resolve(layout.root, image, layout.allowed, folders)
+            except DataError as refused:
+                yield refused.at("", sample.id)
 
 
 def _grown(

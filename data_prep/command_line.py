@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError, listing, shown
+from data_prep.errors import DataError, expect_utf8, listing, shown
 from data_prep.files import sha256_file, sha256_folder
 from data_prep.progress_bar import Progress
 from data_prep.published.benchmarks import SCORERS
@@ -68,9 +68,13 @@ def source_facts(path: Path) -> dict[str, Any]:
 
     A folder of pictures has the names and bytes of all.
     """
+    expect_utf8(path)
     if path.is_dir():
-        sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
-        return {"name": path.name, "bytes": sum(sizes), "sha256": sha256_folder(path)}
+        files = [file for file in path.rglob("*") if file.is_file()]
+        for file in files:
+            expect_utf8(file)
+        size = sum(file.stat().st_size for file in files)
+        return {"name": path.name, "bytes": size, "sha256": sha256_folder(path)}
     if not path.is_file():
         raise DataError("no-data", f"{path}: no such file; check the path")
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
@@ -119,6 +123,7 @@ def run_plan(
             value = getattr(args, key, None)
             if value is not None and value < 1:
                 raise StreamError(f"--{key} {value}: expected at least 1")
+        expect_utf8(args.out.resolve())
         planned = plan()
         made = write(args.out, planned, args.workers, Progress("writing", "files"))
     except BadSamples as error:
@@ -130,7 +135,7 @@ def run_plan(
             file=sys.stderr,
         )
         return FAILED
-    except (DataError, StreamError) as error:
+    except (DataError, StreamError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
     seconds = time.monotonic() - started

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 ERROR, WARNING = "error", "warning"
@@ -23,8 +24,7 @@ class DataError(ValueError):
     def at(self, where: str, sample: str = "") -> Problem:
         """Return the problem with its place and the id of its sample, which may hold anything."""
         # A problem is written as JSON in UTF-8, which half a surrogate pair in an id would stop.
-        sample = sample.encode(errors="backslashreplace").decode()
-        return Problem(self.code, where, self.text, ERROR, sample)
+        return Problem(self.code, where, self.text, ERROR, printable(sample))
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,18 @@ def shown(value: Any, length: int = 60) -> str:
     text = repr(value[:length]) if isinstance(value, str | bytes) else repr(value)
     whole = len(value) if isinstance(value, str | bytes) else len(text)
     return text if whole <= length else f"{text[:length]}..."
+
+
+def printable(text: str) -> str:
+    """Return a text as UTF-8 can hold it: what names of files may have beside becomes `\\udce9`."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def expect_utf8(path: Path) -> None:
+    """Raise DataError where a name in `path` is not UTF-8: no manifest or report can hold it."""
+    for name in path.parts:
+        if printable(name) != name:
+            raise DataError("file-name", f"the name {name!r} is not UTF-8; rename it")
 
 
 def listing(problems: Sequence[Problem], most: int = 20, of_a_kind: int | None = None) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from data_prep.check import GENERATOR, VERSION
 from data_prep.check.checking import Result
@@ -40,7 +42,10 @@ def write_clean(result: Result, out: Path, workers: int | None) -> tuple[int, li
         StreamError: `out` cannot be written, lies inside the source, or no chunk is left.
     """
     root = result.layout.root.resolve()
-    if out.resolve().is_relative_to(root) or root.is_relative_to(out.resolve()):
+    # A file that was given alone has its whole path for a name, and its folder is no stream.
+    one_file = any(Path(file.name).is_absolute() for file in result.layout.files)
+    inside = out.resolve().is_relative_to(root) and not one_file
+    if inside or root.is_relative_to(out.resolve()):
         raise StreamError(f"--fix {out}: expected a folder beside {root}, not inside or around it")
     files, empty = _files(result)
     if not any(planned.task is None for planned in files):
@@ -53,15 +58,17 @@ def write_clean(result: Result, out: Path, workers: int | None) -> tuple[int, li
     }
     generator = {"name": GENERATOR, "version": VERSION, "settings": settings}
     name = str(manifest.get("name", root.name))
-    contents = partial(_contents, result, files)
-    write_stream(out, Plan(name, generator, manifest.get("seed", 0), contents, make), workers)
+    batches = _batches(manifest, files)
+    contents = partial(_contents, result, files, batches)
+    plan = Plan(name, generator, manifest.get("seed", 0), contents, make)
+    write_stream(out, replace(plan, review=partial(_note_hashes, batches)), workers)
     return len(result.bad), empty
 
 
 def _files(result: Result) -> tuple[list[PlannedFile], list[str]]:
     """Return the files of the copy, and the names of those that nothing is left of."""
     files, empty = [], []
-    kept_chunks = _kept_chunks(result)
+    kept_chunks, numbers = _kept_chunks(result), count(1)
     for file in result.layout.files:
         dropped = frozenset(line for name, line in result.bad if name == file.name)
         if sum(result.seen[file.name].values()) <= len(dropped):
@@ -72,10 +79,33 @@ def _files(result: Result) -> tuple[list[PlannedFile], list[str]]:
         if file.chunk is not None:
             entry = {"of": file.of, "chunk": max(1, sum(n <= file.chunk for n in kept_chunks))}
         kept = Kept(result.layout.root, file, dropped, uneven, entry)
-        named = file.task is not None or file.name.startswith("chunks/")
-        place = file.name if named else f"chunks/{Path(file.name).name}"
+        # Numbered anew: behind a chunk that nothing is left of, an append would take the name of a
+        # later one.
+        place = file.name if file.task is not None else f"chunks/{next(numbers):03d}.jsonl"
         files.append(PlannedFile(place, kept, file.task, file.validation))
     return files, empty
+
+
+def _batches(manifest: dict[str, Any], planned: list[PlannedFile]) -> list[dict[str, Any]]:
+    """Return the batches that were appended to the source, their files by their names in the copy.
+
+    An append to the copy goes on behind them, and knows their sources again.
+    """
+    places = {each.source.file.name: each.file for each in planned}
+    return [
+        {
+            **batch,
+            "before": None,  # the sha256 of a stream that runs trained on: never of this one
+            "files": {places[file]: sha for file, sha in batch["files"].items() if file in places},
+        }
+        for batch in manifest.get("batches", ())
+    ]
+
+
+def _note_hashes(batches: list[dict[str, Any]], made: list[WrittenFile]) -> None:
+    """Write the hashes of the copy's own files into its batches."""
+    for batch in batches:
+        batch["files"] = {each.file: each.sha256 for each in made if each.file in batch["files"]}
 
 
 def _kept_chunks(result: Result) -> list[int]:
@@ -85,7 +115,9 @@ def _kept_chunks(result: Result) -> list[int]:
     return [n for n, name in enumerate(chunks, 1) if sum(result.seen[name].values()) > bad[name]]
 
 
-def _contents(result: Result, planned: list[PlannedFile], staging: Path) -> Contents:
+def _contents(
+    result: Result, planned: list[PlannedFile], batches: list[dict[str, Any]], staging: Path
+) -> Contents:
     """Copy the images that are still used and return what the copy holds."""
     root, manifest = result.layout.root, result.layout.manifest or {}
     bad, files = result.bad, result.layout.files
@@ -105,7 +137,9 @@ def _contents(result: Result, planned: list[PlannedFile], staging: Path) -> Cont
     tops = {Path(image).parts[0] for image in copied}
     scorers = {f.task: f.scorer or "exact" for f in files if f.task is not None}
     cut = manifest.get("cut") or []
-    facts = {"cut": [cut[n - 1] for n in _kept_chunks(result)]} if cut else {}
+    facts: dict[str, Any] = {"cut": [cut[n - 1] for n in _kept_chunks(result)]} if cut else {}
+    if batches:
+        facts["batches"] = batches
     return Contents(planned, scorers, links, (LEFT_OUT, *sorted(tops)), facts)
 
 

@@ -22,6 +22,7 @@ from data_prep.chunk.first_pass import FirstPass
 from data_prep.chunk.periods import Period
 from data_prep.chunk.times import EPOCHS
 from data_prep.command_line import add_append, add_common, pairs, scorers_of, source_facts
+from data_prep.errors import expect_utf8
 from data_prep.parallel import cores
 from data_prep.progress_bar import Progress
 from data_prep.published.benchmarks import SCORERS
@@ -145,6 +146,7 @@ def _plan(args: argparse.Namespace, before: Before) -> Plan:
     root = root.resolve()
     if not root.is_dir():
         raise StreamError(f"--images {root}: no such folder")
+    expect_utf8(root)
     settings = {
         "sources": [source_facts(path) for path in sources],
         "tests": {task: source_facts(path) for task, path in tests.items()},

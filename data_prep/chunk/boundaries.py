@@ -76,8 +76,7 @@ def contents(
     index, options, folder = first_pass.index(), first_pass.options, first_pass.folder
     order, bounds = ordered(index, options.by, boundaries)
     if not len(order):
-        names = ", ".join(path.name for path in first_pass.sources)
-        raise StreamError(f"{names}: no samples to train on; expected at least one")
+        raise StreamError(_why_nothing(first_pass, len(index)))
     cut = _cut_facts(first_pass, index, order, bounds, boundaries.period)
     tasks_of_rows = tuple(first_pass.tasks)
     large = first_pass.columns.uneven(FIRST_BLOCK + 1)
@@ -130,6 +129,20 @@ def contents(
         (EMBEDDED,),
         {"cut": cut},
     )
+
+
+def _why_nothing(first_pass: FirstPass, held: int) -> str:
+    """Return why there is nothing to train on; `held` samples were kept for testing."""
+    why, share = "expected at least one", first_pass.options.holdout
+    if held:
+        why = (
+            f"the hold-out (--holdout {share:g}) takes all that there are, {held}; give more of "
+            "them at once, or --holdout 0"
+        )
+    elif first_pass.problems:
+        why = f"--skip-bad left all of them out, the first: {first_pass.problems[0]}"
+    names = ", ".join(path.name for path in first_pass.sources)
+    return f"{names}: no samples to train on; {why}"
 
 
 def ordered(

@@ -24,7 +24,7 @@ from data_prep.compose.chunk_counts import (
     without_return,
 )
 from data_prep.compose.pools import Counts, chunk_files, make, make_pools
-from data_prep.errors import DataError
+from data_prep.errors import DataError, expect_utf8
 from data_prep.parallel import cores
 from data_prep.published.benchmarks import CHUNK_SAMPLES, STRCVIT
 from data_prep.sources.image_paths import EMBEDDED, ImageResolver
@@ -70,6 +70,7 @@ def _plan(args: argparse.Namespace, before: Before) -> Plan:
     scorers = scorers_of(args.scorer, {name: task.scorer for name, task in STRCVIT.items()})
     first = next(iter(train.values()))
     root = (args.images or args.source or first.parent).resolve()
+    expect_utf8(root)
     # Pictures inside samples go to the staging folder: a refused source leaves nothing behind.
     resolver = ImageResolver(root, embed=before.place / PARTIAL / EMBEDDED, link=before.link(root))
     mixture = args.mixture

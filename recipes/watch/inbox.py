@@ -13,13 +13,15 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.errors import DataError
+from data_prep.errors import DataError, expect_utf8, printable
 from data_prep.files import sha256_file, sha256_folder, sync_folder, write_text
 from data_prep.images import EXTENSIONS
 
 ACCEPTED, REJECTED = "accepted", "rejected"
 MARK = ".done"
 REASONS = ".reasons.txt"
+# Bytes of a delivery's name: a file system takes 255, and `.NAME-2.reasons.txt.abcdefgh` is longer.
+LONGEST = 200
 # Files that their senders rename when they are whole.
 _UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".tmp")
 
@@ -66,8 +68,9 @@ class Inbox:
         try:
             changed = changed_at(path)
             mark = path.with_name(path.name + MARK)
-            # An old mark says nothing about a later delivery of the same name.
-            if mark.is_file() and mark.lstat().st_ctime_ns >= changed:
+            # An old mark says nothing about a later delivery of the same name. Path.is_file would
+            # raise where the name with the mark is too long.
+            if os.path.isfile(mark) and mark.lstat().st_ctime_ns >= changed:
                 return True
         except FileNotFoundError:  # moved while we looked
             return False
@@ -86,10 +89,13 @@ class Inbox:
     def reject(self, path: Path, reasons: str) -> Path:
         """Move a delivery to rejected/, the reasons beside it; return where it is.
 
-        The reasons then name its files where they lie.
+        The reasons then name its files where they lie. A name that is too long is cut.
         """
-        target = _free(self.folder / REJECTED / path.name)
-        reasons = reasons.replace(str(path), str(target))
+        name = path.name
+        if len(os.fsencode(name)) > LONGEST:
+            name = os.fsencode(name)[:LONGEST].decode(errors="ignore")
+        target = _free(self.folder / REJECTED / name)
+        reasons = printable(reasons.replace(str(path), str(target)))
         # Before the move: a kill in between leaves the delivery to the next look; after it nothing
         # would say why it lies there.
         write_text(target.with_name(target.name + REASONS), f"{reasons}\n")
@@ -109,10 +115,14 @@ def _parts(path: Path) -> Iterator[Path]:
 
 
 def check_kinds(path: Path) -> None:
-    """Raise DataError unless a delivery is made of files and folders only.
+    """Raise DataError unless a delivery is made of files and folders only, with a name to keep.
 
     A link would lead to what is not delivered, or changes later; reading a pipe would never end.
     """
+    if (length := len(os.fsencode(path.name))) > LONGEST:
+        raise DataError(
+            "file-name", f"a name of {length} bytes, expected at most {LONGEST}: rename it"
+        )
     for each in _parts(path):
         mode = each.lstat().st_mode
         if stat.S_ISLNK(mode):
@@ -126,6 +136,8 @@ def check_kinds(path: Path) -> None:
 def content_of(path: Path) -> str:
     """The hex sha256 of what a delivery holds, whatever its name. Raises DataError."""
     try:
+        for each in _parts(path):
+            expect_utf8(Path(each.name))
         if path.is_dir():
             for each in filter(Path.is_dir, _parts(path)):
                 os.listdir(each)  # rglob passes over a folder that may not be read
@@ -158,4 +170,6 @@ def _move(path: Path, target: Path) -> None:
     os.rename(path, target)  # not a copy: what is half-way there after a kill would look whole
     sync_folder(target.parent)
     sync_folder(path.parent)
-    path.with_name(path.name + MARK).unlink(missing_ok=True)
+    mark = path.with_name(path.name + MARK)
+    if os.path.lexists(mark):  # False where such a name would be too long
+        mark.unlink()

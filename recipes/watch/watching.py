@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.chunk.__main__ import append_source
-from data_prep.errors import DataError, listing
+from data_prep.errors import DataError, listing, printable
 from data_prep.files import read_json, write_json
 from data_prep.stream import MANIFEST, StreamError, open_stream, read_manifest
 from data_prep.stream_writer import BadSamples, StreamBusy, locked
@@ -211,4 +211,4 @@ def _expect_unchanged(path: Path, before: int) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(printable(text), flush=True)

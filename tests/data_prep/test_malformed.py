@@ -191,3 +191,38 @@ def test_skip_bad_keeps_the_good_ones_and_lists_the_others(tmp_path):
         ("json", "2"),
         ("image-type", "3"),
     ]
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path, capsys):
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(lines({"question": "Why?", "answer": "so"}))
+    assert chunk(["--source", str(source), "--out", str(source / "s")]) == 2
+    assert capsys.readouterr().err == f"error: [Errno 20] Not a directory: '{source / 's'}'\n"
+
+
+BROKEN = "caf\udce9"  # what Python makes of the byte E9, é in Latin-1
+
+
+def test_names_that_are_not_utf8_are_refused_in_words(tmp_path, capsys):
+    table, out, classes = tmp_path / f"{BROKEN}.jsonl", str(tmp_path / "s"), tmp_path / "pets"
+    good = tmp_path / "good.jsonl"
+    for path in (table, good):
+        path.write_bytes(lines({"question": "Why?", "answer": "so"}))
+    for picture in (f"cat/{BROKEN}.png", "dog/b.png"):
+        (classes / picture).parent.mkdir(parents=True)
+        (classes / picture).write_bytes(b"")
+    (tmp_path / BROKEN).mkdir()
+    stream = ["--source", str(good), "--out", out]
+    for words, name in (
+        (["--source", str(table), "--out", out], f"{BROKEN}.jsonl"),
+        (["--source", str(classes), "--question", "Which?", "--out", out], f"{BROKEN}.png"),
+        ([*stream, "--test", f"t={table}"], f"{BROKEN}.jsonl"),
+        ([*stream, "--images", str(tmp_path / BROKEN)], BROKEN),
+        ([*stream[:2], "--out", str(tmp_path / BROKEN)], BROKEN),
+    ):
+        assert chunk([*words, "--workers", "1"]) == 2
+        assert capsys.readouterr().err == f"error: the name {name!r} is not UTF-8; rename it\n"
+    for path in (table, tmp_path / BROKEN):
+        assert check([str(path)]) == 2
+        assert "is not UTF-8; rename it" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()

@@ -295,6 +295,11 @@ def test_compose_appends_chunks_of_new_files(tmp_path):
     lines = [json.loads(line) for line in stream.chunk_file(3).read_text().splitlines()]
     assert {int(line["messages"][0]["content"][1:-1]) >= 10 for line in lines} == {True}
     assert all(line["id"].startswith("b2-") for line in lines)
+    (tmp_path / "tasks3").mkdir()
+    shutil.copy(tmp_path / "tasks1/a.jsonl", tmp_path / "tasks3/a.jsonl")
+    again = ["--append", str(out), "--chunks", "1", "--images", str(tmp_path / "tasks1"), *common]
+    assert compose([*again, str(tmp_path / "tasks3")]) == 0  # one file of the first batch
+    assert content(out) == after
 
 
 def killed_at_rename(number: int, stream: Path, source: Path) -> bool:

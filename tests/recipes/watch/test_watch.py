@@ -31,15 +31,6 @@ from tests.recipes.toy import recipe_values, write_recipe
 NOW = ("--once", "--rest", "0", "--workers", "1")
 
 
-@pytest.fixture
-def shop(tmp_path: Path, model: Path) -> Path:
-    """The recipe of a stream of one month, beside its empty inbox."""
-    (tmp_path / "inbox").mkdir()
-    values = recipe_values(begin(tmp_path), tmp_path / "run", model)
-    del values["data"]["chunks"]
-    return write_recipe(tmp_path / "shop.yaml", values)
-
-
 def watching(recipe: Path, *options: str, die: Callable[[], None] | None = None) -> Fork:
     """Start watching the inbox beside a recipe, with the stand-in host."""
 
