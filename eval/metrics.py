@@ -290,6 +290,17 @@ def bootstrap_matrices(
     return drawn
 
 
+def sample_matrix(
+    samples: Sequence[Array], aggregates: Sequence[Callable[[Array], Array]]
+) -> Array:
+    """Return a[chunk, task] of sample scores, given as for `bootstrap_matrices`; NaN: none."""
+    columns = [
+        aggregate(of_task.mean(axis=1)) if of_task.size else np.full(len(of_task), np.nan)
+        for aggregate, of_task in zip(aggregates, samples, strict=True)
+    ]
+    return np.stack(columns, axis=-1)
+
+
 def permuted_matrices(
     first: Sequence[Array],
     second: Sequence[Array],

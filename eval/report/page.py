@@ -96,7 +96,7 @@ def page_context(run: RunData, summary: Summary) -> dict[str, Any]:
         "small_captions": [
             caption_note(run, task, percent(chrf)) for task, chrf in small_captions(run).items()
         ],
-        "plus_minus": ONE_RUN_NOTE,
+        "plus_minus": _plus_minus(summary),
         "failed": summary.failed,
         "accuracy": _accuracy(run, lines) if lines else None,
         "entries": _entries(run, lines),
@@ -141,6 +141,14 @@ def _measured(run: RunData) -> str:
     if missing:
         return f"Not measured after chunk {run.evaluated}: {', '.join(missing)}."
     return f"{counted(len(run.tasks), 'task')}, last evaluated chunk {run.evaluated}."
+
+
+def _plus_minus(summary: Summary) -> str:
+    known = (n for key, n in summary.total.items() if key != "majority" and not math.isnan(n.value))
+    if any(math.isnan(number.stderr) for number in known):
+        why = "where prediction files that a number needs cannot be read or do not fit matrix.csv"
+        return f"{ONE_RUN_NOTE}; no ± {why}"
+    return ONE_RUN_NOTE
 
 
 def _cards(run: RunData, summary: Summary) -> list[Card]:

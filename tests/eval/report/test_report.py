@@ -141,6 +141,24 @@ def test_scores_that_contradict_the_predictions_are_told(run: Path) -> None:
     assert "matrix.csv says 0.999000" in _page(run)
 
 
+def test_a_number_whose_predictions_lack_has_no_standard_error(run: Path) -> None:
+    """Fin's and Grounding's last predictions: a mean of 5 tasks has not the error of 3."""
+    assert all(error for name, (_, error) in cards_of(_page(run)).items() if name[0] != "M")
+    for task in ("Fin", "Grounding"):
+        (run / "chunks" / "004" / "predictions" / f"{task}.jsonl").unlink()
+    write_report(run)
+    cards = cards_of(_page(run))
+    assert {name for name, (_, error) in cards.items() if error} == {
+        "Base model",
+        "Forward transfer",
+    }
+    assert "no ± where prediction files that a number needs cannot be read" in _page(run)
+    rows = tables_of(_page(run))["all tasks, scores in percent; failed: over all chunks"]
+    assert {row[0]: "±" in row[rows[0].index("last")] for row in rows[1:]} == {
+        "VQAv2": True, "OCRVQA": True, "Fin": False, "Grounding": False, "TextCaps": True,
+    }  # fmt: skip
+
+
 def test_failed_samples_areshown(run: Path) -> None:
     path = run / "chunks" / "001" / "predictions" / "Fin.jsonl"
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
