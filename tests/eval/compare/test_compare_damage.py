@@ -96,7 +96,7 @@ def test_a_score_that_its_samples_do_not_give_has_no_spread_and_no_test(
 
 
 def test_a_mean_over_two_tasks_has_not_the_spread_of_one(good: Path, poor: Path) -> None:
-    """Last's chunk lacks one task; its score happens to be the other's, so that the mean is, too."""
+    """The last chunk lacks one task, whose score happens to be the other's, and so the mean's."""
     path = poor / "matrix.csv"
     rows = [row.split(",") for row in path.read_text("utf-8").splitlines()]
     at = {(row[0], row[1]): row for row in rows}
