@@ -158,7 +158,7 @@ def _paired_runs(
 
 def _paired(loaded: Comparable, first: Method, second: Method) -> dict[str, tuple[str, float]]:
     keys = None
-    if len({(e.run.manifest.stream_sha256, *_rows(e)) for e in _entries(first, second)}) > 1:
+    if len({(e.run.manifest.stream_sha256, *e.rows) for e in _entries(first, second)}) > 1:
         # Another stream: only what a run ends with can be compared.
         first, second = _ended(first), _ended(second)
         keys = {LAST, *(f"{LAST}/{task}" for task in loaded.tasks)}
@@ -184,10 +184,6 @@ def _entries(first: Method, second: Method) -> list[Entry]:
 def _both_known(ours: Sequence[Array], theirs: Sequence[Array]) -> list[Array]:
     """Return our sample scores without what the other method lacks."""
     return [np.where(np.isfinite(b), a, np.nan) for a, b in zip(ours, theirs, strict=True)]
-
-
-def _rows(entry: Entry) -> list[bool]:
-    return [bool(row.any()) for row in np.isfinite(entry.values)]
 
 
 def _mean_samples(method: Method, whole: Sequence[bool]) -> list[Array]:

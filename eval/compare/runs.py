@@ -79,6 +79,11 @@ class Entry:
         return self.run.manifest.seed
 
     @property
+    def rows(self) -> list[int]:
+        """Return the compared chunks, 0 being the base model."""
+        return np.flatnonzero(np.isfinite(self.values).any(axis=1)).tolist()
+
+    @property
     def replicate(self) -> Replicate:
         """Return the seeds of stream and run: what two methods must share to be paired."""
         return _stream_seed(self.run), self.seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
@@ -135,20 +136,28 @@ def published_table(run: RunData) -> Table | None:
     return Table(caption, ["task", "score, %", "published script", "note"], rows)
 
 
-def form_losses(run: RunData, chunk: int) -> dict[str, tuple[float, ...]]:
-    """Return how much of each task's loss up to a chunk is form alone, in 0..1, as `FORM` names it.
+def form_losses(run: RunData, chunks: Sequence[int]) -> dict[str, tuple[float, ...]]:
+    """Return how much of each task's loss is form alone, in 0..1, as `FORM` names it.
 
-    Tasks without a blind score are left out.
+    Tasks without a blind score are left out; without all predictions since chunk 1 a blind loss is
+    NaN.
+
+    Args:
+        run: the run.
+        chunks: those that count, the last of them as the end; 0, the base model, is no best chunk.
     """
     losses: dict[str, tuple[float, ...]] = {}
-    for task in run.tasks:
-        seen = [run.scored[c, task] for c in range(chunk + 1) if (c, task) in run.scored]
-        last = run.scored.get((chunk, task))
+    for column, task in enumerate(run.tasks):
+        last = run.scored.get((chunks[-1], task))
         if last is None or math.isnan(last.lenient):
             continue
-        lost = max(s.score for s in seen if not math.isnan(s.score)) - last.score
-        known = max(s.lenient for s in seen if not math.isnan(s.lenient)) - last.lenient
-        gap = last.lenient - last.score
+        official = {c: float(run.matrix.values[c, column]) for c in chunks if c > 0}
+        seen = {c: score for c, score in official.items() if not math.isnan(score)}
+        blind = [run.scored[c, task].lenient if (c, task) in run.scored else math.nan for c in seen]
+        lost = max(seen.values(), default=math.nan) - last.score
+        # max() would pass over a NaN.
+        known = math.nan if any(map(math.isnan, blind)) else max(blind, default=math.nan)
+        gap, known = last.lenient - last.score, known - last.lenient
         losses[task] = (last.score, last.lenient, gap, lost, known, lost - known)
     return losses
 
@@ -158,7 +167,7 @@ def form_table(run: RunData) -> Table | None:
 
     None where the predictions have no blind scores.
     """
-    losses = form_losses(run, run.evaluated)
+    losses = form_losses(run, range(run.evaluated + 1))
     if not losses:
         return None
     rows = [[task, *map(percent, values)] for task, values in losses.items()]
