@@ -69,6 +69,8 @@ def summarise(run: RunData) -> Summary:
         return Number(float(statistic(a)), float(errors(statistic)))
 
     def total_of(key: str) -> Number:
+        if run.has_no_stream and key != "last":
+            return Number(math.nan)
         return number(lambda m: metrics.SCORE[key].mean(m, first))
 
     total = {key: total_of(key) for key in IN_CARDS}
@@ -167,7 +169,8 @@ def outcome_text(run: RunData, summary: Summary) -> str:
         run.manifest.block("eval").get("max_new_tokens"),
     )
     losses = [logged_losses(run.training[c]) for c in sorted(run.training) if c <= chunk]
-    return " ".join(sentences(chunk, run.planned, outcomes, losses, settings))
+    in_stream = not run.has_no_stream
+    return " ".join(sentences(chunk, run.planned, outcomes, losses, settings, in_stream))
 
 
 def logged_losses(lines: Sequence[Record]) -> list[float]:

@@ -151,7 +151,8 @@ def form_losses(run: RunData, chunks: Sequence[int]) -> dict[str, tuple[float, .
         last = run.scored.get((chunks[-1], task))
         if last is None or math.isnan(last.lenient):
             continue
-        official = {c: float(run.matrix.values[c, column]) for c in chunks if c > 0}
+        trained = [c for c in chunks if c > 0 and not run.has_no_stream]
+        official = {c: float(run.matrix.values[c, column]) for c in trained}
         seen = {c: score for c, score in official.items() if not math.isnan(score)}
         blind = [run.scored[c, task].lenient if (c, task) in run.scored else math.nan for c in seen]
         lost = max(seen.values(), default=math.nan) - last.score

@@ -110,6 +110,7 @@ def test_style_drift_and_lost_knowledge_are_told_apart() -> None:
     values = np.array([[0.9, math.nan, math.nan], [0.8, 0.6, 0.6], [0.1, 0.2, 0.2]])
     matrix = SimpleNamespace(values=values)
     run: Any = SimpleNamespace(tasks=["VQAv2", "GQA", "AD"], evaluated=2, matrix=matrix)
+    run.has_no_stream = False
     run.scored = {
         (0, "VQAv2"): scored(0.9, 0.9),  # the base model is no best chunk
         (1, "VQAv2"): scored(0.8, 0.8), (2, "VQAv2"): scored(0.1, 0.8),

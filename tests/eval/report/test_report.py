@@ -159,6 +159,33 @@ def test_a_number_whose_predictions_lack_has_no_standard_error(run: Path) -> Non
     }  # fmt: skip
 
 
+def test_joint_training_has_only_what_it_ends_with(run: Path) -> None:
+    """Between base model and end it has nothing: no average, no loss, no forgetting."""
+    rows = (run / "matrix.csv").read_text("utf-8").splitlines()
+    kept = [row for row in rows if not row.startswith(("1,", "2,", "3,"))]
+    (run / "matrix.csv").write_text("\n".join(kept) + "\n", "utf-8")
+    write_json(run / "manifest.json", read_json(run / "manifest.json") | {"protocol": "joint"})
+    write_report(run)
+    assert list(cards_of(_page(run))) == ["Last", "Base model", "Majority answer"]
+    assert "There is no stream to forget in." in _page(run)
+    assert "Nothing is lost" not in _page(run)
+    form = tables_of(_page(run))["form or knowledge, in percent, after chunk 4"]
+    assert {cell for row in form[1:] for cell in row[4:]} == {"\u2013"}
+
+
+def test_a_mean_over_fewer_tasks_is_told(run: Path) -> None:
+    """A stream that grows: Fin's test set came late, and the base model was not asked it."""
+    rows = (run / "matrix.csv").read_text("utf-8").splitlines()
+    kept = [row for row in rows if not row.startswith(("0,Fin", "2,Fin"))]
+    (run / "matrix.csv").write_text("\n".join(kept) + "\n", "utf-8")
+    write_report(run)
+    fewer = "Not all of the 5 tasks are tested each time: after base model (4), chunk 2 (4) the"
+    assert fewer in _page(run)
+    assert "before the stream, 4 of 5 tasks" in _page(run)
+    assert " on 4 of them, where this model has " in _page(run)
+    assert "Every task is tested" not in _page(run)
+
+
 def test_failed_samples_areshown(run: Path) -> None:
     path = run / "chunks" / "001" / "predictions" / "Fin.jsonl"
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
