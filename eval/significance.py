@@ -101,11 +101,24 @@ def mean_of_each(values: Sequence[float], draws: Sequence[object]) -> list[float
     return [float(of_one.mean()) if len(of_one) else math.nan for of_one in known]
 
 
-def over_samples(drawn: Array) -> Spread:
-    """Return the spread of the one run's statistic over bootstrap replicates: (replicates,)."""
+def over_samples(drawn: Array, measured: float = math.nan, lowest: float | None = None) -> Spread:
+    """Return the spread of the one run's statistic over bootstrap replicates.
+
+    Drawing samples again adds noise to every chunk, and so lifts the best of them: the replicates
+    of a difference to a best chunk lie above what was measured. Their interval is moved until their
+    median is the measured value (correction of the median bias), within `lowest` to 1.
+
+    Args:
+        drawn: (replicates,).
+        measured: the statistic of the real samples.
+        lowest: of a statistic with a best chunk in it, the least that it can be; None: has none.
+    """
     interval = percentile_interval(drawn)
     if not math.isfinite(interval.low):
         return NO_SPREAD
+    if lowest is not None:
+        moved = np.array(interval) + measured - np.median(drawn)
+        interval = Interval(*np.clip(moved, lowest, 1.0).tolist())
     # The spread of bootstrap replicates is already the standard error of the statistic.
     error = float(drawn.std(ddof=1))
     return Spread(error, error, interval, over="samples")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from eval.compare.runs import Comparable, Entry, Method
 from eval.metrics import (
+    SCORE,
     STREAM_SCORES,
     Array,
     First,
@@ -93,7 +94,12 @@ def spreads(loaded: Comparable, method: Method) -> dict[str, Spread]:
     # Joint training has no scores over a stream, whatever a bootstrap of its matrix would give.
     known = {key for key, numbers in values.items() if math.isfinite(numbers[0])}
     known &= _sampled(loaded, entry)
-    return {k: over_samples(v) if k in known else NO_SPREAD for k, v in columns.items()}
+    return {
+        key: over_samples(numbers, values[key][0], SCORE[key.split("/")[0]].lowest)
+        if key in known
+        else NO_SPREAD
+        for key, numbers in columns.items()
+    }
 
 
 def without_samples(loaded: Comparable) -> list[Gap]:
