@@ -381,9 +381,11 @@ def _read_routing(run: RunData) -> None:
 
 def _read_choices(run: RunData) -> None:
     mixtures = run.composition()
+    trained_as = {t.name: t.trained_as for t in run.stream.tests.values()} if run.stream else {}
     for chunk, path in _of_chunks(run, "router.json") if mixtures else ():
         what = f"Choice of chunks after chunk {chunk}"
-        if found := _try(run.gaps, what, partial(read_choices, path, mixtures), None):
+        read = partial(read_choices, path, mixtures, trained_as)
+        if found := _try(run.gaps, what, read, None):
             run.choices[chunk] = found
 
 

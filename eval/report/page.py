@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -249,16 +250,20 @@ def composition_chart(run: RunData, done: int) -> tuple[Chart, list[Entry]]:
 
 
 def _heat(run: RunData) -> Chart:
-    a, chunks = run.matrix.values, run.composition()
+    a = run.matrix.values
     columns = ["base", *(str(c) for c in range(1, len(a)))]
-
-    def held(row: int, column: int) -> bool:
-        inside = 1 <= column <= len(chunks)
-        return inside and chunks[column - 1].get(run.tasks[row], 0) > 0
-
     tasks = counted(len(run.tasks), "task")
     title = f"Scores of {tasks} (rows) after each chunk (columns), in percent."
-    return heat_map(title, a.T, run.tasks, columns, "after chunk", framed=held)
+    return heat_map(title, a.T, run.tasks, columns, "after chunk", framed=partial(held, run))
+
+
+def held(run: RunData, row: int, chunk: int) -> bool:
+    """Tell whether a chunk held the task of a row; of a period's test set: is of that period."""
+    chunks = run.composition()
+    if run.stream is None or not 1 <= chunk <= len(chunks):
+        return False
+    test = run.stream.task(run.tasks[row])
+    return chunk == (test.chunk or chunk) and chunks[chunk - 1].get(test.trained_as, 0) > 0
 
 
 def _forgetting(summary: Summary) -> Chart:

@@ -82,7 +82,9 @@ def composition_table(run: RunData) -> Table | None:
     chunks = run.composition()
     if not chunks:
         return None
-    tasks = list(dict.fromkeys([*run.tasks, *(t for c in chunks for t in c)]))
+    periods = {name for name, test in run.stream.tests.items() if test.of} if run.stream else set()
+    named = dict.fromkeys([*run.tasks, *(t for c in chunks for t in c)])
+    tasks = [task for task in named if task not in periods]  # whose samples have the task's name
     rows = [
         [run.chunk_label(n), *(str(chunk.get(task, 0)) for task in tasks)]
         for n, chunk in enumerate(chunks, start=1)
