@@ -51,7 +51,7 @@ class Settings:
 
     epochs: float | None = None
     rate: float | None = None
-    tokens: int | None = None
+    tokens: float | None = None
 
 
 def lost_since_best(tasks: Sequence[TaskOutcome]) -> float:

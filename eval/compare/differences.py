@@ -104,12 +104,14 @@ def spreads(loaded: Comparable, method: Method) -> dict[str, Spread]:
 
 def without_samples(loaded: Comparable) -> list[Gap]:
     """Return a gap for each run that has a score which its test samples do not give."""
-    gaps = []
-    for entry in (entry for m in loaded.methods if len(m.entries) == 1 for entry in m.entries):
+    gaps: list[Gap] = []
+    if all(len(method.entries) > 1 for method in loaded.methods):
+        return gaps  # over runs no test asks for samples
+    for entry in (entry for method in loaded.methods for entry in method.entries):
         found = _sampled(loaded, entry)
         known = column_values(entry.values, loaded.tasks, entry.first)
-        lacking = [s.title for s in STREAM_SCORES
-                   if s.key not in found and math.isfinite(known[s.key])]  # fmt: skip
+        scores = STREAM_SCORES[:1] if entry.run.has_no_stream else STREAM_SCORES
+        lacking = [s.title for s in scores if s.key not in found and math.isfinite(known[s.key])]
         if lacking:
             why = "prediction files that they need cannot be read or do not fit matrix.csv"
             what = f"{entry.run.root.name}: no ± and no test over samples of {', '.join(lacking)}"

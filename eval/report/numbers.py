@@ -15,6 +15,7 @@ from eval import metrics
 from eval.constant_answers import best_constant
 from eval.metrics import Array, Statistic
 from eval.outcome import Settings, TaskOutcome, sentences
+from eval.predictions import check_lines
 from eval.report.data import UNREADABLE, RunData
 from eval.run_files import PredictionLine, read_object
 from eval.significance import rests_on_samples
@@ -163,11 +164,13 @@ def outcome_text(run: RunData, summary: Summary) -> str:
             )
         )
     schedule = run.manifest.block("schedule")
-    settings = Settings(
+    first = schedule.get("first")
+    given = (
         schedule.get("epochs"),
-        (schedule.get("first") or {}).get("learning_rate"),
+        first.get("learning_rate") if isinstance(first, dict) else None,
         run.manifest.block("eval").get("max_new_tokens"),
     )
+    settings = Settings(*(float(v) if isinstance(v, int | float) else None for v in given))
     losses = [logged_losses(run.training[c]) for c in sorted(run.training) if c <= chunk]
     in_stream = not run.has_no_stream
     return " ".join(sentences(chunk, run.planned, outcomes, losses, settings, in_stream))
@@ -182,6 +185,8 @@ def prediction_lines(run: RunData, chunk: int, task: str) -> list[PredictionLine
     """Return the lines of a prediction file; none where it cannot be read."""
     path = run.chunk(chunk) / "predictions" / f"{task}.jsonl"
     try:
-        return cast(list[PredictionLine], read_jsonl(path))
+        lines = cast(list[PredictionLine], read_jsonl(path))
+        check_lines(path, lines)
+        return lines
     except (OSError, ValueError):  # the report names what it could not read
         return []

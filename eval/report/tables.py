@@ -277,8 +277,9 @@ def code_text(git: JsonObject) -> str:
 
 def machine_text(hardware: JsonObject) -> str:
     """Return the machine for people: "4 x NVIDIA H100, 96 CPU cores (x86_64), 1000 GiB"."""
+    listed = hardware.get("gpus")
     gpus = [str(g.get("name", g)) if isinstance(g, dict) else str(g)
-            for g in hardware.get("gpus") or []]  # fmt: skip
+            for g in (listed if isinstance(listed, list) else [])]  # fmt: skip
     parts = [f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)]
     if cores := hardware.get("cores"):
         kind = hardware.get("machine")

@@ -114,6 +114,8 @@ def read_choices(
     content = cast(RouterContent, read_json(path))
     tasks = content["tasks"]
     chunk, what = int(content["chunk"]), str(content.get("what", "adapter"))
+    if what not in ("adapter", "router"):
+        raise ValueError(f"{path}: what: found {what!r}, expected adapter or router")
     chosen = {t: {int(c): float(n) for c, n in e["experts"].items()} for t, e in tasks.items()}
     asked = {task: float(entry["n"]) for task, entry in tasks.items()}
     illegal = {task: int(entry["illegal"]) for task, entry in tasks.items() if what == "adapter"}

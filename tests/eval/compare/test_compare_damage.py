@@ -12,6 +12,7 @@ import pytest
 from data_prep.files import read_json, read_jsonl, write_json, write_jsonl
 from eval.compare import compare, tables
 from eval.significance import NO_INTERVAL
+from tests.eval.compare.conftest import write_run
 
 
 def _drop_predictions(run: Path) -> None:
@@ -93,6 +94,22 @@ def test_a_score_that_its_samples_do_not_give_has_no_spread_and_no_test(
     assert "Last" not in gap.what
     assert "Avg (MAP), Lost since best" in gap.what
     assert "cannot be read or do not fit matrix.csv" in tables.text(found).replace("\n  ", " ")
+
+
+def test_a_seed_without_predictions_leaves_its_method_without_a_test(
+    good: Path, poor: Path, tmp_path: Path, stream: Path
+) -> None:
+    """Two seeds, one of them without predictions of a task, against one run of another method."""
+    second = write_run(tmp_path / "second", stream, [0.4, 0.9, 0.8], seed=3)
+    for path in second.glob("chunks/*/predictions/VQAv2.jsonl"):
+        path.unlink()
+    found = compare([good, second, poor])
+    kinds = {test.column: test.kind for test in found.tests}
+    assert [kinds[key] for key in ("last", "last/VQAv2", "last/OCRVQA")] == [
+        "none", "none", "samples",
+    ]  # fmt: skip
+    assert found.cell("strlora", "last").spread.over == "runs"
+    assert any(gap.what.startswith("second: no ± and no test") for gap in found.gaps)
 
 
 def test_a_mean_over_two_tasks_has_not_the_spread_of_one(good: Path, poor: Path) -> None:
