@@ -25,6 +25,9 @@ _LEAD = re.compile(
     r"|\A\W*(?:it|this|that|these|those|there|they)\s*(?:'s|is|are|was|were)\b\W*",
     re.IGNORECASE,
 )
+# "1 000" as a number is written; and blanks that do not stand between two numbers.
+_GROUPED = re.compile(r"(?<!\d )\b\d{1,3}(?: \d{3})+\b")
+_BLANK = re.compile(r"(?<!\d) | (?!\d)")
 _OPTION = re.compile(r"^\s*\(?([A-Z0-9])[.):]\s*(\S.*?)\s*$", re.MULTILINE)
 
 
@@ -63,7 +66,8 @@ def _same(answer: str, gold: str, line: PredictionLine) -> bool:
     said, wanted = bare(answer), bare(gold)
     if said == wanted != "" or (is_yes_no(gold) and says(answer, gold)):
         return True
-    texts = {name: bare(text) for name, text in _options(line).items()}
+    options = _options(line)
+    texts = {name: bare(text) for name, text in options.items()}
     named = next((name for name, text in texts.items() if text == wanted), None)
     name = gold_letter(gold) or named or gold.strip()  # of the gold's option, if it is one
     text = texts.get(name)
@@ -71,7 +75,7 @@ def _same(answer: str, gold: str, line: PredictionLine) -> bool:
         return True
     if name.isdigit():  # "1. up", and "1" where no option says 1
         alone = said == name and name not in texts.values()
-        return text is not None and (alone or said == name + text)
+        return text is not None and (alone or said == bare(f"{name}. {options[name]}"))
     return len(name) == 1 and option_letter(answer, name) == name
 
 
@@ -87,9 +91,13 @@ def _options(line: PredictionLine) -> dict[str, str]:
 
 
 def bare(text: str) -> str:
-    """Return a text's words without case, marks, articles and blanks; "Two" is "2"."""
+    """Return a text's words without case, marks, articles and blanks; "Two" is "2".
+
+    Two numbers stay two: "9-5" is "9 5", not "95".
+    """
     words = (NUMBER_WORDS.get(word, word) for word in plain(text).split())
-    return "".join(word for word in words if word not in ARTICLES)
+    kept = " ".join(word for word in words if word not in ARTICLES)
+    return _BLANK.sub("", _GROUPED.sub(lambda number: number[0].replace(" ", ""), kept))
 
 
 def _same_box(answer: str, line: PredictionLine) -> bool:

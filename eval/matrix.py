@@ -1,4 +1,7 @@
-"""matrix.csv, the record of a run: columns chunk,task,score,n; chunk 0 is the base model."""
+"""matrix.csv, the record of a run: columns chunk,task,score,n; chunk 0 is the base model.
+
+Its rows come from the scores.json of each chunk.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.files import write_text
-from eval.run_files import ChunkScores
+from eval.run_files import ChunkScores, read_object
 
 COLUMNS = ["chunk", "task", "score", "n"]
 Cells = dict[tuple[int, str], tuple[float, int]]
@@ -65,6 +69,25 @@ def _parse_row(
     if chunk < 0 or n < 0 or not (math.isnan(score) or 0.0 <= score <= 1.0):
         raise ValueError(f"{path}:{number}: found {row}, expected chunk >= 0, score 0..1, n >= 0")
     return (chunk, task), (score, n)
+
+
+def read_scores(path: Path) -> ChunkScores:
+    """Return the content of a chunk's scores.json.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it lacks what a report shows of it.
+    """
+    content = read_object(path)
+    tasks, published = content.get("tasks"), content.get("published")
+    if not isinstance(tasks, dict) or not isinstance(published, dict):
+        raise ValueError(f"{path}: no tasks or no published; evaluate again")
+    lacking = [f"tasks.{task}.score" for task, entry in tasks.items()
+               if not isinstance(entry, dict) or "score" not in entry]  # fmt: skip
+    lacking += [f"published.{key}" for key in ("tasks", "crashes", "mean") if key not in published]
+    if lacking:
+        raise ValueError(f"{path}: no {', no '.join(lacking)}; evaluate again")
+    return cast(ChunkScores, content)
 
 
 def append_scores(path: Path, chunk: int, scores: ChunkScores) -> None:

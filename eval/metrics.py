@@ -210,6 +210,7 @@ class StreamScore:
         higher_is_better: False where less is better.
         total: (a, first) -> (...), where it is not the mean of `by_task`.
         headline: whether it stands in the first table.
+        lowest: of a score with a best chunk in it, the least that it can be (`over_samples`).
     """
 
     key: str
@@ -218,6 +219,7 @@ class StreamScore:
     higher_is_better: bool = True
     total: Callable[[Array, First], Array] | None = None
     headline: bool = False
+    lowest: float | None = None
 
     def mean(self, a: Array, first: First) -> Array:
         """Return the score over all tasks: (...)."""
@@ -235,19 +237,22 @@ STREAM_SCORES = (
         total=lambda a, _: average(a),
         headline=True,
     ),
-    StreamScore("lost", "Lost since best", lambda a, _: lost_by_task(a), False, headline=True),
-    StreamScore("forgetting", "Forgetting", forgetting_by_task, False),
+    StreamScore(
+        "lost", "Lost since best", lambda a, _: lost_by_task(a), False, headline=True, lowest=0.0
+    ),
+    StreamScore("forgetting", "Forgetting", forgetting_by_task, False, lowest=-1.0),
     StreamScore(
         "maf",
         "MAF",
         lambda a, first: mean_over(_forgetting_after_each(a, first), -2),
         False,
         mean_forgetting,
+        lowest=-1.0,
     ),
     StreamScore("backward", "Backward transfer", backward_transfer_by_task),
     StreamScore("bwt", "BWT (CoIN)", coin_backward_by_task),
     StreamScore("forward", "Forward transfer", forward_transfer_by_task),
-    StreamScore("plasticity", "Plasticity", lambda a, _: plasticity_by_task(a)),
+    StreamScore("plasticity", "Plasticity", lambda a, _: plasticity_by_task(a), lowest=-1.0),
     StreamScore(
         "maa",
         "MAA (CoIN)",
@@ -288,6 +293,17 @@ def bootstrap_matrices(
         rows = np.isfinite(scores).all(axis=1)
         drawn[:, rows, task] = aggregates[task](weights @ scores[rows].T)
     return drawn
+
+
+def sample_matrix(
+    samples: Sequence[Array], aggregates: Sequence[Callable[[Array], Array]]
+) -> Array:
+    """Return a[chunk, task] of sample scores, given as for `bootstrap_matrices`; NaN: none."""
+    columns = [
+        aggregate(of_task.mean(axis=1)) if of_task.size else np.full(len(of_task), np.nan)
+        for aggregate, of_task in zip(aggregates, samples, strict=True)
+    ]
+    return np.stack(columns, axis=-1)
 
 
 def permuted_matrices(

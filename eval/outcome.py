@@ -51,7 +51,7 @@ class Settings:
 
     epochs: float | None = None
     rate: float | None = None
-    tokens: int | None = None
+    tokens: float | None = None
 
 
 def lost_since_best(tasks: Sequence[TaskOutcome]) -> float:
@@ -65,6 +65,7 @@ def sentences(
     tasks: Sequence[TaskOutcome],
     losses: Sequence[Sequence[float]],
     settings: Settings,
+    in_stream: bool = True,
 ) -> list[str]:
     """Return the sentences of the paragraph; empty before the first evaluation after training.
 
@@ -74,12 +75,14 @@ def sentences(
         tasks: the evaluated ones.
         losses: what the host logged, chunk by chunk.
         settings: for what to try.
+        in_stream: False of joint training, which has nothing to lose on the way.
     """
     known = [task for task in tasks if math.isfinite(task.last)]
     if chunk == 0 or not known:
         return []
     problems, advice = _problems(known, losses, settings)
-    said = [_learned(chunk, planned, known), _lost(chunk, known), _useful(known), *problems]
+    lost = [_lost(chunk, known)] if in_stream else []
+    said = [_learned(chunk, planned, known), *lost, *_below_base(known), _useful(known), *problems]
     if advice:
         said.append(f"What to try: {'; '.join(advice)}.")
     return said
@@ -89,12 +92,17 @@ def _learned(chunk: int, planned: int, tasks: Sequence[TaskOutcome]) -> str:
     of = f" of {planned}" if planned else ""
     who = f"{tasks[0].task} has" if len(tasks) == 1 else f"the mean over {len(tasks)} tasks is"
     text = f"After chunk {chunk}{of} {who} {percent(_mean([t.last for t in tasks]))} percent"
-    base, constant = (_mean([f(t) for t in tasks]) for f in (BASE, CONSTANT))
-    if math.isfinite(base):
-        text += f"; the base model had {percent(base)}"
-    if math.isfinite(constant):
-        answers = "answer" if len(tasks) == 1 else "answers"
-        text += f", the best constant {answers} would have {percent(constant)}"
+    answers = "answer" if len(tasks) == 1 else "answers"
+    for score, who in (
+        (BASE, "; the base model had"),
+        (CONSTANT, f", the best constant {answers} would have"),
+    ):
+        both = [t for t in tasks if math.isfinite(score(t))]
+        if both:
+            text += f"{who} {percent(_mean([score(t) for t in both]))}"
+        if both and len(both) < len(tasks):
+            here = percent(_mean([t.last for t in both]))
+            text += f" on {len(both)} of them, where this model has {here}"
     return f"{text}."
 
 
@@ -104,12 +112,23 @@ def _lost(chunk: int, tasks: Sequence[TaskOutcome]) -> str:
     lost = sorted((t for t in tasks if round(t.lost, 4) > 0), key=lambda t: -t.lost)
     if not lost:
         who = "every task" if len(tasks) > 1 else "it"
+        if _below_base(tasks):
+            return "Nothing is lost since chunk 1."
         return f"Nothing is lost: {who} is at its best now."
     if len(tasks) == 1:
         best = lost[0].best_chunk
         return f"Lost since its best, after chunk {best}: {percent(lost[0].lost)} points."
     named = _listed(lost, lambda t: f"{percent(t.lost)} (since chunk {t.best_chunk})")
     return f"Lost since best: {percent(lost_since_best(tasks))} points a task, by {named}."
+
+
+def _below_base(tasks: Sequence[TaskOutcome]) -> list[str]:
+    """Return the sentence on the tasks that the base model did better, if there are any."""
+    worse = sorted(
+        (t for t in tasks if round(t.base - t.last, 4) > 0), key=lambda t: t.last - t.base
+    )
+    against = _listed(worse, lambda t: f"{percent(t.last)} against {percent(t.base)}")
+    return [f"Worse than the base model: {against}."] if worse else []
 
 
 def _useful(tasks: Sequence[TaskOutcome]) -> str:

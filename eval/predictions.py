@@ -170,13 +170,15 @@ def read_predictions(folder: Path, stream: Stream, task: str) -> list[Prediction
 
     Raises:
         FileNotFoundError: the task was not evaluated here.
-        ValueError: no line, an id twice or one that the test set does not have, a score that is
-            none, or (in a file without scores) a line that cannot be scored.
+        ValueError: no line, a line without question or answer, an id twice or one that the test set
+            does not have, a score that is none, or (in a file without scores) a line that cannot be
+            scored.
     """
     path = folder / f"{task}.jsonl"
     lines = cast(list[PredictionLine], read_jsonl(path))
     if not lines:
         raise ValueError(f"{path}: empty; evaluate the chunk again")
+    check_lines(path, lines)
     known = {record["id"] for record in stream.test_records(task)}
     seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
@@ -189,6 +191,19 @@ def read_predictions(folder: Path, stream: Stream, task: str) -> list[Prediction
     return _with_scores(path, lines, stream, task)
 
 
+def check_lines(path: Path, lines: Sequence[PredictionLine]) -> None:
+    """Raise ValueError where a prediction line lacks its question, gold or answer as text."""
+    for number, line in enumerate(lines, start=1):
+        for key in ("prompt", "gold", "prediction"):
+            value: object = line.get(key)
+            no_answer = key == "prediction" and key in line and value is None
+            if not isinstance(value, str) and not no_answer:
+                found = f"found {value!r}" if key in line else "no such key"
+                raise ValueError(
+                    f"{path}:{number}: {key}: {found}, expected text; evaluate the chunk again"
+                )
+
+
 def _with_scores(
     path: Path, lines: list[PredictionLine], stream: Stream, task: str
 ) -> list[PredictionLine]:
@@ -197,12 +212,13 @@ def _with_scores(
         scores = score_lines(lines, scorer_of(stream, task))
         return [{**line, "score": s} for line, s in zip(lines, scores, strict=True)]
     for number, line in enumerate(lines, start=1):
-        score: object = line.get("score")
-        if not isinstance(score, int | float) or not 0.0 <= score <= 1.0:
-            raise ValueError(
-                f"{path}:{number}: score: found {score!r}, expected a number from 0 to 1;"
-                " evaluate the chunk again"
-            )
+        found: dict[str, object] = {"score": line.get("score"), "lenient": line.get("lenient", 0.0)}
+        for key, score in found.items():
+            if not isinstance(score, int | float) or not 0.0 <= score <= 1.0:
+                raise ValueError(
+                    f"{path}:{number}: {key}: found {score!r}, expected a number from 0 to 1;"
+                    " evaluate the chunk again"
+                )
     return lines
 
 

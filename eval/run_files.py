@@ -347,10 +347,14 @@ def read_state(path: Path) -> RunState:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it is no JSON object.
+        ValueError: it is no JSON object, or a number in it is none.
     """
     content = read_object(path)
     names = ("steps", "train_seconds", "eval_seconds", "train_memory_gib")
+    for record in content.get("chunks") or []:
+        for name in names:
+            if not isinstance(value := record.get(name), int | float | None):
+                raise ValueError(f"{path}: chunks: {name}: found {value!r}, expected a number")
     chunks = [
         ChunkState(int(r.get("index", -1)), bool(r.get("trained")), *(r.get(n) for n in names))
         for r in content.get("chunks") or []

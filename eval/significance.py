@@ -9,7 +9,7 @@ nothing is known: too few numbers give NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -101,11 +101,24 @@ def mean_of_each(values: Sequence[float], draws: Sequence[object]) -> list[float
     return [float(of_one.mean()) if len(of_one) else math.nan for of_one in known]
 
 
-def over_samples(drawn: Array) -> Spread:
-    """Return the spread of the one run's statistic over bootstrap replicates: (replicates,)."""
+def over_samples(drawn: Array, measured: float = math.nan, lowest: float | None = None) -> Spread:
+    """Return the spread of the one run's statistic over bootstrap replicates.
+
+    Drawing samples again adds noise to every chunk, and so lifts the best of them: the replicates
+    of a difference to a best chunk lie above what was measured. Their interval is moved until their
+    median is the measured value (correction of the median bias), within `lowest` to 1.
+
+    Args:
+        drawn: (replicates,).
+        measured: the statistic of the real samples.
+        lowest: of a statistic with a best chunk in it, the least that it can be; None: has none.
+    """
     interval = percentile_interval(drawn)
     if not math.isfinite(interval.low):
         return NO_SPREAD
+    if lowest is not None:
+        moved = np.array(interval) + measured - np.median(drawn)
+        interval = Interval(*np.clip(moved, lowest, 1.0).tolist())
     # The spread of bootstrap replicates is already the standard error of the statistic.
     error = float(drawn.std(ddof=1))
     return Spread(error, error, interval, over="samples")
@@ -222,6 +235,28 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(known) - rank) * p_values[i]))
         adjusted[i] = highest
     return adjusted
+
+
+def rests_on_samples(
+    statistic: Callable[[Array], Array], a: Array, real: Array
+) -> NDArray[np.bool_]:
+    """Return whether a statistic of a[chunk, task] is that of the test samples behind it.
+
+    Where it needs a cell whose samples are missing, or give another score than `a` has, bootstrap
+    and permutation are of another number: there is no spread and no p.
+
+    Args:
+        statistic: of a matrix.
+        a: the scores of matrix.csv.
+        real: the same cells, made of the samples; NaN = they are missing.
+    """
+    # Every score a little apart: a missing one may happen to be the mean of all the others.
+    apart = a + 1e-3 * np.random.default_rng(0).random(a.shape)
+    seen = np.where(np.isfinite(real), apart, np.nan)
+    whole = np.isclose(statistic(apart), statistic(seen), rtol=0, atol=1e-9, equal_nan=True)
+    # matrix.csv has six digits.
+    same = np.isclose(statistic(a), statistic(real), rtol=0, atol=2e-6, equal_nan=True)
+    return np.asarray(whole & same)
 
 
 def _finite(values: Sequence[float]) -> Array:

@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from eval.compare.costs import COSTS, costs_of
-from eval.compare.differences import LAST, Result, differences, is_last, spreads, values_by_seed
+from eval.compare.differences import (
+    LAST,
+    Result,
+    differences,
+    is_last,
+    spreads,
+    values_by_seed,
+    without_samples,
+)
 from eval.compare.runs import Comparable, Method, Replicate, draws_of, load_methods
 from eval.metrics import STREAM_SCORES, mean_over
 from eval.report.data import Gap, RunData
@@ -150,6 +158,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
         ValueError: the runs cannot be compared; the message says why.
     """
     loaded = load_methods(folders)
+    loaded.gaps.extend(without_samples(loaded))
     columns = _columns(loaded.tasks)
     cells = {
         (method.name, key): cell

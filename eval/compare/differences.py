@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from eval.compare.runs import Comparable, Method
+from eval.compare.runs import Comparable, Entry, Method
 from eval.metrics import (
+    SCORE,
     STREAM_SCORES,
     Array,
     First,
     bootstrap_matrices,
     last_row,
     permuted_matrices,
+    sample_matrix,
 )
+from eval.report.data import Gap
 from eval.significance import (
     NO_SPREAD,
     Spread,
@@ -26,6 +31,7 @@ from eval.significance import (
     over_samples,
     paired_t,
     permutation_p,
+    rests_on_samples,
     welch,
 )
 
@@ -87,7 +93,43 @@ def spreads(loaded: Comparable, method: Method) -> dict[str, Spread]:
     columns = column_values(drawn, loaded.tasks, entry.first)
     # Joint training has no scores over a stream, whatever a bootstrap of its matrix would give.
     known = {key for key, numbers in values.items() if math.isfinite(numbers[0])}
-    return {k: over_samples(v) if k in known else NO_SPREAD for k, v in columns.items()}
+    known &= _sampled(loaded, entry)
+    return {
+        key: over_samples(numbers, values[key][0], SCORE[key.split("/")[0]].lowest)
+        if key in known
+        else NO_SPREAD
+        for key, numbers in columns.items()
+    }
+
+
+def without_samples(loaded: Comparable) -> list[Gap]:
+    """Return a gap for each run that has a score which its test samples do not give."""
+    gaps: list[Gap] = []
+    if all(len(method.entries) > 1 for method in loaded.methods):
+        return gaps  # over runs no test asks for samples
+    for entry in (entry for method in loaded.methods for entry in method.entries):
+        found = _sampled(loaded, entry)
+        known = column_values(entry.values, loaded.tasks, entry.first)
+        scores = STREAM_SCORES[:1] if entry.run.has_no_stream else STREAM_SCORES
+        lacking = [s.title for s in scores if s.key not in found and math.isfinite(known[s.key])]
+        if lacking:
+            why = "prediction files that they need cannot be read or do not fit matrix.csv"
+            what = f"{entry.run.root.name}: no ± and no test over samples of {', '.join(lacking)}"
+            gaps.append(Gap(what, why))
+    return gaps
+
+
+def _sampled(loaded: Comparable, entry: Entry, known: NDArray[np.bool_] | None = None) -> set[str]:
+    """Return the columns whose values are those of the run's test samples (in known cells)."""
+
+    def statistic(a: Array) -> Array:
+        return np.array(list(column_values(a, loaded.tasks, entry.first).values()))
+
+    real = sample_matrix(entry.samples, loaded.aggregates)
+    real = real if known is None else np.where(known, real, np.nan)
+    found = rests_on_samples(statistic, entry.values, real)
+    keys = column_values(entry.values, loaded.tasks, entry.first)
+    return {key for key, whole in zip(keys, found, strict=True) if whole}
 
 
 def differences(loaded: Comparable, first: Method, second: Method) -> dict[str, Result]:
@@ -104,7 +146,11 @@ def differences(loaded: Comparable, first: Method, second: Method) -> dict[str, 
         test = _paired_runs(first, second) or (lambda a, b: ("welch", welch(a, b)))
         return {key: Result(gap, *test(one[key], other[key])) for key, gap in gaps.items()}
     p_values = _paired(loaded, first, second)
-    return {key: Result(gap, *p_values.get(key, ("none", math.nan))) for key, gap in gaps.items()}
+    none = "none", math.nan
+    return {
+        key: Result(gap, *(p_values.get(key, none) if math.isfinite(gap) else none))
+        for key, gap in gaps.items()
+    }
 
 
 def _paired_runs(
@@ -119,22 +165,28 @@ def _paired_runs(
 
 
 def _paired(loaded: Comparable, first: Method, second: Method) -> dict[str, tuple[str, float]]:
-    one, other = _mean_samples(first), _mean_samples(second)
-    # A run may have no prediction files any more, only its matrix.csv.
-    if any(a.shape[1] != b.shape[1] or not a.size for a, b in zip(one, other, strict=True)):
-        return {}
-    order, keys = first.entries[0].first, None
-    if _rows(first) != _rows(second):
+    keys = None
+    if len({(e.run.manifest.stream_sha256, *e.rows) for e in _entries(first, second)}) > 1:
         # Another stream: only what a run ends with can be compared.
-        one, other = [_ends(samples) for samples in one], [_ends(samples) for samples in other]
+        first, second = _ended(first), _ended(second)
         keys = {LAST, *(f"{LAST}/{task}" for task in loaded.tasks)}
+    entries = _entries(first, second)
+    # A run may have no prediction files of a task any more, only its matrix.csv.
+    whole = [len({e.samples[i].shape[1] for e in entries}) == 1 for i in range(len(loaded.tasks))]
+    one, other = _mean_samples(first, whole), _mean_samples(second, whole)
     one, other = _both_known(one, other), _both_known(other, one)
-    p_values = _permuted(loaded, one, other, order)
+    p_values = _permuted(loaded, one, other, entries[0].first)
     for task, before, after in zip(loaded.tasks, one, other, strict=True):
         exact = _mcnemar(before, after)
         if exact is not None:
             p_values[f"{LAST}/{task}"] = ("mcnemar", exact)
-    return {key: p for key, p in p_values.items() if keys is None or key in keys}
+    known = np.isfinite(sample_matrix(one, loaded.aggregates))
+    tested = set.intersection(*(_sampled(loaded, entry, known) for entry in entries))
+    return {key: p_values[key] for key in (tested if keys is None else tested & keys)}
+
+
+def _entries(first: Method, second: Method) -> list[Entry]:
+    return [*first.entries, *second.entries]
 
 
 def _both_known(ours: Sequence[Array], theirs: Sequence[Array]) -> list[Array]:
@@ -142,25 +194,32 @@ def _both_known(ours: Sequence[Array], theirs: Sequence[Array]) -> list[Array]:
     return [np.where(np.isfinite(b), a, np.nan) for a, b in zip(ours, theirs, strict=True)]
 
 
-def _rows(method: Method) -> list[bool]:
-    return [bool(row.any()) for row in np.isfinite(method.entries[0].values)]
+def _mean_samples(method: Method, whole: Sequence[bool]) -> list[Array]:
+    """Return for each task the sample scores (chunks + 1, n), means over the seeds.
+
+    None, n = 0, of a task that is not whole.
+    """
+    of_tasks = zip(*(entry.samples for entry in method.entries), strict=True)
+    return [
+        np.mean(of_task, axis=0) if there else np.zeros((len(of_task[0]), 0))
+        for there, of_task in zip(whole, of_tasks, strict=True)
+    ]
 
 
-def _mean_samples(method: Method) -> list[Array]:
-    """Return for each task the sample scores (chunks + 1, n), means over the seeds."""
-    return [np.mean(of_task, axis=0) for of_task in zip(*(e.samples for e in method.entries),
-                                                        strict=True)]  # fmt: skip
-
-
-def _ends(samples: Array) -> Array:
-    """Return the base model's row and the last evaluated one: (2, n)."""
-    return np.asarray(samples[[0, last_row(samples)]])
+def _ended(method: Method) -> Method:
+    """Return a method cut to the base model's row and the last evaluated one of its runs."""
+    entries = []
+    for entry in method.entries:
+        rows = [0, last_row(entry.values)]
+        samples = [of_task[rows] for of_task in entry.samples]
+        entries.append(replace(entry, values=entry.values[rows], samples=samples))
+    return replace(method, entries=entries)
 
 
 def _permuted(
     loaded: Comparable, one: Sequence[Array], other: Sequence[Array], first: First
 ) -> dict[str, tuple[str, float]]:
-    real = [_matrix(samples, loaded.aggregates) for samples in (one, other)]
+    real = [sample_matrix(samples, loaded.aggregates) for samples in (one, other)]
     observed = _differences(loaded, real[0], real[1], first)
     drawn: dict[str, list[Array]] = {key: [] for key in observed}
     for left, right in permuted_matrices(one, other, loaded.aggregates, PERMUTATIONS):
@@ -176,15 +235,6 @@ def _differences(loaded: Comparable, left: Array, right: Array, first: First) ->
     ours = column_values(left, loaded.tasks, first)
     theirs = column_values(right, loaded.tasks, first)
     return {key: ours[key] - theirs[key] for key in ours}
-
-
-def _matrix(samples: Sequence[Array], aggregates: Sequence[Callable[[Array], Array]]) -> Array:
-    """Return a[chunk, task] of sample scores."""
-    columns = [
-        aggregate(of_task.mean(axis=1))
-        for aggregate, of_task in zip(aggregates, samples, strict=True)
-    ]
-    return np.stack(columns, axis=-1)
 
 
 def _mcnemar(one: Array, other: Array) -> float | None:

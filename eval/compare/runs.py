@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,11 @@ class Entry:
     def seed(self) -> int | None:
         """Return the run's seed, None where no file says it."""
         return self.run.manifest.seed
+
+    @property
+    def rows(self) -> list[int]:
+        """Return the compared chunks, 0 being the base model."""
+        return np.flatnonzero(np.isfinite(self.values).any(axis=1)).tolist()
 
     @property
     def replicate(self) -> Replicate:
@@ -378,5 +384,8 @@ def _names(groups: dict[str, list[RunData]]) -> dict[str, str]:
         parts = [f"{k}={recipes[key][k]}" for k in differing]
         names[key] = " ".join([name, *parts])
     if len(set(names.values())) < len(names):
-        names = {key: groups[key][0].root.name for key in groups}
+        paths = {key: group[0].root.resolve().parts for key, group in groups.items()}
+        # As much of the path as tells all of them apart: two folders may have one name.
+        length = next(n for n in count(1) if len({p[-n:] for p in paths.values()}) == len(paths))
+        names = {key: "/".join(path[-length:]) for key, path in paths.items()}
     return names

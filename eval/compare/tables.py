@@ -73,7 +73,7 @@ def shown(column: Column, cell: Cell, spread: str) -> str:
 
 
 def _percent(value: float) -> str:
-    return percent(value).replace("\N{MINUS SIGN}", "-")
+    return percent(value).replace("\N{MINUS SIGN}", "-") if math.isfinite(value) else UNKNOWN
 
 
 def heading(column: Column) -> str:
@@ -139,7 +139,7 @@ def form_sections(comparison: Comparison) -> list[Section]:
     """
     means, by_task = [], []
     for method in comparison.methods:
-        losses = [form_losses(entry.run, len(entry.values) - 1) for entry in method.entries]
+        losses = [form_losses(entry.run, entry.rows) for entry in method.entries]
         every = [each[task] for each in losses for task in comparison.tasks if task in each]
         blind = [[each[task][1] for each in losses if task in each] for task in comparison.tasks]
         who = printed(method.name), runs_of(comparison, method.name)

@@ -25,12 +25,13 @@ def sentences(comparison: Comparison) -> list[str]:
     keeping = [f"{printed(m.name)} ({m.keeps_data})" for m in comparison.methods if m.keeps_data]
     if keeping:
         verb = "keeps" if len(keeping) == 1 else "keep"
-        said.append(f"{', '.join(keeping)} {verb} past data, the others none.")
+        others = "" if len(keeping) == len(comparison.methods) else ", the others none"
+        said.append(f"{', '.join(keeping)} {verb} past data{others}.")
         columns = [c for c in headline if _leader_keeps(comparison, c)]
-        others = [
+        alone = [
             s for c in columns if (s := _on(comparison, c, comparison.without_data)) is not None
         ]
-        said += [f"Without past data: {s[0].lower()}{s[1:]}" for s in others]
+        said += [f"Without past data: {s[0].lower()}{s[1:]}" for s in alone]
         tests += comparison.without_data
     if kinds := list(
         dict.fromkeys(_how(comparison, t) for t in tests if math.isfinite(t.adjusted))
@@ -63,12 +64,12 @@ def _on(comparison: Comparison, column: Column, tests: Sequence[Difference]) -> 
     )
     # Not `>`: where no test was possible p is NaN, and the lead doubtful, too.
     doubtful = [test for test in against if not test.adjusted <= SIGNIFICANT]
-    shown = doubtful or against
-    p = _p(max(shown, key=lambda test: 2 if math.isnan(test.adjusted) else test.adjusted))
     if not doubtful:
-        return f"{column.title}: {relation}; this holds ({p})."
-    others = "" if len(doubtful) == len(against) else f" against {_names(doubtful)}"
-    return f"{column.title}: {relation}; this may be chance{others} ({p})."
+        return f"{column.title}: {relation}; this holds ({_p(nearest)})."
+    # The p of the method that stands beside it.
+    if len(doubtful) == len(against):
+        return f"{column.title}: {relation}; this may be chance ({_p(nearest)})."
+    return f"{column.title}: {relation}; this may be chance against {_names(doubtful)}."
 
 
 def _gap(difference: float) -> float:
@@ -76,7 +77,7 @@ def _gap(difference: float) -> float:
 
 
 def _names(tests: Sequence[Difference]) -> str:
-    *others, last = [printed(test.other) for test in tests]
+    *others, last = [f"{printed(test.other)} ({_p(test)})" for test in tests]
     return f"{', '.join(others)} and {last}" if others else last
 
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.files import Record, a_few, read_jsonl
 from data_prep.stream import MANIFEST, Stream, StreamError
-from eval.matrix import Matrix, load_matrix
+from eval.matrix import Matrix, load_matrix, read_scores
 from eval.predictions import TaskScores, task_scores
 from eval.routing.record import Routing, load_routing
 from eval.routing.router_accuracy import Choices, read_choices
@@ -30,7 +30,6 @@ from eval.run_files import (
     chunk_folder,
     read_ablation,
     read_manifest,
-    read_object,
     read_state,
 )
 from eval.scorers.registry import open_scored_stream, scorer_of
@@ -207,10 +206,11 @@ def load_run(run_dir: Path, stream_dir: Path | None = None) -> RunData:
     _read_training(run)
     _read_routing(run)
     _read_choices(run)
-    run.gaps += _long_samples(run_dir)
+    what, none = "Training samples too long", list[Gap]()
+    run.gaps += _try(gaps, what, lambda: list(_long_samples(run_dir)), none)
     path = run.chunk(run.evaluated) / "scores.json"
     if path.is_file():
-        run.last_scores = _try(gaps, "Scores of the last chunk", lambda: _chunk_scores(path), None)
+        run.last_scores = _try(gaps, "Scores of the last chunk", lambda: read_scores(path), None)
     path = run_dir / "ablation.json"
     if path.is_file():
         run.ablation = _try(gaps, "Ablations", lambda: read_ablation(path), None)
@@ -223,7 +223,7 @@ def _long_samples(run: Path) -> Iterator[Gap]:
     for path in sorted(run.glob("chunks/*/*too_long.jsonl")):
         rows = [row for row in read_jsonl(path, torn_tail=True) if "file" in row]
         if rows:
-            names = a_few([str(row["id"] or f"line {row['line']}") for row in rows])
+            names = a_few([str(row.get("id") or f"line {row['line']}") for row in rows])
             cut = sum(row["done"] == "cut" for row in rows)
             done = f"{cut} cut, {len(rows) - cut} skipped (the next sample took its place)"
             of_router = ", router" if path.name.startswith("router") else ""
@@ -251,13 +251,6 @@ def _try(gaps: list[Gap], what: str, read: Callable[[], T], otherwise: T) -> T:
         why = f"no key {error}" if isinstance(error, KeyError) else str(error)
         gaps.append(Gap(what, why))
         return otherwise
-
-
-def _chunk_scores(path: Path) -> ChunkScores:
-    content = cast(ChunkScores, read_object(path))
-    if missing := {"tasks", "published"} - content.keys():
-        raise ValueError(f"{path}: no {' and no '.join(sorted(missing))}; evaluate again")
-    return content
 
 
 def find_stream(run_dir: Path, manifest: Manifest, stream_dir: Path | None) -> Stream:
@@ -294,7 +287,11 @@ def _load_matrix(run_dir: Path, stream: Stream | None) -> Matrix:
 def _other(run: RunData) -> tuple[str, Matrix] | None:
     for kind in ("fast", "slow"):
         if (path := run.root / f"matrix-{kind}.csv").is_file():
-            return kind, load_matrix(path, run.tasks)
+            found, rows = load_matrix(path, run.tasks), len(run.matrix.values)
+            if len(found.values) > rows:
+                why = f"left out: matrix.csv ends with chunk {rows - 1}"
+                run.gaps.append(Gap(f"{path.name}: chunks after {rows - 1}", why))
+            return kind, replace(found, values=found.values[:rows], samples=found.samples[:rows])
     return None
 
 
@@ -359,8 +356,11 @@ def logged_whole(run: RunData, chunk: int) -> bool:
 
     The host logs every `logging_steps` steps, so that fewer than that may be missing.
     """
-    lacking = _steps_trained(run, chunk) - steps_logged(run, chunk)
-    return lacking < max(1, run.manifest.logging_steps)
+    lacking, every = (
+        _steps_trained(run, chunk) - steps_logged(run, chunk),
+        run.manifest.logging_steps,
+    )
+    return lacking < max(1, every if isinstance(every, int) else 1)
 
 
 def _steps_trained(run: RunData, chunk: int) -> int:
@@ -381,9 +381,11 @@ def _read_routing(run: RunData) -> None:
 
 def _read_choices(run: RunData) -> None:
     mixtures = run.composition()
+    trained_as = {t.name: t.trained_as for t in run.stream.tests.values()} if run.stream else {}
     for chunk, path in _of_chunks(run, "router.json") if mixtures else ():
         what = f"Choice of chunks after chunk {chunk}"
-        if found := _try(run.gaps, what, partial(read_choices, path, mixtures), None):
+        read = partial(read_choices, path, mixtures, trained_as)
+        if found := _try(run.gaps, what, read, None):
             run.choices[chunk] = found
 
 

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_prep.files import Record, read_jsonl
 from eval import metrics
 from eval.constant_answers import best_constant
+from eval.metrics import Array, Statistic
 from eval.outcome import Settings, TaskOutcome, sentences
+from eval.predictions import check_lines
 from eval.report.data import UNREADABLE, RunData
 from eval.run_files import PredictionLine, read_object
+from eval.significance import rests_on_samples
 
-Array = NDArray[np.float64]
 REPLICATES = 500
 IN_CARDS = ("last", "average", "lost", "forgetting", "backward", "forward")
 
@@ -63,27 +64,36 @@ def summarise(run: RunData) -> Summary:
     a, first = run.matrix.values, run.first_seen()
     if a.size == 0:
         return Summary({}, [], 0)
-    drawn = _draw(run)
+    errors = _errors_of(run)
+
+    def number(statistic: Statistic) -> Number:
+        return Number(float(statistic(a)), float(errors(statistic)))
 
     def total_of(key: str) -> Number:
-        return _number(lambda m: metrics.SCORE[key].mean(m, first), a, drawn)
+        if run.has_no_stream and key != "last":
+            return Number(math.nan)
+        return number(lambda m: metrics.SCORE[key].mean(m, first))
 
     total = {key: total_of(key) for key in IN_CARDS}
-    total["base"] = _number(lambda m: metrics.mean_over(m[..., 0, :]), a, drawn)
+    total["base"] = number(lambda m: metrics.mean_over(m[..., 0, :]))
     majority = np.array([_majority(run, task) for task in run.tasks])
     total["majority"] = Number(float(metrics.mean_over(majority)))
-    rows = _task_rows(run, a, drawn, first, majority)
+    rows = _task_rows(run, errors, first, majority)
     return Summary(total, rows, sum(scored.failed for scored in run.scored.values()))
 
 
-def _draw(run: RunData) -> Array:
+def _errors_of(run: RunData) -> Callable[[Statistic], Array]:
+    """Return what gives a statistic's standard error; NaN where its samples are not all there."""
     samples = [run.sample_scores(task) for task in run.tasks]
     aggregates = [run.aggregate(task) for task in run.tasks]
-    return metrics.bootstrap_matrices(samples, aggregates, REPLICATES)
+    real = metrics.sample_matrix(samples, aggregates)
+    drawn = metrics.bootstrap_matrices(samples, aggregates, REPLICATES)
 
+    def errors(statistic: Statistic) -> Array:
+        whole = rests_on_samples(statistic, run.matrix.values, real)
+        return np.where(whole, metrics.standard_error(statistic, drawn), np.nan)
 
-def _number(statistic: Callable[[Array], Array], a: Array, drawn: Array) -> Number:
-    return Number(float(statistic(a)), float(metrics.standard_error(statistic, drawn)))
+    return errors
 
 
 def _majority(run: RunData, task: str) -> float:
@@ -97,19 +107,22 @@ def _majority(run: RunData, task: str) -> float:
 
 
 def _task_rows(
-    run: RunData, a: Array, drawn: Array, first: list[int | None], majority: Array
+    run: RunData,
+    errors_of: Callable[[Statistic], Array],
+    first: list[int | None],
+    majority: Array,
 ) -> list[TaskRow]:
-    by_task: dict[str, Callable[[Array], Array]] = {
+    by_task: dict[str, Statistic] = {
         "base": lambda m: m[..., 0, :],
         "best": lambda m: metrics.max_over(m[..., 1:, :], axis=-2),
     }
 
-    def scores_of(key: str) -> Callable[[Array], Array]:
+    def scores_of(key: str) -> Statistic:
         return lambda m: metrics.SCORE[key].by_task(m, first)
 
     by_task |= {key: scores_of(key) for key in ("last", "forgetting", "backward", "forward")}
-    values = {key: f(a) for key, f in by_task.items()}
-    errors = {key: metrics.standard_error(f, drawn) for key, f in by_task.items()}
+    values = {key: f(run.matrix.values) for key, f in by_task.items()}
+    errors = {key: errors_of(f) for key, f in by_task.items()}
     rows = []
     for i, task in enumerate(run.tasks):
         numbers = {k: Number(float(values[k][i]), float(errors[k][i])) for k in values}
@@ -151,13 +164,16 @@ def outcome_text(run: RunData, summary: Summary) -> str:
             )
         )
     schedule = run.manifest.block("schedule")
-    settings = Settings(
+    first = schedule.get("first")
+    given = (
         schedule.get("epochs"),
-        (schedule.get("first") or {}).get("learning_rate"),
+        first.get("learning_rate") if isinstance(first, dict) else None,
         run.manifest.block("eval").get("max_new_tokens"),
     )
+    settings = Settings(*(float(v) if isinstance(v, int | float) else None for v in given))
     losses = [logged_losses(run.training[c]) for c in sorted(run.training) if c <= chunk]
-    return " ".join(sentences(chunk, run.planned, outcomes, losses, settings))
+    in_stream = not run.has_no_stream
+    return " ".join(sentences(chunk, run.planned, outcomes, losses, settings, in_stream))
 
 
 def logged_losses(lines: Sequence[Record]) -> list[float]:
@@ -169,6 +185,8 @@ def prediction_lines(run: RunData, chunk: int, task: str) -> list[PredictionLine
     """Return the lines of a prediction file; none where it cannot be read."""
     path = run.chunk(chunk) / "predictions" / f"{task}.jsonl"
     try:
-        return cast(list[PredictionLine], read_jsonl(path))
+        lines = cast(list[PredictionLine], read_jsonl(path))
+        check_lines(path, lines)
+        return lines
     except (OSError, ValueError):  # the report names what it could not read
         return []

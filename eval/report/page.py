@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from data_prep.files import a_few
 from eval import metrics
 from eval.charts.figure import Chart, Entry, Figure, Table, colour, counted, percent
 from eval.charts.plots import (
@@ -96,7 +98,7 @@ def page_context(run: RunData, summary: Summary) -> dict[str, Any]:
         "small_captions": [
             caption_note(run, task, percent(chrf)) for task, chrf in small_captions(run).items()
         ],
-        "plus_minus": ONE_RUN_NOTE,
+        "plus_minus": _plus_minus(summary),
         "failed": summary.failed,
         "accuracy": _accuracy(run, lines) if lines else None,
         "entries": _entries(run, lines),
@@ -104,7 +106,8 @@ def page_context(run: RunData, summary: Summary) -> dict[str, Any]:
         if lines and run.composition()
         else None,
         "heat": _heat(run) if run.tasks else None,
-        "forgetting": _forgetting(summary) if run.evaluated > 1 else None,
+        "forgetting": _forgetting(summary) if run.evaluated > 1 and not run.has_no_stream else None,
+        "fewer_tasks": _fewer_tasks(run),
         "routing": routing_section(run),
         "choices": choice_part(run),
         "experts_why": _experts_why(run),
@@ -143,14 +146,41 @@ def _measured(run: RunData) -> str:
     return f"{counted(len(run.tasks), 'task')}, last evaluated chunk {run.evaluated}."
 
 
+def _fewer_tasks(run: RunData) -> str:
+    """Return after which chunks a mean is over fewer tasks; empty: after none."""
+    tested = np.isfinite(run.matrix.values).sum(axis=1).tolist()
+    rows = [f"{run.chunk_label(c)} ({n})" for c, n in enumerate(tested) if 0 < n < len(run.tasks)]
+    if not rows:
+        return ""
+    return (
+        f"Not all of the {len(run.tasks)} tasks are tested each time: after {a_few(rows)} the mean"
+        " is over fewer, and may change with nothing learned or lost."
+    )
+
+
+def _plus_minus(summary: Summary) -> str:
+    known = (n for key, n in summary.total.items() if key != "majority" and not math.isnan(n.value))
+    if any(math.isnan(number.stderr) for number in known):
+        why = "where prediction files that a number needs cannot be read or do not fit matrix.csv"
+        return f"{ONE_RUN_NOTE}; no ± {why}"
+    return ONE_RUN_NOTE
+
+
 def _cards(run: RunData, summary: Summary) -> list[Card]:
     if not summary.total:
         return []
+    numbers = {"base": [row.base for row in summary.tasks],
+               "majority": [row.majority for row in summary.tasks]}  # fmt: skip
+
+    def of(key: str) -> str:
+        known = sum(not math.isnan(number.value) for number in numbers[key])
+        return f", {known} of {len(run.tasks)} tasks" if 0 < known < len(run.tasks) else ""
+
     rows = [
         ("last", "Last", f"mean over tasks after chunk {run.evaluated}", True),
         ("average", "Average", "over chunks and tasks", True),
         ("lost", "Lost since best", "best minus last, mean over tasks; no gain cancels it", True),
-        ("base", "Base model", "before the stream", True),
+        ("base", "Base model", f"before the stream{of('base')}", True),
         ("forgetting", "Forgetting", "best earlier chunk minus last, tasks seen before it", False),
         (
             "backward",
@@ -159,8 +189,10 @@ def _cards(run: RunData, summary: Summary) -> list[Card]:
             False,
         ),
         ("forward", "Forward transfer", "just before first exposure, tasks after chunk 1", False),
-        ("majority", "Majority answer", "best constant answer", False),
+        ("majority", "Majority answer", f"best constant answer{of('majority')}", False),
     ]
+    if run.has_no_stream:
+        rows = [row for row in rows if row[0] in ("last", "base", "majority")]
     return [_card(summary.total[key], name, note, main) for key, name, note, main in rows]
 
 
@@ -218,16 +250,20 @@ def composition_chart(run: RunData, done: int) -> tuple[Chart, list[Entry]]:
 
 
 def _heat(run: RunData) -> Chart:
-    a, chunks = run.matrix.values, run.composition()
+    a = run.matrix.values
     columns = ["base", *(str(c) for c in range(1, len(a)))]
-
-    def held(row: int, column: int) -> bool:
-        inside = 1 <= column <= len(chunks)
-        return inside and chunks[column - 1].get(run.tasks[row], 0) > 0
-
     tasks = counted(len(run.tasks), "task")
     title = f"Scores of {tasks} (rows) after each chunk (columns), in percent."
-    return heat_map(title, a.T, run.tasks, columns, "after chunk", framed=held)
+    return heat_map(title, a.T, run.tasks, columns, "after chunk", framed=partial(held, run))
+
+
+def held(run: RunData, row: int, chunk: int) -> bool:
+    """Tell whether a chunk held the task of a row; of a period's test set: is of that period."""
+    chunks = run.composition()
+    if run.stream is None or not 1 <= chunk <= len(chunks):
+        return False
+    test = run.stream.task(run.tasks[row])
+    return chunk == (test.chunk or chunk) and chunks[chunk - 1].get(test.trained_as, 0) > 0
 
 
 def _forgetting(summary: Summary) -> Chart:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from eval.report.data import RunData
 from eval.run_files import PredictionLine
+from eval.scorers.registry import MOST_CIDER, scorer_of
 
 THUMBNAIL = 168
 MOST_TASKS = 12
@@ -25,12 +26,16 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Answer:
-    """The same answer in chunks `start` to `end`: its text (None: no answer) and score in 0..1."""
+    """The same answer in chunks `start` to `end`: its text (None: no answer) and score in 0..1.
+
+    A caption is neither right nor wrong: it has its CIDEr.
+    """
 
     start: int
     end: int
     text: str | None
     score: float
+    is_caption: bool = False
 
     @property
     def chunks(self) -> str:
@@ -42,6 +47,13 @@ class Answer:
     def right(self) -> bool:
         """Tell whether the answer earned at least half the score."""
         return self.text is not None and self.score >= RIGHT
+
+    @property
+    def verdict(self) -> str:
+        """Return what the answer is worth, in a word: "right", "wrong", "CIDEr 43"."""
+        if self.is_caption:
+            return cider_text(self.score)
+        return "right" if self.right else "wrong"
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,20 @@ def _example(run: RunData, task: str) -> Example | None:
         prompt=str(first.get("prompt", "")),
         gold=_gold(first),
         picture=thumbnail(run.stream.root, first.get("images") or []),
-        answers=_merge([(c, lines[c], float(table[c, chosen])) for c in chunks]),
+        answers=_merge(
+            [(c, lines[c], float(table[c, chosen])) for c in chunks], is_caption(run, task)
+        ),
     )
+
+
+def is_caption(run: RunData, task: str) -> bool:
+    """Tell whether a task's answers are captions: a sample's score is CIDEr-D / 10, no verdict."""
+    return run.stream is not None and scorer_of(run.stream, task).sample is None
+
+
+def cider_text(score: float) -> str:
+    """Return what a caption earned as papers print it: "CIDEr 43"."""
+    return f"CIDEr {100 * MOST_CIDER * score:.0f}"
 
 
 def measured_chunks(table: Array) -> list[int]:
@@ -110,11 +134,11 @@ def _gold(line: PredictionLine) -> str:
     return str(references[0] if isinstance(references, list) and references else line.get("gold"))
 
 
-def _merge(course: Sequence[tuple[int, PredictionLine, float]]) -> list[Answer]:
+def _merge(course: Sequence[tuple[int, PredictionLine, float]], is_caption: bool) -> list[Answer]:
     merged: list[Answer] = []
     for text, group in groupby(course, lambda each: each[1].get("prediction")):
         same = list(group)
-        merged.append(Answer(same[0][0], same[-1][0], text, same[-1][2]))
+        merged.append(Answer(same[0][0], same[-1][0], text, same[-1][2], is_caption))
     return merged
 
 

@@ -29,7 +29,8 @@ def scalars_of(run: RunData, chunk: int) -> dict[str, float]:
     a, first = run.matrix.values[: chunk + 1], run.first_seen()
     found = {f"score/{task}": float(a[chunk, i]) for i, task in enumerate(run.tasks)}
     if chunk > 0:
-        found |= {f"stream/{s.key}": float(s.mean(a, first)) for s in STREAM_SCORES}
+        scores = STREAM_SCORES[:1] if run.has_no_stream else STREAM_SCORES
+        found |= {f"stream/{s.key}": float(s.mean(a, first)) for s in scores}
     routing = run.routing.get(chunk)
     if routing is not None and routing.tasks:
         found["routing/nmi"] = float(mean_over(routing.nmi))

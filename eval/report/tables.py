@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
@@ -81,7 +82,9 @@ def composition_table(run: RunData) -> Table | None:
     chunks = run.composition()
     if not chunks:
         return None
-    tasks = list(dict.fromkeys([*run.tasks, *(t for c in chunks for t in c)]))
+    periods = {name for name, test in run.stream.tests.items() if test.of} if run.stream else set()
+    named = dict.fromkeys([*run.tasks, *(t for c in chunks for t in c)])
+    tasks = [task for task in named if task not in periods]  # whose samples have the task's name
     rows = [
         [run.chunk_label(n), *(str(chunk.get(task, 0)) for task in tasks)]
         for n, chunk in enumerate(chunks, start=1)
@@ -135,20 +138,29 @@ def published_table(run: RunData) -> Table | None:
     return Table(caption, ["task", "score, %", "published script", "note"], rows)
 
 
-def form_losses(run: RunData, chunk: int) -> dict[str, tuple[float, ...]]:
-    """Return how much of each task's loss up to a chunk is form alone, in 0..1, as `FORM` names it.
+def form_losses(run: RunData, chunks: Sequence[int]) -> dict[str, tuple[float, ...]]:
+    """Return how much of each task's loss is form alone, in 0..1, as `FORM` names it.
 
-    Tasks without a blind score are left out.
+    Tasks without a blind score are left out; without all predictions since chunk 1 a blind loss is
+    NaN.
+
+    Args:
+        run: the run.
+        chunks: those that count, the last of them as the end; 0, the base model, is no best chunk.
     """
     losses: dict[str, tuple[float, ...]] = {}
-    for task in run.tasks:
-        seen = [run.scored[c, task] for c in range(chunk + 1) if (c, task) in run.scored]
-        last = run.scored.get((chunk, task))
+    for column, task in enumerate(run.tasks):
+        last = run.scored.get((chunks[-1], task))
         if last is None or math.isnan(last.lenient):
             continue
-        lost = max(s.score for s in seen if not math.isnan(s.score)) - last.score
-        known = max(s.lenient for s in seen if not math.isnan(s.lenient)) - last.lenient
-        gap = last.lenient - last.score
+        trained = [c for c in chunks if c > 0 and not run.has_no_stream]
+        official = {c: float(run.matrix.values[c, column]) for c in trained}
+        seen = {c: score for c, score in official.items() if not math.isnan(score)}
+        blind = [run.scored[c, task].lenient if (c, task) in run.scored else math.nan for c in seen]
+        lost = max(seen.values(), default=math.nan) - last.score
+        # max() would pass over a NaN.
+        known = math.nan if any(map(math.isnan, blind)) else max(blind, default=math.nan)
+        gap, known = last.lenient - last.score, known - last.lenient
         losses[task] = (last.score, last.lenient, gap, lost, known, lost - known)
     return losses
 
@@ -158,7 +170,7 @@ def form_table(run: RunData) -> Table | None:
 
     None where the predictions have no blind scores.
     """
-    losses = form_losses(run, run.evaluated)
+    losses = form_losses(run, range(run.evaluated + 1))
     if not losses:
         return None
     rows = [[task, *map(percent, values)] for task, values in losses.items()]
@@ -265,8 +277,9 @@ def code_text(git: JsonObject) -> str:
 
 def machine_text(hardware: JsonObject) -> str:
     """Return the machine for people: "4 x NVIDIA H100, 96 CPU cores (x86_64), 1000 GiB"."""
+    listed = hardware.get("gpus")
     gpus = [str(g.get("name", g)) if isinstance(g, dict) else str(g)
-            for g in hardware.get("gpus") or []]  # fmt: skip
+            for g in (listed if isinstance(listed, list) else [])]  # fmt: skip
     parts = [f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)]
     if cores := hardware.get("cores"):
         kind = hardware.get("machine")

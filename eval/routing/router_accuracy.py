@@ -97,12 +97,16 @@ class Choices:
         return sum(self.illegal.values()) / asked if self.illegal and asked else math.nan
 
 
-def read_choices(path: Path, mixtures: Sequence[Mapping[str, int]]) -> Choices:
+def read_choices(
+    path: Path, mixtures: Sequence[Mapping[str, int]], trained_as: Mapping[str, str]
+) -> Choices:
     """Return the choices that `chunks/NNN/router.json` counts.
 
     Args:
         path: the file.
         mixtures: samples by task of every chunk of the stream, in order.
+        trained_as: the task of a test set's samples in the mixtures; one that is not in it is named
+            alike.
 
     Raises:
         KeyError, TypeError, ValueError: it is no such file.
@@ -110,12 +114,16 @@ def read_choices(path: Path, mixtures: Sequence[Mapping[str, int]]) -> Choices:
     content = cast(RouterContent, read_json(path))
     tasks = content["tasks"]
     chunk, what = int(content["chunk"]), str(content.get("what", "adapter"))
+    if what not in ("adapter", "router"):
+        raise ValueError(f"{path}: what: found {what!r}, expected adapter or router")
     chosen = {t: {int(c): float(n) for c, n in e["experts"].items()} for t, e in tasks.items()}
     asked = {task: float(entry["n"]) for task, entry in tasks.items()}
     illegal = {task: int(entry["illegal"]) for task, entry in tasks.items() if what == "adapter"}
     past = list(enumerate(mixtures[:chunk], start=1))
     accuracy = {
-        task: router_accuracy(by_chunk, asked[task], {c: m.get(task, 0) for c, m in past})
+        task: router_accuracy(
+            by_chunk, asked[task], {c: m.get(trained_as.get(task, task), 0) for c, m in past}
+        )
         for task, by_chunk in chosen.items()
     }
     return Choices(chunk, what, asked, chosen, accuracy, illegal)

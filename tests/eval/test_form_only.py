@@ -6,11 +6,12 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from eval.form_only import bare, lenient_scores
 from eval.predictions import TaskScores, score_lines, sum_up
-from eval.report.tables import form_table
+from eval.report.tables import form_losses, form_table
 from eval.scorers.registry import FIXED, find_scorer
 
 CHOICES = "Which?\nA. West Virginia\nB. Louisiana\nAnswer with the option's letter."
@@ -42,6 +43,15 @@ TEN = {"references": ["net"] * 2 + ["the net"] + ["racket"] * 7}
         ("choice", "0", {"gold": "72", "prompt": NUMBERED}, 0, 1),
         ("choice", "71", {"gold": "1", "prompt": NUMBERED}, 0, 1),
         ("choice", "1", {"gold": "72", "prompt": NUMBERED}, 0, 0),
+        # Two numbers are not the one that their digits make; blanks as thousands separators are.
+        ("exact", "3,5", {"gold": "35"}, 0, 0),
+        ("vqa", "9-5", {"gold": "95"}, 0, 0),
+        ("vqa", "10:30", {"gold": "1030"}, 0, 0),
+        ("relaxed", "1 2", {"gold": "12"}, 0, 0),
+        ("vqa", "one two", {"gold": "12"}, 0, 0),
+        ("exact", "1 2 000", {"gold": "12000"}, 0, 0),
+        ("exact", "9, 5 dogs", {"gold": "nine five dogs"}, 0, 1),
+        ("exact", "12 345 678", {"gold": "12345678"}, 0, 1),
         ("choice", "1", {"gold": "2", "prompt": STEPS}, 0, 0),  # the option 1, or the number 1
         ("label", "tabby cat", {"gold": "Tabby_Cat"}, 1, 1),
         ("label", "It is a tabby.", {"gold": "tabby, tabby cat"}, 0, 1),
@@ -88,6 +98,7 @@ def test_a_task_sums_up_both_and_older_lines_none() -> None:
 def test_bare_words() -> None:
     assert bare("**The Art_Gallery**.") == bare("art gallery") == "artgallery"
     assert bare("Two dogs") == "2dogs"
+    assert bare("3 to 5, 6") == "3to5 6"
 
 
 def test_style_drift_and_lost_knowledge_are_told_apart() -> None:
@@ -96,8 +107,12 @@ def test_style_drift_and_lost_knowledge_are_told_apart() -> None:
     def scored(score: float, lenient: float) -> TaskScores:
         return TaskScores([], [], 0, score, 0.0, lenient)
 
-    run: Any = SimpleNamespace(tasks=["VQAv2", "GQA", "AD"], evaluated=2)
+    values = np.array([[0.9, math.nan, math.nan], [0.8, 0.6, 0.6], [0.1, 0.2, 0.2]])
+    matrix = SimpleNamespace(values=values)
+    run: Any = SimpleNamespace(tasks=["VQAv2", "GQA", "AD"], evaluated=2, matrix=matrix)
+    run.has_no_stream = False
     run.scored = {
+        (0, "VQAv2"): scored(0.9, 0.9),  # the base model is no best chunk
         (1, "VQAv2"): scored(0.8, 0.8), (2, "VQAv2"): scored(0.1, 0.8),
         (1, "GQA"): scored(0.6, 0.7), (2, "GQA"): scored(0.2, 0.5),
         (1, "AD"): scored(0.6, math.nan), (2, "AD"): scored(0.2, math.nan),
@@ -110,5 +125,14 @@ def test_style_drift_and_lost_knowledge_are_told_apart() -> None:
         ["GQA", "20.0", "50.0", "30.0", "40.0", "20.0", "20.0"],
         ["mean", "15.0", "65.0", "50.0", "55.0", "10.0", "45.0"],
     ]
+    # Compared over chunk 2 alone, nothing is lost since a chunk that is not compared.
+    assert form_losses(run, [0, 2])["VQAv2"] == pytest.approx((0.1, 0.8, 0.7, 0.0, 0.0, 0.0))
+    # Without the predictions of chunk 1 the loss is that of matrix.csv, blind it is not known.
+    del run.scored[1, "VQAv2"]
+    table = form_table(run)
+    assert table is not None
+    unknown = "\N{EN DASH}"
+    assert table.rows[0] == ["VQAv2", "10.0", "80.0", "70.0", "70.0", unknown, unknown]
+    assert table.rows[2][-2:] == [unknown, unknown]
     run.scored = {(2, "AD"): scored(0.2, math.nan)}
     assert form_table(run) is None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from eval.matrix import append_scores, load_matrix, read_cells
+from data_prep.files import write_json
+from eval.matrix import append_scores, load_matrix, read_cells, read_scores
 
 
 def _scores(**tasks: float | None) -> dict:
@@ -75,3 +77,18 @@ def test_damaged_files_are_told(tmp_path: Path, text: str, message: str) -> None
     path.write_text(text, "utf-8")
     with pytest.raises(ValueError, match=message):
         read_cells(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"tasks": {}, "published": None}, "no tasks or no published; evaluate again"),
+        ({"tasks": {"A": {}}, "published": {"tasks": {}, "crashes": {}, "mean": None}},
+         "no tasks.A.score; evaluate again"),
+        ({"tasks": {}, "published": {"tasks": {}}}, "no published.crashes, no published.mean;"),
+    ],
+)  # fmt: skip
+def test_scores_that_lack_a_part_name_it(tmp_path: Path, content: object, told: str) -> None:
+    write_json(tmp_path / "scores.json", content)
+    with pytest.raises(ValueError, match=re.escape(told)):
+        read_scores(tmp_path / "scores.json")

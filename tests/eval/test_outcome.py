@@ -89,6 +89,37 @@ def test_one_task_is_no_mean_and_one_chunk_cannot_forget() -> None:
     assert "tasks" not in said
 
 
+def test_below_the_base_model_is_not_at_its_best() -> None:
+    """95.0 before the stream, 45.0 now and after no chunk more: lost before chunk 1."""
+    said = text(task("a", 0.45, base=0.95), task("b", 0.5, base=0.5))
+    assert "Nothing is lost since chunk 1. Worse than" in said
+    assert "at its best" not in said
+    assert "Worse than the base model: a 45.0 against 95.0. It is better than the best" in said
+    assert "Worse than" not in text(task("a", 0.5, base=0.5))
+    both = text(task("a", 0.4, base=0.5, best=0.45), task("b", 0.9))
+    assert "Lost since best: 2.5 points a task" in both
+    assert "Worse than the base model: a 40.0 against 50.0." in both
+
+
+def test_joint_training_loses_nothing_and_says_nothing_of_it() -> None:
+    """It has no stream: only what it ends with is known."""
+    tasks = [task("a", 0.8), task("b", 0.65, base=0.7)]
+    said = sentences(3, 3, tasks, FALLING, SETTINGS, in_stream=False)
+    assert said[0].startswith("After chunk 3 of 3 the mean over 2 tasks is 72.5 percent")
+    assert said[1] == "Worse than the base model: b 65.0 against 70.0."
+    assert "lost" not in " ".join(said).lower()
+
+
+def test_means_stand_beside_each_other_over_the_same_tasks() -> None:
+    """Captions have no constant answer, and a new test set was not asked of the base model."""
+    said = text(task("vqa", 0.8, base=1.0), task("new", 0.0, base=math.nan, constant=math.nan))
+    assert said.startswith(
+        "After chunk 3 of 3 the mean over 2 tasks is 40.0 percent; the base model had 100.0 on 1 of"
+        " them, where this model has 80.0, the best constant answers would have 25.0 on 1 of them,"
+        " where this model has 80.0."
+    )
+
+
 def test_captions_have_no_constant_answer() -> None:
     assert "better than the base model" in text(task("captions", 0.8, constant=math.nan))
     unknown = task("captions", 0.8, constant=math.nan, base=math.nan)

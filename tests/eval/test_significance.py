@@ -154,6 +154,15 @@ def test_percentile_interval() -> None:
     assert math.isnan(percentile_interval(np.array([0.1, NAN, 0.2])).low)
 
 
+def test_the_interval_of_a_difference_to_a_best_holds_what_was_measured() -> None:
+    """Replicates 0.100 to 1.100, median 0.6: moved by hand to a measured 0.2, and cut at 0."""
+    drawn = 0.1 + np.arange(1001) / 1000
+    assert over_samples(drawn).interval == pytest.approx((0.125, 1.075))
+    assert over_samples(drawn, 0.2, -1.0).interval == pytest.approx((-0.275, 0.675))
+    assert over_samples(drawn, 0.2, 0.0).interval == pytest.approx((0.0, 0.675))
+    assert over_samples(drawn, 0.2, 0.0).std == over_samples(drawn).std
+
+
 def _plain(mean: np.ndarray) -> np.ndarray:
     return mean
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from eval.charts.figure import Table
 from eval.report.data import RunData
 from eval.report.numbers import prediction_lines
-from eval.report.samples import RIGHT, measured_chunks, thumbnail
+from eval.report.samples import RIGHT, cider_text, is_caption, measured_chunks, thumbnail
 from eval.run_files import PredictionLine
 from eval.scorers.answer_text import final_answer
 
@@ -23,11 +23,11 @@ OTHER = "another answer"
 
 @dataclass(frozen=True)
 class WrongAnswer:
-    """A question that is answered wrong now.
+    """A question that is answered wrong now, or a caption, which is neither right nor wrong.
 
     Attributes:
         right_after: the chunks after which it was answered right, 0 being the base model.
-        since: since when it is wrong, in words.
+        since: since when it is wrong, in words; of a caption its CIDEr.
     """
 
     prompt: str
@@ -44,7 +44,8 @@ class TaskAnswers:
 
     Attributes:
         count: questions.
-        wrong: questions that are answered wrong.
+        wrong: questions that are answered wrong; None of captions, of which those with the lowest
+            CIDEr are shown.
         shown: the first of them, as many as the page has room for.
         confusion: right answer by answer given, where there are few and short ones.
     """
@@ -52,7 +53,7 @@ class TaskAnswers:
     name: str
     chunk: str
     count: int
-    wrong: int
+    wrong: int | None
     shown: list[WrongAnswer]
     confusion: Table | None
 
@@ -73,9 +74,11 @@ def _of_task(run: RunData, task: str, room: int) -> TaskAnswers | None:
     lines = prediction_lines(run, last, task)
     if not lines:
         return None
-    right = table >= RIGHT
+    captions = is_caption(run, task)
+    # No threshold of CIDEr makes a caption right.
+    right = np.zeros(table.shape, dtype=bool) if captions else table >= RIGHT
     wrong = [i for i in range(len(lines)) if not right[last, i]]
-    wrong.sort(key=lambda i: -_last_right(right[:, i], chunks))
+    wrong.sort(key=lambda i: table[last, i] if captions else -_last_right(right[:, i], chunks))
     shown = [
         WrongAnswer(
             prompt=line["prompt"],
@@ -83,12 +86,14 @@ def _of_task(run: RunData, task: str, room: int) -> TaskAnswers | None:
             said=line["prediction"],
             picture=thumbnail(run.stream.root, line.get("images") or []),
             right_after=[c for c in chunks if right[c, i]],
-            since=_since(run, right[:, i], chunks),
+            since=cider_text(table[last, i]) if captions else _since(run, right[:, i], chunks),
         )
         for i in wrong[:room]
         for line in [lines[i]]
     ]
     label = run.chunk_label(last)
+    if captions:
+        return TaskAnswers(task, label, len(lines), None, shown, None)
     return TaskAnswers(task, label, len(lines), len(wrong), shown, confusion(lines))
 
 

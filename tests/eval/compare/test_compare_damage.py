@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from data_prep.files import read_jsonl, write_jsonl
+from data_prep.files import read_json, read_jsonl, write_json, write_jsonl
 from eval.compare import compare, tables
+from eval.significance import NO_INTERVAL
+from tests.eval.compare.conftest import write_run
 
 
 def _drop_predictions(run: Path) -> None:
@@ -72,3 +75,82 @@ def test_damage_becomes_a_marked_gap(
     shown = tables.text(found)
     assert "poor: " in shown
     assert found.cell("strlora", "last").value > 0
+
+
+def test_a_score_that_its_samples_do_not_give_has_no_spread_and_no_test(
+    good: Path, poor: Path
+) -> None:
+    """The best chunk's predictions are lost: what is lost since then cannot be drawn again."""
+    before = compare([good, poor])
+    shutil.rmtree(poor / "chunks" / "002" / "predictions")
+    found = compare([good, poor])
+    for key, sampled in (("last", True), ("average", False), ("lost", False), ("maf", False)):
+        cell, (test,) = found.cell("lora", key), [t for t in found.tests if t.column == key]
+        assert cell.value == before.cell("lora", key).value
+        assert math.isfinite(cell.spread.std) == math.isfinite(cell.interval.low) == sampled, key
+        assert (math.isfinite(test.p), test.kind) == (sampled, "samples" if sampled else "none")
+        assert found.cell("strlora", key).best == sampled
+    (gap,) = (gap for gap in found.gaps if "no test" in gap.what)
+    assert "Last" not in gap.what
+    assert "Avg (MAP), Lost since best" in gap.what
+    assert "cannot be read or do not fit matrix.csv" in tables.text(found).replace("\n  ", " ")
+
+
+def test_a_seed_without_predictions_leaves_its_method_without_a_test(
+    good: Path, poor: Path, tmp_path: Path, stream: Path
+) -> None:
+    """Two seeds, one of them without predictions of a task, against one run of another method."""
+    second = write_run(tmp_path / "second", stream, [0.4, 0.9, 0.8], seed=3)
+    for path in second.glob("chunks/*/predictions/VQAv2.jsonl"):
+        path.unlink()
+    found = compare([good, second, poor])
+    kinds = {test.column: test.kind for test in found.tests}
+    assert [kinds[key] for key in ("last", "last/VQAv2", "last/OCRVQA")] == [
+        "none", "none", "samples",
+    ]  # fmt: skip
+    assert found.cell("strlora", "last").spread.over == "runs"
+    assert any(gap.what.startswith("second: no ± and no test") for gap in found.gaps)
+
+
+def test_a_mean_over_two_tasks_has_not_the_spread_of_one(good: Path, poor: Path) -> None:
+    """The last chunk lacks one task, whose score happens to be the other's, and so the mean's."""
+    path = poor / "matrix.csv"
+    rows = [row.split(",") for row in path.read_text("utf-8").splitlines()]
+    at = {(row[0], row[1]): row for row in rows}
+    at["3", "OCRVQA"][2] = at["3", "VQAv2"][2]
+    path.write_text("\n".join(map(",".join, rows)) + "\n", "utf-8")
+    (poor / "chunks" / "003" / "predictions" / "OCRVQA.jsonl").unlink()
+    found = compare([good, poor])
+    tests = {test.column: test for test in found.tests}
+    known = {key: math.isfinite(tests[f"last{key}"].p) for key in ("", "/VQAv2", "/OCRVQA")}
+    assert known == {"": False, "/VQAv2": True, "/OCRVQA": False}
+    assert tests["last/VQAv2"].kind == "mcnemar"
+    spreads = {key: math.isfinite(found.cell("lora", f"last{key}").spread.std) for key in known}
+    assert spreads == known
+
+
+def test_samples_of_other_scores_than_the_matrix_prove_nothing(good: Path, poor: Path) -> None:
+    """An edited matrix.csv: StrLoRA's samples are ahead of LoRA's, its scores are not tested."""
+    assert compare([good, poor]).cell("strlora", "last").best
+    path = good / "matrix.csv"
+    rows = [row.split(",") for row in path.read_text("utf-8").splitlines()]
+    for row in rows:
+        row[2] = "0.990000" if row[0] == "3" else row[2]
+    path.write_text("\n".join(map(",".join, rows)) + "\n", "utf-8")
+    found = compare([good, poor])
+    assert found.cell("strlora", "last").value == pytest.approx(0.99)
+    assert not found.cell("strlora", "last").best
+    assert {t.kind for t in found.tests if t.column.startswith("last")} == {"none"}
+    assert found.cell("strlora", "last").interval == NO_INTERVAL
+    assert math.isfinite(found.cell("lora", "last").interval.low)
+
+
+def test_runs_of_two_streams_are_tested_by_their_last_scores(good: Path, poor: Path) -> None:
+    """Also where both have as many chunks; and where the last predictions lack, not by others."""
+    manifest = read_json(poor / "manifest.json")
+    manifest["data"]["sha256"] = "9" * 64
+    write_json(poor / "manifest.json", manifest)
+    tested = [t.column.split("/")[0] for t in compare([good, poor]).tests if math.isfinite(t.p)]
+    assert tested == ["last"] * 3
+    shutil.rmtree(poor / "chunks" / "003" / "predictions")
+    assert {t.kind for t in compare([good, poor]).tests} == {"none"}

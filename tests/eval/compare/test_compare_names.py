@@ -61,6 +61,20 @@ def test_two_recipes_of_one_method_are_told_apart(good: Path, tmp_path: Path, st
     assert found.names[-2:] == ["strlora tuner.preset=paper", "strlora tuner.preset=released"]
 
 
+@pytest.mark.parametrize("recipe", [{"method": "lora"}, {}])
+def test_runs_in_folders_of_one_name_are_two_methods(
+    tmp_path: Path, stream: Path, recipe: dict[str, Any]
+) -> None:
+    """One recipe on two streams, and runs that recorded no recipe: their folders name them."""
+    runs = [tmp_path / who / "runs" / "tiny" for who in ("mine", "yours")]
+    for number, run in enumerate(runs):
+        data = {"stream": str(stream), "sha256": str(number if recipe else 1) * 64}
+        write_run(run, stream, [0.5, 0.9], seed=number, recipe=recipe, data=data)
+    found = compare(runs)
+    assert found.names == ["mine/runs/tiny", "yours/runs/tiny"]
+    assert all(found.n(name) == 1 for name in found.names)
+
+
 def test_runs_of_an_older_version_are_the_same_method(tmp_path: Path, stream: Path) -> None:
     """A key that a run's version did not know yet had the value that is now its default."""
     older = {"method": "lora", "eval": {"every": 1}}

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from data_prep.files import read_jsonl
+from data_prep.files import read_jsonl, write_jsonl
 from eval.report import write_report
 from eval.report.answers.wrong_answers import OTHER, confusion
 from eval.run_files import PredictionLine
@@ -46,6 +46,28 @@ def test_every_wrong_answer_is_there_with_the_chunks_that_knew_better(run: Path)
         assert found == expected
         once = [bool(part.split('"')[0]) for part in section.split('data-right="')[1:]]
         assert once == sorted(once, reverse=True)  # those that were right once come first
+
+
+def test_a_caption_is_neither_right_nor_wrong(tmp_path: Path) -> None:
+    """A sample's score is CIDEr-D / 10: 0.195 is CIDEr 195, a good caption."""
+    run, _ = make_run(tmp_path, chunks=1, done=1, tests=3, tasks=["TextCaps"], routed=False)
+    for chunk in (0, 1):
+        path = run / f"chunks/{chunk:03d}/predictions/TextCaps.jsonl"
+        lines = read_jsonl(path)
+        for line, score in zip(lines, (0.195, 0.051, 0.7), strict=True):
+            line |= {"score": score * chunk}
+        write_jsonl(path, lines)
+    report = write_report(run).read_text("utf-8")
+    page = (run / "answers.html").read_text("utf-8")
+    assert (
+        "3 captions after chunk 1, which are neither right nor wrong; lowest CIDEr first." in page
+    )
+    assert "answered wrong after" not in page
+    assert "never right" not in page
+    found = [part.split("<")[0] for part in page.split('<p class="task">')[1:]]
+    assert found == ["CIDEr 51", "CIDEr 195", "CIDEr 700"]
+    verdicts = [part.split("<")[0] for part in report.split('<span class="verdict">')[1:]]
+    assert verdicts == ["CIDEr 0", "CIDEr 700"], "the caption that learned most"
 
 
 def line(gold: str, said: str | None) -> PredictionLine:
@@ -89,4 +111,4 @@ def test_the_filters_in_a_browser(run: Path, tmp_path: Path) -> None:
             lost = sum(table[1][i] >= 0.5 for i in wrong)
             assert browser.evaluate(shown) == lost
             text = browser.evaluate("document.getElementById('count').textContent")
-            assert text.startswith(f"{lost} wrong answer")
+            assert text.startswith(f"{lost} answer")

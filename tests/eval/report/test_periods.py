@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 
 from data_prep.chunk.__main__ import main as chunk
+from data_prep.files import read_jsonl, write_jsonl
 from data_prep.stream import open_stream
 from eval.compare import compare
 from eval.compare.page import html
 from eval.matrix import append_scores
 from eval.predictions import chunk_scores, split_results
 from eval.report import write_report
+from eval.report.data import load_run
+from eval.report.page import held
+from eval.routing.router_accuracy import count_choices
 from tests.eval.make_run import host_results
+from tests.eval.report.page_reader import tables_of
 
 MONTHS = ["shop.2026-01", "shop.2026-02"]
 
@@ -48,6 +53,25 @@ def make(run: Path, stream: Path, known: list[dict[str, float]]) -> Path:
     manifest = {"name": run.name, "recipe": {"method": run.name}, "data": data}
     (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return run
+
+
+def test_the_report_says_of_choices_what_router_json_does(stream: Path, tmp_path: Path) -> None:
+    """Both months' samples are named "shop" in the chunks, 24 in the first and 16 in the second."""
+    known = [dict.fromkeys(MONTHS, 0.0), {MONTHS[0]: 1.0}, dict.fromkeys(MONTHS, 1.0)]
+    run = make(tmp_path / "branchlora", stream, known)
+    for path in sorted((run / "chunks" / "002" / "predictions").glob("*.jsonl")):
+        lines = read_jsonl(path)
+        write_jsonl(path, [line | {"expert": 1 + n % 2} for n, line in enumerate(lines)])
+    counted = count_choices(run / "chunks" / "002" / "predictions", stream, 2)
+    assert counted is not None
+    assert (counted["dominant_chunk"], counted["any_chunk"]) == (0.5, 1.0)
+    (run / "chunks" / "002" / "router.json").write_text(json.dumps(counted), encoding="utf-8")
+    page = write_report(run).read_text("utf-8")
+    assert "After chunk 2, 50.0 % of the questions went to the dominant chunk" in page
+    assert "(by chance 50.0 %) and 100.0 % to a chunk that held it" in page
+    framed = [(row, c) for row in (0, 1) for c in range(4) if held(load_run(run), row, c)]
+    assert framed == [(0, 1), (1, 2)], "each month in the chunk of that month"
+    assert tables_of(page)["training samples by task"][0] == ["chunk", "shop"]
 
 
 def test_every_month_is_a_row_and_what_it_lost_is_told(stream: Path, tmp_path: Path) -> None:

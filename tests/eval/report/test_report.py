@@ -141,6 +141,90 @@ def test_scores_that_contradict_the_predictions_are_told(run: Path) -> None:
     assert "matrix.csv says 0.999000" in _page(run)
 
 
+def test_a_number_whose_predictions_lack_has_no_standard_error(run: Path) -> None:
+    """Fin's and Grounding's last predictions: a mean of 5 tasks has not the error of 3."""
+    assert all(error for name, (_, error) in cards_of(_page(run)).items() if name[0] != "M")
+    for task in ("Fin", "Grounding"):
+        (run / "chunks" / "004" / "predictions" / f"{task}.jsonl").unlink()
+    write_report(run)
+    cards = cards_of(_page(run))
+    assert {name for name, (_, error) in cards.items() if error} == {
+        "Base model",
+        "Forward transfer",
+    }
+    assert "no ± where prediction files that a number needs cannot be read" in _page(run)
+    rows = tables_of(_page(run))["all tasks, scores in percent; failed: over all chunks"]
+    assert {row[0]: "±" in row[rows[0].index("last")] for row in rows[1:]} == {
+        "VQAv2": True, "OCRVQA": True, "Fin": False, "Grounding": False, "TextCaps": True,
+    }  # fmt: skip
+
+
+def test_keys_and_types_that_lack_are_gaps(run: Path) -> None:
+    """Files that are JSON, but not of the kind that is read: each is told, none ends the report."""
+    lines = {
+        "VQAv2": ({"gold": ["a"]}, "VQAv2.jsonl:1: gold: found ['a'], expected text"),
+        "OCRVQA": ({"prediction": 5}, "OCRVQA.jsonl:1: prediction: found 5, expected text"),
+        "Fin": ({"lenient": "x"}, "Fin.jsonl:1: lenient: found 'x', expected a number"),
+        "Grounding": ({"gold": ...}, "Grounding.jsonl:1: gold: no such key, expected text"),
+        "TextCaps": ({"prediction": ...}, "TextCaps.jsonl:1: prediction: no such key"),
+    }
+    for task, (changed, _) in lines.items():
+        path = run / "chunks" / "004" / "predictions" / f"{task}.jsonl"
+        first, *others = read_jsonl(path)
+        first = {key: value for key, value in (first | changed).items() if value is not ...}
+        write_jsonl(path, [first, *others])
+    manifest = read_json(run / "manifest.json") | {"hardware": {"gpus": 3, "cores": 2}}
+    steps = {"schedule": {"first": "x", "epochs": "2"}, "swift": {"logging_steps": "0.1"}}
+    write_json(run / "manifest.json", manifest | {"recipe": manifest["recipe"] | steps})
+    write_json(run / "state.json", {"done": 4, "chunks": [{"index": 1, "steps": "x"}]})
+    last = run / "chunks" / "004"
+    write_json(last / "scores.json", {"tasks": {}, "published": {}})
+    write_json(last / "router.json", {"chunk": 4, "what": "other", "tasks": {}})
+    write_jsonl(last / "too_long.jsonl", [{"file": "x"}])
+    fast = "chunk,task,score,n\n0,VQAv2,0.1,16\n9,VQAv2,0.5,16\n"
+    (run / "matrix-fast.csv").write_text(fast, "utf-8")
+    write_report(run)
+    told = {gap.why.replace("; evaluate the chunk again", "") for gap in load_run(run).gaps}
+    for words in (
+        *(words for _, words in lines.values()),
+        "state.json: chunks: steps: found 'x', expected a number",
+        "scores.json: no published.tasks, no published.crashes, no published.mean; evaluate again",
+        "router.json: what: found 'other', expected adapter or router",
+        "no key 'line'",
+        "left out: matrix.csv ends with chunk 4",
+    ):
+        assert any(words in why for why in told), words
+    assert "2 CPU cores" in _page(run)
+    assert "matrix-fast.csv: chunks after 4." in _page(run)
+
+
+def test_joint_training_has_only_what_it_ends_with(run: Path) -> None:
+    """Between base model and end it has nothing: no average, no loss, no forgetting."""
+    rows = (run / "matrix.csv").read_text("utf-8").splitlines()
+    kept = [row for row in rows if not row.startswith(("1,", "2,", "3,"))]
+    (run / "matrix.csv").write_text("\n".join(kept) + "\n", "utf-8")
+    write_json(run / "manifest.json", read_json(run / "manifest.json") | {"protocol": "joint"})
+    write_report(run)
+    assert list(cards_of(_page(run))) == ["Last", "Base model", "Majority answer"]
+    assert "There is no stream to forget in." in _page(run)
+    assert "Nothing is lost" not in _page(run)
+    form = tables_of(_page(run))["form or knowledge, in percent, after chunk 4"]
+    assert {cell for row in form[1:] for cell in row[4:]} == {"\u2013"}
+
+
+def test_a_mean_over_fewer_tasks_is_told(run: Path) -> None:
+    """A stream that grows: Fin's test set came late, and the base model was not asked it."""
+    rows = (run / "matrix.csv").read_text("utf-8").splitlines()
+    kept = [row for row in rows if not row.startswith(("0,Fin", "2,Fin"))]
+    (run / "matrix.csv").write_text("\n".join(kept) + "\n", "utf-8")
+    write_report(run)
+    fewer = "Not all of the 5 tasks are tested each time: after base model (4), chunk 2 (4) the"
+    assert fewer in _page(run)
+    assert "before the stream, 4 of 5 tasks" in _page(run)
+    assert " on 4 of them, where this model has " in _page(run)
+    assert "Every task is tested" not in _page(run)
+
+
 def test_failed_samples_areshown(run: Path) -> None:
     path = run / "chunks" / "001" / "predictions" / "Fin.jsonl"
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
