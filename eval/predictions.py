@@ -170,15 +170,13 @@ def read_predictions(folder: Path, stream: Stream, task: str) -> list[Prediction
 
     Raises:
         FileNotFoundError: the task was not evaluated here.
-        ValueError: no line, a line without question or answer, an id twice or one that the test set
-            does not have, a score that is none, or (in a file without scores) a line that cannot be
-            scored.
+        ValueError: no line, an id twice or one that the test set does not have, a score that is
+            none, or (in a file without scores) a line that cannot be scored.
     """
     path = folder / f"{task}.jsonl"
     lines = cast(list[PredictionLine], read_jsonl(path))
     if not lines:
         raise ValueError(f"{path}: empty; evaluate the chunk again")
-    check_lines(path, lines)
     known = {record["id"] for record in stream.test_records(task)}
     seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
@@ -278,9 +276,11 @@ def task_scores(predictions_dir: Path, stream: Stream, task: str) -> TaskScores:
 
     Raises:
         FileNotFoundError: the task was not evaluated.
-        ValueError: the prediction file does not fit the test set.
+        ValueError: the prediction file does not fit the test set, or a line lacks a text.
     """
-    return sum_up(read_predictions(predictions_dir, stream, task), scorer_of(stream, task))
+    lines = read_predictions(predictions_dir, stream, task)
+    check_lines(predictions_dir / f"{task}.jsonl", lines)
+    return sum_up(lines, scorer_of(stream, task))
 
 
 def chrf_of_few(predictions_dir: Path, stream: Stream, task: str) -> float | None:
