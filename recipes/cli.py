@@ -241,6 +241,8 @@ def _ask(recipe: Recipe, options: argparse.Namespace) -> int:
     answer = ask(adapter, question, [options.where / p for p in pictures], options.max_tokens)
     # On standard error: standard output holds the answer alone, for pipes.
     _tell("; ".join(filter(None, [adapter.title, answer.adapter])))
+    if answer.note:
+        _tell(answer.note)
     if answer.expert is not None:
         _tell(f"the question went to chunk {answer.expert}")
     if options.json:
@@ -272,7 +274,8 @@ def _serve(recipe: Recipe, options: argparse.Namespace) -> int:
         asks = "clients must send the key" if key else "no key is asked for"
         print("; ".join(filter(None, [adapter.title, server.adapter])))
         print(f"{server.url}   model: {server.model}   {asks}   Ctrl-C stops it", flush=True)
-        _tell(f"log: {server.log}")
+        put = f"a question alone is put as {server.form.as_text()}"
+        _tell("\n".join(filter(None, [put, server.form.note, f"log: {server.log}"])))
 
     stop_on_signals()
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import read_jsonl, sha256_file, write_json, write_jsonl
-from eval.questions import form_of
+from eval.question_form import form_of
 from recipes.cli import main
 from recipes.config.loading import load_recipe
 from recipes.run.commands import deploy_command
