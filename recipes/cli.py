@@ -204,12 +204,21 @@ def _report(recipe: Recipe, options: argparse.Namespace) -> int:
 
 
 def _reproduce(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.run_folder.state import load_state
     from recipes.tools.reproduce import as_text, differences, expect_chunks, is_same
 
-    first = Path(recipe.folder)
-    second = Path(options.into or f"{first}-again")
+    first, into = Path(recipe.folder), options.into
+    second = (options.where / into).resolve() if into else Path(f"{first}-again")
     if not (first / "manifest.json").is_file():
         return _refused(f"{first}: not started; there is nothing to reproduce", FAILED)
+    if second.resolve() == first.resolve():
+        return _refused(f"--into {into} is the run itself; name the folder of another run")
+    done = load_state(first / "state.json").chunks
+    if not any(chunk.trained or chunk.evaluated for chunk in done):
+        return _refused(f"{first}: no chunk is done; there is nothing to reproduce", FAILED)
+    if options.compare_only and not (second / "manifest.json").is_file():
+        text = f"{second}: no manifest.json there; --into names the folder of the run to compare"
+        return _refused(text, FAILED)
     if not options.compare_only:
         expect_chunks(recipe)
         start = recipe.start_from and str(first / "chunks/000/adapter")  # copied when it started
