@@ -244,8 +244,13 @@ def _open(recipe: Recipe, options: argparse.Namespace) -> FinishedAdapter:
 def _ask(recipe: Recipe, options: argparse.Namespace) -> int:
     from recipes.use.ask import ask
 
-    adapter = _open(recipe, options)
     *pictures, question = options.words
+    if os.path.isfile(options.where / question):
+        return _refused(
+            f"the question is missing: the last word, {question!r}, is a file; expected the "
+            'question behind the pictures, in quotes: "What is this?"'
+        )
+    adapter = _open(recipe, options)
     stop_on_signals()
     answer = ask(adapter, question, [options.where / p for p in pictures], options.max_tokens)
     # On standard error: standard output holds the answer alone, for pipes.

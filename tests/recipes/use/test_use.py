@@ -267,6 +267,14 @@ def test_the_command_line(
     monkeypatch.chdir(tmp_path)
     assert main(["ask", str(run), "none.jpg", "What is it?"]) == 1
     assert f"{tmp_path / 'none.jpg'}" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.jpg").touch()
+    for words in (["one.jpg"], ["one.jpg", str(tmp_path / "one.jpg")]):
+        assert main(["ask", str(run), *words]) == 2
+        monkeypatch.chdir(tmp_path)
+        told = capsys.readouterr().err
+        assert f"the question is missing: the last word, {words[-1]!r}, is a file" in told
+    assert main(["ask", str(run), "none.jpg", "x" * 5000]) == 1
 
 
 @pytest.mark.parametrize("name", ["run", "{a: 1}", "it's ${HOME}", "a #1", "null"])
