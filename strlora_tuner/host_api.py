@@ -140,8 +140,9 @@ TABLE: dict[str, tuple[HostName, ...]] = {
     # recipes/swift_plugins/serving.py and recipes/baselines/mr_lora/swift_plugin.py
     "serving": (
         HostName(f"{_DEPLOY}._install_auth_middleware", _KEY, mentions="api_key"),
-        HostName(f"{_DEPLOY}._prepare_request_media", _FORM, mentions="_materialize_media"),
-        HostName(f"{_DEPLOY}.create_chat_completion", _FORM, mentions="_prepare_request_media"),
+        HostName(f"{_DEPLOY}._prepare_request_media", _FORM),
+        HostName(_DEPLOY, _FORM, mentions="_prepare_request_media"),
+        HostName(f"{_DEPLOY}.create_chat_completion", _LIMIT),
         HostName(f"{_DEPLOY}.create_error_response", _LIMIT),
         HostName("swift.template.vision_utils:load_file", _FORM),
         HostName(_DEPLOY, _POOL, mentions="infer_async"),
