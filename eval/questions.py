@@ -10,19 +10,16 @@ asked once.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from data_prep.files import read_jsonl, write_jsonl
+from eval.question_form import IMAGE
 from eval.run_files import JsonObject
 from eval.scorers.answer_text import gold_answers
 from eval.scorers.registry import open_scored_stream
 
-IMAGE = "<image>"
-_LEADING = re.compile(r"(?:<image>(\s*))+")
 Question = tuple[tuple[tuple[str, str], ...], tuple[str, ...]]
 
 
@@ -124,29 +121,3 @@ def repair_results(path: Path) -> int:
     if text and not text.endswith("\n"):
         write_jsonl(path, records)
     return len(records)
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a stream puts its questions: the turns before one, and what stands behind a picture.
-
-    A model that learned from "<image>What is it?" is asked so, not with a line feed in between.
-    """
-
-    before: list[JsonObject]
-    glue: str
-
-    def turns(self, question: str, pictures: int) -> list[JsonObject]:
-        """Return the turns of a question about so many pictures; its own <image> marks stay."""
-        text = question if IMAGE in question else f"{IMAGE}{self.glue}" * pictures + question
-        return [*self.before, {"role": "user", "content": text}]
-
-
-def form_of(records: Sequence[JsonObject]) -> Form:
-    """Return the form of questions: that of the first with a picture, else of the first."""
-    record = next((r for r in records if r.get("images")), records[0] if records else None)
-    if record is None:
-        return Form([], "")
-    system = [turn for turn in record["messages"][:1] if turn["role"] == "system"]
-    leading = _LEADING.match(str(record["messages"][len(system)]["content"]))
-    return Form(system, leading[1] if leading else "")

@@ -22,6 +22,7 @@ from recipes import REPO, UserError
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
+from recipes.config.yaml_values import as_override
 from recipes.processes.run_lock import RunLock
 from recipes.run import evaluation
 from recipes.run.chunk_data import open_recipe_stream
@@ -62,7 +63,7 @@ def ablate(run: Path, only: Sequence[str], overrides: Sequence[str], again: bool
     layout = RunLayout(run)
     if not layout.recipe.is_file():
         raise RunError(f"{run} is not a run folder: {layout.recipe} is missing")
-    recipe = load_recipe(str(layout.recipe), [*overrides, f"run_dir={run}"])
+    recipe = load_recipe(str(layout.recipe), [*overrides, as_override("run_dir", run)])
     if not (known := ablation_names(recipe)):
         raise RunError(
             f"the method {recipe.method} has no router of two stages: nothing to switch off"

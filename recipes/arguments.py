@@ -156,7 +156,8 @@ def _seconds(text: str) -> float:
     return float(number) * units[unit]
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of 1 or more, as argparse takes it; ArgumentTypeError says what was wrong."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
@@ -189,15 +190,15 @@ _OPTIONS: dict[str, tuple[Option, ...]] = {
         _flag("--skip-bad", "leave bad samples out and list them; else their file is rejected"),
         _flag("--slurm", "submit a job for each arrival (sbatch): this process trains nothing"),
         _option("--workers", "N", "processes that read and check (default: all cores)",
-                type=_positive),
+                type=positive),
     ),
     "sweep": (
         _option("--into", "FOLDER", "folder of the run folders; default: runs/sweeps/RECIPE"),
         _option("--results", "FOLDER", "a CSV of each finished run goes there; a run that has one "
                 "is not run again"),
-        _option("--jobs", "N", "runs at a time on this machine", type=_positive, default=1),
+        _option("--jobs", "N", "runs at a time on this machine", type=positive, default=1),
         _flag("--slurm", "submit the runs as one array"),
-        _option("--throttle", "N", "with --slurm: runs at a time", type=_positive),
+        _option("--throttle", "N", "with --slurm: runs at a time", type=positive),
         _option("--keep", None, "best: when all runs of a method are finished, remove the adapters "
                 "of all its settings but the one of the highest mean Last; scores stay",
                 choices=("all", "best"), default="all"),
@@ -229,7 +230,7 @@ _OPTIONS: dict[str, tuple[Option, ...]] = {
         _option("words", "[PICTURE ...] QUESTION", 'picture.jpg "What is this?": the last word is '
                 "the question, those before it pictures", nargs="+"),
         _option("--max-tokens", "N", "the longest answer; default: the recipe's "
-                "eval.max_new_tokens", type=_positive),
+                "eval.max_new_tokens", type=positive),
         _flag("--json", f"{_JSON}the answer"),
     ),
     "chat": (_option("words", "PICTURE", "of the first question", nargs="*"),),
@@ -279,7 +280,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     _add(parser, _flag("--verbose", text))
     _add(parser, *((axis, hidden) for axis in AXES))  # a message names sweep
     text = "N jobs, each starting after the one before"
-    chain = _option("--chain", "N", text, type=_positive, default=1)
+    chain = _option("--chain", "N", text, type=positive, default=1)
     _add(parser.add_argument_group("with --slurm"), chain)
     text = "train all chunks; the same command without this option evaluates them later"
     _add(parser, _flag("--train-only", text))

@@ -204,12 +204,21 @@ def _report(recipe: Recipe, options: argparse.Namespace) -> int:
 
 
 def _reproduce(recipe: Recipe, options: argparse.Namespace) -> int:
+    from recipes.run_folder.state import load_state
     from recipes.tools.reproduce import as_text, differences, expect_chunks, is_same
 
-    first = Path(recipe.folder)
-    second = Path(options.into or f"{first}-again")
+    first, into = Path(recipe.folder), options.into
+    second = (options.where / into).resolve() if into else Path(f"{first}-again")
     if not (first / "manifest.json").is_file():
         return _refused(f"{first}: not started; there is nothing to reproduce", FAILED)
+    if second.resolve() == first.resolve():
+        return _refused(f"--into {into} is the run itself; name the folder of another run")
+    done = load_state(first / "state.json").chunks
+    if not any(chunk.trained or chunk.evaluated for chunk in done):
+        return _refused(f"{first}: no chunk is done; there is nothing to reproduce", FAILED)
+    if options.compare_only and not (second / "manifest.json").is_file():
+        text = f"{second}: no manifest.json there; --into names the folder of the run to compare"
+        return _refused(text, FAILED)
     if not options.compare_only:
         expect_chunks(recipe)
         start = recipe.start_from and str(first / "chunks/000/adapter")  # copied when it started
@@ -235,12 +244,19 @@ def _open(recipe: Recipe, options: argparse.Namespace) -> FinishedAdapter:
 def _ask(recipe: Recipe, options: argparse.Namespace) -> int:
     from recipes.use.ask import ask
 
-    adapter = _open(recipe, options)
     *pictures, question = options.words
+    if os.path.isfile(options.where / question):
+        return _refused(
+            f"the question is missing: the last word, {question!r}, is a file; expected the "
+            'question behind the pictures, in quotes: "What is this?"'
+        )
+    adapter = _open(recipe, options)
     stop_on_signals()
     answer = ask(adapter, question, [options.where / p for p in pictures], options.max_tokens)
     # On standard error: standard output holds the answer alone, for pipes.
     _tell("; ".join(filter(None, [adapter.title, answer.adapter])))
+    if answer.note:
+        _tell(answer.note)
     if answer.expert is not None:
         _tell(f"the question went to chunk {answer.expert}")
     if options.json:
@@ -272,7 +288,8 @@ def _serve(recipe: Recipe, options: argparse.Namespace) -> int:
         asks = "clients must send the key" if key else "no key is asked for"
         print("; ".join(filter(None, [adapter.title, server.adapter])))
         print(f"{server.url}   model: {server.model}   {asks}   Ctrl-C stops it", flush=True)
-        _tell(f"log: {server.log}")
+        put = f"a question alone is put as {server.form.as_text()}"
+        _tell("\n".join(filter(None, [put, server.form.note, f"log: {server.log}"])))
 
     stop_on_signals()
     try:

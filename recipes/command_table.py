@@ -35,7 +35,7 @@ EXIT_CODES: dict[str, dict[str, str]] = {  # besides 2
     "report": {"0": "written", "1": "the run has not started, or its files cannot be read"},
     "reproduce": {
         "0": "the same",
-        "1": "an adapter or a score differs, or a run failed",
+        "1": "an adapter or a score differs, a chunk is missing, or a run failed",
         "128+n": _STOPPED,
     },
     "clean": {"0": "done", "1": "the run is being worked on, or its state cannot be read"},

@@ -18,7 +18,7 @@ from recipes.config.idle_keys import idle_keys
 from recipes.config.loading import find_recipe, load_recipe
 from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
 from recipes.config.schema import Recipe
-from recipes.config.yaml_values import leaves
+from recipes.config.yaml_values import as_override, leaves
 from recipes.processes.run_lock import RunLocked
 from recipes.run_folder.layout import RunLayout
 from recipes.sweep.axes import sweep_block
@@ -29,7 +29,7 @@ def load_target(options: argparse.Namespace) -> Recipe:
     """Loads the recipe; from then on relative paths in it start at the repository's root."""
     name, overrides = options.recipe, list(options.overrides)
     folder = Path(name) if Path(name).is_dir() else REPO / name
-    if len(Path(name).parts) > 1 and folder.is_dir():  # a run folder
+    if _is_place(name) and folder.is_dir():  # a run folder
         name, message = str(folder / "recipe.yaml"), ""
         if not Path(name).is_file():
             message = f"{folder} is not a run folder: it holds no recipe.yaml"
@@ -39,7 +39,7 @@ def load_target(options: argparse.Namespace) -> Recipe:
             raise RecipeError([Problem(Place(COMMAND_LINE), "RECIPE", message)])
         path = folder.resolve()  # as a recipe would name it: the same run from anywhere
         named = path.relative_to(REPO) if path.is_relative_to(REPO) else path
-        overrides.insert(0, f"run_dir={named}")
+        overrides.insert(0, as_override("run_dir", named))
     options.of_run = name != options.recipe
     options.of_sweep = getattr(options, "of_sweep", False)
     if getattr(options, "cells", None):  # line `cell` (from 0) has the overrides of this run
@@ -102,8 +102,13 @@ def _remark(
 def _word(name: str) -> str:
     """The recipe as a job finds it from the checkout's root: files and folders by whole paths."""
     path = Path(name)
-    is_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+    is_path = path.suffix in (".yaml", ".yml") or _is_place(name)
     return str(path.resolve()) if is_path and path.exists() else name
+
+
+def _is_place(name: str) -> bool:
+    """Whether a word is a path and not a recipe's name: ./run, run/ and . are, run is not."""
+    return os.sep in name or name in (os.curdir, os.pardir)
 
 
 @contextmanager

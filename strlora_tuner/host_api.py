@@ -49,6 +49,8 @@ _ANSWERS = "every answer says why it ended, and one bad question does not end th
 _ALL_RANKS = "on a CPU the answers of all processes are written"
 _ADAPTER_ON = "an adapter that acts on no layer is an error, and does not pass for the base model"
 _KEY = "a server asks its clients for the key"
+_FORM = "a server puts a question as the run's evaluation does, and refuses pictures it cannot show"
+_LIMIT = "a server keeps to max_completion_tokens"
 _POOL = "a server routes each question to the adapter that should answer it"
 _ROWS = "a row leaves its batch as soon as its answer ends"
 _QWEN = "the rows that stay in a batch keep their own positions (Qwen-VL)"
@@ -138,6 +140,11 @@ TABLE: dict[str, tuple[HostName, ...]] = {
     # recipes/swift_plugins/serving.py and recipes/baselines/mr_lora/swift_plugin.py
     "serving": (
         HostName(f"{_DEPLOY}._install_auth_middleware", _KEY, mentions="api_key"),
+        HostName(f"{_DEPLOY}._prepare_request_media", _FORM),
+        HostName(_DEPLOY, _FORM, mentions="_prepare_request_media"),
+        HostName(f"{_DEPLOY}.create_chat_completion", _LIMIT),
+        HostName(f"{_DEPLOY}.create_error_response", _LIMIT),
+        HostName("swift.template.vision_utils:load_file", _FORM),
         HostName(_DEPLOY, _POOL, mentions="infer_async"),
     ),
     # recipes/swift_plugins/row_generation.py

@@ -10,10 +10,10 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from data_prep.files import read_json, write_text
+from data_prep.files import read_json, read_jsonl, write_text
 from data_prep.stream import StreamError
 from eval import metrics
-from eval.questions import Form, form_of
+from eval.question_form import Form, form_of
 from eval.report.data import RunData, load_run, without_folders
 from eval.report.numbers import Number, Summary, summarise
 from eval.report.tables import with_error
@@ -21,6 +21,7 @@ from eval.significance import ONE_RUN_NOTE
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 CONFIG = "adapter_config.json"
+PROMPTS = "test_prompts.jsonl"  # of the last evaluation, in the run folder
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,14 @@ def passes_text(run: RunData, adapter: Path) -> str:
 
 
 def _form(run: RunData) -> Form:
-    if run.stream is not None and run.tasks:
-        with suppress(OSError, ValueError, StreamError):  # the card does without
-            return form_of(run.stream.test_records(run.tasks[0]))
-    return Form([], "")
+    with suppress(OSError, ValueError, StreamError):  # the card does without
+        path = run.root / PROMPTS
+        if path.is_file() and (asked := read_jsonl(path, torn_tail=True)):
+            return form_of(asked)
+        if run.stream is not None:
+            records = (run.stream.test_records(task) for task in run.tasks)
+            return form_of([record for each in records for record in each])
+    return Form()
 
 
 def base_name(path: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 SIXTIES = re.compile(r"[-+]?\d+(:[0-5]?\d)+(\.\d*)?")  # 8:00:00, to YAML the number 28800
+_PLAIN_PATH = re.compile(r"[\w.-]*(?:/[\w.-]*)+")
 _HOME = re.compile(r"\$(?:HOME|\{HOME\})(?=/|$)")
 _WORDS = {True: ("on", "yes", "true"), False: ("off", "no", "false")}
 
@@ -30,6 +32,14 @@ def at_home(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return os.path.expanduser(_HOME.sub("~", value) if value[:1] == "$" else value)
+
+
+def as_override(key: str, path: Path | str) -> str:
+    """`key=path` as YAML and OmegaConf read it back: a name like {a: 1} or ${x} is text."""
+    text = str(path)
+    if not _PLAIN_PATH.fullmatch(text):
+        text = "'" + text.replace("'", "''").replace("${", "\\${") + "'"
+    return f"{key}={text}"
 
 
 def times_written(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, str]]:

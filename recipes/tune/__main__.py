@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from data_prep.files import write_json, write_text
 from data_prep.stream import MANIFEST, StreamError
 from recipes import REPO, UserError
+from recipes.arguments import positive
 from recipes.config.loading import find_recipe, load_recipe
 from recipes.config.method import METHOD_BLOCKS, find_method
 from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
@@ -83,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--grid", action="append", default=[], metavar="KEY=V,V", help=text)
     parser.add_argument("--stream", type=Path, help="a stream folder kept for tuning")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs at a time")
     parser.add_argument("--dry-run", action="store_true", help="only list the runs")
     text = "write the choice into recipes/methods/NAME.yaml"
     parser.add_argument("--write", action="store_true", help=text)

@@ -13,7 +13,7 @@ from typing import Any
 
 from data_prep.files import read_json, sha256_file, write_json
 from data_prep.mini.mixtures import SIZES
-from data_prep.stream import MANIFEST, StreamError
+from data_prep.stream import MANIFEST, StreamError, open_stream
 from recipes.config.blocks import Data
 from recipes.config.schema import Recipe
 from recipes.run.chunk_data import ensure_stream
@@ -115,9 +115,23 @@ def _size(data: Data) -> str:
 
 
 def trained_tasks(recipe: Recipe, stream: Path) -> list[str]:
-    """The tasks that the recipe's chunks hold: scores of others say nothing about a setting."""
-    manifest = read_json(stream / MANIFEST)
-    chunks = manifest["chunks"][: recipe.data.chunks]
-    held = {task for chunk in chunks for task, count in chunk["tasks"].items() if count}
-    wanted = recipe.eval.tasks or list(manifest["tasks"])
-    return [task for task in wanted if task in held]
+    """The test sets of what the recipe's chunks hold: scores of others say nothing of a setting.
+
+    Of a test set of one period it is the chunk of that period.
+
+    Raises:
+        StreamError: there is no such test set, or the stream cannot be read.
+    """
+    found, last = open_stream(stream), recipe.data.chunks
+    held = {task for chunk in found.chunks[:last] for task, count in chunk.tasks.items() if count}
+    asked = recipe.eval.tasks or found.tasks
+    tests = [found.tests[name] for name in asked if name in found.tests]
+    tasks = [t.name for t in tests if t.trained_as in held and (t.chunk or 1) <= last]
+    if not tasks:
+        raise StreamError(
+            f"{stream / MANIFEST}: no test set is of a task that chunks 1 to {last} hold; test "
+            f"sets: {', '.join(asked) or 'none'}; tasks of the chunks: {', '.join(sorted(held))}. "
+            "Give more chunks (data.chunks), or a stream with a hold-out (data_prep.chunk "
+            "--holdout)"
+        )
+    return tasks

@@ -10,7 +10,8 @@ from data_prep.errors import ERROR
 from data_prep.files import Record, read_jsonl, write_jsonl
 from data_prep.images import inspect
 from data_prep.stream import StreamError
-from eval.questions import IMAGE, Form, form_of, question_line
+from eval.question_form import IMAGE, Form, form_of
+from eval.questions import question_line
 from recipes.processes.host_process import HostProcess
 from recipes.processes.log_errors import cause_of, exit_text
 from recipes.run.chunk_data import open_recipe_stream
@@ -28,12 +29,14 @@ class Answer:
         finish_reason: `stop`, or `length` where it was cut.
         adapter: what the host said of the adapter that it loaded; None for the base model.
         expert: the chunk whose adapter or router answered, for methods that choose one.
+        note: what to know where the run's questions have several forms.
     """
 
     text: str
     finish_reason: str | None
     adapter: str | None
     expert: int | None
+    note: str | None = None
 
 
 def ask(
@@ -47,7 +50,8 @@ def ask(
 
     Args:
         adapter: who answers.
-        question: may hold <image> marks where the pictures belong; else they stand before it.
+        question: may hold <image> marks where the pictures belong; else they stand where those of
+            the run's questions do.
         pictures: image files, in the order of their marks.
         max_tokens: of the answer at most; None: as the recipe's evaluation.
         environment: further variables of the host's process.
@@ -76,13 +80,14 @@ def ask(
         if line.get("error"):
             raise UseError(f"the question could not be answered: {line['error']}")
         finish, expert = line.get("finish_reason"), line.get("expert")
-        return Answer(str(line["response"]), finish, adapter_text(log), expert)
+        return Answer(str(line["response"]), finish, adapter_text(log), expert, form.note)
 
 
 def own_questions(adapter: FinishedAdapter) -> list[Record]:
     """What the run was asked in its evaluations, else what it would be; none without its stream."""
-    if adapter.layout.prompts.is_file():
-        return read_jsonl(adapter.layout.prompts, torn_tail=True)
+    path = adapter.layout.prompts  # empty where an interrupted evaluation had asked all
+    if path.is_file() and (asked := read_jsonl(path, torn_tail=True)):
+        return asked
     try:
         stream = open_recipe_stream(adapter.recipe)
         records = [record for task in stream.tests for record in stream.test_records(task)]

@@ -10,11 +10,12 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from data_prep.files import Record
-from eval.questions import Form, form_of
-from recipes.use.ask import checked_turns, own_questions
+from eval.question_form import Form
+from recipes.use.ask import checked_turns
 from recipes.use.finished_adapter import FinishedAdapter, UseError
 from recipes.use.serve import LOOPBACK, Server, serve
 
@@ -39,9 +40,9 @@ def chat(adapter: FinishedAdapter, pictures: Sequence[Path], where: Path) -> Non
 
     def talk(server: Server) -> None:
         print("; ".join(filter(None, [adapter.title, server.adapter])), file=sys.stderr)
-        print(HELP, file=sys.stderr, flush=True)
-        lines, form = _typed_lines(), form_of(own_questions(adapter))
-        converse(server, form, lines, pictures, where, lambda text: print(text, flush=True))
+        print("\n".join(filter(None, [server.form.note, HELP])), file=sys.stderr, flush=True)
+        say = partial(print, flush=True)
+        converse(server, server.form, _typed_lines(), pictures, where, say)
         # serve() goes on until an exception ends it.
         raise Ended
 

@@ -14,6 +14,7 @@ from recipes import UserError
 from recipes.baselines.mr_lora.pool import check_pool, write_pool
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
+from recipes.config.yaml_values import as_override
 from recipes.run.preflight.gpus import check_gpus
 from recipes.run_folder.checkpoints import CheckpointError, check_adapter, verify_adapter
 from recipes.run_folder.layout import RunLayout, SideLayout
@@ -91,7 +92,8 @@ def open_adapter(
     layout = RunLayout(folder)
     if not layout.manifest.is_file() or not layout.recipe.is_file():
         raise UseError(f"{folder}: not started; a run has a manifest.json and a recipe.yaml")
-    overrides = [f"run_dir={folder}", *([f"model.path={model}"] if model else [])]
+    overrides = [as_override("run_dir", folder)]
+    overrides += [as_override("model.path", model)] if model else []
     overrides += ["launcher.cpu=true"] if cpu else []
     recipe, state = load_recipe(str(layout.recipe), overrides), load_state(layout.state)
     trained = [record.index for record in state.chunks if record.trained]

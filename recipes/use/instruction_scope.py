@@ -6,7 +6,7 @@ import json
 from difflib import get_close_matches
 
 from data_prep.files import Record, read_json
-from eval.questions import IMAGE, form_of
+from eval.question_form import IMAGE, form_of
 from recipes.use.ask import own_questions
 from recipes.use.finished_adapter import FinishedAdapter
 from strlora_tuner.routing_record.format import instruction_key
@@ -15,13 +15,13 @@ from strlora_tuner.routing_record.format import instruction_key
 def pictures_of(adapter: FinishedAdapter, text: str) -> int:
     """How many pictures a prompt of this text has: as it marks, else as the run's own question has.
 
-    Of a text without marks that the run was never asked, as many as its first question. Blank ones
-    take their place, since pictures are no text.
+    Blanks at its ends say nothing of that. Of a text without marks that the run was never asked, as
+    many as its first question. Blank ones take their place, since pictures are no text.
     """
     if IMAGE in text:
         return text.count(IMAGE)
     asked = own_questions(adapter)
-    same = (each for each in asked if _last_turn(each).replace(IMAGE, "").lstrip() == text)
+    same = (each for each in asked if _last_turn(each).replace(IMAGE, "").strip() == text.strip())
     return len(next(same, asked[0] if asked else {}).get("images") or [])
 
 
@@ -40,13 +40,14 @@ def scope_text(adapter: FinishedAdapter, instruction: str) -> str:
     said = f"for prompts {scope(adapter, instruction)} alone"
     if adapter.recipe.task_labels:
         return said
-    count = pictures_of(adapter, instruction)
-    where = "where it marks them" if IMAGE in instruction else "before it"
+    asked = own_questions(adapter)
+    count, form = pictures_of(adapter, instruction), form_of(asked)
+    place = "behind it" if form.behind else "before it"
+    where = "where it marks them" if IMAGE in instruction else place
     said += (
         f", with {count} picture{'s' * (count != 1)} {where}; where yours have others, mark each "
         f"with {IMAGE} in --instruction"
     )
-    asked = own_questions(adapter)
     if not asked:
         return (
             f"{said}\nthe run was never evaluated and its stream is not here: the pictures of its "
@@ -54,7 +55,7 @@ def scope_text(adapter: FinishedAdapter, instruction: str) -> str:
         )
     # Earlier turns of the user are part of what gates read: a later turn's text says too little.
     texts = {_last_turn(each) for each in asked if _turns_of_user(each) == 1}
-    prompt = str(form_of(asked).turns(instruction, count)[-1]["content"])
+    prompt = str(form.turns(instruction, count)[-1]["content"])
     if prompt in texts:
         return said
     nearest = get_close_matches(prompt, texts, 1, 0)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from eval.question_form import Form, form_of
 from recipes.processes.host_process import HostProcess
 from recipes.processes.log_errors import cause_of, exit_text
 from recipes.run.commands import deploy_command
+from recipes.use.ask import own_questions
 from recipes.use.finished_adapter import FinishedAdapter, UseError, adapter_text
-from strlora_tuner.options import SERVE_KEY
+from strlora_tuner.options import SERVE_FORM, SERVE_KEY
 
 LOOPBACK, PORT = "127.0.0.1", 8000
 _EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "::1"}
@@ -29,6 +32,7 @@ class Server:
         key: which a request must carry; None: none is asked for.
         adapter: what the host said of the adapter that it loaded; None: the base model.
         log: of the host.
+        form: in which a question that comes alone is put.
     """
 
     url: str
@@ -36,6 +40,7 @@ class Server:
     key: str | None
     adapter: str | None
     log: Path
+    form: Form
 
 
 def serve(
@@ -58,12 +63,13 @@ def serve(
         UseError: the port is taken, or the host failed.
     """
     port = _free_port(host, port)
-    name = adapter.recipe.name
+    name, form = adapter.recipe.name, form_of(own_questions(adapter))
     with adapter.beside() as layout:
         log, closed = layout.eval_log(adapter.chunk), layout.side / "no_files_for_clients"
         closed.mkdir()  # empty: the host opens files of no other folder for its clients
         command = deploy_command(adapter.alone, layout, adapter.chunk, host, port, name)
         more = {"SWIFT_MEDIA_ALLOWED_DIRS": str(closed), **({SERVE_KEY: key} if key else {})}
+        more[SERVE_FORM] = json.dumps(asdict(form))
         command = replace(command, environment={**command.environment, **more})
         near = _EVERYWHERE.get(host, host)
         url = f"http://{f'[{near}]' if ':' in near else near}:{port}"
@@ -73,7 +79,7 @@ def serve(
             nonlocal announced
             if not announced and _answers(url):
                 announced = True
-                ready(Server(f"{url}/v1", name, key, adapter_text(log), log))
+                ready(Server(f"{url}/v1", name, key, adapter_text(log), log, form))
 
         code = HostProcess(command, log).wait(tick)
         # It ends by a signal or by what `ready` raises; by itself only when something is wrong.

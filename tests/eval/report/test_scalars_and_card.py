@@ -6,10 +6,13 @@ import csv
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
+from data_prep.files import write_jsonl
 from eval.report import write_report
 from eval.report.data import load_run
 from eval.report.model_card import Published, card_after, passes_text
@@ -128,6 +131,46 @@ def test_the_card_of_a_lora_for_one_instruction_needs_nothing_of_ours(run: Path)
     told = " ".join(card.split())
     assert "plain LoRA, which any tool that reads PEFT's loads, merges and serves." in told
     assert f"the run's adapter for prompts {prompts}; for others it is not" in told
+
+
+@pytest.mark.parametrize(
+    ("asked", "content"),
+    [
+        (["<image>What?"], [0, 1, "Which?"]),
+        (["<image>\nWhat?"], [0, "\n", 1, "\nWhich?"]),
+        (["What?\n<image>"], ["Which?\n", 0, "\n", 1]),
+        (["<image>\nWhat?", "<image><image>\nThe same?"], [0, 1, "\nWhich?"]),
+        (["What?\n<image>", "<image>\nWhat?", "Who?\n<image>"], ["Which?\n", 0, "\n", 1]),
+    ],
+)
+def test_the_card_s_code_puts_a_question_as_the_evaluation_does(
+    run: Path, asked: list[str], content: list[int | str]
+) -> None:
+    """Two pictures; turns as the processor's chat template gets them."""
+    system = {"role": "system", "content": "Be brief."}
+    lines = [
+        {"messages": [system, {"role": "user", "content": text}], "images": ["a.png"] * n}
+        for text in asked
+        if (n := text.count("<image>"))
+    ]
+    write_jsonl(run / "test_prompts.jsonl", lines)
+    text = card_after(run, 3, Published("base"))
+    assert ("1 of the run's questions are put otherwise" in text) == (len(asked) == 3)
+    assert ("behind the question" in text) == asked[0].endswith("<image>")
+    code = re.search(r"(def ask.*?)\n\n\n", text, re.S)
+    assert code is not None
+    got: list[Any] = []
+    picture = SimpleNamespace(open=lambda number: SimpleNamespace(convert=lambda mode: number))
+    processor = SimpleNamespace(apply_chat_template=lambda turns, **_: got.extend(turns))
+    names = {"re": re, "Image": picture, "processor": processor}
+    exec(code[1], names)
+    for question, expected in (("Which?", content), ("Is <image>, <image>?", None)):
+        got.clear()
+        with pytest.raises(AttributeError):  # what the processor returns is not asked for
+            names["ask"](question, 0, 1)
+        parts = [part.get("image", part.get("text")) for part in got[-1]["content"]]
+        assert parts == (expected or ["Is ", 0, ", ", 1, "?"])
+        assert got[0] == system
 
 
 def test_no_adapter_no_card(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import read_json, write_json
+from recipes.cli import main
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import write_costs
 from recipes.run_folder.state import ChunkRecord, RunState, load_state
+from recipes.tools.reproduce import lacking
 from tests.recipes.run.test_runner import finish
 
 
@@ -62,6 +65,65 @@ def test_a_run_is_reproduced_and_what_differs_is_named(
     assert len(found["adapters"]) == len(found["scores"]) == 1
     assert found["adapters"][0].startswith("chunk 2 fast/adapter_model.safetensors: ")
     assert found["scores"] == ["fast weights, chunk 1 AD: '0.500000', '0.600000'"]
+
+
+def test_what_was_not_compared_is_not_reproduced(
+    toy_yaml: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, _, err = finish(toy_yaml())
+    assert code == 0, err
+    run = tmp_path / "run"
+
+    def compared(into: str) -> tuple[int, str]:
+        monkeypatch.chdir(tmp_path)  # where the user stands
+        code = main(["reproduce", str(run), "--into", into, "--compare-only"])
+        told = capsys.readouterr()
+        return code, told.out + told.err
+
+    for name, kept in (("none", 1), ("half", 2)):
+        shutil.copytree(run, tmp_path / name)
+        state = read_json(run / "state.json")
+        state["chunks"] = state["chunks"][:kept]
+        write_json(tmp_path / name / "state.json", state)
+        code, told = compared(name)
+        assert code == 1
+        assert f"not reproduced: {tmp_path / name} lacks chunks of {run}" in told
+        lacks = [f"    chunk {index}: trained, not trained\n" for index in range(kept, 3)]
+        assert f"  chunks      differs\n{''.join(lacks)}  adapters    the same\n" in told
+    # A score that is not there differs from one that is; more than the first run has is no harm.
+    lines = (run / "matrix.csv").read_text("utf-8").splitlines()
+    shutil.copytree(run, tmp_path / "cut")
+    (tmp_path / "cut/matrix.csv").write_text("\n".join(lines[:-1]) + "\n", "utf-8")
+    code, told = compared("cut")
+    assert code == 1
+    assert re.search(r"scores +differs\n    chunk 2 Fin: '0\.\d+', None\n", told)
+    shutil.copytree(run, tmp_path / "more")
+    shutil.copyfile(tmp_path / "half/state.json", run / "state.json")
+    code, told = compared("more")
+    assert (code, "reproduced: the adapters of 1 chunks" in told) == (0, True)
+
+    assert compared("run") == (2, "--into run is the run itself; name the folder of another run\n")
+    code, told = compared(".")
+    assert code == 1
+    assert told == (
+        f"{tmp_path}: no manifest.json there; --into names the folder of the run to compare\n"
+    )
+    write_json(run / "state.json", {"format": 1, "chunks": [], "done": 0, "finished": False})
+    assert compared("more") == (1, f"{run}: no chunk is done; there is nothing to reproduce\n")
+
+
+def test_a_chunk_that_was_not_to_be_evaluated_is_not_missed(tmp_path: Path) -> None:
+    """A run that has grown evaluated its last chunk of before; a run over the whole need not."""
+    first = RunState([ChunkRecord(index, index > 0, True) for index in range(4)], 3, True)
+    second = RunState([ChunkRecord(index, index > 0, index != 1) for index in range(4)], 3, True)
+    assert list(lacking(first, second)) == []
+    second.done = 0
+    assert list(lacking(first, second)) == ["chunk 1: evaluated, not evaluated"]
+    second.record(0).evaluated = False
+    assert next(iter(lacking(first, second))) == "chunk 0: evaluated, not evaluated"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from data_prep.files import read_json, write_json
 from data_prep.stream import StreamError
 from recipes.config.loading import load_recipe
 from recipes.config.method import find_method, method_names
@@ -18,7 +19,7 @@ from recipes.sweep import parallel_runs
 from recipes.sweep.axes import FIRST, LATER, combinations
 from recipes.tune import __main__ as tune
 from recipes.tune.__main__ import default_axes
-from recipes.tune.tuning_stream import tuning_data, write_view
+from recipes.tune.tuning_stream import trained_tasks, tuning_data, write_view
 from recipes.tune.writing import write_tuned
 from tests.recipes.toy import write_stream
 
@@ -111,6 +112,34 @@ def test_a_view_asks_the_validation_split(tmp_path: Path) -> None:
     stream.verify_chunk(2)
     stream.verify_tests(stream.tasks)
     assert any((tmp_path / "view" / "images").iterdir())
+
+
+def test_a_test_set_of_a_period_counts_with_its_chunk(
+    tmp_path: Path, toy_yaml: Callable[..., Path]
+) -> None:
+    """Cut by time, each period has a test set; a batch that was appended has one, too."""
+    kept = write_stream(tmp_path / "kept", chunks=3)
+    manifest = read_json(kept / "stream.json")
+    fin = manifest["tasks"]["Fin"]
+    manifest["tasks"] |= {f"Fin.{n}": {**fin, "of": "Fin", "chunk": n} for n in (1, 2, 3)}
+    manifest["tasks"]["Elsewhere"] = fin
+    write_json(kept / "stream.json", manifest)
+    recipe = load_recipe(str(toy_yaml()))
+    assert recipe.data.chunks == 2
+    assert trained_tasks(recipe, kept) == ["VQAv2", "Fin", "Fin.1", "Fin.2"]
+    some = recipe.eval.model_copy(update={"tasks": ["Fin.3", "Fin.2", "VQAv2", "gone"]})
+    recipe = recipe.model_copy(update={"eval": some})
+    assert trained_tasks(recipe, kept) == ["Fin.2", "VQAv2"]
+    some = recipe.eval.model_copy(update={"tasks": ["Fin.3"]})
+    with pytest.raises(StreamError, match=r"chunks 1 to 2 hold; test sets: Fin\.3; tasks of .*Fin"):
+        trained_tasks(recipe.model_copy(update={"eval": some}), kept)
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1"])
+def test_no_run_at_a_time_is_refused(jobs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        tune.main(["tiny", "--methods", "lora", "--jobs", jobs, "--dry-run"])
+    assert f"argument --jobs: {jobs} is not 1 or more" in capsys.readouterr().err
 
 
 def test_a_tuning_is_a_sweep_with_a_table_of_its_choice(

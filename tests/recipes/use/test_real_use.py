@@ -8,13 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eval.questions import form_of
+from data_prep.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from eval.question_form import form_of
 from recipes import REPO
 from recipes.use.ask import own_questions
 from recipes.use.chat import converse
@@ -34,8 +36,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def finished(root: Path, method: str, first: dict[str, Any]) -> Path:
-    """A finished run of one chunk of the stream beside it."""
-    stream = write_stream(root / "stream", chunks=1)
+    """A finished run of one chunk of the stream beside it, which is made where it is not there."""
+    stream = root / "stream"
+    if not stream.is_dir():
+        write_stream(stream, chunks=1)
     values = recipe_values(stream, root / "run", BASE, method=method)
     values["data"]["chunks"] = 1
     values["launcher"]["resident"] = True
@@ -78,6 +82,50 @@ def test_ask_and_the_card_give_the_recorded_answer(run: Path, tmp_path: Path) ->
     adapter = run / "chunks" / "001" / "adapter"
     assert "2 passes over each chunk, 6 optimizer steps" in (adapter / "README.md").read_text()
     assert ask_card(adapter, picture, question) == expected
+
+
+def test_pictures_behind_the_question_and_a_system_turn(tmp_path: Path) -> None:
+    """`ask`, `serve` and the card's code give the recorded answers."""
+    stream = write_stream(tmp_path / "stream", chunks=1)
+    manifest = read_json(stream / "stream.json")
+    for entry in (*manifest["chunks"], *manifest["tasks"].values()):
+        path = stream / entry.get("file", entry.get("test"))
+        rows = read_jsonl(path)
+        for row in rows:
+            row["messages"][0]["content"] = row["messages"][0]["content"][len("<image>") :]
+            row["messages"][0]["content"] += "\n<image>"
+            row["messages"].insert(0, {"role": "system", "content": "You count shapes."})
+        write_jsonl(path, rows)
+        entry["sha256"] = sha256_file(path)
+    write_json(stream / "stream.json", manifest)
+    run = finished(tmp_path, "strlora", {"stability_weight": 0})
+    task, question = "Fin", QUESTIONS["Fin"].removeprefix("<image>")
+    name, expected = next(iter(recorded(run, task).items()))
+    command = ["ask", str(run), str(stream / name), question]
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.cli", *command], cwd=REPO, capture_output=True, text=True
+    )
+    assert done.stdout == f"{expected}\n", done.stderr
+    assert ask_card(run / "chunks/001/adapter", stream / name, question) == expected
+    alone = seen(stream / name, question)
+    picture = alone[0]["content"][0]["image_url"]["url"]
+    system, text = {"role": "system", "content": "You count shapes."}, f"{question}\n<image>"
+    exact = [system, {"role": "user", "content": text}]
+    other = [system, {"role": "user", "content": f"<image>{question}"}]
+    with served(run) as (_, url):
+        found = [answered(url, alone), *(answered(url, each, picture) for each in (exact, other))]
+    assert found[0]["message"]["content"] == expected
+    assert found[0] == found[1], "to the last bit of its logarithms"
+    assert found[0] != found[2]
+
+
+def answered(url: str, messages: Any, *images: str) -> Any:
+    """The server's choice of an answer, with the logarithms of its probabilities."""
+    body = {"model": "toy", "messages": messages, "images": images, "logprobs": True}
+    header = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode(), header)
+    with urllib.request.urlopen(request) as response:
+        return json.load(response)["choices"][0]
 
 
 def test_one_instruction_s_lora_answers_by_peft_alone(tmp_path: Path) -> None:
@@ -131,11 +179,12 @@ def test_served_to_two_clients_at_once_and_stopped(run: Path) -> None:
         talked: list[str] = []
         lines = iter([QUESTIONS["Fin"].removeprefix("<image>"), "Sure?", "/new", "/end", "no"])
         name, expected = next(iter(recorded(run, "Fin").items()))
-        spoken = Server(url, "toy", "opensesame", None, run)
+        form = form_of(own_questions(open_adapter(run, None)))
+        spoken = Server(url, "toy", "opensesame", None, run, form)
         pictures = [run.parent / "stream" / name]
         converse(
             spoken,
-            form_of(own_questions(open_adapter(run, None))),
+            form,
             lines,
             pictures,
             run,

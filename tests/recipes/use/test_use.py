@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import read_jsonl, sha256_file, write_json, write_jsonl
-from eval.questions import form_of
+from eval.question_form import form_of
 from recipes.cli import main
 from recipes.config.loading import load_recipe
 from recipes.run.commands import deploy_command
@@ -267,3 +267,34 @@ def test_the_command_line(
     monkeypatch.chdir(tmp_path)
     assert main(["ask", str(run), "none.jpg", "What is it?"]) == 1
     assert f"{tmp_path / 'none.jpg'}" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.jpg").touch()
+    for words in (["one.jpg"], ["one.jpg", str(tmp_path / "one.jpg")]):
+        assert main(["ask", str(run), *words]) == 2
+        monkeypatch.chdir(tmp_path)
+        told = capsys.readouterr().err
+        assert f"the question is missing: the last word, {words[-1]!r}, is a file" in told
+    assert main(["ask", str(run), "none.jpg", "x" * 5000]) == 1
+
+
+@pytest.mark.parametrize("name", ["run", "{a: 1}", "it's ${HOME}", "a #1", "null"])
+def test_a_run_is_found_from_where_the_user_stands_whatever_it_is_called(
+    run: Path,
+    tmp_path: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if name != "run":
+        run.rename(tmp_path / name)
+    for word in (f"./{name}", f"{name}/", str(tmp_path / name), ".", f"../{tmp_path.name}/{name}"):
+        monkeypatch.chdir(tmp_path / name if word == "." else tmp_path)
+        assert main(["status", word, "--json"]) == 0, capsys.readouterr().err
+        status = json.loads(capsys.readouterr().out)
+        assert (status["run"], status["done"]) == (str(tmp_path / name), 2)
+    folder = open_adapter(tmp_path / name, None).recipe.run_dir
+    assert folder == str(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    if name == "run":  # a bare word is a recipe's name
+        assert main(["status", name]) == 2
+        assert "no recipe is called 'run'" in capsys.readouterr().err
