@@ -145,7 +145,7 @@ def _read_with_parents(
     # Unresolved: ${...} may name what another file or the command line sets.
     written_down = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
     # A block all of whose lines were removed or commented out, or that holds another value.
-    no_blocks = []
+    no_blocks: list[Problem] = []
     for key in (key for key in _BLOCKS if key in lines):
         value = reduce(getitem, key.split("."), written_down)
         if not isinstance(value, dict) and not str(value).startswith("${"):
