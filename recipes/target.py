@@ -14,9 +14,9 @@ import yaml
 
 from data_prep.files import write_text
 from recipes import REPO
-from recipes.config.idle_keys import idle_keys
 from recipes.config.loading import find_recipe, load_recipe
 from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
+from recipes.config.rules import idle_keys
 from recipes.config.schema import Recipe
 from recipes.config.yaml_values import as_override, leaves
 from recipes.processes.run_lock import RunLocked

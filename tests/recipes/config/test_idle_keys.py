@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.config.idle_keys import idle_keys
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
+from recipes.config.rules import idle_keys
 from recipes.config.sizes.stored import stored_by_chunk
 from strlora_tuner.options import Size
 
