@@ -26,7 +26,7 @@ _TOKEN = re.compile(
     rf"|{_LETTER}+(?:[-.'&/]{_LETTER}+)*|[$%&#]"
 )
 _CLITIC = re.compile(r"(?<=\w)(n't|'s|'re|'ve|'ll|'d|'m)\b")
-_JOINED = re.compile(r"\b(can|gon|got|wan|gim|lem)(not|na|ta|me)\b")
+_JOINED = re.compile(r"\b(can(?=not\b)|(?:gon|wan)(?=na\b)|got(?=ta\b)|(?:gim|lem)(?=me\b))")
 
 
 def ptb_tokens(text: str) -> list[str]:
@@ -38,7 +38,7 @@ def ptb_tokens(text: str) -> list[str]:
     no blanks is taken character by character.
     """
     text = fold(text).lower()
-    return _TOKEN.findall(_CLITIC.sub(r" \1", _JOINED.sub(r"\1 \2", text)))
+    return _TOKEN.findall(_CLITIC.sub(r" \1", _JOINED.sub(r"\1 ", text)))
 
 
 def cider_d(

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 PACKAGES = ("torch", "transformers", "ms-swift", "peft", "accelerate", "datasets", "deepspeed")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 @cache
@@ -68,10 +69,11 @@ def gpu_count() -> int:
 
 
 def hardware() -> dict[str, object]:
-    """Processor, cores, memory in GiB and GPUs, for the manifest."""
+    """Processor, its instruction set, cores, memory in GiB and GPUs, for the manifest."""
     return {
         "machine": platform.machine(),
         "processor": processor(),
+        "instruction_set": instruction_set(),
         "system": platform.platform(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
@@ -81,12 +83,27 @@ def hardware() -> dict[str, object]:
 
 def processor() -> str:
     """The processor's name as Linux has it ("AMD EPYC 9654"); else its kind ("x86_64")."""
+    # platform.processor() is empty on most Linux systems.
+    return _of_cpuinfo("model name") or platform.machine()
+
+
+def instruction_set() -> str | None:
+    """The widest vectors that torch has kernels for here; None: not known.
+
+    Processors of one name differ in it ("AMD EPYC" of a cloud), and so do the numbers.
+    """
+    flags = _of_cpuinfo("flags").split()
+    sets = {"avx512f": "AVX-512", "avx2": "AVX2"}
+    return next((name for flag, name in sets.items() if flag in flags), None)
+
+
+def _of_cpuinfo(field: str) -> str:
+    """A field of the first processor, empty where there is none."""
     with suppress(OSError):
-        # platform.processor() is empty on most Linux systems.
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        if name := re.search(r"^model name\s*:\s*(.+?)\s*$", text, re.M):
-            return name[1]
-    return platform.machine()
+        text = CPUINFO.read_text(encoding="utf-8")
+        if found := re.search(rf"^{field}\s*:\s*(.+?)\s*$", text, re.M):
+            return found[1]
+    return ""
 
 
 def versions() -> dict[str, str | None]:

@@ -44,6 +44,8 @@ def _as_csv(cell: Cell) -> str:
     hardware = manifest["hardware"]
     gpus = hardware["gpus"]
     machine = f"{hardware['cores']} cores {hardware['processor']}"
+    # Runs of an earlier version do not name it.
+    machine += f" with {widest}" if (widest := hardware.get("instruction_set")) else ""
     machine += f", {len(gpus)} x {gpus[0]}" if isinstance(gpus, list) and gpus else ""
     machine += f", threads {manifest['threads']}"
     machine += "".join(f", {name}={value}" for name, value in manifest["environment"].items())

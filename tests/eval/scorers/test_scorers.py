@@ -292,6 +292,7 @@ def test_tokens_are_those_of_the_treebank() -> None:
         ("o'clock at o'reilly's", "o'clock at o'reilly 's"),
         ("rock 'n' roll of the '90s", "rock 'n' roll of the '90s"),
         ("you cannot, I'm gonna", "you can not i 'm gon na"),
+        ("canta wanna gotta gimme lemme canna", "canta wan na got ta gim me lem me canna"),
         ("12th street 7-eleven, 3-D", "12th street 7-eleven 3-d"),
         ("an AT&T store and/or $5.99", "an at&t store and/or $ 5.99"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes.processes import machine
 from recipes.processes.machine import gpus
 
 LINES = """0, GPU-aaaa-1, NVIDIA A, 81559 MiB
@@ -49,3 +50,22 @@ def test_the_gpus_that_cuda_would_show(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpus() == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu sse2 avx avx2 avx512f avx512bw", "AVX-512"),
+        ("fpu sse2 avx avx2", "AVX2"),
+        ("fpu sse2 avx", None),
+        ("", None),
+    ],
+)
+def test_processors_of_one_name_are_told_apart_by_their_instructions(
+    flags: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their kernels, and so a run's scores, differ."""
+    (tmp_path / "cpuinfo").write_text(f"model name\t: AMD EPYC\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    found = machine.hardware()
+    assert (found["processor"], found["instruction_set"]) == ("AMD EPYC", expected)

@@ -223,6 +223,7 @@ def test_a_run_whose_csv_is_kept_is_not_run_again(
     for cell in sweep.cells:
         finish(cell, 0.25)
         hardware = {"cores": 2, "processor": "EPYC", "gpus": ["A", "A"]}
+        hardware["instruction_set"] = "AVX2"
         manifest = {"git": {"sha": "1234", "dirty": True}, "hardware": hardware}
         manifest |= {"threads": 1, "environment": {"ATEN_CPU_CAPABILITY": "avx2"}}
         cell.layout.manifest.write_text(json.dumps(manifest), encoding="utf-8")
@@ -235,7 +236,7 @@ def test_a_run_whose_csv_is_kept_is_not_run_again(
     assert kept[0] == "method,seed,stream_seed,settings,keeps,trained,stored,chunk,task,first," + (
         "score,n,train_seconds,eval_seconds,git,machine,nmi,kept_sets_changed,drift,overlap"
     )
-    where = '1234+,"2 cores EPYC, 2 x A, threads 1, ATEN_CPU_CAPABILITY=avx2"'
+    where = '1234+,"2 cores EPYC with AVX2, 2 x A, threads 1, ATEN_CPU_CAPABILITY=avx2"'
     scored = f"lora,1,0,data.chunks=1 tuner.alpha=8,,,,1,Fin,1,0.250000,4,9.0,3.0,{where}"
     assert kept[2] == f"{scored},,0.500000,0.500000,", "one task: no mutual information, no overlap"
     assert kept[1].endswith(f"{where},,,,"), "nothing was before the first"
