@@ -363,9 +363,9 @@ def idle_keys(recipe: Recipe) -> dict[str, str]:
     for phase, values in phases.items():
         if values.lr_scheduler_type == "constant" and values.warmup_ratio:
             idle[f"{phase}.warmup_ratio"] = f" with {phase}.lr_scheduler_type constant"
-        if "stability_weight" not in own:
+        if values.stability_weight and "stability_weight" not in own:
             idle[f"{phase}.stability_weight"] = f": method {method} has no stability term"
-    if "freeze_routers" not in own:
+    if schedule.later.freeze_routers_from_chunk is not None and "freeze_routers" not in own:
         why = f": method {method} has no routers that freeze"
         idle["schedule.later.freeze_routers_from_chunk"] = why
     if isinstance(options, StrLoraOptions):

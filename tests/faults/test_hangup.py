@@ -77,7 +77,7 @@ def test_what_is_ignored_at_the_start_stays_ignored(
 
 
 def test_a_reader_that_goes_away_ends_no_run(toy_yaml: Callable[..., Path], tmp_path: Path) -> None:
-    recipe = toy_yaml(tuner={"rank": 8})  # nothing in it that the run would remark upon
+    recipe = toy_yaml(method="strlora")  # nothing in it that the run would remark upon
     run = [sys.executable, "-m", "tests.recipes.fake_run", str(recipe)]
     process = subprocess.Popen(run, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None

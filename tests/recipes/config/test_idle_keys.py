@@ -23,7 +23,7 @@ LATER = "schedule.later."
         ("moelora", [], f"{LATER}stability_weight", ": method moelora has no stability term"),
         (
             "lora",
-            [],
+            [f"{LATER}freeze_routers_from_chunk=3"],
             f"{LATER}freeze_routers_from_chunk",
             ": method lora has no routers that freeze",
         ),
@@ -57,6 +57,8 @@ def test_what_does_nothing_is_known_with_its_cause(
         ("strlora", [], f"{LATER}freeze_routers_from_chunk"),
         ("strlora", [], "tuner.ema_decay"),
         ("lora", [], f"{LATER}rate_factor"),
+        ("lora", [], f"{LATER}freeze_routers_from_chunk"),
+        ("lora", [], "schedule.first.stability_weight"),
         ("ewc", [], "ewc.decay"),
     ],
 )
