@@ -114,7 +114,7 @@ def without_samples(loaded: Comparable) -> list[Gap]:
         lacking = [s.title for s in scores if s.key not in found and math.isfinite(known[s.key])]
         if lacking:
             why = "prediction files that they need cannot be read or do not fit matrix.csv"
-            what = f"{entry.run.root.name}: no ± and no test over samples of {', '.join(lacking)}"
+            what = f"{entry.run.folder}: no ± and no test over samples of {', '.join(lacking)}"
             gaps.append(Gap(what, why))
     return gaps
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
 from eval.report.data import RunData
 
 # Names in print, as their papers write them.
@@ -41,6 +45,13 @@ BLOCKS = {
     "lwf": ("LwF", {"lwf"}),
     "slow_weights": ("slow weights", {"strlora_signed"}),
 }
+
+
+def told_apart(folders: Sequence[Path]) -> list[str]:
+    """Return the end of each path, as long as all of them need it to differ: "a/run", "b/run"."""
+    paths = [folder.resolve().parts for folder in folders]
+    length = next(n for n in count(1) if len({path[-n:] for path in paths}) == len(set(paths)))
+    return ["/".join(path[-length:]) for path in paths]
 
 
 def method_name(run: RunData, preset: bool) -> str:

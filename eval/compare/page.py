@@ -298,7 +298,7 @@ def _runs(comparison: Comparison) -> Part:
             state = "finished" if entry.run.finished else f"after chunk {entry.run.evaluated}"
             stream, seed = ("–" if n is None else str(n) for n in entry.replicate)  # noqa: RUF001
             rows.append(
-                [printed(method.name), entry.run.root.name, seed, stream, state,
+                [printed(method.name), entry.run.folder, seed, stream, state,
                  code_text(manifest.git), machine_text(manifest.hardware), ", ".join(versions)]
             )  # fmt: skip
     kept = [i for i, cells in enumerate(zip(*rows, strict=True)) if i < 3 or len(set(cells)) > 1]

@@ -6,13 +6,12 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval.compare.names import method_name
+from eval.compare.names import method_name, told_apart
 from eval.metrics import Array, First
 from eval.predictions import TaskScores
 from eval.report.data import Gap, RunData, load_run
@@ -153,7 +152,7 @@ def load_methods(folders: Sequence[Path]) -> Comparable:
     """
     gaps: list[Gap] = []
     runs = _read(folders, gaps)
-    gaps += [Gap(f"{run.root.name}: {gap.what}", gap.why) for run in runs for gap in run.gaps]
+    gaps += [Gap(f"{run.folder}: {gap.what}", gap.why) for run in runs for gap in run.gaps]
     runs = _on_shared_streams(runs, gaps)
     groups = _grouped(runs)
     streams = [{run.manifest.stream_sha256 for run in group} for group in groups.values()]
@@ -163,7 +162,7 @@ def load_methods(folders: Sequence[Path]) -> Comparable:
     rows = _common_rows(runs, balanced, gaps)
     for group in groups.values():
         if len({(_stream_seed(run), run.manifest.seed) for run in group}) < len(group):
-            roots = ", ".join(run.root.name for run in group)
+            roots = ", ".join(run.folder for run in group)
             raise ValueError(f"{roots}: the same recipe and seed; give only one of them")
     methods = [
         Method(name, [_entry(run, tasks, rows[_stream_of(run, balanced)], gaps) for run in group])
@@ -175,22 +174,22 @@ def load_methods(folders: Sequence[Path]) -> Comparable:
 
 
 def _read(folders: Sequence[Path], gaps: list[Gap]) -> list[RunData]:
-    seen: set[Path] = set()
+    found = [(folder, given) for given in folders for folder in _runs_in(given) or [given]]
+    times = Counter(folder.resolve() for folder, _ in found)
+    if twice := [folder for folder, _ in found if times[folder.resolve()] > 1]:
+        raise ValueError(f"{twice[0]}: given twice; a run compared with itself says nothing")
     runs = []
-    for given in folders:
-        inside = _runs_in(given)
-        for folder in inside or [given]:
-            if folder.resolve() in seen:
-                raise ValueError(f"{folder}: given twice; a run compared with itself says nothing")
-            seen.add(folder.resolve())
-            run = load_run(folder)
-            if np.isfinite(run.matrix.values).any():
-                runs.append(run)
-                continue
-            why = "; ".join(gap.why for gap in run.gaps if gap.what == "Scores")
-            if not inside:
-                raise ValueError(f"{folder}: no score to compare ({why or 'matrix.csv has none'})")
-            gaps.append(Gap(folder.name, f"left out, since it has no score yet ({why})"))
+    labels = told_apart([folder for folder, _ in found])
+    for (folder, given), label in zip(found, labels, strict=True):
+        run = load_run(folder)
+        run.label = label
+        if np.isfinite(run.matrix.values).any():
+            runs.append(run)
+            continue
+        why = "; ".join(gap.why for gap in run.gaps if gap.what == "Scores")
+        if folder == given:
+            raise ValueError(f"{folder}: no score to compare ({why or 'matrix.csv has none'})")
+        gaps.append(Gap(label, f"left out, since it has no score yet ({why})"))
     if not runs:
         raise ValueError(f"{', '.join(map(str, folders))}: no run in it has a score yet")
     return runs
@@ -204,7 +203,7 @@ def _on_shared_streams(runs: list[RunData], gaps: list[Gap]) -> list[RunData]:
     if not kept or len(kept) == len(runs):
         return runs
     why = "left out: not every method has a run on its stream"
-    gaps += [Gap(run.root.name, why) for run in runs if run not in kept]
+    gaps += [Gap(run.folder, why) for run in runs if run not in kept]
     return kept
 
 
@@ -247,7 +246,7 @@ def _common_tasks(runs: Sequence[RunData], balanced: bool, gaps: list[Gap]) -> l
         for stream in sorted(streams)
     ]
     for task in dict.fromkeys(task for run in runs for task in run.tasks):
-        without = [run.root.name for run in runs if task not in run.tasks]
+        without = [run.folder for run in runs if task not in run.tasks]
         if without:
             why = f"not evaluated in {', '.join(without)}; left out of every score"
             gaps.append(Gap(f"Task {task}", why))
@@ -260,7 +259,7 @@ def _common_tasks(runs: Sequence[RunData], balanced: bool, gaps: list[Gap]) -> l
             why = "the runs were tested on different samples; left out of every score"
             gaps.append(Gap(f"Task {task}", why))
     if not tasks:
-        found = "; ".join(f"{run.root.name}: {run.tasks}" for run in runs)
+        found = "; ".join(f"{run.folder}: {run.tasks}" for run in runs)
         raise ValueError(
             f"no task that all runs were tested on with the same samples; {found}. Streams of"
             " several seeds are compared where every method has run on each of them"
@@ -295,9 +294,9 @@ def _common_rows(runs: Sequence[RunData], balanced: bool, gaps: list[Gap]) -> di
             raise ValueError(f"{run.root}: no chunk that the other runs of its stream evaluated")
         if run.evaluated > common[-1]:
             why = f"compared as it was after chunk {common[-1]}, the last that all runs have"
-            gaps.append(Gap(f"{run.root.name}: chunks after {common[-1]}", why))
+            gaps.append(Gap(f"{run.folder}: chunks after {common[-1]}", why))
         if not run.finished and run.state != RunState():  # without one a gap says so already
-            gaps.append(Gap(f"{run.root.name}", f"still going on; chunk {run.evaluated} so far"))
+            gaps.append(Gap(f"{run.folder}", f"still going on; chunk {run.evaluated} so far"))
     if len({run.manifest.stream_sha256 for run in runs}) > 1 and not balanced:
         why = "runs of different streams are compared by their last scores only"
         gaps.append(Gap("Streams", why))
@@ -311,7 +310,7 @@ def _entry(run: RunData, tasks: Sequence[str], rows: Sequence[int], gaps: list[G
     for row in rows:
         for task in (t for i, t in enumerate(tasks) if np.isnan(values[row, i])):
             why = "not measured; the run's means are over the other tasks"
-            gaps.append(Gap(f"{run.root.name}: {task} after chunk {row}", why))
+            gaps.append(Gap(f"{run.folder}: {task} after chunk {row}", why))
     first = run.first_seen()
     samples = [_samples(run, task, rows) for task in tasks]
     return Entry(run, values, samples, [first[column] for column in columns])
@@ -384,8 +383,6 @@ def _names(groups: dict[str, list[RunData]]) -> dict[str, str]:
         parts = [f"{k}={recipes[key][k]}" for k in differing]
         names[key] = " ".join([name, *parts])
     if len(set(names.values())) < len(names):
-        paths = {key: group[0].root.resolve().parts for key, group in groups.items()}
-        # As much of the path as tells all of them apart: two folders may have one name.
-        length = next(n for n in count(1) if len({p[-n:] for p in paths.values()}) == len(paths))
-        names = {key: "/".join(path[-length:]) for key, path in paths.items()}
+        paths = told_apart([group[0].root for group in groups.values()])
+        names = dict(zip(groups, paths, strict=True))
     return names

@@ -75,6 +75,15 @@ def test_runs_in_folders_of_one_name_are_two_methods(
     assert all(found.n(name) == 1 for name in found.names)
 
 
+def test_gaps_name_folders_of_one_name_by_what_tells_them_apart(
+    tmp_path: Path, stream: Path
+) -> None:
+    long, short = (tmp_path / who / "runs" / "tiny" for who in ("mine", "yours"))
+    write_run(long, stream, [0.5, 0.9, 0.8], seed=0)
+    write_run(short, stream, [0.5, 0.9], seed=1)
+    assert "mine/runs/tiny: chunks after 2" in [gap.what for gap in compare([long, short]).gaps]
+
+
 def test_runs_of_an_older_version_are_the_same_method(tmp_path: Path, stream: Path) -> None:
     """A key that a run's version did not know yet had the value that is now its default."""
     older = {"method": "lora", "eval": {"every": 1}}
