@@ -213,6 +213,22 @@ def test_other_sizes_than_the_published_ones_are_told(
     assert "CLEVR: 4 samples in the test file, the published one has 3000" in said
 
 
+def test_sizes_are_those_of_the_files_whatever_the_chunks_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = trees.task_files(tmp_path / "ucit", UCIT, train=12, tests=4)
+    for name in ("train_4w", "test_3000"):
+        path = source / f"instructions/CLEVR/{name}.json"
+        rows = json.loads(path.read_text())
+        trees.write_json(path, [{**rows[0], "image": "gone.jpg"}, *rows[1:]])
+    trees.write_json(tmp_path / "mixture.json", [{"CLEVR": 5}])
+    stated = ("--order", "CLEVR", "--mixture", str(tmp_path / "mixture.json"), "--skip-bad")
+    assert convert(ucit, source, tmp_path / "s", *stated) == 0
+    said = capsys.readouterr().out
+    assert "CLEVR: 12 samples in the training file, the published one has 40000" in said
+    assert "CLEVR: 4 samples in the test file, the published one has 3000" in said
+
+
 def test_the_checklist_says_what_is_there_and_how_many(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
