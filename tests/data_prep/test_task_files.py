@@ -213,6 +213,17 @@ def test_other_sizes_than_the_published_ones_are_told(
     assert "CLEVR: 4 samples in the test file, the published one has 3000" in said
 
 
+@pytest.mark.parametrize("task", ["GQA", "VizWiz"])  # with a file of answers, and without
+def test_the_text_that_published_scripts_ask_is_asked(task: str, tmp_path: Path) -> None:
+    source = trees.task_files(tmp_path / "coin", COIN, train=3, tests=2)
+    path = next((source / "Instructions_Original" / task).glob("[tv]*[tl].json"))
+    rows = json.loads(path.read_text())
+    trees.write_json(path, [{**row, "question": "How?", "Prompt": "Raw"} for row in rows])
+    assert convert(coin, source, tmp_path / "s", "--order", task) == 0
+    asked = [r["messages"][0]["content"] for r in open_stream(tmp_path / "s").test_records(task)]
+    assert asked == [f"<image>{row['text']}" for row in rows]
+
+
 def test_sizes_are_those_of_the_files_whatever_the_chunks_hold(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
