@@ -151,7 +151,7 @@ install() {
   shift
   say "installing $what"
   "$venv" -m pip install --quiet --disable-pip-version-check --no-input "$@" > "$root/.venv/pip.log" 2>&1 || {
-    grep -v '^WARNING' "$root/.venv/pip.log" | tail -n 5 >&2
+    { grep -v '^WARNING' "$root/.venv/pip.log" || true; } | tail -n 5 >&2 # nothing where pip was killed
     fail "could not install $what (log: .venv/pip.log); check the network or pip's index settings"
   }
 }

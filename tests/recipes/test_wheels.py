@@ -154,3 +154,30 @@ def test_setup_refuses_half_a_command(words, message):
     )
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_setup_says_what_could_not_be_installed_also_where_pip_was_killed(tmp_path):
+    """By the kernel, for instance, on a machine with little memory: then pip wrote nothing."""
+    for name in ("setup.sh", "processes/missing_requirements.py"):
+        copy = tmp_path / "recipes" / name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes((ROOT / "recipes" / name).read_bytes())
+    for path in ROOT.glob("requirements*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "requirements.txt").write_text("a-package-that-nobody-has>=1\n")
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        "#!/bin/bash\n"
+        'case "$*" in *"pip install"*) kill -9 $$ ;; *"import torch"*) exit 1 ;; esac\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(tmp_path / "recipes/setup.sh")],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "setup: error: could not install torch" in done.stderr
