@@ -213,6 +213,18 @@ def test_other_sizes_than_the_published_ones_are_told(
     assert "CLEVR: 4 samples in the test file, the published one has 3000" in said
 
 
+def test_a_box_of_four_numbers_is_one_answer(tmp_path: Path) -> None:
+    source = trees.task_files(tmp_path / "coin", COIN, train=3, tests=2)
+    path = source / "Instructions_Original/Grounding/test.json"
+    box = [0.1, 0.2, 0.5, 0.6]
+    rows = json.loads(path.read_text())
+    trees.write_json(path, [{**row, "answer": box, "answer_bbox": box} for row in rows])
+    assert convert(coin, source, tmp_path / "s", "--order", "Grounding") == 0
+    record = open_stream(tmp_path / "s").test_records("Grounding")[0]
+    assert record["messages"][-1]["content"] == record["answer_bbox"] == "[0.1, 0.2, 0.5, 0.6]"
+    assert "references" not in record
+
+
 @pytest.mark.parametrize("task", ["GQA", "VizWiz"])  # with a file of answers, and without
 def test_the_text_that_published_scripts_ask_is_asked(task: str, tmp_path: Path) -> None:
     source = trees.task_files(tmp_path / "coin", COIN, train=3, tests=2)
