@@ -124,10 +124,12 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it is not JSON; the message names the file and the line.
+        ValueError: it is not JSON, or not UTF-8; the message names the file and the line.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(_undecodable(path, error.reason)) from error
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}:{error.lineno}: not JSON ({error.msg}); write it again"

@@ -31,7 +31,7 @@ print_python=false
 only_find=false
 wheels=
 from=
-into=$root/.venv
+into=
 collecting=()
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -59,6 +59,15 @@ if [ -z "$wheels" ] && [ ${#collecting[@]} -gt 0 ]; then
   say "error: ${collecting[0]} belongs to --wheels FOLDER; see --help"
   exit 2
 fi
+if [ -z "$from" ] && [ -n "$into" ]; then
+  say "error: --into belongs to --from FOLDER; see --help"
+  exit 2
+fi
+if [ -n "$wheels" ] && [ -n "$from" ]; then
+  say "error: --wheels or --from, not both; see --help"
+  exit 2
+fi
+into=${into:-$root/.venv}
 
 wanted=("$root/requirements.txt")
 alone=$root/requirements-no-deps.txt
@@ -81,6 +90,10 @@ mend_torchvision() {
     fail "torchvision cannot be imported beside torch; see: $1 -c 'import torchvision'"
 }
 
+needs_pip() {
+  "$1" -m pip --version > /dev/null 2>&1 || fail "$1 has no pip (Debian: python3-pip); or set PYTHON to another"
+}
+
 # The interpreter's own site-packages; PYTHONPATH, a folder of other packages perhaps, is left out.
 site_packages() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
@@ -91,11 +104,13 @@ venv="$root/.venv/bin/python"
 if [ -n "$wheels" ]; then
   collector=$active
   if [ -x "$venv" ] && [ -z "${PYTHON:-}" ]; then collector=$venv; fi
+  needs_pip "$collector"
   PYTHONPATH=$root "$collector" -m recipes.wheels collect "$wheels" ${collecting[@]+"${collecting[@]}"}
   exit
 fi
 if [ -n "$from" ]; then
   started=$SECONDS
+  needs_pip "$active"
   PYTHONPATH=$root "$active" -m recipes.wheels install "$from" --into "$into"
   mend_torchvision "$into/bin/python" "$(site_packages "$into/bin/python")"
   touch "$into/.ready" "$into/.from-wheels"
@@ -136,7 +151,7 @@ install() {
   shift
   say "installing $what"
   "$venv" -m pip install --quiet --disable-pip-version-check --no-input "$@" > "$root/.venv/pip.log" 2>&1 || {
-    grep -v '^WARNING' "$root/.venv/pip.log" | tail -n 5 >&2
+    { grep -v '^WARNING' "$root/.venv/pip.log" || true; } | tail -n 5 >&2 # nothing where pip was killed
     fail "could not install $what (log: .venv/pip.log); check the network or pip's index settings"
   }
 }

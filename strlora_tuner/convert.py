@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         convert(arguments.source, arguments.target)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # the second of a target that cannot be written
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"wrote {arguments.target}")

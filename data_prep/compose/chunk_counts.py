@@ -83,12 +83,21 @@ def drawn(
     state, left = np.random.RandomState([seed, 1]), dict(have)
     counts = []
     for _ in range(chunks):
-        weights = dict(zip(have, state.dirichlet([alpha] * len(have)), strict=True))
+        weights = _shares(list(have), alpha, state)
         chunk = _kept(apportion(weights, size)) if repeat else _within(weights, size, left)
         for task, count in chunk.items():
             left[task] -= count
         counts.append(chunk)
     return counts
+
+
+def _shares(tasks: list[str], alpha: float, state: np.random.RandomState) -> dict[str, float]:
+    """Return shares drawn from a symmetric Dirichlet distribution of concentration `alpha`."""
+    shares = state.dirichlet([alpha] * len(tasks))
+    if np.isnan(shares).any():
+        # Below about 0.002 all of its gamma variates may be 0 in float64: one task has everything.
+        shares = np.eye(len(tasks))[state.randint(len(tasks))]
+    return dict(zip(tasks, shares, strict=True))
 
 
 def _within(weights: dict[str, float], size: int, left: dict[str, int]) -> dict[str, int]:
@@ -111,7 +120,7 @@ def without_return(
     """
     state = np.random.RandomState([seed, 2])
     order = [list(have)[at] for at in state.permutation(len(have))]
-    weights = dict(zip(order, state.dirichlet([alpha] * len(order)), strict=True))
+    weights = _shares(order, alpha, state)
     total = chunks * size
     quota = apportion(weights, total) if repeat else _within(weights, total, have)
     counts: Counts = [{} for _ in range(chunks)]

@@ -10,6 +10,7 @@ from data_prep.published.benchmarks import Task
 from data_prep.published.gold_files import GoldFile, Golds, read_golds
 from data_prep.sources.converting import Limit
 from data_prep.sources.image_paths import ImageResolver
+from data_prep.sources.raw_forms import QUESTIONS
 from data_prep.sources.test_sets import TestFile, TestSet
 
 
@@ -24,7 +25,17 @@ def published_test(
         gold: the file with their answers, if it was found. limit: of a quick subset.
     """
     special = GoldTestSet(task, task.gold, gold) if task.gold else None
-    return TestFile(path, task.name, task.scorer, resolver, {}, False, None, limit, special)
+    return TestFile(path, task.name, task.scorer, resolver, {}, False, _as_asked, limit, special)
+
+
+def _as_asked(raw: Any) -> Any:
+    """Return a raw sample without other questions beside `text`, which all published scripts ask.
+
+    A `question` beside it is the one of the data set that the sample comes from, without its hints.
+    """
+    if not isinstance(raw, dict) or not isinstance(raw.get("text"), str):
+        return raw
+    return {key: value for key, value in raw.items() if str(key).lower() not in QUESTIONS}
 
 
 class GoldTestSet(TestSet):
@@ -37,19 +48,20 @@ class GoldTestSet(TestSet):
     """
 
     def __init__(self, task: Task, gold: GoldFile, path: Path | None) -> None:
-        super().__init__(task.name, task.scorer)
+        super().__init__(task.name, task.scorer, placed=_as_asked)
         self.gold, self.path, self.site = gold, path, task.site
         # Read when first needed: this object travels to the process that makes the test set.
         self.answers: Golds | None = None
 
     def prepare(self, raw: Any) -> Any:
         """Return the raw sample with its answer."""
+        raw = super().prepare(raw)
         if not isinstance(raw, dict):
             return raw
         given = [raw[key] for key in ("answer", "answers") if raw.get(key) is not None]
         wanted = not given or (self.gold.always and self.path is not None)
         if not wanted and not self.gold.by_picture:
-            return super().prepare(raw)
+            return raw
         if self.path is None:
             raise DataError(
                 "no-answer",

@@ -193,6 +193,11 @@ class ImageResolver:
             return name.lstrip("/")  # "/pics/a.png", meant from the folder of the images
         path = os.path.relpath(os.path.normpath(name), self.root)
         if path.startswith(".."):
+            # It may lead to the same folder by way of a link.
+            real, above = os.path.realpath(self.root), Path(os.path.normpath(name)).parents
+            same = next((folder for folder in above if os.path.realpath(folder) == real), None)
+            if same is not None:
+                return os.path.relpath(name, same)
             raise DataError(
                 "image-absolute",
                 f"image {name!r} lies outside {self.root}: give --images a folder that holds all",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import DataError
-from data_prep.sources.boxes import check_gold_box
+from data_prep.sources.boxes import check_gold_box, read_box
 from data_prep.sources.converting import Converter, Limit, converted
 from data_prep.sources.image_paths import ImageResolver
 from data_prep.sources.raw_forms import answer_of
@@ -42,10 +42,15 @@ class TestSet(Converter):
         self.used: dict[str, int] = {}
 
     def prepare(self, raw: Any) -> Any:
-        """Return the raw sample with an answer, where its box is the answer."""
+        """Return the raw sample with an answer as text, where a box is the answer."""
         raw = self.placed(raw) if self.placed else raw
-        if isinstance(raw, dict) and raw.get("answer") is None and raw.get("answer_bbox"):
-            return {**raw, "answer": str(raw["answer_bbox"])}
+        if not isinstance(raw, dict):
+            return raw
+        answer, box = raw.get("answer"), raw.get("answer_bbox")
+        if answer is None and box:
+            return {**raw, "answer": str(box)}
+        if self.scorer == "grounding" and isinstance(answer, list) and read_box(answer):
+            return {**raw, "answer": str(answer)}  # one box, no list of answers
         return raw
 
     def finish(self, raw: Any, record: HostSample, number: int) -> HostSample:

@@ -11,10 +11,12 @@ from data_prep.errors import WARNING, DataError, Problem
 from data_prep.files import read_json, sha256_file
 from data_prep.mini.mixtures import SHORT, strcvit_mixture
 from data_prep.published.benchmarks import CHUNK_SAMPLES
+from data_prep.strcvit.source import PROXIES
 from data_prep.stream_writer import WrittenFile
 
 _COUNTS = ("samples", "count", "num_samples", "num_records", "records", "n", "total")
 _NAMES = ("file", "path", "name", "filename")
+_OF_EVERY_TASK = ("test.json", *PROXIES)
 
 
 def against_manifest(source: Path, counts: dict[str, int]) -> list[Problem]:
@@ -35,27 +37,37 @@ def against_manifest(source: Path, counts: dict[str, int]) -> list[Problem]:
     except ValueError as error:
         raise DataError("manifest-format", f"{error}, or download it again") from error
     problems: list[Problem] = []
-    for name, facts in _entries(content):
-        file = next((f for f in counts if f == name or f.endswith(f"/{name}")), None)
-        if file is not None:
+    for name, facts, around in _entries(content):
+        if (file := _file_of(name, around, counts)) is not None:
             problems += _compare(source / file, counts[file], facts, str(path))
     return problems
 
 
-def _entries(content: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (file name, its entry) from any nesting of objects and lists."""
+def _file_of(name: str, around: frozenset[str], counts: dict[str, int]) -> str | None:
+    """Return the file that an entry is about; a name that every task has needs its task around."""
+    files = [file for file in counts if file == name or file.endswith(f"/{name}")]
+    if name in _OF_EVERY_TASK:
+        files = [file for file in files if Path(file).parent.name in around]
+    return files[0] if len(files) == 1 else None
+
+
+def _entries(
+    content: Any, above: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, Any, frozenset[str]]]:
+    """Yield (file name, its entry, the keys above it and the texts beside it) from any nesting."""
     if isinstance(content, list):
         for item in content:
-            yield from _entries(item)
+            yield from _entries(item, above)
     if isinstance(content, dict):
         name = next((content[key] for key in _NAMES if isinstance(content.get(key), str)), None)
+        around = above.union(text for text in content.values() if isinstance(text, str))
         if name is not None and name.endswith((".json", ".jsonl")):
-            yield name, content
+            yield name, content, around
         for key, value in content.items():
             if str(key).endswith((".json", ".jsonl")):
-                yield str(key), value
+                yield str(key), value, around
             else:
-                yield from _entries(value)
+                yield from _entries(value, around | {str(key)})
 
 
 def _compare(file: Path, count: int, facts: Any, where: str) -> Iterator[Problem]:

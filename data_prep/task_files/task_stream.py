@@ -75,7 +75,9 @@ def run(
     code = fetch(chosen.repository, args.source, note) if args.download else OK
     if code or args.out is None:
         return code
-    code = run_plan(args, partial(_plan, args, chosen), partial(_print_differences, args, chosen))
+    read: dict[str, int] = {}
+    plan = partial(_plan, args, chosen, read)
+    code = run_plan(args, plan, partial(_print_differences, args, chosen, read))
     if code == FAILED:
         _name_missing_pictures(args, chosen)
     return code
@@ -92,7 +94,8 @@ def _name_missing_pictures(args: argparse.Namespace, chosen: Benchmark) -> None:
         print(f"below {root}: {names}: {text}", file=sys.stderr)
 
 
-def _plan(args: argparse.Namespace, chosen: Benchmark) -> Plan:
+def _plan(args: argparse.Namespace, chosen: Benchmark, read: dict[str, int]) -> Plan:
+    """Return the plan; `read` gets the samples of each task's training file when it is read."""
     if args.mixed is not None and (not args.size or not 0 < args.mixed < 1e6):
         raise StreamError("--mixed ALPHA: expected a number above 0, and --size with it")
     tasks, limit = _tasks(args, chosen), limit_of(args)
@@ -124,6 +127,7 @@ def _plan(args: argparse.Namespace, chosen: Benchmark) -> Plan:
         pools = make_pools(
             folder, train, resolvers, args.skip_bad, workers, limit=limit, numbered=numbered
         )
+        read.update({name: pool.samples + len(pool.problems) for name, pool in pools.items()})
         counts = _counts(args, {name: pool.samples for name, pool in pools.items()})
         if args.router_samples > 0:
             write_router(staging, pools, args.router_samples, args.seed)
@@ -222,9 +226,12 @@ def _counts(args: argparse.Namespace, have: dict[str, int]) -> Counts:
 
 
 def _print_differences(
-    args: argparse.Namespace, chosen: Benchmark, made: list[WrittenFile]
+    args: argparse.Namespace, chosen: Benchmark, read: dict[str, int], made: list[WrittenFile]
 ) -> None:
-    """Print where answers are fewer, and files other in size, than the published ones."""
+    """Print where answers are fewer, and files other in size, than the published ones.
+
+    Files are compared as they were read: chunks may hold less, and bad samples be left out.
+    """
     root = _image_root(args, chosen)
     for task in _tasks(args, chosen):
         if task.gold is None or not task.gold.always:
@@ -233,14 +240,11 @@ def _print_differences(
             print(f"{task.name}: no {task.gold.name} was found: one gold answer a question")
     if args.limit is not None:
         return
-    read: dict[str, list[int]] = {task.name: [0, 0] for task in chosen.tasks}
-    for item in made:
-        for name, count in item.tasks.items():
-            read[name][item.file.startswith("test/")] += count
+    asked = {item.file: item.samples + len(item.problems) for item in made}
     for task in _tasks(args, chosen):
-        published = task.samples or read[task.name]
+        here = (read[task.name], asked[f"test/{task.name}.jsonl"])
         for file, count, expected in zip(
-            ("training", "test"), read[task.name], published, strict=True
+            ("training", "test"), here, task.samples or here, strict=True
         ):
             if count != expected:
                 text = f"{count} samples in the {file} file, the published one has {expected}"

@@ -115,7 +115,7 @@ RELEASED = _table(
     released.grounding, released.substring_any_case, released.any_substring,
     released.substring_compacted, released.science, released.equal_upper,
     released.two_way_substring_cased, released.first_letter, released.ten_answers,
-    released.grounding_stripped,
+    released.grounding_stripped, released.equal_lower_stripped,
 )  # fmt: skip
 VARIANTS = {"fixed": FIXED, "released": RELEASED}
 
@@ -270,7 +270,7 @@ _ALL = (
     Task("CoIN/ScienceQA", "choice", "first_letter"),
     Task("CoIN/TextVQA", "vqa", "ten_answers"),
     Task("CoIN/ImageNet", "label", "two_way_substring_cased"),
-    Task("CoIN/GQA", "vqa", "equal_lower_prediction"),
+    Task("CoIN/GQA", "vqa", "equal_lower_stripped"),
     Task("CoIN/VizWiz", "vqa", "equal_upper"),
     Task("CoIN/Grounding", "grounding", "grounding_stripped"),
     Task("CoIN/VQAv2", "vqa", "equal_upper"),

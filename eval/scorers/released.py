@@ -203,6 +203,11 @@ def ten_answers(prediction: str, record: GoldRecord) -> float:
     return (same * min(1, (same - 1) / 3) + (10 - same) * min(1, same / 3)) / 10
 
 
+def equal_lower_stripped(prediction: str, record: GoldRecord) -> float:
+    """CoIN GQA: as StrCVIT's, but for one blank before the answer, which goes first."""
+    return equal_lower_prediction(prediction.removeprefix(" "), record)
+
+
 def grounding_stripped(prediction: str, record: GoldRecord) -> float:
     """CoIN Grounding: as StrCVIT's, but for one blank before the answer, which goes first."""
     return grounding(prediction.removeprefix(" "), record)

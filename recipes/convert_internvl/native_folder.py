@@ -161,6 +161,17 @@ def _asked(config: InternVLConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where there is no file."""
+    try:
+        content = read_json(path) if path.is_file() else {}
+    except ValueError as error:
+        raise ConversionError(f"{error}, or download this file again") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path}: not a JSON object; download this file again")
+    return content
+
+
 def _tokenizer(source: Path, staging: Path) -> Any:
     """The source's tokenizer with the names that the processor asks for; ids stay as they are."""
     found = [name for name in _TOKENIZER if (source / name).is_file()]
@@ -171,20 +182,26 @@ def _tokenizer(source: Path, staging: Path) -> Any:
     own = staging / "tokenizer"
     own.mkdir()
     for name in found:
+        if name.endswith(".json"):
+            _read_object(source / name)
         shutil.copyfile(source / name, own / name)
-    settings_path = own / "tokenizer_config.json"
-    settings = read_json(settings_path) if settings_path.is_file() else {}
+    settings = _read_object(source / "tokenizer_config.json")
     # auto_map would ask for the code of the checkpoint; the other two are written anew.
     for name in ("auto_map", "chat_template", "extra_special_tokens"):
         settings.pop(name, None)
     settings.setdefault("tokenizer_class", "Qwen2Tokenizer")
-    write_json(settings_path, settings)
+    write_json(own / "tokenizer_config.json", settings)
     # Read from the files: what AutoTokenizer makes of them is what is to be checked.
     before = _numbers(own)
     absent = [text for text in _SPECIAL.values() if text != VIDEO and text not in before]
     if absent:
         raise ConversionError(f"{source}: the tokenizer does not know {', '.join(absent)}")
-    tokenizer = AutoTokenizer.from_pretrained(own, extra_special_tokens=_SPECIAL)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(own, extra_special_tokens=_SPECIAL)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ConversionError(
+            f"{source}: the tokenizer cannot be read ({error}); download {', '.join(found)} again"
+        ) from error
     shutil.rmtree(own)
     after = tokenizer.get_vocab()
     moved = [text for text, number in before.items() if after.get(text) != number]
@@ -199,7 +216,7 @@ def _tokenizer(source: Path, staging: Path) -> Any:
 def _numbers(folder: Path) -> dict[str, int]:
     """Every token's number as the tokenizer's own files state it."""
     content = {
-        name: read_json(folder / name) if (folder / name).is_file() else {}
+        name: _read_object(folder / name)
         for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "added_tokens.json")
     }
     whole = content["tokenizer.json"]
@@ -211,8 +228,7 @@ def _numbers(folder: Path) -> dict[str, int]:
 
 
 def _processor(source: Path, published: Published, tokenizer: Any) -> InternVLProcessor:
-    path = source / "preprocessor_config.json"
-    settings = read_json(path) if path.is_file() else {}
+    settings = _read_object(source / "preprocessor_config.json")
     common = {
         "size": {"height": published.tile, "width": published.tile},
         "image_mean": settings.get("image_mean", _MEAN),

@@ -29,7 +29,7 @@ def main() -> int:
             from recipes.wheels.install import install
 
             install(options.folder, options.into)
-    except WheelError as error:
+    except (WheelError, OSError, ValueError) as error:
         say(f"error: {error}")
         return 1
     return 0

@@ -80,13 +80,16 @@ def read_wheel(path: Path) -> Wheel:
     """Returns name, version and requirements of a wheel.
 
     Raises:
-        ValueError: it holds no METADATA file.
+        ValueError: it is cut short, or holds no METADATA file.
     """
-    with zipfile.ZipFile(path) as archive:
-        names = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
-        if not names:
-            raise ValueError(f"{path}: no METADATA in it, so it is no wheel; fetch it again")
-        text = archive.read(names[0]).decode("utf-8")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+            if not names:
+                raise ValueError(f"{path}: no METADATA in it, so it is no wheel; fetch it again")
+            text = archive.read(names[0]).decode("utf-8")
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: no whole wheel ({error}); remove it and try again") from error
     message = HeaderParser().parsestr(text)
     requires = tuple(message.get_all("Requires-Dist") or ())
     return Wheel(canonicalize_name(message["Name"]), message["Version"], path.name, requires)

@@ -37,6 +37,7 @@ FORMAT = "strlora-wheels/1"
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 24, 17, 12, 5)]
 PLATFORMS += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"]
 SPARE_BYTES = 1 << 20
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
 class WheelError(Exception):
@@ -64,9 +65,11 @@ def read_beside(text: str) -> dict[str, str | None]:
     """Returns name -> version (None: unknown) of `torch==2.11.0,peft` or of a file of `pip freeze`.
 
     Raises:
-        WheelError: an entry is no package, or gives a range instead of a version.
+        WheelError: no such file, an entry is no package, or gives a range instead of a version.
     """
     path = Path(text)
+    if not path.is_file() and "@" not in text and (os.sep in text or text.endswith(".txt")):
+        raise WheelError(f"--beside {text}: no such file; give one, or NAME or NAME==VERSION")
     entries = path.read_text("utf-8").splitlines() if path.is_file() else text.split(",")
     found: dict[str, str | None] = {}
     for entry in (each.split("#", 1)[0].strip() for each in entries):
@@ -206,7 +209,12 @@ def collect(folder: Path, python: str, beside: Mapping[str, str | None], whole: 
     Args:
         whole: `beside` names everything that is there, as `pip freeze` does; otherwise what its
             packages require counts as present, too.
+
+    Raises:
+        WheelError: a wheel cannot be had, or `python` is no version that the pack runs on.
     """
+    if python not in PYTHONS:
+        raise WheelError(f"--python {python}: expected one of {', '.join(PYTHONS)}")
     folder.mkdir(parents=True, exist_ok=True)
     present = {**({} if whole else implied(beside, python)), **beside}
     roots = read_requirements(REPO / SOURCE)

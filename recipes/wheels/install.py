@@ -58,7 +58,10 @@ def read_manifest(folder: Path) -> Collected:
     path = folder / MANIFEST
     if not path.is_file():
         raise WheelError(f"{path} is missing; make it with: setup.sh --wheels FOLDER")
-    manifest: Collected = json.loads(path.read_text("utf-8"))
+    try:
+        manifest: Collected = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise WheelError(f"{path} is damaged ({error}); copy the whole folder again") from error
     if manifest.get("format") != FORMAT:
         raise WheelError(f"{path}: format {manifest.get('format')!r}, expected {FORMAT!r}")
     for row in manifest["wheels"]:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -115,14 +116,22 @@ def returns(chunks: list[dict[str, int]], task: str) -> bool:
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("draw", [drawn, without_return])
 @pytest.mark.parametrize("repeat", [False, True])
-def test_draws_keep_to_size_and_supply(draw, repeat, seed):
+@pytest.mark.parametrize("alpha", [0.2, 1e-3, 1e-6])  # of small ones float64 holds zeros alone
+def test_draws_keep_to_size_and_supply(draw, repeat, alpha, seed):
     have = {"a": 40, "b": 7, "c": 100}
-    counts = draw(have, 12, 12, 0.2, seed, repeat)
+    counts = draw(have, 12, 12, alpha, seed, repeat)
     assert [sum(chunk.values()) for chunk in counts] == [12] * 12
     for task, supply in have.items():
         assert repeat or sum(chunk.get(task, 0) for chunk in counts) <= supply
     if draw is without_return:
         assert not any(returns(counts, task) for task in have)
+
+
+def test_small_concentrations_give_pure_chunks_of_every_task():
+    counts = drawn({"a": 1, "b": 1, "c": 1}, 60, 5, 1e-6, seed=0, repeat=True)
+    assert all(list(chunk.values()) == [5] for chunk in counts)
+    chunks = Counter(task for chunk in counts for task in chunk)
+    assert min(chunks[task] for task in "abc") >= 8  # 20 expected, standard deviation 3.7
 
 
 REFUSED = {

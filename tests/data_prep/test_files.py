@@ -82,6 +82,8 @@ def test_other_line_separators_stay_inside_a_record(tmp_path):
 def test_json_errors_name_file_and_line(tmp_path):
     with pytest.raises(ValueError, match=r"a\.json:2: not JSON"):
         read_json(write(tmp_path / "a.json", b'{"a":\n}'))
+    with pytest.raises(ValueError, match=r"a\.json:2: not UTF-8 .*save the file as UTF-8"):
+        read_json(write(tmp_path / "a.json", b'{"a":\n"caf\xe9"}'))
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none.json")
 

@@ -163,6 +163,24 @@ def test_counts_are_held_against_the_sources_manifest(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("form", ["folders", "list"])
+def test_a_file_name_of_every_task_is_held_against_its_own_task_alone(form, tmp_path, capsys):
+    source, images = trees.strcvit(tmp_path, chunks=1)
+    proxy, whole = source / "test/AD/test_proxy.json", source / "test/AD/test.json"
+    count = {path: len(json.loads(path.read_text())) for path in (proxy, whole)}
+    trees.write_json(whole, json.loads(whole.read_text()) * 2)  # more than ChartQA's test.json has
+    files = {"test.json": 2 * count[whole], "test_proxy.json": count[proxy]}
+    manifest = {"test": {"AD": files}}
+    if form == "list":
+        entries = [{"task": "AD", "file": name, "samples": n} for name, n in files.items()]
+        manifest = {"files": entries}
+    trees.write_json(source / "manifest.json", manifest)
+    assert run(source, images, tmp_path / "out") == 0
+    trees.write_json(proxy, json.loads(proxy.read_text())[1:])
+    assert run(source, images, tmp_path / "other") == 2
+    assert "test/AD/test_proxy.json has 2 samples, expected 3" in capsys.readouterr().err
+
+
 def test_differences_from_the_published_mixture_are_told(tmp_path, capsys):
     convert(tmp_path, chunks=1)
     said = capsys.readouterr().out

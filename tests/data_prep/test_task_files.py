@@ -213,6 +213,45 @@ def test_other_sizes_than_the_published_ones_are_told(
     assert "CLEVR: 4 samples in the test file, the published one has 3000" in said
 
 
+def test_a_box_of_four_numbers_is_one_answer(tmp_path: Path) -> None:
+    source = trees.task_files(tmp_path / "coin", COIN, train=3, tests=2)
+    path = source / "Instructions_Original/Grounding/test.json"
+    box = [0.1, 0.2, 0.5, 0.6]
+    rows = json.loads(path.read_text())
+    trees.write_json(path, [{**row, "answer": box, "answer_bbox": box} for row in rows])
+    assert convert(coin, source, tmp_path / "s", "--order", "Grounding") == 0
+    record = open_stream(tmp_path / "s").test_records("Grounding")[0]
+    assert record["messages"][-1]["content"] == record["answer_bbox"] == "[0.1, 0.2, 0.5, 0.6]"
+    assert "references" not in record
+
+
+@pytest.mark.parametrize("task", ["GQA", "VizWiz"])  # with a file of answers, and without
+def test_the_text_that_published_scripts_ask_is_asked(task: str, tmp_path: Path) -> None:
+    source = trees.task_files(tmp_path / "coin", COIN, train=3, tests=2)
+    path = next((source / "Instructions_Original" / task).glob("[tv]*[tl].json"))
+    rows = json.loads(path.read_text())
+    trees.write_json(path, [{**row, "question": "How?", "Prompt": "Raw"} for row in rows])
+    assert convert(coin, source, tmp_path / "s", "--order", task) == 0
+    asked = [r["messages"][0]["content"] for r in open_stream(tmp_path / "s").test_records(task)]
+    assert asked == [f"<image>{row['text']}" for row in rows]
+
+
+def test_sizes_are_those_of_the_files_whatever_the_chunks_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = trees.task_files(tmp_path / "ucit", UCIT, train=12, tests=4)
+    for name in ("train_4w", "test_3000"):
+        path = source / f"instructions/CLEVR/{name}.json"
+        rows = json.loads(path.read_text())
+        trees.write_json(path, [{**rows[0], "image": "gone.jpg"}, *rows[1:]])
+    trees.write_json(tmp_path / "mixture.json", [{"CLEVR": 5}])
+    stated = ("--order", "CLEVR", "--mixture", str(tmp_path / "mixture.json"), "--skip-bad")
+    assert convert(ucit, source, tmp_path / "s", *stated) == 0
+    said = capsys.readouterr().out
+    assert "CLEVR: 12 samples in the training file, the published one has 40000" in said
+    assert "CLEVR: 4 samples in the test file, the published one has 3000" in said
+
+
 def test_the_checklist_says_what_is_there_and_how_many(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
 from recipes.wheels.closure import Wheel, asked_of, close, environment_of, read_wheel, runs_on
-from recipes.wheels.collect import Fetcher, WheelError, read_beside
+from recipes.wheels.collect import Fetcher, WheelError, collect, read_beside
 from recipes.wheels.install import chosen, read_manifest, refusals
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,11 +103,50 @@ def test_a_damaged_folder_is_told(tmp_path):
     (tmp_path / "wheels.json").write_text(manifest)
     with pytest.raises(WheelError, match="is damaged"):
         read_manifest(tmp_path)
+    (tmp_path / "wheels.json").write_text(manifest[:40])
+    with pytest.raises(WheelError, match=r"wheels\.json is damaged"):
+        read_manifest(tmp_path)
+    wheel.write_bytes(wheel.read_bytes()[:40])
+    with pytest.raises(ValueError, match="no whole wheel"):
+        read_wheel(wheel)
+
+
+@pytest.mark.parametrize("python", ["3", "3.9", "3.12.1", "three"])
+def test_a_python_that_the_pack_does_not_run_on_is_refused_at_once(python, tmp_path):
+    with pytest.raises(WheelError, match=r"expected one of 3\.10, 3\.11, 3\.12, 3\.13"):
+        collect(tmp_path, python, {}, True)
+
+
+@pytest.mark.parametrize("name", ["freeze.txt", "there/freeze", "/no/such/list"])
+def test_a_list_that_is_not_there_is_no_package(name):
+    with pytest.raises(WheelError, match="no such file"):
+        read_beside(name)
+
+
+def test_a_python_with_pip_alone_can_collect_and_install(tmp_path):
+    """Debian's, for instance: nothing brings `packaging` but pip itself."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "pip").symlink_to(Path(find_spec("pip").origin).parent)
+    command = [sys.executable, "-S", "-m", "recipes.wheels", "install", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--into", str(tmp_path / "new")],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{bare}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"setup: error: {tmp_path}/wheels.json is missing")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--beside", "torch"], "belongs to --wheels"), (["--wheels"], "needs a value")],
+    [
+        (["--beside", "torch"], "belongs to --wheels"),
+        (["--wheels"], "needs a value"),
+        (["--into", "there"], "--into belongs to --from"),
+        (["--wheels", "a", "--from", "b"], "not both"),
+    ],
 )
 def test_setup_refuses_half_a_command(words, message):
     done = subprocess.run(
@@ -112,3 +154,30 @@ def test_setup_refuses_half_a_command(words, message):
     )
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_setup_says_what_could_not_be_installed_also_where_pip_was_killed(tmp_path):
+    """By the kernel, for instance, on a machine with little memory: then pip wrote nothing."""
+    for name in ("setup.sh", "processes/missing_requirements.py"):
+        copy = tmp_path / "recipes" / name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes((ROOT / "recipes" / name).read_bytes())
+    for path in ROOT.glob("requirements*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "requirements.txt").write_text("a-package-that-nobody-has>=1\n")
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        "#!/bin/bash\n"
+        'case "$*" in *"pip install"*) kill -9 $$ ;; *"import torch"*) exit 1 ;; esac\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(tmp_path / "recipes/setup.sh")],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "setup: error: could not install torch" in done.stderr

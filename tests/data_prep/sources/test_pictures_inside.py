@@ -178,6 +178,8 @@ def root(tmp_path: Path) -> Path:
         ("file://ROOT/pics/100%25.png", "pics/100%.png"),
         ("file://ROOT/pics/U%CC%88.png", "pics/Ü.png"),
         ("ROOT/" + NFC, NFD),
+        ("ROOT/../images/pics/a.png", "pics/a.png"),  # by way of the link to the folder
+        ("file://ROOT/../images/pics/a%20b.png", "pics/a b.png"),
     ],
 )
 def test_a_path_in_any_spelling_is_the_file_that_is_there(root, written, name, must_exist):

@@ -93,6 +93,8 @@ TEN = ["stop"] * 3 + ["go"] * 7
         ("CoIN/VizWiz", "soda", "Soda", 1),
         ("CoIN/GQA", "Yes..", "yes", 1),
         ("CoIN/GQA", "yes", "Yes", 0),  # the gold keeps its case
+        ("CoIN/GQA", " Yes.", "yes", 1),  # one blank before the answer goes
+        ("CoIN/GQA", "  yes", "yes", 0),
         ("CoIN/OCRVQA", "JANE AUSTEN", "Jane Austen", 1),
         ("CoIN/OCRVQA", "Unanswerable", "Unanswerable", 0),
         ("CoIN/ScienceQA", "B", "B", 1),

@@ -251,6 +251,29 @@ def test_broken_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "already there" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("vocab.json", "version https://git-lfs.github.com/spec/v1"),
+        ("tokenizer_config.json", '{"tokenizer_class": "Qwen2'),
+        ("added_tokens.json", "[]"),
+        ("preprocessor_config.json", ""),
+        ("merges.txt", "version https://git-lfs.github.com/spec/v1"),
+    ],
+)
+def test_broken_files_beside_the_weights_are_named(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "source", Sizes(shards=1))
+    (tmp_path / "source" / name).write_text(text)
+    assert main([str(tmp_path / "source"), "--to", str(tmp_path / "native")]) == 1
+    said = capsys.readouterr().err
+    assert f"error: {tmp_path}/source" in said
+    assert name in said
+    assert "again" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_an_interrupted_conversion_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,6 +265,9 @@ def test_a_wrong_configuration_is_refused(source, tmp_path, capsys, change, mess
 def test_folders_are_checked(source, tmp_path, capsys):
     assert main(["--from", str(tmp_path / "none"), "--to", str(tmp_path / "out")]) == 1
     assert main(["--from", str(source), "--to", str(source)]) == 1
+    (tmp_path / "file").touch()
+    assert main(["--from", str(source), "--to", str(tmp_path / "file")]) == 1
     error = capsys.readouterr().err
     assert "no such file; --from must name a published adapter" in error
     assert "--to is the published adapter itself" in error
+    assert f"File exists: '{tmp_path}/file'" in error
