@@ -101,6 +101,12 @@ class RoutedConfig(PeftConfig):
         default_factory=list,
         metadata={"help": "Token ids that open a user turn; empty: every real token counts."},
     )
+    turn_start_also: list[list[int]] = field(
+        default_factory=list,
+        metadata={
+            "help": "For each id of turn_start others that may stand in its place; empty: none."
+        },
+    )
     turn_end: list[int] = field(
         default_factory=list, metadata={"help": "Token ids that close a user turn."}
     )
@@ -186,6 +192,11 @@ class RoutedConfig(PeftConfig):
         if bool(self.turn_start) != bool(self.turn_end):
             raise ValueError(
                 f"turn_start = {self.turn_start} and turn_end = {self.turn_end}: give both or none"
+            )
+        if self.turn_start_also and len(self.turn_start_also) != len(self.turn_start):
+            raise ValueError(
+                f"turn_start_also has {len(self.turn_start_also)} lists, turn_start "
+                f"{len(self.turn_start)} ids: give a list for each id, or none at all"
             )
         self.options()  # checks every value, alone and together
         self.model_class()  # PEFT asks for the model of a configuration that it has
