@@ -208,10 +208,18 @@ class RoutedConfig(PeftConfig):
         """Returns the configuration of a saved adapter and keeps in `saved` what its file holds.
 
         Raises:
-            ValueError: an option that this version does not know, or a damaged file.
+            ValueError: an option that this version does not know, a damaged file, or an adapter of
+                another method.
         """
         name = pretrained_model_name_or_path
         config = super().from_pretrained(name, subfolder=subfolder, **kwargs)
+        if not isinstance(config, cls):  # PEFT makes what the file names, whoever is asked
+            found = str(config.peft_type.value).lower()
+            raise ValueError(
+                f"{name}: adapter_config.json is of an adapter of {found}, expected "
+                f"{cls.method}: load it as what it is (ms-swift: --tuner_type {found}), or name an "
+                f"adapter of {cls.method}"
+            )
         config.saved = read_saved(Path(name) / (subfolder or ""))
         config.was_read(name)
         return config
