@@ -101,6 +101,12 @@ class RoutedConfig(PeftConfig):
         default_factory=list,
         metadata={"help": "Token ids that open a user turn; empty: every real token counts."},
     )
+    turn_start_also: list[list[int]] = field(
+        default_factory=list,
+        metadata={
+            "help": "For each id of turn_start others that may stand in its place; empty: none."
+        },
+    )
     turn_end: list[int] = field(
         default_factory=list, metadata={"help": "Token ids that close a user turn."}
     )
@@ -187,6 +193,11 @@ class RoutedConfig(PeftConfig):
             raise ValueError(
                 f"turn_start = {self.turn_start} and turn_end = {self.turn_end}: give both or none"
             )
+        if self.turn_start_also and len(self.turn_start_also) != len(self.turn_start):
+            raise ValueError(
+                f"turn_start_also has {len(self.turn_start_also)} lists, turn_start "
+                f"{len(self.turn_start)} ids: give a list for each id, or none at all"
+            )
         self.options()  # checks every value, alone and together
         self.model_class()  # PEFT asks for the model of a configuration that it has
 
@@ -197,10 +208,18 @@ class RoutedConfig(PeftConfig):
         """Returns the configuration of a saved adapter and keeps in `saved` what its file holds.
 
         Raises:
-            ValueError: an option that this version does not know, or a damaged file.
+            ValueError: an option that this version does not know, a damaged file, or an adapter of
+                another method.
         """
         name = pretrained_model_name_or_path
         config = super().from_pretrained(name, subfolder=subfolder, **kwargs)
+        if not isinstance(config, cls):  # PEFT makes what the file names, whoever is asked
+            found = str(config.peft_type.value).lower()
+            raise ValueError(
+                f"{name}: adapter_config.json is of an adapter of {found}, expected "
+                f"{cls.method}: load it as what it is (ms-swift: --tuner_type {found}), or name an "
+                f"adapter of {cls.method}"
+            )
         config.saved = read_saved(Path(name) / (subfolder or ""))
         config.was_read(name)
         return config

@@ -179,6 +179,19 @@ class RoutedModel(BaseTuner):
             meta = any(value.device.type == "meta" for value in state.state_dict().values())
             self.strlora_statistics[adapter_name] = state if meta else state.to(device)
 
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Puts an adapter's banks on the layers of `model`."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self._injected(model, self.peft_config[adapter_name], adapter_name)
+
+    def _injected(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        """Called with every adapter, once its fresh banks are there.
+
+        PEFT's own hook after the injection is called with a model's first adapter alone.
+        """
+
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         if not self._joins:
             self._handles = self._register_hooks(model)

@@ -28,6 +28,7 @@ from strlora_tuner.core.carry import carried_config, check_teacher, options_from
 from strlora_tuner.core.config import RoutedConfig
 from strlora_tuner.core.expert_bank import several_processes, sum_over_processes
 from strlora_tuner.core.instruction.joined_text import picture_ids
+from strlora_tuner.core.instruction.marks import TurnMarks, turn_marks
 from strlora_tuner.core.routing_metrics import StepMetrics
 from strlora_tuner.core.sharded import whole
 from strlora_tuner.methods import config_class, folders
@@ -59,10 +60,14 @@ def _refuse_vision(args: Any, model: Any) -> None:
         )
 
 
-def _turn_markers(args: Any, tokenizer: Any) -> tuple[list[int], list[int]]:
+def _turn_marks(args: Any, tokenizer: Any) -> TurnMarks:
     """Returns the token ids that open and close a user's turn in the host's chat template."""
     meta = TEMPLATE_MAPPING[args.template]
-    text = "".join(piece for piece in meta.prompt if isinstance(piece, str))
+
+    def written(pieces: Any) -> str:
+        return "".join(piece for piece in pieces or () if isinstance(piece, str))
+
+    text = written(meta.prompt)
     if "{{QUERY}}" not in text:
         raise ValueError(
             f"--template {args.template}: its prompt {meta.prompt} marks no place for the user's "
@@ -70,14 +75,15 @@ def _turn_markers(args: Any, tokenizer: Any) -> tuple[list[int], list[int]]:
         )
     before, after = text.split("{{QUERY}}", 1)
     marker = after.split("\n", 1)[0] or after
-    start, end = (tokenizer.encode(text, add_special_tokens=False) for text in (before, marker))
-    if not start or not end:
+    system = written(meta.system_prefix).replace("{{SYSTEM}}", "a")
+    marks = turn_marks(tokenizer, before, marker, (system, f"a{written(meta.chat_sep)}"))
+    if not marks.start or not marks.end:
         raise ValueError(
             f"--template {args.template}: nothing stands before or after the user's text "
             f"({before!r}, {marker!r}), so that instruction and answer cannot be separated; use a "
             "chat template"
         )
-    return start, end
+    return marks
 
 
 def _ignored_ids(tokenizer: Any, model: Any) -> list[int]:
@@ -138,7 +144,7 @@ class RoutedTuner(PeftTuner):
         )
         processor = args.get_model_processor(load_model=False)[1]
         tokenizer = getattr(processor, "tokenizer", processor)
-        start, end = _turn_markers(args, tokenizer)
+        marks = _turn_marks(args, tokenizer)
         targets = args.target_modules
         if isinstance(targets, list) and "all-linear" in targets:
             targets = get_multimodal_target_regex(model) if model.model_meta.is_multimodal else None
@@ -149,8 +155,9 @@ class RoutedTuner(PeftTuner):
             task_type=args.task_type.upper(),
             target_modules=targets,
             modules_to_save=_full_modules(args, model) or None,
-            turn_start=start,
-            turn_end=end,
+            turn_start=marks.start,
+            turn_start_also=marks.also,
+            turn_end=marks.end,
             ignored_ids=_ignored_ids(tokenizer, model),
             pad_id=tokenizer.pad_token_id,
         )

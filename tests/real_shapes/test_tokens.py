@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,6 +155,71 @@ def _first(path: Path, text: str) -> dict[str, Any]:
     """The first sample of a file whose question holds `text`."""
     rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return next(row for row in rows if text in row["messages"][0]["content"])
+
+
+# What the user says by turn, and what of it is read.
+CONVERSATIONS = [
+    (["What is this?"], ["What is this?"]),
+    (["<image>What is this?"], ["What is this?"]),
+    (["What is this?\n<image>"], ["What is this?"]),
+    (["\n\nWhat is this?"], ["What is this?"]),
+    (["\n<image>What is this?"], ["What is this?"]),
+    (["<image>What is this?", "\nWhat colour?"], ["What is this?", "What colour?"]),
+]
+
+
+def _words(folder: Path, conversations: list[list[str]], picture: str) -> list[list[str]]:
+    """The user's words by segment, of training samples and of the same prompts when asked."""
+    import torch
+    from swift.model import get_model_processor
+    from swift.template import get_template
+    from transformers import AutoConfig
+
+    from strlora_tuner import StrLoraConfig
+    from strlora_tuner.core.instruction.turns import instruction_mask, read_turns
+    from strlora_tuner.swift_plugins.routed_tuners import _ignored_ids, _turn_marks
+
+    processor = get_model_processor(str(folder), load_model=False)[1]
+    template = get_template(processor, enable_thinking=False)
+    tokenizer = processor.tokenizer
+    kind = SimpleNamespace(template=template.template_meta.template_type)
+    marks = _turn_marks(kind, tokenizer)
+    config = StrLoraConfig(
+        turn_start=marks.start,
+        turn_start_also=marks.also,
+        turn_end=marks.end,
+        ignored_ids=_ignored_ids(
+            tokenizer, SimpleNamespace(config=AutoConfig.from_pretrained(folder))
+        ),
+        target_modules=["x"],
+    )
+    found = []
+    for turns in conversations:
+        messages: list[dict[str, str]] = []
+        for text in turns:
+            messages += [{"role": "user", "content": text}]
+            messages += [{"role": "assistant", "content": "a cat"}]
+        images = [picture] * sum(text.count("<image>") for text in turns)
+        for mode, given in (("train", messages), ("transformers", messages[:-1])):
+            template.set_mode(mode)
+            sample: dict[str, Any] = {"messages": given, "images": images}
+            ids = torch.tensor([[int(i) for i in template.encode(sample)["input_ids"]]])
+            read = read_turns(ids, config)
+            inside = instruction_mask(ids, config, read.inside)[0]
+            numbers = (read.numbers[0] == number for number in range(read.count))
+            found.append([tokenizer.decode(ids[0][inside & mine]).strip() for mine in numbers])
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
+def test_the_users_words_are_found_and_no_answer_is(
+    family: Family, folder: Folder, tmp_path: Path
+) -> None:
+    """In training as when asked; LLaVA-1.5's marks are plain words, others end with a line end."""
+    picture = str(draw(tmp_path / "a.jpg", (64, 64), "a"))
+    said = [turns for turns, _ in CONVERSATIONS]
+    expected = [words for _, words in CONVERSATIONS for _mode in ("train", "transformers")]
+    assert call(_words, folder(family), said, picture) == expected
 
 
 def test_qwen_weights_under_another_name_are_known(folder: Folder, tmp_path: Path) -> None:

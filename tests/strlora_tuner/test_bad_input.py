@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from strlora_tuner.methods import config_class
 from tests.strlora_tuner.models import adapted, config, internvl_model, prompts, text_model
 
 FILE = "adapter_model.safetensors"
@@ -201,3 +202,16 @@ def test_merging_is_refused():
         for call in (layer.merge, layer.unmerge):
             with pytest.raises(ValueError, match="cannot be merged"):
                 call()
+
+
+@pytest.mark.parametrize("found", ["lora", "strlora"])
+def test_an_adapter_of_another_method_is_refused(tmp_path, found):
+    """PEFT gives the configuration that the file names: MoELoRA's loader went on with StrLoRA."""
+    if found == "lora":
+        get_peft_model(text_model(), LoraConfig(target_modules=["q_proj"])).save_pretrained(
+            tmp_path
+        )
+    else:
+        adapted(text_model()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"is of an adapter of {found}, expected moelora"):
+        config_class("moelora").from_pretrained(str(tmp_path))

@@ -58,7 +58,7 @@ OTHER = {STRLORA: dict(num_experts=2, top_k=1, token_top_k=1)}
 
 @COSTLY_TABLE
 def test_save_load_switch_delete_unload(method, name, tmp_path):
-    first = adapted(base_model(name), method, seed=1).eval()
+    first = adapted(base_model(name), method, seed=1, chunk=3).eval()
     second = adapted(base_model(name), method, seed=5, **OTHER.get(method, {"r": 16})).eval()
     wanted = logits(first), logits(second)
     first.save_pretrained(tmp_path / "a")

@@ -19,7 +19,7 @@ from strlora_tuner.core.instruction.sequence import (
     sequence_of,
     tokens_in,
 )
-from strlora_tuner.core.instruction.turns import GENERATED, starts_of
+from strlora_tuner.core.instruction.turns import GENERATED, openings
 
 if TYPE_CHECKING:
     from strlora_tuner.core.config import RoutedConfig
@@ -250,7 +250,7 @@ class PassReader:
             length = len(config.turn_start)
             if not length or known.tail.shape[1] < length:
                 continue
-            if bool(starts_of(known.tail[:, -length:], config.turn_start)[:, 0].any()):
+            if bool(openings(known.tail[:, -length:], config)[:, 0].any()):
                 raise RuntimeError(
                     "a user's turn begins token by token on past_key_values, where its words "
                     "cannot be known before they route: pass the whole turn in one call, or call "

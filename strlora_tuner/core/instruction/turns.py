@@ -19,13 +19,23 @@ if TYPE_CHECKING:
 GENERATED = -1  # stands for the id of a token that was generated: no turn begins there
 
 
-def starts_of(ids: Tensor, pattern: list[int]) -> Tensor:
-    """Returns (B, L) bool: True where `pattern` begins in a row of ids (B, L)."""
+def starts_of(ids: Tensor, pattern: list[int], also: list[list[int]] | None = None) -> Tensor:
+    """Returns (B, L) bool: True where `pattern` begins in a row of ids (B, L).
+
+    `also` holds, for each id of the pattern, others that may stand in its place.
+    """
     found = torch.ones_like(ids, dtype=torch.bool)
     for offset, token in enumerate(pattern):
         here = ids[:, offset:] == token
+        if also and also[offset]:
+            here = here | torch.isin(ids[:, offset:], torch.tensor(also[offset], device=ids.device))
         found = found & F.pad(here, (0, ids.shape[1] - here.shape[1]))
     return found
+
+
+def openings(ids: Tensor, config: RoutedConfig) -> Tensor:
+    """Returns (B, L) bool: True where a user's turn opens in a row of ids (B, L)."""
+    return starts_of(ids, config.turn_start, config.turn_start_also)
 
 
 @dataclass
@@ -101,7 +111,7 @@ def _marked(ids: Tensor, config: RoutedConfig, first: Tensor) -> tuple[Tensor, T
     position = torch.arange(1, ids.shape[1] + 1, device=ids.device).expand_as(ids)
     # Running maxima give each position the last marker before it: no loop over positions, and
     # nothing that waits for the device.
-    opens, closes = starts_of(ids, config.turn_start), starts_of(ids, config.turn_end)
+    opens, closes = openings(ids, config), starts_of(ids, config.turn_end)
     # `opened` holds, once a marker has begun, the (1-based) position of its last token.
     opened = (opens * (position + len(config.turn_start) - 1)).cummax(1).values
     closed = (closes * position).cummax(1).values

@@ -17,8 +17,7 @@ class Model(KeyedModel):
     bank_class = ChunkExperts
     state_class = Anchors
 
-    def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
-        super()._post_injection_hook(model, config, adapter_name)
+    def _injected(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         banks: dict[int, list[ChunkExperts]] = {}
         # Not by the names of all layers: a vision tower has numbered layers of its own.
         for name, layer in model.get_decoder().named_modules():  # type: ignore[operator]

@@ -29,8 +29,7 @@ class Model(RoutedModel):
             use_embedder(self, config)
         super()._add_state(adapter_name, config)
 
-    def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
-        super()._post_injection_hook(model, config, adapter_name)
+    def _injected(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         if config.map_scope == "block":
             first: dict[str, SignedExperts] = {}
             for name, bank in self.mixtures(adapter_name):

@@ -26,6 +26,7 @@ from tests.strlora_tuner.models import (
     USER,
     adapted,
     base_model,
+    config,
     logits,
     prompts,
     text_model,
@@ -152,11 +153,13 @@ def test_every_layer_has_a_map_of_its_own() -> None:
 
 def test_the_layers_of_a_block_may_share_a_map(tmp_path: Path) -> None:
     model = adapted(text_model(), METHOD, map_scope="block")
-    blocks: dict[str, set[int]] = {}
-    for name, bank in tuner_of(model).mixtures():
-        blocks.setdefault(name.rpartition(".")[0], set()).add(int(bank.map_seed))
+    model.add_adapter("second", config(METHOD, map_scope="block"))
+    for adapter in ("default", "second"):
+        blocks: dict[str, set[int]] = {}
+        for name, bank in tuner_of(model).mixtures(adapter):
+            blocks.setdefault(name.rpartition(".")[0], set()).add(int(bank.map_seed))
+        assert [len(seeds) for seeds in blocks.values()] == [1] * len(blocks), adapter
     assert {name.rpartition(".")[2] for name in blocks} == {"self_attn", "mlp"}
-    assert [len(seeds) for seeds in blocks.values()] == [1] * len(blocks)
     assert len(set.union(*blocks.values())) == len(blocks) > 2
     found = logits(model)
     gates = {}
