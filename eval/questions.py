@@ -44,9 +44,9 @@ def _turns_asked(record: JsonObject) -> list[JsonObject]:
 
 def _image_name(image: object, folder: Path) -> str:
     path = Path(str(image["path"] if isinstance(image, dict) else image))
-    root = folder.resolve()
-    if path.is_absolute() and path.resolve().is_relative_to(root):
-        path = path.resolve().relative_to(root)
+    if path.is_absolute():  # the stream's own names are not, and each step to a real path is a call
+        real, root = path.resolve(), folder.resolve()
+        path = real.relative_to(root) if real.is_relative_to(root) else path
     return path.as_posix()
 
 

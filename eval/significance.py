@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # whose parts load when they are used
 from numpy.typing import NDArray
-from scipy import stats
 
 Array = NDArray[np.float64]
 LEVEL = 0.95
@@ -84,7 +84,7 @@ def over_runs(values: Sequence[float]) -> Spread:
     if len(known) < 2:
         return NO_SPREAD
     return Spread(
-        float(known.std(ddof=1)), float(stats.sem(known)), t_interval(values), over="runs"
+        float(known.std(ddof=1)), float(scipy.stats.sem(known)), t_interval(values), over="runs"
     )
 
 
@@ -131,7 +131,7 @@ def t_interval(values: Sequence[float]) -> Interval:
         return NO_INTERVAL
     # scipy's t.interval is NaN where all runs are equal; here it is the point where they agree.
     mean = float(known.mean())
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, len(known) - 1) * stats.sem(known))
+    reach = float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(known) - 1) * scipy.stats.sem(known))
     return Interval(mean - reach, mean + reach)
 
 
@@ -160,9 +160,9 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
             return 1.0
         # As far apart are this arrangement and, with as many runs a side, its mirror.
         return (1 + (len(one) == len(other))) / math.comb(len(one) + len(other), len(one))
-    # Of moments: stats.ttest_ind warns of cancellation where one side has no spread.
+    # Of moments: scipy.stats.ttest_ind warns of cancellation where one side has no spread.
     sides = [(side.mean(), side.std(ddof=1), len(side)) for side in (one, other)]
-    return float(stats.ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False).pvalue)
+    return float(scipy.stats.ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False).pvalue)
 
 
 def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
@@ -177,7 +177,7 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
     # Equal gaps have one sign: of the 2^n ways to sign them, two are as extreme.
     if np.ptp(gaps) <= TIE:
         return 1.0 if abs(gaps.mean()) <= TIE else 2.0 ** (1 - len(gaps))
-    return float(stats.ttest_1samp(gaps, 0.0).pvalue)
+    return float(scipy.stats.ttest_1samp(gaps, 0.0).pvalue)
 
 
 def mcnemar(first: Array, second: Array) -> float:
@@ -196,7 +196,7 @@ def mcnemar(first: Array, second: Array) -> float:
     only_first = int(((first == 1) & (second == 0)).sum())
     only_second = int(((first == 0) & (second == 1)).sum())
     fewer, both = min(only_first, only_second), only_first + only_second
-    return float(stats.binomtest(fewer, both).pvalue) if both else 1.0
+    return float(scipy.stats.binomtest(fewer, both).pvalue) if both else 1.0
 
 
 def permutation_p(observed: float, drawn: Iterable[Array]) -> float:

@@ -12,12 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.files import write_text
-from eval.report.answers import write_answers
-from eval.report.data import load_run
-from eval.report.model_card import write_model_card
-from eval.report.numbers import outcome_text, summarise
-from eval.report.page import render
-from eval.report.scalars import write_scalars
 
 
 def write_report(
@@ -35,6 +29,14 @@ def write_report(
     Raises:
         FileNotFoundError: there is no such run folder.
     """
+    # Here: every command imports this package, and Matplotlib takes a second of processor time.
+    from eval.report.answers import write_answers
+    from eval.report.data import load_run
+    from eval.report.model_card import write_model_card
+    from eval.report.numbers import outcome_text, summarise
+    from eval.report.page import render
+    from eval.report.scalars import write_scalars
+
     run = load_run(Path(run_dir), stream_dir)
     summary = summarise(run)
     path = Path(run_dir) / "report.html"

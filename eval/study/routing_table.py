@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
+import scipy  # whose parts load when they are used
 
 from eval.charts.figure import percent, ratio
 from eval.metrics import Array, forgetting_by_task, mean_over
@@ -58,7 +58,7 @@ def correlation(run: KeptRun, measure: str) -> float:
     moved, forgotten = moved[known].round(9), forgotten[known].round(9)
     if known.sum() < FEWEST or np.ptp(moved) == 0 or np.ptp(forgotten) == 0:
         return math.nan
-    return float(stats.spearmanr(moved, forgotten).statistic)
+    return float(scipy.stats.spearmanr(moved, forgotten).statistic)
 
 
 def _by_task(run: KeptRun, measure: str) -> Array:

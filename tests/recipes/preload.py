@@ -10,7 +10,9 @@ die_with(os.getppid())  # of the tests; runs die with the server
 prepare()
 for name in (
     "deepspeed",
-    "eval.report",
+    "eval.report.answers",
+    "eval.report.model_card",
+    "eval.report.scalars",
     "recipes.cli",
     "recipes.run.runner",
     "swift.pipelines.infer",
