@@ -30,7 +30,13 @@ from strlora_tuner.methods import options_class
 from strlora_tuner.methods.slow_weights.both_sets import FILE, STEPS, read_steps
 from tests.recipes.fork import Fork, write_to
 
-STEP_SECONDS = float(os.environ.get("FAKE_STEP_SECONDS", "0.02"))
+
+def step_seconds() -> float:
+    """How long a step is to take."""
+    return float(os.environ.get("FAKE_STEP_SECONDS", "0.02"))
+
+
+STEP_SECONDS = step_seconds()
 
 
 def install() -> None:

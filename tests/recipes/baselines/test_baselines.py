@@ -32,7 +32,8 @@ from strlora_tuner.methods.slow_weights.both_sets import FILE as SLOW_FILE
 from strlora_tuner.methods.slow_weights.both_sets import read_steps
 from strlora_tuner.saved import WEIGHTS
 from tests.recipes.fake_host import arguments_of, move_slow, read_weights, write_checkpoint
-from tests.recipes.run.test_runner import finish, kill_at_random_moments
+from tests.recipes.fake_run import finish
+from tests.recipes.run.test_runner import kill_at_random_moments
 from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
 
 METHODS = ("er", "ewc", "joint", "zero_shot")

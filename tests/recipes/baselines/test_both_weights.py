@@ -19,7 +19,8 @@ from recipes.tools.plan import make_plan
 from recipes.tools.preview import preview
 from recipes.tools.status import as_text, read_status
 from strlora_tuner.saved import WEIGHTS
-from tests.recipes.run.test_runner import finish, kill_at_random_moments
+from tests.recipes.fake_run import finish
+from tests.recipes.run.test_runner import kill_at_random_moments
 from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
 
 BOTH = {"batch_size": 4, "both_weights": True}

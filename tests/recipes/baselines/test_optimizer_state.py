@@ -14,7 +14,7 @@ from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import load_state
 from recipes.tools.clean import clean
 from recipes.tools.status import verify
-from tests.recipes.run.test_runner import finish
+from tests.recipes.fake_run import finish
 from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
 
 

@@ -46,7 +46,7 @@ from recipes.tools.clean import removable
 from recipes.tools.plan import make_plan
 from recipes.tools.status import verify
 from strlora_tuner.saved import CONFIG, WEIGHTS
-from tests.recipes.run.test_runner import finish
+from tests.recipes.fake_run import finish
 
 LETTERS = {"A": 1, "B": 2, "C": 3}
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,8 +21,7 @@ from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import RunChanged, check_same_run
-from tests.recipes import fake_host
-from tests.recipes.fork import Fork, write_to
+from tests.recipes import fake_run
 from tests.recipes.toy import recipe_values, write_recipe
 
 
@@ -50,19 +47,9 @@ def grow(folder: Path, stream: Path, month: int) -> None:
 
 
 def finish(recipe: Path, *overrides: str, **environment: str) -> tuple[int, str]:
-    """Run the orchestrator with the stand-in host, as a fork; return exit code and output."""
-    log = recipe.with_suffix(".log")
-    log.unlink(missing_ok=True)
-
-    def life() -> None:
-        write_to(log)
-        sys.stdout = sys.stderr = log.open("a", encoding="utf-8", buffering=1)
-        os.environ.update(environment)
-        fake_host.install()
-        if code := main(["run", str(recipe), *overrides]):
-            os._exit(code)
-
-    return Fork(life).wait(), log.read_text(encoding="utf-8")
+    """Run the orchestrator with the stand-in host; return exit code and all that it printed."""
+    code, out, err = fake_run.finish("run", recipe, *overrides, **environment)
+    return code, out + err
 
 
 def weights(run: Path) -> list[str]:

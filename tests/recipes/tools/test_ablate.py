@@ -13,8 +13,8 @@ from recipes.processes import host_process
 from recipes.processes.command import Command
 from recipes.processes.run_lock import RunLock
 from tests.recipes.fake_host import fork
+from tests.recipes.fake_run import finish
 from tests.recipes.fork import Fork
-from tests.recipes.run.test_runner import finish
 
 NAMES = ["stage1_off", "stage2_uniform", *(f"without_expert_{e}" for e in range(4))]
 

@@ -16,7 +16,7 @@ from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.manifest import write_costs
 from recipes.run_folder.state import ChunkRecord, RunState, load_state
 from recipes.tools.reproduce import lacking
-from tests.recipes.run.test_runner import finish
+from tests.recipes.fake_run import finish
 
 
 def test_a_run_is_reproduced_and_what_differs_is_named(

@@ -22,7 +22,7 @@ from recipes.use.finished_adapter import UseError, open_adapter
 from recipes.use.instruction_scope import pictures_of, scope_text
 from recipes.use.push import push
 from recipes.use.serve import serve
-from tests.recipes.run.test_runner import finish
+from tests.recipes.fake_run import finish
 from tests.recipes.toy import recipe_values, write_model, write_recipe, write_stream
 
 
