@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,35 @@ def write_run(
     return root
 
 
-@pytest.fixture
-def stream(tmp_path: Path) -> Path:
-    return make_stream(tmp_path / "stream", TASKS, chunks=CHUNKS, tests=60)
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stream and two runs on it, to be copied."""
+    root = tmp_path_factory.mktemp("compared")
+    stream = make_stream(root / "stream", TASKS, chunks=CHUNKS, tests=60)
+    write_run(root / "good", stream, [0.5, 0.9, 0.9])
+    write_run(root / "poor", stream, [0.5, 0.6, 0.3], "lora", seed=1)
+    return root
+
+
+def copied(folder: Path, root: Path) -> Path:
+    """A copy under `root`, whose manifest names the stream that lies there."""
+    shutil.copytree(folder, root / folder.name)
+    if (manifest := root / folder.name / "manifest.json").is_file():
+        text = manifest.read_text("utf-8").replace(str(folder.parent), str(root))
+        manifest.write_text(text, "utf-8")
+    return root / folder.name
 
 
 @pytest.fixture
-def good(tmp_path: Path, stream: Path) -> Path:
-    return write_run(tmp_path / "good", stream, [0.5, 0.9, 0.9])
+def stream(made: Path, tmp_path: Path) -> Path:
+    return copied(made / "stream", tmp_path)
 
 
 @pytest.fixture
-def poor(tmp_path: Path, stream: Path) -> Path:
-    return write_run(tmp_path / "poor", stream, [0.5, 0.6, 0.3], "lora", seed=1)
+def good(made: Path, stream: Path, tmp_path: Path) -> Path:
+    return copied(made / "good", tmp_path)
+
+
+@pytest.fixture
+def poor(made: Path, stream: Path, tmp_path: Path) -> Path:
+    return copied(made / "poor", tmp_path)
