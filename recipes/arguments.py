@@ -95,7 +95,7 @@ def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:
         _add(parser, *_USE_OPTIONS)
     else:
         text = "e.g. schedule.later.learning_rate=1e-3"
-        parser.add_argument("overrides", metavar="key=value", nargs="*", help=text)
+        parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=text)
     if command == "run":
         _run_options(parser)
     elif command == "sweep":
@@ -233,7 +233,7 @@ _OPTIONS: dict[str, tuple[Option, ...]] = {
                 "eval.max_new_tokens", type=positive),
         _flag("--json", f"{_JSON}the answer"),
     ),
-    "chat": (_option("words", "PICTURE", "of the first question", nargs="*"),),
+    "chat": (_option("words", "PICTURE", "of the first question", nargs="*", default=[]),),
     "serve": (
         _option("--port", None, "default: 8000; 0: a free one", type=int, default=8000),
         _option("--host", None, "default: 127.0.0.1, this machine alone; 0.0.0.0: all",

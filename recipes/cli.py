@@ -90,12 +90,12 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> int:
 
 
 def _submit(recipe: Recipe, options: argparse.Namespace, after: str | None = None) -> Iterable[str]:
-    from recipes.run.preflight.all_checks import look
+    from recipes.run.preflight.all_checks import look_before_start
     from recipes.slurm.submit import Job, submit
 
     words = (options.word, *options.overrides)
     job = Job(recipe, words, REPO / recipe.folder / "slurm", words)
-    findings = look(recipe, on_submit_host=True)
+    findings = look_before_start(recipe, on_submit_host=True)
     return submit(job, findings, options.dry_run, options.chain, after)
 
 
@@ -159,10 +159,10 @@ def _validate(recipe: Recipe, options: argparse.Namespace) -> int:
     if options.json:
         return _print_all([recipe.model_dump_json(indent=2)])
     from recipes.run.chunk_data import open_recipe_stream
-    from recipes.run.preflight.all_checks import is_submit_host, look
+    from recipes.run.preflight.all_checks import is_submit_host, look_before_start
 
     valid = f"{options.recipe}: valid ({recipe.title}, {recipe.data.chunks} chunks)"
-    found = look(recipe, is_submit_host(recipe))
+    found = look_before_start(recipe, is_submit_host(recipe))
     code = _print_all([valid, *(finding.line() for finding in found)])
     if (Path(recipe.data.stream) / "stream.json").is_file():
         open_recipe_stream(recipe)  # refuses more chunks or other tasks than there are

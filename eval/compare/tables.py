@@ -271,8 +271,8 @@ def notes(comparison: Comparison, choice: Choice = ALL) -> list[str]:
     for gap in comparison.gaps:
         groups.setdefault(gap.why, []).append(gap.what)
     gaps = [f"{a_few(what)}: {why}" for why, what in groups.items()]
-    more = len(gaps) - MOST_GAPS
-    return [*lines, *gaps[:MOST_GAPS], *([f"... and {more} more gaps"] if more > 0 else [])]
+    more = [f"... and {len(gaps) - MOST_GAPS} more gaps"] if len(gaps) > MOST_GAPS else []
+    return [*lines, *gaps[:MOST_GAPS], *more]
 
 
 def _small_captions(comparison: Comparison) -> list[str]:
@@ -281,10 +281,10 @@ def _small_captions(comparison: Comparison) -> list[str]:
         for entry in method.entries:
             for task, chrf in small_captions(entry.run).items():
                 by_task.setdefault(task, {}).setdefault(printed(method.name), []).append(chrf)
-    run = comparison.runs[0]
+    of = {task: run for run in comparison.runs for c, task in run.scored if c == run.evaluated}
     return [
-        caption_note(run, task, "; ".join(f"{n} {_percent(fmean(v))}" for n, v in values.items()))
-        for task, values in by_task.items() if task in comparison.tasks
+        caption_note(of[task], task, "; ".join(f"{n} {_percent(fmean(v))}" for n, v in row.items()))
+        for task, row in by_task.items() if task in comparison.tasks
     ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 from typing_extensions import NotRequired
 
-from data_prep.files import read_json, sha256_file, write_json, write_text
+from data_prep.files import sha256_file, write_json, write_text
 from data_prep.stream import Stream
 from recipes import REPO, UserError
 from recipes.config.blocks import Slurm
@@ -24,7 +24,7 @@ from recipes.config.schema import Recipe
 from recipes.processes.machine import git, hardware, number_variables, versions
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.start import Start, read_start
-from recipes.run_folder.state import RunState
+from recipes.run_folder.state import RunState, read_record
 
 # Keys that may change while a run continues: none of them changes a number in its matrix.
 FREE_KEYS: tuple[str, ...] = ("run_dir", "model.download", "data.prepare", "eval.batch_size")
@@ -208,8 +208,8 @@ def _sizes(path: Path) -> dict[str, int]:
 
 
 def read_manifest(layout: RunLayout) -> Manifest:
-    """Reads manifest.json; ValueError when it is damaged."""
-    return cast(Manifest, read_json(layout.manifest))
+    """Reads manifest.json; StateError when it is damaged."""
+    return cast(Manifest, read_record(layout.manifest))
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:

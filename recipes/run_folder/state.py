@@ -56,8 +56,8 @@ class RunState:
         return record
 
 
-class StateError(UserError):
-    """state.json cannot be used; the message says what to do."""
+class StateError(UserError, ValueError):
+    """A record of the run cannot be used; the message says what to do."""
 
 
 def load_state(path: Path) -> RunState:
@@ -77,10 +77,29 @@ def load_state(path: Path) -> RunState:
         ]
         return RunState(chunks, int(raw["done"]), bool(raw["finished"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StateError(
-            f"{path} is damaged ({error}). This program did not write it as it stands: restore "
-            "it from a copy, or start again with another run_dir."
-        ) from error
+        raise StateError(_damaged(path, error)) from error
+
+
+def read_record(path: Path) -> Any:
+    """Reads a file in which the program recorded something of the run.
+
+    Raises:
+        StateError: it is no JSON object.
+    """
+    try:
+        record = read_json(path)
+        if not isinstance(record, dict):
+            raise ValueError(f"found {type(record).__name__}, expected a JSON object")
+    except ValueError as error:
+        raise StateError(_damaged(path, error)) from error
+    return record
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return (
+        f"{path} is damaged ({error}). This program did not write it as it stands: restore it "
+        "from a copy, or start again with another run_dir."
+    )
 
 
 def _check_version(path: Path, raw: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from recipes.config.problems import COMMAND_LINE, Place, Problem, RecipeError
 from recipes.config.schema import Recipe
 from recipes.run.chunk_data import chunk_only_file, open_recipe_stream, training_files
 from recipes.run.commands import infer_command, train_command
-from recipes.run.preflight.all_checks import is_submit_host, look, stopping
+from recipes.run.preflight.all_checks import is_submit_host, look_before_start, stopping
 from recipes.run_folder.layout import OtherWeightsLayout, RouterLayout, RunLayout
 
 
@@ -48,7 +48,7 @@ def preview(recipe: Recipe, chunk: int | None = None, every: bool = False) -> It
         yield f"\n# The other chunks, of {_numbers(steps)}: --chunk N, or --all."
     yield "# Nothing was run or written."
     submits = is_submit_host(recipe)
-    findings = look(recipe, submits)
+    findings = look_before_start(recipe, submits)
     yield from (finding.line() for finding in findings)
     if not stopping(findings):
         how = (

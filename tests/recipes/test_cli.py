@@ -64,6 +64,9 @@ def test_a_dry_run_shows_one_chunk_as_the_machine_runs_it(
     assert "--chunk: this recipe runs chunks 0 to 8, not 9" in capsys.readouterr().err
     assert main(["tiny", "--chunk", "1"]) == 2
     assert "belong to --dry-run" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--dry-run"])
+    assert capsys.readouterr().err.endswith("arguments are required: RECIPE\n")
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

@@ -12,6 +12,7 @@ from recipes.baselines.start_adapter import start_problems
 from recipes.config.schema import Recipe
 from recipes.run.commands import PLUGIN
 from recipes.run.preflight import tools
+from recipes.run.preflight.earlier_start import check_run_folder
 from recipes.run.preflight.finding import Finding
 from recipes.run.preflight.free_space import check_disk, check_shared_memory
 from recipes.run.preflight.gpus import check_gpus
@@ -38,6 +39,11 @@ def look(recipe: Recipe, on_submit_host: bool = False) -> list[Finding]:
         return [*findings, Finding("job", text, stops=False)]
     findings += [*check_gpus(recipe), *check_shared_memory(recipe), *tools.check_caches(recipe)]
     return [*findings, *tools.check_compiler(recipe), *tools.check_network(recipe)]
+
+
+def look_before_start(recipe: Recipe, on_submit_host: bool = False) -> list[Finding]:
+    """What `look` finds, and whether the run's folder goes on with this recipe."""
+    return [*check_run_folder(recipe, on_submit_host), *look(recipe, on_submit_host)]
 
 
 def is_submit_host(recipe: Recipe) -> bool:

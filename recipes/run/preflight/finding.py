@@ -17,5 +17,6 @@ class Finding:
         return f"{self.subject}: {self.text}"
 
     def line(self) -> str:
-        """The finding as one line of a dry run."""
-        return f"# {'MISSING ' if self.stops else 'NOTE    '} {self}"
+        """The finding as one comment of a dry run, of as many lines as its text."""
+        text = str(self).replace("\n", "\n#          ")
+        return f"# {'MISSING ' if self.stops else 'NOTE    '} {text}"

@@ -13,6 +13,7 @@ from data_prep.files import read_json, read_jsonl, write_json, write_jsonl
 from eval.compare import compare, tables
 from eval.significance import NO_INTERVAL
 from tests.eval.compare.conftest import write_run
+from tests.eval.make_run import make_stream
 
 
 def _drop_predictions(run: Path) -> None:
@@ -154,3 +155,16 @@ def test_runs_of_two_streams_are_tested_by_their_last_scores(good: Path, poor: P
     assert tested == ["last"] * 3
     shutil.rmtree(poor / "chunks" / "003" / "predictions")
     assert {t.kind for t in compare([good, poor]).tests} == {"none"}
+
+
+def test_captions_too_few_for_cider_are_told_where_one_run_has_lost_its_own(tmp_path: Path) -> None:
+    names = ["VQAv2", "TextCaps"]
+    stream = make_stream(tmp_path / "stream", names, chunks=1, tests=4)
+    lost = write_run(tmp_path / "lost", stream, [0.5], "lora", tasks=names)
+    other = write_run(tmp_path / "other", stream, [0.9], tasks=names)
+    (lost / "chunks" / "001" / "predictions" / "TextCaps.jsonl").unlink()
+    for runs in ([lost, other], [other, lost]):
+        (said,) = [n for n in tables.notes(compare(runs), tables.ALL) if "chrF" in n]
+        assert said.startswith("TextCaps: the test set (4 pictures) is too small for CIDEr")
+        assert "StrLoRA " in said
+        assert "; LoRA" not in said

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data_prep.stream import open_stream
 from eval.run_files import read_manifest
+from recipes.cli import main
 from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
 from recipes.run_folder.layout import RunLayout
-from recipes.run_folder.manifest import RunChanged, check_same_run, resolved
+from recipes.run_folder.manifest import RunChanged, check_same_run, resolved, write_manifest
+from recipes.run_folder.state import ChunkRecord, RunState, save_state
 from tests.recipes.toy import recipe_values, write_recipe
 
 
@@ -24,6 +28,15 @@ def started(tmp_path: Path, stream: Path, model: Path) -> tuple[RunLayout, Recip
     recipe = load_recipe(str(write_recipe(tmp_path / "toy.yaml", values)))
     layout = RunLayout(tmp_path / "run")
     record(layout, recipe, lambda values: None)
+    return layout, recipe
+
+
+@pytest.fixture
+def begun(started: tuple[RunLayout, Recipe], stream: Path) -> tuple[RunLayout, Recipe]:
+    """The same with all that a manifest holds."""
+    layout, recipe = started
+    layout.manifest.unlink()
+    write_manifest(layout, recipe, open_stream(stream), RunState(), 1)
     return layout, recipe
 
 
@@ -117,3 +130,51 @@ def test_a_plain_pull_of_before_goes_on_as_l2(
     published = load_recipe(str(tmp_path / "toy.yaml"), ["method=ewc_released"])
     with pytest.raises(RunChanged, match="method: 'l2' in the run, 'ewc_released' now"):
         check_same_run(layout, published)
+
+
+def test_what_looks_before_a_run_says_that_its_folder_is_another_run(
+    begun: tuple[RunLayout, Recipe],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The run itself refuses to go on there: a dry run must not call it ready."""
+    layout, _ = begun
+    recipe = str(tmp_path / "toy.yaml")
+    assert main([recipe, "--dry-run"]) == 0
+    assert "# Nothing is missing" in capsys.readouterr().out
+    for words in ([recipe, "seed=5", "--dry-run"], ["validate", recipe, "seed=5"]):
+        assert main(words) == 0
+        out = capsys.readouterr().out
+        assert f"# MISSING  run folder: {layout.root} was started with another recipe:\n" in out
+        assert re.search(r"\n#            seed: \d+ in the run, 5 now\n", out)
+        assert "Nothing is missing" not in out
+    slurm = ["launcher.kind=slurm", "--slurm"]
+    assert main([recipe, "seed=5", *slurm]) == 1
+    assert "was started with another recipe" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_is_done(
+    begun: tuple[RunLayout, Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout, recipe = begun
+    chunks = [ChunkRecord(0, evaluated=True), ChunkRecord(1, trained=True, evaluated=True)]
+    save_state(layout.state, RunState(chunks, done=1))
+    assert main([str(tmp_path / "toy.yaml"), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    done = f"has trained 1 of {recipe.data.chunks} chunks; they stay\n"
+    assert f"# NOTE     run folder: {layout.root} {done}" in out
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_manifest_is_told_by_name(
+    started: tuple[RunLayout, Recipe],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+) -> None:
+    layout, _ = started
+    layout.manifest.write_text(text, encoding="utf-8")
+    assert main([str(tmp_path / "toy.yaml")]) == 1
+    assert f"stopped: {layout.manifest} is damaged (" in capsys.readouterr().err
+    assert main([str(tmp_path / "toy.yaml"), "--dry-run"]) == 0
+    assert f"# MISSING  run folder: {layout.manifest} is damaged (" in capsys.readouterr().out
