@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -233,7 +234,7 @@ def check_same_run(layout: RunLayout, recipe: Recipe) -> None:
         raise RunChanged(
             f"{layout.root} was started with another recipe:\n" + "\n".join(changed) + "\n"
             "Its numbers would no longer mean one thing. Continue with the old values, or give "
-            f"this recipe its own folder: run_dir={layout.root}-2"
+            f"this recipe its own folder: {shlex.quote(f'run_dir={layout.root}-2')}"
         )
 
 

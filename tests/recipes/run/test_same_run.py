@@ -54,6 +54,17 @@ def drop(values: dict[str, Any], *keys: str) -> None:
         del values[key]
 
 
+def test_another_folder_is_named_as_a_shell_takes_it(
+    tmp_path: Path, stream: Path, model: Path
+) -> None:
+    folder = tmp_path / "my run"
+    values = recipe_values(stream, folder, model)
+    recipe = load_recipe(str(write_recipe(tmp_path / "toy.yaml", values)))
+    record(RunLayout(folder), recipe, lambda recorded: recorded.update(seed=5))
+    with pytest.raises(RunChanged, match=re.escape(f"own folder: 'run_dir={folder}-2'")):
+        check_same_run(RunLayout(folder), recipe)
+
+
 def test_the_same_recipe_goes_on(started: tuple[RunLayout, Recipe]) -> None:
     check_same_run(*started)
 
