@@ -182,7 +182,7 @@ def _read(folders: Sequence[Path], gaps: list[Gap]) -> list[RunData]:
     labels = told_apart([folder for folder, _ in found])
     for (folder, given), label in zip(found, labels, strict=True):
         run = load_run(folder)
-        run.label = label
+        run.folder = label
         if np.isfinite(run.matrix.values).any():
             runs.append(run)
             continue

@@ -68,7 +68,7 @@ class RunData:
         ablation: what parts of the router are worth; None where not measured.
         last_scores: scores.json of the last evaluated chunk; None where missing.
         other_weights: "fast" or "slow", and the matrix of that set; None: it was not asked.
-        label: what tells it from the runs beside it; empty: the folder's name does.
+        folder: what `root` is called beside the runs that it is compared with.
     """
 
     root: Path
@@ -85,12 +85,7 @@ class RunData:
     ablation: AblationContent | None = None
     last_scores: ChunkScores | None = None
     other_weights: tuple[str, Matrix] | None = None
-    label: str = ""
-
-    @property
-    def folder(self) -> str:
-        """Return what the run's folder is called beside others."""
-        return self.label or self.root.name
+    folder: str = ""
 
     @property
     def name(self) -> str:
