@@ -240,6 +240,7 @@ TABLE: dict[str, tuple[HostName, ...]] = {
     "peft": (
         HostName(f"{_PEFT}:BaseTuner._pre_injection_hook", _PROMPT),
         HostName(f"{_PEFT}:BaseTuner._post_injection_hook", _PROMPT),
+        HostName(f"{_PEFT}:BaseTuner.inject_adapter", _LAYERS),
         HostName(f"{_PEFT}:BaseTuner._check_new_adapter_config", _LAYERS),
         HostName(f"{_PEFT}:BaseTuner._create_and_replace", _LAYERS),
         HostName(f"{_PEFT}:BaseTuner._replace_module", _LAYERS),
