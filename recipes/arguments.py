@@ -7,6 +7,7 @@ anything is installed.
 from __future__ import annotations
 
 import argparse
+import difflib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     named = bool(words) and words[0] in COMMANDS
     command = words.pop(0) if named else "run"
     parser = command_parser(command, top=not named)
+    if words and not named and (meant := _meant_command(words[0])):
+        parser.error(f"no command or recipe is called {words[0]!r}; did you mean {meant!r}?")
     # Intermixed: argparse alone refuses overrides that come behind an option.
     options = parser.parse_intermixed_args(words)
     options.command = command
@@ -72,6 +75,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         if command == "run" and getattr(options, name):
             options.command = name
     return options
+
+
+def _meant_command(word: str) -> str | None:
+    """The command that a first word was meant to be; None for a recipe's name or a path."""
+    taken = word in shipped_recipes() or Path(word).exists()
+    if taken or word.startswith("-") or Path(word).name != word:
+        return None
+    known = [*COMMANDS, *shipped_recipes()]
+    nearest = difflib.get_close_matches(word, known, n=1)
+    return nearest[0] if nearest and nearest[0] in COMMANDS else None
 
 
 def command_parser(command: str, top: bool = False) -> argparse.ArgumentParser:

@@ -3,6 +3,11 @@
 #   --check-only   ruff, mypy, import-linter, shellcheck and hadolint, no tests
 set -euo pipefail
 
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,3s/^# //p' "${BASH_SOURCE[0]}"
+    exit 0
+fi
+
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$(bash recipes/setup.sh --dev --print-python)
 scripts=()

@@ -30,10 +30,8 @@ def may_go(recipe: Recipe, state: RunState) -> Iterator[str]:
     trained = [record.index for record in state.chunks if record.trained]
     before = [index for index in trained if index < state.done]
     if before and recipe.pool is None:
-        yield (
-            f"adapters of chunks {before[0]} to {before[-1]} (clean --old-adapters): those chunks "
-            "cannot be asked or evaluated again"
-        )
+        of = "chunk 1" if before == [1] else f"chunks {before[0]} to {before[-1]}"
+        yield f"adapters of {of} (clean --old-adapters), which cannot be asked or evaluated then"
     if state.done and not recipe.task_labels and (recipe.protocol.grows or state.finished):
         yield (
             f"chunk files {_names(recipe, state)} of {recipe.data.stream}, and pictures that "

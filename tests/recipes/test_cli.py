@@ -114,6 +114,22 @@ def test_a_wrong_recipe_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> No
     assert err.strip().endswith("1 problem in the recipe.")
 
 
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        (["statsu", "tiny"], "no command or recipe is called 'statsu'; did you mean 'status'?"),
+        (["exprot", "runs/tiny", "--to", "x"], "called 'exprot'; did you mean 'export'?"),
+        (["--stauts", "tiny"], "unrecognized arguments: --stauts"),
+    ],
+)
+def test_a_mistyped_command(words: list[str], end: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert capsys.readouterr().err.endswith(f"{end}\n")
+    assert main(["tinny"]) == 2
+    assert "did you mean 'tiny'?" in capsys.readouterr().err
+
+
 def test_what_a_job_of_a_sweep_says_itself_wins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -143,6 +143,8 @@ def test_trained_chunk_files_may_go(tmp_path, recipe, capsys):
     code, out = finish(path, FAKE_REPORT="1")
     assert code == 0, out
     assert len(weights(tmp_path / "run")) == 2
+    assert main(["status", str(path)]) == 0
+    assert "may go: adapters of chunk 1 (clean --old-adapters)" in capsys.readouterr().out
     assert main(["reproduce", str(path), "--into", str(tmp_path / "again")]) == 1
     assert "001.jsonl were removed after they were trained" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
