@@ -199,6 +199,22 @@ def test_commas_stay_the_separator_beside_other_marks_and_a_bad_row(table, capsy
     assert {s["messages"][0]["content"] for s in samples(source)} == {"<image>a;b|c?"}
 
 
+@pytest.mark.parametrize("mark", [";", "|", "\t"])
+def test_a_row_with_a_cell_too_many_does_not_hide_the_separator(table, capsys, mark):
+    row = mark.join(("p{n}.png", "What colour, then?", "{colour}", "1,5"))
+    source = table(mark.join(("file", "question", "answer", "price")), row)
+    lines = source.read_text().splitlines()
+    lines[2] += f"{mark}checked"
+    source.write_text("\n".join([*lines, mark * 3, mark * 3, ""]))
+    assert cut(source) == 1
+    error = capsys.readouterr().err
+    assert f"shop.csv:3: found 5 cells, the header names 4: quote cells that hold {mark!r}" in error
+    assert "error: 1 bad sample," in error  # rows of empty cells are none
+    assert cut(source, "--skip-bad") == 0
+    assert len(samples(source)) == 17
+    assert {s["price"] for s in samples(source)} == {"1,5"}
+
+
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
     for name, colour in (("cat", "red"), ("dog", "blue"), ("Golden Retriever", "gold")):
