@@ -260,3 +260,22 @@ def test_classes_without_a_question_are_refused_with_the_fix(classes, capsys):
     assert "(and 11 more)" in error
     assert "columns found: image, label" in error
     assert '--question "..."' in error
+
+
+def test_what_comes_next_can_be_pasted_and_a_batch_without_tests_is_no_stream_without(
+    table, capsys
+):
+    source, again = (
+        table("file,question,answer,day"),
+        table("file,question,answer,day", name="again"),
+    )
+    again.write_text(again.read_text().replace("it?", "this?"))
+    out, photos = source.parent / "my shop", source.parent / "photos"
+    made = ["--out", str(out), "--images", str(photos), "--test", f"mugs={again}"]
+    assert chunk(["--source", str(source), *made, "--task", "mugs", "--workers", "1"]) == 0
+    assert f"next: python -m data_prep.check '{out}'" in capsys.readouterr().out
+    again.write_text(again.read_text().replace("this?", "that?"))
+    assert chunk(["--append", str(out), "--source", str(again), "--workers", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "0 test sets" in said
+    assert "no test set" not in said
