@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data_prep.check.__main__ import main as check
 from data_prep.chunk.__main__ import main as chunk
 from data_prep.chunk.columns import ColumnNames
 from data_prep.errors import DataError
@@ -241,6 +242,26 @@ def test_folders_named_by_class_are_a_source(classes, capsys):
     }
     assert chunk([*arguments, "--test", f"pets={classes}"]) == 0
     assert "complete, nothing to do" in capsys.readouterr().out
+
+
+def test_pictures_of_a_class_that_no_host_reads_are_named_by_the_check(classes, capsys):
+    """A class whose pictures all come from a phone was not there, without a word."""
+    out = classes.parent / "out"
+    (classes / "bird").mkdir()
+    heic = b"\0\0\0\x18ftypheic" + bytes(64)
+    for path in (classes / "bird/1.HEIC", classes / "Golden Retriever/9.heic"):
+        path.write_bytes(heic)
+    (classes / "bird/Thumbs.db").write_bytes(b"x")
+    assert chunk(["--source", str(classes), "--out", str(out), "--question", "Which?"]) == 0
+    read = [json.loads(line) for line in (out / "chunks/001.jsonl").read_text().splitlines()]
+    assert len(read) == 14
+    assert {"images/bird/1.HEIC"} == {
+        s["images"][0] for s in read if s["messages"][1]["content"] == "bird"
+    }
+    capsys.readouterr()
+    assert check([str(out)]) == 1
+    said = capsys.readouterr().out
+    assert said.count("is a HEIC picture or a video (heic): convert it to PNG") == 2
 
 
 def test_folders_of_splits_are_no_classes(classes, capsys):
