@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from data_prep.progress_bar import Progress
 from data_prep.published.benchmarks import SCORERS
 from data_prep.published.download import download
 from data_prep.sources.converting import Limit
-from data_prep.stream import StreamError
+from data_prep.stream import MANIFEST, StreamError, read_manifest
 from data_prep.stream_writer import LEFT_OUT, BadSamples, Plan, Report, WrittenFile, write_stream
 
 # Writes a plan into a folder, with so many processes; returns what was made, None: it was there.
@@ -161,9 +162,9 @@ def _print_made(
     if (folder / left_out).exists():
         count = sum(1 for _ in (folder / left_out).open("rb"))
         print(f"{folder / left_out}: {count} bad samples were left out; the file says why")
-    if not tests:
+    if not read_manifest(folder / MANIFEST)["tasks"]:
         print("no test set: evaluation needs one, see the options for test sets in --help")
-    print(f"next: python -m data_prep.check {folder}")
+    print(f"next: python -m data_prep.check {shlex.quote(str(folder))}")
 
 
 def pairs(values: list[str], option: str) -> dict[str, str]:

@@ -29,7 +29,11 @@ _EXTENSIONS = {
     "AVIF": (".avif",),
     "TIFF": (".tif", ".tiff"),
 }
+# Endings of pictures, also of those that `inspect` refuses: a folder that has some is not to lose
+# them without a word.
 EXTENSIONS = {ending for endings in _EXTENSIONS.values() for ending in endings}
+EXTENSIONS |= {".heic", ".heif", ".hif", ".jxl", ".svg"}
+EXTENSIONS |= {".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"}
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112
 # Nearly all names: words between single slashes, none of them beginning with a full stop.

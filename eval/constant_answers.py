@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from statistics import fmean
 
 from data_prep.files import read_jsonl
@@ -12,7 +14,7 @@ from data_prep.stream import Stream
 from eval.scorers.answer_text import GoldRecord
 from eval.scorers.registry import Scorer, is_own, scorer_of
 
-CANDIDATES = 30  # most frequent training answers tried
+CANDIDATES = 30  # most frequent training answers tried; so many of each chunk are counted
 
 
 def best_constant(stream: Stream, task: str) -> float:
@@ -42,14 +44,33 @@ def constant_score(
 
 
 def _common_answers(stream: Stream, task: str) -> list[str]:
-    """Return the most frequent answers in the chunk that holds most of the task's samples."""
-    task = stream.task(task).trained_as
-    chunk = max(stream.chunks, key=lambda entry: entry.tasks.get(task, 0), default=None)
-    if chunk is None or not chunk.tasks.get(task) or not (stream.root / chunk.file).is_file():
-        return []
-    answers = Counter(
-        str(record["messages"][-1]["content"])
-        for record in read_jsonl(stream.root / chunk.file)
-        if record.get("task") == task and record.get("messages")
-    )
+    """Return the most frequent training answers to a task; none where their chunks are not there.
+
+    Those of the chunk that a test set of one period belongs to, where that has any, since other
+    periods may have other answers; else those of all chunks.
+    """
+    test = stream.task(task)
+    holding = [chunk for chunk in stream.chunks if chunk.tasks.get(test.trained_as)]
+    chunks = [chunk for chunk in holding if chunk.index == test.chunk] or holding
+    if not all((stream.root / chunk.file).is_file() for chunk in chunks):
+        return []  # what is left may lack the answer that earns most
+    answers: Counter[str] = Counter()
+    for chunk in chunks:
+        found = _answers_in(stream.root / chunk.file, chunk.sha256)
+        answers.update(dict(found.get(test.trained_as, ())))
     return [answer for answer, _ in answers.most_common(CANDIDATES)]
+
+
+@lru_cache(maxsize=1024)
+def _answers_in(path: Path, sha256: str) -> dict[str, list[tuple[str, int]]]:
+    """Return for each task of a chunk its most frequent answers and how often each is there.
+
+    Args:
+        path: the chunk's file.
+        sha256: of the file, for the cache: every report of a run asks for all chunks.
+    """
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in read_jsonl(path):
+        if record.get("messages"):
+            answers[str(record.get("task"))][str(record["messages"][-1]["content"])] += 1
+    return {task: counted.most_common(CANDIDATES) for task, counted in answers.items()}

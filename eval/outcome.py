@@ -132,19 +132,23 @@ def _below_base(tasks: Sequence[TaskOutcome]) -> list[str]:
 
 
 def _useful(tasks: Sequence[TaskOutcome]) -> str:
-    floor, name = CONSTANT, "the best constant answer"
-    judged = [t for t in tasks if math.isfinite(t.constant)]
-    if not judged:  # captions
-        floor, name = BASE, "the base model"
-        judged = [t for t in tasks if math.isfinite(t.base)]
-    if not judged:
+    """Return on how many tasks the model is better than what needs no training."""
+    constant = [t.last > t.constant for t in tasks if math.isfinite(t.constant)]
+    # Captions have no constant answer.
+    base = [t.last > t.base for t in tasks if math.isnan(t.constant) and math.isfinite(t.base)]
+    if not constant and not base:
         return "There is nothing to compare with: neither base model nor constant answers."
-    better = sum(t.last > floor(t) for t in judged)
+    name = "the best constant answer" if constant else "the base model"
+    if constant and base:
+        name += " (where there is none, than the base model)"
+    better, count = sum(constant + base), len(tasks)
+    if unknown := count - len(constant + base):
+        return f"It is better than {name} on {better} of {count} tasks; {unknown} cannot be judged."
     if better == 0:
         return f"This model is of no use as it is: it is nowhere better than {name}."
-    if better == len(judged):
+    if better == count:
         return f"It is better than {name}{' on every task' if better > 1 else ''}."
-    return f"It is better than {name} on {better} of {len(judged)} tasks."
+    return f"It is better than {name} on {better} of {count} tasks."
 
 
 def _problems(

@@ -41,17 +41,21 @@ def table_rows(
 
 
 def separator(open_text: Callable[[], IO[str]]) -> str:
-    """Return what parts the cells of a CSV file: the first that gives its rows as many as its head.
+    """Return what parts the cells of a CSV file: what gives most rows as many as its head.
 
-    A comma counts first, and where none of them does.
+    A comma counts first, and where none of them parts the head.
     """
-    for mark in _SEPARATORS:
-        with open_text() as file, suppress(csv.Error):
-            rows = islice(filter(None, csv.reader(file, delimiter=mark, strict=True)), 20)
-            counts = {len(row) for row in rows}
-            if len(counts) == 1 and counts != {1}:
-                return mark
-    return _SEPARATORS[0]
+    fitting = {mark: _fitting(open_text, mark) for mark in _SEPARATORS}
+    return max(_SEPARATORS, key=fitting.__getitem__)
+
+
+def _fitting(open_text: Callable[[], IO[str]], mark: str) -> int:
+    """Return how many of the first rows have as many cells as the head; 0: it has only one."""
+    widths: list[int] = []
+    with open_text() as file, suppress(csv.Error):
+        for row in islice(filter(None, csv.reader(file, delimiter=mark, strict=True)), 20):
+            widths.append(len(row))
+    return widths.count(widths[0]) if widths and widths[0] > 1 else 0
 
 
 def _rows(
@@ -77,15 +81,16 @@ def _rows(
                     text = f"the header names {twice[0]!r} twice: rename or remove one"
                     yield number, DataError("csv-header", text)
                     return
-            elif row:
-                yield number, _row(header, row)
+            elif any(row):  # spreadsheets end a table with rows of empty cells
+                yield number, _row(header, row, delimiter)
 
 
-def _row(header: list[str], row: list[str]) -> dict[str, str] | DataError:
+def _row(header: list[str], row: list[str], mark: str) -> dict[str, str] | DataError:
     if len(row) != len(header):
         return DataError(
             "csv-columns",
-            f"found {len(row)} cells, the header names {len(header)}: quote cells with commas",
+            f"found {len(row)} cells, the header names {len(header)}: quote cells that hold "
+            f"{mark!r}",
         )
     return {key: cell for key, cell in zip(header, row, strict=True) if cell != ""}
 

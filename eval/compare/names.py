@@ -1,10 +1,11 @@
-"""What methods are called: in files and on the command line, and in print."""
+"""What methods are called: in files and on the command line, and in print; what they keep."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from eval.report.data import RunData
 
@@ -69,6 +70,17 @@ def method_name(run: RunData, preset: bool) -> str:
         if recipe.get(key) is not None and method not in inherent
     ]
     return " + ".join([run.manifest.method_name(preset) or run.name, *added])
+
+
+def kept_data(protocol: str | None, recipe: Mapping[str, Any]) -> str:
+    """Return what past data a run of a recipe keeps, in words; empty: none."""
+    if protocol == "joint":
+        return "all data"
+    if memory := (recipe.get("replay") or {}).get("memory"):
+        return f"{memory} samples"
+    if kept := (recipe.get("pool") or {}).get("samples"):
+        return f"{kept} samples a chunk"
+    return ""
 
 
 def printed(name: str) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from eval.compare.names import method_name, told_apart
+from eval.compare.names import kept_data, method_name, told_apart
 from eval.metrics import Array, First
 from eval.predictions import TaskScores
 from eval.report.data import Gap, RunData, load_run
@@ -31,6 +31,7 @@ LATER_KEYS: JsonObject = {
 }
 RUN_FILES = ("manifest.json", "matrix.csv")
 Replicate = tuple[int | None, int | None]
+Cells = NDArray[np.bool_]
 
 
 def draws_of(pairs: Sequence[Replicate]) -> list[Replicate]:
@@ -41,17 +42,6 @@ def draws_of(pairs: Sequence[Replicate]) -> list[Replicate]:
     if len({stream for stream, _ in pairs}) == 1:
         return list(pairs)
     return [(stream, None) for stream, _ in pairs]
-
-
-def kept_data(protocol: str | None, recipe: Mapping[str, Any]) -> str:
-    """Return what past data a run of a recipe keeps, in words; empty: none."""
-    if protocol == "joint":
-        return "all data"
-    if memory := (recipe.get("replay") or {}).get("memory"):
-        return f"{memory} samples"
-    if kept := (recipe.get("pool") or {}).get("samples"):
-        return f"{kept} samples a chunk"
-    return ""
 
 
 @dataclass(frozen=True)
@@ -159,13 +149,13 @@ def load_methods(folders: Sequence[Path]) -> Comparable:
     # Every method on each of several streams: means over streams say the same of all.
     balanced = len(streams[0]) > 1 and all(found == streams[0] for found in streams)
     tasks = _common_tasks(runs, balanced, gaps)
-    rows = _common_rows(runs, balanced, gaps)
+    cells = _common_cells(runs, tasks, balanced, gaps)
     for group in groups.values():
         if len({(_stream_seed(run), run.manifest.seed) for run in group}) < len(group):
             roots = ", ".join(run.folder for run in group)
             raise ValueError(f"{roots}: the same recipe and seed; give only one of them")
     methods = [
-        Method(name, [_entry(run, tasks, rows[_stream_of(run, balanced)], gaps) for run in group])
+        Method(name, [_entry(run, tasks, cells[_stream_of(run, balanced)]) for run in group])
         for name, group in groups.items()
     ]
     # Any of them: a task that runs score differently is not compared (`_common_tasks`).
@@ -303,24 +293,46 @@ def _common_rows(runs: Sequence[RunData], balanced: bool, gaps: list[Gap]) -> di
     return {stream: sorted(found) for stream, found in rows.items()}
 
 
-def _entry(run: RunData, tasks: Sequence[str], rows: Sequence[int], gaps: list[Gap]) -> Entry:
+def _common_cells(
+    runs: Sequence[RunData], tasks: Sequence[str], balanced: bool, gaps: list[Gap]
+) -> dict[str, Cells]:
+    """Return for each stream the cells of a[chunk, task] that all its runs have, as true.
+
+    A run that grew with its stream has no early scores of late tasks: beside one over the whole
+    stream its means would be over other tasks. In the last row: what the runs of all streams have.
+    """
+    rows, cells = _common_rows(runs, balanced, gaps), dict[str, Cells]()
+    for run in runs:
+        stream = _stream_of(run, balanced)
+        known = np.isfinite(_values(run, tasks, rows[stream]))
+        cells[stream] = cells.get(stream, known) & known
+        for row in rows[stream]:
+            for task in (task for i, task in enumerate(tasks) if not known[row, i]):
+                why = "not measured; all runs' means are over the other tasks"
+                gaps.append(Gap(f"{run.folder}: {task} after chunk {row}", why))
+    last = np.logical_and.reduce([known[-1] for known in cells.values()])
+    for known in cells.values():
+        known[-1] = last
+    return cells
+
+
+def _values(run: RunData, tasks: Sequence[str], rows: Sequence[int]) -> Array:
     columns = [run.tasks.index(task) for task in tasks]
     values = np.full((rows[-1] + 1, len(tasks)), np.nan)
     values[list(rows)] = run.matrix.values[np.ix_(rows, columns)]
-    for row in rows:
-        for task in (t for i, t in enumerate(tasks) if np.isnan(values[row, i])):
-            why = "not measured; the run's means are over the other tasks"
-            gaps.append(Gap(f"{run.folder}: {task} after chunk {row}", why))
-    first = run.first_seen()
-    samples = [_samples(run, task, rows) for task in tasks]
-    return Entry(run, values, samples, [first[column] for column in columns])
+    return values
 
 
-def _samples(run: RunData, task: str, rows: Sequence[int]) -> Array:
-    """Return sample scores (chunks + 1, n), columns by sorted id, rows not compared NaN."""
-    table = run.sample_scores(task)[: rows[-1] + 1]
-    kept = np.full_like(table, np.nan)
-    kept[list(rows)] = table[list(rows)]
+def _entry(run: RunData, tasks: Sequence[str], cells: Cells) -> Entry:
+    values = np.where(cells, _values(run, tasks, range(len(cells))), np.nan)
+    samples = [_samples(run, task, cells[:, i]) for i, task in enumerate(tasks)]
+    return Entry(run, values, samples, [run.first_seen()[run.tasks.index(t)] for t in tasks])
+
+
+def _samples(run: RunData, task: str, compared: Cells) -> Array:
+    """Return sample scores (chunks + 1, n), columns by sorted id, cells not compared NaN."""
+    table = run.sample_scores(task)[: len(compared)]
+    kept = np.where(compared[:, None], table, np.nan)
     return np.asarray(kept[:, np.argsort(_sample_ids(run, task))])
 
 

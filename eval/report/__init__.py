@@ -9,13 +9,17 @@ and a model card in the newest adapter.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from data_prep.files import write_text
 
 
 def write_report(
-    run_dir: Path, stream_dir: Path | None = None, tell: Callable[[str], None] | None = None
+    run_dir: Path,
+    stream_dir: Path | None = None,
+    tell: Callable[[str], None] | None = None,
+    finished: bool = False,
 ) -> Path:
     """Write `<run_dir>/report.html`, TensorBoard scalars and the model card; return the page.
 
@@ -25,6 +29,7 @@ def write_report(
         run_dir: the run folder.
         stream_dir: the stream folder; None takes the one that manifest.json names.
         tell: given the paragraph on what the run came to, if there is one.
+        finished: the run ends with this report, which state.json does not say yet.
 
     Raises:
         FileNotFoundError: there is no such run folder.
@@ -38,6 +43,8 @@ def write_report(
     from eval.report.scalars import write_scalars
 
     run = load_run(Path(run_dir), stream_dir)
+    if finished:
+        run.state = replace(run.state, finished=True)
     summary = summarise(run)
     path = Path(run_dir) / "report.html"
     write_text(path, render(run, summary))

@@ -16,7 +16,7 @@ from eval.constant_answers import best_constant
 from eval.metrics import Array, Statistic
 from eval.outcome import Settings, TaskOutcome, sentences
 from eval.predictions import check_lines
-from eval.report.data import UNREADABLE, RunData
+from eval.report.data import UNREADABLE, Gap, RunData, without_folders
 from eval.run_files import PredictionLine, read_object
 from eval.significance import rests_on_samples
 
@@ -103,7 +103,12 @@ def _majority(run: RunData, task: str) -> float:
             base = read_object(run.chunk(0) / "scores.json")
             if (known := base["tasks"][task].get("constant")) is not None:
                 return float(known)
-    return best_constant(run.stream, task) if run.stream else math.nan
+    try:
+        return best_constant(run.stream, task) if run.stream else math.nan
+    except UNREADABLE as error:  # a damaged chunk, which may hold other tasks' answers, too
+        gap = Gap("Best constant answers", without_folders(str(error), run))
+        run.gaps += [] if gap in run.gaps else [gap]
+        return math.nan
 
 
 def _task_rows(

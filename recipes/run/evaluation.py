@@ -120,14 +120,15 @@ def _note_unrouted(routing: Path, answers: int) -> None:
         write_json(routing, {**content, "missing_rows": missing}, allow_nan=True)
 
 
-def write_report(layout: RunLayout, say: Callable[[str], None], tell: bool = False) -> None:
+def write_report(layout: RunLayout, say: Callable[[str], None], last: bool = False) -> None:
     """Writes report.html. A failure is printed, but must not stop a training run.
 
-    With `tell` the paragraph on what the run came to is said, too.
+    With `last` it is the report of a run that ends with it, and the paragraph on what the run came
+    to is said, too.
     """
     try:
         from eval.report import write_report as write_html  # only a finished chunk needs it
 
-        write_html(layout.root, tell=say if tell else None)
+        write_html(layout.root, tell=say if last else None, finished=last)
     except Exception:  # noqa: BLE001 - a broken chart must not end a training
         say(f"the report could not be written; training continues:\n{traceback.format_exc()}")

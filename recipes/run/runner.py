@@ -86,7 +86,7 @@ def run(recipe: Recipe, progress: Progress, train_only: bool = False) -> None:
         manifest.check_same_model(layout, recipe)
         migrate_plugin_paths(layout)
         session = Session(recipe, layout, stream, load_state(layout.state), lock, progress)
-        if opens:
+        if opens or scored_anew:
             # Before anything is done: killed from here on it must not count as finished.
             session.state.finished = False
             session.save()
@@ -132,9 +132,11 @@ def _run_chunks(session: Session, train_only: bool) -> None:
             "evaluates them"
         )
         return
+    session.save()  # how much is done, where a kill came before it was counted
+    evaluation.write_report(layout, session.progress.say, last=True)
+    # After the report: killed before it was whole, the same command writes it.
     state.finished = True
     session.save()
-    evaluation.write_report(layout, session.progress.say, tell=True)
     total = sum(record.train_seconds + record.eval_seconds for record in state.chunks)
     session.progress.say(
         f"finished: {counted(count, 'chunk')} in {duration(total)}\n"

@@ -17,7 +17,7 @@ import numpy as np
 from data_prep.files import write_text
 from data_prep.stream import open_stream
 from eval.compare.costs import stored_millions, trainable_millions
-from eval.compare.runs import kept_data
+from eval.compare.names import kept_data
 from eval.matrix import load_matrix
 from eval.metrics import mean_over
 from eval.routing.diagnosis import drift, kept_changes, overlap_with_others

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def sweep(planned: Sweep, options: argparse.Namespace, tell: Callable[[str], Non
     if options.keep == "best":
         for line in keep_best(planned):
             tell(line)
-    tell(f"compare them: python -m eval.compare {planned.folder}")
+    tell(f"compare them: python -m eval.compare {shlex.quote(str(planned.folder))}")
     return 0 if all(result.state == DONE for result in results) else 1
 
 

@@ -127,7 +127,7 @@ FILES = [
     ("a.json", f'[{{"text": "a", "answer": NaN}}, {ITEM}]'.encode(), "a.json: sample 1",
      "found NaN, which is not JSON; write null or leave it out [json-constant]"),
     ("a.csv", b"question,answer\na,b\na,b,c\n", "a.csv:3",
-     "found 3 cells, the header names 2: quote cells with commas [csv-columns]"),
+     "found 3 cells, the header names 2: quote cells that hold ',' [csv-columns]"),
     ("a.csv", b'question,answer\n"a"x,b\n', "a.csv:2", "not CSV: ',' expected after '\"' [csv]"),
     ("a.csv", b"question,answer\na,\n", "a.csv:2", "'question' has no 'answer' beside it"),
     ("a.csv", b'messages\n"[{""role"": ]"\n', "a.csv:2",

@@ -125,3 +125,29 @@ def test_captions_have_no_constant_answer() -> None:
     unknown = task("captions", 0.8, constant=math.nan, base=math.nan)
     assert "nothing to compare with" in text(unknown)
     assert sentences(0, 3, [unknown], [], SETTINGS) == []
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        (
+            [task("box", 0.2), task("captions", 0.9, constant=math.nan, base=0.1)],
+            "It is better than the best constant answer (where there is none, than the base model)"
+            " on 1 of 2 tasks.",
+        ),
+        (
+            [task("box", 0.9), task("captions", 0.1, constant=math.nan, base=0.4)],
+            "(where there is none, than the base model) on 1 of 2 tasks.",
+        ),
+        (
+            [task("box", 0.9), task("new", 0.1, constant=math.nan, base=math.nan)],
+            "It is better than the best constant answer on 1 of 2 tasks; 1 cannot be judged.",
+        ),
+    ],
+)
+def test_every_task_is_judged_by_what_is_known_of_it(tasks: list[TaskOutcome], words: str) -> None:
+    """Useful for captions is not "of no use", and worse at them is not better "on every task"."""
+    said = text(*tasks)
+    assert words in said
+    assert "of no use" not in said
+    assert "on every task" not in said

@@ -80,8 +80,8 @@ def half(original: Half, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         signal.signal(number, handler)
 
 
-def go_on(half: Half) -> int:
-    return main([str(half.recipe), f"run_dir={half.run}"])
+def go_on(half: Half, *words: str) -> int:
+    return main([str(half.recipe), f"run_dir={half.run}", *words])
 
 
 def test_the_end_of_the_run_writes_the_report_once(
@@ -89,12 +89,42 @@ def test_the_end_of_the_run_writes_the_report_once(
 ) -> None:
     written: list[bool] = []
 
-    def note(layout: RunLayout, say: object, tell: bool = False) -> None:
-        written.append(load_state(layout.state).finished)
+    def note(layout: RunLayout, say: object, last: bool = False) -> None:
+        written.append(last)
 
     monkeypatch.setattr(evaluation, "write_report", note)
     assert go_on(half) == 0
     assert written == [True], "not after the last chunk, too"
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("scorer", [None, "label"])
+def test_killed_before_the_last_report_the_same_command_writes_it(
+    half: Half, monkeypatch: pytest.MonkeyPatch, scorer: str | None
+) -> None:
+    report = RunLayout(half.run).report
+
+    def killed(layout: RunLayout, say: object, last: bool = False) -> None:
+        raise Killed
+
+    def write(layout: RunLayout, say: object, last: bool = False) -> None:
+        report.write_text(f"after chunk {load_state(layout.state).done}", encoding="utf-8")
+
+    words = []
+    if scorer:  # another scorer for a finished run
+        assert go_on(half) == 0
+        words = [f"eval.scorer={scorer}"]
+    report.write_text("after chunk 1", encoding="utf-8")
+    monkeypatch.setattr(evaluation, "write_report", killed)
+    with pytest.raises(Killed):
+        go_on(half, *words)
+    monkeypatch.setattr(evaluation, "write_report", write)
+    assert go_on(half, *words) == 0
+    assert report.read_text(encoding="utf-8") == "after chunk 2"
+    assert load_state(RunLayout(half.run).state).finished
 
 
 def cut(name: str) -> Callable[[Half], None]:

@@ -57,7 +57,7 @@ def install() -> None:
         return start_process(command, log, output) if command.prefix else fork(command, log)
 
     if os.environ.get("FAKE_REPORT") != "1":
-        evaluation.write_report = lambda layout, say, tell=False: layout.report.touch()
+        evaluation.write_report = lambda layout, say, last=False: layout.report.touch()
     Command.argv = argv  # type: ignore[method-assign]
     host_process.start_process = start  # type: ignore[assignment]
     Worker.start = lambda self, command, log: fork(command, log)  # type: ignore[method-assign, assignment]

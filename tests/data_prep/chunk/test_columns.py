@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data_prep.check.__main__ import main as check
 from data_prep.chunk.__main__ import main as chunk
 from data_prep.chunk.columns import ColumnNames
 from data_prep.errors import DataError
@@ -199,6 +200,22 @@ def test_commas_stay_the_separator_beside_other_marks_and_a_bad_row(table, capsy
     assert {s["messages"][0]["content"] for s in samples(source)} == {"<image>a;b|c?"}
 
 
+@pytest.mark.parametrize("mark", [";", "|", "\t"])
+def test_a_row_with_a_cell_too_many_does_not_hide_the_separator(table, capsys, mark):
+    row = mark.join(("p{n}.png", "What colour, then?", "{colour}", "1,5"))
+    source = table(mark.join(("file", "question", "answer", "price")), row)
+    lines = source.read_text().splitlines()
+    lines[2] += f"{mark}checked"
+    source.write_text("\n".join([*lines, mark * 3, mark * 3, ""]))
+    assert cut(source) == 1
+    error = capsys.readouterr().err
+    assert f"shop.csv:3: found 5 cells, the header names 4: quote cells that hold {mark!r}" in error
+    assert "error: 1 bad sample," in error  # rows of empty cells are none
+    assert cut(source, "--skip-bad") == 0
+    assert len(samples(source)) == 17
+    assert {s["price"] for s in samples(source)} == {"1,5"}
+
+
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
     for name, colour in (("cat", "red"), ("dog", "blue"), ("Golden Retriever", "gold")):
@@ -227,6 +244,26 @@ def test_folders_named_by_class_are_a_source(classes, capsys):
     assert "complete, nothing to do" in capsys.readouterr().out
 
 
+def test_pictures_of_a_class_that_no_host_reads_are_named_by_the_check(classes, capsys):
+    """A class whose pictures all come from a phone was not there, without a word."""
+    out = classes.parent / "out"
+    (classes / "bird").mkdir()
+    heic = b"\0\0\0\x18ftypheic" + bytes(64)
+    for path in (classes / "bird/1.HEIC", classes / "Golden Retriever/9.heic"):
+        path.write_bytes(heic)
+    (classes / "bird/Thumbs.db").write_bytes(b"x")
+    assert chunk(["--source", str(classes), "--out", str(out), "--question", "Which?"]) == 0
+    read = [json.loads(line) for line in (out / "chunks/001.jsonl").read_text().splitlines()]
+    assert len(read) == 14
+    assert {"images/bird/1.HEIC"} == {
+        s["images"][0] for s in read if s["messages"][1]["content"] == "bird"
+    }
+    capsys.readouterr()
+    assert check([str(out)]) == 1
+    said = capsys.readouterr().out
+    assert said.count("is a HEIC picture or a video (heic): convert it to PNG") == 2
+
+
 def test_folders_of_splits_are_no_classes(classes, capsys):
     root = classes.parent / "data"
     (root / "test").mkdir(parents=True)
@@ -244,3 +281,22 @@ def test_classes_without_a_question_are_refused_with_the_fix(classes, capsys):
     assert "(and 11 more)" in error
     assert "columns found: image, label" in error
     assert '--question "..."' in error
+
+
+def test_what_comes_next_can_be_pasted_and_a_batch_without_tests_is_no_stream_without(
+    table, capsys
+):
+    source, again = (
+        table("file,question,answer,day"),
+        table("file,question,answer,day", name="again"),
+    )
+    again.write_text(again.read_text().replace("it?", "this?"))
+    out, photos = source.parent / "my shop", source.parent / "photos"
+    made = ["--out", str(out), "--images", str(photos), "--test", f"mugs={again}"]
+    assert chunk(["--source", str(source), *made, "--task", "mugs", "--workers", "1"]) == 0
+    assert f"next: python -m data_prep.check '{out}'" in capsys.readouterr().out
+    again.write_text(again.read_text().replace("this?", "that?"))
+    assert chunk(["--append", str(out), "--source", str(again), "--workers", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "0 test sets" in said
+    assert "no test set" not in said

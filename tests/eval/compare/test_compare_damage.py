@@ -78,6 +78,32 @@ def test_damage_becomes_a_marked_gap(
     assert found.cell("strlora", "last").value > 0
 
 
+def test_a_run_that_grew_is_not_ahead_of_the_same_answers_over_the_whole_stream(
+    good: Path, tmp_path: Path
+) -> None:
+    """OCRVQA's test set came with chunk 3: the run that had grown was not asked it before."""
+    grown = shutil.copytree(good, tmp_path / "grown")
+    manifest = read_json(grown / "manifest.json")
+    manifest["recipe"]["method"] = "lora"
+    write_json(grown / "manifest.json", manifest)
+    rows = (grown / "matrix.csv").read_text("utf-8").splitlines()
+    kept = [row for row in rows if not row.startswith(("1,OCRVQA", "2,OCRVQA"))]
+    (grown / "matrix.csv").write_text("\n".join(kept) + "\n", "utf-8")
+    for chunk in (1, 2):
+        (grown / f"chunks/00{chunk}/predictions/OCRVQA.jsonl").unlink()
+    of = {tuple(row.split(",")[:2]): float(row.split(",")[2]) for row in rows[1:]}
+    last = (of["3", "VQAv2"] + of["3", "OCRVQA"]) / 2
+    average = (of["1", "VQAv2"] + of["2", "VQAv2"] + last) / 3
+    whole = sum(of[c, task] for c in "123" for task in ("VQAv2", "OCRVQA")) / 6
+    assert average != pytest.approx(whole, abs=1e-3)
+    found = compare([good, grown])
+    for method in ("strlora", "lora"):
+        assert found.cell(method, "average").value == pytest.approx(average)
+        assert found.cell(method, "last").value == pytest.approx(last)
+    assert [test.difference for test in found.tests] == [0.0] * len(found.tests)
+    assert [gap.what for gap in found.gaps] == [f"grown: OCRVQA after chunk {c}" for c in (1, 2)]
+
+
 def test_a_score_that_its_samples_do_not_give_has_no_spread_and_no_test(
     good: Path, poor: Path
 ) -> None:

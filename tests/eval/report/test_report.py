@@ -331,6 +331,21 @@ def test_captions_that_are_too_few_for_cider_are_told(tmp_path: Path, tests: int
     assert any("too small for CIDEr" in note for note in notes(compare([run]))) == told
 
 
+def test_a_damaged_chunk_leaves_a_gap_where_the_constant_answers_stand(tmp_path: Path) -> None:
+    """Of a stream of one's own, whose manifest does not tell their scores."""
+    run, stream = make_run(tmp_path, chunks=3, done=3, tests=4, tasks=["VQAv2", "OCRVQA"])
+    manifest = read_json(stream / "stream.json")
+    for entry in manifest["tasks"].values():
+        entry.pop("majority")
+    write_json(stream / "stream.json", manifest)
+    with (stream / "chunks/001.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"broken\n')
+    page = unescape(write_report(run).read_text("utf-8"))
+    assert page.count("Best constant answers") == 1
+    assert re.search(r"Best constant answers\W.{0,40}chunks/001.jsonl:\d+: not JSON", page, re.S)
+    assert str(stream) not in page
+
+
 def test_a_run_of_one_task_has_a_full_report(tmp_path: Path) -> None:
     """Nothing compares tasks, and nothing counts "1 tasks"."""
     run, _ = make_run(tmp_path, tasks=["VQAv2"], chunks=3, done=3, tests=4)
