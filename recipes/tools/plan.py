@@ -240,8 +240,19 @@ def _trained(recipe: Recipe, index: int, samples: int) -> tuple[int, int, int]:
     if will_replay(recipe, RunLayout(Path(recipe.folder)), index):
         batches = list(mixture_of(recipe).batches(samples * epochs))
         replayed = sum(count for _, count in batches)
-        return sum(own for own, _ in batches) + replayed, replayed, len(batches)
-    return samples * epochs, 0, -(-samples // recipe.schedule.global_batch) * epochs
+        read, steps = _one_pass(recipe, sum(own for own, _ in batches) + replayed)
+        return read, replayed, steps
+    read, steps = _one_pass(recipe, samples)
+    return read * epochs, 0, steps * epochs
+
+
+def _one_pass(recipe: Recipe, lines: int) -> tuple[int, int]:
+    """Lines of a training file that the host reads, and its optimizer steps.
+
+    It leaves out the end of a file that the processes do not divide.
+    """
+    read = lines - lines % recipe.processes
+    return read, -(-read // recipe.schedule.global_batch)
 
 
 def _router(recipe: Recipe, stream: Stream | None, index: int) -> tuple[int, int]:
@@ -249,7 +260,8 @@ def _router(recipe: Recipe, stream: Stream | None, index: int) -> tuple[int, int
     counts = [_samples(recipe, stream, c) or 0 for c in range(1, index + 1)]
     lines = router_lines(recipe, counts)
     epochs = recipe.pool.epochs if recipe.pool else 0
-    return lines * epochs, -(-lines // recipe.schedule.global_batch) * epochs
+    read, steps = _one_pass(recipe, lines)
+    return read * epochs, steps * epochs
 
 
 def _images(stream: Stream, chunks: Sequence[int], counts: Sequence[int]) -> float:
