@@ -20,7 +20,7 @@ from recipes.baselines.start_adapter import will_replay
 from recipes.config.blocks import Data
 from recipes.config.schema import Recipe
 from recipes.config.sizes.base_model import CountError, Shape, adapter_size, model_shape
-from recipes.config.sizes.stored import BYTES, stored_by_all, stored_by_chunk
+from recipes.config.sizes.stored import BYTES, left_by_all, left_by_chunk, sizes_by_chunk
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.run_folder.layout import RunLayout
 from recipes.tools.measured import Measured, find_measured
@@ -66,7 +66,7 @@ class TokenPlan:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """Parameters of the base model, those that are trained, and those that a chunk leaves."""
+    """Parameters of the base model, those that are trained, and those that the last chunk leaves."""
 
     parameters: int
     trained_parameters: int
@@ -291,9 +291,9 @@ def _model(recipe: Recipe, shape: Shape) -> ModelPlan:
     return ModelPlan(
         parameters=shape.parameters,
         trained_parameters=size.trained,
-        stored_parameters=stored_by_chunk(recipe, size),
+        stored_parameters=left_by_chunk(recipe, size),
         trained_share=size.trained / shape.parameters,
-        adapters_gib=stored_by_all(recipe, size) * BYTES / GIB,
+        adapters_gib=left_by_all(recipe, sizes_by_chunk(recipe, shape)) * BYTES / GIB,
     )
 
 

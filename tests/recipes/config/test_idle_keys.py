@@ -9,7 +9,7 @@ import pytest
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.rules import idle_keys
-from recipes.config.sizes.stored import stored_by_chunk
+from recipes.config.sizes.stored import left_by_chunk
 from strlora_tuner.options import Size
 
 CONSTANT = "schedule.later.lr_scheduler_type=constant"
@@ -141,4 +141,4 @@ def test_an_optimizer_that_goes_on_is_stored_with_each_chunk() -> None:
     recipe = load_recipe("tiny", ["method=lora"])
     kept = load_recipe("tiny", ["method=lora", "schedule.later.optimizer_state=keep"])
     size = Size(trained=1000, stored=1100)
-    assert (stored_by_chunk(recipe, size), stored_by_chunk(kept, size)) == (1100, 3100)
+    assert (left_by_chunk(recipe, size), left_by_chunk(kept, size)) == (1100, 3100)

@@ -1,4 +1,4 @@
-"""Steps that `plan` counts, against the host's own sampler of several processes."""
+"""Steps and stored numbers that `plan` counts, against the host's own sampler and each chunk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from recipes.config.loading import load_recipe
 from recipes.config.schema import Recipe
+from recipes.config.sizes.base_model import model_shape, tuner_size
+from recipes.config.sizes.stored import checkpoint_bytes, sizes_by_chunk
+from recipes.run.preflight.free_space import bytes_to_come
 from recipes.tools.plan import make_plan
 from tests.recipes.toy import write_stream
 
@@ -36,3 +40,23 @@ def test_the_end_that_the_processes_do_not_divide_is_no_step(
     expected = 2 * steps_of_the_host(samples, processes, each, batch=4)
     assert [chunk.steps for chunk in plan.chunks] == [expected] * 2
     assert [chunk.samples for chunk in plan.chunks] == [samples] * 2
+
+
+@pytest.mark.parametrize("method", ["olora", "hide_llava", "branchlora", "lora", "mr_lora"])
+def test_the_adapters_of_all_chunks_are_what_each_of_them_stores(method: str) -> None:
+    """O-LoRA's file grows by a pair a chunk: 1 + 2 + ... + 8 pairs, not 8 times 8."""
+    recipe = load_recipe("tiny", [f"method={method}"])
+    shape = model_shape(recipe)
+    assert shape is not None
+    files = [tuner_size(recipe, shape, chunk).stored for chunk in range(1, 9)]
+    if method == "olora":
+        assert files == [files[0] * chunk for chunk in range(1, 9)]
+    if method == "mr_lora":
+        files += files[1:]  # a router after each but the first
+    plan = make_plan(recipe)
+    assert plan.model is not None
+    assert plan.model.adapters_gib * 2**30 == 4 * sum(files)
+    recipe = recipe.model_copy(update={"run_dir": "runs/of-no-such-name"})
+    sizes = sizes_by_chunk(recipe, shape)
+    checkpoints = checkpoint_bytes(recipe, sizes[8])
+    assert bytes_to_come(recipe, sizes) == 4 * sum(files) + checkpoints
