@@ -101,7 +101,7 @@ def choose(results: Sequence[Result]) -> dict[str, Setting]:
         groups.setdefault((result.cell.recipe.method, result.cell.settings), []).append(result)
     best: dict[str, Setting] = {}
     for (method, settings), group in groups.items():
-        # Without any answer nothing was measured: such a score is NaN, and has no place in an order.
+        # Without any answer nothing was measured: such a score is NaN, which has no rank.
         if all(result.state == DONE and math.isfinite(result.last) for result in group):
             setting = Setting(method, settings, tuple(group))
             best[method] = min(best.get(method, setting), setting, key=Setting.rank)

@@ -66,7 +66,7 @@ class TokenPlan:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """Parameters of the base model, those that are trained, and those that the last chunk leaves."""
+    """Parameters of the base model, those that are trained, and those of the last chunk's files."""
 
     parameters: int
     trained_parameters: int

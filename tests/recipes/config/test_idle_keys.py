@@ -33,6 +33,18 @@ LATER = "schedule.later."
             f"{LATER}rate_factor",
             ": with method joint no chunk goes on from the one before",
         ),
+        (
+            "mr_lora",
+            ["slow_weights={start_next_from: slow}"],
+            "slow_weights.start_next_from",
+            ": with method mr_lora no chunk goes on from the one before",
+        ),
+        (
+            "lora",
+            ["start_from=runs/x"],
+            "schedule.first.learning_rate",
+            " with start_from: its first chunk goes on under schedule.later, too",
+        ),
         ("l2", [], "ewc.decay", " with ewc.fisher false"),
         (
             "strlora",
@@ -59,6 +71,8 @@ def test_what_does_nothing_is_known_with_its_cause(
         ("lora", [], f"{LATER}rate_factor"),
         ("lora", [], f"{LATER}freeze_routers_from_chunk"),
         ("lora", [], "schedule.first.stability_weight"),
+        ("lora", [], "schedule.first.learning_rate"),
+        ("lora", ["slow_weights={start_next_from: slow}"], "slow_weights.start_next_from"),
         ("ewc", [], "ewc.decay"),
     ],
 )

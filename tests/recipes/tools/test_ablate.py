@@ -80,7 +80,7 @@ def test_other_questions_are_asked_anew_and_not_compared(run) -> None:
 
 
 def test_answers_of_a_killed_ablation_of_an_earlier_chunk_are_not_taken(run) -> None:
-    folder, told = run
+    folder, _ = run
     side = folder / "ablation" / NAMES[0]
     assert ablate.main([str(folder), "--only", NAMES[0]]) == 0
     lines = [
