@@ -12,6 +12,7 @@ from recipes.config.schema import Recipe
 from recipes.config.sizes.base_model import model_shape, tuner_size
 from recipes.config.sizes.stored import checkpoint_bytes, sizes_by_chunk
 from recipes.run.preflight.free_space import bytes_to_come
+from recipes.run.preflight.stream_files import check_stream
 from recipes.tools.plan import make_plan
 from tests.recipes.toy import write_stream
 
@@ -40,6 +41,24 @@ def test_the_end_that_the_processes_do_not_divide_is_no_step(
     expected = 2 * steps_of_the_host(samples, processes, each, batch=4)
     assert [chunk.steps for chunk in plan.chunks] == [expected] * 2
     assert [chunk.samples for chunk in plan.chunks] == [samples] * 2
+
+
+def test_a_chunk_of_fewer_samples_than_processes_is_named_before_the_run(
+    toy: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """What all processes get alike is dealt out: of 3 samples none of 4 gets one."""
+    assert steps_of_the_host(3, 4, 1, batch=4) == 0
+    small = write_stream(tmp_path / "small", samples=3)
+
+    def told(*words: str) -> list[str]:
+        recipe = toy(f"data.stream={small}", "schedule.per_device_batch=1", *words)
+        return [each.text.partition(", each")[0] for each in check_stream(recipe)]
+
+    text = "chunk {} of data.stream has 3 samples for 4 processes"
+    assert told("launcher.nproc=4") == [text.format(chunk) for chunk in (1, 2)]
+    assert told("launcher.nproc=2") == []
+    assert told("launcher.nproc=4", "replay={memory: 4, share: 0.5}") == [text.format(1)]
+    assert told("launcher.nproc=4", "method=joint") == []  # of all chunks at once
 
 
 @pytest.mark.parametrize("method", ["olora", "hide_llava", "branchlora", "lora", "mr_lora"])
