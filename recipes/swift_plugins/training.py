@@ -9,8 +9,8 @@ same type; transformers orders checkpoints by the files' times, so that a clock 
 remove the newest one; a batch of a short and a long sample keeps the logits of all tokens from the
 shorter one's answer on (3,100 positions of a vocabulary of 151,936 are 1.9 GB in float32); the rate
 that is logged is the first group's, the aligner's where it has its own; the first step of a warm-up
-has the rate 0, so that a chunk of one step would learn nothing; and the log warns of remote code that
-is switched off, and asks for packages that only remote code and videos need.
+has the rate 0, so that a chunk of one step would learn nothing; and the log warns of remote code
+that is switched off, and asks for packages that only remote code and videos need.
 """
 
 from __future__ import annotations
