@@ -273,7 +273,8 @@ def bootstrap_matrices(
 ) -> Array:
     """Return matrices drawn again from the test samples: (replicates, chunks + 1, tasks).
 
-    The same drawn samples are used in every chunk, so differences between chunks stay paired.
+    The same drawn samples are used in every chunk, so differences between chunks stay paired. One
+    sample alone would be drawn again and again, as if nothing were unsure: its task is NaN.
 
     Args:
         samples: for each task the sample scores (chunks + 1, n), a row of NaN = not evaluated.
@@ -286,7 +287,7 @@ def bootstrap_matrices(
     drawn = np.full((replicates, chunks, len(samples)), np.nan)
     for task, scores in enumerate(samples):
         n = scores.shape[1]
-        if n == 0:
+        if n < 2:
             continue
         # How often each sample is drawn is all that a mean needs: one product then does all chunks.
         weights = generator.multinomial(n, np.full(n, 1.0 / n), size=replicates) / n
@@ -304,6 +305,12 @@ def sample_matrix(
         for aggregate, of_task in zip(aggregates, samples, strict=True)
     ]
     return np.stack(columns, axis=-1)
+
+
+def redrawn(real: Array, samples: Sequence[Array]) -> Array:
+    """Return the cells of `sample_matrix` that `bootstrap_matrices` has, too; the others NaN."""
+    alone = np.array([of_task.shape[1] < 2 for of_task in samples], dtype=bool)
+    return np.where(alone, np.nan, real)
 
 
 def permuted_matrices(

@@ -42,6 +42,7 @@ def split_results(
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
     scorers: Mapping[str, Scorer] = NONE_NAMED,
+    before: int = 0,
 ) -> dict[str, int]:
     """Write `<out_dir>/<task>.jsonl`, one line a test record in the test file's order.
 
@@ -55,6 +56,7 @@ def split_results(
         tasks: the tasks that were asked; None means all of the stream.
         limit: as given to `write_combined`.
         scorers: by task, those that the recipe names over the stream's.
+        before: chunks that the adapter counts and the run does not (`start_from`).
 
     Returns:
         The number of error entries by task.
@@ -71,13 +73,20 @@ def split_results(
     failed: dict[str, int] = {}
     for task, records in asked.items():
         lines = [
-            _prediction_line(task, r, answers.get(question_of(r, stream_dir))) for r in records
+            _of_run(_prediction_line(task, r, answers.get(question_of(r, stream_dir))), before)
+            for r in records
         ]
         failed[task] = sum(line["prediction"] is None for line in lines)
         _write_scored(
             out_dir / f"{task}.jsonl", lines, scorers.get(task) or scorer_of(stream, task)
         )
     return failed
+
+
+def _of_run(line: PredictionLine, before: int) -> PredictionLine:
+    """Return the line with the chunk's number in this run; 0: one of those before it."""
+    expert = line.get("expert")
+    return line if expert is None else {**line, "expert": max(expert - before, 0)}
 
 
 def _write_scored(path: Path, lines: Sequence[PredictionLine], scorer: Scorer) -> None:

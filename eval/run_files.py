@@ -32,7 +32,8 @@ class PredictionLine(TypedDict):
             length allowed; None: the host did not say.
         references, answer_bbox, size, options, synonyms, box_format, answer_type: of the test
             sample, where it has them; scorers read them.
-        expert: the chunk whose adapter or router answered, for methods that choose one.
+        expert: the chunk whose adapter or router answered, for methods that choose one; 0: one that
+            came with `start_from`.
         router_answer, routed: what MR-LoRA's router said, and whether that named an adapter.
         score: in 0..1 under the task's `fixed` scorer, 0 without an answer; CIDEr-D / 10 for
             captions. Version 0.1 wrote none.
@@ -119,7 +120,7 @@ class RoutedTask(TypedDict):
             (eval.routing.router_accuracy); null for a task that no chunk held yet.
         illegal: answers of MR-LoRA's router that named no adapter.
         unrouted: questions without a record.
-        experts: questions by chunk.
+        experts: questions by chunk; "0": those of `start_from`, which are in neither share.
     """
 
     n: int

@@ -14,8 +14,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypedDict
 
-from data_prep.files import read_json
+from data_prep.files import read_json, write_json
 from data_prep.stream import Stream, StreamError
 from eval.routing.stage_ablation import write_ablation
 from recipes import REPO, UserError
@@ -31,6 +32,8 @@ from recipes.run.session import RunError, run_host
 from recipes.run_folder.layout import RunLayout, SideLayout
 from recipes.run_folder.state import load_state
 from strlora_tuner.options import ABLATION
+
+ASKED = "asked.json"  # in the folder of an ablation
 
 
 def ablation_layout(run: Path, name: str) -> SideLayout:
@@ -75,30 +78,68 @@ def ablate(run: Path, only: Sequence[str], overrides: Sequence[str], again: bool
     if chunk == 0:
         raise RunError(f"{run}: no chunk is trained and evaluated yet")
     stream = open_recipe_stream(recipe)
+    asked = _asked(recipe, layout, stream, chunk)
     if missing := stopping(look(recipe)):
         raise RunError("\n  ".join(["this machine cannot evaluate the run:", *map(str, missing)]))
     with RunLock(layout.lock) as lock:
         for number, name in enumerate(names, start=1):
             where = ablation_layout(run, name)
-            if again or not _is_done(where, chunk):
+            if again or not _is_done(where, asked):
                 print(f"[{recipe.name}] chunk {chunk}, {number}/{len(names)}: {name}", flush=True)
-                _evaluate(recipe, where, stream, chunk, lock)
-    done = [name for name in known if _is_done(ablation_layout(run, name), chunk)]
+                _evaluate(recipe, where, stream, asked, lock)
+    layouts = {name: ablation_layout(run, name) for name in known}
+    done = [name for name, where in layouts.items() if _is_done(where, asked)]
+    there = [name for name, where in layouts.items() if where.scores(chunk).is_file()]
+    if others := [name for name in there if name not in done]:
+        print(f"left out, as other questions were asked: {', '.join(others)}", flush=True)
     path = write_ablation(run, stream.root, chunk, done, recipe.eval.scorer)
     evaluation.write_report(layout, print)
     return path
 
 
-def _is_done(where: SideLayout, chunk: int) -> bool:
-    path = where.scores(chunk)
-    return path.is_file() and read_json(path).get("chunk") == chunk
+class Asked(TypedDict):
+    """What an ablation was asked: those that differ in it are not compared."""
+
+    chunk: int
+    tasks: list[str]
+    limit: int | None
+    max_new_tokens: int
 
 
-def _evaluate(recipe: Recipe, where: SideLayout, stream: Stream, chunk: int, lock: RunLock) -> None:
-    tasks = recipe.eval.tasks or stream.tasks
+def _asked(recipe: Recipe, layout: RunLayout, stream: Stream, chunk: int) -> Asked:
+    """What is asked now: of the recipe's tasks those that the chunk itself was asked."""
+    there = {path.stem for path in layout.predictions(chunk).glob("*.jsonl")}
+    named = recipe.eval.tasks or [task for task in stream.tasks if task in there]
+    if lacking := [task for task in named if task not in there] if there else ["any task"]:
+        raise RunError(
+            f"{layout.predictions(chunk)}: no answers of {', '.join(lacking)}, with which those of "
+            f"an ablation could be compared; found {', '.join(sorted(there)) or 'none'}: name "
+            "others (eval.tasks), or evaluate the chunk again"
+        )
+    longest = recipe.eval.max_new_tokens
+    return {"chunk": chunk, "tasks": named, "limit": recipe.eval.limit, "max_new_tokens": longest}
+
+
+def _is_done(where: SideLayout, asked: Asked) -> bool:
+    return where.scores(asked["chunk"]).is_file() and _was_asked(where) == asked
+
+
+def _was_asked(where: SideLayout) -> Any:
+    path = where.side / ASKED
+    return read_json(path) if path.is_file() else None
+
+
+def _evaluate(
+    recipe: Recipe, where: SideLayout, stream: Stream, asked: Asked, lock: RunLock
+) -> None:
+    chunk, tasks = asked["chunk"], asked["tasks"]
     # Its presence is what says that an ablation is done: with --again a kill from here on must not
     # leave the old one.
     where.scores(chunk).unlink(missing_ok=True)
+    if _was_asked(where) != asked:
+        # Answers that a killed ablation left are of another adapter, or to other questions.
+        where.answers(chunk).unlink(missing_ok=True)
+        write_json(where.side / ASKED, asked)
     questions = evaluation.prepare(recipe, where, stream, tasks, chunk)
     if questions.command is not None:
         environment = {**questions.command.environment, ABLATION: where.side.name}

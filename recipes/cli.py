@@ -258,7 +258,8 @@ def _ask(recipe: Recipe, options: argparse.Namespace) -> int:
     if answer.note:
         _tell(answer.note)
     if answer.expert is not None:
-        _tell(f"the question went to chunk {answer.expert}")
+        chunk = f"chunk {answer.expert}" if answer.expert else "what came with start_from"
+        _tell(f"the question went to {chunk}")
     if options.json:
         return _print_all([json.dumps(asdict(answer) | {"chunk": adapter.chunk}, indent=2)])
     if answer.finish_reason == "length":

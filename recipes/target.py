@@ -9,8 +9,10 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import yaml
+from omegaconf import OmegaConf
 
 from data_prep.files import write_text
 from recipes import REPO
@@ -75,9 +77,10 @@ def _remark(
     recipes: Sequence[Recipe], file: str, overrides: Sequence[str], axes: Iterable[str] = ()
 ) -> None:
     """Says on standard error what a user asked for that has no effect, or not the expected one."""
-    written: dict[str, str] = {}
-    for place, words in (("sweep", axes), (COMMAND_LINE, overrides)):
-        written |= {word.partition("=")[0]: place for word in words}
+    written = dict.fromkeys((word.partition("=")[0] for word in axes), "sweep")
+    for word in overrides:  # a value may be a block: ewc={weight: 1, decay: 0.5}
+        given = OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=False)
+        written |= dict.fromkeys(leaves(cast(dict[str, Any], given)), COMMAND_LINE)
     if file not in map(str, (REPO / "recipes").glob("*.yaml")):  # shipped ones serve all methods
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         written = dict.fromkeys(leaves(values), file) | written
@@ -88,12 +91,13 @@ def _remark(
             for key, why in idle_keys(recipe).items()
             if key in written
         ]
-        later = recipe.schedule.later
-        if recipe.slow_weights is not None and not later.lr_scheduler_type.startswith("constant"):
+        name = "schedule.later" if recipe.protocol.continues else "schedule.first"
+        kind = recipe.phase(2).lr_scheduler_type
+        if recipe.slow_weights is not None and not kind.startswith("constant"):
             lines.append(
-                f"slow_weights beside schedule.later.lr_scheduler_type {later.lr_scheduler_type}: "
-                "an average wants a rate that stays; schedule.later.lr_scheduler_type=constant "
-                "schedule.later.warmup_ratio=0.0 (docs/methods.md)"
+                f"slow_weights beside {name}.lr_scheduler_type {kind}: an average wants a rate "
+                f"that stays; {name}.lr_scheduler_type=constant {name}.warmup_ratio=0.0 "
+                "(docs/methods.md)"
             )
     for line in dict.fromkeys(lines):
         print(f"note: {line}", file=sys.stderr)

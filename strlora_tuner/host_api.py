@@ -62,6 +62,7 @@ _SCALE = "the loss scale of float16 applies to gradients that we add"
 _TUNER = "the host creates, saves and loads our adapters"
 _LOGITS = "of a mixed batch only logits with a label are kept"
 _RATES = "the rate of each group is logged under its name"
+_WARM_UP = "a chunk of one step is not trained at a rate of 0"
 _SHAPES = "a step's memory is predicted without computing it"
 _MASTERS = "what trains is float32, whatever the model's dtype"
 _FOLLOWED = "what LwF's teacher says is part of the loss"
@@ -118,6 +119,8 @@ TABLE: dict[str, tuple[HostName, ...]] = {
         ),
         HostName(f"{_MIXIN}.log", _RATES, mentions="custom_metrics"),
         HostName("swift.optimizers.multimodal:MultimodalOptimizerCallback", _RATES, "aligner_lr"),
+        HostName("transformers.training_args:TrainingArguments.get_warmup_steps", _WARM_UP),
+        HostName(_TRAINER, _WARM_UP, mentions="get_warmup_steps"),
         HostName(f"{_META}:get_matched_model_types", _TYPE),
         HostName(f"{_META}:_get_model_info", _TYPE, mentions="get_matched_model_types"),
         HostName(f"{_META}:ModelMeta", _TYPE, mentions="candidate_templates"),

@@ -19,6 +19,7 @@ from eval.metrics import (
     bootstrap_matrices,
     last_row,
     permuted_matrices,
+    redrawn,
     sample_matrix,
 )
 from eval.report.data import Gap
@@ -93,7 +94,7 @@ def spreads(loaded: Comparable, method: Method) -> dict[str, Spread]:
     columns = column_values(drawn, loaded.tasks, entry.first)
     # Joint training has no scores over a stream, whatever a bootstrap of its matrix would give.
     known = {key for key, numbers in values.items() if math.isfinite(numbers[0])}
-    known &= _sampled(loaded, entry)
+    known &= _sampled(loaded, entry, more_than_one=True)
     return {
         key: over_samples(numbers, values[key][0], SCORE[key.split("/")[0]].lowest)
         if key in known
@@ -116,17 +117,31 @@ def without_samples(loaded: Comparable) -> list[Gap]:
             why = "prediction files that they need cannot be read or do not fit matrix.csv"
             what = f"{entry.run.folder}: no ± and no test over samples of {', '.join(lacking)}"
             gaps.append(Gap(what, why))
+        found -= _sampled(loaded, entry, more_than_one=True)
+        single = [s.title for s in scores if s.key in found and math.isfinite(known[s.key])]
+        if single:
+            why = "a task that they need has a single test sample, which says nothing of a spread"
+            gaps.append(Gap(f"{entry.run.folder}: no ± of {', '.join(single)}", why))
     return gaps
 
 
-def _sampled(loaded: Comparable, entry: Entry, known: NDArray[np.bool_] | None = None) -> set[str]:
-    """Return the columns whose values are those of the run's test samples (in known cells)."""
+def _sampled(
+    loaded: Comparable,
+    entry: Entry,
+    known: NDArray[np.bool_] | None = None,
+    more_than_one: bool = False,
+) -> set[str]:
+    """Return the columns whose values are those of the run's test samples (in known cells).
+
+    With `more_than_one` none that needs a task of a single sample, which says nothing of a spread.
+    """
 
     def statistic(a: Array) -> Array:
         return np.array(list(column_values(a, loaded.tasks, entry.first).values()))
 
     real = sample_matrix(entry.samples, loaded.aggregates)
     real = real if known is None else np.where(known, real, np.nan)
+    real = redrawn(real, entry.samples) if more_than_one else real
     found = rests_on_samples(statistic, entry.values, real)
     keys = column_values(entry.values, loaded.tasks, entry.first)
     return {key for key, whole in zip(keys, found, strict=True) if whole}

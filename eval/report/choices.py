@@ -9,7 +9,7 @@ from eval.charts.figure import Figure, Table, colour, percent
 from eval.charts.over_chunks import over_chunks
 from eval.charts.plots import Series
 from eval.report.data import RunData
-from eval.routing.router_accuracy import Accuracy, Choices
+from eval.routing.router_accuracy import BEFORE, Accuracy, Choices
 
 TITLES = {
     "adapter": "Does the router pick the right adapter?",
@@ -62,6 +62,10 @@ def _lead(last: Choices) -> str:
             f" their task (by chance {dominant_chance} %) and {held} % to a chunk that held it (by"
             f" chance {held_chance} %)."
         )
+    if before := sum(of_task.get(BEFORE, 0) for of_task in last.chosen.values()):
+        text += (
+            f" {before:.0f} questions went to what came with start_from, and are in neither share."
+        )
     if last.illegal:
         text += f" The router named no adapter for {sum(last.illegal.values())} questions."
     return text
@@ -87,7 +91,9 @@ def _by_task(last: Choices) -> Table:
     rows = []
     for task, chosen in last.chosen.items():
         asked, accuracy = last.questions[task], last.accuracy[task]
-        shares = ", ".join(f"{c}: {percent(n / asked)}" for c, n in chosen.items() if n and asked)
+        shares = ", ".join(
+            f"{c or 'before'}: {percent(n / asked)}" for c, n in chosen.items() if n and asked
+        )
         illegal = str(last.illegal.get(task, "–"))  # noqa: RUF001
         rows.append([task, f"{asked:.0f}", *map(percent, accuracy.values()), illegal, shares])
     caption = f"Which chunk's {last.what} each task took after chunk {last.chunk}"

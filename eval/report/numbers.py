@@ -83,10 +83,13 @@ def summarise(run: RunData) -> Summary:
 
 
 def _errors_of(run: RunData) -> Callable[[Statistic], Array]:
-    """Return what gives a statistic's standard error; NaN where its samples are not all there."""
+    """Return what gives a statistic's standard error; NaN where its samples are not all there.
+
+    Nor has it one where a task that it needs has a single sample.
+    """
     samples = [run.sample_scores(task) for task in run.tasks]
     aggregates = [run.aggregate(task) for task in run.tasks]
-    real = metrics.sample_matrix(samples, aggregates)
+    real = metrics.redrawn(metrics.sample_matrix(samples, aggregates), samples)
     drawn = metrics.bootstrap_matrices(samples, aggregates, REPLICATES)
 
     def errors(statistic: Statistic) -> Array:

@@ -162,7 +162,7 @@ def _plus_minus(summary: Summary) -> str:
     known = (n for key, n in summary.total.items() if key != "majority" and not math.isnan(n.value))
     if any(math.isnan(number.stderr) for number in known):
         why = "where prediction files that a number needs cannot be read or do not fit matrix.csv"
-        return f"{ONE_RUN_NOTE}; no ± {why}"
+        return f"{ONE_RUN_NOTE}; no ± {why}, or a task has one test sample"
     return ONE_RUN_NOTE
 
 

@@ -8,8 +8,9 @@ accuracies, because chunks of a stream share tasks:
                      domain each) this is the routing accuracy of MLLM-CL
     any_chunk        share of questions that went to any chunk that held their task
 
-Tasks that no chunk held yet have no right chunk and are left out of both. Beside each stands its
-chance level: how often a blind choice among the chunks so far would be right.
+Tasks that no chunk held yet have no right chunk and are left out of both; so are questions that
+went to a chunk before the run (0: `start_from`), of which no file says what it held. Beside each
+stands its chance level: how often a blind choice among the chunks so far would be right.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from data_prep.stream import Stream
 from eval.predictions import read_predictions
 from eval.run_files import PredictionLine, RoutedTask, RouterContent, rounded
 from eval.scorers.registry import open_scored_stream
+
+BEFORE = 0  # stands for every chunk that came with `start_from`
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,12 @@ def router_accuracy(
     """Return how well one task's questions were sent to chunks.
 
     Args:
-        chosen: questions by chunk, or shares of them.
+        chosen: questions by chunk, or shares of them; 0: a chunk before the run.
         questions: what all of them sum to, those without a record included.
         samples: of the task by chunk, for every chunk so far.
     """
     most = max(samples.values(), default=0)
+    questions -= chosen.get(BEFORE, 0.0)
     if not most or not questions:
         return Accuracy()
     right = [{c for c, n in samples.items() if n == most}, {c for c, n in samples.items() if n}]
@@ -84,10 +88,11 @@ class Choices:
     def total(self) -> Accuracy:
         """Return the accuracy over all questions whose task a chunk held."""
         known = [t for t, accuracy in self.accuracy.items() if not math.isnan(accuracy.any_chunk)]
-        count = sum(self.questions[task] for task in known)
+        judged = {t: self.questions[t] - self.chosen[t].get(BEFORE, 0.0) for t in known}
+        count = sum(judged.values())
         if not count:
             return Accuracy()
-        rows = [[v * self.questions[t] for v in self.accuracy[t].values()] for t in known]
+        rows = [[v * judged[t] for v in self.accuracy[t].values()] for t in known]
         return Accuracy(*(sum(column) / count for column in zip(*rows, strict=True)))
 
     @property
@@ -150,11 +155,15 @@ def count_choices(predictions_dir: Path, stream_dir: Path, chunk: int) -> Router
         "chunk": chunk,
         "what": "adapter" if any("routed" in line for line in every) else "router",
         "n": sum(entry["n"] for entry in tasks.values()),
-        "dominant_chunk": _mean((entry["dominant_chunk"], entry["n"]) for entry in tasks.values()),
-        "any_chunk": _mean((entry["any_chunk"], entry["n"]) for entry in tasks.values()),
+        "dominant_chunk": _mean((e["dominant_chunk"], _judged(e)) for e in tasks.values()),
+        "any_chunk": _mean((e["any_chunk"], _judged(e)) for e in tasks.values()),
         "illegal": sum(entry["illegal"] for entry in tasks.values()),
         "tasks": tasks,
     }
+
+
+def _judged(entry: RoutedTask) -> int:
+    return entry["n"] - entry["experts"].get(str(BEFORE), 0)
 
 
 def _mean(pairs: Iterable[tuple[float | None, int]]) -> float | None:

@@ -128,7 +128,11 @@ class Phase(Block):
         "constant", "constant_with_warmup", "linear", "cosine", "polynomial", "inverse_sqrt"
     ] = Field("constant", description="restarts with every chunk")
     warmup_ratio: float = Field(
-        0.0, ge=0, lt=1, description="share of a chunk's steps that warm up"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of a chunk's steps that warm up, the first at a rate of 0; one step at "
+        "least is none of them",
     )
     stability_weight: float | None = Field(
         None, ge=0, description="the tuner's stability_weight here; null: the preset's value"

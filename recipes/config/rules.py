@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from recipes.config.blocks import LaterPhase
+from recipes.config.blocks import LaterPhase, Phase
 from recipes.config.method import FREEZE, METHOD_BLOCKS
 from recipes.config.problems import shown
 from recipes.config.schema import Recipe
@@ -376,6 +376,10 @@ def idle_keys(recipe: Recipe) -> dict[str, str]:
     if not recipe.protocol.continues:
         why = f": with method {method} no chunk goes on from the one before"
         idle |= {f"schedule.later.{name}": why for name in LaterPhase.model_fields}
+        idle["slow_weights.start_next_from"] = why
+    if recipe.start_from is not None:
+        why = " with start_from: its first chunk goes on under schedule.later, too"
+        idle |= {f"schedule.first.{name}": why for name in Phase.model_fields}
     if recipe.ewc is not None and not recipe.ewc.fisher:
         idle |= {f"ewc.{name}": " with ewc.fisher false" for name in ("decay", "samples")}
     return idle

@@ -25,6 +25,7 @@ from recipes.processes.command import Command
 from recipes.run.commands import infer_command
 from recipes.run.scoring.named_scorers import named_scorers
 from recipes.run_folder.layout import RunLayout
+from recipes.run_folder.start import chunks_before
 
 
 class Questions(NamedTuple):
@@ -76,7 +77,8 @@ def score(
     scorers = named_scorers(recipe, stream)
     limit = recipe.eval.limit
     # Beside its place, and renamed when all of it is there: a reader never sees half of the tasks.
-    split_results(layout.answers(chunk), stream.root, temporary, tasks, limit, scorers)
+    before = chunks_before(layout)
+    split_results(layout.answers(chunk), stream.root, temporary, tasks, limit, scorers, before)
     if beside:
         for path in temporary.iterdir():
             path.replace(folder / path.name)

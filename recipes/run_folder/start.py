@@ -6,6 +6,7 @@ from typing import TypedDict
 
 from data_prep.files import read_json
 from recipes.run_folder.layout import RunLayout
+from strlora_tuner.saved import CONFIG
 
 FACTS = "start.json"
 
@@ -34,3 +35,11 @@ def start_text(facts: Start) -> str:
     """The same in a sentence."""
     lacking = f"; missing: {', '.join(facts['missing'])}" if facts["missing"] else ""
     return f"goes on from {facts['source']}, with {', '.join(facts['carried'])}{lacking}"
+
+
+def chunks_before(layout: RunLayout) -> int:
+    """Chunks whose routers or LoRAs came with `start_from`: the adapter counts on from them."""
+    adapter = RunLayout(layout.root).adapter(0)  # that of the run, whichever set is asked
+    if not (adapter / FACTS).is_file():
+        return 0
+    return int(read_json(adapter / CONFIG).get("past_chunks", -1)) + 1

@@ -92,7 +92,7 @@ def read_result(cell: Cell) -> Result:
 
 
 def choose(results: Sequence[Result]) -> dict[str, Setting]:
-    """The best setting of each method that has one, all of whose runs are finished.
+    """The best setting of each method that has one, all of whose runs are finished with a score.
 
     The highest mean Last counts; between equals the highest Avg, then the smaller learning rates.
     """
@@ -101,7 +101,8 @@ def choose(results: Sequence[Result]) -> dict[str, Setting]:
         groups.setdefault((result.cell.recipe.method, result.cell.settings), []).append(result)
     best: dict[str, Setting] = {}
     for (method, settings), group in groups.items():
-        if all(result.state == DONE for result in group):
+        # Without any answer nothing was measured: such a score is NaN, which has no rank.
+        if all(result.state == DONE and math.isfinite(result.last) for result in group):
             setting = Setting(method, settings, tuple(group))
             best[method] = min(best.get(method, setting), setting, key=Setting.rank)
     return best

@@ -1,15 +1,16 @@
 """Loaded by every host process: `--external_plugins <this file> --callbacks save_and_stop`.
 
 Where a GPU was asked for, it stops a process that finds none: the host would go on, on the CPU. It
-corrects seven defaults. The graceful exit of ms-swift also stops whenever the file /tmp/stop
+corrects eight defaults. The graceful exit of ms-swift also stops whenever the file /tmp/stop
 exists, which any user of a shared machine can create; ms-swift runs Python files that come with a
 model; it finds no type (Qwen3-VL) or template (Qwen2.5-VL) for a model whose folder has another
 name than on the hub, since embedders and rerankers have the same architecture, and other models the
 same type; transformers orders checkpoints by the files' times, so that a clock that jumps makes it
 remove the newest one; a batch of a short and a long sample keeps the logits of all tokens from the
 shorter one's answer on (3,100 positions of a vocabulary of 151,936 are 1.9 GB in float32); the rate
-that is logged is the first group's, the aligner's where it has its own; and the log warns of remote
-code that is switched off, and asks for packages that only remote code and videos need.
+that is logged is the first group's, the aligner's where it has its own; the first step of a warm-up
+has the rate 0, so that a chunk of one step would learn nothing; and the log warns of remote code
+that is switched off, and asks for packages that only remote code and videos need.
 """
 
 from __future__ import annotations
@@ -104,6 +105,12 @@ def log_rates(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> N
     log_by_host(self, logs, *args, **kwargs)
 
 
+def leave_a_step(self: Any, num_training_steps: int) -> int:
+    """Takes the place of the host's count of warm-up steps: one step at least is none of them."""
+    steps: int = warmup_by_host(self, num_training_steps)
+    return min(steps, max(num_training_steps - 1, 0))
+
+
 # Of the host's log: a warning that is not true here, and a hint at packages that are not used.
 _NOT_TRUE = re.compile(r"Loading \S+ from .* with trust_remote_code=True")
 _NOT_NEEDED = re.compile(r'Please install the package: `pip install( "(timm|decord)[^"]*")+ -U`')
@@ -165,6 +172,9 @@ def wait_for_gloo() -> None:
 host_api.replace("swift.trainers.mixin:SwiftMixin.prepare_logits_to_keep", keep_labelled_logits)
 host_api.replace("swift.trainers.mixin:SwiftMixin.log", log_rates)
 host_api.replace("transformers.trainer:rotate_checkpoints", keep_newest_steps)
+warmup_by_host = host_api.replace(
+    "transformers.training_args:TrainingArguments.get_warmup_steps", leave_a_step
+)
 types_of = host_api.replace("swift.model.model_meta:get_matched_model_types", types_that_write)
 for meta in MODEL_MAPPING.values():  # the template that is called like the type is its own
     if meta.model_type in meta.candidate_templates:

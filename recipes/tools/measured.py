@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_prep.files import read_jsonl
 from recipes.config.recorded import migrate
@@ -57,19 +58,28 @@ def find_measured(recipe: Recipe, steps: Mapping[int, int]) -> Measured | None:
 def _comparable_runs(own: Path, recipe: Recipe) -> Iterator[RunLayout]:
     """Runs beside `own` whose steps are of the same kind, on the same hardware; newest first."""
     manifests = [path for path in own.parent.glob("*/manifest.json") if path.parent != own]
-    wanted = {
-        key: value
-        for key, value in flat(resolved(recipe))
-        if key not in FREE and not key.startswith(FREE_BLOCKS)
-    }
+    wanted = _timed(resolved(recipe))
     for path in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
         layout = RunLayout(path.parent)
         with suppress(ValueError, KeyError):  # no manifest of ours
             manifest = read_manifest(layout)
-            theirs = dict(flat(migrate(manifest["recipe"])))
-            same = all(theirs.get(key) == value for key, value in wanted.items())
+            same = _timed(migrate(manifest["recipe"])) == wanted
             if same and manifest["hardware"] == hardware():
                 yield layout
+
+
+def _timed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What of a resolved recipe changes times: (dotted key: value), without what is null.
+
+    A block that is null has no keys, and one of the other recipe would not be missed.
+    """
+    derived = (recipe.get("matched") or {}).get("tuner", {})
+    values = {**recipe, "tuner": {**recipe.get("tuner", {}), **derived}}
+    return {
+        key: value
+        for key, value in flat(values)
+        if value is not None and key not in FREE and not key.startswith(FREE_BLOCKS)
+    }
 
 
 def _measure(layout: RunLayout, steps: Mapping[int, int]) -> Measured | None:

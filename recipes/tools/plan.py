@@ -20,7 +20,7 @@ from recipes.baselines.start_adapter import will_replay
 from recipes.config.blocks import Data
 from recipes.config.schema import Recipe
 from recipes.config.sizes.base_model import CountError, Shape, adapter_size, model_shape
-from recipes.config.sizes.stored import BYTES, stored_by_all, stored_by_chunk
+from recipes.config.sizes.stored import BYTES, left_by_all, left_by_chunk, sizes_by_chunk
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.run_folder.layout import RunLayout
 from recipes.tools.measured import Measured, find_measured
@@ -66,7 +66,7 @@ class TokenPlan:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """Parameters of the base model, those that are trained, and those that a chunk leaves."""
+    """Parameters of the base model, those that are trained, and those of the last chunk's files."""
 
     parameters: int
     trained_parameters: int
@@ -240,8 +240,19 @@ def _trained(recipe: Recipe, index: int, samples: int) -> tuple[int, int, int]:
     if will_replay(recipe, RunLayout(Path(recipe.folder)), index):
         batches = list(mixture_of(recipe).batches(samples * epochs))
         replayed = sum(count for _, count in batches)
-        return sum(own for own, _ in batches) + replayed, replayed, len(batches)
-    return samples * epochs, 0, -(-samples // recipe.schedule.global_batch) * epochs
+        read, steps = _one_pass(recipe, sum(own for own, _ in batches) + replayed)
+        return read, replayed, steps
+    read, steps = _one_pass(recipe, samples)
+    return read * epochs, 0, steps * epochs
+
+
+def _one_pass(recipe: Recipe, lines: int) -> tuple[int, int]:
+    """Lines of a training file that the host reads, and its optimizer steps.
+
+    It leaves out the end of a file that the processes do not divide.
+    """
+    read = lines - lines % recipe.processes
+    return read, -(-read // recipe.schedule.global_batch)
 
 
 def _router(recipe: Recipe, stream: Stream | None, index: int) -> tuple[int, int]:
@@ -249,7 +260,8 @@ def _router(recipe: Recipe, stream: Stream | None, index: int) -> tuple[int, int
     counts = [_samples(recipe, stream, c) or 0 for c in range(1, index + 1)]
     lines = router_lines(recipe, counts)
     epochs = recipe.pool.epochs if recipe.pool else 0
-    return lines * epochs, -(-lines // recipe.schedule.global_batch) * epochs
+    read, steps = _one_pass(recipe, lines)
+    return read * epochs, steps * epochs
 
 
 def _images(stream: Stream, chunks: Sequence[int], counts: Sequence[int]) -> float:
@@ -279,9 +291,9 @@ def _model(recipe: Recipe, shape: Shape) -> ModelPlan:
     return ModelPlan(
         parameters=shape.parameters,
         trained_parameters=size.trained,
-        stored_parameters=stored_by_chunk(recipe, size),
+        stored_parameters=left_by_chunk(recipe, size),
         trained_share=size.trained / shape.parameters,
-        adapters_gib=stored_by_all(recipe, size) * BYTES / GIB,
+        adapters_gib=left_by_all(recipe, sizes_by_chunk(recipe, shape)) * BYTES / GIB,
     )
 
 

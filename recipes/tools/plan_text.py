@@ -61,8 +61,8 @@ def _model_text(plan: Plan) -> Iterator[str]:
     share = 100 * model.trained_share
     yield f"  trained  {model.trained_parameters / 1e6:,.2f} M ({share:.2f} %)"
     yield (
-        f"  stored   {model.stored_parameters / 1e6:,.2f} M a chunk; "
-        f"{model.adapters_gib:.2f} GiB of adapters (float32)"
+        f"  stored   {model.stored_parameters / 1e6:,.2f} M by the last chunk; "
+        f"{model.adapters_gib:.2f} GiB of adapters in all (float32)"
     )
     if plan.budget is not None:
         derived = ", ".join(f"{key} {value:g}" for key, value in plan.budget["tuner"].items())

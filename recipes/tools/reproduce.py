@@ -85,12 +85,12 @@ def _changed(old: Any, new: Any, but: tuple[str, ...] = (), of_first: bool = Fal
 
 
 def _adapters(state: RunState, chunks: set[int]) -> dict[str, str]:
-    """The hash of every tensor file of the chunks' adapters, their second sets of weights, too."""
+    """The hash of every tensor file of the chunks' adapters, second sets and routers, too."""
     return {
         f"chunk {chunk.index} {name}": digest
         for chunk in state.chunks
         if chunk.trained and chunk.index in chunks
-        for name, digest in chunk.adapter_sha256.items()
+        for name, digest in (chunk.adapter_sha256 | chunk.router_sha256).items()
         if name.endswith(Path(WEIGHTS).suffix)
     }
 

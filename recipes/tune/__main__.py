@@ -161,7 +161,10 @@ def _write_choices(
     code = 0
     for method in {cell.recipe.method: None for cell in sweep.cells}:
         if method not in chosen:
-            print(f"{method}: every run diverged; nothing is written. Try smaller rates")
+            print(
+                f"{method}: no setting has a score; nothing is written. If the runs diverged, see "
+                "the table, try smaller rates"
+            )
             code = 1
             continue
         own = [result for result in results if result.cell.recipe.method == method]

@@ -16,6 +16,7 @@ from recipes.processes.host_process import HostProcess
 from recipes.processes.log_errors import cause_of, exit_text
 from recipes.run.chunk_data import open_recipe_stream
 from recipes.run.commands import infer_command
+from recipes.run_folder.start import chunks_before
 from recipes.use.finished_adapter import FinishedAdapter, UseError, adapter_text
 from strlora_tuner.options import PROBE_FILE, ROUTING_FILE
 
@@ -28,7 +29,8 @@ class Answer:
         text: the answer; it may be empty.
         finish_reason: `stop`, or `length` where it was cut.
         adapter: what the host said of the adapter that it loaded; None for the base model.
-        expert: the chunk whose adapter or router answered, for methods that choose one.
+        expert: the chunk whose adapter or router answered, for methods that choose one; 0: one that
+            came with `start_from`.
         note: what to know where the run's questions have several forms.
     """
 
@@ -80,6 +82,8 @@ def ask(
         if line.get("error"):
             raise UseError(f"the question could not be answered: {line['error']}")
         finish, expert = line.get("finish_reason"), line.get("expert")
+        if expert is not None:
+            expert = max(expert - chunks_before(adapter.layout), 0)
         return Answer(str(line["response"]), finish, adapter_text(log), expert, form.note)
 
 

@@ -302,3 +302,5 @@ def test_bootstrap_of_what_was_not_measured_is_nan() -> None:
     assert np.isnan(drawn[:, 1]).all()
     assert np.isnan(drawn[:, :, 1]).all()
     assert math.isnan(metrics.standard_error(metrics.last, drawn))
+    alone = metrics.bootstrap_matrices([np.ones((2, 1))], [_identity], 10)
+    assert np.isnan(alone).all(), "of one sample no spread is known, and it is not 0"

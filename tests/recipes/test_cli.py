@@ -182,6 +182,10 @@ def test_what_has_no_effect_is_told(
     assert told("validate", "tiny", "method=l2", decay) == [
         "note: command line: ewc.decay does nothing with ewc.fisher false"
     ]
+    of_block = told("validate", "tiny", "method=l2", "ewc={weight: 1, fisher: false, decay: 0.2}")
+    assert of_block == ["note: command line: ewc.decay does nothing with ewc.fisher false"]
+    (pool,) = told("validate", "tiny", "method=mr_lora", "slow_weights={}")
+    assert "schedule.first.lr_scheduler_type=constant schedule.first.warmup_ratio=0.0" in pool
     statistics = "tuner.instruction_statistics=count"
     (none,) = told("validate", "tiny", statistics, "tuner.instruction_norm=none")
     assert none.endswith("does nothing with tuner.instruction_norm none")

@@ -205,7 +205,19 @@ def tuner_size(recipe: Recipe, shape: Shape, chunk: int = 1) -> Size:
 
 def adapter_size(recipe: Recipe, shape: Shape) -> Size:
     """Counts what the first chunk trains, and what the last one's file stores; aligner too."""
-    aligner = shape.aligner if recipe.model.aligner and recipe.tuner_type is not None else 0
+    aligner = _trained_aligner(recipe, shape)
     trained = tuner_size(recipe, shape).trained
     stored = tuner_size(recipe, shape, recipe.data.chunks).stored
     return Size(trained + aligner, stored + aligner)
+
+
+def _trained_aligner(recipe: Recipe, shape: Shape) -> int:
+    return shape.aligner if recipe.model.aligner and recipe.tuner_type is not None else 0
+
+
+def stored_by_chunk(recipe: Recipe, shape: Shape) -> dict[int, int]:
+    """Counts what the file of each trained chunk stores; aligner too."""
+    chunks, aligner = recipe.trained_chunks, _trained_aligner(recipe, shape)
+    if not recipe.options_class.grows:
+        return dict.fromkeys(chunks, adapter_size(recipe, shape).stored)
+    return {chunk: tuner_size(recipe, shape, chunk).stored + aligner for chunk in chunks}

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 from data_prep.files import read_json
 from recipes import REPO
 from recipes.config.schema import Recipe
-from recipes.config.sizes.base_model import CountError, Shape, adapter_size, model_shape
-from recipes.config.sizes.stored import BYTES, checkpoint_bytes, stored_by_all
+from recipes.config.sizes.base_model import CountError, Shape, model_shape
+from recipes.config.sizes.stored import BYTES, checkpoint_bytes, left_by_all, sizes_by_chunk
 from recipes.run.preflight.finding import Finding
 from recipes.run_folder.layout import RunLayout
 from recipes.run_folder.state import StateError, load_state
@@ -51,12 +51,13 @@ def check_disk(recipe: Recipe) -> Iterator[Finding]:
     if shape is None:
         return
     free = shutil.disk_usage(folder).free
-    if bytes_to_come(recipe, _at_most(recipe, shape)) <= free:
+    most = dict.fromkeys(recipe.trained_chunks, _at_most(recipe, shape))
+    if bytes_to_come(recipe, most) <= free:
         return
-    size = _counted(recipe, shape)
-    if size is None or bytes_to_come(recipe, size) <= free:
+    sizes = _counted(recipe, shape)
+    if sizes is None or bytes_to_come(recipe, sizes) <= free:
         return
-    to_come = bytes_to_come(recipe, size)
+    to_come = bytes_to_come(recipe, sizes)
     yield Finding(
         "disk",
         f"the run will write {to_come / GIB:.3g} GiB into {folder} (adapters of "
@@ -65,12 +66,13 @@ def check_disk(recipe: Recipe) -> Iterator[Finding]:
     )
 
 
-def bytes_to_come(recipe: Recipe, size: Size) -> int:
+def bytes_to_come(recipe: Recipe, sizes: Mapping[int, Size]) -> int:
     """Bytes of adapters that are still to be written, and of the checkpoints of one chunk."""
-    chunks = len(recipe.trained_chunks)
-    left = sum(chunk > done_chunks(recipe) for chunk in recipe.trained_chunks)
-    adapters = stored_by_all(recipe, size) * BYTES * left // max(chunks, 1)
-    return adapters + (checkpoint_bytes(recipe, size) if left else 0)
+    done = done_chunks(recipe)
+    left = {chunk: size for chunk, size in sizes.items() if chunk > done}
+    if not left:
+        return 0
+    return left_by_all(recipe, left) * BYTES + checkpoint_bytes(recipe, left[max(left)])
 
 
 def _at_most(recipe: Recipe, shape: Shape) -> Size:
@@ -82,11 +84,11 @@ def _at_most(recipe: Recipe, shape: Shape) -> Size:
     return Size(AT_MOST * pairs + shape.aligner, AT_MOST * pairs * grown + shape.aligner)
 
 
-def _counted(recipe: Recipe, shape: Shape) -> Size | None:
-    """The adapter's own parameters; None where torch is not installed."""
+def _counted(recipe: Recipe, shape: Shape) -> dict[int, Size] | None:
+    """The own parameters of each chunk's adapter; None where torch is not installed."""
     # Else in a process of its own: torch takes seconds and must not stay in the orchestrator.
     if "torch" in sys.modules:
-        return adapter_size(recipe, shape)
+        return sizes_by_chunk(recipe, shape)
     done = subprocess.run(
         [sys.executable, "-m", "recipes.config.sizes.stored"],
         input=recipe.model_dump_json(),
@@ -95,7 +97,10 @@ def _counted(recipe: Recipe, shape: Shape) -> Size | None:
         cwd=REPO,
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
     )
-    return Size(*map(int, done.stdout.split())) if done.returncode == 0 else None
+    if done.returncode:
+        return None
+    lines = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
+    return {chunk: Size(trained, stored) for chunk, trained, stored in lines}
 
 
 def check_shared_memory(recipe: Recipe) -> Iterator[Finding]:

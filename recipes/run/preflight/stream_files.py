@@ -33,6 +33,7 @@ def check_stream(recipe: Recipe) -> Iterator[Finding]:
     yield from (Finding("eval.scorer", text) for text in scorer_problems(recipe, stream))
     chunks = chunks_to_come(recipe)
     yield from _empty(stream, chunks)
+    yield from _too_few(recipe, stream)
     broken = _broken(stream.verify_chunk, chunks)
     broken += _broken(lambda task: stream.verify_tests([task]), recipe.eval.tasks or stream.tasks)
     again = data.prepare or "copy the whole folder, or prepare the stream again"
@@ -51,6 +52,20 @@ def _empty(stream: Stream, chunks: Sequence[int]) -> Iterator[Finding]:
                 "data",
                 f"{file} is empty: there is nothing to train on in chunk {index} of data.stream; "
                 "prepare the stream again or set data.chunks below it",
+            )
+
+
+def _too_few(recipe: Recipe, stream: Stream) -> Iterator[Finding]:
+    """Trainings with fewer samples than processes, of which the host would leave all out."""
+    done, processes = done_chunks(recipe), recipe.processes
+    for chunk in recipe.trained_chunks:
+        samples = sum(stream.chunk(index).samples for index in recipe.data_chunks(chunk))
+        # Beside samples of the past a chunk is filled up to what the processes divide.
+        if chunk > done and 0 < samples < processes and not recipe.replays(chunk):
+            yield Finding(
+                "data",
+                f"chunk {chunk} of data.stream has {samples} samples for {processes} processes, "
+                "each of which needs one: use fewer (launcher.nproc), or larger chunks",
             )
 
 

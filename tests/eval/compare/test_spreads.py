@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.compare.differences import column_values, spreads
+from eval.compare.differences import column_values, spreads, without_samples
 from eval.compare.runs import Comparable, Entry, Method
 from eval.run_files import Manifest
 
@@ -36,3 +36,21 @@ def test_every_score_lies_in_its_own_interval() -> None:
     assert min(s.interval.low for k, s in found.items() if k.startswith("lost")) == 0.0
     lost = found["lost"]
     assert 3.5 * lost.std < lost.interval.high - lost.interval.low < 4.3 * lost.std
+
+
+def test_a_task_of_one_sample_has_no_spread_and_leaves_none_to_a_mean_with_it() -> None:
+    """Drawn again it is always the same sample, which would make it the surest of all."""
+    rng = np.random.default_rng(1)
+    samples = [rng.integers(0, 2, (3, size)).astype(float) for size in (40, 1)]
+    values = np.stack([of_task.mean(axis=1) for of_task in samples], axis=-1)
+    run: Any = SimpleNamespace(manifest=Manifest(), has_no_stream=False, folder="tiny")
+    method = Method("lora", [Entry(run, values, samples, [1, 1])])
+    loaded = Comparable([method], ["many", "one"], [np.asarray] * 2)
+    found = spreads(loaded, method)
+    assert found["last/many"].std > 0
+    assert {key: found[key].over for key in ("last/many", "last/one", "last", "average")} == {
+        "last/many": "samples", "last/one": "", "last": "", "average": "",
+    }  # fmt: skip
+    (gap,) = without_samples(loaded)
+    assert gap.what.startswith("tiny: no ± of Last, Avg (MAP), ")
+    assert "a single test sample" in gap.why

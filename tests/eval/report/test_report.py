@@ -159,6 +159,14 @@ def test_a_number_whose_predictions_lack_has_no_standard_error(run: Path) -> Non
     }  # fmt: skip
 
 
+def test_one_test_sample_is_no_certainty(tmp_path: Path) -> None:
+    run, _ = make_run(tmp_path, chunks=2, done=2, tests=1)
+    write_report(run)
+    assert not any(error for _, error in cards_of(_page(run)).values())
+    assert "± 0.0" not in _page(run)
+    assert "or a task has one test sample" in _page(run)
+
+
 def test_keys_and_types_that_lack_are_gaps(run: Path) -> None:
     """Files that are JSON, but not of the kind that is read: each is told, none ends the report."""
     lines = {

@@ -9,7 +9,7 @@ import pytest
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.rules import idle_keys
-from recipes.config.sizes.stored import stored_by_chunk
+from recipes.config.sizes.stored import left_by_chunk
 from strlora_tuner.options import Size
 
 CONSTANT = "schedule.later.lr_scheduler_type=constant"
@@ -32,6 +32,18 @@ LATER = "schedule.later."
             [],
             f"{LATER}rate_factor",
             ": with method joint no chunk goes on from the one before",
+        ),
+        (
+            "mr_lora",
+            ["slow_weights={start_next_from: slow}"],
+            "slow_weights.start_next_from",
+            ": with method mr_lora no chunk goes on from the one before",
+        ),
+        (
+            "lora",
+            ["start_from=runs/x"],
+            "schedule.first.learning_rate",
+            " with start_from: its first chunk goes on under schedule.later, too",
         ),
         ("l2", [], "ewc.decay", " with ewc.fisher false"),
         (
@@ -59,6 +71,8 @@ def test_what_does_nothing_is_known_with_its_cause(
         ("lora", [], f"{LATER}rate_factor"),
         ("lora", [], f"{LATER}freeze_routers_from_chunk"),
         ("lora", [], "schedule.first.stability_weight"),
+        ("lora", [], "schedule.first.learning_rate"),
+        ("lora", ["slow_weights={start_next_from: slow}"], "slow_weights.start_next_from"),
         ("ewc", [], "ewc.decay"),
     ],
 )
@@ -141,4 +155,4 @@ def test_an_optimizer_that_goes_on_is_stored_with_each_chunk() -> None:
     recipe = load_recipe("tiny", ["method=lora"])
     kept = load_recipe("tiny", ["method=lora", "schedule.later.optimizer_state=keep"])
     size = Size(trained=1000, stored=1100)
-    assert (stored_by_chunk(recipe, size), stored_by_chunk(kept, size)) == (1100, 3100)
+    assert (left_by_chunk(recipe, size), left_by_chunk(kept, size)) == (1100, 3100)

@@ -16,7 +16,7 @@ from data_prep.chunk.__main__ import main as chunk
 from tests.recipes.growth.test_growth import cells, weights
 from tests.recipes.growth.test_start_from import only_chunk
 from tests.recipes.real_host import BASE, gone_on, needs_host
-from tests.recipes.toy import recipe_values, write_recipe
+from tests.recipes.toy import recipe_values, write_recipe, write_stream
 
 pytestmark = [pytest.mark.slow, needs_host]
 SAMPLES = 8  # one step a chunk
@@ -84,3 +84,19 @@ def test_two_chunks_and_a_third_are_three_at_once(tmp_path: Path) -> None:
     assert max(np.abs(alone[name] - third[name]).max() for name in third) < 1e-5
     assert max(np.abs(second[name] - third[name]).max() for name in third) > 1e-4
     assert "chunk 3 (2026-03)" in (tmp_path / "grown/report.html").read_text(encoding="utf-8")
+
+
+def test_a_chunk_of_one_step_learns_also_where_a_rate_warms_up(tmp_path: Path) -> None:
+    """Its only step would be the first of the warm-up, whose rate is 0."""
+    values = recipe_values(write_stream(tmp_path / "s", samples=4), tmp_path / "run", BASE)
+    phase = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.05}
+    values["schedule"] |= {"first": phase, "later": phase}
+    values["launcher"] |= {"resident": True}
+    gone_on(write_recipe(tmp_path / "run.yaml", values))
+    names = [tmp_path / f"run/chunks/00{n}/adapter/adapter_model.safetensors" for n in (1, 2)]
+    first, second = map(load_file, names)
+    # AdamW's first step is the rate itself, whatever the gradient.
+    b = [name for name in first if "lora_B" in name]
+    assert b
+    assert max(np.abs(first[name]).max() for name in b) == pytest.approx(1e-3, rel=1e-3)
+    assert max(np.abs(second[name] - first[name]).max() for name in b) > 5e-4

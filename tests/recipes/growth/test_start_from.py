@@ -9,9 +9,15 @@ from typing import Any
 
 import pytest
 
+from data_prep.files import read_json, read_jsonl, write_json, write_jsonl
+from eval.routing.router_accuracy import read_choices
 from recipes.config.loading import load_recipe
 from recipes.config.problems import RecipeError
 from recipes.config.schema import Recipe
+from recipes.run import evaluation
+from recipes.run.chunk_data import open_recipe_stream
+from recipes.run_folder.layout import OtherWeightsLayout, RunLayout
+from recipes.run_folder.start import chunks_before
 from recipes.tools.plan import make_plan
 from recipes.tools.preview import preview
 from recipes.tools.reproduce import differences, is_same
@@ -206,3 +212,27 @@ def test_methods_that_go_on_from_nothing_refuse_the_key(lab, method):
     path = lab.recipe(lab.second, "second", start_from="runs/tiny", method=method)
     with pytest.raises(RecipeError, match=r"start_from = runs/tiny has no effect"):
         load_recipe(str(path))
+
+
+def test_chosen_chunks_are_counted_in_this_run(toy, tmp_path: Path) -> None:
+    """BranchLoRA's adapter counts on: after three chunks brought along, its fourth is chunk 1."""
+    recipe = toy(method="branchlora")
+    layout, stream = RunLayout(tmp_path / "run"), open_recipe_stream(recipe)
+    assert chunks_before(layout) == 0
+    write_json(layout.adapter(0) / "adapter_config.json", {"past_chunks": 2})
+    assert chunks_before(layout) == 0, "no start_from"
+    write_json(layout.adapter(0) / "start.json", {})
+    assert chunks_before(OtherWeightsLayout(layout.root, "slow")) == chunks_before(layout) == 3
+    tasks = ["VQAv2", "Fin"]
+    evaluation.prepare(recipe, layout, stream, tasks, 1)
+    chosen = [1, 3, 4, 4, 2, 2, 2, 2]  # of the adapter's four; the questions come by task
+    rows = zip(read_jsonl(layout.prompts), chosen, strict=True)
+    write_jsonl(layout.answers(1), [row | {"response": "1", "expert": n} for row, n in rows])
+    evaluation.score(recipe, layout, stream, tasks, 1)
+    counted = read_json(layout.router_scores(1))
+    # Two of VQAv2 went to chunk 1, which held it. What the chunks before held no file says.
+    assert counted["tasks"]["VQAv2"]["experts"] == {"0": 2, "1": 2}
+    assert (counted["tasks"]["VQAv2"]["dominant_chunk"], counted["dominant_chunk"]) == (1.0, 1.0)
+    assert counted["tasks"]["Fin"]["any_chunk"] is None
+    found = read_choices(layout.router_scores(1), [stream.chunk(1).tasks], {})
+    assert found.total.values() == (1.0, 1.0, 1.0, 1.0)

@@ -100,6 +100,9 @@ def test_the_best_mean_of_last_is_chosen_and_ties_are_broken() -> None:
     equal = [result(0.6, rate=4e-3), result(0.6 + 1e-12, rate=1e-3), result(0.6, rate=2e-3)]
     assert chosen_rate(equal) == "0.001", "the smallest rate of three equals"
     assert choose([lost]) == {}
+    unanswered = result(math.nan, rate=4e-3)
+    assert chosen_rate([unanswered, result(0.4, rate=2e-3)]) == "0.002"
+    assert choose([unanswered]) == {}
     seeds = [result(s, rate=r, seed=i) for r, both in ((1e-3, (0.9, 0.1)), (2e-3, (0.6, 0.6)))
              for i, s in enumerate(both)]  # fmt: skip
     assert chosen_rate(seeds) == "0.002", "a mean over seeds, not the luckiest one"

@@ -13,7 +13,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, trainer
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    TrainingArguments,
+    get_scheduler,
+    trainer,
+)
 
 from recipes import REPO
 from recipes.run.commands import HOST_PLUGIN, INFER_PLUGIN, POOL_PLUGIN
@@ -83,6 +89,30 @@ def test_the_checkpoint_of_most_steps_stays_whatever_its_time(
         os.utime(folder, times=(3600 * hours, 3600 * hours))
     trainer.rotate_checkpoints(output_dir=str(tmp_path), save_total_limit=1, use_mtime=True)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-100"]
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant_with_warmup", "polynomial"])
+def test_a_chunk_of_one_step_is_no_warm_up(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rates of all steps of a chunk, by transformers' own schedules; longer ones stay."""
+    monkeypatch.setattr(TrainingArguments, "get_warmup_steps", TrainingArguments.get_warmup_steps)
+    load(HOST_PLUGIN)
+    count = TrainingArguments.get_warmup_steps
+
+    def rates(steps: int, ratio: float) -> list[float]:
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        warm = count(SimpleNamespace(warmup_steps=ratio), steps)  # type: ignore[arg-type]
+        schedule = get_scheduler(kind, optimizer, warm, steps)
+        found = []
+        for _ in range(steps):
+            found.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    assert rates(1, 0.05) == [1.0], "the host's count is 1 step of 1, at a rate of 0"
+    assert rates(2, 0.9)[1] == 1.0
+    assert rates(1, 0.0) == [1.0]
+    assert [count(SimpleNamespace(warmup_steps=0.05), steps) for steps in (20, 21, 75)] == [1, 2, 4]
 
 
 def test_a_mixed_batch_keeps_labelled_positions_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,58 @@ def test_every_switch_once(run, capsys: pytest.CaptureFixture[str]) -> None:
     told.clear()
     assert ablate.main([str(folder)]) == 0
     assert {command["STRLORA_ABLATION"] for command in told} == {"stage2_uniform"}
+
+
+def ablation(folder: Path) -> dict[str, Any]:
+    """ablation.json: names, and the questions of each of its tasks."""
+    found = json.loads((folder / "ablation.json").read_text("utf-8"))
+    questions = {task: entry["n"] for task, entry in found["intact"]["tasks"].items()}
+    return {"names": [entry["name"] for entry in found["ablations"]], "questions": questions}
+
+
+def test_other_questions_are_asked_anew_and_not_compared(run) -> None:
+    folder, told = run
+    assert ablate.main([str(folder), "eval.tasks=[Fin]", "eval.limit=2", "--only", *NAMES[:2]]) == 0
+    assert ablation(folder) == {"names": NAMES[:2], "questions": {"Fin": 2}}
+    told.clear()
+    assert ablate.main([str(folder), "--only", NAMES[0]]) == 0
+    assert ablation(folder) == {"names": NAMES[:1], "questions": {"VQAv2": 4, "Fin": 4}}
+    assert ablate.main([str(folder)]) == 0
+    assert [command["STRLORA_ABLATION"] for command in told] == NAMES, "each once"
+    assert ablation(folder) == {"names": NAMES, "questions": {"VQAv2": 4, "Fin": 4}}
+
+
+def test_answers_of_a_killed_ablation_of_an_earlier_chunk_are_not_taken(run) -> None:
+    folder, _ = run
+    side = folder / "ablation" / NAMES[0]
+    assert ablate.main([str(folder), "--only", NAMES[0]]) == 0
+    lines = [
+        json.loads(line)
+        for task in ("VQAv2", "Fin")
+        for line in (side / "predictions" / f"{task}.jsonl").read_text("utf-8").splitlines()
+    ]
+    assert {line["prediction"] for line in lines} != {"of chunk 1"}
+    # As one leaves it that was killed after three answers while chunk 1 was the newest.
+    prompts = [json.loads(line) for line in (side / "test_prompts.jsonl").read_text().splitlines()]
+    left = [{**prompt, "response": "of chunk 1"} for prompt in prompts[:3]]
+    (side / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in left))
+    (side / "scores.json").unlink()
+    (side / "asked.json").write_text((side / "asked.json").read_text().replace(": 2,", ": 1,", 1))
+    assert ablate.main([str(folder), "--only", NAMES[0]]) == 0
+    answers = [
+        json.loads(line)["prediction"]
+        for task in ("VQAv2", "Fin")
+        for line in (side / "predictions" / f"{task}.jsonl").read_text("utf-8").splitlines()
+    ]
+    assert answers == [line["prediction"] for line in lines]
+
+
+def test_tasks_that_the_chunk_was_not_asked_are_named(run, capsys) -> None:
+    folder, told = run
+    (folder / "chunks/002/predictions/Fin.jsonl").unlink()
+    assert ablate.main([str(folder), "eval.tasks=[Fin]"]) == 1
+    assert "no answers of Fin" in capsys.readouterr().err
+    assert told == []
 
 
 def test_refusals(run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def test_a_run_is_reproduced_and_what_differs_is_named(
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         hashes = {"fast/adapter_model.safetensors": digest, "fast/adapter_config.json": digest}
         state["chunks"][-1]["adapter_sha256"] |= hashes
+        router = {"router/adapter_model.safetensors": digest, "router_samples.jsonl": digest}
+        state["chunks"][-1]["router_sha256"] = router
         (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
         table = f"chunk,task,score,n\n1,AD,{score},4\n"
         (folder / "matrix-fast.csv").write_text(table, encoding="utf-8")
@@ -62,8 +64,11 @@ def test_a_run_is_reproduced_and_what_differs_is_named(
     code, out, _ = finish(Path("reproduce"), str(run), "--compare-only", "--json")
     found = json.loads(out)
     assert code == 1
-    assert len(found["adapters"]) == len(found["scores"]) == 1
-    assert found["adapters"][0].startswith("chunk 2 fast/adapter_model.safetensors: ")
+    assert [line.partition(": ")[0] for line in found["adapters"]] == [
+        "chunk 2 fast/adapter_model.safetensors",
+        "chunk 2 router/adapter_model.safetensors",
+    ]
+    assert len(found["scores"]) == 1
     assert found["scores"] == ["fast weights, chunk 1 AD: '0.500000', '0.600000'"]
 
 

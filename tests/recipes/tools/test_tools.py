@@ -279,6 +279,26 @@ def test_plan_takes_the_times_of_a_comparable_run_on_this_machine(
     assert make_plan(other).seconds is None
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("replay={memory: 8, share: 0.5}",),  # twice the steps
+        ("lwf={weight: 1}",),  # a teacher's pass in each
+        ("slow_weights={}",),
+        ("tuner.targets=attention",),
+        ("swift={gradient_checkpointing: true}",),
+        ("tuner.rank=4", "budget=match(moelora)"),
+    ],
+)
+def test_plan_takes_no_times_of_a_run_with_more_than_it_has(
+    toy: Callable[..., Recipe], more: tuple[str, ...]
+) -> None:
+    plain = toy(swift={}, tuner={"rank": 4, "alpha": 8})
+    measured_run(toy(*more, swift={}, tuner={"rank": 4, "alpha": 8}))
+    there = plain.model_copy(update={"run_dir": f"{plain.folder}-plain"})
+    assert make_plan(there).seconds is None
+
+
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_help_of_every_command(command: str) -> None:
     done = door(command, "--help")
