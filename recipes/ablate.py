@@ -91,7 +91,8 @@ def ablate(run: Path, only: Sequence[str], overrides: Sequence[str], again: bool
     done = [name for name, where in layouts.items() if _is_done(where, asked)]
     there = [name for name, where in layouts.items() if where.scores(chunk).is_file()]
     if others := [name for name in there if name not in done]:
-        print(f"left out, as other questions were asked: {', '.join(others)}", flush=True)
+        text = ", ".join(others)
+        print(f"left out, asked otherwise or by an earlier version: {text}", flush=True)
     path = write_ablation(run, stream.root, chunk, done, recipe.eval.scorer)
     evaluation.write_report(layout, print)
     return path
